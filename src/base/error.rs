@@ -1,0 +1,112 @@
+//! The one error type. Its kind decides the exit code; its message is one line that names the
+//! thing at fault (file, row, key, tensor) and the way out.
+
+use std::fmt;
+use std::path::Path;
+
+/// What went wrong, as far as the caller of the program cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The user's input or configuration: exit code 2.
+    User,
+    /// A resource is missing (disk, memory, device): exit code 3.
+    Resource,
+    /// Stopped, but resumable (signal, dead rank, preemption): exit code 75.
+    Stopped,
+    /// A broken invariant of ours: exit code 1, please report.
+    Internal,
+}
+
+/// An error with one line of explanation.
+#[derive(Clone, Debug)]
+pub struct Error {
+    kind: Kind,
+    message: String,
+}
+
+/// Result with [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// The user's input or configuration is wrong. Exit code 2.
+    pub fn user(message: impl Into<String>) -> Error {
+        Error { kind: Kind::User, message: message.into() }
+    }
+
+    /// A resource is missing. Exit code 3.
+    pub fn resource(message: impl Into<String>) -> Error {
+        Error { kind: Kind::Resource, message: message.into() }
+    }
+
+    /// The run was stopped and can be resumed. Exit code 75.
+    pub fn stopped(message: impl Into<String>) -> Error {
+        Error { kind: Kind::Stopped, message: message.into() }
+    }
+
+    /// One of our own invariants is broken. Exit code 1.
+    pub fn internal(message: impl Into<String>) -> Error {
+        Error { kind: Kind::Internal, message: message.into() }
+    }
+
+    /// An I/O error while doing `action` ("read", "write", ...) on `path`. A full disk is a missing
+    /// resource; everything else is taken as the user's path being wrong.
+    pub fn io(action: &str, path: &Path, e: &std::io::Error) -> Error {
+        let message = format!("cannot {action} {}: {e}", path.display());
+        match e.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Error::resource(
+                format!("{message}; free some space and run the same command again"),
+            ),
+            std::io::ErrorKind::OutOfMemory => Error::resource(message),
+            _ => Error::user(message),
+        }
+    }
+
+    /// The kind of this error.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The process exit code for this error.
+    pub fn exit_code(&self) -> u8 {
+        match self.kind {
+            Kind::Internal => 1,
+            Kind::User => 2,
+            Kind::Resource => 3,
+            Kind::Stopped => 75,
+        }
+    }
+
+    /// Puts `context: ` before the message, keeping the kind.
+    pub fn context(self, context: impl fmt::Display) -> Error {
+        Error { kind: self.kind, message: format!("{context}: {}", self.message) }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // One line, whatever a library's message held.
+        f.write_str(&self.message.replace('\n', " "))
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_follow_the_kind() {
+        assert_eq!(Error::user("x").exit_code(), 2);
+        assert_eq!(Error::resource("x").exit_code(), 3);
+        assert_eq!(Error::stopped("x").exit_code(), 75);
+        assert_eq!(Error::internal("x").exit_code(), 1);
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        assert_eq!(Error::io("write", Path::new("/x"), &full).exit_code(), 3);
+    }
+
+    #[test]
+    fn messages_are_one_line() {
+        assert_eq!(Error::user("a\nb").context("f.json").to_string(), "f.json: a b");
+    }
+}

@@ -1,0 +1,3 @@
+//! The operators.
+
+pub mod cpu;
