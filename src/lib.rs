@@ -9,3 +9,4 @@ pub mod device;
 pub mod formats;
 pub mod op;
 pub mod report;
+pub mod tensor;

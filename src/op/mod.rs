@@ -1,3 +1,87 @@
-//! The operators.
+//! The operators: all the maths, one file each. Knows tensors, not models.
+//!
+//! An operator plans its outputs from the shapes of its inputs, runs forward, and runs backward from
+//! what its plan declared saved. `registry.rs` lists them all; tests, gradient checks and
+//! `docs/ops.md` are derived from that list.
 
+pub mod conformance;
 pub mod cpu;
+mod io;
+pub mod norm;
+pub mod registry;
+
+pub use io::{Backward, Forward, Grad, View, ViewMut};
+
+use crate::base::{Error, Result};
+use crate::tensor::{Desc, Tensor};
+use std::sync::Arc;
+
+/// Where an output lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In memory of its own.
+    New(Desc),
+    /// In the memory of input `i`, which is updated in place. The gradient with respect to that
+    /// input is the gradient of the output, untouched.
+    InPlace(usize),
+}
+
+/// What an operator needs and makes, from shapes alone.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Outputs in order.
+    pub outs: Vec<Place>,
+    /// Bit `i`: gradients flow through output `i` (statistics kept for backward have none).
+    pub differentiable: u64,
+    /// Bit `i`: backward reads input `i`.
+    pub saves_ins: u64,
+    /// Bit `i`: backward reads output `i`.
+    pub saves_outs: u64,
+    /// Cheaper to redo than to keep (memory-bound, not compute-bound).
+    pub cheap: bool,
+    /// Workspace of forward, in f32 elements.
+    pub scratch: usize,
+    /// Workspace of backward, in f32 elements.
+    pub scratch_backward: usize,
+    /// Floating-point operations of forward.
+    pub flops: u64,
+}
+
+/// One operator with its attributes.
+pub trait Op: std::fmt::Debug + Send + Sync {
+    /// The operator's name in the registry.
+    fn name(&self) -> &'static str;
+
+    /// Checks the inputs and says what will be made.
+    fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan>;
+
+    /// Computes the outputs on the CPU.
+    fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()>;
+
+    /// Computes the wanted input gradients on the CPU.
+    fn cpu_backward(&self, io: &mut Backward<'_>) -> Result<()> {
+        let _ = io;
+        Err(Error::internal(format!("{} has no backward", self.name())))
+    }
+}
+
+/// Who runs operators: the tape. Operators' typed functions take it, so that they need not know it.
+pub trait Run {
+    /// Runs `op` on `ins` and returns its outputs.
+    fn run(&mut self, op: Arc<dyn Op>, ins: &[Option<Tensor>]) -> Result<Vec<Tensor>>;
+}
+
+/// The description of required input `i` of `op`.
+pub fn required(op: &dyn Op, ins: &[Option<Desc>], i: usize) -> Result<Desc> {
+    ins.get(i)
+        .copied()
+        .flatten()
+        .ok_or_else(|| Error::internal(format!("{}: input {i} is missing", op.name())))
+}
+
+/// An error that names the operator and the shapes it got.
+pub fn shape_error(op: &dyn Op, ins: &[Option<Desc>], expected: &str) -> Error {
+    let got: Vec<String> =
+        ins.iter().map(|d| d.map_or("-".into(), |d| format!("{}{}", d.dtype, d.shape))).collect();
+    Error::internal(format!("{}: expected {expected}, got {}", op.name(), got.join(" ")))
+}

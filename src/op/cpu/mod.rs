@@ -1,1 +1,3 @@
 //! CPU kernels shared by several operators.
+
+pub mod shared;

@@ -1,0 +1,139 @@
+//! Device memory. A [`Buffer`] owns bytes; a [`Region`] is the bare address range that tensors are
+//! resolved to while operators run.
+//!
+//! Like memory of an accelerator, a buffer may be written through a shared handle: operators of one
+//! run execute one after another, and each declares what it writes. Host access goes through
+//! [`Buffer::read`] and [`Buffer::write`], between runs.
+
+use crate::base::{Error, Result};
+use crate::device::Device;
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+
+/// Alignment of every buffer, in bytes: a cache line and an AVX-512 register.
+const ALIGN: usize = 64;
+
+/// An owned range of device memory, zero-initialised.
+#[derive(Debug)]
+pub struct Buffer {
+    ptr: *mut u8,
+    bytes: usize,
+}
+
+/// A borrowed address range. `ptr` is null on [`Device::Null`].
+#[derive(Clone, Copy, Debug)]
+pub struct Region {
+    /// First byte.
+    pub ptr: *mut u8,
+    /// Length in bytes.
+    pub bytes: usize,
+}
+
+// SAFETY: the buffer is plain bytes without thread affinity; who writes when is decided by the
+// tape, which runs one operator at a time.
+unsafe impl Send for Buffer {}
+// SAFETY: as above.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// Allocates `bytes` zeroed bytes on `device`.
+    pub fn zeroed(device: Device, bytes: usize) -> Result<Buffer> {
+        if device == Device::Null || bytes == 0 {
+            return Ok(Buffer { ptr: std::ptr::null_mut(), bytes });
+        }
+        let layout = Layout::from_size_align(bytes, ALIGN)
+            .map_err(|_| Error::resource(format!("cannot allocate {bytes} bytes")))?;
+        // SAFETY: the layout has a non-zero size.
+        let ptr = unsafe { alloc_zeroed(layout) };
+        if ptr.is_null() {
+            let mib = bytes >> 20;
+            return Err(Error::resource(format!(
+                "out of memory: cannot allocate {mib} MiB; use a smaller model, batch or sequence length"
+            )));
+        }
+        Ok(Buffer { ptr, bytes })
+    }
+
+    /// Length in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The whole buffer as a region.
+    pub fn region(&self) -> Region {
+        Region { ptr: self.ptr, bytes: self.bytes }
+    }
+
+    /// The bytes `offset..offset + bytes` as a region.
+    pub fn slice(&self, offset: usize, bytes: usize) -> Region {
+        assert!(offset + bytes <= self.bytes, "region {offset}+{bytes} of {}", self.bytes);
+        Region { ptr: self.ptr.wrapping_add(offset), bytes }
+    }
+
+    /// Copies host bytes to `offset`.
+    pub fn write(&self, offset: usize, src: &[u8]) {
+        let region = self.slice(offset, src.len());
+        if !region.ptr.is_null() {
+            // SAFETY: the range was checked; `src` is host memory borrowed from elsewhere.
+            unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), region.ptr, src.len()) };
+        }
+    }
+
+    /// Copies bytes at `offset` to the host.
+    pub fn read(&self, offset: usize, dst: &mut [u8]) {
+        let region = self.slice(offset, dst.len());
+        if !region.ptr.is_null() {
+            // SAFETY: the range was checked; `dst` is exclusively borrowed host memory.
+            unsafe { std::ptr::copy_nonoverlapping(region.ptr, dst.as_mut_ptr(), dst.len()) };
+        }
+    }
+
+    /// Sets all bytes to zero.
+    pub fn clear(&self) {
+        if !self.ptr.is_null() {
+            // SAFETY: the buffer owns `bytes` bytes at `ptr`.
+            unsafe { std::ptr::write_bytes(self.ptr, 0, self.bytes) };
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if !self.ptr.is_null() {
+            let layout = Layout::from_size_align(self.bytes, ALIGN).expect("layout was valid");
+            // SAFETY: allocated in `zeroed` with this very layout.
+            unsafe { dealloc(self.ptr, layout) };
+        }
+    }
+}
+
+impl Region {
+    /// The region as shared bytes.
+    ///
+    /// # Safety
+    /// The region must be alive and host-readable, and nothing may write it for `'a`.
+    pub unsafe fn as_bytes<'a>(self) -> &'a [u8] {
+        if self.bytes == 0 {
+            return &[];
+        }
+        // SAFETY: promised by the caller.
+        unsafe { std::slice::from_raw_parts(self.ptr, self.bytes) }
+    }
+
+    /// The region as exclusive bytes.
+    ///
+    /// # Safety
+    /// The region must be alive and host-writable, and nothing else may touch it for `'a`.
+    pub unsafe fn as_bytes_mut<'a>(self) -> &'a mut [u8] {
+        if self.bytes == 0 {
+            return &mut [];
+        }
+        // SAFETY: promised by the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr, self.bytes) }
+    }
+
+    /// Whether two regions share a byte.
+    pub fn overlaps(&self, other: &Region) -> bool {
+        let (a, b) = (self.ptr as usize, other.ptr as usize);
+        !self.ptr.is_null() && a < b + other.bytes && b < a + self.bytes
+    }
+}

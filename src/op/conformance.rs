@@ -1,0 +1,409 @@
+//! One runner for every operator: forward against a float64 reference, gradients against 4-point
+//! finite differences of that reference, set and add, f32 and bf16, on poisoned outputs between red
+//! zones. Cases come from the registry.
+
+use crate::base::{DType, Elem, Error, Result, Rng, bf16};
+use crate::op::{Backward, Forward, Grad, Op, Place, Plan, View, ViewMut};
+use crate::tensor::Desc;
+
+/// A float64 implementation: inputs in order (absent ones empty) to differentiable outputs in order.
+pub type Reference = Box<dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>>>;
+
+/// One test case of an operator.
+pub struct Case {
+    /// The operator with its attributes.
+    pub op: Box<dyn Op>,
+    /// Inputs; `None` for an absent optional one.
+    pub ins: Vec<Option<Input>>,
+    /// The float64 reference.
+    pub reference: Reference,
+    /// Fixed dtype of the case, or both.
+    pub dtypes: &'static [DType],
+    /// Multiplies the tolerances, with its reason at the case.
+    pub slack: f64,
+}
+
+/// A test input.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Uniform in `-scale..scale`, in the dtype under test; gradient in the same dtype.
+    Act(Vec<usize>, f32),
+    /// As `Act`, with an f32 gradient.
+    Weight(Vec<usize>, f32),
+    /// f32 whatever the dtype under test, with gradient.
+    F32(Vec<usize>, f32),
+    /// f32 values given, no gradient wanted.
+    Const(Vec<usize>, Vec<f32>),
+    /// Token ids, offsets, positions.
+    Ints(Vec<usize>, Vec<i32>),
+}
+
+impl Input {
+    /// A random activation.
+    pub fn act(dims: &[usize], scale: f32) -> Input {
+        Input::Act(dims.to_vec(), scale)
+    }
+
+    /// A random weight.
+    pub fn weight(dims: &[usize], scale: f32) -> Input {
+        Input::Weight(dims.to_vec(), scale)
+    }
+
+    /// A random f32 tensor.
+    pub fn f32(dims: &[usize], scale: f32) -> Input {
+        Input::F32(dims.to_vec(), scale)
+    }
+
+    /// Integers.
+    pub fn ints(values: &[i32]) -> Input {
+        Input::Ints(vec![values.len()], values.to_vec())
+    }
+
+    fn dims(&self) -> &[usize] {
+        match self {
+            Input::Act(d, _) | Input::Weight(d, _) | Input::F32(d, _) => d,
+            Input::Const(d, _) | Input::Ints(d, _) => d,
+        }
+    }
+
+    fn dtype(&self, dtype: DType) -> DType {
+        match self {
+            Input::Act(..) | Input::Weight(..) => dtype,
+            Input::F32(..) | Input::Const(..) => DType::F32,
+            Input::Ints(..) => DType::I32,
+        }
+    }
+
+    fn grad_dtype(&self, dtype: DType) -> Option<DType> {
+        match self {
+            Input::Act(..) => Some(dtype),
+            Input::Weight(..) | Input::F32(..) => Some(DType::F32),
+            Input::Const(..) | Input::Ints(..) => None,
+        }
+    }
+}
+
+impl Case {
+    /// A case run in f32 and bf16.
+    pub fn new(
+        op: impl Op + 'static,
+        ins: Vec<Option<Input>>,
+        reference: impl Fn(&[Vec<f64>]) -> Vec<Vec<f64>> + 'static,
+    ) -> Case {
+        let dtypes = &[DType::F32, DType::Bf16];
+        Case { op: Box::new(op), ins, reference: Box::new(reference), dtypes, slack: 1.0 }
+    }
+}
+
+/// Largest relative L2 distance accepted, by dtype. The one place for tolerances.
+pub fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::Bf16 => 1e-2,
+        _ => 3e-6,
+    }
+}
+
+/// Relative L2 distance, largest absolute difference and the first coordinate that is not finite or
+/// is off by more than ten times the mean.
+pub fn distance(got: &[f64], want: &[f64]) -> (f64, f64, usize) {
+    let (mut num, mut den, mut max, mut at) = (0.0, 0.0, 0.0, 0);
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        let diff = if g.is_finite() { (g - w).abs() } else { f64::INFINITY };
+        num += diff * diff;
+        den += w * w;
+        if diff > max {
+            (max, at) = (diff, i);
+        }
+    }
+    ((num / den.max(1e-30)).sqrt(), max, at)
+}
+
+/// Bytes of guard before and after each buffer.
+const RED_ZONE: usize = 256;
+const RED: u8 = 0xA5;
+
+/// Host memory between red zones, poisoned with NaN patterns.
+struct Guarded {
+    words: Vec<u64>,
+    desc: Desc,
+}
+
+impl Guarded {
+    fn poisoned(desc: Desc) -> Guarded {
+        let mut g = Guarded { words: vec![0; (desc.bytes() + 2 * RED_ZONE).div_ceil(8)], desc };
+        bytemuck::cast_slice_mut::<u64, u8>(&mut g.words).fill(RED);
+        g.bytes_mut().fill(0xFF); // NaN in f32 and bf16, -1 in i32
+        g
+    }
+
+    fn from_f64(desc: Desc, values: &[f64]) -> Guarded {
+        let mut g = Guarded::poisoned(desc);
+        match desc.dtype {
+            DType::F32 => put::<f32>(g.bytes_mut(), values),
+            DType::Bf16 => put::<bf16>(g.bytes_mut(), values),
+            DType::I32 => {
+                let out: &mut [i32] = bytemuck::cast_slice_mut(g.bytes_mut());
+                out.iter_mut().zip(values).for_each(|(o, v)| *o = *v as i32);
+            }
+        }
+        g
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice::<u64, u8>(&self.words)[RED_ZONE..][..self.desc.bytes()]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut::<u64, u8>(&mut self.words)[RED_ZONE..][..self.desc.bytes()]
+    }
+
+    fn view(&self) -> View<'_> {
+        View::new(self.bytes(), self.desc)
+    }
+
+    fn view_mut(&mut self) -> ViewMut<'_> {
+        let desc = self.desc;
+        ViewMut::new(self.bytes_mut(), desc)
+    }
+
+    fn values(&self) -> Vec<f64> {
+        match self.desc.dtype {
+            DType::F32 => self.view().f32().iter().map(|v| f64::from(*v)).collect(),
+            DType::Bf16 => self.view().get::<bf16>().iter().map(|v| v.to_f64()).collect(),
+            DType::I32 => self.view().i32().iter().map(|v| f64::from(*v)).collect(),
+        }
+    }
+
+    fn check_red_zones(&self, what: &str) -> Result<()> {
+        let all: &[u8] = bytemuck::cast_slice(&self.words);
+        let end = RED_ZONE + self.desc.bytes();
+        if all[..RED_ZONE].iter().chain(&all[end..]).any(|b| *b != RED) {
+            return Err(Error::internal(format!("{what}: wrote outside its buffer")));
+        }
+        Ok(())
+    }
+}
+
+fn put<E: Elem>(bytes: &mut [u8], values: &[f64]) {
+    let out: &mut [E] = bytemuck::cast_slice_mut(bytes);
+    out.iter_mut().zip(values).for_each(|(o, v)| *o = E::from_f32(*v as f32));
+}
+
+/// Runs one case in one dtype with inputs drawn from `seed`; an error names what differed.
+pub fn check(case: &Case, dtype: DType, seed: u64) -> Result<()> {
+    let mut rng = Rng::new(seed, 0);
+    let inputs: Vec<Option<Guarded>> = case
+        .ins
+        .iter()
+        .map(|input| {
+            let input = input.as_ref()?;
+            let desc = Desc::new(input.dims(), input.dtype(dtype));
+            let values: Vec<f64> = match input {
+                Input::Act(_, s) | Input::Weight(_, s) | Input::F32(_, s) => {
+                    (0..desc.shape.numel())
+                        .map(|_| f64::from((rng.uniform() * 2.0 - 1.0) * s))
+                        .collect()
+                }
+                Input::Const(_, v) => v.iter().map(|v| f64::from(*v)).collect(),
+                Input::Ints(_, v) => v.iter().map(|v| f64::from(*v)).collect(),
+            };
+            Some(Guarded::from_f64(desc, &values))
+        })
+        .collect();
+    let descs: Vec<Option<Desc>> = inputs.iter().map(|g| g.as_ref().map(|g| g.desc)).collect();
+    let plan = case.op.plan(&descs)?;
+    let exact: Vec<Vec<f64>> =
+        inputs.iter().map(|g| g.as_ref().map_or(vec![], Guarded::values)).collect();
+    let outs = forward(case, &plan, &inputs)?;
+    let limit = tolerance(dtype) * case.slack;
+    let want = (case.reference)(&exact);
+    let differentiable: Vec<usize> =
+        (0..outs.len()).filter(|i| plan.differentiable >> i & 1 == 1).collect();
+    for (k, want) in want.iter().enumerate() {
+        // References may go on to describe outputs without gradients, after those with.
+        let i = differentiable.get(k).copied().unwrap_or(k);
+        compare(&format!("{:?} {dtype} output {i}", case.op), &outs[i].values(), want, limit)?;
+    }
+    if !differentiable.is_empty() {
+        gradients(case, dtype, &plan, &inputs, &exact, &outs, &differentiable, &mut rng)?;
+    }
+    Ok(())
+}
+
+fn compare(what: &str, got: &[f64], want: &[f64], limit: f64) -> Result<()> {
+    let (relative, max, at) = distance(got, want);
+    if got.len() != want.len() || relative.is_nan() || relative > limit {
+        let (g, w) = (got.get(at), want.get(at));
+        return Err(Error::internal(format!(
+            "{what}: relative L2 {relative:.2e} > {limit:.1e}; largest {max:.2e} at {at}: {g:?}, expected {w:?} ({} of {} values)",
+            got.len(),
+            want.len()
+        )));
+    }
+    Ok(())
+}
+
+fn forward(case: &Case, plan: &Plan, inputs: &[Option<Guarded>]) -> Result<Vec<Guarded>> {
+    let mut outs: Vec<Guarded> = plan
+        .outs
+        .iter()
+        .map(|place| match place {
+            Place::New(desc) => Guarded::poisoned(*desc),
+            Place::InPlace(i) => {
+                let input = inputs[*i].as_ref().expect("in-place input");
+                Guarded::from_f64(input.desc, &input.values())
+            }
+        })
+        .collect();
+    let in_place = |i: usize| plan.outs.contains(&Place::InPlace(i));
+    let mut scratch = vec![f32::NAN; plan.scratch];
+    let mut io = Forward {
+        ins: (0..inputs.len())
+            .map(|i| if in_place(i) { None } else { inputs[i].as_ref().map(Guarded::view) })
+            .collect(),
+        outs: outs.iter_mut().map(Guarded::view_mut).collect(),
+        scratch: &mut scratch,
+    };
+    case.op.cpu_forward(&mut io)?;
+    for (i, out) in outs.iter().enumerate() {
+        out.check_red_zones(&format!("{:?} output {i}", case.op))?;
+    }
+    Ok(outs)
+}
+
+/// At most this many coordinates of an input are differentiated numerically.
+const PROBES: usize = 48;
+
+#[allow(clippy::too_many_arguments)]
+fn gradients(
+    case: &Case,
+    dtype: DType,
+    plan: &Plan,
+    inputs: &[Option<Guarded>],
+    exact: &[Vec<f64>],
+    outs: &[Guarded],
+    differentiable: &[usize],
+    rng: &mut Rng,
+) -> Result<()> {
+    let douts: Vec<Option<Guarded>> = (0..outs.len())
+        .map(|i| {
+            differentiable.contains(&i).then(|| {
+                let n = outs[i].desc.shape.numel();
+                let v: Vec<f64> = (0..n).map(|_| f64::from(rng.uniform() * 2.0 - 1.0)).collect();
+                Guarded::from_f64(outs[i].desc, &v)
+            })
+        })
+        .collect();
+    let in_place = |i: usize| plan.outs.contains(&Place::InPlace(i));
+    let objective = |ins: &[Vec<f64>]| -> f64 {
+        let refs = (case.reference)(ins);
+        differentiable
+            .iter()
+            .zip(&refs)
+            .map(|(i, r)| {
+                let d = douts[*i].as_ref().expect("gradient").values();
+                d.iter().zip(r).map(|(a, b)| a * b).sum::<f64>()
+            })
+            .sum()
+    };
+    for acc in [false, true] {
+        let mut grads: Vec<Option<Guarded>> = (0..inputs.len())
+            .map(|i| {
+                let input = case.ins[i].as_ref()?;
+                let grad_dtype = input.grad_dtype(dtype)?;
+                let desc = Desc::new(input.dims(), grad_dtype);
+                (!in_place(i)).then(|| {
+                    if acc {
+                        Guarded::from_f64(desc, &vec![1.0; desc.shape.numel()])
+                    } else {
+                        Guarded::poisoned(desc)
+                    }
+                })
+            })
+            .collect();
+        backward(case, plan, inputs, outs, &douts, &mut grads, acc)?;
+        for (i, grad) in grads.iter().enumerate() {
+            let Some(grad) = grad else { continue };
+            grad.check_red_zones(&format!("{:?} gradient {i}", case.op))?;
+            let got = grad.values();
+            let n = got.len();
+            let probes: Vec<usize> = if n <= PROBES {
+                (0..n).collect()
+            } else {
+                (0..PROBES).map(|_| rng.below(n as u32) as usize).collect()
+            };
+            let want: Vec<f64> = probes
+                .iter()
+                .map(|&p| difference(&objective, exact, i, p) + if acc { 1.0 } else { 0.0 })
+                .collect();
+            let got: Vec<f64> = probes.iter().map(|&p| got[p]).collect();
+            let limit = tolerance(dtype) * case.slack * 3.0;
+            compare(&format!("{:?} {dtype} gradient {i} acc {acc}", case.op), &got, &want, limit)?;
+        }
+    }
+    Ok(())
+}
+
+/// Fourth-order central difference of `f` in coordinate `p` of input `i`.
+fn difference(f: &dyn Fn(&[Vec<f64>]) -> f64, ins: &[Vec<f64>], i: usize, p: usize) -> f64 {
+    let h = 1e-3;
+    let at = |step: f64| {
+        let mut moved = ins.to_vec();
+        moved[i][p] += step;
+        f(&moved)
+    };
+    (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * h)
+}
+
+fn backward(
+    case: &Case,
+    plan: &Plan,
+    inputs: &[Option<Guarded>],
+    outs: &[Guarded],
+    douts: &[Option<Guarded>],
+    grads: &mut [Option<Guarded>],
+    acc: bool,
+) -> Result<()> {
+    let mut scratch = vec![f32::NAN; plan.scratch_backward];
+    let saved = |mask: u64, i: usize| mask >> i & 1 == 1;
+    let mut io = Backward {
+        ins: (0..inputs.len())
+            .map(|i| inputs[i].as_ref().filter(|_| saved(plan.saves_ins, i)).map(Guarded::view))
+            .collect(),
+        outs: (0..outs.len()).map(|i| saved(plan.saves_outs, i).then(|| outs[i].view())).collect(),
+        douts: douts.iter().map(|d| d.as_ref().map(Guarded::view)).collect(),
+        dins: grads
+            .iter_mut()
+            .map(|g| g.as_mut().map(|g| Grad { view: g.view_mut(), acc }))
+            .collect(),
+        scratch: &mut scratch,
+    };
+    case.op.cpu_backward(&mut io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::registry::OPS;
+
+    #[test]
+    fn every_operator_meets_its_float64_reference() {
+        let seed = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |d| d.as_nanos() as u64);
+        let mut failures = vec![];
+        for def in OPS {
+            let cases = (def.cases)();
+            assert!(!cases.is_empty(), "{} has no cases", def.name);
+            for case in cases {
+                assert_eq!(case.op.name(), def.name);
+                for dtype in case.dtypes {
+                    if let Err(e) = check(&case, *dtype, seed) {
+                        failures.push(format!("{}: {e} (seed {seed})", def.name));
+                    }
+                }
+            }
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+}

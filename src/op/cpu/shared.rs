@@ -1,0 +1,45 @@
+//! Splitting work over tasks: disjoint mutable pieces of one slice, and even row ranges.
+
+use crate::device::cpu::threads;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// A mutable slice whose disjoint parts are written by different tasks.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedMut<'a, T> {
+    ptr: *mut T,
+    len: usize,
+    marker: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: parts are handed out only through the unsafe `slice`, whose callers promise that they
+// are disjoint.
+unsafe impl<T: Send> Send for SharedMut<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+
+impl<'a, T> SharedMut<'a, T> {
+    /// Wraps a slice.
+    pub fn new(slice: &'a mut [T]) -> SharedMut<'a, T> {
+        SharedMut { ptr: slice.as_mut_ptr(), len: slice.len(), marker: PhantomData }
+    }
+
+    /// The part `start..start + len`.
+    ///
+    /// # Safety
+    /// No other live slice of this object may overlap it.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice(&self, start: usize, len: usize) -> &'a mut [T] {
+        assert!(start + len <= self.len, "{start}+{len} of {}", self.len);
+        // SAFETY: in range; disjointness is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
+    }
+}
+
+/// Cuts `rows` rows of `width` elements into even ranges, one or a few per thread, or a single one
+/// where the work is too small to share.
+pub fn row_chunks(rows: usize, width: usize) -> Vec<Range<usize>> {
+    const SMALL: usize = 16 * 1024;
+    let tasks = if rows * width < SMALL { 1 } else { (2 * threads()).min(rows) };
+    (0..tasks).map(|i| i * rows / tasks..(i + 1) * rows / tasks).collect()
+}

@@ -1,0 +1,135 @@
+//! What an operator gets to see while it runs on the CPU: typed views of exactly the bytes it
+//! declared, and nothing else.
+
+use crate::base::{DType, Elem};
+use crate::tensor::Desc;
+
+/// A tensor to read.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    bytes: &'a [u8],
+    /// Shape and dtype.
+    pub desc: Desc,
+}
+
+/// A tensor to write.
+#[derive(Debug)]
+pub struct ViewMut<'a> {
+    bytes: &'a mut [u8],
+    /// Shape and dtype.
+    pub desc: Desc,
+}
+
+/// The gradient of an input: where to put it, and whether to set it or add to it.
+#[derive(Debug)]
+pub struct Grad<'a> {
+    /// Where the gradient goes. Weights have f32 gradients, activations their own dtype.
+    pub view: ViewMut<'a>,
+    /// Add to what is there, instead of setting it.
+    pub acc: bool,
+}
+
+/// Arguments of a forward pass.
+#[derive(Debug)]
+pub struct Forward<'a> {
+    /// Inputs in order; `None` where an optional input is absent or the output aliases it.
+    pub ins: Vec<Option<View<'a>>>,
+    /// Outputs in order.
+    pub outs: Vec<ViewMut<'a>>,
+    /// Workspace of the size asked for in the plan, with undefined content.
+    pub scratch: &'a mut [f32],
+}
+
+/// Arguments of a backward pass.
+#[derive(Debug)]
+pub struct Backward<'a> {
+    /// Inputs that the plan declared saved.
+    pub ins: Vec<Option<View<'a>>>,
+    /// Outputs that the plan declared saved.
+    pub outs: Vec<Option<View<'a>>>,
+    /// Gradients of the outputs; `None` where none flowed.
+    pub douts: Vec<Option<View<'a>>>,
+    /// Gradients to produce; `None` where not wanted.
+    pub dins: Vec<Option<Grad<'a>>>,
+    /// Workspace of the size asked for in the plan, with undefined content.
+    pub scratch: &'a mut [f32],
+}
+
+impl<'a> View<'a> {
+    /// A view over raw bytes.
+    pub fn new(bytes: &'a [u8], desc: Desc) -> View<'a> {
+        assert_eq!(bytes.len(), desc.bytes(), "view of {desc:?}");
+        View { bytes, desc }
+    }
+
+    /// The elements; panics if `E` is not the dtype.
+    pub fn get<E: Elem>(&self) -> &'a [E] {
+        assert_eq!(self.desc.dtype, E::DTYPE);
+        bytemuck::cast_slice(self.bytes)
+    }
+
+    /// The elements of an f32 tensor.
+    pub fn f32(&self) -> &'a [f32] {
+        self.get()
+    }
+
+    /// The elements of an i32 tensor.
+    pub fn i32(&self) -> &'a [i32] {
+        assert_eq!(self.desc.dtype, DType::I32);
+        bytemuck::cast_slice(self.bytes)
+    }
+
+    /// Dimensions, outermost first.
+    pub fn dims(&self) -> &[usize] {
+        self.desc.shape.dims()
+    }
+}
+
+impl<'a> ViewMut<'a> {
+    /// A view over raw bytes.
+    pub fn new(bytes: &'a mut [u8], desc: Desc) -> ViewMut<'a> {
+        assert_eq!(bytes.len(), desc.bytes(), "view of {desc:?}");
+        ViewMut { bytes, desc }
+    }
+
+    /// The elements; panics if `E` is not the dtype.
+    pub fn get<E: Elem>(&mut self) -> &mut [E] {
+        assert_eq!(self.desc.dtype, E::DTYPE);
+        bytemuck::cast_slice_mut(self.bytes)
+    }
+
+    /// The elements of an f32 tensor.
+    pub fn f32(&mut self) -> &mut [f32] {
+        self.get()
+    }
+
+    /// The elements of an i32 tensor.
+    pub fn i32(&mut self) -> &mut [i32] {
+        assert_eq!(self.desc.dtype, DType::I32);
+        bytemuck::cast_slice_mut(self.bytes)
+    }
+}
+
+impl<'a> Forward<'a> {
+    /// Input `i`, which must be there.
+    pub fn input(&self, i: usize) -> View<'a> {
+        self.ins[i].unwrap_or_else(|| panic!("input {i} is absent"))
+    }
+}
+
+impl<'a> Backward<'a> {
+    /// Saved input `i`, which must be there.
+    pub fn input(&self, i: usize) -> View<'a> {
+        self.ins[i].unwrap_or_else(|| panic!("input {i} was not declared saved"))
+    }
+
+    /// Saved output `i`, which must be there.
+    pub fn output(&self, i: usize) -> View<'a> {
+        self.outs[i].unwrap_or_else(|| panic!("output {i} was not declared saved"))
+    }
+
+    /// Gradient of output `i`, which must be there.
+    pub fn dout(&self, i: usize) -> View<'a> {
+        self.douts[i].unwrap_or_else(|| panic!("no gradient flowed into output {i}"))
+    }
+}

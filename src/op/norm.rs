@@ -1,0 +1,230 @@
+//! LayerNorm (Ba et al. 2016) and RMSNorm (Zhang and Sennrich 2019).
+//!
+//! x `[tokens, hidden]`, gamma `[hidden]`, beta `[hidden]` or none -> y `[tokens, hidden]`,
+//! stats f32 `[tokens, 2]` (mean, 1/std). Statistics are f32, two-pass; each row is reduced on its
+//! own, so its result does not depend on the batch.
+
+use crate::base::{DType, Elem, Result, bf16};
+use crate::device::cpu::parallel_for;
+use crate::op::conformance::{Case, Input};
+use crate::op::cpu::shared::{SharedMut, row_chunks};
+use crate::op::registry::OpDef;
+use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::tensor::{Desc, Tensor};
+use std::sync::Arc;
+
+/// The operator; `mean` selects LayerNorm, otherwise RMSNorm.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm {
+    /// Subtract the mean (LayerNorm).
+    pub mean: bool,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// Registry entry.
+pub const DEF: OpDef = OpDef {
+    name: "norm",
+    about: "LayerNorm: (x - mean) / sqrt(var + eps) * gamma + beta; RMSNorm: x / rms(x) * gamma",
+    cases,
+};
+
+/// Normalises each row of `x`. Returns `[tokens, hidden]`.
+pub fn norm(
+    r: &mut dyn Run,
+    op: Norm,
+    x: Tensor,
+    gamma: Tensor,
+    beta: Option<Tensor>,
+) -> Result<Tensor> {
+    Ok(r.run(Arc::new(op), &[Some(x), Some(gamma), beta])?[0])
+}
+
+impl Op for Norm {
+    fn name(&self) -> &'static str {
+        DEF.name
+    }
+
+    fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
+        let (x, g) = (required(self, ins, 0)?, required(self, ins, 1)?);
+        let d = x.shape.last();
+        let fits = |w: &Desc| w.dtype == x.dtype && w.shape.dims() == [d];
+        if !fits(&g) || !ins[2].as_ref().is_none_or(fits) {
+            return Err(shape_error(
+                self,
+                ins,
+                "x [tokens, hidden], gamma [hidden], beta [hidden]",
+            ));
+        }
+        Ok(Plan {
+            outs: vec![Place::New(x), Place::New(Desc::new(&[x.shape.rows(), 2], DType::F32))],
+            differentiable: 0b1,
+            saves_ins: 0b11,
+            saves_outs: 0b10,
+            cheap: true,
+            flops: 6 * x.shape.numel() as u64,
+            ..Plan::default()
+        })
+    }
+
+    fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
+        match io.input(0).desc.dtype {
+            DType::Bf16 => forward::<bf16>(self, io),
+            _ => forward::<f32>(self, io),
+        }
+        Ok(())
+    }
+
+    fn cpu_backward(&self, io: &mut Backward<'_>) -> Result<()> {
+        match io.input(0).desc.dtype {
+            DType::Bf16 => backward::<bf16>(self, io),
+            _ => backward::<f32>(self, io),
+        }
+        Ok(())
+    }
+}
+
+fn forward<E: Elem>(op: &Norm, io: &mut Forward<'_>) {
+    let (x, gamma) = (io.input(0).get::<E>(), io.input(1).get::<E>());
+    let beta = io.ins[2].map(|b| b.get::<E>());
+    let d = gamma.len();
+    let [y, stats] = &mut io.outs[..] else { panic!("norm has two outputs") };
+    let (y, stats) = (SharedMut::new(y.get::<E>()), SharedMut::new(stats.f32()));
+    let rows = x.len() / d.max(1);
+    let chunks = row_chunks(rows, d);
+    parallel_for(chunks.len(), |c| {
+        for t in chunks[c].clone() {
+            let row = &x[t * d..][..d];
+            // SAFETY: row t belongs to this task alone.
+            let (y, stats) = unsafe { (y.slice(t * d, d), stats.slice(2 * t, 2)) };
+            let mean = if op.mean { sum(row, |v| v) / d as f32 } else { 0.0 };
+            let var = sum(row, |v| (v - mean) * (v - mean)) / d as f32;
+            let rstd = 1.0 / (var + op.eps).sqrt();
+            stats.copy_from_slice(&[mean, rstd]);
+            for i in 0..d {
+                let n = (row[i].to_f32() - mean) * rstd * gamma[i].to_f32();
+                y[i] = E::from_f32(beta.map_or(n, |b| n + b[i].to_f32()));
+            }
+        }
+    });
+}
+
+/// Sum of `f(x)` in 16 interleaved lanes, then lane by lane: a fixed order the compiler vectorises.
+fn sum<E: Elem>(x: &[E], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0f32; 16];
+    let chunks = x.chunks_exact(16);
+    let tail = chunks.remainder();
+    for c in chunks {
+        for l in 0..16 {
+            lanes[l] += f(c[l].to_f32());
+        }
+    }
+    for (l, v) in tail.iter().enumerate() {
+        lanes[l] += f(v.to_f32());
+    }
+    lanes.iter().sum()
+}
+
+/// With n = (x - mean) rstd and g = dy gamma:
+/// dx = rstd (g - n mean(g n) [- mean(g)]), dgamma = sum dy n, dbeta = sum dy.
+fn backward<E: Elem>(op: &Norm, io: &mut Backward<'_>) {
+    let (x, gamma) = (io.input(0).get::<E>(), io.input(1).get::<E>());
+    let (stats, dy) = (io.output(1).f32(), io.dout(0).get::<E>());
+    let d = gamma.len();
+    let rows = x.len() / d.max(1);
+    let [dx, dgamma, dbeta] = &mut io.dins[..] else { panic!("norm has three inputs") };
+    if let Some(dx) = dx {
+        let acc = dx.acc;
+        let out = SharedMut::new(dx.view.get::<E>());
+        let chunks = row_chunks(rows, d);
+        parallel_for(chunks.len(), |c| {
+            for t in chunks[c].clone() {
+                let (x, dy) = (&x[t * d..][..d], &dy[t * d..][..d]);
+                let (mean, rstd) = (stats[2 * t], stats[2 * t + 1]);
+                // SAFETY: row t belongs to this task alone.
+                let out = unsafe { out.slice(t * d, d) };
+                backward_row(op, x, dy, gamma, mean, rstd, out, acc);
+            }
+        });
+    }
+    // Columns are split over tasks; each walks the tokens in order.
+    let columns = row_chunks(d, rows);
+    for (grad, with_n) in [(dgamma, true), (dbeta, false)] {
+        let Some(grad) = grad else { continue };
+        let acc = grad.acc;
+        let out = SharedMut::new(grad.view.f32());
+        parallel_for(columns.len(), |c| {
+            let range = columns[c].clone();
+            // SAFETY: the column range belongs to this task alone.
+            let out = unsafe { out.slice(range.start, range.len()) };
+            if !acc {
+                out.fill(0.0);
+            }
+            for t in 0..rows {
+                let (mean, rstd) = (stats[2 * t], stats[2 * t + 1]);
+                for (o, i) in out.iter_mut().zip(range.clone()) {
+                    let n = if with_n { (x[t * d + i].to_f32() - mean) * rstd } else { 1.0 };
+                    *o += dy[t * d + i].to_f32() * n;
+                }
+            }
+        });
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn backward_row<E: Elem>(
+    op: &Norm,
+    x: &[E],
+    dy: &[E],
+    gamma: &[E],
+    mean: f32,
+    rstd: f32,
+    out: &mut [E],
+    acc: bool,
+) {
+    let d = x.len() as f32;
+    let (mut sum_g, mut sum_gn) = (0f32, 0f32);
+    for i in 0..x.len() {
+        let g = dy[i].to_f32() * gamma[i].to_f32();
+        sum_g += g;
+        sum_gn += g * (x[i].to_f32() - mean) * rstd;
+    }
+    let (mean_g, mean_gn) = (if op.mean { sum_g / d } else { 0.0 }, sum_gn / d);
+    for i in 0..x.len() {
+        let g = dy[i].to_f32() * gamma[i].to_f32();
+        let n = (x[i].to_f32() - mean) * rstd;
+        let v = rstd * (g - mean_g - n * mean_gn);
+        out[i] = E::from_f32(if acc { out[i].to_f32() + v } else { v });
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = vec![];
+    for (tokens, hidden, mean, beta) in
+        [(5, 32, true, true), (3, 17, false, false), (1, 100, true, false)]
+    {
+        let op = Norm { mean, eps: 1e-5 };
+        cases.push(Case::new(
+            op,
+            vec![
+                Some(Input::act(&[tokens, hidden], 2.0)),
+                Some(Input::weight(&[hidden], 1.0)),
+                beta.then(|| Input::weight(&[hidden], 1.0)),
+            ],
+            move |ins| {
+                let mut y = vec![0.0; tokens * hidden];
+                for t in 0..tokens {
+                    let x = &ins[0][t * hidden..][..hidden];
+                    let m = if mean { x.iter().sum::<f64>() / hidden as f64 } else { 0.0 };
+                    let var = x.iter().map(|v| (v - m).powi(2)).sum::<f64>() / hidden as f64;
+                    for i in 0..hidden {
+                        let n = (x[i] - m) / (var + 1e-5).sqrt() * ins[1][i];
+                        y[t * hidden + i] = n + if beta { ins[2][i] } else { 0.0 };
+                    }
+                }
+                vec![y]
+            },
+        ));
+    }
+    cases
+}
