@@ -1,12 +1,15 @@
 //! Duplex: RLHF training (SFT, reward model, PPO) in one binary over one weight allocation.
 //!
-//! Modules are listed in the order of the house (`docs/architecture.md`): a module imports only
-//! modules above it.
+//! The order of the house, in which a module imports only modules to its left, is in
+//! `docs/architecture.md`: base, device, formats, pool, arch, tensor, op, data, tape, model, train,
+//! rollout, engine, rlhf, report, pipeline, cli.
 
 pub mod base;
 pub mod data;
 pub mod device;
 pub mod formats;
 pub mod op;
+pub mod pool;
 pub mod report;
+pub mod tape;
 pub mod tensor;

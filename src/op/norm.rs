@@ -147,25 +147,28 @@ fn backward<E: Elem>(op: &Norm, io: &mut Backward<'_>) {
             }
         });
     }
-    // Columns are split over tasks; each walks the tokens in order.
-    let columns = row_chunks(d, rows);
+    // Blocks of columns are split over tasks; each walks the tokens in order.
+    const BLOCK: usize = 64;
     for (grad, with_n) in [(dgamma, true), (dbeta, false)] {
         let Some(grad) = grad else { continue };
         let acc = grad.acc;
         let out = SharedMut::new(grad.view.f32());
-        parallel_for(columns.len(), |c| {
-            let range = columns[c].clone();
-            // SAFETY: the column range belongs to this task alone.
-            let out = unsafe { out.slice(range.start, range.len()) };
-            if !acc {
-                out.fill(0.0);
-            }
+        parallel_for(d.div_ceil(BLOCK), |c| {
+            let first = c * BLOCK;
+            let width = BLOCK.min(d - first);
+            // SAFETY: the block of columns belongs to this task alone.
+            let out = unsafe { out.slice(first, width) };
+            let mut sums = [0f32; BLOCK];
             for t in 0..rows {
                 let (mean, rstd) = (stats[2 * t], stats[2 * t + 1]);
-                for (o, i) in out.iter_mut().zip(range.clone()) {
-                    let n = if with_n { (x[t * d + i].to_f32() - mean) * rstd } else { 1.0 };
-                    *o += dy[t * d + i].to_f32() * n;
+                let at = t * d + first;
+                for (i, s) in sums[..width].iter_mut().enumerate() {
+                    let n = if with_n { (x[at + i].to_f32() - mean) * rstd } else { 1.0 };
+                    *s += dy[at + i].to_f32() * n;
                 }
+            }
+            for (o, s) in out.iter_mut().zip(&sums) {
+                *o = if acc { *o + s } else { *s };
             }
         });
     }

@@ -1,0 +1,8 @@
+//! Who owns which bytes, and when: the static plan of an activation arena, and the parameter store.
+//! Knows devices and tensors' sizes, not operators or models.
+
+mod plan;
+mod store;
+
+pub use plan::{ArenaPlan, Life};
+pub use store::{Cut, Flat, Param, ParamId, ParamSpec, Store};

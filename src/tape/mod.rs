@@ -1,0 +1,325 @@
+//! The tape: runs operators, records them as flat printable records grouped in segments, and walks
+//! the records backwards. Run on the Null device it only collects lifetimes, from which the static
+//! plan of the arena follows; run for real with that plan, it allocates nothing.
+//!
+//! It knows operators and memory, not models.
+
+mod backward;
+mod replay;
+#[cfg(test)]
+mod tests;
+mod workspace;
+
+pub use workspace::{Arena, Shaped, Workspace};
+
+use crate::base::{DType, Error, Result};
+use crate::device::{Device, Region};
+use crate::op::{Forward, Op, Place, Plan, Run, View, ViewMut};
+use crate::pool::{ArenaPlan, Life, ParamId, Store};
+use crate::tensor::{Desc, Slot, Tensor};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What is kept between forward and backward. All settings give bitwise equal gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Keep {
+    /// Everything that backward reads.
+    All,
+    /// Not the outputs of cheap operators, which are run again.
+    Cheap,
+    /// Only each segment's input; the segment is run again (activation checkpointing).
+    Input,
+}
+
+/// One operator that was run.
+#[derive(Debug)]
+pub struct Record {
+    op: Arc<dyn Op>,
+    plan: Plan,
+    ins: Vec<Option<Tensor>>,
+    outs: Vec<Tensor>,
+}
+
+/// A run of records that is checkpointed, gathered, reduced and timed as one.
+#[derive(Debug)]
+struct Segment {
+    first: usize,
+    keep: Keep,
+}
+
+/// Where the bytes of a slot are.
+#[derive(Clone, Copy)]
+enum Home<'a> {
+    /// In the arena, by arena index.
+    Arena(usize),
+    /// A parameter of a store.
+    Param(&'a Store, ParamId),
+    /// Memory owned by someone else (cache, optimizer state).
+    Bound(Region),
+}
+
+struct SlotInfo<'a> {
+    home: Home<'a>,
+    needs_grad: bool,
+}
+
+/// One run of a program: forward, and backward if wanted.
+pub struct Tape<'a> {
+    device: Device,
+    base: Region,
+    plan: Option<&'a ArenaPlan>,
+    slots: Vec<SlotInfo<'a>>,
+    lives: Vec<Life>,
+    clock: u32,
+    params: HashMap<(u64, ParamId), Slot>,
+    records: Vec<Record>,
+    segments: Vec<Segment>,
+    recording: bool,
+    keep: Keep,
+    grads: HashMap<Slot, Tensor>,
+    flops: u64,
+}
+
+impl<'a> Tape<'a> {
+    /// A tape that only plans.
+    pub fn planning() -> Tape<'a> {
+        Tape::new(Device::Null, Region { ptr: std::ptr::null_mut(), bytes: 0 }, None)
+    }
+
+    /// A tape that runs in `arena` as `plan` says.
+    pub fn running(arena: &'a Arena, plan: &'a ArenaPlan) -> Tape<'a> {
+        Tape::new(Device::Cpu, arena.region(), Some(plan))
+    }
+
+    fn new(device: Device, base: Region, plan: Option<&'a ArenaPlan>) -> Tape<'a> {
+        Tape {
+            device,
+            base,
+            plan,
+            slots: vec![],
+            lives: vec![],
+            clock: 0,
+            params: HashMap::new(),
+            records: vec![],
+            segments: vec![],
+            recording: false,
+            keep: Keep::All,
+            grads: HashMap::new(),
+            flops: 0,
+        }
+    }
+
+    /// Whether this run only plans.
+    pub fn is_planning(&self) -> bool {
+        self.device == Device::Null
+    }
+
+    /// Starts recording for backward.
+    pub fn record(&mut self) {
+        self.recording = true;
+    }
+
+    /// Starts a new segment, kept as `keep` says.
+    pub fn segment(&mut self, keep: Keep) {
+        self.keep = keep;
+        self.segments.push(Segment { first: self.records.len(), keep });
+    }
+
+    /// Floating-point operations of all operators run so far, backward counted as twice forward.
+    pub fn flops(&self) -> u64 {
+        self.flops
+    }
+
+    /// The plan that follows from the lifetimes seen.
+    pub fn into_plan(self) -> ArenaPlan {
+        ArenaPlan::place(&self.lives)
+    }
+
+    /// A parameter as a tensor.
+    pub fn param(&mut self, store: &'a Store, id: ParamId) -> Tensor {
+        let next = Slot(self.slots.len() as u32);
+        let slot = *self.params.entry((store.id(), id)).or_insert(next);
+        if slot == next {
+            let needs_grad = self.recording && store.param(id).spec.trained;
+            self.slots.push(SlotInfo { home: Home::Param(store, id), needs_grad });
+        }
+        Tensor { slot, offset: 0, desc: store.desc(id) }
+    }
+
+    /// Memory owned by someone else as a tensor.
+    pub fn bind(&mut self, region: Region, desc: Desc) -> Tensor {
+        let slot = Slot(self.slots.len() as u32);
+        self.slots.push(SlotInfo { home: Home::Bound(region), needs_grad: false });
+        Tensor { slot, offset: 0, desc }
+    }
+
+    /// Copies integers into the arena.
+    pub fn input_i32(&mut self, values: &[i32]) -> Result<Tensor> {
+        self.input(Desc::new(&[values.len()], DType::I32), bytemuck::cast_slice(values))
+    }
+
+    /// Copies f32 values into the arena.
+    pub fn input_f32(&mut self, values: &[f32]) -> Result<Tensor> {
+        self.input(Desc::new(&[values.len()], DType::F32), bytemuck::cast_slice(values))
+    }
+
+    fn input(&mut self, desc: Desc, bytes: &[u8]) -> Result<Tensor> {
+        self.clock += 1;
+        let tensor = self.alloc(desc, false)?;
+        if !self.is_planning() {
+            // SAFETY: the slot was just allocated, nothing else refers to its bytes.
+            unsafe { self.region(&tensor).as_bytes_mut() }.copy_from_slice(bytes);
+        }
+        Ok(tensor)
+    }
+
+    /// Copies an f32 tensor to the host; zeros when planning.
+    pub fn read_f32(&mut self, tensor: Tensor) -> Result<Vec<f32>> {
+        Ok(bytemuck::allocation::pod_collect_to_vec(&self.read(tensor, DType::F32)?))
+    }
+
+    /// Copies an i32 tensor to the host; zeros when planning.
+    pub fn read_i32(&mut self, tensor: Tensor) -> Result<Vec<i32>> {
+        Ok(bytemuck::allocation::pod_collect_to_vec(&self.read(tensor, DType::I32)?))
+    }
+
+    fn read(&mut self, tensor: Tensor, dtype: DType) -> Result<Vec<u8>> {
+        if tensor.desc.dtype != dtype {
+            return Err(Error::internal(format!("read {} as {dtype}", tensor.desc.dtype)));
+        }
+        self.clock += 1;
+        self.touch(&tensor);
+        if self.is_planning() {
+            return Ok(vec![0; tensor.desc.bytes()]);
+        }
+        // SAFETY: operators run one at a time and none is running now.
+        Ok(unsafe { self.region(&tensor).as_bytes() }.to_vec())
+    }
+
+    /// The gradient of an arena tensor after `backward`, if one flowed.
+    pub fn grad(&self, tensor: Tensor) -> Option<Tensor> {
+        self.grads.get(&tensor.slot).copied()
+    }
+
+    fn alloc(&mut self, desc: Desc, needs_grad: bool) -> Result<Tensor> {
+        let slot = Slot(self.slots.len() as u32);
+        let index = self.lives.len();
+        let bytes = desc.bytes();
+        if let Some(plan) = self.plan {
+            if plan.sizes.get(index).is_none_or(|room| *room < bytes) {
+                let room = plan.sizes.get(index).copied().unwrap_or(0);
+                return Err(Error::internal(format!(
+                    "arena slot {index}: {bytes} bytes, planned {room}"
+                )));
+            }
+        }
+        self.lives.push(Life { bytes, first: self.clock, last: self.clock });
+        self.slots.push(SlotInfo { home: Home::Arena(index), needs_grad });
+        Ok(Tensor { slot, offset: 0, desc })
+    }
+
+    fn touch(&mut self, tensor: &Tensor) {
+        if let Home::Arena(index) = self.slots[tensor.slot.0 as usize].home {
+            self.lives[index].last = self.clock;
+        }
+    }
+
+    fn needs_grad(&self, tensor: &Tensor) -> bool {
+        self.slots[tensor.slot.0 as usize].needs_grad
+    }
+
+    /// Memory of a tensor. Meaningless when planning.
+    fn region(&self, tensor: &Tensor) -> Region {
+        let (start, bytes) = (tensor.offset * tensor.desc.dtype.size(), tensor.desc.bytes());
+        let whole = match self.slots[tensor.slot.0 as usize].home {
+            Home::Arena(index) => {
+                let plan = self.plan.expect("a running tape has a plan");
+                let ptr = self.base.ptr.wrapping_add(plan.offsets[index]);
+                Region { ptr, bytes: plan.sizes[index] }
+            }
+            Home::Param(store, id) => store.regions(id).0,
+            Home::Bound(region) => region,
+        };
+        assert!(start + bytes <= whole.bytes, "{tensor:?} in {} bytes", whole.bytes);
+        Region { ptr: whole.ptr.wrapping_add(start), bytes }
+    }
+
+    /// Workspace of `len` f32 elements that lives for the current operator only.
+    fn scratch(&mut self, len: usize) -> Result<Option<Tensor>> {
+        if len == 0 {
+            return Ok(None);
+        }
+        self.alloc(Desc::new(&[len], DType::F32), false).map(Some)
+    }
+
+    fn scratch_slice<'s>(&self, tensor: Option<Tensor>) -> &'s mut [f32] {
+        match tensor {
+            // SAFETY: the slot is fresh and seen by the current operator only.
+            Some(t) => bytemuck::cast_slice_mut(unsafe { self.region(&t).as_bytes_mut() }),
+            None => &mut [],
+        }
+    }
+
+    /// Plans, allocates and runs one operator; `reuse` gives outputs that exist already (replay).
+    fn forward(
+        &mut self,
+        op: &Arc<dyn Op>,
+        plan: &Plan,
+        ins: &[Option<Tensor>],
+    ) -> Result<Vec<Tensor>> {
+        self.clock += 1;
+        ins.iter().flatten().for_each(|t| self.touch(t));
+        let any = self.recording && ins.iter().flatten().any(|t| self.needs_grad(t));
+        let mut outs = Vec::with_capacity(plan.outs.len());
+        for (i, place) in plan.outs.iter().enumerate() {
+            let differentiable = any && plan.differentiable >> i & 1 == 1;
+            outs.push(match place {
+                Place::New(desc) => self.alloc(*desc, differentiable)?,
+                Place::InPlace(j) => {
+                    let t = ins[*j].expect("in-place input");
+                    self.slots[t.slot.0 as usize].needs_grad |= differentiable;
+                    t
+                }
+            });
+        }
+        let scratch = self.scratch(plan.scratch)?;
+        self.flops += plan.flops;
+        if !self.is_planning() {
+            let in_place = |i: usize| plan.outs.contains(&Place::InPlace(i));
+            let mut io = Forward {
+                ins: ins
+                    .iter()
+                    .enumerate()
+                    .map(|(i, t)| t.filter(|_| !in_place(i)).map(|t| self.view(&t)))
+                    .collect(),
+                outs: outs.iter().map(|t| self.view_mut(t)).collect(),
+                scratch: self.scratch_slice(scratch),
+            };
+            op.cpu_forward(&mut io).map_err(|e| e.context(op.name()))?;
+        }
+        Ok(outs)
+    }
+
+    fn view<'s>(&self, tensor: &Tensor) -> View<'s> {
+        // SAFETY: regions outlive the run, and an operator's outputs are distinct from what it
+        // reads: they are fresh slots, or in place and then not handed out as inputs.
+        View::new(unsafe { self.region(tensor).as_bytes() }, tensor.desc)
+    }
+
+    fn view_mut<'s>(&self, tensor: &Tensor) -> ViewMut<'s> {
+        // SAFETY: as for `view`; each output is a slot of its own.
+        ViewMut::new(unsafe { self.region(tensor).as_bytes_mut() }, tensor.desc)
+    }
+}
+
+impl Run for Tape<'_> {
+    fn run(&mut self, op: Arc<dyn Op>, ins: &[Option<Tensor>]) -> Result<Vec<Tensor>> {
+        let descs: Vec<Option<Desc>> = ins.iter().map(|t| t.map(|t| t.desc)).collect();
+        let plan = op.plan(&descs)?;
+        let outs = self.forward(&op, &plan, ins)?;
+        if self.recording {
+            self.records.push(Record { op, plan, ins: ins.to_vec(), outs: outs.clone() });
+        }
+        Ok(outs)
+    }
+}

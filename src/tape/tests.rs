@@ -1,0 +1,113 @@
+//! The tape on a small two-segment program: gradients, checkpointing, planning.
+
+use super::*;
+use crate::base::Rng;
+use crate::op::norm::{Norm, norm};
+use crate::pool::{Cut, ParamSpec};
+
+struct Rows(Vec<f32>);
+
+impl Shaped for Rows {
+    fn dims(&self) -> Vec<usize> {
+        vec![self.0.len()]
+    }
+    fn largest(dims: &[usize]) -> Rows {
+        Rows(vec![0.0; dims[0]])
+    }
+}
+
+fn store(hidden: usize) -> Store {
+    let specs = (0..4)
+        .map(|i| ParamSpec {
+            name: format!("gamma{i}"),
+            segment: i / 2,
+            shape: vec![hidden],
+            cut: Cut::Whole,
+            trained: true,
+        })
+        .collect();
+    let store = Store::new(Device::Cpu, DType::F32, 1, specs).unwrap();
+    let mut rng = Rng::new(11, 0);
+    for i in 0..4 {
+        let v: Vec<f32> = (0..hidden).map(|_| 1.0 + 0.3 * rng.normal()).collect();
+        store.write_f32(ParamId(i), &v).unwrap();
+    }
+    store
+}
+
+/// Four norms in two segments; returns the output and leaves gradients in the store.
+fn run(ws: &mut Workspace, store: &Store, rows: &Rows, keep: Keep) -> Vec<f32> {
+    let hidden = store.params()[0].spec.shape[0];
+    ws.run(&format!("{keep:?}"), rows, |tape, rows: &Rows| {
+        tape.record();
+        let mut x = tape.input_f32(&rows.0)?;
+        x.desc = Desc::new(&[rows.0.len() / hidden, hidden], DType::F32);
+        for i in 0..4 {
+            if i % 2 == 0 {
+                tape.segment(keep);
+            }
+            let g = tape.param(store, ParamId(i));
+            x = norm(tape, Norm { mean: i % 2 == 0, eps: 1e-5 }, x, g, None)?;
+        }
+        let out = tape.read_f32(x)?;
+        let seed: Vec<f32> = (0..out.len()).map(|i| (i as f32).sin()).collect();
+        tape.backward_from(&[(x, &seed)])?;
+        Ok(out)
+    })
+    .unwrap()
+}
+
+#[test]
+fn every_keep_setting_gives_the_same_bits_and_less_memory() {
+    let hidden = 64;
+    let store = store(hidden);
+    let mut rng = Rng::new(2, 0);
+    let rows = Rows((0..hidden * 50).map(|_| rng.normal()).collect());
+    let mut seen: Vec<(Vec<f32>, Vec<Vec<f32>>, usize)> = vec![];
+    for keep in [Keep::All, Keep::Cheap, Keep::Input] {
+        let mut ws = Workspace::new(usize::MAX).unwrap();
+        store.reset_grads();
+        let out = run(&mut ws, &store, &rows, keep);
+        let grads = (0..4).map(|i| store.read_grad(ParamId(i)).unwrap()).collect();
+        seen.push((out, grads, ws.bytes()));
+    }
+    for s in &seen[1..] {
+        assert_eq!(s.0, seen[0].0);
+        assert_eq!(s.1, seen[0].1);
+    }
+    assert!(seen[0].1.iter().all(|g| g.iter().any(|v| *v != 0.0)));
+}
+
+#[test]
+fn a_second_backward_adds_and_a_larger_batch_is_planned_again() {
+    let hidden = 16;
+    let store = store(hidden);
+    let mut ws = Workspace::new(usize::MAX).unwrap();
+    let rows = Rows((0..hidden * 3).map(|i| (i as f32).cos()).collect());
+    store.reset_grads();
+    run(&mut ws, &store, &rows, Keep::All);
+    let once = store.read_grad(ParamId(0)).unwrap();
+    run(&mut ws, &store, &rows, Keep::All);
+    let twice = store.read_grad(ParamId(0)).unwrap();
+    assert!(once.iter().zip(&twice).all(|(a, b)| 2.0 * a == *b));
+    let before = ws.bytes();
+    run(&mut ws, &store, &Rows(vec![0.5; hidden * 300]), Keep::All);
+    assert!(ws.bytes() > before);
+    run(&mut ws, &store, &rows, Keep::All);
+}
+
+#[test]
+fn a_program_over_the_limit_names_the_way_out() {
+    let store = store(16);
+    let mut ws = Workspace::new(1000).unwrap();
+    let e = ws
+        .run("step", &Rows(vec![0.0; 16 * 100]), |tape, rows: &Rows| {
+            let mut x = tape.input_f32(&rows.0)?;
+            x.desc = Desc::new(&[100, 16], DType::F32);
+            let g = tape.param(&store, ParamId(0));
+            norm(tape, Norm { mean: true, eps: 1e-5 }, x, g, None)
+        })
+        .unwrap_err();
+    assert_eq!(e.exit_code(), 3);
+    assert!(e.to_string().contains("smaller micro-batch"), "{e}");
+}

@@ -1,0 +1,104 @@
+//! Arenas and plans of programs. A program is a function of a tape and its inputs; it is run once on
+//! the Null device with the largest inputs it will meet, and from then on in the planned arena.
+//! All programs of all models share one arena: phases never overlap, so its size is the maximum
+//! over programs, not their sum.
+
+use super::Tape;
+use crate::base::{Error, Result};
+use crate::device::{Buffer, Device, Region};
+use crate::pool::ArenaPlan;
+use std::collections::HashMap;
+
+/// The bytes that activations live in.
+#[derive(Debug)]
+pub struct Arena {
+    buffer: Buffer,
+}
+
+impl Arena {
+    /// The whole arena.
+    pub fn region(&self) -> Region {
+        self.buffer.region()
+    }
+}
+
+/// Inputs of a program, of which a largest case can be made from sizes alone.
+pub trait Shaped {
+    /// The sizes that decide every shape in the program.
+    fn dims(&self) -> Vec<usize>;
+    /// Inputs of exactly these sizes, with content that is never read.
+    fn largest(dims: &[usize]) -> Self;
+}
+
+/// One arena and the plans of the programs that run in it.
+#[derive(Debug)]
+pub struct Workspace {
+    arena: Arena,
+    plans: HashMap<String, (Vec<usize>, ArenaPlan)>,
+    limit: usize,
+}
+
+impl Workspace {
+    /// An empty workspace that may grow to `limit` bytes.
+    pub fn new(limit: usize) -> Result<Workspace> {
+        let arena = Arena { buffer: Buffer::zeroed(Device::Cpu, 0)? };
+        Ok(Workspace { arena, plans: HashMap::new(), limit })
+    }
+
+    /// Size of the arena: the peak of activations over all programs so far.
+    pub fn bytes(&self) -> usize {
+        self.arena.buffer.bytes()
+    }
+
+    /// Bytes planned for each program, by name.
+    pub fn programs(&self) -> Vec<(String, usize)> {
+        let mut all: Vec<_> = self.plans.iter().map(|(k, (_, p))| (k.clone(), p.total)).collect();
+        all.sort();
+        all
+    }
+
+    /// Plans `program` under `key` for inputs of up to `dims`, growing the arena if it must.
+    pub fn reserve<'a, I: Shaped, T>(
+        &mut self,
+        key: &str,
+        dims: &[usize],
+        program: &mut dyn FnMut(&mut Tape<'a>, &I) -> Result<T>,
+    ) -> Result<()> {
+        let mut caps = dims.to_vec();
+        if let Some((old, _)) = self.plans.get(key) {
+            if old.iter().zip(dims).all(|(a, b)| a >= b) {
+                return Ok(());
+            }
+            caps.iter_mut().zip(old).for_each(|(c, o)| *c = (*c).max(*o));
+        }
+        let mut tape = Tape::planning();
+        program(&mut tape, &I::largest(&caps))?;
+        let plan = tape.into_plan();
+        if plan.total > self.limit {
+            return Err(Error::resource(format!(
+                "{key} needs {} MiB of activations for sizes {caps:?}, the limit is {} MiB; use a smaller micro-batch, shorter sequences or --gradient-checkpointing",
+                plan.total >> 20,
+                self.limit >> 20
+            )));
+        }
+        if plan.total > self.bytes() {
+            // Nothing lives in the arena between programs, so the old one can go first.
+            self.arena = Arena { buffer: Buffer::zeroed(Device::Cpu, 0)? };
+            self.arena = Arena { buffer: Buffer::zeroed(Device::Cpu, plan.total)? };
+        }
+        self.plans.insert(key.to_string(), (caps, plan));
+        Ok(())
+    }
+
+    /// Runs `program` on `inputs`, planning first where the known plan is too small.
+    pub fn run<'a, I: Shaped, T>(
+        &'a mut self,
+        key: &str,
+        inputs: &I,
+        mut program: impl FnMut(&mut Tape<'a>, &I) -> Result<T>,
+    ) -> Result<T> {
+        self.reserve(key, &inputs.dims(), &mut program)?;
+        let mut tape = Tape::running(&self.arena, &self.plans[key].1);
+        program(&mut tape, inputs)
+    }
+}
