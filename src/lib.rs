@@ -4,6 +4,7 @@
 //! `docs/architecture.md`: base, device, formats, pool, arch, tensor, op, data, tape, model, train,
 //! rollout, engine, rlhf, report, pipeline, cli.
 
+pub mod arch;
 pub mod base;
 pub mod data;
 pub mod device;
