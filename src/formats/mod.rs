@@ -1,1 +1,44 @@
-//! In the making.
+//! Files of weights and metrics: safetensors, PyTorch `.bin` (read without executing its pickle),
+//! TensorBoard events, and reversible layout permutations.
+//!
+//! Knows bytes, shapes and names, no models. Every file read here is taken as hostile: sizes are
+//! checked against the file before anything is allocated, and nothing in a file is ever executed.
+
+mod atomic;
+mod checkpoint;
+mod crc;
+mod dtype;
+mod events;
+pub mod layout;
+mod map;
+mod pickle;
+mod safetensors;
+mod save;
+#[cfg(test)]
+mod tests;
+mod torch;
+
+pub use atomic::write_atomic;
+pub use checkpoint::Checkpoint;
+pub use dtype::{SourceDType, TensorInfo};
+pub use events::EventWriter;
+pub use safetensors::{SaveTensor, write_safetensors};
+pub use save::save_sharded;
+
+/// The error of asking `place`, a file or a directory, for a tensor it does not hold.
+fn not_here(name: &str, place: &std::path::Path) -> crate::base::Error {
+    crate::base::Error::user(format!("tensor {} is not in {}", quoted(name), place.display()))
+}
+
+/// `name` in quotes for a message, cut when a hostile file made it long.
+fn quoted(name: &str) -> String {
+    format!("{:?}", clipped(name))
+}
+
+/// `text` cut to a length fit for one line of a message.
+fn clipped(text: &str) -> String {
+    match text.char_indices().nth(200) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,268 @@
+//! All the weights of a Hugging Face model directory as one table from name to tensor, whatever
+//! files they lie in. Reads on demand; knows no model and no configuration.
+
+use super::safetensors::SafetensorsFile;
+use super::torch::TorchFile;
+use super::{TensorInfo, clipped, not_here, quoted};
+use crate::base::{Error, Result};
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs;
+use std::path::{Component, Path};
+
+/// What [`Checkpoint::open`] looks for, in this order.
+const LOOKED_FOR: [&str; 4] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
+
+/// Bound on an index file; real ones stay under a few megabytes.
+const MAX_INDEX: u64 = 100_000_000;
+
+/// Open weight files and the tensors in them.
+pub struct Checkpoint {
+    sources: Vec<Source>,
+    /// Name to position in `sources`.
+    places: BTreeMap<String, usize>,
+}
+
+enum Source {
+    Safetensors(SafetensorsFile),
+    Torch(TorchFile),
+}
+
+impl Checkpoint {
+    /// Opens the weights in `dir`: `model.safetensors`, else its index and shards, else
+    /// `pytorch_model.bin`, else its index and shards. Everything but the tensors' bytes is checked
+    /// here; errors name the file and the tensor at fault.
+    pub fn open(dir: &Path) -> Result<Checkpoint> {
+        for name in LOOKED_FOR {
+            let path = dir.join(name);
+            if !path.try_exists().map_err(|e| Error::io("look for", &path, &e))? {
+                continue;
+            }
+            return match name.ends_with(".index.json") {
+                true => Checkpoint::open_index(dir, &path),
+                false => Checkpoint::open_file(&path),
+            };
+        }
+        Err(Error::user(format!(
+            "no weights in {}: looked for {}; give a directory in Hugging Face layout",
+            dir.display(),
+            LOOKED_FOR.join(", ")
+        )))
+    }
+
+    /// Opens one weight file, as a PEFT adapter's: a PyTorch one by its extension `.bin`, `.pt` or
+    /// `.pth`, else safetensors.
+    pub fn open_file(path: &Path) -> Result<Checkpoint> {
+        Checkpoint::join(vec![Source::open(path)?])
+    }
+
+    fn open_index(dir: &Path, index: &Path) -> Result<Checkpoint> {
+        let map = read_index(index)?;
+        let mut shards: Vec<&str> = map.values().map(String::as_str).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        let mut sources = Vec::new();
+        for shard in shards {
+            let path = dir.join(shard);
+            if !path.try_exists().map_err(|e| Error::io("look for", &path, &e))? {
+                return Err(Error::user(format!(
+                    "{} names the shard {shard}, which is missing; download it again",
+                    index.display()
+                )));
+            }
+            sources.push(Source::open(&path)?);
+        }
+        let checkpoint = Checkpoint::join(sources)?;
+        for (name, shard) in &map {
+            let found = checkpoint.places.get(name).map(|&i| checkpoint.sources[i].path());
+            if found != Some(&dir.join(shard)) {
+                return Err(Error::user(format!(
+                    "{} places tensor {} in {shard}, but it is {}; the files are of different \
+                     models, download them again",
+                    index.display(),
+                    quoted(name),
+                    found.map_or("in no shard".to_owned(), |f| format!("in {}", f.display()))
+                )));
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    fn join(sources: Vec<Source>) -> Result<Checkpoint> {
+        let mut places = BTreeMap::new();
+        for (i, source) in sources.iter().enumerate() {
+            for name in source.names() {
+                if let Some(j) = places.insert(name.to_owned(), i) {
+                    return Err(Error::user(format!(
+                        "tensor {} is both in {} and in {}; keep the files of one model only",
+                        quoted(name),
+                        sources[j].path().display(),
+                        source.path().display()
+                    )));
+                }
+            }
+        }
+        Ok(Checkpoint { sources, places })
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// Dtype and shape of a tensor; `None` if there is none of this name.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.places.get(name).and_then(|&i| match &self.sources[i] {
+            Source::Safetensors(file) => file.info(name),
+            Source::Torch(file) => file.info(name),
+        })
+    }
+
+    /// The weight files.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.sources.iter().map(Source::path)
+    }
+
+    /// The elements of a float tensor in row-major order as f32 (F64 is rounded). Errors if there is
+    /// no such tensor, if it is not of floats, or if its bytes are damaged.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let (source, info) = self.find(name)?;
+        let bytes = source.bytes(name)?;
+        info.dtype.to_f32(&bytes).ok_or_else(|| {
+            Error::user(format!(
+                "{}: tensor {} is {}, not floating point",
+                source.path().display(),
+                quoted(name),
+                info.dtype.name()
+            ))
+        })
+    }
+
+    /// The bytes of a tensor: row-major, little-endian, in its own dtype, not necessarily aligned.
+    /// Borrowed from the file's map where it lies there in one piece.
+    pub fn read_raw(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+        self.find(name)?.0.bytes(name)
+    }
+
+    fn find(&self, name: &str) -> Result<(&Source, &TensorInfo)> {
+        if let (Some(&i), Some(info)) = (self.places.get(name), self.info(name)) {
+            return Ok((&self.sources[i], info));
+        }
+        let first = self.files().next().unwrap_or(Path::new("an empty checkpoint"));
+        Err(not_here(name, first.parent().filter(|_| self.sources.len() > 1).unwrap_or(first)))
+    }
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Source> {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("bin" | "pt" | "pth") => TorchFile::open(path).map(Source::Torch),
+            _ => SafetensorsFile::open(path).map(Source::Safetensors),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Source::Safetensors(file) => file.path(),
+            Source::Torch(file) => file.path(),
+        }
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        match self {
+            Source::Safetensors(file) => Box::new(file.names()),
+            Source::Torch(file) => Box::new(file.names()),
+        }
+    }
+
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+        match self {
+            Source::Safetensors(file) => file.bytes(name),
+            Source::Torch(file) => file.bytes(name),
+        }
+    }
+}
+
+/// Reads the `weight_map` of an index: tensor name to the file name of its shard.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let shown = path.display();
+    let size = fs::metadata(path).map_err(|e| Error::io("read", path, &e))?.len();
+    if size > MAX_INDEX {
+        return Err(Error::user(format!("{shown} is no index: it has {size} bytes")));
+    }
+    let text = fs::read(path).map_err(|e| Error::io("read", path, &e))?;
+    let index: Index = serde_json::from_slice(&text)
+        .map_err(|e| Error::user(format!("{shown}: {}", clipped(&e.to_string()))))?;
+    let mut map = BTreeMap::new();
+    for (name, shard) in index.weight_map.0 {
+        if !is_plain_name(&shard) {
+            return Err(Error::user(format!(
+                "{shown} names the shard {}, which is not a file in its own directory; refused",
+                quoted(&shard)
+            )));
+        }
+        match map.entry(name) {
+            Entry::Vacant(slot) => {
+                slot.insert(shard);
+            }
+            Entry::Occupied(slot) => {
+                return Err(Error::user(format!(
+                    "{shown} places tensor {} both in {} and in {shard}",
+                    quoted(slot.key()),
+                    slot.get()
+                )));
+            }
+        }
+    }
+    if map.is_empty() {
+        return Err(Error::user(format!("{shown} names no tensors; download it again")));
+    }
+    Ok(map)
+}
+
+/// Whether `name` is one plain component: no `..`, no separator, not absolute.
+fn is_plain_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    let plain = matches!(parts.next(), Some(Component::Normal(part)) if part == name);
+    plain && parts.next().is_none() && !name.contains(['\\', '\0'])
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: Pairs,
+}
+
+/// A JSON map of strings as it stands, repeated keys included.
+struct Pairs(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Pairs, D::Error> {
+        d.deserialize_map(PairsVisitor)
+    }
+}
+
+struct PairsVisitor;
+
+impl<'de> Visitor<'de> for PairsVisitor {
+    type Value = Pairs;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a map from tensor to shard")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Pairs, A::Error> {
+        let mut pairs = Vec::new();
+        while let Some(pair) = map.next_entry()? {
+            pairs.push(pair);
+        }
+        Ok(Pairs(pairs))
+    }
+}

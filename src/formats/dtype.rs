@@ -1,0 +1,121 @@
+//! Element types as files store them, their exact widening to f32, and a tensor's description.
+//! Wider than [`crate::base::DType`], which lists what can be computed with.
+
+use crate::base::{DType, bf16};
+use half::f16;
+
+/// The element type of a tensor in a file. Bytes are little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceDType {
+    /// 32-bit IEEE float.
+    F32,
+    /// 16-bit IEEE float.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// 64-bit IEEE float.
+    F64,
+    /// 64-bit signed integer.
+    I64,
+    /// 32-bit signed integer.
+    I32,
+    /// 16-bit signed integer.
+    I16,
+    /// 8-bit signed integer.
+    I8,
+    /// 8-bit unsigned integer.
+    U8,
+    /// One byte, 0 or 1.
+    Bool,
+}
+
+use SourceDType::*;
+
+/// Every dtype with its safetensors name and its PyTorch storage class.
+const NAMES: [(SourceDType, &str, &str); 10] = [
+    (F32, "F32", "FloatStorage"),
+    (F16, "F16", "HalfStorage"),
+    (Bf16, "BF16", "BFloat16Storage"),
+    (F64, "F64", "DoubleStorage"),
+    (I64, "I64", "LongStorage"),
+    (I32, "I32", "IntStorage"),
+    (I16, "I16", "ShortStorage"),
+    (I8, "I8", "CharStorage"),
+    (U8, "U8", "ByteStorage"),
+    (Bool, "BOOL", "BoolStorage"),
+];
+
+impl SourceDType {
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            F64 | I64 => 8,
+            F32 | I32 => 4,
+            F16 | Bf16 | I16 => 2,
+            I8 | U8 | Bool => 1,
+        }
+    }
+
+    /// The name in a safetensors header, as `"BF16"`.
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|row| row.0 == self).map_or("", |row| row.1)
+    }
+
+    /// The dtype of a safetensors header name; `None` if it is not supported.
+    pub fn parse(name: &str) -> Option<SourceDType> {
+        NAMES.iter().find(|row| row.1 == name).map(|row| row.0)
+    }
+
+    /// The dtype of a PyTorch storage class, as `"FloatStorage"`.
+    pub(super) fn of_storage(class: &str) -> Option<SourceDType> {
+        NAMES.iter().find(|row| row.2 == class).map(|row| row.0)
+    }
+
+    /// Whether elements are floating-point numbers.
+    pub fn is_float(self) -> bool {
+        matches!(self, F32 | F16 | Bf16 | F64)
+    }
+
+    /// Elements of a float dtype as f32: exact, but for F64, which is rounded to nearest. `None` for
+    /// integers and booleans.
+    pub(super) fn to_f32(self, bytes: &[u8]) -> Option<Vec<f32>> {
+        Some(match self {
+            F32 => convert(bytes, f32::from_le_bytes),
+            F16 => convert(bytes, |b| f16::from_le_bytes(b).to_f32()),
+            Bf16 => convert(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            F64 => convert(bytes, |b| f64::from_le_bytes(b) as f32),
+            _ => return None,
+        })
+    }
+}
+
+/// Converts each `N` bytes to one number; a file's tensor need not be aligned.
+fn convert<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    bytes.as_chunks::<N>().0.iter().map(|b| f(*b)).collect()
+}
+
+impl From<DType> for SourceDType {
+    fn from(dtype: DType) -> SourceDType {
+        match dtype {
+            DType::F32 => F32,
+            DType::Bf16 => Bf16,
+            DType::I32 => I32,
+        }
+    }
+}
+
+/// What a file says of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The element type in the file.
+    pub dtype: SourceDType,
+    /// The dimensions, outermost first; empty for a scalar.
+    pub shape: Vec<usize>,
+}
+
+impl TensorInfo {
+    /// Size in bytes, or `None` if it does not fit a `usize`.
+    pub fn checked_bytes(&self) -> Option<usize> {
+        self.shape.iter().try_fold(self.dtype.size(), |n, &d| n.checked_mul(d))
+    }
+}

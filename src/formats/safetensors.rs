@@ -1,0 +1,262 @@
+//! The safetensors format: eight bytes of header length, a JSON header, then the tensors' bytes
+//! without holes. Reads through a memory map with every claim of the header checked; writes tensor
+//! by tensor so that a model is never held twice.
+
+use super::map::map_file;
+use super::{SourceDType, TensorInfo, clipped, not_here, quoted, write_atomic};
+use crate::base::{Error, Result};
+use memmap2::Mmap;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+use std::io::Write;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// The format's own bound on the header.
+const MAX_HEADER: usize = 100_000_000;
+
+/// An open safetensors file whose header has been checked.
+pub(super) struct SafetensorsFile {
+    path: PathBuf,
+    map: Mmap,
+    data_start: usize,
+    tensors: BTreeMap<String, Slot>,
+}
+
+struct Slot {
+    info: TensorInfo,
+    /// Place in the data part of the file.
+    range: Range<usize>,
+}
+
+impl SafetensorsFile {
+    /// Maps `path` and checks its header. Errors name the file and, where one is at fault, the
+    /// tensor.
+    pub(super) fn open(path: &Path) -> Result<SafetensorsFile> {
+        let map = map_file(path)?;
+        let (data_start, tensors) = parse(&map).map_err(|e| e.context(path.display()))?;
+        Ok(SafetensorsFile { path: path.to_owned(), map, data_start, tensors })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub(super) fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name).map(|slot| &slot.info)
+    }
+
+    /// The bytes of a tensor, straight from the map.
+    pub(super) fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+        let slot = self.tensors.get(name).ok_or_else(|| not_here(name, &self.path))?;
+        Ok(Cow::Borrowed(&self.map[self.data_start..][slot.range.clone()]))
+    }
+}
+
+/// Checks `file`; returns where its data starts and what it holds.
+fn parse(file: &[u8]) -> Result<(usize, BTreeMap<String, Slot>)> {
+    let Some((length, rest)) = file.split_first_chunk::<8>() else {
+        return Err(Error::user(format!(
+            "is not a safetensors file: {} bytes are less than its header; download it again",
+            file.len()
+        )));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER as u64 || length > rest.len() as u64 {
+        return Err(Error::user(format!(
+            "is not a safetensors file, or is cut short: the header claims {length} bytes, the \
+             file has {}; download it again",
+            rest.len()
+        )));
+    }
+    let (header, data) = rest.split_at(length as usize);
+    let header: Header = serde_json::from_slice(header)
+        .map_err(|e| Error::user(format!("bad safetensors header: {}", clipped(&e.to_string()))))?;
+    Ok((8 + length as usize, check(header.0, data.len())?))
+}
+
+/// One tensor as the header describes it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTensor {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [usize; 2],
+}
+
+/// The header, with repeated names refused: a plain JSON map would keep the last one silently.
+struct Header(BTreeMap<String, RawTensor>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Header, D::Error> {
+        d.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a map of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+        let mut tensors = BTreeMap::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                // Free text; its nesting is skipped without recursion.
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            let tensor: RawTensor = map
+                .next_value()
+                .map_err(|e| A::Error::custom(format!("tensor {}: {e}", quoted(&name))))?;
+            if tensors.contains_key(&name) {
+                return Err(A::Error::custom(format!("tensor {} appears twice", quoted(&name))));
+            }
+            tensors.insert(name, tensor);
+        }
+        Ok(Header(tensors))
+    }
+}
+
+/// Checks sizes and places: known dtype, size equal to shape, no overlap, no hole, nothing outside
+/// the `data_len` bytes of data.
+fn check(header: BTreeMap<String, RawTensor>, data_len: usize) -> Result<BTreeMap<String, Slot>> {
+    let mut slots = BTreeMap::new();
+    for (name, raw) in header {
+        let fail = |what: String| Err(Error::user(format!("tensor {} {what}", quoted(&name))));
+        let Some(dtype) = SourceDType::parse(&raw.dtype) else {
+            return fail(format!(
+                "has dtype {}, which is not supported; convert it to F32, F16 or BF16",
+                quoted(&raw.dtype)
+            ));
+        };
+        let info = TensorInfo { dtype, shape: raw.shape };
+        let [begin, end] = raw.data_offsets;
+        let Some(size) = end.checked_sub(begin) else {
+            return fail(format!("has a negative size: data_offsets [{begin}, {end}]"));
+        };
+        if info.checked_bytes() != Some(size) {
+            let shape = clipped(&format!("{:?}", info.shape));
+            return fail(format!("holds {size} bytes, which is not {shape} of {}", dtype.name()));
+        }
+        slots.insert(name, Slot { info, range: begin..end });
+    }
+    let mut order: Vec<(&String, &Slot)> = slots.iter().collect();
+    order.sort_by_key(|(_, slot)| (slot.range.start, slot.range.end));
+    let (mut at, mut before) = (0, None);
+    for (name, slot) in order {
+        let (tensor, Range { start, end }) = (quoted(name), &slot.range);
+        if *end > data_len {
+            return Err(Error::user(format!(
+                "the file is cut short: tensor {tensor} ends at data byte {end} of {data_len}; \
+                 download it again"
+            )));
+        }
+        if *start != at {
+            let what = if *start < at { "overlaps" } else { "leaves a hole after" };
+            let before = before.map_or("the header".to_owned(), |n: &String| quoted(n));
+            return Err(Error::user(format!("tensor {tensor} {what} {before}")));
+        }
+        (at, before) = (*end, Some(name));
+    }
+    if at != data_len {
+        return Err(Error::user(format!(
+            "{} bytes after the last tensor belong to none; download it again",
+            data_len - at
+        )));
+    }
+    Ok(slots)
+}
+
+/// A tensor to be written; its bytes are asked for when their turn comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SaveTensor {
+    /// Name in the file; unique.
+    pub name: String,
+    /// Element type and shape.
+    pub info: TensorInfo,
+}
+
+impl SaveTensor {
+    /// A tensor called `name` of `dtype` and `shape` (outermost dimension first).
+    pub fn new(name: impl Into<String>, dtype: impl Into<SourceDType>, shape: &[usize]) -> Self {
+        let info = TensorInfo { dtype: dtype.into(), shape: shape.to_vec() };
+        SaveTensor { name: name.into(), info }
+    }
+
+    /// Size in bytes.
+    pub(super) fn bytes(&self) -> Result<usize> {
+        self.info.checked_bytes().ok_or_else(|| {
+            Error::internal(format!("tensor {} has an absurd shape", quoted(&self.name)))
+        })
+    }
+}
+
+/// Writes a safetensors file, whole or not at all.
+///
+/// `bytes` is called once per tensor, in the order of the file (wide elements first, so that all
+/// are aligned), and returns its row-major little-endian bytes; only one tensor's bytes are held at
+/// a time. `metadata` goes to the header's `__metadata__`; transformers wants
+/// `("format", "pt")`. A repeated name or a wrong byte count is an internal error.
+pub fn write_safetensors<'a>(
+    path: &Path,
+    tensors: &[SaveTensor],
+    metadata: &[(&str, &str)],
+    bytes: &mut dyn FnMut(&SaveTensor) -> Result<Cow<'a, [u8]>>,
+) -> Result<()> {
+    let mut order: Vec<&SaveTensor> = tensors.iter().collect();
+    order.sort_by_key(|t| std::cmp::Reverse(t.info.dtype.size()));
+    let header = header(&order, metadata)?;
+    let failed = |e| Error::io("write", path, &e);
+    write_atomic(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
+        out.write_all(&header).map_err(failed)?;
+        for tensor in &order {
+            let data = bytes(tensor)?;
+            if data.len() != tensor.bytes()? {
+                return Err(Error::internal(format!(
+                    "tensor {} came with {} bytes for {:?}",
+                    quoted(&tensor.name),
+                    data.len(),
+                    tensor.info
+                )));
+            }
+            out.write_all(&data).map_err(failed)?;
+        }
+        Ok(())
+    })
+}
+
+/// The JSON header, padded with spaces so that the data starts at a multiple of eight bytes.
+fn header(tensors: &[&SaveTensor], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
+    let mut map = serde_json::Map::new();
+    if !metadata.is_empty() {
+        let pairs = metadata.iter().map(|&(k, v)| (k.to_owned(), v.into()));
+        map.insert("__metadata__".to_owned(), serde_json::Value::Object(pairs.collect()));
+    }
+    let (mut at, mut seen) = (0, HashSet::from(["__metadata__"]));
+    for tensor in tensors {
+        if !seen.insert(&tensor.name) {
+            let name = quoted(&tensor.name);
+            return Err(Error::internal(format!("tensor {name} would be saved twice")));
+        }
+        let end = at + tensor.bytes()?;
+        let (dtype, shape) = (tensor.info.dtype.name(), &tensor.info.shape);
+        let entry = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [at, end]});
+        map.insert(tensor.name.clone(), entry);
+        at = end;
+    }
+    let mut text = serde_json::Value::Object(map).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    Ok(text)
+}
