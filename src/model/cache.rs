@@ -1,0 +1,42 @@
+//! The KV-cache: pages of 64 tokens per layer, `[page, kv_heads, 64, head_dim]`, keys and values
+//! apart. Lengths are known at the start of a rollout, so each sequence gets its pages up front.
+
+use crate::arch::Arch;
+use crate::base::{DType, Result};
+use crate::device::{Buffer, Device};
+use crate::tensor::Desc;
+
+/// Tokens per page: the key block of attention.
+pub const PAGE: usize = 64;
+
+/// Keys and values of a batch of sequences, for all layers.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Keys and values of each layer.
+    pub layers: Vec<(Buffer, Buffer)>,
+    /// Shape of each of those buffers.
+    pub desc: Desc,
+    /// Pages of one sequence.
+    pub pages: usize,
+}
+
+impl KvCache {
+    /// Room for `sequences` sequences of up to `max_len` tokens.
+    pub fn new(arch: &Arch, dtype: DType, sequences: usize, max_len: usize) -> Result<KvCache> {
+        let pages = max_len.div_ceil(PAGE).max(1);
+        let desc = Desc::new(&[sequences * pages, arch.kv_heads, PAGE, arch.head_dim], dtype);
+        let one = || Buffer::zeroed(Device::Cpu, desc.bytes());
+        let layers = (0..arch.layers).map(|_| Ok((one()?, one()?))).collect::<Result<Vec<_>>>()?;
+        Ok(KvCache { layers, desc, pages })
+    }
+
+    /// The pages of sequence `i`.
+    pub fn table(&self, i: usize) -> impl Iterator<Item = i32> {
+        (i * self.pages..(i + 1) * self.pages).map(|p| p as i32)
+    }
+
+    /// Size of all layers.
+    pub fn bytes(&self) -> usize {
+        2 * self.layers.len() * self.desc.bytes()
+    }
+}

@@ -1,0 +1,127 @@
+//! A transformer interpreted from an [`Arch`](crate::arch::Arch): parameters, forward, heads, LoRA,
+//! KV-cache, load and save. Names no family; knows no loss.
+
+mod cache;
+mod forward;
+mod load;
+mod lora;
+mod params;
+mod save;
+
+pub use cache::{KvCache, PAGE};
+pub use forward::{Attend, Pass};
+pub use load::{LoadOptions, resolve_model};
+pub use lora::LoraConfig;
+pub use params::{Adapter, BlockParams, Linear, NormParams, Params, Source};
+pub use save::{SaveAs, save_adapters, save_model};
+
+use crate::arch::{Arch, Config};
+use crate::base::{DType, Result, Rng};
+use crate::device::Device;
+use crate::pool::{ParamId, Store};
+
+/// What sits on top of the last norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// Next-token logits.
+    Lm,
+    /// One number per token: reward model and critic.
+    Score,
+}
+
+/// A model: architecture, parameters and where they are.
+#[derive(Debug)]
+pub struct Model {
+    /// The architecture.
+    pub arch: Arch,
+    /// The config it came from, for saving.
+    pub config: Config,
+    /// What sits on top.
+    pub head: Head,
+    /// Adapter settings, if it has adapters.
+    pub lora: Option<LoraConfig>,
+    /// The weights.
+    pub store: Store,
+    /// Which parameter is what.
+    pub params: Params,
+    /// Things the user should know of how it was made ("score head initialised").
+    pub notes: Vec<String>,
+}
+
+impl Model {
+    /// A model with zeroed parameters. `train`: whether any are trained (with adapters: only those
+    /// and the score head).
+    pub fn empty(
+        config: &Config,
+        head: Head,
+        dtype: DType,
+        train: bool,
+        lora: Option<&LoraConfig>,
+    ) -> Result<Model> {
+        let arch = config.arch()?;
+        let (specs, params) = Params::lay_out(&arch, head, train, lora)?;
+        let store = Store::new(Device::Cpu, dtype, 1, specs)?;
+        let (config, lora) = (config.clone(), lora.cloned());
+        Ok(Model { arch, config, head, lora, store, params, notes: vec![] })
+    }
+
+    /// A model with random weights, as GPT-2 was initialised: normal with standard deviation 0.02,
+    /// residual projections scaled down by sqrt(2 layers), norms 1, biases 0.
+    pub fn random(
+        config: &Config,
+        head: Head,
+        dtype: DType,
+        train: bool,
+        lora: Option<&LoraConfig>,
+        seed: u64,
+    ) -> Result<Model> {
+        let model = Model::empty(config, head, dtype, train, lora)?;
+        for (i, p) in model.store.params().iter().enumerate() {
+            let (id, n) = (ParamId(i), p.spec.shape.iter().product::<usize>());
+            let name = &p.spec.name;
+            let values: Vec<f32> = if name.contains(".lora.") {
+                continue;
+            } else if name == "score.weight" {
+                continue;
+            } else if name.ends_with("bias") {
+                vec![0.0; n]
+            } else if p.spec.shape.len() == 1 {
+                vec![1.0; n]
+            } else {
+                let residual = name.ends_with(".out.weight") || name.ends_with(".down.weight");
+                let depth = (2.0 * model.arch.layers as f32).sqrt();
+                let std = if residual { 0.02 / depth } else { 0.02 };
+                let mut rng = Rng::new(seed, i as u64);
+                (0..n).map(|_| rng.normal() * std).collect()
+            };
+            model.store.write_f32(id, &values)?;
+        }
+        model.init_score(seed)?;
+        model.init_adapters(seed)?;
+        Ok(model)
+    }
+
+    /// Initialises the score head, if there is one: normal with variance 1/(hidden + 1) (Stiennon et
+    /// al. 2020).
+    pub fn init_score(&self, seed: u64) -> Result<()> {
+        if self.head == Head::Score {
+            let mut rng = Rng::new(seed, u64::MAX - 1);
+            let std = 1.0 / (self.arch.hidden as f32 + 1.0).sqrt();
+            let values: Vec<f32> = (0..self.arch.hidden).map(|_| rng.normal() * std).collect();
+            self.store.write_f32(self.params.head, &values)?;
+        }
+        Ok(())
+    }
+
+    /// Number of parameters, adapters included.
+    pub fn num_params(&self) -> usize {
+        let sizes = self.store.params().iter().map(|p| p.spec.shape.iter().product::<usize>());
+        sizes.sum()
+    }
+
+    /// Number of trained parameters.
+    pub fn num_trained(&self) -> usize {
+        let trained = self.store.params().iter().filter(|p| p.spec.trained);
+        trained.map(|p| p.spec.shape.iter().product::<usize>()).sum()
+    }
+}

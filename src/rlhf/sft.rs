@@ -1,0 +1,111 @@
+//! Supervised finetuning: cross-entropy of the answer's tokens, averaged over all of them in the
+//! optimizer step, so that the split into micro-batches does not matter.
+
+use crate::base::Result;
+use crate::data::{SftExample, micro_batches};
+use crate::engine::{Engine, Terms};
+use crate::op::weighted_sum::{WeightedSum, weighted_sum};
+use crate::rlhf::{StepConfig, add, optimize};
+use crate::tape::Workspace;
+use crate::train::Batch;
+
+/// Settings of supervised finetuning.
+#[derive(Clone, Debug)]
+pub struct SftConfig {
+    /// Schedule, micro-batch size, seed.
+    pub step: StepConfig,
+    /// Also learn to predict the prompt.
+    pub loss_on_prompt: bool,
+}
+
+/// What one step reports.
+#[derive(Clone, Copy, Debug)]
+pub struct SftStats {
+    /// Mean negative log-likelihood per predicted token, in nats.
+    pub loss: f32,
+    /// Gradient norm before clipping.
+    pub grad_norm: f32,
+    /// The step was skipped because the gradients were not finite.
+    pub skipped: bool,
+    /// Tokens run through the model.
+    pub tokens: usize,
+}
+
+/// Trains a language model on examples.
+#[derive(Debug)]
+pub struct SftTrainer {
+    /// The model being trained.
+    pub engine: Engine,
+    config: SftConfig,
+    steps: u64,
+}
+
+impl SftTrainer {
+    /// A trainer at step 0.
+    pub fn new(engine: Engine, config: SftConfig) -> SftTrainer {
+        SftTrainer { engine, config, steps: 0 }
+    }
+
+    /// One optimizer step over `examples`.
+    pub fn train(&mut self, ws: &mut Workspace, examples: &[&SftExample]) -> Result<SftStats> {
+        let batches = self.batches(examples);
+        let (scale, tokens) = (scale(&batches), tokens(&batches));
+        let loss = nll(scale);
+        let (sums, step) =
+            optimize(&mut self.engine, ws, "sft", &batches, &self.config.step, self.steps, &loss)?;
+        self.steps += 1;
+        Ok(SftStats { loss: sums[0][0], grad_norm: step.grad_norm, skipped: step.skipped, tokens })
+    }
+
+    /// Mean negative log-likelihood per predicted token of `examples`.
+    pub fn evaluate(&self, ws: &mut Workspace, examples: &[&SftExample]) -> Result<f32> {
+        let batches = self.batches(examples);
+        let loss = nll(scale(&batches));
+        let mut sums = vec![];
+        for batch in &batches {
+            add(&mut sums, self.engine.evaluate(ws, "sft", batch, &loss)?);
+        }
+        Ok(sums.first().map_or(f32::NAN, |s| s[0]))
+    }
+
+    fn batches(&self, examples: &[&SftExample]) -> Vec<Batch> {
+        let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
+        let mut out = vec![];
+        for group in micro_batches(&lengths, self.config.step.micro_batch_tokens) {
+            let rows: Vec<_> = group
+                .iter()
+                .map(|&i| {
+                    let e = examples[i];
+                    let first = if self.config.loss_on_prompt { 0 } else { e.prompt_len.max(1) - 1 };
+                    (e.ids.as_slice(), first..e.ids.len() - 1)
+                })
+                .collect();
+            let mut batch = Batch::new(&rows);
+            batch.columns = vec![vec![1.0; batch.select.len()]];
+            out.push(batch);
+        }
+        // A micro-batch may predict nothing when its prompts were cut at the length limit.
+        out.retain(|b| !b.select.is_empty());
+        out
+    }
+}
+
+fn scale(batches: &[Batch]) -> f32 {
+    let n: usize = batches.iter().map(|b| b.select.len()).sum();
+    -1.0 / n.max(1) as f32
+}
+
+fn tokens(batches: &[Batch]) -> usize {
+    batches.iter().map(|b| b.packed.ids.len()).sum()
+}
+
+/// `scale` times the sum of weighted log-probabilities; the weights are the batch's first column.
+pub(super) fn nll(scale: f32) -> impl for<'a> Fn(&mut crate::tape::Tape<'a>, &'a crate::model::Model, &Batch, crate::tensor::Tensor, crate::tensor::Tensor) -> Result<Terms> {
+    move |tape, model, batch, hidden, select| {
+        let targets = tape.input_i32(&batch.targets)?;
+        let (logp, _) = model.logprobs(tape, hidden, select, targets, 1.0)?;
+        let weights = tape.input_f32(&batch.columns[0])?;
+        let loss = weighted_sum(tape, WeightedSum { scale }, logp, weights)?;
+        Ok(Terms { losses: vec![loss], stats: vec![] })
+    }
+}

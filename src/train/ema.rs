@@ -1,0 +1,72 @@
+//! Exponential moving average of trained weights, in f32 on the same flat cut.
+
+use crate::base::{DType, Elem, Result, bf16};
+use crate::device::{Buffer, Device};
+use crate::model::Model;
+use crate::op;
+use crate::pool::ParamId;
+use crate::tape::{Shaped, Workspace};
+use crate::tensor::Desc;
+
+/// The averages of one model.
+#[derive(Debug)]
+pub struct Ema {
+    decay: f32,
+    /// Flat number and its average.
+    flats: Vec<(usize, Buffer)>,
+}
+
+struct Nothing;
+
+impl Shaped for Nothing {
+    fn dims(&self) -> Vec<usize> {
+        vec![]
+    }
+    fn largest(_: &[usize]) -> Nothing {
+        Nothing
+    }
+}
+
+impl Ema {
+    /// Starts at the weights of `model`.
+    pub fn new(ws: &mut Workspace, model: &Model, decay: f32) -> Result<Ema> {
+        let flats = model.store.flats().iter().enumerate().filter(|(_, f)| f.trained);
+        let flats = flats
+            .map(|(i, f)| Ok((i, Buffer::zeroed(Device::Cpu, f.block * 4)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let ema = Ema { decay, flats };
+        ema.run(ws, model, 0.0)?;
+        Ok(ema)
+    }
+
+    /// Moves the averages towards the weights.
+    pub fn update(&self, ws: &mut Workspace, model: &Model) -> Result<()> {
+        self.run(ws, model, self.decay)
+    }
+
+    fn run(&self, ws: &mut Workspace, model: &Model, decay: f32) -> Result<()> {
+        ws.run(&format!("ema {}", model.store.id()), &Nothing, |tape, _: &Nothing| {
+            for (i, ema) in &self.flats {
+                let flat = &model.store.flats()[*i];
+                let desc = Desc::new(&[flat.block], DType::F32);
+                let e = tape.bind(ema.region(), desc);
+                let w = tape.bind(flat.weights.region(), Desc { dtype: model.store.dtype(), ..desc });
+                op::ema::ema(tape, op::ema::Ema { decay }, e, w)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The average of a parameter, or `None` if it is not trained.
+    pub fn read(&self, model: &Model, id: ParamId) -> Option<Vec<f32>> {
+        let p = model.store.param(id);
+        let (_, buffer) = self.flats.iter().find(|(flat, _)| *flat == p.flat)?;
+        let mut raw = vec![0u8; p.slice.iter().product::<usize>() * 4];
+        buffer.read(p.offset * 4, &mut raw);
+        let values: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(&raw);
+        Some(match model.store.dtype() {
+            DType::Bf16 => values.iter().map(|v| <bf16 as Elem>::from_f32(*v).to_f32()).collect(),
+            _ => values,
+        })
+    }
+}
