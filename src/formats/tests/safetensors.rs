@@ -1,0 +1,200 @@
+//! Round trips and refusals of single safetensors files.
+
+use super::super::{Checkpoint, SaveTensor, SourceDType, write_safetensors};
+use super::{fresh_rng, from_map, random_data, refused};
+use crate::base::{DType, Kind, bf16};
+use SourceDType::*;
+use std::borrow::Cow;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A file of `header` and `data` bytes, as the format lays them out.
+pub(super) fn craft(dir: &Path, header: &str, data: usize) -> PathBuf {
+    let path = dir.join("model.safetensors");
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    file.resize(file.len() + data, 0);
+    fs::write(&path, file).unwrap();
+    path
+}
+
+#[track_caller]
+fn header_refused(header: &str, data: usize, parts: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = craft(dir.path(), header, data);
+    let parts = [&["model.safetensors"], parts].concat();
+    refused(Checkpoint::open_file(&path), &parts);
+}
+
+#[test]
+fn round_trip_of_random_tensors() {
+    let mut rng = fresh_rng();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("adapter_model.safetensors");
+    let dtypes = [F32, F16, Bf16, F64, I64, I32, I16, I8, U8, Bool];
+    let tensors: Vec<SaveTensor> = (0..60)
+        .map(|i| {
+            let shape: Vec<usize> = (0..rng.below(5)).map(|_| rng.below(6) as usize).collect();
+            SaveTensor::new(format!("layers.{i}.\"ü\".weight"), dtypes[i % 10], &shape)
+        })
+        .collect();
+    let data = random_data(&mut rng, &tensors);
+    write_safetensors(&path, &tensors, &[("format", "pt")], &mut from_map(&data)).unwrap();
+
+    let open = Checkpoint::open_file(&path).unwrap();
+    assert_eq!(open.names().count(), tensors.len());
+    assert_eq!(open.files().collect::<Vec<_>>(), [path.as_path()]);
+    for tensor in &tensors {
+        assert_eq!(open.info(&tensor.name), Some(&tensor.info));
+        assert_eq!(open.read_raw(&tensor.name).unwrap(), data[&tensor.name]);
+        let floats = open.read_f32(&tensor.name);
+        assert_eq!(floats.is_ok(), tensor.info.dtype.is_float());
+    }
+    refused(open.read_raw("nope"), &["nope", "adapter_model.safetensors"]);
+    let ints = tensors.iter().find(|t| t.info.dtype == I64).unwrap();
+    refused(open.read_f32(&ints.name), &["adapter_model.safetensors", "I64"]);
+
+    // What transformers reads: the format key, and data aligned for its dtype.
+    let file = fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    assert_eq!(length % 8, 0);
+    let header: serde_json::Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
+    assert_eq!(header["__metadata__"]["format"], "pt");
+    for tensor in &tensors {
+        let begin = header[&tensor.name]["data_offsets"][0].as_u64().unwrap() as usize;
+        assert_eq!(begin % tensor.info.dtype.size(), 0, "{tensor:?}");
+    }
+}
+
+#[test]
+fn floats_widen_to_their_values() {
+    let mut rng = fresh_rng();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.safetensors");
+    let xs: Vec<f32> = (0..500).map(|_| rng.normal() * 100.0).collect();
+    let tensors = [
+        SaveTensor::new("f32", DType::F32, &[5, 100]),
+        SaveTensor::new("bf16", DType::Bf16, &[500]),
+        SaveTensor::new("f16", F16, &[500]),
+        SaveTensor::new("f64", F64, &[500]),
+        // Puts the half-width tensors at odd places were they not sorted.
+        SaveTensor::new("odd", U8, &[3]),
+    ];
+    write_safetensors(&path, &tensors, &[], &mut |tensor| {
+        Ok(Cow::Owned(match tensor.info.dtype {
+            F32 => xs.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Bf16 => xs.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+            F16 => xs.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
+            F64 => xs.iter().flat_map(|&x| f64::from(x).to_le_bytes()).collect(),
+            _ => vec![1, 2, 3],
+        }))
+    })
+    .unwrap();
+    let open = Checkpoint::open_file(&path).unwrap();
+    assert_eq!(open.read_f32("f32").unwrap(), xs);
+    assert_eq!(open.read_f32("f64").unwrap(), xs);
+    for (name, bound) in [("bf16", 1.0 / 256.0), ("f16", 1.0 / 2048.0)] {
+        for (a, b) in open.read_f32(name).unwrap().iter().zip(&xs) {
+            assert!((a - b).abs() <= b.abs() * bound, "{name} {a} {b}");
+        }
+    }
+}
+
+#[test]
+fn writer_refuses_its_callers_mistakes_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.safetensors");
+    let a = SaveTensor::new("a", F32, &[2]);
+    let once = std::slice::from_ref(&a);
+    let short = write_safetensors(&path, once, &[], &mut |_| Ok(Cow::Owned(vec![0; 7])));
+    assert_eq!(short.unwrap_err().kind(), Kind::Internal);
+    let twice = [a.clone(), a];
+    let twice = write_safetensors(&path, &twice, &[], &mut |_| Ok(Cow::Owned(vec![0; 8])));
+    assert_eq!(twice.unwrap_err().kind(), Kind::Internal);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn no_tensors_at_all_is_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.safetensors");
+    write_safetensors(&path, &[], &[], &mut |_| unreachable!()).unwrap();
+    assert_eq!(Checkpoint::open_file(&path).unwrap().names().count(), 0);
+}
+
+const TWO: &str = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
+    "b":{"dtype":"U8","shape":[2,2],"data_offsets":[8,12]}}"#;
+
+#[test]
+fn truncated_files_are_named_with_their_tensor() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = craft(dir.path(), TWO, 12);
+    let whole = fs::read(&path).unwrap();
+    Checkpoint::open_file(&path).unwrap();
+    for keep in 0..whole.len() {
+        fs::write(&path, &whole[..keep]).unwrap();
+        let tensor = match whole.len() - keep {
+            1..=4 => "tensor \"b\"",
+            5..=12 => "tensor \"a\"",
+            _ => "",
+        };
+        refused(Checkpoint::open_file(&path), &["model.safetensors", tensor]);
+    }
+    fs::write(&path, [&whole[..], b"x"].concat()).unwrap();
+    refused(Checkpoint::open_file(&path), &["1 bytes after the last tensor"]);
+}
+
+#[test]
+fn hostile_headers_are_refused() {
+    let one = |dtype: &str, shape: &str, offsets: &str| {
+        format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
+    };
+    header_refused(&one("F8_E4M3", "[2]", "[0,2]"), 2, &["\"a\"", "F8_E4M3"]);
+    header_refused(&one("F32", "[2]", "[8,0]"), 8, &["\"a\"", "negative size"]);
+    header_refused(&one("F32", "[2]", "[-8,0]"), 8, &["\"a\"", "-8"]);
+    header_refused(&one("F32", "[-2]", "[0,8]"), 8, &["\"a\"", "-2"]);
+    header_refused(&one("F32", "[3]", "[0,8]"), 8, &["\"a\"", "[3] of F32"]);
+    header_refused(&one("F32", "[4294967296,4294967296,4]", "[0,0]"), 0, &["\"a\""]);
+    header_refused(&one("F32", "[1e3]", "[0,4000]"), 4000, &["\"a\""]);
+    header_refused(&one("F32", "[18446744073709551616]", "[0,8]"), 8, &["\"a\""]);
+    header_refused(&one("F32", "[2]", "[4,12]"), 12, &["\"a\"", "hole"]);
+    header_refused(&one("F32", "[2]", "[0,8,8]"), 8, &["\"a\""]);
+    let far = "[18446744073709551607,18446744073709551615]";
+    header_refused(&one("F32", "[2]", far), 8, &["\"a\"", "cut short"]);
+    header_refused(r#"{"a":{"dtype":"F32","shape":[2]}}"#, 8, &["\"a\"", "data_offsets"]);
+    header_refused(r#"{"a":7}"#, 8, &["\"a\""]);
+    header_refused("[]", 0, &["header"]);
+    header_refused("{", 0, &["header"]);
+    let overlap = TWO.replace("[8,12]", "[6,10]");
+    header_refused(&overlap, 12, &["\"b\" overlaps \"a\""]);
+    let again = TWO.replace("\"b\"", "\"a\"");
+    header_refused(&again, 12, &["\"a\" appears twice"]);
+}
+
+#[test]
+fn huge_deep_and_long_headers_are_bounded() {
+    let deep = "[".repeat(1_000_000);
+    header_refused(&format!("{{\"a\":{deep}"), 0, &["\"a\""]);
+    header_refused(&format!("{{\"__metadata__\":{deep}"), 0, &["header"]);
+    let long = "n".repeat(1_000_000);
+    header_refused(&format!("{{\"{long}\":{{\"dtype\":\"{long}\"}}}}"), 0, &["nnn..."]);
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    for length in [u64::MAX, 1 << 63, 100_000_001, 9] {
+        fs::write(&path, [&length.to_le_bytes()[..], b"{}      "].concat()).unwrap();
+        refused(Checkpoint::open_file(&path), &["model.safetensors", &length.to_string()]);
+    }
+}
+
+#[test]
+fn what_is_no_weight_file_is_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    refused(Checkpoint::open_file(&path), &["cannot open", "model.safetensors"]);
+    fs::write(&path, "").unwrap();
+    refused(Checkpoint::open_file(&path), &["empty"]);
+    fs::write(&path, "version https://git-lfs.example/spec/v1\noid sha256:0\n").unwrap();
+    refused(Checkpoint::open_file(&path), &["git lfs pull"]);
+    refused(Checkpoint::open_file(dir.path()), &["not a regular file"]);
+}
