@@ -172,14 +172,14 @@ impl Layout<'_> {
     }
 
     fn norm(&mut self, name: &str, module: &str) -> NormParams {
-        let hidden = self.arch.hidden;
+        let (hidden, bias) = (self.arch.hidden, self.arch.norm.layer_norm);
         let mut one = |part: &str| {
             let source = Source { tensors: vec![(format!("{module}.{part}"), hidden)], transposed: false };
             let train = self.train_base;
             self.param(&format!("{name}.{part}"), &[hidden], Cut::Whole, train, Some(source))
         };
         let weight = one("weight");
-        NormParams { weight, bias: self.arch.norm.layer_norm.then(|| one("bias")) }
+        NormParams { weight, bias: bias.then(|| one("bias")) }
     }
 
     fn block(&mut self, i: usize) -> BlockParams {

@@ -66,7 +66,7 @@ pub fn save_model(
         let range = part.rows.start * columns..part.rows.end * columns;
         let given = values.and_then(|f| f(part.param));
         let mut w = given.unwrap_or_else(|| model.store.read_f32(part.param));
-        for adapter in adapters.get(&part.param).into_iter().flatten() {
+        for adapter in adapters.get(&part.param).into_iter().flat_map(|a| a.iter()) {
             merge(model, adapter, columns, &mut w);
         }
         let mut w = w[range].to_vec();

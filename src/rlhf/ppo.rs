@@ -195,12 +195,24 @@ impl PpoTrainer {
     /// Answers `prompts` and scores the answers: one generation and three scoring passes. The actor's
     /// own log-probs are those of sampling, which training reproduces bit for bit.
     pub fn generate_experience(&mut self, ws: &mut Workspace, prompts: &[&[i32]]) -> Result<Experience> {
-        let first = self.iteration << 20;
+        let mut rollouts = self.rollouts(ws, prompts, self.iteration << 20)?;
+        self.engines.actor.train();
+        self.estimate_advantages(ws, &mut rollouts)?;
+        self.iteration += 1;
+        Ok(Experience { rollouts, iteration: self.iteration - 1 })
+    }
+
+    /// Answers and scores `prompts` for evaluation: always the same draws, and nothing of the
+    /// trainer changes.
+    pub fn answer(&mut self, ws: &mut Workspace, prompts: &[&[i32]]) -> Result<Vec<Rollout>> {
+        self.rollouts(ws, prompts, 1 << 30)
+    }
+
+    fn rollouts(&mut self, ws: &mut Workspace, prompts: &[&[i32]], first: u64) -> Result<Vec<Rollout>> {
         let sequences: Vec<u64> = (0..prompts.len() as u64).map(|i| first + i).collect();
         let sampling = self.config.sampling.clone();
         let answers =
             self.engines.actor.generate(ws, prompts, &sequences, &sampling, &mut |_, _| {})?;
-        self.engines.actor.train();
         let mut rollouts: Vec<Rollout> = prompts
             .iter()
             .zip(answers)
@@ -215,9 +227,7 @@ impl PpoTrainer {
         let temperature = if sampling.temperature > 0.0 { sampling.temperature } else { 1.0 };
         self.score_tokens(ws, &mut rollouts, temperature)?;
         self.score_answers(ws, &mut rollouts)?;
-        self.estimate_advantages(ws, &mut rollouts)?;
-        self.iteration += 1;
-        Ok(Experience { rollouts, iteration: self.iteration - 1 })
+        Ok(rollouts)
     }
 
     /// Reference log-probs and critic values of every answer token.

@@ -137,7 +137,7 @@ fn pair_loss(scale: f32) -> Box<LossFn<'static>> {
         let (compared, pairs) = (batch.columns[0].len(), batch.columns[1].len());
         let mut column = scores;
         column.desc = Desc::new(&[n, 1], scores.desc.dtype);
-        let mut part = |tape: &mut crate::tape::Tape<'_>, first: usize, len: usize| {
+        let part = |tape: &mut crate::tape::Tape<'_>, first: usize, len: usize| {
             let index: Vec<i32> = (first..first + len).map(|i| i as i32).collect();
             let index = tape.input_i32(&index)?;
             let mut t = gather(tape, column, index)?;

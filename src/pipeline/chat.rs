@@ -1,0 +1,121 @@
+//! A conversation with a model in the terminal. Reads lines from standard input; `clear` forgets the
+//! conversation, `quit` or end of input leaves.
+
+use super::config::ChatConfig;
+use super::sources::Source;
+use crate::base::{DType, Error, Result};
+use crate::data::{Message, Tokenizer};
+use crate::engine::Engine;
+use crate::model::{Head, LoadOptions, Model};
+use crate::rollout::Sampling;
+use crate::tape::Workspace;
+use std::io::{BufRead, IsTerminal, Write};
+
+/// Runs the conversation until the input ends.
+pub fn chat(cfg: &ChatConfig) -> Result<()> {
+    let source = Source::open(&cfg.path)?;
+    let options = LoadOptions::frozen(Head::Lm, DType::parse(&cfg.dtype)?);
+    let model = Model::load(&source.dir, &options)?;
+    let mut chat = Chat {
+        sampling: Sampling {
+            temperature: cfg.temperature as f32,
+            top_k: cfg.top_k,
+            top_p: cfg.top_p as f32,
+            min_new_tokens: 0,
+            max_new_tokens: cfg.max_new_tokens,
+            eos: source.tokenizer.eos_ids(),
+            seed: cfg.seed,
+        },
+        engine: Engine::frozen(model),
+        tokenizer: source.tokenizer,
+        ws: Workspace::new(usize::MAX)?,
+        system: cfg.system.clone(),
+        history: vec![],
+        turns: 0,
+    };
+    let input = std::io::stdin();
+    let asks = input.is_terminal();
+    if asks {
+        eprintln!("Type a message; `clear` starts over, `quit` leaves.");
+    }
+    chat.prompt(asks)?;
+    for line in input.lock().lines() {
+        let line = line.map_err(|e| Error::user(format!("standard input: {e}")))?;
+        match line.trim() {
+            "" => {}
+            "quit" | "exit" => break,
+            "clear" => chat.history.clear(),
+            text => chat.turn(text)?,
+        }
+        chat.prompt(asks)?;
+    }
+    Ok(())
+}
+
+struct Chat {
+    engine: Engine,
+    tokenizer: Tokenizer,
+    ws: Workspace,
+    sampling: Sampling,
+    system: Option<String>,
+    history: Vec<Message>,
+    turns: u64,
+}
+
+impl Chat {
+    fn prompt(&self, asks: bool) -> Result<()> {
+        if asks {
+            print!("> ");
+        }
+        flush()
+    }
+
+    /// Answers `text`, printing as tokens come.
+    fn turn(&mut self, text: &str) -> Result<()> {
+        self.history.push(Message { role: "user".into(), content: text.into() });
+        let room = self.engine.model.arch.max_positions.saturating_sub(self.sampling.max_new_tokens);
+        let ids = loop {
+            let ids = self.tokenizer.encode_chat(&self.messages())?;
+            if ids.len() <= room {
+                break ids;
+            }
+            // The oldest exchange is forgotten when the conversation outgrows the model.
+            if self.history.len() < 3 {
+                self.history.clear();
+                return Err(Error::user(format!(
+                    "the message has {} tokens, there is room for {room}; shorten it or lower --max-new-tokens",
+                    ids.len()
+                )));
+            }
+            self.history.drain(..2);
+        };
+        let mut stream = self.tokenizer.stream();
+        let eos = self.sampling.eos.clone();
+        let answers = self.engine.generate(
+            &mut self.ws,
+            &[&ids],
+            &[self.turns],
+            &self.sampling,
+            &mut |_, token| {
+                if !eos.contains(&token) {
+                    print!("{}", stream.push(token));
+                    let _ = std::io::stdout().flush();
+                }
+            },
+        )?;
+        println!();
+        self.turns += 1;
+        let answer = self.tokenizer.decode(&answers[0].tokens, true);
+        self.history.push(Message { role: "assistant".into(), content: answer.trim().into() });
+        Ok(())
+    }
+
+    fn messages(&self) -> Vec<Message> {
+        let system = self.system.iter().map(|s| Message { role: "system".into(), content: s.clone() });
+        system.chain(self.history.iter().cloned()).collect()
+    }
+}
+
+fn flush() -> Result<()> {
+    std::io::stdout().flush().map_err(|e| Error::user(format!("standard output: {e}")))
+}

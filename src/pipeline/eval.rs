@@ -1,0 +1,124 @@
+//! Evaluation on held-out prompts: mean reward of a model's answers, and its win rate against
+//! another model, under a reward model or a rule.
+
+use super::config::EvalConfig;
+use super::datasets;
+use super::sources::Source;
+use crate::base::{DType, Error, Result};
+use crate::data::Tokenizer;
+use crate::engine::Engine;
+use crate::model::{Head, LoadOptions, Model};
+use crate::pipeline::demo;
+use crate::rlhf::{RewardRule, built_in_rule};
+use crate::rollout::Sampling;
+use crate::tape::Workspace;
+use crate::train::Batch;
+use std::sync::Arc;
+
+enum Scorer {
+    Rule(Arc<dyn RewardRule>),
+    Model(Box<Engine>),
+}
+
+/// Answers of one model with their scores.
+struct Scored {
+    answers: Vec<String>,
+    scores: Vec<f32>,
+}
+
+/// Evaluates and prints a table on standard output.
+pub fn eval(cfg: &EvalConfig) -> Result<()> {
+    let dtype = DType::parse(&cfg.dtype)?;
+    let mut ws = Workspace::new(usize::MAX)?;
+    let source = Source::open(&cfg.path)?;
+    let prompts = datasets::eval_prompts(cfg, &source.tokenizer)?;
+    let scorer = scorer(cfg, &source, dtype)?;
+    let ours = score(cfg, &source, &scorer, &prompts, dtype, &mut ws)?;
+    let mean = |xs: &[f32]| xs.iter().sum::<f32>() / xs.len() as f32;
+    println!("prompts          {}", prompts.len());
+    println!("mean reward      {:.4}  {}", mean(&ours.scores), cfg.path);
+    if let Some(baseline) = &cfg.baseline {
+        let other = Source::open(baseline)?;
+        let theirs = score(cfg, &other, &scorer, &prompts, dtype, &mut ws)?;
+        let (mut wins, mut ties) = (0, 0);
+        for (a, b) in ours.scores.iter().zip(&theirs.scores) {
+            wins += usize::from(a > b);
+            ties += usize::from(a == b);
+        }
+        let n = prompts.len();
+        println!("mean reward      {:.4}  {baseline}", mean(&theirs.scores));
+        println!("win rate         {:.3}  ({wins} wins, {ties} ties, {} losses)", (wins as f32 + 0.5 * ties as f32) / n as f32, n - wins - ties);
+        for i in 0..cfg.print_samples.min(n) {
+            println!("\nprompt    {}", one_line(&source.tokenizer.decode(&prompts[i], true)));
+            println!("{:8.3}  {}", ours.scores[i], one_line(&ours.answers[i]));
+            println!("{:8.3}  {}", theirs.scores[i], one_line(&theirs.answers[i]));
+        }
+        return Ok(());
+    }
+    for i in 0..cfg.print_samples.min(prompts.len()) {
+        println!("\nprompt    {}", one_line(&source.tokenizer.decode(&prompts[i], true)));
+        println!("{:8.3}  {}", ours.scores[i], one_line(&ours.answers[i]));
+    }
+    Ok(())
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn scorer(cfg: &EvalConfig, source: &Source, dtype: DType) -> Result<Scorer> {
+    match (&cfg.reward_rule, &cfg.reward_model) {
+        (Some(rule), _) if rule == demo::RULE => Ok(Scorer::Rule(demo::hidden_rule())),
+        (Some(rule), _) => Ok(Scorer::Rule(built_in_rule(rule)?)),
+        (None, Some(name)) => {
+            let reward = Source::open(name)?;
+            if !reward.tokenizer.same_vocabulary(&source.tokenizer) {
+                return Err(Error::user(format!("{name} and {} have different tokenizers", cfg.path)));
+            }
+            let model = Model::load(&reward.dir, &LoadOptions::frozen(Head::Score, dtype))?;
+            Ok(Scorer::Model(Box::new(Engine::frozen(model))))
+        }
+        (None, None) => Err(Error::user("eval needs --reward-model or --reward-rule")),
+    }
+}
+
+fn score(
+    cfg: &EvalConfig,
+    source: &Source,
+    scorer: &Scorer,
+    prompts: &[Vec<i32>],
+    dtype: DType,
+    ws: &mut Workspace,
+) -> Result<Scored> {
+    let tokenizer: &Tokenizer = &source.tokenizer;
+    let model = Model::load(&source.dir, &LoadOptions::frozen(Head::Lm, dtype))?;
+    let mut engine = Engine::frozen(model);
+    let sampling = Sampling {
+        temperature: cfg.temperature as f32,
+        top_k: cfg.top_k,
+        top_p: cfg.top_p as f32,
+        min_new_tokens: 0,
+        max_new_tokens: cfg.max_new_tokens,
+        eos: tokenizer.eos_ids(),
+        seed: cfg.seed,
+    };
+    let (mut answers, mut scores) = (vec![], vec![]);
+    const GROUP: usize = 32;
+    for (g, group) in prompts.chunks(GROUP).enumerate() {
+        let rows: Vec<&[i32]> = group.iter().map(Vec::as_slice).collect();
+        let ids: Vec<u64> = (0..group.len()).map(|i| (g * GROUP + i) as u64).collect();
+        let made = engine.generate(ws, &rows, &ids, &sampling, &mut |_, _| {})?;
+        for (prompt, answer) in group.iter().zip(made) {
+            let text = tokenizer.decode(&answer.tokens, true);
+            scores.push(match scorer {
+                Scorer::Rule(rule) => rule.score(&tokenizer.decode(prompt, true), &text)?,
+                Scorer::Model(model) => {
+                    let all = [prompt.as_slice(), &answer.tokens].concat();
+                    model.scores(ws, &Batch::new(&[(&all, all.len() - 1..all.len())]))?[0]
+                }
+            });
+            answers.push(text);
+        }
+    }
+    Ok(Scored { answers, scores })
+}

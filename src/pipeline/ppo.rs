@@ -1,0 +1,201 @@
+//! Step 3 as a run: prompts in, actor and critic directories out.
+
+use super::sources::{self, Source};
+use super::{Run, datasets, judge, settings};
+use crate::base::{Error, Result};
+use crate::data::Tokenizer;
+use crate::engine::Engine;
+use crate::model::{Head, LoadOptions, save_model};
+use crate::report::{Event, Sample};
+use crate::rlhf::{
+    Experience, PpoEngines, PpoStats, PpoTrainer, RewardSource, Rollout, built_in_rule,
+};
+use std::time::Instant;
+
+/// Runs step 3.
+pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
+    let cfg = run.cfg;
+    let source = Source::open(&run.actor_for_ppo())?;
+    let data = datasets::prompts(cfg, &source.tokenizer, &mut run.reporter)?;
+    let started = Instant::now();
+    let engines = build(run, &source)?;
+    let p = &cfg.ppo;
+    let per_iteration = p.per_device_generation_batch_size * p.generation_batches;
+    let batches = sources::schedule_batches(
+        data.train.len(),
+        per_iteration,
+        p.num_train_epochs as u64,
+        p.max_steps as u64,
+        cfg.seed,
+    );
+    let total = batches.len() as u64;
+    let updates = total * (p.ppo_epochs * per_iteration.div_ceil(p.per_device_training_batch_size)) as u64;
+    let config = settings::ppo(cfg, source.tokenizer.eos_ids(), updates)?;
+    let mut trainer = PpoTrainer::new(engines, config)?;
+    if p.enable_ema {
+        trainer.engines.actor.enable_ema(&mut run.ws, p.ema_decay)?;
+    }
+    run.start("ppo", "PPO", total, "iteration");
+    let held_out: Vec<&[i32]> = data.eval.iter().take(p.eval_prompts).map(|e| e.ids.as_slice()).collect();
+    let before = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
+    let mut text = 0;
+    for (i, batch) in batches.iter().enumerate() {
+        let clock = Instant::now();
+        let prompts: Vec<&[i32]> = batch.iter().map(|&i| data.train[i].ids.as_slice()).collect();
+        let experience = trainer.generate_experience(&mut run.ws, &prompts)?;
+        let generated = clock.elapsed().as_secs_f64();
+        let blocks: Vec<&[i32]> = (0..prompts.len().min(data.text.len()))
+            .map(|k| data.text[(text + k) % data.text.len()].as_slice())
+            .collect();
+        text += blocks.len();
+        let stats = trainer.train_rlhf(&mut run.ws, &experience, &blocks)?;
+        run.health(stats.skipped > 0, "ppo")?;
+        let seconds = clock.elapsed().as_secs_f64();
+        let mut values = metrics(&experience, &stats, &trainer, generated, seconds);
+        if p.eval_interval > 0 && (i + 1) % p.eval_interval == 0 {
+            let scores = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
+            values.extend(scores.numbers("eval_score", "eval_kl"));
+        }
+        let iteration = i as u64 + 1;
+        run.reporter.emit(Event::metrics("ppo", iteration, &values));
+        print_samples(run, &experience, &source.tokenizer, iteration);
+    }
+    let after = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
+    show(run, &before, &after, total);
+    let actor = run.dir.ppo("actor");
+    let options = settings::save_as(cfg)?;
+    sources::save(&trainer.engines.actor.model, &source, &actor, &options)?;
+    sources::save(&trainer.engines.critic.model, &source, &run.dir.ppo("critic"), &options)?;
+    if let Some(ema) = trainer.engines.actor.ema() {
+        let model = &trainer.engines.actor.model;
+        let dir = run.dir.ppo("actor_ema");
+        save_model(model, &dir, &options, Some(&|id| ema.read(model, id)))?;
+        source.tokenizer.save(&dir)?;
+    }
+    let mut summary = before.numbers("score_before", "kl_before");
+    summary.extend(after.numbers("score_after", "kl_after"));
+    run.finish("ppo", started, &summary, &actor, trainer.engines.actor.memory());
+    Ok(())
+}
+
+/// Loads the four models, two of them once where LoRA or a rule makes a copy unnecessary.
+fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
+    let cfg = run.cfg;
+    let lora = settings::actor_lora(cfg);
+    let with_lora = lora.is_some();
+    let actor = source.load(&sources::trained(Head::Lm, run.dtype, lora, cfg.seed), &mut run.reporter)?;
+    run.describe("actor", &actor);
+    let keep = settings::keep(cfg)?;
+    let actor = Engine::trained(actor, settings::actor_adamw(cfg), keep)?;
+    let reference = if with_lora {
+        None
+    } else {
+        let options = LoadOptions::frozen(Head::Lm, run.dtype);
+        Some(Engine::frozen(source.load(&options, &mut run.reporter)?))
+    };
+    let rule = cfg.ppo.reward_rule.as_deref();
+    let reward_name = run.reward_for_ppo();
+    let reward = match (rule, &reward_name) {
+        (Some(rule), _) => {
+            let tokenizer = source.tokenizer.clone();
+            let decode = move |ids: &[i32]| tokenizer.decode(ids, true);
+            RewardSource::Rule(built_in_rule(rule)?, Box::new(decode))
+        }
+        (None, Some(name)) => {
+            let reward = Source::open(name)?;
+            same_tokens(source, &reward)?;
+            let options = LoadOptions::frozen(Head::Score, run.dtype);
+            RewardSource::Model(Box::new(Engine::frozen(reward.load(&options, &mut run.reporter)?)))
+        }
+        (None, None) => {
+            return Err(Error::user(
+                "step 3 needs a reward: run step 2 first, or give --reward-model or --reward-rule",
+            ));
+        }
+    };
+    let critic_name = cfg.ppo.critic_model.clone().or(reward_name).unwrap_or(run.actor_for_ppo());
+    let critic_source = Source::open(&critic_name)?;
+    same_tokens(source, &critic_source)?;
+    let options = sources::trained(Head::Score, run.dtype, settings::critic_lora(cfg), cfg.seed);
+    let critic = critic_source.load(&options, &mut run.reporter)?;
+    run.describe("critic", &critic);
+    let critic = Engine::trained(critic, settings::critic_adamw(cfg), keep)?;
+    Ok(PpoEngines { actor, reference, critic, reward })
+}
+
+fn same_tokens(actor: &Source, other: &Source) -> Result<()> {
+    if actor.tokenizer.same_vocabulary(&other.tokenizer) {
+        return Ok(());
+    }
+    Err(Error::user(format!(
+        "{} and {} have different tokenizers; actor, critic and reward model must share one",
+        actor.dir.display(),
+        other.dir.display()
+    )))
+}
+
+fn metrics(
+    experience: &Experience,
+    stats: &PpoStats,
+    trainer: &PpoTrainer,
+    generated: f64,
+    seconds: f64,
+) -> Vec<(&'static str, f64)> {
+    let n = experience.rollouts.len() as f64;
+    let mean = |f: &dyn Fn(&Rollout) -> f64| experience.rollouts.iter().map(f).sum::<f64>() / n;
+    let answers = mean(&|r| r.logprobs.len() as f64);
+    let tokens: usize = experience.rollouts.iter().map(|r| r.ids.len()).sum();
+    let mut out = vec![
+        ("reward", mean(&|r| f64::from(r.score))),
+        ("kl", mean(&|r| f64::from(r.kl()))),
+        ("entropy", f64::from(stats.entropy)),
+        ("policy_loss", f64::from(stats.policy_loss)),
+        ("value_loss", f64::from(stats.value_loss)),
+        ("approx_kl", f64::from(stats.approx_kl)),
+        ("clip_rate", f64::from(stats.clip_fraction)),
+        ("first_ratio_deviation", f64::from(stats.first_ratio_deviation)),
+        ("answer_tokens", answers),
+        ("eos_rate", mean(&|r| f64::from(u8::from(r.finished)))),
+        ("explained_variance", f64::from(stats.explained_variance)),
+        ("actor_grad_norm", f64::from(stats.actor_grad_norm)),
+        ("critic_grad_norm", f64::from(stats.critic_grad_norm)),
+        ("kl_coef", f64::from(trainer.kl_coef)),
+        ("generate_seconds", generated),
+        ("seconds", seconds),
+        ("tokens_per_s", tokens as f64 / seconds),
+    ];
+    if let Some(loss) = stats.unsup_loss {
+        out.push(("unsup_loss", f64::from(loss)));
+    }
+    out
+}
+
+fn print_samples(run: &mut Run<'_>, experience: &Experience, tokenizer: &Tokenizer, iteration: u64) {
+    for r in experience.rollouts.iter().take(run.cfg.print_samples) {
+        let (prompt, answer) = r.ids.split_at(r.prompt_len);
+        run.reporter.emit(Event::Sample(Sample {
+            step: "ppo".into(),
+            iteration,
+            prompt: tokenizer.decode(prompt, true),
+            answer: tokenizer.decode(answer, true),
+            score: Some(f64::from(r.score)),
+            ..Sample::default()
+        }));
+    }
+}
+
+/// Before and after, side by side, for a few held-out prompts.
+fn show(run: &mut Run<'_>, before: &judge::Judged, after: &judge::Judged, total: u64) {
+    const SHOWN: usize = 8;
+    for (b, a) in before.answers.iter().zip(&after.answers).take(SHOWN) {
+        run.reporter.emit(Event::Sample(Sample {
+            step: "ppo".into(),
+            iteration: total,
+            prompt: a.prompt.clone(),
+            answer: a.answer.clone(),
+            baseline: Some(b.answer.clone()),
+            score: a.score,
+            baseline_score: b.score,
+        }));
+    }
+}

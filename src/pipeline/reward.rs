@@ -1,0 +1,74 @@
+//! Step 2 as a run: pairs in, a reward model directory out.
+
+use super::sources::{self, Source};
+use super::{Run, datasets, settings};
+use crate::base::Result;
+use crate::data::PairExample;
+use crate::engine::Engine;
+use crate::model::Head;
+use crate::report::Event;
+use crate::rlhf::{RewardConfig, RewardTrainer, StepConfig};
+use std::time::Instant;
+
+/// Runs step 2.
+pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
+    let cfg = run.cfg;
+    let source = Source::open(&run.reward_start())?;
+    let data = datasets::pairs(cfg, &source.tokenizer, &mut run.reporter)?;
+    let started = Instant::now();
+    let options = sources::trained(Head::Score, run.dtype, settings::critic_lora(cfg), cfg.seed);
+    let model = source.load(&options, &mut run.reporter)?;
+    run.describe("reward", &model);
+    let s = &cfg.reward;
+    let batches = sources::schedule_batches(
+        data.train.len(),
+        s.per_device_train_batch_size * s.gradient_accumulation_steps,
+        s.num_train_epochs as u64,
+        s.max_steps as u64,
+        cfg.seed,
+    );
+    let total = batches.len() as u64;
+    let engine = Engine::trained(model, settings::reward_adamw(cfg), settings::keep(cfg)?)?;
+    let step = StepConfig {
+        schedule: settings::schedule(&s.lr_scheduler_type, s.num_warmup_steps, total)?,
+        micro_batch_tokens: settings::micro_batch_tokens(cfg),
+        seed: cfg.seed,
+    };
+    let loss = settings::reward_loss(cfg)?;
+    let mut trainer = RewardTrainer::new(engine, RewardConfig { step, loss });
+    run.start("reward", "Reward model", total, "batch");
+    let held_out: Vec<&PairExample> = data.eval.iter().collect();
+    let before = trainer.evaluate(&mut run.ws, &held_out)?;
+    let mut ends = (f32::NAN, f32::NAN);
+    for (i, batch) in batches.iter().enumerate() {
+        let clock = Instant::now();
+        let pairs: Vec<&PairExample> = batch.iter().map(|&i| &data.train[i]).collect();
+        let stats = trainer.train(&mut run.ws, &pairs)?;
+        run.health(stats.skipped, "reward")?;
+        ends = (if i == 0 { stats.loss } else { ends.0 }, stats.loss);
+        let mut values = vec![
+            ("loss", f64::from(stats.loss)),
+            ("accuracy", f64::from(stats.accuracy)),
+            ("margin", f64::from(stats.margin)),
+            ("grad_norm", f64::from(stats.grad_norm)),
+            ("tokens_per_s", stats.tokens as f64 / clock.elapsed().as_secs_f64()),
+        ];
+        if s.eval_interval > 0 && (i + 1) % s.eval_interval == 0 {
+            let eval = trainer.evaluate(&mut run.ws, &held_out)?;
+            values.push(("eval_loss", f64::from(eval.loss)));
+            values.push(("eval_accuracy", f64::from(eval.accuracy)));
+        }
+        run.reporter.emit(Event::metrics("reward", i as u64 + 1, &values));
+    }
+    let after = trainer.evaluate(&mut run.ws, &held_out)?;
+    let dir = run.dir.reward();
+    sources::save(&trainer.engine.model, &source, &dir, &settings::save_as(cfg)?)?;
+    let summary = [
+        ("loss_first", f64::from(ends.0)),
+        ("loss_last", f64::from(ends.1)),
+        ("eval_accuracy_before", f64::from(before.accuracy)),
+        ("eval_accuracy_after", f64::from(after.accuracy)),
+    ];
+    run.finish("reward", started, &summary, &dir, trainer.engine.memory());
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! The run directory: one process at a time, one run, its resolved config and where results go.
+
+use crate::base::{Error, Result};
+use crate::formats::write_atomic;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+/// A run directory held by this process.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    // Held for its lock, which the kernel drops when the process ends, however it ends.
+    _lock: File,
+}
+
+impl RunDir {
+    /// Opens or creates `path` and locks it. A directory that holds something else is refused.
+    pub fn open(path: &Path, overwrite: bool) -> Result<RunDir> {
+        if path.is_file() {
+            return Err(Error::user(format!("--output-dir {}: is a file", path.display())));
+        }
+        let foreign = path.is_dir()
+            && !path.join("duplex.lock").exists()
+            && std::fs::read_dir(path).map_err(|e| Error::io("read", path, &e))?.next().is_some();
+        if foreign && !overwrite {
+            return Err(Error::user(format!(
+                "--output-dir {}: holds files that are not of a run; choose another directory or give --overwrite",
+                path.display()
+            )));
+        }
+        std::fs::create_dir_all(path).map_err(|e| Error::io("create", path, &e))?;
+        let lock = lock(path)?;
+        Ok(RunDir { path: path.to_path_buf(), _lock: lock })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the resolved config.
+    pub fn write_config(&self, toml: &str) -> Result<()> {
+        let path = self.path.join("config.toml");
+        write_atomic(&path, |out| {
+            out.write_all(toml.as_bytes()).map_err(|e| Error::io("write", &path, &e))
+        })
+    }
+
+    /// The model of step 1.
+    pub fn sft(&self) -> PathBuf {
+        self.path.join("sft")
+    }
+
+    /// The model of step 2.
+    pub fn reward(&self) -> PathBuf {
+        self.path.join("reward")
+    }
+
+    /// A model of step 3: `actor`, `critic` or `actor_ema`.
+    pub fn ppo(&self, which: &str) -> PathBuf {
+        self.path.join("ppo").join(which)
+    }
+}
+
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join("duplex.lock");
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|e| Error::io("write", &path, &e))?;
+    // SAFETY: flock on an open descriptor has no memory effects.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+        let mut owner = String::new();
+        let _ = file.read_to_string(&mut owner);
+        return Err(Error::user(format!(
+            "--output-dir {}: in use by {}; wait for it or choose another directory",
+            dir.display(),
+            if owner.trim().is_empty() { "another process" } else { owner.trim() }
+        )));
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let note = format!("process {} on {}\n", std::process::id(), host.trim());
+    let write = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(note.as_bytes()));
+    write.map_err(|e| Error::io("write", &path, &e))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time_and_no_foreign_files() {
+        let tmp = tempfile::tempdir().unwrap();
+        let run = RunDir::open(&tmp.path().join("run"), false).unwrap();
+        let again = RunDir::open(run.path(), false).unwrap_err();
+        assert!(again.to_string().contains(&format!("process {}", std::process::id())), "{again}");
+        let path = run.path().to_path_buf();
+        drop(run);
+        RunDir::open(&path, false).unwrap();
+        std::fs::write(tmp.path().join("thesis.txt"), "x").unwrap();
+        let e = RunDir::open(tmp.path(), false).unwrap_err();
+        assert_eq!(e.exit_code(), 2);
+        assert!(e.to_string().contains("not of a run"));
+    }
+}

@@ -1,0 +1,79 @@
+//! Tiny random models of every family, shared by the integration tests.
+#![allow(dead_code)]
+
+use duplex::arch::Config;
+use duplex::base::{DType, Rng};
+use duplex::model::{Head, LoraConfig, Model};
+use duplex::tape::Keep;
+use duplex::train::{AdamWConfig, Schedule, ScheduleKind};
+use serde_json::{Value, json};
+
+pub const FAMILIES: [&str; 3] = ["opt", "gpt2", "llama"];
+pub const VOCAB: usize = 97;
+
+pub fn config(family: &str) -> Config {
+    let v: Value = match family {
+        "opt" => json!({"model_type": "opt", "vocab_size": VOCAB, "hidden_size": 32,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 52,
+            "max_position_embeddings": 128, "word_embed_proj_dim": 32}),
+        "gpt2" => json!({"model_type": "gpt2", "vocab_size": VOCAB, "n_embd": 32, "n_layer": 2,
+            "n_head": 4, "n_positions": 128, "n_inner": 56}),
+        "llama" => json!({"model_type": "llama", "vocab_size": VOCAB, "hidden_size": 32,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "intermediate_size": 50, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0, "tie_word_embeddings": false}),
+        other => panic!("{other}"),
+    };
+    Config::from_map(v.as_object().unwrap().clone())
+}
+
+pub fn lora(family: &str) -> LoraConfig {
+    let modules: &[&str] = match family {
+        "opt" => &["q_proj", "v_proj", "fc1"],
+        "gpt2" => &["c_attn", "c_fc"],
+        _ => &["q_proj", "v_proj", "gate_proj", "down_proj"],
+    };
+    let modules = modules.iter().map(|m| m.to_string()).collect();
+    LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, modules }
+}
+
+/// A model whose weights are large enough for its distributions to be far from uniform.
+pub fn model(family: &str, head: Head, dtype: DType, train: bool, with: Option<&LoraConfig>, seed: u64) -> Model {
+    let model = Model::random(&config(family), head, dtype, train, with, seed).unwrap();
+    for (i, p) in model.store.params().iter().enumerate() {
+        if p.spec.name.contains(".lora.") {
+            continue;
+        }
+        let mut rng = Rng::new(seed, 1000 + i as u64);
+        let n = p.spec.shape.iter().product::<usize>();
+        let (mean, std) = if p.spec.name.contains("norm") && p.spec.name.ends_with("weight") { (1.0, 0.2) } else { (0.0, 0.15) };
+        let values: Vec<f32> = (0..n).map(|_| mean + std * rng.normal()).collect();
+        model.store.write_f32(duplex::pool::ParamId(i), &values).unwrap();
+    }
+    model
+}
+
+pub fn adamw(learning_rate: f32) -> AdamWConfig {
+    AdamWConfig {
+        learning_rate,
+        lora_learning_rate: learning_rate,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        max_grad_norm: 1.0,
+    }
+}
+
+pub fn constant() -> Schedule {
+    Schedule { kind: ScheduleKind::Constant, warmup: 0, total: 100 }
+}
+
+pub fn prompts(seed: u64, n: usize) -> Vec<Vec<i32>> {
+    let mut rng = Rng::new(seed, 77);
+    (0..n)
+        .map(|_| (0..1 + rng.below(70)).map(|_| rng.below(VOCAB as u32) as i32).collect())
+        .collect()
+}
+
+pub const KEEPS: [Keep; 3] = [Keep::All, Keep::Cheap, Keep::Input];

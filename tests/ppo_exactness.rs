@@ -1,0 +1,121 @@
+//! Law 2: on the first minibatch the policy that trains is, bit for bit, the policy that sampled.
+
+mod common;
+
+use common::*;
+use duplex::base::DType;
+use duplex::engine::Engine;
+use duplex::model::Head;
+use duplex::rlhf::{KlControl, PpoConfig, PpoEngines, PpoTrainer, RewardSource};
+use duplex::rollout::Sampling;
+use duplex::tape::{Keep, Workspace};
+use duplex::train::Batch;
+
+fn ppo_config(temperature: f32) -> PpoConfig {
+    PpoConfig {
+        sampling: Sampling {
+            temperature,
+            top_k: 20,
+            top_p: 0.95,
+            min_new_tokens: 2,
+            max_new_tokens: 24,
+            eos: vec![3],
+            seed: 5,
+        },
+        kl_coef: 0.1,
+        kl_control: KlControl::Fixed,
+        clip_reward_value: 5.0,
+        reward_scaling: true,
+        missing_eos_penalty: 0.5,
+        gamma: 1.0,
+        lam: 0.95,
+        whiten_advantages: true,
+        cliprange: 0.2,
+        cliprange_value: 0.2,
+        entropy_coef: 0.01,
+        unsup_coef: 0.0,
+        ppo_epochs: 2,
+        minibatch: 4,
+        micro_batch_tokens: 150,
+        actor_schedule: constant(),
+        critic_schedule: constant(),
+    }
+}
+
+fn engines(family: &str, dtype: DType, with_lora: bool, keep: Keep) -> PpoEngines {
+    let lora = with_lora.then(|| lora(family));
+    let actor = model(family, Head::Lm, dtype, true, lora.as_ref(), 1);
+    let reference = (!with_lora).then(|| Engine::frozen(model(family, Head::Lm, dtype, false, None, 1)));
+    let critic = model(family, Head::Score, dtype, true, None, 2);
+    let reward = model(family, Head::Score, dtype, false, None, 2);
+    PpoEngines {
+        actor: Engine::trained(actor, adamw(1e-3), keep).unwrap(),
+        reference,
+        critic: Engine::trained(critic, adamw(1e-3), keep).unwrap(),
+        reward: RewardSource::Model(Box::new(Engine::frozen(reward))),
+    }
+}
+
+#[test]
+fn first_minibatch_is_exact_for_every_family_dtype_and_lora() {
+    for family in FAMILIES {
+        for dtype in [DType::F32, DType::Bf16] {
+            for with_lora in [false, true] {
+                for (temperature, keep) in [(1.0, Keep::All), (0.7, Keep::Input)] {
+                    let what = format!("{family} {dtype} lora {with_lora} temperature {temperature}");
+                    let mut ws = Workspace::new(usize::MAX).unwrap();
+                    let engines = engines(family, dtype, with_lora, keep);
+                    let mut trainer = PpoTrainer::new(engines, ppo_config(temperature)).unwrap();
+                    let prompts = prompts(9, 7);
+                    let prompts: Vec<&[i32]> = prompts.iter().map(Vec::as_slice).collect();
+                    let experience = trainer.generate_experience(&mut ws, &prompts).unwrap();
+                    for (i, r) in experience.rollouts.iter().enumerate() {
+                        assert!(!r.logprobs.is_empty());
+                        assert_eq!(bits(&r.logprobs), bits(&r.ref_logprobs), "{what} row {i}: reference");
+                        // Alone, and recomputed by the training forward.
+                        let rows = [(r.ids.as_slice(), r.prompt_len - 1..r.ids.len() - 1)];
+                        let actor = &trainer.engines.actor;
+                        let again = actor.logprobs(&mut ws, &Batch::new(&rows), temperature, true).unwrap();
+                        assert_eq!(bits(&r.logprobs), bits(&again), "{what} row {i}: recomputed");
+                    }
+                    let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
+                    assert_eq!(stats.first_ratio_deviation, 0.0, "{what}");
+                    assert_eq!(stats.first_approx_kl, 0.0, "{what}");
+                    // Later minibatches see a changed policy, or the test would prove nothing.
+                    assert!(stats.approx_kl > 0.0, "{what}");
+                    assert_eq!(stats.skipped, 0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_answer_does_not_depend_on_its_batch() {
+    for dtype in [DType::F32, DType::Bf16] {
+        for family in FAMILIES {
+            let mut ws = Workspace::new(usize::MAX).unwrap();
+            let mut engine = Engine::frozen(model(family, Head::Lm, dtype, false, None, 3));
+            let prompts = prompts(4, 6);
+            let prompts: Vec<&[i32]> = prompts.iter().map(Vec::as_slice).collect();
+            let sampling = ppo_config(1.0).sampling;
+            let ids: Vec<u64> = (100..106).collect();
+            let all = engine.generate(&mut ws, &prompts, &ids, &sampling, &mut |_, _| {}).unwrap();
+            for i in [0, 3, 5] {
+                let alone = engine
+                    .generate(&mut ws, &prompts[i..=i], &ids[i..=i], &sampling, &mut |_, _| {})
+                    .unwrap();
+                assert_eq!(alone[0], all[i], "{family} {dtype} row {i}");
+            }
+            // The whole batch again, in another order.
+            let reversed: Vec<&[i32]> = prompts.iter().rev().copied().collect();
+            let ids: Vec<u64> = ids.into_iter().rev().collect();
+            let back = engine.generate(&mut ws, &reversed, &ids, &sampling, &mut |_, _| {}).unwrap();
+            assert!(back.iter().rev().eq(&all), "{family} {dtype}");
+        }
+    }
+}
+
+fn bits(xs: &[f32]) -> Vec<u32> {
+    xs.iter().map(|x| x.to_bits()).collect()
+}
