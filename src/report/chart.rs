@@ -43,7 +43,7 @@ pub(super) fn chart(
         |points: &Points| -> Points { points.iter().copied().filter(|p| drawable(p.1)).collect() };
     let (shown, held_out) = (finite(&raw), finite(&held_out));
     let Some((lo, hi)) = range(&shown, &[&line, &held_out]) else { return String::new() };
-    let y_ticks = ticks(lo, hi, 4);
+    let y_ticks = ticks(lo, hi, if size.1 < 200.0 { 3 } else { 4 });
     let all = || raw.iter().chain(&held_out).map(|p| p.0);
     let x = (all().min().unwrap_or(0) as f64, all().max().unwrap_or(1) as f64);
     let y = (y_ticks[0], y_ticks[y_ticks.len() - 1]);
@@ -111,7 +111,7 @@ fn grid(svg: &mut String, frame: &Frame, y_ticks: &[f64], percent: bool) {
     let largest = frame.y.0.abs().max(frame.y.1.abs()) * scale;
     for &tick in y_ticks {
         let (_, y) = frame.place(0.0, tick);
-        let label = tick_label(tick * scale, step, largest);
+        let label = tick_label(tick * scale, step, largest).replace('-', "\u{2212}");
         let (unit, end) = (if percent { "%" } else { "" }, width - right);
         let _ = write!(
             svg,

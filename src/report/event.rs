@@ -34,7 +34,7 @@ pub enum Event {
         title: String,
         /// Iterations in all.
         total: u64,
-        /// What one iteration is, such as "batch".
+        /// What iterations are, in the plural, such as "batches".
         unit: String,
     },
     /// Numbers of one iteration. They need not be finite.

@@ -2,7 +2,7 @@
 
 use super::Sample;
 use super::chart::chart;
-use super::number::{date, duration, label, metric, significant};
+use super::number::{date, duration, label, metric};
 use super::run::{Run, Step};
 use super::series::{Series, smoothed};
 use super::terminal::KEY;
@@ -10,9 +10,10 @@ use std::fmt::Write;
 
 /// Characters shown of one sample's text.
 const MOST_TEXT: usize = 4000;
-/// Units of a key metric's chart, and of the others'.
-const BIG: (f64, f64) = (532.0, 220.0);
-const SMALL: (f64, f64) = (348.0, 150.0);
+/// Units across of a chart that has its row to itself, shares it with one and with two others.
+const WIDTHS: [f64; 3] = [1072.0, 516.0, 332.0];
+/// Units from top to bottom of a key metric's chart, and of the others'.
+const HEIGHTS: [f64; 2] = [220.0, 150.0];
 
 /// The whole page.
 pub(super) fn page(run: &Run) -> String {
@@ -65,12 +66,17 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// `x` of the metric `name`, with a true minus sign.
-fn show(name: &str, x: f64) -> String {
-    let text = match x.is_finite() {
-        true => metric(name, x, 4),
-        false => significant(x, 4),
-    };
-    text.replace('-', "\u{2212}")
+fn show(name: &str, x: f64, digits: usize) -> String {
+    metric(name, x, digits).replace('-', "\u{2212}")
+}
+
+/// How far a step is, such as "12 of 40 batches".
+fn progress(iteration: u64, step: &Step) -> String {
+    let unit = escape(&step.unit);
+    match iteration == step.total {
+        true => format!("{} {unit}", step.total),
+        false => format!("{iteration} of {} {unit}", step.total),
+    }
 }
 
 fn header(out: &mut String, run: &Run) {
@@ -108,17 +114,33 @@ struct Headline {
     note: &'static str,
 }
 
+/// The results of `step`, numbers before and after the step as one.
+fn results(step: &Step) -> Vec<Headline> {
+    let mut found: Vec<Headline> = Vec::new();
+    for (name, value) in &step.results {
+        let mut head = Headline { name: name.clone(), from: None, to: *value, note: "" };
+        for (first, last) in [("_before", "_after"), ("_first", "_last")] {
+            let other = |this: &str, that: &str| {
+                let stem = name.strip_suffix(this)?;
+                Some((stem, step.result(&format!("{stem}{that}"))?))
+            };
+            if let Some((stem, to)) = other(first, last) {
+                head = Headline { name: stem.to_owned(), from: Some(*value), to, note: "" };
+            } else if other(last, first).is_some() {
+                head.name.clear();
+            }
+        }
+        if !head.name.is_empty() {
+            found.push(head);
+        }
+    }
+    found
+}
+
 /// What to show of `step` at the top: its numbers before and after if it gave such, else its
 /// accuracy, else how its loss or reward moved; and the KL divergence, which tells the price.
 fn headlines_of(step: &Step) -> Vec<Headline> {
-    let mut found = Vec::new();
-    for (name, from) in &step.results {
-        for (first, last) in [("_before", "_after"), ("_first", "_last")] {
-            let Some(stem) = name.strip_suffix(first) else { continue };
-            let Some(to) = step.result(&format!("{stem}{last}")) else { continue };
-            found.push(Headline { name: stem.to_owned(), from: Some(*from), to, note: "" });
-        }
-    }
+    let mut found: Vec<_> = results(step).into_iter().filter(|r| r.from.is_some()).collect();
     found.truncate(2);
     let latest = |name: &str| match step.result(name) {
         Some(x) => Some(x),
@@ -144,47 +166,43 @@ fn headlines_of(step: &Step) -> Vec<Headline> {
 }
 
 fn headlines(out: &mut String, run: &Run) {
-    if run.steps.is_empty() {
+    let all: Vec<_> =
+        run.steps.iter().flat_map(|s| headlines_of(s).into_iter().map(move |h| (s, h))).collect();
+    if all.is_empty() {
         return;
     }
     out.push_str("<div class=\"heads\">");
-    for step in &run.steps {
-        for head in headlines_of(step) {
-            let show = |x: f64| match x.is_finite() {
-                true => metric(&head.name, x, 3).replace('-', "\u{2212}"),
-                false => show("", x),
-            };
-            let from = head.from.map_or(String::new(), |x| {
-                format!("<span class=\"from\">{}</span> <span class=\"arrow\">→</span> ", show(x))
-            });
-            let _ = write!(
-                out,
-                "<div class=\"card\"><div class=\"of\">{}</div><div class=\"value\">{from}{}</div>\
-                 <div class=\"what\">{}{}</div></div>",
-                escape(&step.title),
-                show(head.to),
-                escape(&label(&head.name)),
-                head.note
-            );
-        }
+    for (step, head) in all {
+        let from = head.from.map_or(String::new(), |x| {
+            let x = show(&head.name, x, 3);
+            format!("<span class=\"from\">{x}</span> <span class=\"arrow\">→</span> ")
+        });
+        let _ = write!(
+            out,
+            "<div class=\"card\"><div class=\"of\">{}</div>\
+             <div class=\"value\">{from}<span>{}</span></div><div class=\"what\">{}{}</div></div>",
+            escape(&step.title),
+            show(&head.name, head.to, 3),
+            escape(&label(&head.name)),
+            head.note
+        );
     }
     out.push_str("</div>\n");
 }
 
 fn section(out: &mut String, step: &Step) {
     let time = step.seconds.map_or(String::new(), |s| format!(" &nbsp;·&nbsp; {}", duration(s)));
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<section><div class=\"title\"><h2>{}</h2><span class=\"meta\">{} of {} × {}{time}</span></div>\n",
+        "<section><div class=\"title\"><h2>{}</h2><span class=\"meta\">{}{time}</span></div>",
         escape(&step.title),
-        step.iteration,
-        step.total,
-        escape(&step.unit)
+        progress(step.iteration, step)
     );
     if !step.results.is_empty() {
-        out.push_str("<dl class=\"facts\" style=\"border:0;padding:0;margin-top:16px\">");
-        for (name, value) in &step.results {
-            fact(out, &label(name), &show(name, *value));
+        out.push_str("<dl class=\"facts results\">");
+        for r in results(step) {
+            let from = r.from.map_or(String::new(), |x| format!("{} → ", show(&r.name, x, 4)));
+            fact(out, &label(&r.name), &format!("{from}{}", show(&r.name, r.to, 4)));
         }
         out.push_str("</dl>\n");
     }
@@ -198,43 +216,53 @@ fn section(out: &mut String, step: &Step) {
 fn charts(out: &mut String, step: &Step) {
     let counterpart =
         |name: &str| name.strip_prefix("eval_").is_some_and(|of| step.metric(of).is_some());
-    let key = |name: &str| KEY.contains(&name.strip_prefix("eval_").unwrap_or(name));
-    for (class, size, wanted) in [("big", BIG, true), ("small", SMALL, false)] {
-        let mut these: Vec<_> =
-            step.metrics.iter().filter(|m| key(&m.0) == wanted && !counterpart(&m.0)).collect();
-        if these.is_empty() {
-            continue;
+    let rank =
+        |name: &str| KEY.iter().position(|k| *k == name.strip_prefix("eval_").unwrap_or(name));
+    let (mut key, rest): (Vec<_>, Vec<_>) =
+        step.metrics.iter().filter(|m| !counterpart(&m.0)).partition(|m| rank(&m.0).is_some());
+    key.sort_by_key(|m| rank(&m.0));
+    out.push_str("<div class=\"charts\">\n");
+    for (these, most, height) in [(key, 2, HEIGHTS[0]), (rest, 3, HEIGHTS[1])] {
+        for ((name, series), across) in these.iter().zip(rows(these.len(), most)) {
+            let held_out = step.metric(&format!("eval_{name}"));
+            figure(out, name, series, held_out, (across, height));
         }
-        these.sort_by_key(|m| KEY.iter().position(|k| *k == m.0));
-        let _ = writeln!(out, "<div class=\"charts {class}\">");
-        for (name, series) in these {
-            figure(out, name, series, step.metric(&format!("eval_{name}")), size);
-        }
-        out.push_str("</div>\n");
     }
+    out.push_str("</div>\n");
 }
 
+/// For each of `n` charts, how many share its row: at most `most`, and rows are full.
+fn rows(n: usize, most: usize) -> Vec<usize> {
+    let mut rows = Vec::new();
+    while rows.len() < n {
+        let left = n - rows.len();
+        // Two rows of two rather than three and a lone one.
+        let row = if left == most + 1 && most > 2 { most - 1 } else { left.min(most) };
+        let row = if most == 2 && left % 2 == 1 { 1 } else { row };
+        rows.extend(std::iter::repeat_n(row, row));
+    }
+    rows
+}
+
+/// One chart with its heading, `across` to a row and `height` units high.
 fn figure(
     out: &mut String,
     name: &str,
     series: &Series,
     held_out: Option<&Series>,
-    size: (f64, f64),
+    (across, height): (usize, f64),
 ) {
-    let svg = chart(name, series, held_out, size);
-    if svg.is_empty() {
-        return;
-    }
-    let mut last = format!("<span class=\"value\">{}</span>", show(name, series.last()));
+    let svg = chart(name, series, held_out, (WIDTHS[across - 1], height));
+    let mut last = format!("<span class=\"value\">{}</span>", show(name, series.last(), 4));
     if let Some(held_out) = held_out {
         last = format!(
             "<span><small>train</small> {last} <small>held-out</small> <span class=\"value held\">{}</span></span>",
-            show(name, held_out.last())
+            show(name, held_out.last(), 4)
         );
     }
     let _ = writeln!(
         out,
-        "<figure><figcaption><span>{}</span>{last}</figcaption>{svg}</figure>",
+        "<figure class=\"in{across}\"><figcaption><span>{}</span>{last}</figcaption>{svg}</figure>",
         escape(&label(name))
     );
 }
@@ -251,7 +279,7 @@ fn metrics_table(out: &mut String, step: &Step) {
     for (name, series) in &step.metrics {
         let _ = write!(out, "<tr><td>{}</td>", escape(&label(name)));
         for x in [series.first, series.last(), series.min, series.max] {
-            let _ = write!(out, "<td class=\"num\">{}</td>", show(name, x));
+            let _ = write!(out, "<td class=\"num\">{}</td>", show(name, x, 4));
         }
         out.push_str("</tr>\n");
     }
@@ -263,12 +291,11 @@ fn samples(out: &mut String, step: &Step) {
     let scores = step.samples.iter().any(|s| s.score.is_some());
     let _ = write!(
         out,
-        "<section><div class=\"title\"><h2>Answers: {}</h2><span class=\"meta\">after {} of {} × {}</span></div>\n\
+        "<section><div class=\"title\"><h2>{}: {}</h2><span class=\"meta\">after {}</span></div>\n\
          <div class=\"scroll\"><table class=\"samples\"><tr><th>Prompt</th>",
         escape(&step.title),
-        step.samples[0].iteration,
-        step.total,
-        escape(&step.unit)
+        if before { "answers before and after" } else { "answers" },
+        progress(step.samples[0].iteration, step)
     );
     for (wanted, head) in [
         (before, "<th>Answer before</th>"),
@@ -297,7 +324,7 @@ fn sample_row(out: &mut String, sample: &Sample, before: bool, scores: bool) {
         let _ = write!(out, "<td><div dir=\"auto\" class=\"text {class}\">{text}</div></td>");
     };
     let score = |out: &mut String, class: &str, score: Option<f64>| {
-        let score = score.map_or(String::new(), |s| significant(s, 3).replace('-', "\u{2212}"));
+        let score = score.map_or(String::new(), |s| show("", s, 3));
         let _ = write!(out, "<td class=\"num {class}\">{score}</td>");
     };
     out.push_str("<tr>");
@@ -347,4 +374,26 @@ fn log(out: &mut String, run: &Run) {
         let _ = writeln!(out, "<tr><td>{after}</td><td>{kind}{}</td></tr>", escape(&line.text));
     }
     out.push_str("</table></div></section>\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rows;
+
+    #[test]
+    fn chart_rows_are_full() {
+        assert_eq!(rows(3, 2), [1, 2, 2]);
+        assert_eq!(rows(4, 2), [2; 4]);
+        assert_eq!(rows(1, 3), [1]);
+        assert_eq!(rows(5, 3), [3, 3, 3, 2, 2]);
+        for n in 0..20 {
+            for most in [2, 3] {
+                let rows = rows(n, most);
+                assert_eq!(rows.len(), n);
+                for width in 1..=most {
+                    assert_eq!(rows.iter().filter(|r| **r == width).count() % width, 0);
+                }
+            }
+        }
+    }
 }

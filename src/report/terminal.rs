@@ -61,7 +61,7 @@ impl Terminal {
 
     fn step_start(&mut self, key: &str, title: &str, total: u64, unit: &str) -> Result<()> {
         self.step = None;
-        self.say(&format!("\n{}  {total} × {}", clean(title), clean(unit)))?;
+        self.say(&format!("\n{}  {total} {}", clean(title), clean(unit)))?;
         let bar = self.bars.then(|| bar(key, total));
         let (key, began) = (clean(key), Instant::now());
         self.step = Some(Current { key, total, began, before: None, printed: None, bar });
