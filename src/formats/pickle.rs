@@ -67,7 +67,7 @@ pub(super) fn read_state_dict(data: &[u8]) -> Result<BTreeMap<String, PickledTen
 type Id = usize;
 
 enum Value<'a> {
-    /// None, a bool, a float or a list: no tensor is built from it.
+    /// None, a bool, a float, a huge integer or a list: no tensor is built from it.
     Other,
     Int(i64),
     Str(&'a str),
@@ -231,12 +231,14 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// LONG1: a little-endian two's complement number of up to 255 bytes.
+    /// LONG1: a little-endian two's complement number of up to 255 bytes. No size or place needs
+    /// more than eight; a wider one (a random seed, say) is passed over like a float.
     fn long(&mut self) -> Result<()> {
         let n = self.byte()?;
         let bytes = self.take(n.into())?;
         if bytes.len() > 8 {
-            return Err(self.bad("an integer is wider than 64 bits"));
+            self.push(Value::Other);
+            return Ok(());
         }
         let sign = bytes.last().is_some_and(|b| b & 0x80 != 0);
         let mut wide = [if sign { 0xff } else { 0 }; 8];

@@ -197,9 +197,9 @@ impl Tensor {
             let shape = clipped(&format!("{:?}", info.shape));
             return Err(Error::user(format!("shape {shape} is larger than the file")));
         }
-        let steps = info.shape.iter().zip(&pickled.stride);
-        let last = steps.fold(Some(pickled.offset), |last, (&size, &stride)| {
-            last?.checked_add(size.saturating_sub(1).checked_mul(stride)?)
+        let mut steps = info.shape.iter().zip(&pickled.stride);
+        let last = steps.try_fold(pickled.offset, |last, (&size, &stride)| {
+            last.checked_add(size.saturating_sub(1).checked_mul(stride)?)
         });
         let empty = info.shape.contains(&0);
         if !empty && last.is_none_or(|last| last >= storage.numel) {

@@ -5,6 +5,7 @@ use super::torch_file::{Pickler, PyTensor, archive, pickle, write_torch, zip_of}
 use super::{fresh_rng, random_bytes, refused};
 use crate::base::Rng;
 use std::fs;
+use std::slice::from_ref;
 
 /// Opens these bytes as `pytorch_model.bin`.
 fn open(file: &[u8]) -> crate::base::Result<Checkpoint> {
@@ -87,6 +88,11 @@ fn entries_that_are_no_tensors_are_passed_over() {
     p.op(b"}q\x63(");
     p.text("epoch");
     p.int(1 << 40);
+    p.text("seed");
+    p.op(&[0x8a, 16]);
+    p.op(&[0xff; 16]);
+    p.text("negative");
+    p.op(b"J\xff\xff\xff\xff");
     p.text("lr");
     p.op(b"G\x3f\xf0\0\0\0\0\0\0");
     p.text("notes");
@@ -160,7 +166,6 @@ fn opcodes_beyond_tensors_are_refused() {
         (b"\x80\x09N.", "protocol 9"),
         (b"\x80\x02X\xff\xff\xff\xffabc.", "cut short"),
         (b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xffabc.", "cut short"),
-        (b"\x80\x02\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\x7f.", "64 bits"),
         (b"\x80\x02X\x01\0\0\0\xff.", "UTF-8"),
         (b"\x80\x02cos", "cut short"),
         (b"\x80\x02N.", "no dict of tensors"),
@@ -182,16 +187,12 @@ fn shared_and_cyclic_values_stay_small() {
     p.text("laughs");
     p.op(b")q\xf1");
     for _ in 0..10_000 {
-        p.op(b"h\xf1h\xf1\x87q\xf1");
+        p.op(b"h\xf1\x86q\xf1");
     }
-    // Too few on the stack for the last tuples: give them their third.
-    let laughs: Vec<u8> = b"N".repeat(10_000);
-    let at = p.out.windows(2).position(|w| w == b")q").unwrap();
-    p.out.splice(at..at, laughs);
     p.text("itself");
     p.op(b"h\xf0u.");
-    let result = open(&archive(&p.out, &[one()]));
-    assert!(result.is_ok() || !result.err().unwrap().to_string().is_empty());
+    let open = open(&archive(&p.out, &[one()])).unwrap();
+    assert_eq!(open.names().collect::<Vec<_>>(), ["w"]);
 }
 
 #[test]
@@ -219,14 +220,14 @@ fn a_tensor_outside_its_storage_is_refused() {
     refused(open(&archive(&pickle(&[t], 2), &[one()])), &["shape"]);
     // Legal, though odd: an expanded row, and huge strides where they do not matter.
     let t = PyTensor { shape: vec![3, 1, 2], stride: vec![0, huge, 1], ..one() };
-    let read = open(&archive(&pickle(&[t.clone()], 2), &[one()])).unwrap();
+    let read = open(&archive(&pickle(from_ref(&t), 2), &[one()])).unwrap();
     assert_eq!(read.read_raw("wte.weight").unwrap(), elements(&t));
 }
 
 #[test]
 fn damaged_archives_are_refused() {
     let t = PyTensor::new("wte.weight", U8, &[40], vec![0x5a; 40]);
-    let good = archive(&pickle(&[t.clone()], 2), &[t.clone()]);
+    let good = archive(&pickle(from_ref(&t), 2), from_ref(&t));
     // A flipped byte in the tensor's data is found when the tensor is read.
     let mut flipped = good.clone();
     let at = flipped.windows(40).position(|w| w == [0x5a; 40]).unwrap();
@@ -242,7 +243,7 @@ fn damaged_archives_are_refused() {
         refused(open(&good[..keep]), &["pytorch_model.bin"]);
     }
     // A storage that is missing, and one that is short.
-    refused(open(&archive(&pickle(&[t.clone()], 2), &[])), &["wte.weight", "missing"]);
+    refused(open(&archive(&pickle(from_ref(&t), 2), &[])), &["wte.weight", "missing"]);
     let short = PyTensor { storage: vec![0; 39], ..t.clone() };
     refused(open(&archive(&pickle(&[t], 2), &[short])), &["wte.weight", "39 elements"]);
 }

@@ -127,9 +127,8 @@ impl Pickler {
                 self.op(&(x as u32).to_le_bytes());
             }
             _ => {
-                self.op(&[0x8a, 9]);
-                self.op(&(x as u64).to_le_bytes());
-                self.op(&[0]);
+                self.op(&[0x8a, 8]);
+                self.op(&(x as i64).to_le_bytes());
             }
         }
     }
