@@ -82,8 +82,8 @@ impl Series {
 /// as a schedule's, are returned as they are.
 pub(super) fn smoothed(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let points: Vec<_> = points.iter().copied().filter(|p| drawable(p.1)).collect();
-    let width = points.len() as f64 / 35.0;
-    if width < 0.7 || is_calm(&points) {
+    let width = (points.len() as f64 / 35.0).max(1.8);
+    if points.len() < 20 || is_calm(&points) {
         return points;
     }
     let reach = (3.0 * width) as usize;
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn smoothing_keeps_the_trend_and_quiets_noise() {
-        let sign = |i: u64| if i % 2 == 0 { 1.0 } else { -1.0 };
+        let sign = |i: u64| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
         let rising: Vec<_> = (0..200).map(|i| (i, 0.01 * i as f64 + sign(i))).collect();
         for (i, x) in smoothed(&rising) {
             let allowed = if (20..180).contains(&i) { 1e-3 } else { 0.3 };

@@ -70,10 +70,11 @@ impl Terminal {
 
     fn metrics(&mut self, key: &str, iteration: u64, values: &[(String, f64)]) -> Result<()> {
         let Some(step) = self.step.as_mut().filter(|s| s.key == key) else { return Ok(()) };
-        let line = step.line(iteration, values);
+        let (numbers, left) = (numbers(values), step.left(iteration));
         if let Some(bar) = &step.bar {
             bar.set_position(iteration);
-            bar.set_message(line);
+            // The time left first: a narrow terminal cuts the end.
+            bar.set_message(left.into_iter().chain(numbers).collect::<Vec<_>>().join("  "));
             return Ok(());
         }
         let held_out = values.iter().any(|v| v.0.starts_with("eval_"));
@@ -82,6 +83,7 @@ impl Terminal {
         }
         step.printed = Some((iteration, Instant::now()));
         let count = format!("{iteration:>width$}", width = step.total.to_string().len());
+        let line = numbers.into_iter().chain(left).collect::<Vec<_>>().join("  ");
         let text = format!("{}  {count}/{}  {line}", step.key, step.total);
         self.say(&text)
     }
@@ -153,27 +155,13 @@ impl Sink for Terminal {
 }
 
 impl Current {
-    /// Key metrics, throughput and the time left.
-    fn line(&mut self, iteration: u64, values: &[(String, f64)]) -> String {
-        let value = |name: &str| values.iter().find(|v| v.0 == name).map(|v| v.1);
-        let mut parts = Vec::new();
-        for name in KEY {
-            for name in [name.to_owned(), format!("eval_{name}")] {
-                if let Some(x) = value(&name) {
-                    parts.push(format!("{name} {}", metric(&name, x, 3)));
-                }
-            }
-        }
-        if let Some(x) = value("tokens_per_s").filter(|x| x.is_finite()) {
-            parts.push(format!("{x:.0} tok/s"));
-        }
+    /// The time left, once it can be told.
+    fn left(&mut self, iteration: u64) -> Option<String> {
         let before = *self.before.get_or_insert(iteration.saturating_sub(1));
-        let (done, left) = (iteration.saturating_sub(before), self.total.saturating_sub(iteration));
-        if done > 0 && left > 0 {
-            let each = self.began.elapsed().as_secs_f64() / done as f64;
-            parts.push(format!("eta {}", duration(each * left as f64)));
-        }
-        parts.join("  ")
+        let done = iteration.checked_sub(before).filter(|n| *n > 0)?;
+        let left = self.total.checked_sub(iteration).filter(|n| *n > 0)?;
+        let each = self.began.elapsed().as_secs_f64() / done as f64;
+        Some(format!("eta {}", duration(each * left as f64)))
     }
 
     /// Whether it is time for a plain line: the first, the last, every 5%, or ten seconds on; in
@@ -187,8 +175,25 @@ impl Current {
     }
 }
 
+/// Key metrics and throughput.
+fn numbers(values: &[(String, f64)]) -> Vec<String> {
+    let value = |name: &str| values.iter().find(|v| v.0 == name).map(|v| v.1);
+    let mut parts = Vec::new();
+    for name in KEY {
+        for name in [name.to_owned(), format!("eval_{name}")] {
+            if let Some(x) = value(&name) {
+                parts.push(format!("{name} {}", metric(&name, x, 3)));
+            }
+        }
+    }
+    if let Some(x) = value("tokens_per_s").filter(|x| x.is_finite()) {
+        parts.push(format!("{x:.0} tok/s"));
+    }
+    parts
+}
+
 fn bar(key: &str, total: u64) -> ProgressBar {
-    let template = "{prefix:<7} {bar:24.cyan/dim} {pos}/{len}  {elapsed}  {wide_msg}";
+    let template = "{prefix:<7} {bar:16.cyan/dim} {pos}/{len}  {elapsed}  {wide_msg}";
     let style = ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("━━─");
