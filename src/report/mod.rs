@@ -1,1 +1,24 @@
-//! In the making.
+//! What a run tells the world: one stream of [`Event`]s to the terminal, to `metrics.jsonl`, to
+//! TensorBoard and to `report.html`. It does not know who emits the events or what they mean, apart
+//! from the few metric names listed in [`Event`].
+
+mod chart;
+mod event;
+mod html;
+mod jsonl;
+mod number;
+mod page;
+mod reporter;
+mod run;
+mod series;
+mod tensorboard;
+mod terminal;
+#[cfg(test)]
+mod tests;
+
+pub use event::{Event, Sample};
+pub use html::Html;
+pub use jsonl::Jsonl;
+pub use reporter::{Reporter, Sink};
+pub use tensorboard::TensorBoard;
+pub use terminal::Terminal;

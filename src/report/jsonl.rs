@@ -1,0 +1,96 @@
+//! `metrics.jsonl`: one JSON object a line, an event with its wall time. Numbers that are not
+//! finite are null. The file is the run's memory: a resumed run appends to it and the report is
+//! rebuilt from it.
+
+use super::{Event, Sink};
+use crate::base::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Appends events to a file, each line handed to the operating system at once.
+pub struct Jsonl {
+    file: File,
+    path: PathBuf,
+    /// The file ends in the middle of a line, after a crash or a failed write.
+    torn: bool,
+}
+
+#[derive(Serialize)]
+struct LineOut<'a> {
+    time: f64,
+    #[serde(flatten)]
+    event: &'a Event,
+}
+
+#[derive(Deserialize)]
+struct LineIn {
+    time: f64,
+    #[serde(flatten)]
+    event: Event,
+}
+
+impl Jsonl {
+    /// Opens `path` at its end, creating it if needed.
+    pub fn append(path: &Path) -> Result<Jsonl> {
+        let failed = |e| Error::io("open", path, &e);
+        let mut file =
+            File::options().read(true).append(true).create(true).open(path).map_err(failed)?;
+        let torn = ends_torn(&mut file).map_err(|e| Error::io("read", path, &e))?;
+        Ok(Jsonl { file, path: path.to_owned(), torn })
+    }
+}
+
+impl Sink for Jsonl {
+    fn name(&self) -> &str {
+        "metrics.jsonl"
+    }
+
+    fn write(&mut self, time: f64, event: &Event) -> Result<()> {
+        let mut line = Vec::new();
+        if self.torn {
+            line.push(b'\n');
+        }
+        serde_json::to_writer(&mut line, &LineOut { time, event })
+            .map_err(|e| Error::internal(format!("cannot write an event as JSON: {e}")))?;
+        line.push(b'\n');
+        let done = self.file.write_all(&line);
+        self.torn = done.is_err();
+        done.map_err(|e| Error::io("write", &self.path, &e))
+    }
+}
+
+/// Whether the last byte is there and is no line end. Devices and pipes have no last byte.
+fn ends_torn(file: &mut File) -> std::io::Result<bool> {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() == 0 {
+        return Ok(false);
+    }
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    Ok(last != *b"\n")
+}
+
+/// Reads back the events of `path` with their times; a missing file has none. Lines that do not
+/// parse (torn by a crash, or of another version) are passed over.
+pub(super) fn replay(path: &Path, mut each: impl FnMut(f64, Event)) -> Result<()> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io("open", path, &e)),
+    };
+    let mut lines = BufReader::new(file);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let n = lines.read_until(b'\n', &mut line).map_err(|e| Error::io("read", path, &e))?;
+        if n == 0 {
+            return Ok(());
+        }
+        if let Ok(LineIn { time, event }) = serde_json::from_slice(&line) {
+            each(time, event);
+        }
+    }
+}

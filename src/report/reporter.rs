@@ -1,0 +1,84 @@
+//! Hands each event to every sink. Telling about a run must never end it: a sink that fails is
+//! warned about once and tried again at the next event.
+
+use super::{Event, Html, Jsonl, TensorBoard, Terminal, jsonl};
+use crate::base::Result;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A place events go to.
+pub trait Sink: Send {
+    /// What the user calls it, for the warning when it fails.
+    fn name(&self) -> &str;
+
+    /// Takes one event; `time` is in seconds since 1970.
+    fn write(&mut self, time: f64, event: &Event) -> Result<()>;
+}
+
+/// The sinks of a run.
+#[derive(Default)]
+pub struct Reporter {
+    sinks: Vec<Slot>,
+}
+
+struct Slot {
+    sink: Box<dyn Sink>,
+    failed: bool,
+}
+
+impl Reporter {
+    /// A reporter that tells nobody, as on every rank but the first.
+    pub fn silent() -> Reporter {
+        Reporter::default()
+    }
+
+    /// Terminal, `metrics.jsonl`, `report.html` and the event files in `tensorboard/`, all in
+    /// `run_dir`, which must exist. What an earlier, interrupted run left there is continued.
+    /// With `quiet` the terminal shows warnings only.
+    ///
+    /// # Errors
+    /// A file cannot be opened: found out here, before any work, and not after it.
+    pub fn open(run_dir: &Path, quiet: bool) -> Result<Reporter> {
+        let metrics = run_dir.join("metrics.jsonl");
+        let mut html = Html::new(&run_dir.join("report.html"));
+        jsonl::replay(&metrics, |time, event| html.absorb(time, &event))?;
+        let mut reporter = Reporter::silent();
+        reporter.add(Terminal::new(quiet));
+        reporter.add(Jsonl::append(&metrics)?);
+        reporter.add(TensorBoard::create(&run_dir.join("tensorboard"))?);
+        reporter.add(html);
+        Ok(reporter)
+    }
+
+    /// Adds a sink; it sees the events from here on.
+    pub fn add(&mut self, sink: impl Sink + 'static) {
+        self.sinks.push(Slot { sink: Box::new(sink), failed: false });
+    }
+
+    /// Tells every sink. A sink's first error becomes a warning to all of them.
+    pub fn emit(&mut self, event: Event) {
+        self.deliver(wall_time(), &event);
+    }
+
+    fn deliver(&mut self, time: f64, event: &Event) {
+        let mut warnings = Vec::new();
+        for slot in &mut self.sinks {
+            if let Err(e) = slot.sink.write(time, event)
+                && !slot.failed
+            {
+                slot.failed = true;
+                let name = slot.sink.name();
+                warnings.push(format!("{e}; the run goes on, {name} may miss lines (said once)"));
+            }
+        }
+        // Ends: every sink warns once at most.
+        for text in warnings {
+            self.deliver(time, &Event::Warning { text });
+        }
+    }
+}
+
+/// Seconds since 1970. Only ever shown, never used for durations.
+fn wall_time() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}

@@ -1,0 +1,220 @@
+//! The run on stderr, so that stdout stays free for results: a progress bar per step on a terminal,
+//! plain lines at sensible intervals anywhere else.
+
+use super::number::{duration, metric};
+use super::{Event, Sample, Sink};
+use crate::base::{Error, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Metrics shown while a step runs, in this order, each with its held-out counterpart.
+pub(super) const KEY: [&str; 5] = ["loss", "accuracy", "reward", "score", "kl"];
+/// Samples shown of one iteration.
+const SAMPLES: u64 = 2;
+
+/// Writes for a person to follow.
+pub struct Terminal {
+    out: Box<dyn Write + Send>,
+    quiet: bool,
+    bars: bool,
+    step: Option<Current>,
+    /// Iteration of the last sample, and how many of it were shown.
+    samples: (u64, u64),
+}
+
+/// The step under way.
+struct Current {
+    key: String,
+    total: u64,
+    began: Instant,
+    /// Iterations done before this program began; more than zero when resumed.
+    before: Option<u64>,
+    /// Iteration and moment of the last plain line.
+    printed: Option<(u64, Instant)>,
+    bar: Option<ProgressBar>,
+}
+
+impl Terminal {
+    /// On stderr; bars if that is a terminal. With `quiet` only warnings are shown.
+    pub fn new(quiet: bool) -> Terminal {
+        let bars = std::io::stderr().is_terminal() && !quiet;
+        Terminal { bars, ..Terminal::plain(std::io::stderr(), quiet) }
+    }
+
+    /// Plain lines to `out`.
+    pub fn plain(out: impl Write + Send + 'static, quiet: bool) -> Terminal {
+        Terminal { out: Box::new(out), quiet, bars: false, step: None, samples: (0, 0) }
+    }
+
+    /// Writes whole lines, above the bar if there is one.
+    fn say(&mut self, text: &str) -> Result<()> {
+        let mut write =
+            || self.out.write_all(format!("{text}\n").as_bytes()).and_then(|()| self.out.flush());
+        let done = match self.step.as_ref().and_then(|s| s.bar.as_ref()) {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        };
+        done.map_err(|e| Error::io("write to", Path::new("the terminal"), &e))
+    }
+
+    fn step_start(&mut self, key: &str, title: &str, total: u64, unit: &str) -> Result<()> {
+        self.step = None;
+        self.say(&format!("\n{}  {total} {}", clean(title), clean(unit)))?;
+        let bar = self.bars.then(|| bar(key, total));
+        let (key, began) = (clean(key), Instant::now());
+        self.step = Some(Current { key, total, began, before: None, printed: None, bar });
+        Ok(())
+    }
+
+    fn metrics(&mut self, key: &str, iteration: u64, values: &[(String, f64)]) -> Result<()> {
+        let Some(step) = self.step.as_mut().filter(|s| s.key == key) else { return Ok(()) };
+        let (numbers, left) = (numbers(values), step.left(iteration));
+        if let Some(bar) = &step.bar {
+            bar.set_position(iteration);
+            // The time left first: a narrow terminal cuts the end.
+            bar.set_message(left.into_iter().chain(numbers).collect::<Vec<_>>().join("  "));
+            return Ok(());
+        }
+        let held_out = values.iter().any(|v| v.0.starts_with("eval_"));
+        if !held_out && !step.due(iteration) {
+            return Ok(());
+        }
+        step.printed = Some((iteration, Instant::now()));
+        let count = format!("{iteration:>width$}", width = step.total.to_string().len());
+        let line = numbers.into_iter().chain(left).collect::<Vec<_>>().join("  ");
+        let text = format!("{}  {count}/{}  {line}", step.key, step.total);
+        self.say(&text)
+    }
+
+    fn step_end(&mut self, key: &str, seconds: f64, summary: &[(String, f64)]) -> Result<()> {
+        if let Some(bar) = self.step.take().and_then(|s| s.bar) {
+            bar.finish_and_clear();
+        }
+        let mut text = format!("{}  done in {}", clean(key), duration(seconds));
+        for (name, value) in summary {
+            text.push_str(&format!("\n  {name:<24} {:>10}", metric(name, *value, 4)));
+        }
+        self.say(&text)
+    }
+
+    fn sample(&mut self, sample: &Sample) -> Result<()> {
+        let (iteration, shown) = &mut self.samples;
+        if *iteration != sample.iteration {
+            (*iteration, *shown) = (sample.iteration, 0);
+        }
+        *shown += 1;
+        if *shown > SAMPLES {
+            return Ok(());
+        }
+        let score =
+            |s: Option<f64>| s.map_or(String::new(), |s| format!("  [{}]", metric("", s, 3)));
+        let mut text = format!("  prompt  {}", excerpt(&sample.prompt));
+        if let Some(baseline) = &sample.baseline {
+            let score = score(sample.baseline_score);
+            text.push_str(&format!("\n  before  {}{score}", excerpt(baseline)));
+        }
+        text.push_str(&format!("\n  answer  {}{}", excerpt(&sample.answer), score(sample.score)));
+        self.say(&text)
+    }
+}
+
+impl Sink for Terminal {
+    fn name(&self) -> &str {
+        "the terminal"
+    }
+
+    fn write(&mut self, _time: f64, event: &Event) -> Result<()> {
+        if let Event::Warning { text } = event {
+            return self.say(&format!("warning: {}", clean(text)));
+        }
+        if self.quiet {
+            return Ok(());
+        }
+        match event {
+            Event::RunStart { name, run_dir, summary } => {
+                let width = summary.iter().map(|s| s.0.chars().count()).max().unwrap_or(0);
+                let mut text = format!("{}  {}", clean(name), clean(&run_dir.to_string_lossy()));
+                for (key, value) in summary {
+                    text.push_str(&format!("\n  {:<width$}  {}", clean(key), clean(value)));
+                }
+                self.say(&text)
+            }
+            Event::StepStart { step, title, total, unit } => {
+                self.step_start(step, title, *total, unit)
+            }
+            Event::Metrics { step, iteration, values } => self.metrics(step, *iteration, values),
+            Event::Sample(sample) => self.sample(sample),
+            Event::Note { text } => self.say(&clean(text)),
+            Event::Warning { .. } => Ok(()),
+            Event::StepEnd { step, seconds, summary } => self.step_end(step, *seconds, summary),
+            Event::RunEnd { seconds } => self.say(&format!("\ndone in {}", duration(*seconds))),
+        }
+    }
+}
+
+impl Current {
+    /// The time left, once it can be told.
+    fn left(&mut self, iteration: u64) -> Option<String> {
+        let before = *self.before.get_or_insert(iteration.saturating_sub(1));
+        let done = iteration.checked_sub(before).filter(|n| *n > 0)?;
+        let left = self.total.checked_sub(iteration).filter(|n| *n > 0)?;
+        let each = self.began.elapsed().as_secs_f64() / done as f64;
+        Some(format!("eta {}", duration(each * left as f64)))
+    }
+
+    /// Whether it is time for a plain line: the first, the last, every 5%, or ten seconds on; in
+    /// long steps a hundredth of the time so far, lest logs grow without end.
+    fn due(&self, iteration: u64) -> bool {
+        let Some((last, at)) = self.printed else { return true };
+        let pause = Duration::from_secs(10).max(self.began.elapsed() / 100);
+        iteration >= self.total
+            || iteration.saturating_sub(last) >= self.total.div_ceil(20)
+            || at.elapsed() >= pause
+    }
+}
+
+/// Key metrics and throughput.
+fn numbers(values: &[(String, f64)]) -> Vec<String> {
+    let value = |name: &str| values.iter().find(|v| v.0 == name).map(|v| v.1);
+    let mut parts = Vec::new();
+    for name in KEY {
+        for name in [name.to_owned(), format!("eval_{name}")] {
+            if let Some(x) = value(&name) {
+                parts.push(format!("{name} {}", metric(&name, x, 3)));
+            }
+        }
+    }
+    if let Some(x) = value("tokens_per_s").filter(|x| x.is_finite()) {
+        parts.push(format!("{x:.0} tok/s"));
+    }
+    parts
+}
+
+fn bar(key: &str, total: u64) -> ProgressBar {
+    let template = "{prefix:<7} {bar:16.cyan/dim} {pos}/{len}  {elapsed}  {wide_msg}";
+    let style = ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━━─");
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    bar.set_style(style);
+    bar.set_prefix(key.to_owned());
+    // Shows that a long iteration is alive.
+    bar.enable_steady_tick(Duration::from_secs(1));
+    bar
+}
+
+/// `text` without control characters, which could drive the terminal, and on one line.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The beginning of `text`, cleaned.
+fn excerpt(text: &str) -> String {
+    let text = clean(text.trim());
+    match text.char_indices().nth(96) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
