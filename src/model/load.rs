@@ -85,7 +85,13 @@ impl Model {
                 dir.display()
             )));
         }
-        let base = resolve_model(&base).map_err(|e| e.context("base of the adapters"))?;
+        // The base is looked for beside the adapters first.
+        let beside = dir.parent().unwrap_or(Path::new(".")).join(&base);
+        let base = if !base.is_empty() && beside.join("config.json").is_file() {
+            beside
+        } else {
+            resolve_model(&base).map_err(|e| e.context("base of the adapters"))?
+        };
         let options = LoadOptions { lora: Some(lora), ..options.clone() };
         let mut model = Model::load(&base, &options)?;
         let file = Checkpoint::open_file(&dir.join("adapter_model.safetensors"))?;

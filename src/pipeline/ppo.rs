@@ -35,7 +35,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     if p.enable_ema {
         trainer.engines.actor.enable_ema(&mut run.ws, p.ema_decay)?;
     }
-    run.start("ppo", "PPO", total, "iteration");
+    run.start("ppo", "PPO", total, "iterations");
     let held_out: Vec<&[i32]> = data.eval.iter().take(p.eval_prompts).map(|e| e.ids.as_slice()).collect();
     let before = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
     let mut text = 0;

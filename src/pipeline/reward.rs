@@ -36,7 +36,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     };
     let loss = settings::reward_loss(cfg)?;
     let mut trainer = RewardTrainer::new(engine, RewardConfig { step, loss });
-    run.start("reward", "Reward model", total, "batch");
+    run.start("reward", "Reward model", total, "batches");
     let held_out: Vec<&PairExample> = data.eval.iter().collect();
     let before = trainer.evaluate(&mut run.ws, &held_out)?;
     let mut ends = (f32::NAN, f32::NAN);

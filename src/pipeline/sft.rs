@@ -35,7 +35,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
         seed: cfg.seed,
     };
     let mut trainer = SftTrainer::new(engine, SftConfig { step, loss_on_prompt: s.loss_on_prompt });
-    run.start("sft", "Supervised finetuning", total, "batch");
+    run.start("sft", "Supervised finetuning", total, "batches");
     let held_out: Vec<&SftExample> = data.eval.iter().collect();
     let before = trainer.evaluate(&mut run.ws, &held_out)?;
     let mut first = f32::NAN;
