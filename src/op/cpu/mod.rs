@@ -1,3 +1,9 @@
-//! CPU kernels shared by several operators.
+//! CPU kernels shared by several operators: vectors of sixteen lanes, matrix products, and the
+//! elementwise functions and sums that operators are made of. Knows nothing of tensors.
 
+pub mod gemm;
 pub mod shared;
+pub mod simd;
+mod simd_x86;
+pub mod vec;
+mod vec_math;
