@@ -1,3 +1,4 @@
 //! CPU kernels shared by several operators.
 
+pub mod loss;
 pub mod shared;
