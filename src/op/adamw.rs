@@ -239,7 +239,7 @@ mod tests {
     use super::*;
     use crate::base::Rng;
     use crate::op::conformance::distance;
-    use crate::op::{View, ViewMut};
+    use crate::op::cpu::testing::{Host, forward};
 
     /// Fifty steps with changing gradients and clip factors against the plain loop, with f32
     /// weights and with bf16 weights on a master copy.
@@ -247,46 +247,43 @@ mod tests {
     fn fifty_steps_follow_the_plain_loop() {
         let n = 333;
         let mut rng = Rng::new(5, 0);
-        let flat = Desc::new(&[n], DType::F32);
         let start: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
-        let mut w = start.clone();
-        let (mut m, mut v, mut master) = (vec![0f32; n], vec![0f32; n], start.clone());
-        let (mut m2, mut v2) = (m.clone(), v.clone());
-        let mut rounded: Vec<bf16> = start.iter().map(|x| Elem::from_f32(*x)).collect();
-        let mut p: Vec<f64> = start.iter().map(|x| f64::from(*x)).collect();
-        let (mut rm, mut rv) = (vec![0f64; n], vec![0f64; n]);
+        let zeros = Host::new::<f32>(&[n], &vec![0.0; n]);
+        let master = Host::new::<f32>(&[n], &start);
+        let mut single = vec![master.clone(), zeros.clone(), zeros.clone()];
+        let mut mixed = vec![Host::new::<bf16>(&[n], &start), zeros.clone(), zeros, master];
+        let wide = |x: &[f32]| -> Vec<f64> { x.iter().map(|x| f64::from(*x)).collect() };
+        let (mut p, mut m, mut v) = (wide(&start), vec![0.0; n], vec![0.0; n]);
         for step in 1..=50 {
             let op = AdamW { groups: groups(n), beta1: 0.9, beta2: 0.999, eps: 1e-8, step };
             let grad: Vec<f32> = (0..n).map(|i| rng.normal() + (i % 3) as f32).collect();
-            let clip = [0.5 + rng.uniform()];
-            let view = |x| Some(View::new(bytemuck::cast_slice(x), Desc::new(&[x.len()], DType::F32)));
-            let ins = || vec![None, view(&grad[..]), view(&clip[..]), None, None, None];
-            let outs = vec![
-                ViewMut::new(bytemuck::cast_slice_mut(&mut w), flat),
-                ViewMut::new(bytemuck::cast_slice_mut(&mut m), flat),
-                ViewMut::new(bytemuck::cast_slice_mut(&mut v), flat),
-            ];
-            op.cpu_forward(&mut Forward { ins: ins(), outs, scratch: &mut [] }).expect("f32");
-            let outs = vec![
-                ViewMut::new(
-                    bytemuck::cast_slice_mut(&mut rounded),
-                    Desc { dtype: DType::Bf16, ..flat },
-                ),
-                ViewMut::new(bytemuck::cast_slice_mut(&mut m2), flat),
-                ViewMut::new(bytemuck::cast_slice_mut(&mut v2), flat),
-                ViewMut::new(bytemuck::cast_slice_mut(&mut master), flat),
-            ];
-            op.cpu_forward(&mut Forward { ins: ins(), outs, scratch: &mut [] }).expect("bf16");
-            let grad: Vec<f64> = grad.iter().map(|g| f64::from(*g)).collect();
-            reference(&op, &mut p, &grad, f64::from(clip[0]), &mut rm, &mut rv);
+            let clip = 0.5 + rng.uniform();
+            for state in [&mut single, &mut mixed] {
+                let at = |i: usize| state.get(i).cloned();
+                let g = Host::new::<f32>(&[n], &grad);
+                let c = Host::new::<f32>(&[1], &[clip]);
+                let ins = [at(0), Some(g), Some(c), at(1), at(2), at(3)];
+                *state = forward(&op, &ins).expect("step");
+            }
+            reference(&op, &mut p, &wide(&grad), f64::from(clip), &mut m, &mut v);
         }
-        let wide: Vec<f64> = w.iter().map(|x| f64::from(*x)).collect();
-        assert!(distance(&wide, &p).0 < 1e-5, "{:?}", distance(&wide, &p));
+        let (w, master) = (single[0].f32(), mixed[3].f32());
+        assert!(distance(&wide(&w), &p).0 < 1e-5, "{:?}", distance(&wide(&w), &p));
         assert_eq!(w, master);
-        let nearest: Vec<bf16> = master.iter().map(|x| Elem::from_f32(*x)).collect();
-        assert_eq!(rounded, nearest);
+        assert_eq!(mixed[0], Host::new::<bf16>(&[n], &master));
         let outside = 6 * n / 7;
         assert_eq!(w[outside..], start[outside..]);
         assert!((0..2 * n / 7).all(|i| w[i] != start[i]));
+    }
+
+    #[test]
+    fn overlapping_groups_are_refused() {
+        let group = |start, end| Group { start, end, lr: 1.0, weight_decay: 0.0 };
+        let flat = Some(Desc::new(&[10], DType::F32));
+        let ins = [flat, flat, Some(Desc::new(&[1], DType::F32)), flat, flat, None];
+        let plan = |groups| AdamW { groups, beta1: 0.9, beta2: 0.9, eps: 0.0, step: 1 }.plan(&ins);
+        assert!(plan(vec![group(5, 10), group(0, 5)]).is_ok());
+        assert!(plan(vec![group(0, 6), group(5, 10)]).is_err());
+        assert!(plan(vec![group(0, 11)]).is_err());
     }
 }

@@ -15,6 +15,7 @@ pub mod pairwise;
 pub mod ppo_policy;
 pub mod ppo_value;
 pub mod registry;
+pub mod sample;
 pub mod sum_sq;
 pub mod weighted_sum;
 pub mod whiten;

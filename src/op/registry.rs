@@ -21,6 +21,7 @@ pub static OPS: &[OpDef] = &[
     crate::op::pairwise::DEF,
     crate::op::ppo_policy::DEF,
     crate::op::ppo_value::DEF,
+    crate::op::sample::DEF,
     crate::op::sum_sq::DEF,
     crate::op::weighted_sum::DEF,
     crate::op::whiten::DEF,

@@ -78,27 +78,15 @@ fn cases() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::{View, ViewMut};
+    use crate::op::cpu::testing::{Host, forward};
 
     #[test]
     fn thread_count_does_not_matter() {
-        let mut rng = crate::base::Rng::new(23, 0);
-        let x: Vec<f32> = (0..5 * PIECE + 17).map(|_| rng.normal()).collect();
+        let n = 5 * PIECE + 17;
+        let x = Host::normal::<f32>(&[n], 1.0, &mut crate::base::Rng::new(23, 0));
         let run = |threads: usize| {
-            let mut y = [0f32];
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
-            pool.install(|| {
-                let one = Desc::new(&[1], DType::F32);
-                let bytes = bytemuck::cast_slice(&x);
-                let mut io = Forward {
-                    ins: vec![Some(View::new(bytes, Desc::new(&[x.len()], DType::F32)))],
-                    outs: vec![ViewMut::new(bytemuck::cast_slice_mut(&mut y), one)],
-                    scratch: &mut [],
-                };
-                SumSq.cpu_forward(&mut io)
-            })
-            .expect("sum");
-            y[0].to_bits()
+            pool.install(|| forward(&SumSq, &[Some(x.clone())])).expect("sum")
         };
         let one = run(1);
         assert!((2..6).all(|t| run(t) == one));

@@ -2,3 +2,6 @@
 
 pub mod loss;
 pub mod shared;
+pub mod softmax;
+#[cfg(test)]
+pub(crate) mod testing;
