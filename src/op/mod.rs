@@ -4,11 +4,21 @@
 //! what its plan declared saved. `registry.rs` lists them all; tests, gradient checks and
 //! `docs/ops.md` are derived from that list.
 
+pub mod adamw;
 pub mod conformance;
 pub mod cpu;
+pub mod ema;
+pub mod gae;
 mod io;
 pub mod norm;
+pub mod pairwise;
+pub mod ppo_policy;
+pub mod ppo_value;
 pub mod registry;
+pub mod sample;
+pub mod sum_sq;
+pub mod weighted_sum;
+pub mod whiten;
 
 pub use io::{Backward, Forward, Grad, View, ViewMut};
 

@@ -13,4 +13,16 @@ pub struct OpDef {
 }
 
 /// All operators.
-pub static OPS: &[OpDef] = &[crate::op::norm::DEF];
+pub static OPS: &[OpDef] = &[
+    crate::op::adamw::DEF,
+    crate::op::ema::DEF,
+    crate::op::gae::DEF,
+    crate::op::norm::DEF,
+    crate::op::pairwise::DEF,
+    crate::op::ppo_policy::DEF,
+    crate::op::ppo_value::DEF,
+    crate::op::sample::DEF,
+    crate::op::sum_sq::DEF,
+    crate::op::weighted_sum::DEF,
+    crate::op::whiten::DEF,
+];

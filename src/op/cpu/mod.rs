@@ -2,8 +2,12 @@
 //! elementwise functions and sums that operators are made of. Knows nothing of tensors.
 
 pub mod gemm;
+pub mod loss;
 pub mod shared;
 pub mod simd;
 mod simd_x86;
+pub mod softmax;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod vec;
 mod vec_math;

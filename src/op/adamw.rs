@@ -1,0 +1,289 @@
+//! Adam with decoupled weight decay (Loshchilov and Hutter 2019) on a flat partition, in place.
+//!
+//! w `[n]`, grad f32 `[n]`, clip f32 `[1]`, m, v f32 `[n]`, master f32 `[n]` or none -> w, m, v, master.
+//! The gradient is multiplied by `clip` first. With a master copy the update is made there and
+//! rounded into w. Learning rate and decay go by element ranges; elements outside all ranges are
+//! left alone. The arithmetic is that of `torch.optim.AdamW`. No gradient.
+
+use crate::base::{DType, Elem, Result, bf16};
+use crate::device::cpu::parallel_for;
+use crate::op::conformance::{Case, Input};
+use crate::op::cpu::shared::SharedMut;
+use crate::op::registry::OpDef;
+use crate::op::{Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::tensor::{Desc, Tensor};
+use std::sync::Arc;
+
+/// The operator.
+#[derive(Clone, Debug)]
+pub struct AdamW {
+    /// Element ranges, disjoint, in any order.
+    pub groups: Vec<Group>,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Number of this step, from 1, for the bias correction.
+    pub step: u32,
+}
+
+/// Settings of the elements `start..end`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Group {
+    /// First element.
+    pub start: usize,
+    /// One past the last element.
+    pub end: usize,
+    /// Learning rate.
+    pub lr: f32,
+    /// Weight decay, times the learning rate.
+    pub weight_decay: f32,
+}
+
+/// Registry entry.
+pub const DEF: OpDef = OpDef {
+    name: "adamw",
+    about: "w -= lr wd w + lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), in place",
+    cases,
+};
+
+/// One step on `w` `[n]`, its moments and its master copy.
+#[allow(clippy::too_many_arguments)]
+pub fn adamw(
+    r: &mut dyn Run,
+    op: AdamW,
+    w: Tensor,
+    grad: Tensor,
+    clip: Tensor,
+    m: Tensor,
+    v: Tensor,
+    master: Option<Tensor>,
+) -> Result<()> {
+    let ins = [Some(w), Some(grad), Some(clip), Some(m), Some(v), master];
+    r.run(Arc::new(op), &ins).map(|_| ())
+}
+
+/// Elements a task.
+const PIECE: usize = 1 << 14;
+
+impl Op for AdamW {
+    fn name(&self) -> &'static str {
+        DEF.name
+    }
+
+    fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
+        let (w, clip) = (required(self, ins, 0)?, required(self, ins, 2)?);
+        let n = w.shape.numel();
+        let flat = Desc::new(&[n], DType::F32);
+        let state = [required(self, ins, 1)?, required(self, ins, 3)?, required(self, ins, 4)?];
+        let fits = w == Desc { dtype: w.dtype, ..flat }
+            && w.dtype != DType::I32
+            && clip == Desc::new(&[1], DType::F32)
+            && state.iter().chain(&ins[5]).all(|d| *d == flat);
+        let mut bounds: Vec<(usize, usize)> = self.groups.iter().map(|g| (g.start, g.end)).collect();
+        bounds.sort_unstable();
+        let apart = bounds.iter().all(|b| b.0 <= b.1 && b.1 <= n)
+            && bounds.windows(2).all(|p| p[0].1 <= p[1].0);
+        if !fits || !apart || self.step == 0 {
+            let expected = "w [n], grad f32 [n], clip f32 [1], m, v, master f32 [n], disjoint groups in 0..n, step from 1";
+            return Err(shape_error(self, ins, expected));
+        }
+        let mut outs = vec![Place::InPlace(0), Place::InPlace(3), Place::InPlace(4)];
+        outs.extend(ins[5].map(|_| Place::InPlace(5)));
+        Ok(Plan { outs, flops: 14 * n as u64, ..Plan::default() })
+    }
+
+    fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
+        match io.outs[0].desc.dtype {
+            DType::Bf16 => forward::<bf16>(self, io),
+            _ => forward::<f32>(self, io),
+        }
+        Ok(())
+    }
+}
+
+/// The scalars of one group, rounded to f32 once.
+#[derive(Clone, Copy)]
+struct Scalars {
+    clip: f32,
+    /// 1 - lr * weight decay.
+    keep: f32,
+    one_minus_beta1: f32,
+    beta2: f32,
+    one_minus_beta2: f32,
+    /// lr / (1 - beta1^t).
+    step_size: f32,
+    /// 1 / sqrt(1 - beta2^t).
+    v_factor: f32,
+    eps: f32,
+}
+
+impl AdamW {
+    fn scalars(&self, group: &Group, clip: f32) -> Scalars {
+        let (b1, b2) = (f64::from(self.beta1), f64::from(self.beta2));
+        let (lr, t) = (f64::from(group.lr), f64::from(self.step));
+        Scalars {
+            clip,
+            keep: (1.0 - lr * f64::from(group.weight_decay)) as f32,
+            one_minus_beta1: (1.0 - b1) as f32,
+            beta2: self.beta2,
+            one_minus_beta2: (1.0 - b2) as f32,
+            step_size: (lr / (1.0 - b1.powf(t))) as f32,
+            v_factor: (1.0 / (1.0 - b2.powf(t)).sqrt()) as f32,
+            eps: self.eps,
+        }
+    }
+}
+
+fn forward<E: Elem>(op: &AdamW, io: &mut Forward<'_>) {
+    let (grad, clip) = (io.input(1).f32(), io.input(2).f32()[0]);
+    let [w, m, v, master @ ..] = &mut io.outs[..] else { panic!("adamw has three or four outputs") };
+    let w = SharedMut::new(w.get::<E>());
+    let (m, v) = (SharedMut::new(m.f32()), SharedMut::new(v.f32()));
+    let master = master.first_mut().map(|p| SharedMut::new(p.f32()));
+    let pieces: Vec<(usize, usize, Scalars)> = op
+        .groups
+        .iter()
+        .flat_map(|g| {
+            let s = op.scalars(g, clip);
+            (g.start..g.end).step_by(PIECE).map(move |at| (at, PIECE.min(g.end - at), s))
+        })
+        .collect();
+    parallel_for(pieces.len(), |i| {
+        let (at, n, s) = pieces[i];
+        let grad = &grad[at..][..n];
+        // SAFETY: groups are disjoint, and so are their pieces.
+        let (w, m, v) = unsafe { (w.slice(at, n), m.slice(at, n), v.slice(at, n)) };
+        match &master {
+            Some(master) => {
+                // SAFETY: as above.
+                let master = unsafe { master.slice(at, n) };
+                update(s, grad, master, m, v);
+                w.iter_mut().zip(master).for_each(|(w, p)| *w = E::from_f32(*p));
+            }
+            None => update(s, grad, w, m, v),
+        }
+    });
+}
+
+fn update<P: Elem>(s: Scalars, grad: &[f32], param: &mut [P], m: &mut [f32], v: &mut [f32]) {
+    for (((p, g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
+        let g = g * s.clip;
+        *m += s.one_minus_beta1 * (g - *m);
+        *v = s.beta2 * *v + s.one_minus_beta2 * g * g;
+        let denominator = v.sqrt() * s.v_factor + s.eps;
+        *p = P::from_f32(p.to_f32() * s.keep - s.step_size * (*m / denominator));
+    }
+}
+
+/// One step in f64: weights (or master) and moments afterwards.
+fn reference(op: &AdamW, p: &mut [f64], grad: &[f64], clip: f64, m: &mut [f64], v: &mut [f64]) {
+    let (b1, b2) = (f64::from(op.beta1), f64::from(op.beta2));
+    let t = op.step as i32;
+    for g in &op.groups {
+        for i in g.start..g.end {
+            let grad = grad[i] * clip;
+            p[i] -= f64::from(g.lr) * f64::from(g.weight_decay) * p[i];
+            m[i] = b1 * m[i] + (1.0 - b1) * grad;
+            v[i] = b2 * v[i] + (1.0 - b2) * grad * grad;
+            let (m_hat, v_hat) = (m[i] / (1.0 - b1.powi(t)), v[i] / (1.0 - b2.powi(t)));
+            p[i] -= f64::from(g.lr) * m_hat / (v_hat.sqrt() + f64::from(op.eps));
+        }
+    }
+}
+
+fn groups(n: usize) -> Vec<Group> {
+    let cut = |a: usize| a * n / 7;
+    vec![
+        Group { start: cut(3), end: cut(6), lr: 0.02, weight_decay: 0.0 },
+        Group { start: 0, end: cut(2), lr: 0.05, weight_decay: 0.1 },
+        Group { start: cut(2), end: cut(2), lr: 1.0, weight_decay: 0.0 },
+    ]
+}
+
+fn cases() -> Vec<Case> {
+    let case = |n: usize, step: u32, master: bool| {
+        let op = AdamW { groups: groups(n), beta1: 0.9, beta2: 0.95, eps: 1e-6, step };
+        let variances = (0..n).map(|i| 0.01 + 0.3 * (i % 11) as f32).collect();
+        let ins = vec![
+            Some(Input::weight(&[n], 1.0)),
+            Some(Input::f32(&[n], 2.0)),
+            Some(Input::Const(vec![1], vec![0.37])),
+            Some(Input::f32(&[n], 1.0)),
+            Some(Input::Const(vec![n], variances)),
+            master.then(|| Input::f32(&[n], 1.0)),
+        ];
+        let mut case = Case::new(op.clone(), ins, move |ins| {
+            let (mut m, mut v) = (ins[3].clone(), ins[4].clone());
+            let mut p = ins[if master { 5 } else { 0 }].clone();
+            reference(&op, &mut p, &ins[1], ins[2][0], &mut m, &mut v);
+            if !master {
+                return vec![p, m, v];
+            }
+            let touched = |i: &usize| op.groups.iter().any(|g| (g.start..g.end).contains(i));
+            let w = (0..n).map(|i| if touched(&i) { p[i] } else { ins[0][i] }).collect();
+            vec![w, m, v, p]
+        });
+        if master {
+            case.dtypes = &[DType::Bf16];
+        }
+        case
+    };
+    vec![case(70, 1, false), case(40_003, 1000, false), case(700, 3, true)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Rng;
+    use crate::op::conformance::distance;
+    use crate::op::cpu::testing::{Host, forward};
+
+    /// Fifty steps with changing gradients and clip factors against the plain loop, with f32
+    /// weights and with bf16 weights on a master copy.
+    #[test]
+    fn fifty_steps_follow_the_plain_loop() {
+        let n = 333;
+        let mut rng = Rng::new(5, 0);
+        let start: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
+        let zeros = Host::new::<f32>(&[n], &vec![0.0; n]);
+        let master = Host::new::<f32>(&[n], &start);
+        let mut single = vec![master.clone(), zeros.clone(), zeros.clone()];
+        let mut mixed = vec![Host::new::<bf16>(&[n], &start), zeros.clone(), zeros, master];
+        let wide = |x: &[f32]| -> Vec<f64> { x.iter().map(|x| f64::from(*x)).collect() };
+        let (mut p, mut m, mut v) = (wide(&start), vec![0.0; n], vec![0.0; n]);
+        for step in 1..=50 {
+            let op = AdamW { groups: groups(n), beta1: 0.9, beta2: 0.999, eps: 1e-8, step };
+            let grad: Vec<f32> = (0..n).map(|i| rng.normal() + (i % 3) as f32).collect();
+            let clip = 0.5 + rng.uniform();
+            for state in [&mut single, &mut mixed] {
+                let at = |i: usize| state.get(i).cloned();
+                let g = Host::new::<f32>(&[n], &grad);
+                let c = Host::new::<f32>(&[1], &[clip]);
+                let ins = [at(0), Some(g), Some(c), at(1), at(2), at(3)];
+                *state = forward(&op, &ins).expect("step");
+            }
+            reference(&op, &mut p, &wide(&grad), f64::from(clip), &mut m, &mut v);
+        }
+        let (w, master) = (single[0].f32(), mixed[3].f32());
+        assert!(distance(&wide(&w), &p).0 < 1e-5, "{:?}", distance(&wide(&w), &p));
+        assert_eq!(w, master);
+        assert_eq!(mixed[0], Host::new::<bf16>(&[n], &master));
+        let outside = 6 * n / 7;
+        assert_eq!(w[outside..], start[outside..]);
+        assert!((0..2 * n / 7).all(|i| w[i] != start[i]));
+    }
+
+    #[test]
+    fn overlapping_groups_are_refused() {
+        let group = |start, end| Group { start, end, lr: 1.0, weight_decay: 0.0 };
+        let flat = Some(Desc::new(&[10], DType::F32));
+        let ins = [flat, flat, Some(Desc::new(&[1], DType::F32)), flat, flat, None];
+        let plan = |groups| AdamW { groups, beta1: 0.9, beta2: 0.9, eps: 0.0, step: 1 }.plan(&ins);
+        assert!(plan(vec![group(5, 10), group(0, 5)]).is_ok());
+        assert!(plan(vec![group(0, 6), group(5, 10)]).is_err());
+        assert!(plan(vec![group(0, 11)]).is_err());
+    }
+}

@@ -1,0 +1,70 @@
+//! A weighted sum of per-token values, the last step of the losses that are linear in
+//! log-probabilities or entropies: the SFT loss, the mixture loss, the entropy bonus.
+//!
+//! x f32 `[n]`, w f32 `[n]` (constant) -> f32 `[1]`, scale * sum x w.
+
+use crate::base::Result;
+use crate::op::conformance::{Case, Input};
+use crate::op::cpu::loss;
+use crate::op::registry::OpDef;
+use crate::op::{Backward, Forward, Op, Plan, Run};
+use crate::tensor::{Desc, Tensor};
+use std::sync::Arc;
+
+/// The operator.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightedSum {
+    /// Multiplies the sum.
+    pub scale: f32,
+}
+
+/// Registry entry.
+pub const DEF: OpDef = OpDef {
+    name: "weighted_sum",
+    about: "scale * sum x w; w is constant (SFT and mixture loss, entropy bonus)",
+    cases,
+};
+
+/// The sum of `x` under weights `w`. Returns f32 `[1]`.
+pub fn weighted_sum(r: &mut dyn Run, op: WeightedSum, x: Tensor, w: Tensor) -> Result<Tensor> {
+    Ok(r.run(Arc::new(op), &[Some(x), Some(w)])?[0])
+}
+
+impl Op for WeightedSum {
+    fn name(&self) -> &'static str {
+        DEF.name
+    }
+
+    fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
+        Ok(Plan { saves_ins: 0b10, ..loss::plan(self, ins, 0)? })
+    }
+
+    fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
+        let (x, w) = (io.input(0).f32(), io.input(1).f32());
+        let sum: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+        io.outs[0].f32()[0] = (f64::from(self.scale) * sum) as f32;
+        Ok(())
+    }
+
+    fn cpu_backward(&self, io: &mut Backward<'_>) -> Result<()> {
+        loss::constants(self, io, 1)?;
+        let w = io.input(1).f32();
+        loss::write_grad(io, 0, |k| f64::from(self.scale) * f64::from(w[k]));
+        Ok(())
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |n: usize, scale: f32| {
+        let w = (0..n).map(|i| [0.0, 1.0, 0.25, -2.0][i % 4]).collect();
+        Case::new(
+            WeightedSum { scale },
+            vec![Some(Input::f32(&[n], 3.0)), Some(Input::Const(vec![n], w))],
+            move |ins| {
+                let sum: f64 = ins[0].iter().zip(&ins[1]).map(|(x, w)| x * w).sum();
+                vec![vec![f64::from(scale) * sum]]
+            },
+        )
+    };
+    vec![case(13, -0.125), case(1000, 1.0), case(2, 3.0)]
+}
