@@ -127,9 +127,8 @@ impl Model {
                 let (k, v) = &cache.layers[layer];
                 let k = tape.bind(k.region(), cache.desc);
                 let v = tape.bind(v.region(), cache.desc);
-                op::cached_attention::cached_attention(
-                    tape, attention, qkv, *cu_seqlens, *starts, *table, k, v,
-                )
+                let cache = op::cached_attention::Cache { starts: *starts, page_table: *table, k, v };
+                op::cached_attention::cached_attention(tape, attention, qkv, *cu_seqlens, cache)
             }
         }
     }

@@ -14,7 +14,7 @@ use std::io::{BufRead, IsTerminal, Write};
 /// Runs the conversation until the input ends.
 pub fn chat(cfg: &ChatConfig) -> Result<()> {
     let source = Source::open(&cfg.path)?;
-    let options = LoadOptions::frozen(Head::Lm, DType::parse(&cfg.dtype)?);
+    let options = LoadOptions::frozen(Head::Lm, cfg.dtype.dtype());
     let model = Model::load(&source.dir, &options)?;
     let mut chat = Chat {
         sampling: Sampling {
@@ -23,7 +23,7 @@ pub fn chat(cfg: &ChatConfig) -> Result<()> {
             top_p: cfg.top_p as f32,
             min_new_tokens: 0,
             max_new_tokens: cfg.max_new_tokens,
-            eos: source.tokenizer.eos_ids(),
+            eos: source.tokenizer.stop_ids().to_vec(),
             seed: cfg.seed,
         },
         engine: Engine::frozen(model),

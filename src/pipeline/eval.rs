@@ -28,7 +28,7 @@ struct Scored {
 
 /// Evaluates and prints a table on standard output.
 pub fn eval(cfg: &EvalConfig) -> Result<()> {
-    let dtype = DType::parse(&cfg.dtype)?;
+    let dtype = cfg.dtype.dtype();
     let mut ws = Workspace::new(usize::MAX)?;
     let source = Source::open(&cfg.path)?;
     let prompts = datasets::eval_prompts(cfg, &source.tokenizer)?;
@@ -99,7 +99,7 @@ fn score(
         top_p: cfg.top_p as f32,
         min_new_tokens: 0,
         max_new_tokens: cfg.max_new_tokens,
-        eos: tokenizer.eos_ids(),
+        eos: tokenizer.stop_ids().to_vec(),
         seed: cfg.seed,
     };
     let (mut answers, mut scores) = (vec![], vec![]);

@@ -59,19 +59,13 @@ fn run_steps(
     judge: Option<Arc<dyn RewardRule>>,
     prepare: &mut dyn FnMut(&Path) -> Result<()>,
 ) -> Result<()> {
-    if cfg.deployment_type != "single_gpu" {
-        return Err(Error::user(format!(
-            "deployment_type {:?}: this version runs on one device; use single_gpu",
-            cfg.deployment_type
-        )));
-    }
     let started = Instant::now();
-    let dir = RunDir::open(Path::new(&cfg.output_dir), cfg.overwrite)?;
-    dir.write_config(&cfg.to_toml()?)?;
+    let dir = RunDir::open(&cfg.output_dir, cfg.overwrite)?;
+    dir.write_config(&config::to_toml(cfg)?)?;
     prepare(dir.path())?;
     let mut run = Run {
         cfg,
-        dtype: DType::parse(&cfg.dtype)?,
+        dtype: cfg.dtype.dtype(),
         ws: Workspace::new(usize::MAX)?,
         reporter: Reporter::open(dir.path(), quiet)?,
         dir,

@@ -20,7 +20,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let started = Instant::now();
     let engines = build(run, &source)?;
     let p = &cfg.ppo;
-    let per_iteration = p.per_device_generation_batch_size * p.generation_batches;
+    let per_iteration = p.answers_per_iteration();
     let batches = sources::schedule_batches(
         data.train.len(),
         per_iteration,
@@ -30,10 +30,10 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     );
     let total = batches.len() as u64;
     let updates = total * (p.ppo_epochs * per_iteration.div_ceil(p.per_device_training_batch_size)) as u64;
-    let config = settings::ppo(cfg, source.tokenizer.eos_ids(), updates)?;
+    let config = settings::ppo(cfg, source.tokenizer.stop_ids().to_vec(), updates);
     let mut trainer = PpoTrainer::new(engines, config)?;
     if p.enable_ema {
-        trainer.engines.actor.enable_ema(&mut run.ws, p.ema_decay)?;
+        trainer.engines.actor.enable_ema(&mut run.ws, p.ema_decay as f32)?;
     }
     run.start("ppo", "PPO", total, "iterations");
     let held_out: Vec<&[i32]> = data.eval.iter().take(p.eval_prompts).map(|e| e.ids.as_slice()).collect();
@@ -85,7 +85,7 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
     let with_lora = lora.is_some();
     let actor = source.load(&sources::trained(Head::Lm, run.dtype, lora, cfg.seed), &mut run.reporter)?;
     run.describe("actor", &actor);
-    let keep = settings::keep(cfg)?;
+    let keep = settings::keep(cfg);
     let actor = Engine::trained(actor, settings::actor_adamw(cfg), keep)?;
     let reference = if with_lora {
         None

@@ -19,22 +19,22 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let options = sources::trained(Head::Score, run.dtype, settings::critic_lora(cfg), cfg.seed);
     let model = source.load(&options, &mut run.reporter)?;
     run.describe("reward", &model);
-    let s = &cfg.reward;
+    let s = &cfg.reward.optimizer;
     let batches = sources::schedule_batches(
         data.train.len(),
-        s.per_device_train_batch_size * s.gradient_accumulation_steps,
+        s.rows_per_step(),
         s.num_train_epochs as u64,
         s.max_steps as u64,
         cfg.seed,
     );
     let total = batches.len() as u64;
-    let engine = Engine::trained(model, settings::reward_adamw(cfg), settings::keep(cfg)?)?;
+    let engine = Engine::trained(model, settings::reward_adamw(cfg), settings::keep(cfg))?;
     let step = StepConfig {
-        schedule: settings::schedule(&s.lr_scheduler_type, s.num_warmup_steps, total)?,
+        schedule: settings::schedule(s.lr_scheduler_type, s.num_warmup_steps, total),
         micro_batch_tokens: settings::micro_batch_tokens(cfg),
         seed: cfg.seed,
     };
-    let loss = settings::reward_loss(cfg)?;
+    let loss = settings::reward_loss(cfg);
     let mut trainer = RewardTrainer::new(engine, RewardConfig { step, loss });
     run.start("reward", "Reward model", total, "batches");
     let held_out: Vec<&PairExample> = data.eval.iter().collect();

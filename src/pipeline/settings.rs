@@ -1,7 +1,9 @@
 //! From the run configuration to the settings of models, optimizers and algorithms.
 
-use super::config::RunConfig;
-use crate::base::{Error, Result};
+use super::config::{
+    self, Checkpointing, KlController, OptimizerSection, RewardScaling, RunConfig, Scheduler,
+};
+use crate::base::Result;
 use crate::model::{LoraConfig, SaveAs};
 use crate::rlhf::{KlControl, PpoConfig, RewardLoss};
 use crate::rollout::Sampling;
@@ -12,7 +14,7 @@ fn lora(cfg: &RunConfig, rank: usize) -> Option<LoraConfig> {
     let l = &cfg.lora;
     (rank > 0).then(|| LoraConfig {
         rank,
-        alpha: if l.lora_alpha > 0.0 { l.lora_alpha as f32 } else { rank as f32 },
+        alpha: l.lora_alpha as f32,
         dropout: l.lora_dropout as f32,
         modules: l.lora_module_name.clone(),
     })
@@ -28,11 +30,10 @@ pub(super) fn critic_lora(cfg: &RunConfig) -> Option<LoraConfig> {
     lora(cfg, cfg.lora.critic_lora_dim)
 }
 
-pub(super) fn sft_adamw(cfg: &RunConfig) -> AdamWConfig {
-    let s = &cfg.sft;
+fn adamw(s: &OptimizerSection, lora_learning_rate: f64) -> AdamWConfig {
     AdamWConfig {
         learning_rate: s.learning_rate as f32,
-        lora_learning_rate: cfg.lora.actor_lora_learning_rate as f32,
+        lora_learning_rate: lora_learning_rate as f32,
         beta1: s.adam_beta1 as f32,
         beta2: s.adam_beta2 as f32,
         eps: s.adam_eps as f32,
@@ -41,17 +42,12 @@ pub(super) fn sft_adamw(cfg: &RunConfig) -> AdamWConfig {
     }
 }
 
+pub(super) fn sft_adamw(cfg: &RunConfig) -> AdamWConfig {
+    adamw(&cfg.sft.optimizer, cfg.lora.actor_lora_learning_rate)
+}
+
 pub(super) fn reward_adamw(cfg: &RunConfig) -> AdamWConfig {
-    let s = &cfg.reward;
-    AdamWConfig {
-        learning_rate: s.learning_rate as f32,
-        lora_learning_rate: cfg.lora.critic_lora_learning_rate as f32,
-        beta1: s.adam_beta1 as f32,
-        beta2: s.adam_beta2 as f32,
-        eps: s.adam_eps as f32,
-        weight_decay: s.weight_decay as f32,
-        max_grad_norm: s.max_grad_norm as f32,
-    }
+    adamw(&cfg.reward.optimizer, cfg.lora.critic_lora_learning_rate)
 }
 
 pub(super) fn actor_adamw(cfg: &RunConfig) -> AdamWConfig {
@@ -77,18 +73,20 @@ pub(super) fn critic_adamw(cfg: &RunConfig) -> AdamWConfig {
     }
 }
 
-pub(super) fn schedule(kind: &str, warmup: usize, total: u64) -> Result<Schedule> {
-    Ok(Schedule { kind: ScheduleKind::parse(kind)?, warmup: warmup as u64, total })
+pub(super) fn schedule(kind: Scheduler, warmup: usize, total: u64) -> Schedule {
+    let kind = match kind {
+        Scheduler::Linear => ScheduleKind::Linear,
+        Scheduler::Cosine => ScheduleKind::Cosine,
+        Scheduler::Constant | Scheduler::ConstantWithWarmup => ScheduleKind::Constant,
+    };
+    Schedule { kind, warmup: warmup as u64, total }
 }
 
-pub(super) fn keep(cfg: &RunConfig) -> Result<Keep> {
-    match cfg.gradient_checkpointing.as_str() {
-        "none" => Ok(Keep::All),
-        "cheap" => Ok(Keep::Cheap),
-        "full" => Ok(Keep::Input),
-        other => Err(Error::user(format!(
-            "gradient_checkpointing {other:?} is not known; use none, cheap or full"
-        ))),
+pub(super) fn keep(cfg: &RunConfig) -> Keep {
+    match cfg.gradient_checkpointing {
+        Checkpointing::None => Keep::All,
+        Checkpointing::Cheap => Keep::Cheap,
+        Checkpointing::Full => Keep::Input,
     }
 }
 
@@ -97,51 +95,28 @@ pub(super) fn micro_batch_tokens(cfg: &RunConfig) -> usize {
     if cfg.micro_batch_tokens > 0 { cfg.micro_batch_tokens } else { 2048 }
 }
 
-pub(super) fn reward_loss(cfg: &RunConfig) -> Result<RewardLoss> {
-    match cfg.reward.loss.as_str() {
-        "end" => Ok(RewardLoss::End),
-        "token_wise" => Ok(RewardLoss::TokenWise),
-        other => Err(Error::user(format!("reward.loss {other:?} is not known; use end or token_wise"))),
+pub(super) fn reward_loss(cfg: &RunConfig) -> RewardLoss {
+    match cfg.reward.loss {
+        config::RewardLoss::End => RewardLoss::End,
+        config::RewardLoss::TokenWise => RewardLoss::TokenWise,
     }
 }
 
-/// "5GB" and the like, in bytes.
 pub(super) fn save_as(cfg: &RunConfig) -> Result<SaveAs> {
-    let text = cfg.max_shard_size.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let unit = match text[split..].trim().to_ascii_uppercase().as_str() {
-        "" | "B" => Some(1),
-        "KB" => Some(1_000),
-        "MB" => Some(1_000_000),
-        "GB" => Some(1_000_000_000),
-        _ => None,
-    };
-    let bytes = text[..split].parse::<usize>().ok().zip(unit).and_then(|(n, u)| n.checked_mul(u));
-    match bytes {
-        Some(n) if n > 0 => Ok(SaveAs { max_shard_bytes: n }),
-        _ => Err(Error::user(format!("max_shard_size {text:?} is not a size such as 5GB or 200MB"))),
-    }
+    Ok(SaveAs { max_shard_bytes: cfg.max_shard_bytes()? as usize })
 }
 
 /// PPO over `updates` optimizer steps.
-pub(super) fn ppo(cfg: &RunConfig, eos: Vec<i32>, updates: u64) -> Result<PpoConfig> {
+pub(super) fn ppo(cfg: &RunConfig, eos: Vec<i32>, updates: u64) -> PpoConfig {
     let p = &cfg.ppo;
-    let kl_control = match p.kl_controller.as_str() {
-        "fixed" => KlControl::Fixed,
-        "adaptive" => KlControl::Adaptive { target: p.kl_target as f32, horizon: p.kl_horizon as f32 },
-        other => {
-            return Err(Error::user(format!("ppo.kl_controller {other:?} is not known; use fixed or adaptive")));
+    let kl_control = match p.kl_controller {
+        KlController::Fixed => KlControl::Fixed,
+        KlController::Adaptive => {
+            KlControl::Adaptive { target: p.kl_target as f32, horizon: p.kl_horizon as f32 }
         }
     };
-    let reward_scaling = match p.reward_scaling.as_str() {
-        "none" => false,
-        "running" => true,
-        other => {
-            return Err(Error::user(format!("ppo.reward_scaling {other:?} is not known; use none or running")));
-        }
-    };
-    let schedule = schedule(&p.lr_scheduler_type, p.num_warmup_steps, updates)?;
-    Ok(PpoConfig {
+    let schedule = schedule(p.lr_scheduler_type, p.num_warmup_steps, updates);
+    PpoConfig {
         sampling: Sampling {
             temperature: p.temperature as f32,
             top_k: p.top_k,
@@ -154,7 +129,7 @@ pub(super) fn ppo(cfg: &RunConfig, eos: Vec<i32>, updates: u64) -> Result<PpoCon
         kl_coef: p.kl_coef as f32,
         kl_control,
         clip_reward_value: p.clip_reward_value as f32,
-        reward_scaling,
+        reward_scaling: p.reward_scaling == RewardScaling::Running,
         missing_eos_penalty: p.missing_eos_penalty as f32,
         gamma: p.gamma as f32,
         lam: p.lam as f32,
@@ -168,5 +143,5 @@ pub(super) fn ppo(cfg: &RunConfig, eos: Vec<i32>, updates: u64) -> Result<PpoCon
         micro_batch_tokens: micro_batch_tokens(cfg),
         actor_schedule: schedule,
         critic_schedule: schedule,
-    })
+    }
 }

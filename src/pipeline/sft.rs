@@ -19,22 +19,22 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let options = sources::trained(Head::Lm, run.dtype, settings::actor_lora(cfg), cfg.seed);
     let model = source.load(&options, &mut run.reporter)?;
     run.describe("actor", &model);
-    let s = &cfg.sft;
+    let s = &cfg.sft.optimizer;
     let batches = sources::schedule_batches(
         data.train.len(),
-        s.per_device_train_batch_size * s.gradient_accumulation_steps,
+        s.rows_per_step(),
         s.num_train_epochs as u64,
         s.max_steps as u64,
         cfg.seed,
     );
     let total = batches.len() as u64;
-    let engine = Engine::trained(model, settings::sft_adamw(cfg), settings::keep(cfg)?)?;
+    let engine = Engine::trained(model, settings::sft_adamw(cfg), settings::keep(cfg))?;
     let step = StepConfig {
-        schedule: settings::schedule(&s.lr_scheduler_type, s.num_warmup_steps, total)?,
+        schedule: settings::schedule(s.lr_scheduler_type, s.num_warmup_steps, total),
         micro_batch_tokens: settings::micro_batch_tokens(cfg),
         seed: cfg.seed,
     };
-    let mut trainer = SftTrainer::new(engine, SftConfig { step, loss_on_prompt: s.loss_on_prompt });
+    let mut trainer = SftTrainer::new(engine, SftConfig { step, loss_on_prompt: cfg.sft.loss_on_prompt });
     run.start("sft", "Supervised finetuning", total, "batches");
     let held_out: Vec<&SftExample> = data.eval.iter().collect();
     let before = trainer.evaluate(&mut run.ws, &held_out)?;

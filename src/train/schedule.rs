@@ -1,7 +1,5 @@
 //! Learning rate schedules, as factors of the peak rate.
 
-use crate::base::{Error, Result};
-
 /// The shape after warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScheduleKind {
@@ -11,20 +9,6 @@ pub enum ScheduleKind {
     Cosine,
     /// Stays.
     Constant,
-}
-
-impl ScheduleKind {
-    /// Parses DeepSpeed-Chat's `--lr_scheduler_type`.
-    pub fn parse(name: &str) -> Result<ScheduleKind> {
-        match name {
-            "linear" => Ok(ScheduleKind::Linear),
-            "cosine" => Ok(ScheduleKind::Cosine),
-            "constant" | "constant_with_warmup" => Ok(ScheduleKind::Constant),
-            _ => Err(Error::user(format!(
-                "lr_scheduler_type {name:?} is not supported; use linear, cosine, constant or constant_with_warmup"
-            ))),
-        }
-    }
 }
 
 /// A schedule over a known number of optimizer steps.
@@ -67,6 +51,5 @@ mod tests {
             assert!((4..13).all(|i| s.factor(i) > s.factor(i + 1)));
             assert!(s.factor(9) - 0.5 < 1e-6 && s.factor(14) < 1e-6 && s.factor(99) < 1e-6);
         }
-        assert!(ScheduleKind::parse("step").is_err());
     }
 }
