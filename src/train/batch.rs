@@ -7,7 +7,7 @@ use crate::tape::{Shaped, Tape};
 use crate::tensor::Tensor;
 
 /// Packed sequences with `n` selected rows.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Batch {
     /// The tokens.
     pub packed: Packed,
