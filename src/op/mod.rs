@@ -4,11 +4,18 @@
 //! what its plan declared saved. `registry.rs` lists them all; tests, gradient checks and
 //! `docs/ops.md` are derived from that list.
 
+pub mod act;
+pub mod attention;
+pub mod cached_attention;
 pub mod conformance;
 pub mod cpu;
+pub mod embed;
+pub mod gather;
+pub mod head;
 mod io;
 pub mod norm;
 pub mod registry;
+pub mod rope;
 
 pub use io::{Backward, Forward, Grad, View, ViewMut};
 

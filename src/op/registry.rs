@@ -13,4 +13,13 @@ pub struct OpDef {
 }
 
 /// All operators.
-pub static OPS: &[OpDef] = &[crate::op::norm::DEF];
+pub static OPS: &[OpDef] = &[
+    crate::op::act::DEF,
+    crate::op::attention::DEF,
+    crate::op::cached_attention::DEF,
+    crate::op::embed::DEF,
+    crate::op::gather::DEF,
+    crate::op::head::DEF,
+    crate::op::norm::DEF,
+    crate::op::rope::DEF,
+];
