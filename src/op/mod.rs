@@ -9,6 +9,12 @@ pub mod conformance;
 pub mod cpu;
 pub mod ema;
 pub mod gae;
+pub mod act;
+pub mod attention;
+pub mod cached_attention;
+pub mod embed;
+pub mod gather;
+pub mod head;
 mod io;
 pub mod norm;
 pub mod pairwise;
@@ -19,6 +25,7 @@ pub mod sample;
 pub mod sum_sq;
 pub mod weighted_sum;
 pub mod whiten;
+pub mod rope;
 
 pub use io::{Backward, Forward, Grad, View, ViewMut};
 

@@ -25,4 +25,11 @@ pub static OPS: &[OpDef] = &[
     crate::op::sum_sq::DEF,
     crate::op::weighted_sum::DEF,
     crate::op::whiten::DEF,
+    crate::op::act::DEF,
+    crate::op::attention::DEF,
+    crate::op::cached_attention::DEF,
+    crate::op::embed::DEF,
+    crate::op::gather::DEF,
+    crate::op::head::DEF,
+    crate::op::rope::DEF,
 ];

@@ -9,5 +9,10 @@ mod simd_x86;
 pub mod softmax;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod act;
+pub mod attend;
+pub mod attend_backward;
+pub mod scatter;
+mod tile;
 pub mod vec;
 mod vec_math;

@@ -1,0 +1,192 @@
+//! Token embedding with optional learned positions.
+//!
+//! ids i32 `[tokens]`, positions i32 `[tokens]`, tok `[vocab, hidden]`, pos `[positions, hidden]` or
+//! none -> x `[tokens, hidden]` = tok\[id\] + pos\[position + offset\].
+
+use crate::base::{DType, Elem, Result, bf16};
+use crate::device::cpu::parallel_for;
+use crate::op::conformance::{Case, Input};
+use crate::op::cpu::scatter::{check_range, scatter_add};
+use crate::op::cpu::shared::{SharedMut, row_chunks};
+use crate::op::registry::OpDef;
+use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::tensor::{Desc, Tensor};
+use std::sync::Arc;
+
+/// The operator.
+#[derive(Clone, Copy, Debug)]
+pub struct Embed {
+    /// Added to every position before the table is read (OPT reserves the first two rows).
+    pub position_offset: usize,
+}
+
+/// Registry entry.
+pub const DEF: OpDef = OpDef {
+    name: "embed",
+    about: "token embedding plus optional learned positions: tok[id] + pos[position + offset]",
+    cases,
+};
+
+/// Looks up the rows of `ids`, and of `positions` in `pos` if there is one. Returns
+/// `[tokens, hidden]`.
+pub fn embed(
+    r: &mut dyn Run,
+    op: Embed,
+    ids: Tensor,
+    positions: Tensor,
+    tok: Tensor,
+    pos: Option<Tensor>,
+) -> Result<Tensor> {
+    Ok(r.run(Arc::new(op), &[Some(ids), Some(positions), Some(tok), pos])?[0])
+}
+
+impl Op for Embed {
+    fn name(&self) -> &'static str {
+        DEF.name
+    }
+
+    fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
+        let (ids, at) = (required(self, ins, 0)?, required(self, ins, 1)?);
+        let tok = required(self, ins, 2)?;
+        let pos = ins.get(3).copied().flatten();
+        let (tokens, d) = (ids.shape.numel(), tok.shape.last());
+        let matrix = |w: &Desc| {
+            w.dtype == tok.dtype && w.shape.dims().len() == 2 && w.shape.last() == d && d > 0
+        };
+        if ids.dtype != DType::I32
+            || at != ids
+            || tok.dtype == DType::I32
+            || !matrix(&tok)
+            || !pos.as_ref().is_none_or(matrix)
+        {
+            return Err(shape_error(
+                self,
+                ins,
+                "ids and positions i32 [tokens], tok [vocab, hidden], pos [positions, hidden]",
+            ));
+        }
+        Ok(Plan {
+            outs: vec![Place::New(Desc::new(&[tokens, d], tok.dtype))],
+            differentiable: 0b1,
+            saves_ins: 0b11,
+            cheap: true,
+            flops: if pos.is_some() { (tokens * d) as u64 } else { 0 },
+            ..Plan::default()
+        })
+    }
+
+    fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
+        match io.input(2).desc.dtype {
+            DType::Bf16 => forward::<bf16>(self, io),
+            _ => forward::<f32>(self, io),
+        }
+    }
+
+    fn cpu_backward(&self, io: &mut Backward<'_>) -> Result<()> {
+        match io.dout(0).desc.dtype {
+            DType::Bf16 => backward::<bf16>(self, io),
+            _ => backward::<f32>(self, io),
+        }
+        Ok(())
+    }
+}
+
+fn forward<E: Elem>(op: &Embed, io: &mut Forward<'_>) -> Result<()> {
+    let (ids, at, tok) = (io.input(0).i32(), io.input(1).i32(), io.input(2));
+    let (vocab, d) = (tok.dims()[0], tok.dims()[1]);
+    let tok = tok.get::<E>();
+    check_range(DEF.name, "id", ids, 0, vocab)?;
+    let pos = io.ins[3].map(|p| p.get::<E>());
+    if let Some(pos) = pos {
+        check_range(DEF.name, "position", at, op.position_offset, pos.len() / d)?;
+    }
+    let x = SharedMut::new(io.outs[0].get::<E>());
+    let chunks = row_chunks(ids.len(), d);
+    parallel_for(chunks.len(), |c| {
+        for t in chunks[c].clone() {
+            // SAFETY: row t belongs to this task alone.
+            let x = unsafe { x.slice(t * d, d) };
+            let tok = &tok[ids[t] as usize * d..][..d];
+            let Some(pos) = pos else {
+                x.copy_from_slice(tok);
+                continue;
+            };
+            let pos = &pos[(at[t] as usize + op.position_offset) * d..][..d];
+            for i in 0..d {
+                x[i] = E::from_f32(tok[i].to_f32() + pos[i].to_f32());
+            }
+        }
+    });
+    Ok(())
+}
+
+fn backward<E: Elem>(op: &Embed, io: &mut Backward<'_>) {
+    let (ids, at, dx) = (io.input(0).i32(), io.input(1).i32(), io.dout(0));
+    let (d, dx) = (dx.desc.shape.last(), dx.get::<E>());
+    for (i, index, offset) in [(2, ids, 0), (3, at, op.position_offset)] {
+        if let Some(grad) = io.dins.get_mut(i).and_then(Option::as_mut) {
+            scatter_add(index, offset, dx, d, grad.view.f32(), grad.acc);
+        }
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = vec![];
+    for (tokens, d, vocab, offset, learned) in
+        [(1, 17, 5, 2, true), (33, 8, 7, 0, true), (130, 16, 40, 0, false), (31, 40, 3, 2, true)]
+    {
+        let ids: Vec<i32> = (0..tokens).map(|t| (t * t + 3 * t) as i32 % vocab).collect();
+        let at: Vec<i32> = (0..tokens).map(|t| t as i32 % 9).collect();
+        let op = Embed { position_offset: offset };
+        cases.push(Case::new(
+            op,
+            vec![
+                Some(Input::ints(&ids)),
+                Some(Input::ints(&at)),
+                Some(Input::weight(&[vocab as usize, d], 1.0)),
+                learned.then(|| Input::weight(&[9 + offset, d], 1.0)),
+            ],
+            move |ins| {
+                let mut x = vec![0.0; tokens * d];
+                for (t, (id, at)) in ins[0].iter().zip(&ins[1]).enumerate() {
+                    for i in 0..d {
+                        let p = (*at as usize + offset) * d + i;
+                        x[t * d + i] = ins[2][*id as usize * d + i]
+                            + if learned { ins[3][p] } else { 0.0 };
+                    }
+                }
+                vec![x]
+            },
+        ));
+    }
+    cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::{View, ViewMut};
+
+    #[test]
+    fn an_id_outside_the_vocabulary_is_an_error_that_names_both() {
+        for (id, vocab) in [(7i32, 7usize), (-1, 3)] {
+            let tok = vec![0f32; vocab * 2];
+            let mut x = [0f32; 2];
+            let mut io = Forward {
+                ins: vec![
+                    Some(View::new(bytemuck::bytes_of(&id), Desc::new(&[1], DType::I32))),
+                    Some(View::new(bytemuck::bytes_of(&0i32), Desc::new(&[1], DType::I32))),
+                    Some(View::new(bytemuck::cast_slice(&tok), Desc::new(&[vocab, 2], DType::F32))),
+                    None,
+                ],
+                outs: vec![ViewMut::new(
+                    bytemuck::cast_slice_mut(&mut x),
+                    Desc::new(&[1, 2], DType::F32),
+                )],
+                scratch: &mut [],
+            };
+            let e = Embed { position_offset: 0 }.cpu_forward(&mut io).unwrap_err().to_string();
+            assert!(e.contains(&format!("id {id} ")) && e.contains(&format!("0..{vocab}")), "{e}");
+        }
+    }
+}
