@@ -1,7 +1,13 @@
-//! CPU kernels shared by several operators.
+//! CPU kernels shared by several operators: vectors of sixteen lanes, matrix products, and the
+//! elementwise functions and sums that operators are made of.
 
+pub mod gemm;
 pub mod loss;
 pub mod shared;
+pub mod simd;
+mod simd_x86;
 pub mod softmax;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vec;
+mod vec_math;

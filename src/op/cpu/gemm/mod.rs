@@ -1,0 +1,256 @@
+//! Matrix products on the CPU: row-major matrices with a leading dimension, f32 or bf16 storage,
+//! f32 arithmetic.
+//!
+//! Every output element is computed by one fixed chain of operations on its own row and column, so
+//! its bits depend neither on the other rows, nor on blocks, tiles or threads. Blocks and threads
+//! divide the output only.
+
+mod dot;
+mod outer;
+
+use super::simd::{LANES, Level, Simd, level};
+use crate::base::Elem;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// A matrix to read: element (i, j) is `data[i * ld + j]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat<'a, E> {
+    data: &'a [E],
+    rows: usize,
+    cols: usize,
+    ld: usize,
+}
+
+impl<'a, E: Elem> Mat<'a, E> {
+    /// A `rows` x `cols` view with `ld` elements between row starts. Panics if it leaves `data`.
+    pub fn new(data: &'a [E], rows: usize, cols: usize, ld: usize) -> Mat<'a, E> {
+        check(data.len(), rows, cols, ld);
+        Mat { data, rows, cols, ld }
+    }
+
+    /// A view of a dense `rows` x `cols` matrix.
+    pub fn dense(data: &'a [E], rows: usize, cols: usize) -> Mat<'a, E> {
+        Mat::new(data, rows, cols, cols)
+    }
+
+    /// Columns `cols` of row `i`.
+    #[inline(always)]
+    fn row(&self, i: usize, cols: Range<usize>) -> &'a [E] {
+        &self.data[i * self.ld + cols.start..i * self.ld + cols.end]
+    }
+}
+
+/// A matrix to write: element (i, j) is `data[i * ld + j]`.
+#[derive(Debug)]
+pub struct MatMut<'a, E> {
+    data: &'a mut [E],
+    rows: usize,
+    cols: usize,
+    ld: usize,
+}
+
+impl<'a, E: Elem> MatMut<'a, E> {
+    /// A `rows` x `cols` view with `ld` elements between row starts. Panics if it leaves `data`.
+    pub fn new(data: &'a mut [E], rows: usize, cols: usize, ld: usize) -> MatMut<'a, E> {
+        check(data.len(), rows, cols, ld);
+        MatMut { data, rows, cols, ld }
+    }
+
+    /// A view of a dense `rows` x `cols` matrix.
+    pub fn dense(data: &'a mut [E], rows: usize, cols: usize) -> MatMut<'a, E> {
+        MatMut::new(data, rows, cols, cols)
+    }
+}
+
+fn check(len: usize, rows: usize, cols: usize, ld: usize) {
+    let need = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * ld + cols };
+    assert!(ld >= cols && len >= need, "{rows} x {cols} matrix, ld {ld}, in {len} elements");
+}
+
+/// What happens to a sum before it is stored: `alpha * sum`, then `+ bias[column]`, `+ residual`,
+/// `+ old value` (if `accumulate`), in this order in f32, rounded once to the output type.
+#[derive(Clone, Copy, Debug)]
+pub struct Epilogue<'a, E> {
+    /// One value for each column of the output.
+    pub bias: Option<&'a [E]>,
+    /// A matrix of the output's shape, and its leading dimension.
+    pub residual: Option<(&'a [E], usize)>,
+    /// The factor of the sum.
+    pub alpha: f32,
+    /// Whether the output's old value is added.
+    pub accumulate: bool,
+}
+
+impl<E> Default for Epilogue<'_, E> {
+    fn default() -> Self {
+        Epilogue { bias: None, residual: None, alpha: 1.0, accumulate: false }
+    }
+}
+
+/// C = A B^T with an epilogue: `C[m, n] = sum_k A[m, k] * B[n, k]`.
+///
+/// Sixteen running sums, lane l over k = l mod 16 ascending, are added by a fixed tree: the order
+/// of [`dot`](super::vec::dot). Panics if the shapes disagree.
+pub fn gemm_nt<A: Elem, B: Elem, C: Elem, E: Elem>(
+    a: Mat<A>,
+    b: Mat<B>,
+    c: MatMut<C>,
+    epilogue: &Epilogue<E>,
+) {
+    dot::run(level(), a, b, c, epilogue);
+}
+
+/// C = A B: `C[m, k] = sum_n A[m, n] * B[n, k]`, n ascending from 0; with `accumulate` the sum is
+/// added to the old C. Panics if the shapes disagree.
+pub fn gemm_nn<A: Elem, B: Elem, C: Elem>(a: Mat<A>, b: Mat<B>, c: MatMut<C>, accumulate: bool) {
+    outer::run::<A, B, C, false>(level(), a, b, c, accumulate);
+}
+
+/// C = A^T B: `C[n, k] = sum_m A[m, n] * B[m, k]`, m ascending from 0; with `accumulate` the sum
+/// is added to the old C. Panics if the shapes disagree.
+pub fn gemm_tn<A: Elem, B: Elem, C: Elem>(a: Mat<A>, b: Mat<B>, c: MatMut<C>, accumulate: bool) {
+    outer::run::<A, B, C, true>(level(), a, b, c, accumulate);
+}
+
+/// The output as the tasks see it: each writes its own block.
+struct Output<C> {
+    data: *mut C,
+    ld: usize,
+}
+
+// SAFETY: tasks write disjoint blocks of the matrix, which outlives them.
+unsafe impl<C: Send> Sync for Output<C> {}
+
+impl<C: Elem> Output<C> {
+    /// Columns `cols` of row `i`.
+    ///
+    /// # Safety
+    /// They must lie in the matrix, and no one else may hold them meanwhile.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn row(&self, i: usize, cols: &Range<usize>) -> &mut [C] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.data.add(i * self.ld + cols.start), cols.len())
+        }
+    }
+}
+
+/// One row's share of an epilogue.
+struct RowEnd<'a, E> {
+    bias: Option<&'a [E]>,
+    residual: Option<&'a [E]>,
+    alpha: f32,
+    accumulate: bool,
+}
+
+/// Stores the sums of (a part of) one row.
+#[inline(always)]
+fn finish<S: Simd, C: Elem, E: Elem>(s: S, c: &mut [C], sums: &[f32], end: &RowEnd<E>) {
+    let alpha = s.splat(end.alpha);
+    for j in (0..c.len()).step_by(LANES) {
+        let mut v = s.mul(alpha, s.take(&sums[j..]));
+        if let Some(bias) = end.bias {
+            v = s.add(v, s.take(&bias[j..]));
+        }
+        if let Some(residual) = end.residual {
+            v = s.add(v, s.take(&residual[j..]));
+        }
+        if end.accumulate {
+            v = s.add(v, s.take(&c[j..]));
+        }
+        s.put(&mut c[j..], v);
+    }
+}
+
+/// A cache line of f32.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+/// A growing buffer of f32, aligned to a cache line. Its contents are whatever was left there.
+#[derive(Default)]
+struct Buffer(Vec<Line>);
+
+impl Buffer {
+    fn get(&mut self, len: usize) -> &mut [f32] {
+        let lines = len.div_ceil(LANES);
+        if self.0.len() < lines {
+            self.0.resize(lines, Line([0.0; LANES]));
+        }
+        &mut bytemuck::cast_slice_mut(&mut self.0)[..len]
+    }
+}
+
+/// A thread's room for copies of operands and for sums.
+#[derive(Default)]
+struct Scratch {
+    a: Buffer,
+    b: Buffer,
+    sums: Buffer,
+}
+
+/// Calls `f` with this thread's scratch.
+fn with_scratch(f: impl FnOnce(&mut Scratch)) {
+    thread_local!(static SCRATCH: RefCell<Scratch> = RefCell::default());
+    SCRATCH.with(|s| f(&mut s.borrow_mut()));
+}
+
+/// The division of the output into blocks, one task each.
+struct Blocks {
+    rows: usize,
+    cols: usize,
+    row_block: usize,
+    col_block: usize,
+}
+
+impl Blocks {
+    /// Blocks of nearly equal size, at most `max` rows and columns, multiples of `unit`; smaller
+    /// while there are fewer than four a thread.
+    fn new(rows: usize, cols: usize, mut max: [usize; 2], unit: [usize; 2]) -> Blocks {
+        let even = |total: usize, max: usize, unit: usize| {
+            total.div_ceil(total.div_ceil(max).max(1)).next_multiple_of(unit)
+        };
+        loop {
+            let row_block = even(rows, max[0], unit[0]);
+            let col_block = even(cols, max[1], unit[1]);
+            let blocks = Blocks { rows, cols, row_block, col_block };
+            let side = usize::from(col_block >= row_block);
+            let least = 4 * unit[side];
+            if blocks.count() >= 4 * crate::device::cpu::threads()
+                || [row_block, col_block][side] <= least
+            {
+                return blocks;
+            }
+            max[side] = ([row_block, col_block][side] / 2).max(least);
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.rows.div_ceil(self.row_block) * self.cols.div_ceil(self.col_block)
+    }
+
+    /// Rows and columns of block `t`. Neighbours share their columns.
+    fn block(&self, t: usize) -> (Range<usize>, Range<usize>) {
+        let down = self.rows.div_ceil(self.row_block);
+        let (i, j) = (t % down * self.row_block, t / down * self.col_block);
+        (i..(i + self.row_block).min(self.rows), j..(j + self.col_block).min(self.cols))
+    }
+
+    /// Runs `f` on every block, on all threads if `work` (multiply-adds) is worth waking them.
+    fn for_each(&self, work: usize, f: impl Fn(Range<usize>, Range<usize>) + Sync + Send) {
+        let task = |t| {
+            let (rows, cols) = self.block(t);
+            f(rows, cols);
+        };
+        if work < 1 << 17 {
+            (0..self.count()).for_each(task);
+        } else {
+            crate::device::cpu::parallel_for(self.count(), task);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

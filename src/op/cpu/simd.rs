@@ -1,0 +1,298 @@
+//! Sixteen-lane f32 vectors at three levels (AVX-512, AVX2 with FMA, portable), chosen at run time.
+//! A kernel is written once over [`Simd`] and compiled for every level. This is not a general
+//! vector library: it holds what the CPU kernels use.
+//!
+//! A value of a type implementing [`Simd`] proves that the processor has the level's instructions;
+//! only [`dispatch`] makes one.
+
+use crate::base::{Elem, Error, Result};
+use std::any::TypeId;
+use std::sync::OnceLock;
+
+/// Lanes in a vector, at every level.
+pub const LANES: usize = 16;
+
+/// An instruction set, the weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Plain Rust.
+    Portable,
+    /// x86-64 AVX2 and FMA.
+    Avx2,
+    /// x86-64 AVX-512 F, BW and VL.
+    Avx512,
+}
+
+impl Level {
+    /// The best level of this processor.
+    pub fn detected() -> Level {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl");
+            match (avx2, avx512) {
+                (true, true) => return Level::Avx512,
+                (true, false) => return Level::Avx2,
+                _ => {}
+            }
+        }
+        Level::Portable
+    }
+
+    /// Parses the value of the environment variable `DUPLEX_CPU`.
+    pub fn parse(s: &str) -> Result<Level> {
+        match s {
+            "avx512" => Ok(Level::Avx512),
+            "avx2" => Ok(Level::Avx2),
+            "portable" => Ok(Level::Portable),
+            _ => Err(Error::user(format!(
+                "DUPLEX_CPU={s:?} is not known; use avx512, avx2 or portable, or unset it"
+            ))),
+        }
+    }
+}
+
+/// The level in use: the processor's best, masked downward by `DUPLEX_CPU` (`avx512`, `avx2`,
+/// `portable`; see [`Level::parse`] for checking it). The variable is read once.
+pub fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let asked = std::env::var("DUPLEX_CPU").ok().and_then(|s| Level::parse(&s).ok());
+        asked.map_or(Level::detected(), |l| l.min(Level::detected()))
+    })
+}
+
+/// Code written once for every level. `run` and all it calls must be `#[inline(always)]`, and may
+/// not hide work in closures: only inlined code is compiled with the level's instructions.
+pub trait Kernel {
+    /// What the kernel returns.
+    type Out;
+    /// Runs at the level of `s`.
+    fn run<S: Simd>(self, s: S) -> Self::Out;
+}
+
+/// Runs `kernel` at `level`, or at the best level below it that this processor has.
+pub fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Out {
+    #[cfg(target_arch = "x86_64")]
+    match level.min(Level::detected()) {
+        // SAFETY: the processor was just found to have these instructions.
+        Level::Avx512 => return unsafe { super::simd_x86::run_avx512(kernel) },
+        // SAFETY: as above.
+        Level::Avx2 => return unsafe { super::simd_x86::run_avx2(kernel) },
+        Level::Portable => {}
+    }
+    let _ = level;
+    kernel.run(Portable(()))
+}
+
+/// Whether `E` is f32; otherwise it is bf16. Known at compile time.
+#[inline(always)]
+pub(super) fn is_f32<E: Elem>() -> bool {
+    assert!(TypeId::of::<E>() == TypeId::of::<f32>() || size_of::<E>() == 2, "f32 or bf16");
+    TypeId::of::<E>() == TypeId::of::<f32>()
+}
+
+/// Operations on vectors of sixteen f32.
+pub trait Simd: Copy {
+    /// The vector.
+    type V: Copy;
+    /// Whether there are 32 registers of a whole vector each, which sets the size of tiles.
+    const WIDE: bool;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::V;
+    /// Loads and widens 16 elements.
+    ///
+    /// # Safety
+    /// `p` must be valid for reading 16 elements.
+    unsafe fn load<E: Elem>(self, p: *const E) -> Self::V;
+    /// Rounds and stores 16 elements.
+    ///
+    /// # Safety
+    /// `p` must be valid for writing 16 elements.
+    unsafe fn store<E: Elem>(self, p: *mut E, v: Self::V);
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b`.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once where the level has an instruction for it.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a < b ? a : b`; a NaN on either side gives `b`.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a > b ? a : b`; a NaN on either side gives `b`.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Rounds to the nearest integer, ties to even.
+    fn round(self, a: Self::V) -> Self::V;
+    /// `2^n` for integers `n` in -126..=127; anything for other values.
+    fn pow2(self, n: Self::V) -> Self::V;
+    /// The magnitude of `a` with the sign of `b`.
+    fn copysign(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a < b ? x : y` in each lane.
+    fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// The sums over the lanes of four vectors, each by the one fixed tree: lanes `l` and `l + 8`,
+    /// then `l` and `l + 4`, `l + 2`, `l + 1`.
+    fn sum4(self, v: [Self::V; 4]) -> [f32; 4];
+
+    /// Loads the first `n < 16` elements; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `p` must be valid for reading `n` elements.
+    #[inline(always)]
+    unsafe fn load_first<E: Elem>(self, p: *const E, n: usize) -> Self::V {
+        let mut buffer = [E::zeroed(); LANES];
+        // SAFETY: the caller's promise, and `n < 16`; the buffer has 16 elements.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, buffer.as_mut_ptr(), n);
+            self.load(buffer.as_ptr())
+        }
+    }
+
+    /// Stores the first `n < 16` lanes.
+    ///
+    /// # Safety
+    /// `p` must be valid for writing `n` elements.
+    #[inline(always)]
+    unsafe fn store_first<E: Elem>(self, p: *mut E, n: usize, v: Self::V) {
+        let mut buffer = [E::zeroed(); LANES];
+        // SAFETY: the caller's promise, and `n < 16`; the buffer has 16 elements.
+        unsafe {
+            self.store(buffer.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(buffer.as_ptr(), p, n);
+        }
+    }
+
+    /// Loads the first 16 elements of `x`; lanes past its end are zero.
+    #[inline(always)]
+    fn take<E: Elem>(self, x: &[E]) -> Self::V {
+        // SAFETY: the lengths are checked.
+        unsafe {
+            if x.len() >= LANES {
+                self.load(x.as_ptr())
+            } else {
+                self.load_first(x.as_ptr(), x.len())
+            }
+        }
+    }
+
+    /// Stores to the first 16 elements of `x`; lanes past its end are dropped.
+    #[inline(always)]
+    fn put<E: Elem>(self, x: &mut [E], v: Self::V) {
+        // SAFETY: the lengths are checked.
+        unsafe {
+            if x.len() >= LANES {
+                self.store(x.as_mut_ptr(), v);
+            } else {
+                self.store_first(x.as_mut_ptr(), x.len(), v);
+            }
+        }
+    }
+
+    /// The sum over the lanes by the fixed tree.
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        self.sum4([v; 4])[0]
+    }
+
+    /// The lanes, the first first.
+    #[inline(always)]
+    fn lanes(self, v: Self::V) -> [f32; LANES] {
+        let mut x = [0.0; LANES];
+        self.put(&mut x, v);
+        x
+    }
+}
+
+/// Plain Rust, for any processor.
+#[derive(Clone, Copy)]
+pub struct Portable(());
+
+/// One lane at a time; the compiler makes vectors of these loops.
+#[inline(always)]
+fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    type V = [f32; LANES];
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load<E: Elem>(self, p: *const E) -> Self::V {
+        // SAFETY: the caller's promise.
+        let x = unsafe { p.cast::<[E; LANES]>().read_unaligned() };
+        std::array::from_fn(|i| x[i].to_f32())
+    }
+    #[inline(always)]
+    unsafe fn store<E: Elem>(self, p: *mut E, v: Self::V) {
+        let x: [E; LANES] = std::array::from_fn(|i| E::from_f32(v[i]));
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[E; LANES]>().write_unaligned(x) };
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |x, y| x + y)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |x, y| x - y)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |x, y| x * y)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |x, y| x / y)
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // Where the baseline has no such instruction, `mul_add` would be a library call a lane.
+        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+            std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+        } else {
+            std::array::from_fn(|i| a[i] * b[i] + c[i])
+        }
+    }
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |x, y| if x < y { x } else { y })
+    }
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |x, y| if x > y { x } else { y })
+    }
+    #[inline(always)]
+    fn round(self, a: Self::V) -> Self::V {
+        a.map(f32::round_ties_even)
+    }
+    #[inline(always)]
+    fn pow2(self, n: Self::V) -> Self::V {
+        n.map(|n| f32::from_bits((n as i32).wrapping_add(127).wrapping_shl(23) as u32))
+    }
+    #[inline(always)]
+    fn copysign(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, f32::copysign)
+    }
+    #[inline(always)]
+    fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
+        std::array::from_fn(|i| if a[i] < b[i] { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    fn sum4(self, v: [Self::V; 4]) -> [f32; 4] {
+        v.map(|x| {
+            let y: [f32; 8] = std::array::from_fn(|i| x[i] + x[i + 8]);
+            let z: [f32; 4] = std::array::from_fn(|i| y[i] + y[i + 4]);
+            (z[0] + z[2]) + (z[1] + z[3])
+        })
+    }
+}
