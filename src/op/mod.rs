@@ -10,6 +10,8 @@ pub mod cpu;
 pub mod ema;
 pub mod gae;
 mod io;
+pub mod linear;
+pub mod logprob;
 pub mod norm;
 pub mod pairwise;
 pub mod ppo_policy;
