@@ -93,7 +93,8 @@ fn check_greedy(name: &str, golden: &str) {
     let mut ws = Workspace::new(usize::MAX).unwrap();
     let mut engine = Engine::frozen(model);
     let sampling = Sampling::greedy(16, vec![]);
-    let answers = engine.generate(&mut ws, &prompts, &[0, 1, 2], &sampling, &mut |_, _| {}).unwrap();
+    let answers =
+        engine.generate(&mut ws, &prompts, &[0, 1, 2], &sampling, &mut |_, _| {}).unwrap();
     for (i, answer) in answers.iter().enumerate() {
         assert_eq!(answer.tokens, golden.ints(&format!("greedy_{i}")), "{name} row {i}, cached");
         // The same without the cache: the whole sequence again for each token.
@@ -122,7 +123,8 @@ fn adamw() -> AdamWConfig {
 
 /// Loss over all next-token predictions, and the engine with its gradients.
 fn train_loss(name: &str, rows: &[Vec<i32>]) -> (f32, Engine) {
-    let engine = Engine::trained(load(name, Head::Lm, DType::F32, true), adamw(), Keep::Input).unwrap();
+    let engine =
+        Engine::trained(load(name, Head::Lm, DType::F32, true), adamw(), Keep::Input).unwrap();
     let mut ws = Workspace::new(usize::MAX).unwrap();
     let selected: Vec<_> = rows.iter().map(|r| (r.as_slice(), 0..r.len() - 1)).collect();
     let mut batch = Batch::new(&selected);
@@ -178,7 +180,8 @@ fn check_training(name: &str) {
     assert!((loss - want).abs() < 1e-5 * want.abs(), "{name}: loss {loss}, expected {want}");
     let mut checked = 0;
     for tensor in golden.file.names().filter_map(|n| n.strip_prefix("grad.")) {
-        let error = relative(&grad_of(&engine.model, tensor), &golden.floats(&format!("grad.{tensor}")));
+        let error =
+            relative(&grad_of(&engine.model, tensor), &golden.floats(&format!("grad.{tensor}")));
         assert!(error < 1e-4, "{name}: gradient of {tensor}: {error:.2e}");
         checked += 1;
     }
@@ -247,7 +250,8 @@ fn reward_scores_and_gradients_match() {
         .unwrap();
     engine.model.store.settle_grads();
     for tensor in golden.file.names().filter_map(|n| n.strip_prefix("grad.")) {
-        let error = relative(&grad_of(&engine.model, tensor), &golden.floats(&format!("grad.{tensor}")));
+        let error =
+            relative(&grad_of(&engine.model, tensor), &golden.floats(&format!("grad.{tensor}")));
         assert!(error < 1e-4, "gradient of {tensor}: {error:.2e}");
     }
 }

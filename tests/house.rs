@@ -36,7 +36,8 @@ fn modules_import_only_modules_above_them() {
         for file in files {
             let text = fs::read_to_string(&file).unwrap();
             for piece in text.split("crate::").skip(1) {
-                let used: String = piece.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                let used: String =
+                    piece.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
                 if order[i + 1..].contains(&used) {
                     bad.push(format!("{} uses {used}", file.display()));
                 }

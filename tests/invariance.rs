@@ -13,7 +13,12 @@ use duplex::tape::{Keep, Workspace};
 use duplex::train::Batch;
 
 /// Sum of losses, and all gradients of trained parameters.
-fn gradients(family: &str, keep: Keep, with_lora: bool, batches: &[Vec<Vec<i32>>]) -> (f32, Vec<Vec<f32>>) {
+fn gradients(
+    family: &str,
+    keep: Keep,
+    with_lora: bool,
+    batches: &[Vec<Vec<i32>>],
+) -> (f32, Vec<Vec<f32>>) {
     let lora = with_lora.then(|| lora(family));
     let model = model(family, Head::Lm, DType::F32, true, lora.as_ref(), 7);
     // B of fresh adapters is zero, which would hide the gradient of A.

@@ -45,7 +45,8 @@ fn ppo_config(temperature: f32) -> PpoConfig {
 fn engines(family: &str, dtype: DType, with_lora: bool, keep: Keep) -> PpoEngines {
     let lora = with_lora.then(|| lora(family));
     let actor = model(family, Head::Lm, dtype, true, lora.as_ref(), 1);
-    let reference = (!with_lora).then(|| Engine::frozen(model(family, Head::Lm, dtype, false, None, 1)));
+    let reference =
+        (!with_lora).then(|| Engine::frozen(model(family, Head::Lm, dtype, false, None, 1)));
     let critic = model(family, Head::Score, dtype, true, None, 2);
     let reward = model(family, Head::Score, dtype, false, None, 2);
     PpoEngines {
@@ -62,7 +63,8 @@ fn first_minibatch_is_exact_for_every_family_dtype_and_lora() {
         for dtype in [DType::F32, DType::Bf16] {
             for with_lora in [false, true] {
                 for (temperature, keep) in [(1.0, Keep::All), (0.7, Keep::Input)] {
-                    let what = format!("{family} {dtype} lora {with_lora} temperature {temperature}");
+                    let what =
+                        format!("{family} {dtype} lora {with_lora} temperature {temperature}");
                     let mut ws = Workspace::new(usize::MAX).unwrap();
                     let engines = engines(family, dtype, with_lora, keep);
                     let mut trainer = PpoTrainer::new(engines, ppo_config(temperature)).unwrap();
@@ -71,11 +73,16 @@ fn first_minibatch_is_exact_for_every_family_dtype_and_lora() {
                     let experience = trainer.generate_experience(&mut ws, &prompts).unwrap();
                     for (i, r) in experience.rollouts.iter().enumerate() {
                         assert!(!r.logprobs.is_empty());
-                        assert_eq!(bits(&r.logprobs), bits(&r.ref_logprobs), "{what} row {i}: reference");
+                        assert_eq!(
+                            bits(&r.logprobs),
+                            bits(&r.ref_logprobs),
+                            "{what} row {i}: reference"
+                        );
                         // Alone, and recomputed by the training forward.
                         let rows = [(r.ids.as_slice(), r.prompt_len - 1..r.ids.len() - 1)];
                         let actor = &trainer.engines.actor;
-                        let again = actor.logprobs(&mut ws, &Batch::new(&rows), temperature, true).unwrap();
+                        let again =
+                            actor.logprobs(&mut ws, &Batch::new(&rows), temperature, true).unwrap();
                         assert_eq!(bits(&r.logprobs), bits(&again), "{what} row {i}: recomputed");
                     }
                     let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
@@ -110,7 +117,8 @@ fn the_answer_does_not_depend_on_its_batch() {
             // The whole batch again, in another order.
             let reversed: Vec<&[i32]> = prompts.iter().rev().copied().collect();
             let ids: Vec<u64> = ids.into_iter().rev().collect();
-            let back = engine.generate(&mut ws, &reversed, &ids, &sampling, &mut |_, _| {}).unwrap();
+            let back =
+                engine.generate(&mut ws, &reversed, &ids, &sampling, &mut |_, _| {}).unwrap();
             assert!(back.iter().rev().eq(&all), "{family} {dtype}");
         }
     }

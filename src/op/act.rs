@@ -37,11 +37,8 @@ pub struct Act {
 }
 
 /// Registry entry.
-pub const DEF: OpDef = OpDef {
-    name: "act",
-    about: "ReLU, GELU or SiLU: act(x), or gated: act(gate) * up",
-    cases,
-};
+pub const DEF: OpDef =
+    OpDef { name: "act", about: "ReLU, GELU or SiLU: act(x), or gated: act(gate) * up", cases };
 
 /// Applies the activation to each row. Returns `[tokens, width]`.
 pub fn act(r: &mut dyn Run, op: Act, x: Tensor) -> Result<Tensor> {
@@ -166,9 +163,11 @@ fn cases() -> Vec<Case> {
             move |ins| {
                 let mut y = vec![];
                 for x in ins[0].chunks_exact(wide) {
-                    y.extend((0..width).map(|i| {
-                        reference(kind, x[i]) * if gated { x[width + i] } else { 1.0 }
-                    }));
+                    y.extend(
+                        (0..width).map(|i| {
+                            reference(kind, x[i]) * if gated { x[width + i] } else { 1.0 }
+                        }),
+                    );
                 }
                 vec![y]
             },

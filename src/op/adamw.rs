@@ -82,7 +82,8 @@ impl Op for AdamW {
             && w.dtype != DType::I32
             && clip == Desc::new(&[1], DType::F32)
             && state.iter().chain(&ins[5]).all(|d| *d == flat);
-        let mut bounds: Vec<(usize, usize)> = self.groups.iter().map(|g| (g.start, g.end)).collect();
+        let mut bounds: Vec<(usize, usize)> =
+            self.groups.iter().map(|g| (g.start, g.end)).collect();
         bounds.sort_unstable();
         let apart = bounds.iter().all(|b| b.0 <= b.1 && b.1 <= n)
             && bounds.windows(2).all(|p| p[0].1 <= p[1].0);
@@ -139,7 +140,9 @@ impl AdamW {
 
 fn forward<E: Elem>(op: &AdamW, io: &mut Forward<'_>) {
     let (grad, clip) = (io.input(1).f32(), io.input(2).f32()[0]);
-    let [w, m, v, master @ ..] = &mut io.outs[..] else { panic!("adamw has three or four outputs") };
+    let [w, m, v, master @ ..] = &mut io.outs[..] else {
+        panic!("adamw has three or four outputs")
+    };
     let w = SharedMut::new(w.get::<E>());
     let (m, v) = (SharedMut::new(m.f32()), SharedMut::new(v.f32()));
     let master = master.first_mut().map(|p| SharedMut::new(p.f32()));

@@ -37,7 +37,12 @@ pub const DEF: OpDef = OpDef {
 };
 
 /// Attends within each sequence. Returns o `[tokens, heads * head_dim]`.
-pub fn attention(r: &mut dyn Run, op: Attention, qkv: Tensor, cu_seqlens: Tensor) -> Result<Tensor> {
+pub fn attention(
+    r: &mut dyn Run,
+    op: Attention,
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+) -> Result<Tensor> {
     Ok(r.run(Arc::new(op), &[Some(qkv), Some(cu_seqlens)])?[0])
 }
 
@@ -178,19 +183,7 @@ fn backward<E: Elem>(op: &Attention, io: &mut Backward<'_>) -> Result<()> {
         // SAFETY: the workspace is cut by kv head, then by token: tasks share none of it.
         let work = unsafe { work.slice(at, range.len() * row) };
         let (start, tokens) = (range.start, range.len());
-        attend_backward(Gradient {
-            op,
-            qkv,
-            o,
-            d_o,
-            lse,
-            dqkv,
-            acc,
-            kv_head,
-            start,
-            tokens,
-            work,
-        });
+        attend_backward(Gradient { op, qkv, o, d_o, lse, dqkv, acc, kv_head, start, tokens, work });
     });
     Ok(())
 }
@@ -219,9 +212,8 @@ fn reference_packed(op: &Attention, qkv: &[f64], cu: &[f64]) -> Vec<Vec<f64>> {
         for t in w[0] as usize..w[1] as usize {
             for h in 0..op.heads {
                 let kv = op.heads + h / op.group();
-                let keys: Vec<_> = (w[0] as usize..=t)
-                    .map(|j| (head(j, kv), head(j, kv + op.kv_heads)))
-                    .collect();
+                let keys: Vec<_> =
+                    (w[0] as usize..=t).map(|j| (head(j, kv), head(j, kv + op.kv_heads))).collect();
                 let (row, l) = reference(f64::from(op.scale), head(t, h), &keys);
                 o.extend(row);
                 lse.push(l);

@@ -44,8 +44,7 @@ impl<E: Elem> Session<E> {
             cu.push(tokens.len() as i32);
             base += length;
         }
-        let part: Vec<E> =
-            tokens.iter().flat_map(|t| qkv[t * width..][..width].to_vec()).collect();
+        let part: Vec<E> = tokens.iter().flat_map(|t| qkv[t * width..][..width].to_vec()).collect();
         let starts: Vec<i32> = self.done.iter().map(|d| *d as i32).collect();
         let mut o = vec![E::from_f32(f32::NAN); tokens.len() * row];
         let (n, s) = (tokens.len(), starts.len());

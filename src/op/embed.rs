@@ -151,8 +151,8 @@ fn cases() -> Vec<Case> {
                 for (t, (id, at)) in ins[0].iter().zip(&ins[1]).enumerate() {
                     for i in 0..d {
                         let p = (*at as usize + offset) * d + i;
-                        x[t * d + i] = ins[2][*id as usize * d + i]
-                            + if learned { ins[3][p] } else { 0.0 };
+                        x[t * d + i] =
+                            ins[2][*id as usize * d + i] + if learned { ins[3][p] } else { 0.0 };
                     }
                 }
                 vec![x]

@@ -45,10 +45,15 @@ impl Op for Gae {
     }
 
     fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
-        let [r, v, cu] = [required(self, ins, 0)?, required(self, ins, 1)?, required(self, ins, 2)?];
+        let [r, v, cu] =
+            [required(self, ins, 0)?, required(self, ins, 1)?, required(self, ins, 2)?];
         let flat = r.dtype == DType::F32 && r.shape.dims().len() == 1 && v == r;
         if !flat || cu.dtype != DType::I32 || cu.shape.dims().len() != 1 || cu.shape.numel() == 0 {
-            return Err(shape_error(self, ins, "rewards f32 [n], values f32 [n], cu_seqlens [s + 1]"));
+            return Err(shape_error(
+                self,
+                ins,
+                "rewards f32 [n], values f32 [n], cu_seqlens [s + 1]",
+            ));
         }
         let flops = 6 * r.shape.numel() as u64;
         Ok(Plan { outs: vec![Place::New(r), Place::New(r)], flops, ..Plan::default() })
@@ -84,11 +89,8 @@ impl Op for Gae {
 fn cases() -> Vec<Case> {
     let case = |gamma: f32, lambda: f32, cu: &'static [i32]| {
         let n = cu[cu.len() - 1] as usize;
-        let ins = vec![
-            Some(Input::f32(&[n], 1.0)),
-            Some(Input::f32(&[n], 2.0)),
-            Some(Input::ints(cu)),
-        ];
+        let ins =
+            vec![Some(Input::f32(&[n], 1.0)), Some(Input::f32(&[n], 2.0)), Some(Input::ints(cu))];
         Case::new(Gae { gamma, lambda }, ins, move |ins| {
             let (gamma, lambda) = (f64::from(gamma), f64::from(lambda));
             let (mut advantages, mut returns) = (vec![0.0; n], vec![0.0; n]);

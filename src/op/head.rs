@@ -137,8 +137,7 @@ fn cases() -> Vec<Case> {
             ],
             move |ins| {
                 let b = if bias { ins[2][0] } else { 0.0 };
-                let row =
-                    |x: &[f64]| b + x.iter().zip(&ins[1]).map(|(x, w)| x * w).sum::<f64>();
+                let row = |x: &[f64]| b + x.iter().zip(&ins[1]).map(|(x, w)| x * w).sum::<f64>();
                 vec![ins[0].chunks_exact(d).map(row).collect()]
             },
         ));

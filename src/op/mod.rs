@@ -4,28 +4,30 @@
 //! what its plan declared saved. `registry.rs` lists them all; tests, gradient checks and
 //! `docs/ops.md` are derived from that list.
 
+pub mod act;
 pub mod adamw;
+pub mod attention;
+pub mod cached_attention;
 pub mod conformance;
 pub mod cpu;
 pub mod ema;
-pub mod gae;
-pub mod act;
-pub mod attention;
-pub mod cached_attention;
 pub mod embed;
+pub mod gae;
 pub mod gather;
 pub mod head;
 mod io;
+pub mod linear;
+pub mod logprob;
 pub mod norm;
 pub mod pairwise;
 pub mod ppo_policy;
 pub mod ppo_value;
 pub mod registry;
+pub mod rope;
 pub mod sample;
 pub mod sum_sq;
 pub mod weighted_sum;
 pub mod whiten;
-pub mod rope;
 
 pub use io::{Backward, Forward, Grad, View, ViewMut};
 

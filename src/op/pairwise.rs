@@ -19,11 +19,8 @@ pub struct Pairwise {
 }
 
 /// Registry entry.
-pub const DEF: OpDef = OpDef {
-    name: "pairwise",
-    about: "scale * sum w * -log sigmoid(chosen - rejected)",
-    cases,
-};
+pub const DEF: OpDef =
+    OpDef { name: "pairwise", about: "scale * sum w * -log sigmoid(chosen - rejected)", cases };
 
 /// Returns the loss f32 `[1]` and the stats f32 `[2]`; gradients go to both scores.
 pub fn pairwise(

@@ -17,6 +17,8 @@ pub static OPS: &[OpDef] = &[
     crate::op::adamw::DEF,
     crate::op::ema::DEF,
     crate::op::gae::DEF,
+    crate::op::linear::DEF,
+    crate::op::logprob::DEF,
     crate::op::norm::DEF,
     crate::op::pairwise::DEF,
     crate::op::ppo_policy::DEF,

@@ -38,7 +38,14 @@ pub fn lora(family: &str) -> LoraConfig {
 }
 
 /// A model whose weights are large enough for its distributions to be far from uniform.
-pub fn model(family: &str, head: Head, dtype: DType, train: bool, with: Option<&LoraConfig>, seed: u64) -> Model {
+pub fn model(
+    family: &str,
+    head: Head,
+    dtype: DType,
+    train: bool,
+    with: Option<&LoraConfig>,
+    seed: u64,
+) -> Model {
     let model = Model::random(&config(family), head, dtype, train, with, seed).unwrap();
     for (i, p) in model.store.params().iter().enumerate() {
         if p.spec.name.contains(".lora.") {
@@ -46,7 +53,11 @@ pub fn model(family: &str, head: Head, dtype: DType, train: bool, with: Option<&
         }
         let mut rng = Rng::new(seed, 1000 + i as u64);
         let n = p.spec.shape.iter().product::<usize>();
-        let (mean, std) = if p.spec.name.contains("norm") && p.spec.name.ends_with("weight") { (1.0, 0.2) } else { (0.0, 0.15) };
+        let (mean, std) = if p.spec.name.contains("norm") && p.spec.name.ends_with("weight") {
+            (1.0, 0.2)
+        } else {
+            (0.0, 0.15)
+        };
         let values: Vec<f32> = (0..n).map(|_| mean + std * rng.normal()).collect();
         model.store.write_f32(duplex::pool::ParamId(i), &values).unwrap();
     }

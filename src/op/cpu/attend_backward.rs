@@ -78,9 +78,8 @@ impl<E: Elem> Kernel for Backward<'_, '_, '_, E> {
         let columns = [g.op.heads + g.kv_head, g.op.heads + g.op.kv_heads + g.kv_head];
         for first in (0..g.tokens).step_by(KEYS) {
             let n = (g.tokens - first).min(KEYS);
-            let [k, v] = columns.map(|c| {
-                Rows::new(&g.qkv[(g.start + first) * width + c * d..], width, n, d)
-            });
+            let [k, v] = columns
+                .map(|c| Rows::new(&g.qkv[(g.start + first) * width + c * d..], width, n, d));
             dk.fill(0.0);
             dv.fill(0.0);
             for t in (first..g.tokens).step_by(step) {
@@ -90,8 +89,7 @@ impl<E: Elem> Kernel for Backward<'_, '_, '_, E> {
                 for (r, out) in d_out[..rows * d].chunks_exact_mut(d).enumerate() {
                     widen(s, out, &g.d_o[at(t * group + r) * d..][..d]);
                 }
-                let (query, d_out) =
-                    (Rows::new(query, d, rows, d), Rows::new(d_out, d, rows, d));
+                let (query, d_out) = (Rows::new(query, d, rows, d), Rows::new(d_out, d, rows, d));
                 dots(s, query, k, p, KEYS);
                 dots(s, d_out, v, ds, KEYS);
                 for r in 0..rows {

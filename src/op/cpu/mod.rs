@@ -1,18 +1,19 @@
 //! CPU kernels shared by several operators: vectors of sixteen lanes, matrix products, and the
 //! elementwise functions and sums that operators are made of. Knows nothing of tensors.
+//! elementwise functions and sums that operators are made of.
 
+pub mod act;
+pub mod attend;
+pub mod attend_backward;
 pub mod gemm;
 pub mod loss;
+pub mod scatter;
 pub mod shared;
 pub mod simd;
 mod simd_x86;
 pub mod softmax;
 #[cfg(test)]
 pub(crate) mod testing;
-pub mod act;
-pub mod attend;
-pub mod attend_backward;
-pub mod scatter;
 mod tile;
 pub mod vec;
 mod vec_math;

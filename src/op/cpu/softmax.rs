@@ -1,15 +1,15 @@
 //! The one softmax row routine: rollout (`sample`) and training (`logprob`) both take
 //! log-probabilities from here, so they are equal bit for bit.
 //!
-//! A row is walked in 16 interleaved f32 lanes that are added to f64 totals after every block, an
-//! order fixed by the vocabulary alone. The exponential is plain IEEE multiplication and addition
-//! without fused steps, so the bits do not depend on how wide the compiler vectorises it.
+//! A row is walked in sixteen running f32 sums that are added to f64 totals after every block: an
+//! order fixed by the vocabulary alone.
 
-/// Lanes of the inner loops.
-const LANES: usize = 16;
-/// Elements after which the lanes are added to the f64 totals.
+use super::simd::{Kernel, LANES, Simd, dispatch, level};
+use super::{vec, vec_math};
+
+/// Elements after which the running sums are added to the f64 totals.
 const BLOCK: usize = 1024;
-/// Below this the exponential is taken as 0; the result would leave the normal f32 range.
+/// Below this an exponential counts as 0: it would leave the normal f32 range.
 const LOWEST: f32 = -87.0;
 
 /// Statistics of softmax(logits / T) of one row, everything in natural logarithms.
@@ -44,92 +44,141 @@ impl Row {
 /// only, makes `log_sum` NaN.
 pub fn row(logits: &[f32], inv_t: f32) -> Row {
     let max = max(logits) * inv_t;
-    let (mut sum, mut dot) = (0f64, 0f64);
-    for block in logits.chunks(BLOCK) {
-        let (mut sums, mut dots) = ([0f32; LANES], [0f32; LANES]);
-        let (body, tail) = block.as_chunks::<LANES>();
-        for c in body {
-            for l in 0..LANES {
-                let (e, d) = exp(c[l] * inv_t - max);
-                sums[l] += e;
-                dots[l] += e * d;
-            }
-        }
-        for (l, z) in tail.iter().enumerate() {
-            let (e, d) = exp(z * inv_t - max);
-            sums[l] += e;
-            dots[l] += e * d;
-        }
-        sum += sums.iter().map(|v| f64::from(*v)).sum::<f64>();
-        dot += dots.iter().map(|v| f64::from(*v)).sum::<f64>();
-    }
+    let (sum, dot) = dispatch(level(), Sums { logits, inv_t, max });
     // H = log sum e^d - (sum e^d d) / sum e^d, with d = z / T - max.
     let log_sum = sum.ln();
     Row { max, log_sum: log_sum as f32, entropy: (log_sum - dot / sum) as f32 }
 }
 
-/// `out[i]` = exp(logits[i] / T - shift): weights with the largest as shift, probabilities with the
-/// log-sum-exp.
+/// `out[i]` = exp(logits[i] / T - shift): weights, with the largest as shift.
 pub fn exps(logits: &[f32], inv_t: f32, shift: f32, out: &mut [f32]) {
-    for (o, z) in out.iter_mut().zip(logits) {
-        *o = exp(z * inv_t - shift).0;
-    }
+    dispatch(level(), Exps { logits, inv_t, shift, out });
 }
 
 /// The largest value; NaN are passed over.
 pub fn max(x: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (body, tail) = x.as_chunks::<LANES>();
-    for c in body {
-        for l in 0..LANES {
-            lanes[l] = larger(lanes[l], c[l]);
-        }
-    }
-    lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |a, b| larger(a, *b))
+    vec::max(x)
 }
 
-/// e^x for x <= about 80, within 2 units in the last place, and x itself bounded below so that
-/// their product is finite. 0 below `LOWEST`; NaN stays NaN.
-#[inline(always)]
-fn exp(x: f32) -> (f32, f32) {
-    // Adding this number leaves the nearest integer in the low bits.
-    const MAGIC: f32 = 12_582_912.0;
-    // ln 2 in two parts; the first has trailing zeros, so n * LN2_HI is exact.
-    const LN2_HI: f32 = 355.0 / 512.0;
-    const LN2_LO: f32 = -2.121_944_4e-4;
-    // Written so that NaN passes.
-    let d = if x < LOWEST { LOWEST } else { x };
-    let n = d * std::f32::consts::LOG2_E + MAGIC;
-    let scale = f32::from_bits((n.to_bits() << 23).wrapping_add(127 << 23));
-    let n = n - MAGIC;
-    let r = (d - n * LN2_HI) - n * LN2_LO;
-    // Taylor to degree 7: the next term is below 6e-9 for |r| <= ln(2) / 2.
-    let mut p = 1.0 / 5040.0;
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = p * r + c;
+/// Turns a row of logits into the gradient of `g_logp * logp[target] + g_entropy * entropy`:
+/// g_logp (onehot - p) / T - g_entropy p (log p + H) / T.
+#[derive(Clone, Copy, Debug)]
+pub struct Slope {
+    /// 1 / T.
+    pub inv_t: f32,
+    /// Log-sum-exp of the row.
+    pub lse: f32,
+    /// Entropy of the row.
+    pub entropy: f32,
+    /// The token whose log-probability was taken.
+    pub target: usize,
+    /// Gradient of that log-probability.
+    pub g_logp: f32,
+    /// Gradient of the entropy.
+    pub g_entropy: f32,
+}
+
+impl Slope {
+    /// Works in place on the row's logits.
+    pub fn apply(self, logits: &mut [f32]) {
+        dispatch(level(), SlopeRow(self, &mut *logits));
+        logits[self.target] += self.g_logp * self.inv_t;
     }
-    (if x < LOWEST { 0.0 } else { p * scale }, d)
+}
+
+/// Sums of e^d and e^d d over a row.
+struct Sums<'a> {
+    logits: &'a [f32],
+    inv_t: f32,
+    max: f32,
+}
+
+impl Kernel for Sums<'_> {
+    type Out = (f64, f64);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> (f64, f64) {
+        let (inv_t, max) = (s.splat(self.inv_t), s.splat(self.max));
+        let (mut sum, mut dot) = (0f64, 0f64);
+        for block in self.logits.chunks(BLOCK) {
+            let (mut sums, mut dots) = (s.splat(0.0), s.splat(0.0));
+            for z in block.chunks(LANES) {
+                let (e, d) = exp(s, s.sub(s.mul(take(s, z), inv_t), max));
+                sums = s.add(sums, e);
+                dots = s.fma(e, d, dots);
+            }
+            for l in s.lanes(sums) {
+                sum += f64::from(l);
+            }
+            for l in s.lanes(dots) {
+                dot += f64::from(l);
+            }
+        }
+        (sum, dot)
+    }
+}
+
+struct Exps<'a> {
+    logits: &'a [f32],
+    inv_t: f32,
+    shift: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Exps<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (inv_t, shift) = (s.splat(self.inv_t), s.splat(self.shift));
+        for (out, z) in self.out.chunks_mut(LANES).zip(self.logits.chunks(LANES)) {
+            s.put(out, exp(s, s.sub(s.mul(take(s, z), inv_t), shift)).0);
+        }
+    }
+}
+
+struct SlopeRow<'a>(Slope, &'a mut [f32]);
+
+impl Kernel for SlopeRow<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let SlopeRow(r, row) = self;
+        let (inv_t, lse, entropy) = (s.splat(r.inv_t), s.splat(r.lse), s.splat(r.entropy));
+        let (by_p, by_plogp) = (s.splat(-r.g_logp * r.inv_t), s.splat(-r.g_entropy * r.inv_t));
+        for z in row.chunks_mut(LANES) {
+            let (p, logp) = exp(s, s.sub(s.mul(take(s, z), inv_t), lse));
+            let factor = s.fma(by_plogp, s.add(logp, entropy), by_p);
+            s.put(z, s.mul(p, factor));
+        }
+    }
+}
+
+/// Up to 16 logits; lanes past the end weigh nothing.
+#[inline(always)]
+fn take<S: Simd>(s: S, z: &[f32]) -> S::V {
+    if z.len() >= LANES {
+        return s.take(z);
+    }
+    let mut padded = [f32::NEG_INFINITY; LANES];
+    padded[..z.len()].copy_from_slice(z);
+    s.take(&padded)
+}
+
+/// e^x and x itself, bounded below so that their product is finite; NaN stays NaN.
+#[inline(always)]
+fn exp<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+    let lowest = s.splat(LOWEST);
+    // The constant goes first: then a NaN passes.
+    let d = s.max(lowest, x);
+    (s.select_lt(x, lowest, s.splat(0.0), vec_math::exp(s, d)), d)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::Rng;
-
-    #[test]
-    fn exp_is_within_two_ulp() {
-        let mut rng = Rng::new(31, 0);
-        for i in 0..200_000 {
-            let x = if i % 4 == 0 { -rng.uniform() } else { 10.0 - 97.0 * rng.uniform() };
-            let want = f64::from(x).exp();
-            let ulp = f64::from((want as f32).next_up()) - f64::from(want as f32);
-            assert!((f64::from(exp(x).0) - want).abs() <= 2.0 * ulp, "{x}");
-        }
-        assert_eq!(exp(0.0).0, 1.0);
-        assert_eq!(exp(f32::NEG_INFINITY), (0.0, LOWEST));
-        assert!(exp(f32::NAN).0.is_nan());
-    }
 
     #[test]
     fn rows_match_f64_at_any_size_and_offset() {
@@ -145,7 +194,10 @@ mod tests {
                 let entropy: f64 = scaled.iter().map(|z| (z - lse).exp() * (lse - z)).sum();
                 let row = row(&z, inv_t);
                 let logp = row.logp(z[v / 2], inv_t);
-                assert!((f64::from(logp) - (scaled[v / 2] - lse)).abs() < 2e-6 * (1.0 + lse - scaled[v / 2]));
+                assert!(
+                    (f64::from(logp) - (scaled[v / 2] - lse)).abs()
+                        < 2e-6 * (1.0 + lse - scaled[v / 2])
+                );
                 assert!((f64::from(row.lse()) - lse).abs() < 1e-6 * (1.0 + lse.abs()));
                 assert!((f64::from(row.entropy) - entropy).abs() < 2e-6 * (1.0 + entropy));
             }

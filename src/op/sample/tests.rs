@@ -94,7 +94,9 @@ fn kept_sets_are_those_of_a_full_sort() {
         let z: Vec<f32> = (0..vocab).map(|_| rng.normal()).collect();
         let mut weights = vec![0.0; vocab];
         softmax::exps(&z, 1.0, softmax::max(&z), &mut weights);
-        for (top_k, top_p) in [(1, 1.0), (2, 0.99), (65, 1.0), (0, 0.5), (0, 0.95), (0, 0.0), (400, 0.9)] {
+        for (top_k, top_p) in
+            [(1, 1.0), (2, 0.99), (65, 1.0), (0, 0.5), (0, 0.95), (0, 0.0), (400, 0.9)]
+        {
             let op = op(1.0, top_k, top_p);
             let mut kept = op.keep(&z, &weights, |_| true);
             assert!(kept.windows(2).all(|w| z[w[0]] >= z[w[1]]));

@@ -113,13 +113,7 @@ fn widened<'a, S: Simd, E: Elem>(
 
 /// `sums[i, j]` = row i of `a` times row j of `b`; rows of `sums` are `width` long.
 #[inline(always)]
-fn products<S: Simd, A: Elem, B: Elem>(
-    s: S,
-    a: Mat<A>,
-    b: Mat<B>,
-    sums: &mut [f32],
-    width: usize,
-) {
+fn products<S: Simd, A: Elem, B: Elem>(s: S, a: Mat<A>, b: Mat<B>, sums: &mut [f32], width: usize) {
     let tall = if S::WIDE { 6 } else { 1 };
     let mut i = 0;
     while i < a.rows {

@@ -234,8 +234,7 @@ fn epilogue_order<E: Elem, C: Elem>(rng: &mut Rng) {
     let (bias, residual) = (random::<E>(rng, n), random::<E>(rng, m * (n + 3)));
     let old: Vec<C> = random(rng, m * n);
     for choice in 0..8 {
-        let (has_bias, has_residual, accumulate) =
-            (choice & 1 > 0, choice & 2 > 0, choice & 4 > 0);
+        let (has_bias, has_residual, accumulate) = (choice & 1 > 0, choice & 2 > 0, choice & 4 > 0);
         let epilogue = Epilogue {
             bias: has_bias.then_some(&bias[..]),
             residual: has_residual.then_some((&residual[..], n + 3)),

@@ -1,0 +1,223 @@
+//! The linear layer, with its bias and the residual connection it ends in.
+//!
+//! x `[tokens, in]`, w `[out, in]`, b `[out]` or none, residual `[tokens, out]` or none (in the
+//! dtype of the output) -> y `[tokens, out]` = x w^T + b + residual, summed in f32 and rounded once.
+//! With `f32_out` y is f32 whatever the dtype of x: logits.
+
+use crate::base::{DType, Elem, Result, bf16};
+use crate::device::cpu::parallel_for;
+use crate::op::conformance::{Case, Input};
+use crate::op::cpu::gemm::{Epilogue, Mat, MatMut, gemm_nn, gemm_nt, gemm_tn};
+use crate::op::cpu::shared::{SharedMut, row_chunks};
+use crate::op::registry::OpDef;
+use crate::op::{Backward, Forward, Grad, Op, Place, Plan, Run, required, shape_error};
+use crate::tensor::{Desc, Tensor};
+use std::sync::Arc;
+
+/// The operator.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// Keep the f32 sums as the output.
+    pub f32_out: bool,
+}
+
+/// Registry entry.
+pub const DEF: OpDef = OpDef { name: "linear", about: "y = x w^T + b + residual", cases };
+
+/// Multiplies rows of `x` by `weight` `[out, in]`. Returns `[tokens, out]`.
+pub fn linear(
+    r: &mut dyn Run,
+    op: Linear,
+    x: Tensor,
+    weight: Tensor,
+    bias: Option<Tensor>,
+    residual: Option<Tensor>,
+) -> Result<Tensor> {
+    Ok(r.run(Arc::new(op), &[Some(x), Some(weight), bias, residual])?[0])
+}
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        DEF.name
+    }
+
+    fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
+        let (x, w) = (required(self, ins, 0)?, required(self, ins, 1)?);
+        let (tokens, inner, outer) = (x.shape.rows(), x.shape.last(), w.shape.rows());
+        let dtype = if self.f32_out { DType::F32 } else { x.dtype };
+        let y = Desc::new(&[tokens, outer], dtype);
+        let fits = x.dtype != DType::I32
+            && x == Desc::new(&[tokens, inner], x.dtype)
+            && w == Desc::new(&[outer, inner], x.dtype)
+            && ins[2].is_none_or(|b| b == Desc::new(&[outer], x.dtype))
+            && ins[3].is_none_or(|r| r == y);
+        if !fits {
+            let expected = "x [tokens, in], w [out, in], b [out], residual [tokens, out]";
+            return Err(shape_error(self, ins, expected));
+        }
+        Ok(Plan {
+            outs: vec![Place::New(y)],
+            differentiable: 0b1,
+            saves_ins: 0b11,
+            flops: 2 * (tokens * inner * outer) as u64,
+            ..Plan::default()
+        })
+    }
+
+    fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
+        match (io.input(0).desc.dtype, self.f32_out) {
+            (DType::Bf16, false) => forward::<bf16, bf16>(io),
+            (DType::Bf16, true) => forward::<bf16, f32>(io),
+            _ => forward::<f32, f32>(io),
+        }
+        Ok(())
+    }
+
+    fn cpu_backward(&self, io: &mut Backward<'_>) -> Result<()> {
+        match (io.input(0).desc.dtype, self.f32_out) {
+            (DType::Bf16, false) => backward::<bf16, bf16>(io),
+            (DType::Bf16, true) => backward::<bf16, f32>(io),
+            _ => backward::<f32, f32>(io),
+        }
+        Ok(())
+    }
+}
+
+/// A view as a dense matrix.
+fn matrix<'a, E: Elem>(view: crate::op::View<'a>) -> Mat<'a, E> {
+    Mat::dense(view.get(), view.desc.shape.rows(), view.desc.shape.last())
+}
+
+fn forward<E: Elem, Y: Elem>(io: &mut Forward<'_>) {
+    let (x, w) = (io.input(0), io.input(1));
+    let bias = io.ins[2].map(|b| b.get::<E>());
+    let residual = io.ins[3].map(|r| r.get::<Y>());
+    let y = io.outs[0].get::<Y>();
+    // The residual may be of another type than the bias; as the old value of y it need not be told.
+    if let Some(residual) = residual {
+        y.copy_from_slice(residual);
+    }
+    let epilogue = Epilogue { bias, accumulate: residual.is_some(), ..Epilogue::default() };
+    let y = MatMut::dense(y, x.desc.shape.rows(), w.desc.shape.rows());
+    gemm_nt(matrix::<E>(x), matrix::<E>(w), y, &epilogue);
+}
+
+/// dx = dy w, dw = dy^T x, db = column sums of dy, dresidual = dy.
+fn backward<E: Elem, Y: Elem>(io: &mut Backward<'_>) {
+    let (x, w, dy) = (io.input(0), io.input(1), io.dout(0));
+    let (tokens, inner, outer) = (x.desc.shape.rows(), x.desc.shape.last(), w.desc.shape.rows());
+    let [dx, dw, db, dresidual] = &mut io.dins[..] else { panic!("linear has four inputs") };
+    if let Some(Grad { view, acc }) = dx {
+        let dx = MatMut::dense(view.get::<E>(), tokens, inner);
+        gemm_nn(matrix::<Y>(dy), matrix::<E>(w), dx, *acc);
+    }
+    if let Some(Grad { view, acc }) = dw {
+        let dw = MatMut::dense(view.f32(), outer, inner);
+        gemm_tn(matrix::<Y>(dy), matrix::<E>(x), dw, *acc);
+    }
+    if let Some(Grad { view, acc }) = db {
+        column_sums(dy.get::<Y>(), view.f32(), *acc);
+    }
+    if let Some(Grad { view, acc }) = dresidual {
+        pass_on(dy.get::<Y>(), view.get::<Y>(), *acc);
+    }
+}
+
+/// Sums (or adds) the rows of `x` into `out`, in row order. Columns are split over tasks.
+pub(crate) fn column_sums<E: Elem>(x: &[E], out: &mut [f32], acc: bool) {
+    let width = out.len();
+    let rows = x.len() / width.max(1);
+    let columns = row_chunks(width, rows);
+    let out = SharedMut::new(out);
+    parallel_for(columns.len(), |c| {
+        let range = columns[c].clone();
+        // SAFETY: the column range belongs to this task alone.
+        let out = unsafe { out.slice(range.start, range.len()) };
+        if !acc {
+            out.fill(0.0);
+        }
+        for row in x.chunks_exact(width.max(1)) {
+            for (o, v) in out.iter_mut().zip(&row[range.clone()]) {
+                *o += v.to_f32();
+            }
+        }
+    });
+}
+
+fn pass_on<E: Elem>(dy: &[E], out: &mut [E], acc: bool) {
+    if !acc {
+        return out.copy_from_slice(dy);
+    }
+    let chunks = row_chunks(dy.len(), 1);
+    let out = SharedMut::new(out);
+    parallel_for(chunks.len(), |c| {
+        let range = chunks[c].clone();
+        // SAFETY: the range belongs to this task alone.
+        let out = unsafe { out.slice(range.start, range.len()) };
+        for (o, d) in out.iter_mut().zip(&dy[range]) {
+            *o = E::from_f32(o.to_f32() + d.to_f32());
+        }
+    });
+}
+
+fn cases() -> Vec<Case> {
+    let case = |[tokens, inner, outer]: [usize; 3], f32_out: bool, bias: bool, residual: bool| {
+        let y = [tokens, outer];
+        let residual = residual.then(|| match f32_out {
+            true => Input::f32(&y, 1.0),
+            false => Input::act(&y, 1.0),
+        });
+        let ins = vec![
+            Some(Input::act(&[tokens, inner], 1.0)),
+            Some(Input::weight(&[outer, inner], 1.0)),
+            bias.then(|| Input::weight(&[outer], 1.0)),
+            residual,
+        ];
+        Case::new(Linear { f32_out }, ins, move |ins| {
+            let mut y = vec![0.0; tokens * outer];
+            for (i, y) in y.iter_mut().enumerate() {
+                let (t, o) = (i / outer, i % outer);
+                let (x, w) = (&ins[0][t * inner..][..inner], &ins[1][o * inner..][..inner]);
+                *y = x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
+                *y += ins[2].get(o).unwrap_or(&0.0) + ins[3].get(i).unwrap_or(&0.0);
+            }
+            vec![y]
+        })
+    };
+    vec![
+        case([5, 32, 48], false, true, true),
+        case([1, 17, 9], false, false, false),
+        case([33, 100, 65], false, true, false),
+        case([7, 24, 31], true, true, true),
+        case([3, 64, 130], true, false, false),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Rng;
+    use crate::op::cpu::testing::{Host, forward};
+
+    fn rows_are_alike<E: Elem>(rng: &mut Rng) {
+        let (tokens, inner, outer) = (41, 150, 70);
+        let w = Some(Host::normal::<E>(&[outer, inner], 0.3, rng));
+        let b = Some(Host::normal::<E>(&[outer], 1.0, rng));
+        let x = Host::normal::<E>(&[tokens, inner], 1.0, rng);
+        let r = Host::normal::<f32>(&[tokens, outer], 1.0, rng);
+        let run = |at: &[usize]| {
+            let ins = [Some(x.rows(at)), w.clone(), b.clone(), Some(r.rows(at))];
+            forward(&Linear { f32_out: true }, &ins).expect("linear").remove(0)
+        };
+        let all = run(&(0..tokens).collect::<Vec<_>>());
+        for at in [vec![0], vec![40, 3], (5..30).rev().collect()] {
+            assert_eq!(run(&at), all.rows(&at));
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_batch() {
+        rows_are_alike::<f32>(&mut Rng::new(51, 0));
+        rows_are_alike::<bf16>(&mut Rng::new(51, 1));
+    }
+}
