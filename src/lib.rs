@@ -1,16 +1,21 @@
 //! Duplex: RLHF training (SFT, reward model, PPO) in one binary over one weight allocation.
 //!
 //! The order of the house, in which a module imports only modules to its left, is in
-//! `docs/architecture.md`: base, device, formats, pool, arch, tensor, op, data, tape, model, train,
+//! `docs/architecture.md`: base, device, formats, tensor, pool, arch, op, data, tape, model, train,
 //! rollout, engine, rlhf, report, pipeline, cli.
 
 pub mod arch;
 pub mod base;
 pub mod data;
 pub mod device;
+pub mod engine;
 pub mod formats;
+pub mod model;
 pub mod op;
 pub mod pool;
 pub mod report;
+pub mod rlhf;
+pub mod rollout;
 pub mod tape;
 pub mod tensor;
+pub mod train;

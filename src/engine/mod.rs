@@ -34,7 +34,14 @@ pub struct Engine {
 impl Engine {
     /// An engine for a frozen model.
     pub fn frozen(model: Model) -> Engine {
-        Engine { model, optimizer: None, ema: None, keep: Keep::All, cache: None, phase: Phase::Training }
+        Engine {
+            model,
+            optimizer: None,
+            ema: None,
+            keep: Keep::All,
+            cache: None,
+            phase: Phase::Training,
+        }
     }
 
     /// An engine for a model to be trained; `keep` says what backward finds kept.

@@ -69,7 +69,8 @@ impl Model {
             Position::Learned { offset, .. } => offset,
             Position::Rope { .. } => 0,
         };
-        let mut x = op::embed::embed(tape, Embed { position_offset }, ids, positions, tokens, table)?;
+        let mut x =
+            op::embed::embed(tape, Embed { position_offset }, ids, positions, tokens, table)?;
         for layer in 0..self.arch.layers {
             tape.segment(pass.keep);
             x = self.block(tape, layer, x, positions, attend, pass)?;
@@ -113,7 +114,13 @@ impl Model {
         self.linear(tape, &p.down, a, Some(x), pass)
     }
 
-    fn attend(&self, tape: &mut Tape<'_>, layer: usize, qkv: Tensor, attend: &Attend<'_>) -> Result<Tensor> {
+    fn attend(
+        &self,
+        tape: &mut Tape<'_>,
+        layer: usize,
+        qkv: Tensor,
+        attend: &Attend<'_>,
+    ) -> Result<Tensor> {
         let arch = &self.arch;
         let attention = Attention {
             heads: arch.heads,
@@ -122,12 +129,15 @@ impl Model {
             scale: arch.scale(),
         };
         match attend {
-            Attend::Packed { cu_seqlens } => op::attention::attention(tape, attention, qkv, *cu_seqlens),
+            Attend::Packed { cu_seqlens } => {
+                op::attention::attention(tape, attention, qkv, *cu_seqlens)
+            }
             Attend::Cached { cu_seqlens, starts, table, cache } => {
                 let (k, v) = &cache.layers[layer];
                 let k = tape.bind(k.region(), cache.desc);
                 let v = tape.bind(v.region(), cache.desc);
-                let cache = op::cached_attention::Cache { starts: *starts, page_table: *table, k, v };
+                let cache =
+                    op::cached_attention::Cache { starts: *starts, page_table: *table, k, v };
                 op::cached_attention::cached_attention(tape, attention, qkv, *cu_seqlens, cache)
             }
         }
@@ -184,7 +194,12 @@ impl Model {
     }
 
     /// Logits f32 `[n, vocab]` after hidden rows `select` `[n]`.
-    pub fn logits<'a>(&'a self, tape: &mut Tape<'a>, hidden: Tensor, select: Tensor) -> Result<Tensor> {
+    pub fn logits<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        hidden: Tensor,
+        select: Tensor,
+    ) -> Result<Tensor> {
         debug_assert_eq!(self.head, Head::Lm);
         let rows = op::gather::gather(tape, hidden, select)?;
         let weight = tape.param(&self.store, self.params.head);
@@ -192,7 +207,12 @@ impl Model {
     }
 
     /// Scores f32 `[n]` at hidden rows `select` `[n]`.
-    pub fn scores<'a>(&'a self, tape: &mut Tape<'a>, hidden: Tensor, select: Tensor) -> Result<Tensor> {
+    pub fn scores<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        hidden: Tensor,
+        select: Tensor,
+    ) -> Result<Tensor> {
         debug_assert_eq!(self.head, Head::Score);
         let rows = op::gather::gather(tape, hidden, select)?;
         let weight = tape.param(&self.store, self.params.head);

@@ -118,7 +118,10 @@ impl Model {
             let short = name.strip_prefix(prefix).unwrap_or(name);
             // OPT's base model keeps half of its prefix.
             let middle = name.strip_prefix("model.").unwrap_or(name);
-            [name, short, middle].into_iter().find(|n| checkpoint.info(n).is_some()).map(String::from)
+            [name, short, middle]
+                .into_iter()
+                .find(|n| checkpoint.info(n).is_some())
+                .map(String::from)
         };
         let mut missing = vec![];
         let mut init_score = false;
@@ -131,7 +134,12 @@ impl Model {
                     init_score = true;
                 } else {
                     missing.extend(
-                        source.tensors.iter().zip(&names).filter(|(_, f)| f.is_none()).map(|((n, _), _)| n.clone()),
+                        source
+                            .tensors
+                            .iter()
+                            .zip(&names)
+                            .filter(|(_, f)| f.is_none())
+                            .map(|((n, _), _)| n.clone()),
                     );
                 }
                 continue;
@@ -141,7 +149,11 @@ impl Model {
             self.store.write_f32(ParamId(i), &values)?;
             let bad = values.iter().filter(|v| !v.is_finite()).count();
             if bad > 0 {
-                self.notes.push(format!("{}: {bad} values are not finite in {}", dir.display(), names[0]));
+                self.notes.push(format!(
+                    "{}: {bad} values are not finite in {}",
+                    dir.display(),
+                    names[0]
+                ));
             }
         }
         if !missing.is_empty() {
@@ -175,7 +187,10 @@ impl Model {
             .names()
             .filter(|n| {
                 let (full, half) = (format!("{prefix}{n}"), format!("model.{n}"));
-                !known.contains(n) && !known.contains(&*full) && !known.contains(&*half) && !ignored(n)
+                !known.contains(n)
+                    && !known.contains(&*full)
+                    && !known.contains(&*half)
+                    && !ignored(n)
             })
             .map(String::from)
             .collect();

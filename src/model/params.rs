@@ -124,7 +124,10 @@ impl Params {
                 &[arch.vocab, arch.hidden],
                 Cut::Rows(vec![arch.vocab]),
                 l.train_base,
-                Some(Source { tensors: vec![("lm_head.weight".into(), arch.vocab)], transposed: false }),
+                Some(Source {
+                    tensors: vec![("lm_head.weight".into(), arch.vocab)],
+                    transposed: false,
+                }),
             ),
             Head::Score => l.param(
                 "score.weight",
@@ -174,7 +177,8 @@ impl Layout<'_> {
     fn norm(&mut self, name: &str, module: &str) -> NormParams {
         let (hidden, bias) = (self.arch.hidden, self.arch.norm.layer_norm);
         let mut one = |part: &str| {
-            let source = Source { tensors: vec![(format!("{module}.{part}"), hidden)], transposed: false };
+            let source =
+                Source { tensors: vec![(format!("{module}.{part}"), hidden)], transposed: false };
             let train = self.train_base;
             self.param(&format!("{name}.{part}"), &[hidden], Cut::Whole, train, Some(source))
         };
@@ -191,11 +195,28 @@ impl Layout<'_> {
         let name = |part: &str| format!("blocks.{i}.{part}");
         let norm1 = self.norm(&name("norm1"), &format!("{at}{}", n.norm1));
         let rows = |groups: &[usize]| Cut::Rows(groups.to_vec());
-        let qkv = self.linear(&name("qkv"), &at, n.qkv, &[q, kv, kv], arch.hidden, rows(&[q, kv, kv]), arch.bias_qkv);
-        let out = self.linear(&name("out"), &at, n.out, &[arch.hidden], q, Cut::Cols, arch.bias_out);
+        let qkv = self.linear(
+            &name("qkv"),
+            &at,
+            n.qkv,
+            &[q, kv, kv],
+            arch.hidden,
+            rows(&[q, kv, kv]),
+            arch.bias_qkv,
+        );
+        let out =
+            self.linear(&name("out"), &at, n.out, &[arch.hidden], q, Cut::Cols, arch.bias_out);
         let norm2 = self.norm(&name("norm2"), &format!("{at}{}", n.norm2));
         let up = self.linear(&name("up"), &at, n.up, &up, arch.hidden, rows(&up), arch.bias_mlp);
-        let down = self.linear(&name("down"), &at, n.down, &[arch.hidden], arch.ffn, Cut::Cols, arch.bias_mlp);
+        let down = self.linear(
+            &name("down"),
+            &at,
+            n.down,
+            &[arch.hidden],
+            arch.ffn,
+            Cut::Cols,
+            arch.bias_mlp,
+        );
         BlockParams { norm1, qkv, out, norm2, up, down }
     }
 
@@ -214,15 +235,24 @@ impl Layout<'_> {
         let total: usize = groups.iter().sum();
         let groups = if modules.len() == 1 { vec![total] } else { groups.to_vec() };
         let source = |part: &str, transposed: bool| Source {
-            tensors: modules.iter().zip(&groups).map(|(m, g)| (format!("{at}{m}.{part}"), *g)).collect(),
+            tensors: modules
+                .iter()
+                .zip(&groups)
+                .map(|(m, g)| (format!("{at}{m}.{part}"), *g))
+                .collect(),
             transposed,
         };
         let transposed = self.arch.family.transposed;
         let bias_cut = if cut == Cut::Cols { Cut::Whole } else { cut.clone() };
         let train = self.train_base;
         let weight_source = source("weight", transposed);
-        let weight =
-            self.param(&format!("{name}.weight"), &[total, columns], cut, train, Some(weight_source));
+        let weight = self.param(
+            &format!("{name}.weight"),
+            &[total, columns],
+            cut,
+            train,
+            Some(weight_source),
+        );
         let bias = bias.then(|| {
             let source = source("bias", false);
             self.param(&format!("{name}.bias"), &[total], bias_cut, train, Some(source))
@@ -233,8 +263,15 @@ impl Layout<'_> {
             let short = module.rsplit('.').next().unwrap_or(module);
             if let Some(lora) = self.lora.filter(|l| l.targets(short)) {
                 let (name, rank) = (format!("{name}.lora.{short}"), lora.rank);
-                let a = self.param(&format!("{name}.a"), &[rank, columns], Cut::Whole, self.train, None);
-                let b = self.param(&format!("{name}.b"), &[*rows, rank], Cut::Whole, self.train, None);
+                let a = self.param(
+                    &format!("{name}.a"),
+                    &[rank, columns],
+                    Cut::Whole,
+                    self.train,
+                    None,
+                );
+                let b =
+                    self.param(&format!("{name}.b"), &[*rows, rank], Cut::Whole, self.train, None);
                 let (module, site) = (format!("{at}{module}"), a.0 as u64);
                 adapters.push(Adapter { a, b, offset, rows: *rows, module, site });
             }

@@ -1,7 +1,9 @@
 //! Saving Hugging Face directories: weights with adapters merged, or PEFT adapters alone.
 
 use crate::base::{DType, Elem, Error, Result, bf16};
-use crate::formats::{SaveTensor, SourceDType, layout, save_sharded, write_atomic, write_safetensors};
+use crate::formats::{
+    SaveTensor, SourceDType, layout, save_sharded, write_atomic, write_safetensors,
+};
 use crate::model::{Adapter, Head, Linear, Model};
 use crate::pool::ParamId;
 use serde_json::json;
@@ -56,7 +58,10 @@ pub fn save_model(
             tensors.push(SaveTensor::new(name.clone(), dtype, &dims));
             let rows = first..first + rows;
             first = rows.end;
-            parts.insert(name.clone(), Part { param: ParamId(i), rows, transposed: source.transposed });
+            parts.insert(
+                name.clone(),
+                Part { param: ParamId(i), rows, transposed: source.transposed },
+            );
         }
     }
     let adapters = merged_adapters(model);
@@ -89,7 +94,9 @@ fn source_dtype(dtype: DType) -> SourceDType {
 
 fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
     match dtype {
-        DType::Bf16 => values.iter().flat_map(|v| <bf16 as Elem>::from_f32(*v).to_le_bytes()).collect(),
+        DType::Bf16 => {
+            values.iter().flat_map(|v| <bf16 as Elem>::from_f32(*v).to_le_bytes()).collect()
+        }
         _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
     }
 }
@@ -149,7 +156,11 @@ pub fn save_adapters(model: &Model, dir: &Path, base: &str) -> Result<()> {
     let mut tensors = vec![];
     let mut places = HashMap::new();
     let mut add = |name: String, id: ParamId| {
-        tensors.push(SaveTensor::new(name.clone(), SourceDType::F32, &model.store.param(id).spec.shape));
+        tensors.push(SaveTensor::new(
+            name.clone(),
+            SourceDType::F32,
+            &model.store.param(id).spec.shape,
+        ));
         places.insert(name, id);
     };
     for adapter in model.adapters() {

@@ -18,6 +18,7 @@ pub mod head;
 mod io;
 pub mod linear;
 pub mod logprob;
+pub mod lora;
 pub mod norm;
 pub mod pairwise;
 pub mod ppo_policy;

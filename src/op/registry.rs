@@ -19,6 +19,7 @@ pub static OPS: &[OpDef] = &[
     crate::op::gae::DEF,
     crate::op::linear::DEF,
     crate::op::logprob::DEF,
+    crate::op::lora::DEF,
     crate::op::norm::DEF,
     crate::op::pairwise::DEF,
     crate::op::ppo_policy::DEF,

@@ -9,7 +9,9 @@ mod rule;
 mod sft;
 mod stats;
 
-pub use ppo::{Experience, KlControl, PpoConfig, PpoEngines, PpoStats, PpoTrainer, RewardSource, Rollout};
+pub use ppo::{
+    Experience, KlControl, PpoConfig, PpoEngines, PpoStats, PpoTrainer, RewardSource, Rollout,
+};
 pub use reward::{RewardConfig, RewardLoss, RewardTrainer};
 pub use rule::{RewardRule, built_in_rule, built_in_rules};
 pub use sft::{SftConfig, SftTrainer};

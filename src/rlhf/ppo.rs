@@ -194,7 +194,11 @@ impl PpoTrainer {
 
     /// Answers `prompts` and scores the answers: one generation and three scoring passes. The actor's
     /// own log-probs are those of sampling, which training reproduces bit for bit.
-    pub fn generate_experience(&mut self, ws: &mut Workspace, prompts: &[&[i32]]) -> Result<Experience> {
+    pub fn generate_experience(
+        &mut self,
+        ws: &mut Workspace,
+        prompts: &[&[i32]],
+    ) -> Result<Experience> {
         let mut rollouts = self.rollouts(ws, prompts, self.iteration << 20)?;
         self.engines.actor.train();
         self.estimate_advantages(ws, &mut rollouts)?;
@@ -208,7 +212,12 @@ impl PpoTrainer {
         self.rollouts(ws, prompts, 1 << 30)
     }
 
-    fn rollouts(&mut self, ws: &mut Workspace, prompts: &[&[i32]], first: u64) -> Result<Vec<Rollout>> {
+    fn rollouts(
+        &mut self,
+        ws: &mut Workspace,
+        prompts: &[&[i32]],
+        first: u64,
+    ) -> Result<Vec<Rollout>> {
         let sequences: Vec<u64> = (0..prompts.len() as u64).map(|i| first + i).collect();
         let sampling = self.config.sampling.clone();
         let answers =
@@ -231,7 +240,12 @@ impl PpoTrainer {
     }
 
     /// Reference log-probs and critic values of every answer token.
-    fn score_tokens(&self, ws: &mut Workspace, rollouts: &mut [Rollout], temperature: f32) -> Result<()> {
+    fn score_tokens(
+        &self,
+        ws: &mut Workspace,
+        rollouts: &mut [Rollout],
+        temperature: f32,
+    ) -> Result<()> {
         for group in self.groups(rollouts) {
             let rows: Vec<_> =
                 group.iter().map(|&i| (rollouts[i].ids.as_slice(), rollouts[i].states())).collect();
@@ -259,7 +273,12 @@ impl PpoTrainer {
                 for group in self.groups(rollouts) {
                     let rows: Vec<_> = group
                         .iter()
-                        .map(|&i| (rollouts[i].ids.as_slice(), rollouts[i].ids.len() - 1..rollouts[i].ids.len()))
+                        .map(|&i| {
+                            (
+                                rollouts[i].ids.as_slice(),
+                                rollouts[i].ids.len() - 1..rollouts[i].ids.len(),
+                            )
+                        })
                         .collect();
                     let scores = model.scores(ws, &Batch::new(&rows))?;
                     group.iter().zip(scores).for_each(|(&i, s)| rollouts[i].score = s);
@@ -292,7 +311,8 @@ impl PpoTrainer {
             let kl = r.logprobs.iter().zip(&r.ref_logprobs).map(|(a, b)| -self.kl_coef * (a - b));
             scan.rewards.extend(kl);
             let missing = if r.finished { 0.0 } else { c.missing_eos_penalty };
-            let score = (r.score * scale).clamp(-c.clip_reward_value, c.clip_reward_value) - missing;
+            let score =
+                (r.score * scale).clamp(-c.clip_reward_value, c.clip_reward_value) - missing;
             *scan.rewards.last_mut().expect("an answer has a token") += score;
             scan.values.extend(&r.values);
             scan.cu_seqlens.push(scan.rewards.len() as i32);
@@ -331,7 +351,8 @@ impl PpoTrainer {
         if self.config.whiten_advantages {
             self.whiten(ws, &mut rollouts)?;
         }
-        let mut total = PpoStats { explained_variance: explained_variance(&rollouts), ..PpoStats::default() };
+        let mut total =
+            PpoStats { explained_variance: explained_variance(&rollouts), ..PpoStats::default() };
         let mut minibatches = 0;
         for epoch in 0..self.config.ppo_epochs {
             let mut order: Vec<usize> = (0..rollouts.len()).collect();
@@ -374,7 +395,12 @@ impl PpoTrainer {
     }
 
     /// One optimizer step of actor and critic.
-    fn update(&mut self, ws: &mut Workspace, rollouts: &[&Rollout], text: &[&[i32]]) -> Result<PpoStats> {
+    fn update(
+        &mut self,
+        ws: &mut Workspace,
+        rollouts: &[&Rollout],
+        text: &[&[i32]],
+    ) -> Result<PpoStats> {
         let tokens: usize = rollouts.iter().map(|r| r.logprobs.len()).sum();
         let scale = 1.0 / tokens as f32;
         let mut stats = PpoStats::default();
@@ -433,21 +459,32 @@ impl PpoTrainer {
         let sampling = &self.config.sampling;
         let temperature = if sampling.temperature > 0.0 { sampling.temperature } else { 1.0 };
         let dropout = Some(sampling.seed ^ (self.updates << 20) ^ micro);
-        let out = self.engines.actor.accumulate(ws, "ppo actor", batch, dropout, &|tape, model, batch, hidden, select| {
-            let targets = tape.input_i32(&batch.targets)?;
-            let (logp, entropy) = model.logprobs(tape, hidden, select, targets, temperature)?;
-            let old = tape.input_f32(&batch.columns[0])?;
-            let advantages = tape.input_f32(&batch.columns[1])?;
-            let mask = tape.input_f32(&batch.columns[4])?;
-            let op = PpoPolicy { clip, scale };
-            let (loss, parts) = ppo_policy(tape, op, logp, old, advantages, mask)?;
-            let mean = weighted_sum(tape, WeightedSum { scale }, entropy, mask)?;
-            let mut losses = vec![loss];
-            if bonus != 0.0 {
-                losses.push(weighted_sum(tape, WeightedSum { scale: -bonus * scale }, entropy, mask)?);
-            }
-            Ok(Terms { losses, stats: vec![parts, mean] })
-        })?;
+        let out = self.engines.actor.accumulate(
+            ws,
+            "ppo actor",
+            batch,
+            dropout,
+            &|tape, model, batch, hidden, select| {
+                let targets = tape.input_i32(&batch.targets)?;
+                let (logp, entropy) = model.logprobs(tape, hidden, select, targets, temperature)?;
+                let old = tape.input_f32(&batch.columns[0])?;
+                let advantages = tape.input_f32(&batch.columns[1])?;
+                let mask = tape.input_f32(&batch.columns[4])?;
+                let op = PpoPolicy { clip, scale };
+                let (loss, parts) = ppo_policy(tape, op, logp, old, advantages, mask)?;
+                let mean = weighted_sum(tape, WeightedSum { scale }, entropy, mask)?;
+                let mut losses = vec![loss];
+                if bonus != 0.0 {
+                    losses.push(weighted_sum(
+                        tape,
+                        WeightedSum { scale: -bonus * scale },
+                        entropy,
+                        mask,
+                    )?);
+                }
+                Ok(Terms { losses, stats: vec![parts, mean] })
+            },
+        )?;
         let [.., parts, entropy] = &out[..] else { return Err(Error::internal("ppo actor terms")) };
         stats.policy_loss += out[0][0];
         stats.clip_fraction += parts[1] * scale;
@@ -465,14 +502,21 @@ impl PpoTrainer {
         stats: &mut PpoStats,
     ) -> Result<()> {
         let clip = self.config.cliprange_value;
-        let out = self.engines.critic.accumulate(ws, "ppo critic", batch, None, &|tape, model, batch, hidden, select| {
-            let values = model.scores(tape, hidden, select)?;
-            let old = tape.input_f32(&batch.columns[2])?;
-            let returns = tape.input_f32(&batch.columns[3])?;
-            let mask = tape.input_f32(&batch.columns[4])?;
-            let (loss, parts) = ppo_value(tape, PpoValue { clip, scale }, values, old, returns, mask)?;
-            Ok(Terms { losses: vec![loss], stats: vec![parts] })
-        })?;
+        let out = self.engines.critic.accumulate(
+            ws,
+            "ppo critic",
+            batch,
+            None,
+            &|tape, model, batch, hidden, select| {
+                let values = model.scores(tape, hidden, select)?;
+                let old = tape.input_f32(&batch.columns[2])?;
+                let returns = tape.input_f32(&batch.columns[3])?;
+                let mask = tape.input_f32(&batch.columns[4])?;
+                let (loss, parts) =
+                    ppo_value(tape, PpoValue { clip, scale }, values, old, returns, mask)?;
+                Ok(Terms { losses: vec![loss], stats: vec![parts] })
+            },
+        )?;
         stats.value_loss += out[0][0];
         Ok(())
     }

@@ -67,8 +67,15 @@ impl RewardTrainer {
     pub fn train(&mut self, ws: &mut Workspace, pairs: &[&PairExample]) -> Result<RewardStats> {
         let batches = self.batches(pairs);
         let loss = pair_loss(1.0 / pairs.len() as f32);
-        let (sums, step) =
-            optimize(&mut self.engine, ws, "reward", &batches, &self.config.step, self.steps, &*loss)?;
+        let (sums, step) = optimize(
+            &mut self.engine,
+            ws,
+            "reward",
+            &batches,
+            &self.config.step,
+            self.steps,
+            &*loss,
+        )?;
         self.steps += 1;
         let stats = report(&sums, &batches, pairs.len());
         Ok(RewardStats { grad_norm: step.grad_norm, skipped: step.skipped, ..stats })
@@ -91,7 +98,10 @@ impl RewardTrainer {
     fn batches(&self, pairs: &[&PairExample]) -> Vec<Batch> {
         let lengths: Vec<usize> = pairs.iter().map(|p| p.chosen.len() + p.rejected.len()).collect();
         let groups = micro_batches(&lengths, self.config.step.micro_batch_tokens);
-        groups.iter().map(|g| self.batch(&g.iter().map(|&i| pairs[i]).collect::<Vec<_>>())).collect()
+        groups
+            .iter()
+            .map(|g| self.batch(&g.iter().map(|&i| pairs[i]).collect::<Vec<_>>()))
+            .collect()
     }
 
     fn batch(&self, pairs: &[&PairExample]) -> Batch {

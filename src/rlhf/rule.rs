@@ -76,9 +76,12 @@ mod tests {
 
     #[test]
     fn rules_tell_good_from_bad() {
-        let score = |rule: &str, answer: &str| built_in_rule(rule).unwrap().score("", answer).unwrap();
+        let score =
+            |rule: &str, answer: &str| built_in_rule(rule).unwrap().score("", answer).unwrap();
         assert!(score("brevity", &"word ".repeat(12)) > score("brevity", &"word ".repeat(60)));
-        assert!(score("no_repetition", "a b c d e f g") > score("no_repetition", "a b c a b c a b c"));
+        assert!(
+            score("no_repetition", "a b c d e f g") > score("no_repetition", "a b c a b c a b c")
+        );
         assert!(score("full_sentences", "Yes.") > score("full_sentences", "Yes and"));
         assert!(built_in_rule("nope").is_err());
     }

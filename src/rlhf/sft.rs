@@ -76,7 +76,8 @@ impl SftTrainer {
                 .iter()
                 .map(|&i| {
                     let e = examples[i];
-                    let first = if self.config.loss_on_prompt { 0 } else { e.prompt_len.max(1) - 1 };
+                    let first =
+                        if self.config.loss_on_prompt { 0 } else { e.prompt_len.max(1) - 1 };
                     (e.ids.as_slice(), first..e.ids.len() - 1)
                 })
                 .collect();
@@ -100,7 +101,15 @@ fn tokens(batches: &[Batch]) -> usize {
 }
 
 /// `scale` times the sum of weighted log-probabilities; the weights are the batch's first column.
-pub(super) fn nll(scale: f32) -> impl for<'a> Fn(&mut crate::tape::Tape<'a>, &'a crate::model::Model, &Batch, crate::tensor::Tensor, crate::tensor::Tensor) -> Result<Terms> {
+pub(super) fn nll(
+    scale: f32,
+) -> impl for<'a> Fn(
+    &mut crate::tape::Tape<'a>,
+    &'a crate::model::Model,
+    &Batch,
+    crate::tensor::Tensor,
+    crate::tensor::Tensor,
+) -> Result<Terms> {
     move |tape, model, batch, hidden, select| {
         let targets = tape.input_i32(&batch.targets)?;
         let (logp, _) = model.logprobs(tape, hidden, select, targets, 1.0)?;

@@ -116,9 +116,11 @@ pub fn generate(
                 .iter()
                 .map(|&i| match answers[i].tokens.last() {
                     None => (i, prompts[i], 0),
-                    Some(last) => {
-                        (i, std::slice::from_ref(last), prompts[i].len() + answers[i].tokens.len() - 1)
-                    }
+                    Some(last) => (
+                        i,
+                        std::slice::from_ref(last),
+                        prompts[i].len() + answers[i].tokens.len() - 1,
+                    ),
                 })
                 .collect();
             let step = make_step(&rows, &answers, sequences, cache, sampling);
@@ -131,7 +133,8 @@ pub fn generate(
             }
         }
         first = false;
-        active.retain(|&i| !answers[i].finished && answers[i].tokens.len() < sampling.max_new_tokens);
+        active
+            .retain(|&i| !answers[i].finished && answers[i].tokens.len() < sampling.max_new_tokens);
     }
     Ok(answers)
 }
@@ -204,7 +207,8 @@ fn advance(
         let sequence = tape.input_i32(&step.sequence)?;
         let position = tape.input_i32(&step.position)?;
         let forbid = tape.input_i32(&step.forbid_eos)?;
-        let (tokens, logprobs) = op::sample::sample(tape, sample, logits, sequence, position, forbid)?;
+        let (tokens, logprobs) =
+            op::sample::sample(tape, sample, logits, sequence, position, forbid)?;
         Ok((tape.read_i32(tokens)?, tape.read_f32(logprobs)?))
     })
 }

@@ -61,7 +61,9 @@ impl Shaped for Batch {
     }
 
     fn largest(dims: &[usize]) -> Batch {
-        let [tokens, sequences, selected, columns @ ..] = dims else { panic!("three sizes and more") };
+        let [tokens, sequences, selected, columns @ ..] = dims else {
+            panic!("three sizes and more")
+        };
         Batch {
             packed: Packed {
                 ids: vec![0; *tokens],

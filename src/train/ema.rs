@@ -50,7 +50,8 @@ impl Ema {
                 let flat = &model.store.flats()[*i];
                 let desc = Desc::new(&[flat.block], DType::F32);
                 let e = tape.bind(ema.region(), desc);
-                let w = tape.bind(flat.weights.region(), Desc { dtype: model.store.dtype(), ..desc });
+                let w =
+                    tape.bind(flat.weights.region(), Desc { dtype: model.store.dtype(), ..desc });
                 op::ema::ema(tape, op::ema::Ema { decay }, e, w)?;
             }
             Ok(())

@@ -112,7 +112,8 @@ impl Optimizer {
 
     /// Size of the optimizer state.
     pub fn bytes(&self) -> usize {
-        let size = |s: &State| s.m.bytes() + s.v.bytes() + s.master.as_ref().map_or(0, Buffer::bytes);
+        let size =
+            |s: &State| s.m.bytes() + s.v.bytes() + s.master.as_ref().map_or(0, Buffer::bytes);
         self.states.iter().map(size).sum()
     }
 
@@ -146,17 +147,18 @@ impl Optimizer {
     }
 
     fn grad_norm(&self, ws: &mut Workspace, model: &Model) -> Result<f32> {
-        let sums = ws.run(&format!("grad norm {}", model.store.id()), &Nothing, |tape, _: &Nothing| {
-            let mut sums = vec![];
-            for s in &self.states {
-                let flat = &model.store.flats()[s.flat];
-                let grads = flat.grads.as_ref().expect("trained");
-                let g = tape.bind(grads.region(), Desc::new(&[flat.block], DType::F32));
-                let sum = sum_sq(tape, g)?;
-                sums.push(tape.read_f32(sum)?[0]);
-            }
-            Ok(sums)
-        })?;
+        let sums =
+            ws.run(&format!("grad norm {}", model.store.id()), &Nothing, |tape, _: &Nothing| {
+                let mut sums = vec![];
+                for s in &self.states {
+                    let flat = &model.store.flats()[s.flat];
+                    let grads = flat.grads.as_ref().expect("trained");
+                    let g = tape.bind(grads.region(), Desc::new(&[flat.block], DType::F32));
+                    let sum = sum_sq(tape, g)?;
+                    sums.push(tape.read_f32(sum)?[0]);
+                }
+                Ok(sums)
+            })?;
         Ok(sums.iter().map(|s| f64::from(*s)).sum::<f64>().sqrt() as f32)
     }
 

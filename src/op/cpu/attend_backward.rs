@@ -9,7 +9,7 @@ use crate::op::cpu::attend::{KEYS, cut, load_queries, query_tokens, with_scratch
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cpu::simd::{Kernel, LANES, Simd, dispatch, level};
 use crate::op::cpu::tile::{Coefficients, Rows, dots, mix};
-use crate::op::cpu::vec_math;
+use crate::op::cpu::{vec, vec_math};
 
 /// One sequence and one kv head with its group of query heads.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl<E: Elem> Kernel for Backward<'_, '_, '_, E> {
         // Where row (token, head of the group) r of this task lies in the outputs, in heads.
         let at = |r: usize| (g.start + r / group) * g.op.heads + g.kv_head * group + r % group;
         for (r, delta) in delta.iter_mut().enumerate() {
-            *delta = dot(s, &g.d_o[at(r) * d..][..d], &g.o[at(r) * d..][..d]);
+            *delta = vec::dot(&g.d_o[at(r) * d..][..d], &g.o[at(r) * d..][..d]);
         }
         let width = g.op.width();
         let columns = [g.op.heads + g.kv_head, g.op.heads + g.op.kv_heads + g.kv_head];
@@ -87,7 +87,7 @@ impl<E: Elem> Kernel for Backward<'_, '_, '_, E> {
                 let query = &mut query[..rows * d];
                 load_queries(s, g.op, g.qkv, g.kv_head, g.start + t, query);
                 for (r, out) in d_out[..rows * d].chunks_exact_mut(d).enumerate() {
-                    widen(s, out, &g.d_o[at(t * group + r) * d..][..d]);
+                    vec::convert(s, out, &g.d_o[at(t * group + r) * d..][..d]);
                 }
                 let (query, d_out) = (Rows::new(query, d, rows, d), Rows::new(d_out, d, rows, d));
                 dots(s, query, k, p, KEYS);
@@ -130,22 +130,6 @@ fn softmax_gradient<S: Simd>(s: S, p: &mut [f32], ds: &mut [f32], lse: f32, delt
         let e = vec_math::exp(s, s.sub(s.take(p), s.splat(lse)));
         s.put(p, e);
         s.put(ds, s.mul(e, s.sub(s.take(ds), s.splat(delta))));
-    }
-}
-
-#[inline(always)]
-fn dot<S: Simd, E: Elem>(s: S, a: &[E], b: &[E]) -> f32 {
-    let mut sum = s.splat(0.0);
-    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
-        sum = s.fma(s.take(a), s.take(b), sum);
-    }
-    s.sum(sum)
-}
-
-#[inline(always)]
-fn widen<S: Simd, E: Elem>(s: S, out: &mut [f32], from: &[E]) {
-    for (o, x) in out.chunks_mut(LANES).zip(from.chunks(LANES)) {
-        s.put(o, s.take(x));
     }
 }
 

@@ -1,10 +1,10 @@
 //! CPU kernels shared by several operators: vectors of sixteen lanes, matrix products, and the
 //! elementwise functions and sums that operators are made of. Knows nothing of tensors.
-//! elementwise functions and sums that operators are made of.
 
 pub mod act;
 pub mod attend;
 pub mod attend_backward;
+pub mod dropout;
 pub mod gemm;
 pub mod loss;
 pub mod scatter;

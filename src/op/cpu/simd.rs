@@ -94,6 +94,19 @@ pub(super) fn is_f32<E: Elem>() -> bool {
     TypeId::of::<E>() == TypeId::of::<f32>()
 }
 
+/// Asks for the cache line at `p`, which may be any address.
+#[inline(always)]
+pub(super) fn prefetch<E>(p: *const E) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it faults nowhere, and every x86-64 has it.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// Operations on vectors of sixteen f32.
 pub trait Simd: Copy {
     /// The vector.
@@ -167,17 +180,21 @@ pub trait Simd: Copy {
         }
     }
 
+    /// Loads `n <= 16` elements; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `p` must be valid for reading `n` elements.
+    #[inline(always)]
+    unsafe fn load_some<E: Elem>(self, p: *const E, n: usize) -> Self::V {
+        // SAFETY: the caller's promise.
+        unsafe { if n == LANES { self.load(p) } else { self.load_first(p, n) } }
+    }
+
     /// Loads the first 16 elements of `x`; lanes past its end are zero.
     #[inline(always)]
     fn take<E: Elem>(self, x: &[E]) -> Self::V {
-        // SAFETY: the lengths are checked.
-        unsafe {
-            if x.len() >= LANES {
-                self.load(x.as_ptr())
-            } else {
-                self.load_first(x.as_ptr(), x.len())
-            }
-        }
+        // SAFETY: no more is read than there is.
+        unsafe { self.load_some(x.as_ptr(), x.len().min(LANES)) }
     }
 
     /// Stores to the first 16 elements of `x`; lanes past its end are dropped.

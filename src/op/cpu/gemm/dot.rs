@@ -1,6 +1,6 @@
 //! A B^T: both operands contiguous along the summed dimension, so each output is a dot product.
 
-use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, is_f32};
+use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, is_f32, prefetch};
 use super::super::vec::convert;
 use super::{Blocks, Epilogue, Mat, MatMut, Output, RowEnd, Scratch, finish, with_scratch};
 use crate::base::Elem;
@@ -114,19 +114,23 @@ fn widened<'a, S: Simd, E: Elem>(
 /// `sums[i, j]` = row i of `a` times row j of `b`; rows of `sums` are `width` long.
 #[inline(always)]
 fn products<S: Simd, A: Elem, B: Elem>(s: S, a: Mat<A>, b: Mat<B>, sums: &mut [f32], width: usize) {
-    let tall = if S::WIDE { 6 } else { 1 };
+    // The rows in tiles of nearly equal height.
+    let tiles = a.rows.div_ceil(if S::WIDE { 6 } else { 1 });
+    let tall = a.rows.div_ceil(tiles);
     let mut i = 0;
     while i < a.rows {
         let left = (a.rows - i).min(tall);
+        // The first pass brings B from memory: ask for the rows of the next tile ahead of time.
+        let ahead = if i == 0 { COLS * b.ld } else { 0 };
         for j in (0..b.rows).step_by(COLS) {
             let out = &mut sums[i * width + j..];
             match left {
-                1 => tile::<S, A, B, 1>(s, a, b, i, j, out, width),
-                2 => tile::<S, A, B, 2>(s, a, b, i, j, out, width),
-                3 => tile::<S, A, B, 3>(s, a, b, i, j, out, width),
-                4 => tile::<S, A, B, 4>(s, a, b, i, j, out, width),
-                5 => tile::<S, A, B, 5>(s, a, b, i, j, out, width),
-                _ => tile::<S, A, B, 6>(s, a, b, i, j, out, width),
+                1 => tile::<S, A, B, 1>(s, a, b, [i, j], ahead, out, width),
+                2 => tile::<S, A, B, 2>(s, a, b, [i, j], ahead, out, width),
+                3 => tile::<S, A, B, 3>(s, a, b, [i, j], ahead, out, width),
+                4 => tile::<S, A, B, 4>(s, a, b, [i, j], ahead, out, width),
+                5 => tile::<S, A, B, 5>(s, a, b, [i, j], ahead, out, width),
+                _ => tile::<S, A, B, 6>(s, a, b, [i, j], ahead, out, width),
             }
         }
         i += left;
@@ -134,14 +138,15 @@ fn products<S: Simd, A: Elem, B: Elem>(s: S, a: Mat<A>, b: Mat<B>, sums: &mut [f
 }
 
 /// Rows `i..i + ROWS` of `a` times rows `j..j + COLS` of `b`. Rows past the end of `b` repeat its
-/// last one: their results land in padding.
+/// last one: their results land in padding. Unless 0, `ahead` is how far behind each element of B
+/// lies the one needed by the next tile.
 #[inline(always)]
 fn tile<S: Simd, A: Elem, B: Elem, const ROWS: usize>(
     s: S,
     a: Mat<A>,
     b: Mat<B>,
-    i: usize,
-    j: usize,
+    [i, j]: [usize; 2],
+    ahead: usize,
     out: &mut [f32],
     width: usize,
 ) {
@@ -152,28 +157,48 @@ fn tile<S: Simd, A: Elem, B: Elem, const ROWS: usize>(
     let mut sums = [[s.splat(0.0); COLS]; ROWS];
     let (whole, tail) = (a.cols / LANES * LANES, a.cols % LANES);
     for k in (0..whole).step_by(LANES) {
-        // SAFETY: k + 16 is at most the length of every row.
-        let b = b_rows.map(|p| unsafe { s.load(p.add(k)) });
-        for (sums, p) in sums.iter_mut().zip(a_rows) {
-            // SAFETY: as above.
-            let a = unsafe { s.load(p.add(k)) };
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = s.fma(a, b, *sum);
+        if ahead > 0 {
+            for p in b_rows {
+                prefetch(p.wrapping_add(ahead + k));
             }
         }
+        // SAFETY: k + 16 is at most the length of every row.
+        unsafe { step::<S, A, B, ROWS>(s, a_rows, b_rows, k, LANES, &mut sums) };
     }
     if tail > 0 {
         // SAFETY: whole + tail is the length of every row.
-        let b = b_rows.map(|p| unsafe { s.load_first(p.add(whole), tail) });
-        for (sums, p) in sums.iter_mut().zip(a_rows) {
-            // SAFETY: as above.
-            let a = unsafe { s.load_first(p.add(whole), tail) };
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = s.fma(a, b, *sum);
-            }
-        }
+        unsafe { step::<S, A, B, ROWS>(s, a_rows, b_rows, whole, tail, &mut sums) };
     }
     for (r, sums) in sums.into_iter().enumerate() {
         out[r * width..r * width + COLS].copy_from_slice(&s.sum4(sums));
+    }
+}
+
+/// Adds the products of elements `k..k + n`, at most 16, of every pair of rows; missing ones count
+/// as zeros.
+///
+/// # Safety
+/// All rows must be readable there.
+#[inline(always)]
+unsafe fn step<S: Simd, A: Elem, B: Elem, const ROWS: usize>(
+    s: S,
+    a_rows: [*const A; ROWS],
+    b_rows: [*const B; COLS],
+    k: usize,
+    n: usize,
+    sums: &mut [[S::V; COLS]; ROWS],
+) {
+    // Loops, not closures: see `Kernel`.
+    let mut b = [s.splat(0.0); COLS];
+    for (b, p) in b.iter_mut().zip(b_rows) {
+        // SAFETY: the caller's promise.
+        *b = unsafe { s.load_some(p.add(k), n) };
+    }
+    for (sums, p) in sums.iter_mut().zip(a_rows) {
+        // SAFETY: the caller's promise.
+        let a = unsafe { s.load_some(p.add(k), n) };
+        for (sum, b) in sums.iter_mut().zip(b) {
+            *sum = s.fma(a, b, *sum);
+        }
     }
 }

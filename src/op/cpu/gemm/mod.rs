@@ -8,7 +8,7 @@
 mod dot;
 mod outer;
 
-use super::simd::{LANES, Level, Simd, level};
+use super::simd::{LANES, Simd, level};
 use crate::base::Elem;
 use std::cell::RefCell;
 use std::ops::Range;

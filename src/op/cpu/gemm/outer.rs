@@ -107,8 +107,14 @@ fn copy_a<S: Simd, A: Elem, const TRANS: bool, const ROWS: usize>(
     for (t, i) in terms.clone().enumerate() {
         for (group, src) in a.row(i, rows.clone()).chunks(ROWS).enumerate() {
             let dst = &mut copy[(group * DEPTH + t) * ROWS..][..ROWS];
-            for (d, x) in dst.iter_mut().zip(src) {
-                *d = x.to_f32();
+            if let Ok(src) = <&[A; ROWS]>::try_from(src) {
+                for r in 0..ROWS {
+                    dst[r] = src[r].to_f32();
+                }
+            } else {
+                for (d, x) in dst.iter_mut().zip(src) {
+                    *d = x.to_f32();
+                }
             }
         }
     }
@@ -175,14 +181,16 @@ fn tile<S: Simd, const TRANS: bool, const ROWS: usize, const VECS: usize>(
         }
     }
     for t in 0..terms {
-        // SAFETY: inside `b`, as asserted.
-        let b: [S::V; VECS] =
-            std::array::from_fn(|v| unsafe { s.load(b.add((t * VECS + v) * LANES)) });
+        let mut b_row = [s.splat(0.0); VECS];
+        for (v, x) in b_row.iter_mut().enumerate() {
+            // SAFETY: inside `b`, as asserted.
+            *x = unsafe { s.load(b.add((t * VECS + v) * LANES)) };
+        }
         for (r, row) in tile.iter_mut().enumerate() {
             let at = if TRANS { t * ROWS + r } else { r * DEPTH + t };
             // SAFETY: inside `a`, as asserted.
             let a = s.splat(unsafe { *a.add(at) });
-            for (sum, b) in row.iter_mut().zip(b) {
+            for (sum, b) in row.iter_mut().zip(b_row) {
                 *sum = s.fma(a, b, *sum);
             }
         }

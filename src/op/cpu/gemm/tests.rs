@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::{Rng, bf16};
+use crate::op::cpu::simd::Level;
 use crate::op::cpu::vec;
 
 const LEVELS: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];

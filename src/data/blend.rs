@@ -1,0 +1,250 @@
+//! Blends data sets and divides them between the three steps: which rows each step trains on,
+//! which are held out, and in what order an epoch takes them. It knows nothing of tokens.
+//!
+//! - A set is `PATH[:WEIGHT]`; a path is a file, or a directory with `train.json[l]` and perhaps
+//!   `eval`, `test` or `validation`.
+//! - Held-out rows are the directory's own file, or else the share `eval_fraction` of the rows,
+//!   taken off before anything else.
+//! - Proportions such as "2,4,4" give each step its own rows of every set; sets for the first step
+//!   only are given to it whole. The division is DeepSpeed-Chat's, row for row.
+//! - An epoch takes `round(weight * n)` of a set's `n` rows: below 1 it takes another part of them
+//!   each epoch until all were seen, above 1 it repeats some. The order is new in every epoch.
+
+use super::mt19937::permutation;
+use super::source::{BadRows, OnBadRow, Row, read_rows};
+use crate::base::{Error, Result, Rng};
+use std::path::{Path, PathBuf};
+
+const STEPS: [&str; 3] = ["supervised finetuning", "reward model", "PPO"];
+const MAX_WEIGHT: f64 = 100.0;
+
+/// One data set of a blend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// File or directory.
+    pub path: PathBuf,
+    /// Share of its rows an epoch uses; 1 is all of them once.
+    pub weight: f64,
+}
+
+impl Spec {
+    /// Parses `PATH[:WEIGHT]`. What follows the last colon is a weight if it reads as a number.
+    pub fn parse(text: &str) -> Result<Spec> {
+        let (path, weight) = match text.rsplit_once(':') {
+            Some((path, number)) => match number.parse::<f64>() {
+                Ok(weight) => (path, weight),
+                Err(_) => (text, 1.0),
+            },
+            None => (text, 1.0),
+        };
+        if path.is_empty() {
+            return Err(Error::user(format!("data set {text:?} names no file; use PATH[:WEIGHT]")));
+        }
+        if !(weight > 0.0 && weight <= MAX_WEIGHT) {
+            let range = format!("above 0 and at most {MAX_WEIGHT}");
+            return Err(Error::user(format!("data set {text:?}: the weight must be {range}")));
+        }
+        Ok(Spec { path: path.into(), weight })
+    }
+}
+
+/// Parses the proportions of the three steps, such as "2,4,4".
+pub fn parse_split(text: &str) -> Result<[f64; 3]> {
+    let bad = || {
+        let wanted = "three proportions, none negative and not all 0, such as 2,4,4";
+        Error::user(format!("data split {text:?} is not {wanted}"))
+    };
+    let parts: Vec<f64> = text
+        .split(',')
+        .map(|p| p.trim().parse::<f64>().map_err(|_| bad()))
+        .collect::<Result<_>>()?;
+    let split: [f64; 3] = parts.try_into().map_err(|_| bad())?;
+    let sum: f64 = split.iter().sum();
+    match split.iter().all(|p| *p >= 0.0) && sum > 0.0 && sum.is_finite() {
+        true => Ok(split),
+        false => Err(bad()),
+    }
+}
+
+/// Divides `0..n` by proportions: a permutation by `seed`, cut at rounded boundaries. As in
+/// DeepSpeed-Chat the rounding error falls to the first part; where that would make a boundary
+/// negative it is 0.
+pub fn split_indices(n: usize, proportions: &[f64], seed: u32) -> Vec<Vec<usize>> {
+    let sum: f64 = proportions.iter().sum();
+    let mut bounds = vec![0i64];
+    for p in proportions {
+        let size = (p / sum * n as f64).round_ties_even() as i64;
+        bounds.push(bounds[bounds.len() - 1] + size);
+    }
+    let surplus = bounds[proportions.len()] - n as i64;
+    bounds[1..].iter_mut().for_each(|b| *b = (*b - surplus).max(0));
+    let order = permutation(seed, n);
+    bounds.windows(2).map(|b| order[b[0] as usize..b[1] as usize].to_vec()).collect()
+}
+
+/// What to blend, and how.
+#[derive(Clone, Debug)]
+pub struct BlendConfig {
+    /// Sets divided between the steps.
+    pub data: Vec<Spec>,
+    /// Sets given whole to the first step.
+    pub sft_only: Vec<Spec>,
+    /// Proportions of the steps.
+    pub split: [f64; 3],
+    /// Share of the rows held out where a directory has no file for it; in `0..1`.
+    pub eval_fraction: f64,
+    /// Decides the division.
+    pub seed: u32,
+    /// What to do with unusable rows.
+    pub on_bad: OnBadRow,
+}
+
+/// The rows one step takes from one set.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Training rows.
+    pub train: Vec<Row>,
+    /// Held-out rows, disjoint from all training rows. May be empty.
+    pub eval: Vec<Row>,
+    /// The weight of the set.
+    pub weight: f64,
+}
+
+/// Everything read, divided between the steps.
+#[derive(Clone, Debug)]
+pub struct Blend {
+    steps: [Vec<Part>; 3],
+    split: [f64; 3],
+    names: String,
+    /// The files read, to stamp them.
+    pub files: Vec<PathBuf>,
+    /// The rows left out of all files.
+    pub bad: BadRows,
+}
+
+impl Blend {
+    /// Reads and divides the sets.
+    pub fn load(config: &BlendConfig) -> Result<Blend> {
+        if !(0.0..1.0).contains(&config.eval_fraction) {
+            let given = config.eval_fraction;
+            return Err(Error::user(format!("eval fraction {given} is not in 0..1")));
+        }
+        let all: Vec<&Spec> = config.data.iter().chain(&config.sft_only).collect();
+        if all.is_empty() {
+            return Err(Error::user("no data set given; name one as PATH[:WEIGHT]"));
+        }
+        let names: Vec<String> = all.iter().map(|s| s.path.display().to_string()).collect();
+        let mut blend = Blend {
+            steps: Default::default(),
+            split: config.split,
+            names: names.join(", "),
+            files: Vec::new(),
+            bad: BadRows::default(),
+        };
+        for (i, spec) in all.into_iter().enumerate() {
+            let split = if i < config.data.len() { config.split } else { [1.0, 0.0, 0.0] };
+            let (train, eval) = blend.read_set(&spec.path, config)?;
+            let train = divide(train, &split, config.seed);
+            let eval = divide(eval, &split, config.seed);
+            for (step, (train, eval)) in train.into_iter().zip(eval).enumerate() {
+                blend.steps[step].push(Part { train, eval, weight: spec.weight });
+            }
+        }
+        for (k, share) in config.split.iter().enumerate() {
+            if *share > 0.0 {
+                blend.step(k)?;
+            }
+        }
+        Ok(blend)
+    }
+
+    /// The parts of step `k` (0 to 2), one for each set. An error when they hold no training row.
+    pub fn step(&self, k: usize) -> Result<&[Part]> {
+        let parts = &self.steps[k];
+        if parts.iter().all(|p| p.train.is_empty()) {
+            let [a, b, c] = self.split;
+            return Err(Error::user(format!(
+                "split {a},{b},{c} leaves no row of {} for step {} ({}); give more data or another split",
+                self.names,
+                k + 1,
+                STEPS[k]
+            )));
+        }
+        Ok(parts)
+    }
+
+    /// Training and held-out rows of one set.
+    fn read_set(&mut self, path: &Path, config: &BlendConfig) -> Result<(Vec<Row>, Vec<Row>)> {
+        let (train, eval) = match path.is_dir() {
+            true => files_of(path)?,
+            false => (path.to_owned(), None),
+        };
+        let rows = self.read(train, config)?;
+        match eval {
+            Some(eval) => Ok((rows, self.read(eval, config)?)),
+            None if config.eval_fraction > 0.0 => {
+                let f = config.eval_fraction;
+                let mut parts = divide(rows, &[1.0 - f, f], config.seed);
+                let eval = parts.pop().unwrap_or_default();
+                Ok((parts.pop().unwrap_or_default(), eval))
+            }
+            None => Ok((rows, Vec::new())),
+        }
+    }
+
+    fn read(&mut self, path: PathBuf, config: &BlendConfig) -> Result<Vec<Row>> {
+        let (rows, bad) = read_rows(&path, config.on_bad)?;
+        self.files.push(path);
+        self.bad.add(bad);
+        Ok(rows)
+    }
+}
+
+/// The training file of a directory, and its held-out file if it has one.
+fn files_of(dir: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
+    let find = |names: &[&str]| {
+        let paths = names.iter().flat_map(|n| ["json", "jsonl"].map(|e| format!("{n}.{e}")));
+        paths.map(|file| dir.join(file)).find(|path| path.is_file())
+    };
+    let train = find(&["train"]).ok_or_else(|| {
+        Error::user(format!("{} holds no train.json or train.jsonl; name a file", dir.display()))
+    })?;
+    Ok((train, find(&["eval", "test", "validation"])))
+}
+
+/// Divides rows by [`split_indices`], each part in the order of the permutation.
+fn divide(rows: Vec<Row>, proportions: &[f64], seed: u32) -> Vec<Vec<Row>> {
+    let parts = split_indices(rows.len(), proportions, seed);
+    let mut rows: Vec<Option<Row>> = rows.into_iter().map(Some).collect();
+    let take = |part: Vec<usize>| part.into_iter().filter_map(|i| rows[i].take()).collect();
+    parts.into_iter().map(take).collect()
+}
+
+/// The order of one epoch over sets laid end to end, each given as (rows, weight): indices into
+/// the whole. It depends only on its arguments.
+pub fn epoch_order(sets: &[(usize, f64)], seed: u64, epoch: u64) -> Vec<usize> {
+    let mut order = Vec::new();
+    let mut start = 0;
+    for (set, &(n, weight)) in sets.iter().enumerate() {
+        if n > 0 {
+            let take = ((weight * n as f64).round() as u64).max(1);
+            // One fixed permutation of the set, which the epochs walk along in turn.
+            let mut walk: Vec<usize> = (start..start + n).collect();
+            Rng::new(seed, stream(0, set as u64)).shuffle(&mut walk);
+            let from = (u128::from(epoch) * u128::from(take) % n as u128) as usize;
+            order.extend(walk.iter().cycle().skip(from).take(take as usize));
+        }
+        start += n;
+    }
+    Rng::new(seed, stream(1, epoch)).shuffle(&mut order);
+    order
+}
+
+/// Keeps the streams of the walks apart from those of the epochs.
+fn stream(kind: u64, number: u64) -> u64 {
+    kind << 48 | (number & 0xffff_ffff_ffff)
+}
+
+#[cfg(test)]
+#[path = "blend_tests.rs"]
+mod tests;

@@ -1,0 +1,164 @@
+use super::*;
+use std::collections::HashSet;
+
+fn jsonl(dir: &Path, name: &str, count: usize) -> PathBuf {
+    let line = |i| format!("{{\"prompt\":\"{name} {i}\",\"chosen\":\"a\",\"rejected\":\"b\"}}\n");
+    let path = dir.join(name);
+    std::fs::write(&path, (0..count).map(line).collect::<String>()).unwrap();
+    path
+}
+
+fn config(data: Vec<Spec>) -> BlendConfig {
+    let on_bad = OnBadRow::Error;
+    let split = [2.0, 4.0, 4.0];
+    BlendConfig { data, sft_only: vec![], split, eval_fraction: 0.0, seed: 1234, on_bad }
+}
+
+fn spec(path: PathBuf) -> Spec {
+    Spec { path, weight: 1.0 }
+}
+
+fn message(result: Result<impl Sized>) -> String {
+    let e = result.err().unwrap();
+    assert_eq!(e.exit_code(), 2);
+    e.to_string()
+}
+
+#[test]
+fn specs_parse_with_and_without_weight() {
+    let parsed = |s: &str| Spec::parse(s).map(|s| (s.path.display().to_string(), s.weight));
+    assert_eq!(parsed("a/b.json").unwrap(), ("a/b.json".into(), 1.0));
+    assert_eq!(parsed("a/b.json:0.25").unwrap(), ("a/b.json".into(), 0.25));
+    assert_eq!(parsed("C:b").unwrap(), ("C:b".into(), 1.0));
+    assert_eq!(message(parsed(":2")), "data set \":2\" names no file; use PATH[:WEIGHT]");
+    for bad in ["a:0", "a:-1", "a:inf", "a:nan", "a:101"] {
+        let expected = format!("data set {bad:?}: the weight must be above 0 and at most 100");
+        assert_eq!(message(parsed(bad)), expected);
+    }
+}
+
+#[test]
+fn splits_parse_or_say_what_is_wanted() {
+    assert_eq!(parse_split("2, 4,4").unwrap(), [2.0, 4.0, 4.0]);
+    for bad in ["2,4", "1,1,1,1", "a,b,c", "0,0,0", "-1,1,1", "inf,1,1", "nan,1,1", ""] {
+        let wanted = "three proportions, none negative and not all 0, such as 2,4,4";
+        assert_eq!(message(parse_split(bad)), format!("data split {bad:?} is not {wanted}"));
+    }
+}
+
+/// Slices of numpy's RandomState(1234) permutation of 0..10, boundaries as DeepSpeed-Chat rounds.
+#[test]
+fn division_is_that_of_deepspeed_chat() {
+    let parts = split_indices(10, &[2.0, 4.0, 4.0], 1234);
+    assert_eq!(parts, [vec![7, 2], vec![9, 1, 0, 8], vec![4, 5, 6, 3]]);
+    let sizes = |n, p: &[f64]| split_indices(n, p, 0).iter().map(Vec::len).collect::<Vec<_>>();
+    // Shares 1.4, 2.8, 2.8 round to 1, 3, 3; shares 0.6, 1.2, 1.2 to 1, 1, 1.
+    assert_eq!(sizes(7, &[2.0, 4.0, 4.0]), [1, 3, 3]);
+    assert_eq!(sizes(3, &[2.0, 4.0, 4.0]), [1, 1, 1]);
+    // 2.5 and 2.5 both round to the even 2: the missing row falls to the first part.
+    assert_eq!(sizes(5, &[1.0, 1.0]), [3, 2]);
+    // 3.5 and 3.5 round to 4: the surplus is taken from the first part.
+    assert_eq!(sizes(7, &[1.0, 1.0]), [3, 4]);
+    // Where the first part has nothing to give, the next one gives.
+    assert_eq!(sizes(3, &[0.0, 5.0, 5.0]), [0, 1, 2]);
+    for n in 0..60 {
+        for split in [[2.0, 4.0, 4.0], [0.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.1, 0.0, 9.0]] {
+            let mut all = split_indices(n, &split, 7).concat();
+            all.sort_unstable();
+            assert_eq!(all, (0..n).collect::<Vec<_>>(), "{n} rows by {split:?}");
+        }
+    }
+}
+
+#[test]
+fn steps_and_held_out_rows_are_disjoint_and_repeat() {
+    let dir = tempfile::tempdir().unwrap();
+    let sets = vec![spec(jsonl(dir.path(), "a.jsonl", 53)), spec(jsonl(dir.path(), "b.jsonl", 20))];
+    let sft_only = vec![spec(jsonl(dir.path(), "c.jsonl", 7))];
+    let config = BlendConfig { sft_only, eval_fraction: 0.2, ..config(sets) };
+    let blend = Blend::load(&config).unwrap();
+    let mut seen = HashSet::new();
+    let mut counts = Vec::new();
+    for k in 0..3 {
+        for part in blend.step(k).unwrap() {
+            counts.push((part.train.len(), part.eval.len()));
+            for row in part.train.iter().chain(&part.eval) {
+                assert!(seen.insert((row.file.clone(), row.row)), "{row:?} twice");
+            }
+        }
+    }
+    assert_eq!(seen.len(), 80);
+    // 53 rows: 42 + 11; 20 rows: 16 + 4; 7 rows: 6 + 1, all for the first step.
+    let expected = [(8, 3), (4, 0), (6, 1), (17, 4), (6, 2), (0, 0), (17, 4), (6, 2), (0, 0)];
+    assert_eq!(counts, expected);
+    let places = |b: &Blend| {
+        let parts = (0..3).flat_map(|k| b.steps[k].iter());
+        parts.flat_map(|p| p.train.iter().map(|r| r.row)).collect::<Vec<_>>()
+    };
+    assert_eq!(places(&blend), places(&Blend::load(&config).unwrap()));
+    let other = Blend::load(&BlendConfig { seed: 1, ..config }).unwrap();
+    assert_ne!(places(&blend), places(&other));
+}
+
+#[test]
+fn a_directory_brings_its_held_out_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = spec(dir.path().to_owned());
+    let expected =
+        format!("{} holds no train.json or train.jsonl; name a file", dir.path().display());
+    assert_eq!(message(Blend::load(&config(vec![set.clone()]))), expected);
+    jsonl(dir.path(), "train.jsonl", 10);
+    for name in ["validation.jsonl", "test.json", "eval.json"] {
+        jsonl(dir.path(), name, 5);
+        let blend = Blend::load(&BlendConfig { eval_fraction: 0.5, ..config(vec![set.clone()]) });
+        let blend = blend.unwrap();
+        assert_eq!(blend.files[1], dir.path().join(name));
+        let sizes = |k: usize| (blend.steps[k][0].train.len(), blend.steps[k][0].eval.len());
+        assert_eq!([sizes(0), sizes(1), sizes(2)], [(2, 1), (4, 2), (4, 2)]);
+    }
+}
+
+#[test]
+fn an_empty_split_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = jsonl(dir.path(), "a.jsonl", 1);
+    let at = path.display().to_string();
+    let tail = "give more data or another split";
+    let expected = format!("split 2,4,4 leaves no row of {at} for step 2 (reward model); {tail}");
+    assert_eq!(message(Blend::load(&config(vec![spec(path.clone())]))), expected);
+    let only_sft = BlendConfig { split: [1.0, 0.0, 0.0], ..config(vec![spec(path)]) };
+    let blend = Blend::load(&only_sft).unwrap();
+    let expected = format!("split 1,0,0 leaves no row of {at} for step 3 (PPO); {tail}");
+    assert_eq!(message(blend.step(2)), expected);
+    assert_eq!(
+        message(Blend::load(&config(vec![]))),
+        "no data set given; name one as PATH[:WEIGHT]"
+    );
+    let bad = BlendConfig { eval_fraction: 1.0, ..only_sft };
+    assert_eq!(message(Blend::load(&bad)), "eval fraction 1 is not in 0..1");
+}
+
+#[test]
+fn epochs_differ_repeat_and_keep_the_weights() {
+    let sets = [(40, 1.0), (30, 0.5), (0, 1.0), (10, 2.5)];
+    let order = epoch_order(&sets, 5, 0);
+    assert_eq!(order, epoch_order(&sets, 5, 0));
+    assert_ne!(order, epoch_order(&sets, 5, 1));
+    assert_ne!(order, epoch_order(&sets, 6, 0));
+    let count = |epochs: std::ops::Range<u64>| {
+        let mut counts = vec![0; 80];
+        epochs.for_each(|e| epoch_order(&sets, 5, e).into_iter().for_each(|i| counts[i] += 1));
+        counts
+    };
+    let one = count(0..1);
+    assert!(one[..40].iter().all(|&c| c == 1));
+    assert_eq!(one[40..70].iter().sum::<i32>(), 15);
+    assert!(one[70..].iter().all(|&c| c == 2 || c == 3) && one[70..].iter().sum::<i32>() == 25);
+    // Two epochs together use every row of a half-weight set once, of a 2.5 one five times.
+    for start in [0, 2, u64::MAX - 2] {
+        let two = count(start..start + 2);
+        assert!(two[40..70].iter().all(|&c| c == 1) && two[70..].iter().all(|&c| c == 5));
+    }
+    assert!(epoch_order(&[], 1, 1).is_empty());
+    assert_eq!(epoch_order(&[(3, 0.01)], 1, 1).len(), 1);
+}

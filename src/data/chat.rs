@@ -1,0 +1,156 @@
+//! Prompts as text and ids: conversations through the chat template or a plain format, and the
+//! guard that keeps control tokens in a user's words from becoming control tokens.
+
+use super::source::{Message, Prompt, Row};
+use super::tokenizer::Tokenizer;
+use crate::base::Result;
+
+/// How conversations become text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChatFormat {
+    /// By the tokenizer's chat template; an error where it has none.
+    Template,
+    /// "\n\nHuman: ...\n\nAssistant: ...", a system message first as it is. Needs no template.
+    HumanAssistant,
+}
+
+/// A prompt ready to be encoded, alone or with an answer behind it.
+pub(super) struct Rendered {
+    /// What the model is shown.
+    pub(super) text: String,
+    /// `text` in pieces to be encoded one by one; joints break up control tokens in messages.
+    pieces: Vec<String>,
+    /// Whether control tokens in `pieces` count: they are the template's.
+    from_template: bool,
+    /// Whether control tokens in messages and answers count.
+    allow_special: bool,
+    /// What an answer to it begins with, before its own text.
+    answer_lead: &'static str,
+    /// The id that ends an answer to it.
+    pub(super) end: i32,
+}
+
+/// Renders a row's prompt. Errors name the row.
+pub(super) fn render(
+    row: &Row,
+    prompt: &Prompt,
+    tokenizer: &Tokenizer,
+    format: ChatFormat,
+    allow_special: bool,
+) -> Result<Rendered> {
+    let plain = |text: String, answer_lead| Rendered {
+        pieces: vec![text.clone()],
+        text,
+        from_template: false,
+        allow_special,
+        answer_lead,
+        end: tokenizer.eos_id(),
+    };
+    match (prompt, format) {
+        (Prompt::Text(text), _) => Ok(plain(text.clone(), "")),
+        (Prompt::Chat(messages), ChatFormat::HumanAssistant) => {
+            Ok(plain(human_assistant(messages), " "))
+        }
+        (Prompt::Chat(messages), ChatFormat::Template) => {
+            let named = |e: crate::base::Error| e.context(format!("{} row {}", row.file, row.row));
+            let template = tokenizer.template().map_err(named)?;
+            let (mark, guarded) = match allow_special {
+                true => (None, messages.clone()),
+                false => guard(messages, tokenizer),
+            };
+            let marked = template.render(&guarded, true).map_err(named)?;
+            let pieces: Vec<String> = match mark {
+                Some(mark) => marked.split(mark).map(str::to_owned).collect(),
+                None => vec![marked],
+            };
+            let (text, end) = (pieces.concat(), tokenizer.turn_end_id());
+            Ok(Rendered { text, pieces, from_template: true, allow_special, answer_lead: "", end })
+        }
+    }
+}
+
+impl Rendered {
+    /// The ids of the prompt, with what the tokenizer puts first unless the template does that.
+    pub(super) fn ids(&self, tokenizer: &Tokenizer) -> Result<Vec<i32>> {
+        let mut ids = match self.from_template {
+            true => Vec::new(),
+            false => tokenizer.bos_prefix().to_vec(),
+        };
+        ids.extend(self.encode(tokenizer, &self.pieces)?);
+        Ok(ids)
+    }
+
+    /// The ids of an answer behind this prompt, without the end token. They are those of the joint
+    /// text where it begins with the prompt's own ids, as it nearly always does; where a token
+    /// would span the joint, those of the answer alone. So a prompt has the same ids in every step.
+    pub(super) fn answer_ids(&self, tokenizer: &Tokenizer, answer: &str) -> Result<Vec<i32>> {
+        let answer = format!("{}{answer}", self.answer_lead);
+        let cut: Vec<String> = match self.from_template && !self.allow_special {
+            true => cut_controls(&answer, tokenizer).into_iter().map(str::to_owned).collect(),
+            false => vec![answer],
+        };
+        let mut last = self.pieces[self.pieces.len() - 1..].to_vec();
+        let head = self.encode(tokenizer, &last)?;
+        last[0].push_str(&cut[0]);
+        last.extend_from_slice(&cut[1..]);
+        let joint = self.encode(tokenizer, &last)?;
+        match joint.strip_prefix(&head[..]) {
+            Some(answer) => Ok(answer.to_vec()),
+            None => self.encode(tokenizer, &cut),
+        }
+    }
+
+    fn encode(&self, tokenizer: &Tokenizer, pieces: &[String]) -> Result<Vec<i32>> {
+        let special = self.from_template || self.allow_special;
+        let ids: Vec<Vec<i32>> =
+            pieces.iter().map(|p| tokenizer.encode(p, special)).collect::<Result<_>>()?;
+        Ok(ids.concat())
+    }
+}
+
+fn human_assistant(messages: &[Message]) -> String {
+    let turn = |m: &Message| match m.role.as_str() {
+        "system" => m.content.clone(),
+        "assistant" => format!("\n\nAssistant: {}", m.content),
+        _ => format!("\n\nHuman: {}", m.content),
+    };
+    messages.iter().map(turn).collect::<String>() + "\n\nAssistant:"
+}
+
+/// Puts a mark into every control token's text in the messages. After rendering, the text is cut at
+/// the marks, so the template may trim and rearrange messages as it likes, while no control token
+/// of theirs is encoded whole. Without any, there is no mark.
+fn guard(messages: &[Message], tokenizer: &Tokenizer) -> (Option<char>, Vec<Message>) {
+    let holds = |m: &Message| cut_controls(&m.content, tokenizer).len() > 1;
+    if !messages.iter().any(holds) {
+        return (None, messages.to_vec());
+    }
+    // Unicode keeps these for internal use; one that no message holds is free.
+    let mark = ('\u{fdd0}'..='\u{fdef}')
+        .find(|&c| !messages.iter().any(|m| m.content.contains(c)))
+        .unwrap_or('\u{fdd0}');
+    let marked = |m: &Message| Message {
+        role: m.role.clone(),
+        content: cut_controls(&m.content, tokenizer).join(&String::from(mark)),
+    };
+    (Some(mark), messages.iter().map(marked).collect())
+}
+
+/// Cuts `text` after the first character of every control token's text in it.
+fn cut_controls<'a>(text: &'a str, tokenizer: &Tokenizer) -> Vec<&'a str> {
+    let mut cuts = vec![0, text.len()];
+    for control in tokenizer.control_texts() {
+        let first = control.chars().next().map_or(1, char::len_utf8);
+        let mut from = 0;
+        while let Some(at) = text[from..].find(control).filter(|_| !control.is_empty()) {
+            from += at + first;
+            cuts.push(from);
+        }
+    }
+    cuts.sort_unstable();
+    cuts.dedup();
+    match cuts.len() {
+        0 | 1 => vec![text],
+        _ => cuts.windows(2).map(|c| &text[c[0]..c[1]]).collect(),
+    }
+}

@@ -1,0 +1,331 @@
+use super::*;
+use proptest::prelude::*;
+use std::path::PathBuf;
+
+fn write(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    (dir, path)
+}
+
+fn rows(name: &str, text: &str) -> Vec<Row> {
+    let (_dir, path) = write(name, text.as_bytes());
+    read_rows(&path, OnBadRow::Error).unwrap().0
+}
+
+/// The row of one JSON line.
+fn one(json: &str) -> Row {
+    let mut rows = rows("data.jsonl", json);
+    assert_eq!(rows.len(), 1);
+    rows.remove(0)
+}
+
+/// The error of a file, its path cut to the name.
+fn error(name: &str, bytes: &[u8]) -> String {
+    let (dir, path) = write(name, bytes);
+    let e = read_rows(&path, OnBadRow::Error).unwrap_err();
+    assert_eq!(e.exit_code(), 2);
+    let text = e.to_string();
+    assert!(!text.contains('\n'));
+    text.replace(&format!("{}/", dir.path().display()), "")
+}
+
+fn text(s: &str) -> Option<Prompt> {
+    Some(Prompt::Text(s.into()))
+}
+
+fn chat(messages: &[(&str, &str)]) -> Option<Prompt> {
+    let message = |(r, c): &(&str, &str)| Message { role: r.to_string(), content: c.to_string() };
+    Some(Prompt::Chat(messages.iter().map(message).collect()))
+}
+
+fn answers(row: &Row) -> (Option<&str>, Option<&str>) {
+    (row.chosen.as_deref(), row.rejected.as_deref())
+}
+
+#[test]
+fn plain_preference_rows_get_one_joining_space() {
+    let row = one(r#"{"prompt":"Human: hi Assistant:","chosen":"Yes","rejected":" No","id":7}"#);
+    assert_eq!(row.prompt, text("Human: hi Assistant:"));
+    assert_eq!(answers(&row), (Some(" Yes"), Some(" No")));
+    let row = one(r#"{"prompt":"hi ","chosen":"a","rejected":"b"}"#);
+    assert_eq!(answers(&row), (Some("a"), Some("b")));
+    let row = one(r#"{"prompt":"問い：","response":"答え","rejected":null}"#);
+    assert_eq!(answers(&row), (Some("答え"), None));
+}
+
+#[test]
+fn completion_is_verbatim_and_prompt_may_stand_alone() {
+    let row = one(r#"{"prompt":"2+2=","completion":"4"}"#);
+    assert_eq!((row.prompt.clone(), answers(&row)), (text("2+2="), (Some("4"), None)));
+    let row = one(r#"{"prompt":"2+2="}"#);
+    assert_eq!((row.prompt.clone(), answers(&row)), (text("2+2="), (None, None)));
+    assert_eq!(one(r#"{"text":"just text"}"#).text.as_deref(), Some("just text"));
+}
+
+const USER: &str = r#"{"role":"user","content":"q"}"#;
+
+#[test]
+fn conversations_in_all_their_forms() {
+    let a = |s: &str| format!(r#"{{"role":"assistant","content":"{s}"}}"#);
+    let (yes, no) = (a("yes"), a("no"));
+    let expected = (chat(&[("user", "q")]), (Some("yes"), Some("no")));
+    for json in [
+        // Prompt and answers apart; whole conversations; both; a prompt that is repeated as text.
+        format!(r#"{{"prompt":[{USER}],"chosen":[{yes}],"rejected":[{no}]}}"#),
+        format!(r#"{{"chosen":[{USER},{yes}],"rejected":[{USER},{no}]}}"#),
+        format!(r#"{{"prompt":[{USER}],"chosen":[{USER},{yes}],"rejected":[{USER},{no}]}}"#),
+        format!(r#"{{"prompt":"q","chosen":[{USER},{yes}],"rejected":[{USER},{no}]}}"#),
+        format!(r#"{{"prompt":"q","chosen":[{yes}],"rejected":[{no}]}}"#),
+        format!(r#"{{"prompt":[{USER}],"chosen":"yes","rejected":"no"}}"#),
+    ] {
+        let row = one(&json);
+        assert_eq!((row.prompt.clone(), answers(&row)), expected, "{json}");
+    }
+    let turns = format!(r#"{USER},{yes},{USER}"#);
+    let context = chat(&[("user", "q"), ("assistant", "yes"), ("user", "q")]);
+    let row = one(&format!(r#"{{"messages":[{turns},{no}]}}"#));
+    assert_eq!((row.prompt.clone(), answers(&row)), (context.clone(), (Some("no"), None)));
+    let row = one(&format!(r#"{{"messages":[{turns}]}}"#));
+    assert_eq!((row.prompt.clone(), answers(&row)), (context.clone(), (None, None)));
+    let row = one(&format!(r#"{{"prompt":[{USER}],"completion":[{yes},{USER},{no}]}}"#));
+    assert_eq!((row.prompt.clone(), answers(&row)), (context, (Some("no"), None)));
+}
+
+#[test]
+fn transcripts_share_their_prompt() {
+    let start = r"\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:";
+    let row = one(&format!(r#"{{"chosen":"{start} Because","rejected":"{start} Beats me"}}"#));
+    assert_eq!(row.prompt, text(&start.replace(r"\n", "\n")));
+    assert_eq!(answers(&row), (Some(" Because"), Some(" Beats me")));
+}
+
+#[test]
+fn lists_lines_bom_crlf_and_blank_lines() {
+    let object = |p: &str| format!(r#"{{"prompt":"{p}"}}"#);
+    let (a, b) = (object("a"), object("b"));
+    let numbers = |rows: &[Row]| rows.iter().map(|r| r.row).collect::<Vec<_>>();
+    let list = rows("data.json", &format!("\u{feff} [{a},\r\n {b}]\r\n"));
+    assert_eq!((list[1].prompt.clone(), numbers(&list)), (text("b"), vec![1, 2]));
+    for name in ["data.json", "data.jsonl", "data"] {
+        let lines = rows(name, &format!("\u{feff}{a}\r\n\r\n  {b}"));
+        assert_eq!((lines[1].prompt.clone(), numbers(&lines)), (text("b"), vec![1, 3]));
+    }
+    let paragraphs = rows("a.TXT", "\u{feff}\r\none\r\ntwo\r\n \r\n\r\nthree");
+    let texts: Vec<_> = paragraphs.iter().map(|r| r.text.as_deref().unwrap()).collect();
+    assert_eq!((texts, numbers(&paragraphs)), (vec!["one\ntwo", "three"], vec![2, 6]));
+}
+
+const EXPECTED: &str =
+    "(expected prompt, chosen and rejected; prompt and completion; messages; or text)";
+const HINT: &str = "; use --on-bad-row skip to leave such rows out";
+
+#[test]
+fn every_bad_row_has_its_message() {
+    let ask = r#"{"prompt":"p"}"#;
+    let share = "share no beginning that ends in \"Assistant:\"";
+    let cases: Vec<(String, String)> = [
+        (r#"{"prompt":"p","rejected":"r"}"#, format!("key \"chosen\" is missing {EXPECTED}")),
+        (r#"{"question":"p"}"#, format!("key \"prompt\" is missing {EXPECTED}")),
+        (r#"{"chosen":"p"}"#, format!("key \"prompt\" is missing {EXPECTED}")),
+        (r#"[1]"#, format!("is a list, not an object {EXPECTED}")),
+        (
+            r#"{"prompt":3}"#,
+            "key \"prompt\" is a number, not a string or a list of messages".into(),
+        ),
+        (
+            r#"{"prompt":"p","chosen":true}"#,
+            "key \"chosen\" is a boolean, not a string or a list of messages".into(),
+        ),
+        (
+            r#"{"prompt":"p","chosen":"c","rejected":[]}"#,
+            "key \"rejected\" is a list, not a string like \"chosen\"".into(),
+        ),
+        (r#"{"text":["a"]}"#, "key \"text\" is a list, not a string".into()),
+        (r#"{"prompt":" \n"}"#, "key \"prompt\" is empty".into()),
+        (r#"{"prompt":[]}"#, "key \"prompt\" is empty".into()),
+        (r#"{"prompt":"p","chosen":""}"#, "key \"chosen\" is empty".into()),
+        (
+            r#"{"prompt":"p","chosen":"c","rejected":"c"}"#,
+            "keys \"chosen\" and \"rejected\" hold the same answer".into(),
+        ),
+        (r#"{"prompt":"a\u0000b"}"#, "key \"prompt\" holds a NUL character".into()),
+        (
+            r#"{"prompt":[{"role":"user"}]}"#,
+            "a message of \"prompt\" has no string \"content\"".into(),
+        ),
+        (
+            r#"{"messages":[{"role":"user","content":""}]}"#,
+            "the last message of \"messages\" is empty".into(),
+        ),
+        (
+            r#"{"messages":[{"role":"assistant","content":"a"}]}"#,
+            "key \"messages\" holds an answer but no prompt".into(),
+        ),
+        (
+            r#"{"prompt":"p","chosen":[{"role":"user","content":"a"}]}"#,
+            "an answer must end in a message of the role \"assistant\"".into(),
+        ),
+        (
+            r#"{"chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"x"}],
+                "rejected":[{"role":"user","content":"b"},{"role":"assistant","content":"x"}]}"#,
+            "\"chosen\" and \"rejected\" must differ only in their last message".into(),
+        ),
+        (
+            r#"{"chosen":"one","rejected":"two"}"#,
+            format!(
+                "key \"prompt\" is missing {EXPECTED}, and \"chosen\" and \"rejected\" {share}"
+            ),
+        ),
+        (
+            r#"{"chosen":"\n\nHuman: a\n\nAssistant: b","rejected":"\n\nHuman: a\n\nAssistant: "}"#,
+            "the answer in key \"rejected\" is empty".into(),
+        ),
+        (r#"{"prompt":}"#, "bad JSON at column 11: expected value".into()),
+        (r#"{"prompt":"\ud800"}"#, "bad JSON at column 18: unexpected end of hex escape".into()),
+    ]
+    .map(|(json, message)| (json.replace('\n', " "), message))
+    .to_vec();
+    for (json, message) in cases {
+        let expected = format!("data.jsonl row 2: {message}{HINT}");
+        assert_eq!(error("data.jsonl", format!("{ask}\n{json}\n").as_bytes()), expected);
+    }
+    let deep = format!("{{\"prompt\":{}", "[".repeat(100_000));
+    let expected = "data.jsonl row 1: bad JSON at column 138: recursion limit exceeded";
+    assert_eq!(error("data.jsonl", deep.as_bytes()), format!("{expected}{HINT}"));
+    assert_eq!(
+        error("data.jsonl", b"{\"prompt\":\"a\xff\"}"),
+        format!("data.jsonl row 1: invalid UTF-8 at byte 13{HINT}")
+    );
+    assert_eq!(
+        error("a.txt", b"ok\n\nb\0d"),
+        format!("a.txt row 3: key \"text\" holds a NUL character{HINT}")
+    );
+}
+
+#[test]
+fn lists_name_their_rows_too() {
+    assert_eq!(
+        error("data.json", br#"[{"prompt":"a"},{"prompt":1}]"#),
+        format!(
+            "data.json row 2: key \"prompt\" is a number, not a string or a list of messages{HINT}"
+        )
+    );
+    let whole = "a JSON list must be whole, JSON lines may leave rows out";
+    assert_eq!(
+        error("data.json", br#"[{"prompt":"a"},{"prompt"]"#),
+        format!("data.json row 2: bad JSON: expected `:` at line 1 column 26; {whole}")
+    );
+    assert_eq!(
+        error("data.json", br#"[{"prompt":"a"}] x"#),
+        format!("data.json row 2: bad JSON: trailing characters at line 1 column 18; {whole}")
+    );
+}
+
+#[test]
+fn files_without_rows() {
+    let missing = error_of_missing();
+    assert_eq!(
+        missing,
+        "cannot read data file no/such.json: No such file or directory (os error 2)"
+    );
+    for (name, bytes) in [("e.json", &b""[..]), ("e.json", b"[]"), ("e.txt", b"\n\n")] {
+        assert_eq!(error(name, bytes), format!("{name} is empty: it holds no row of data"));
+    }
+    let (dir, path) = write("data.jsonl", b"{}\n{}\n");
+    let e = read_rows(&path, OnBadRow::Skip).unwrap_err().to_string();
+    let first = format!("data.jsonl row 1: key \"prompt\" is missing {EXPECTED}");
+    let expected = format!("data.jsonl: no row is left, all 2 were bad; the first: {first}");
+    assert_eq!(e.replace(&format!("{}/", dir.path().display()), ""), expected);
+}
+
+fn error_of_missing() -> String {
+    read_rows(Path::new("no/such.json"), OnBadRow::Skip).unwrap_err().to_string()
+}
+
+#[test]
+fn bad_rows_are_skipped_and_counted() {
+    let mut data = String::from("{\"prompt\":\"good\"}\n");
+    (0..9).for_each(|_| data.push_str("{\"prompt\":\"\"}\n"));
+    let (_dir, path) = write("data.jsonl", data.as_bytes());
+    let (rows, bad) = read_rows(&path, OnBadRow::Skip).unwrap();
+    assert_eq!((rows.len(), bad.count, bad.first.len()), (1, 9, 5));
+    assert_eq!(bad.first[0], format!("{} row 2: key \"prompt\" is empty", path.display()));
+}
+
+#[test]
+fn a_stamp_notices_a_changed_byte() {
+    let (_dir, path) = write("data", b"foobar");
+    // Published FNV-1a answer for "foobar".
+    assert_eq!(stamp(&path).unwrap(), Stamp { bytes: 6, hash: 0x8594_4171_f739_67e8 });
+    std::fs::write(&path, b"foobas").unwrap();
+    assert_ne!(stamp(&path).unwrap().hash, 0x8594_4171_f739_67e8);
+}
+
+/// Bytes that often come near to a valid file.
+fn file_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let part = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..20),
+        prop::sample::select(vec![
+            "[",
+            "]",
+            "{",
+            "}",
+            ",",
+            ":",
+            "\"prompt\":",
+            "\"chosen\":",
+            "\"rejected\":",
+            "\"text\":",
+            "\"messages\":",
+            "\"a\"",
+            "\"\\n\\nAssistant:b\"",
+            "\"é\"",
+            "null",
+            "1",
+            "\n",
+            "\u{feff}",
+            "{\"role\":\"user\",\"content\":\"x\"}",
+            "{\"role\":\"assistant\",\"content\":\"y\"}",
+        ])
+        .prop_map(|s| s.as_bytes().to_vec()),
+    ];
+    prop::collection::vec(part, 0..40).prop_map(|parts| parts.concat())
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(bytes in file_bytes(), txt in any::<bool>()) {
+        let (_dir, path) = write(if txt { "a.txt" } else { "a.json" }, &bytes);
+        for on_bad in [OnBadRow::Error, OnBadRow::Skip] {
+            if let Ok((rows, bad)) = read_rows(&path, on_bad) {
+                prop_assert!(!rows.is_empty());
+                prop_assert!(on_bad == OnBadRow::Skip || bad.count == 0);
+            }
+        }
+    }
+
+    /// Values of random shape under the known keys: rows are either refused or whole.
+    #[test]
+    fn random_values_never_panic(
+        keys in prop::collection::vec(0usize..6, 1..5), picks in prop::collection::vec(0usize..8, 5),
+    ) {
+        let names = ["prompt", "chosen", "rejected", "completion", "messages", "text"];
+        let a = r#"{"role":"assistant","content":"é"}"#;
+        let values = [
+            "\"é\"".to_owned(), "\"b c\"".to_owned(), format!("[{USER},{a}]"), format!("[{a}]"),
+            format!("[{USER}]"), "null".into(), "\"\\n\\nHuman:é\\n\\nAssistant:é\"".into(),
+            "\"\\n\\nHuman:é\\n\\nAssistant:è\"".into(),
+        ];
+        let fields: Vec<String> = keys.iter().zip(&picks)
+            .map(|(&k, &v)| format!("\"{}\":{}", names[k], values[v])).collect();
+        let (_dir, path) = write("a.jsonl", format!("{{{}}}", fields.join(",")).as_bytes());
+        if let Ok((rows, _)) = read_rows(&path, OnBadRow::Error) {
+            let row = &rows[0];
+            prop_assert!(row.prompt.is_some() || row.text.is_some());
+            prop_assert!(row.chosen.is_some() || row.rejected.is_none());
+            prop_assert!(row.rejected.is_none() || row.chosen != row.rejected);
+        }
+    }
+}

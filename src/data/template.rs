@@ -1,0 +1,101 @@
+//! Chat templates: the Jinja programs that come with a tokenizer, run as the Hugging Face tools run
+//! them (trimmed blocks, loop controls, `raise_exception`, `strftime_now`, Python's string methods)
+//! but with a limit on their work. It renders text; it knows nothing of token ids.
+
+use super::pystr;
+use super::source::Message;
+use crate::base::{Error, Result};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{Environment, ErrorKind};
+
+const NAME: &str = "chat_template";
+
+/// Template instructions one rendering may take; a turn of a conversation takes about a hundred.
+const FUEL: u64 = 5_000_000;
+
+/// A compiled chat template.
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    /// Where it came from, for messages.
+    origin: String,
+    bos: String,
+    eos: String,
+}
+
+impl ChatTemplate {
+    /// Compiles `source`. `origin` names the tokenizer in errors; `bos` and `eos` are the texts of
+    /// its tokens; `now`, in seconds since 1970 (UTC), is what `strftime_now` tells.
+    pub fn new(source: &str, origin: &str, bos: &str, eos: &str, now: i64) -> Result<ChatTemplate> {
+        let mut env = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        env.set_syntax(syntax.map_err(|e| Error::internal(e.to_string()))?);
+        env.set_fuel(Some(FUEL));
+        env.set_unknown_method_callback(pystr::method);
+        env.add_filter("tojson", pystr::tojson);
+        env.add_function("raise_exception", |message: String| -> Raised {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        env.add_function("strftime_now", move |format: String| pystr::strftime(&format, now));
+        env.add_template_owned(NAME, without_generation_marks(source))
+            .map_err(|e| describe(origin, &e))?;
+        let (origin, bos, eos) = (origin.to_owned(), bos.to_owned(), eos.to_owned());
+        Ok(ChatTemplate { env, origin, bos, eos })
+    }
+
+    /// Renders a conversation, with the opening of the assistant's next turn if asked. Errors name
+    /// the tokenizer and the template's line.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let message = |m: &Message| {
+            let fields = [("role", Value::from(&m.role)), ("content", Value::from(&m.content))];
+            Value::from_pairs(fields)
+        };
+        let messages: Vec<Value> = messages.iter().map(message).collect();
+        let context = Value::from_pairs([
+            ("messages", Value::from(messages)),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+            ("bos_token", Value::from(&self.bos)),
+            ("eos_token", Value::from(&self.eos)),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+        ]);
+        let template = self.env.get_template(NAME).map_err(|e| describe(&self.origin, &e))?;
+        template.render(context).map_err(|e| describe(&self.origin, &e))
+    }
+}
+
+type Raised = std::result::Result<Value, minijinja::Error>;
+
+fn describe(origin: &str, e: &minijinja::Error) -> Error {
+    let what = match e.kind() {
+        ErrorKind::OutOfFuel => "it does not come to an end",
+        _ => &e.detail().map_or_else(|| e.kind().to_string(), str::to_owned),
+    };
+    let line = e.line().map_or(String::new(), |l| format!(" line {l}"));
+    Error::user(format!("chat template of {origin}{line}: {what}"))
+}
+
+/// `{% generation %}` and `{% endgeneration %}` mark the assistant's text for Hugging Face's loss
+/// masks and print nothing; here they become a condition that always holds.
+fn without_generation_marks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let tag = &rest[start..start + length];
+        out.push_str(&rest[..start]);
+        out.push_str(
+            &match tag[2..].trim_matches(|c: char| c.is_whitespace() || "+-".contains(c)) {
+                "generation" => tag.replacen("generation", "if true", 1),
+                "endgeneration" => tag.replacen("endgeneration", "endif", 1),
+                _ => tag.to_owned(),
+            },
+        );
+        rest = &rest[start + length..];
+    }
+    out + rest
+}
+
+#[cfg(test)]
+#[path = "template_tests.rs"]
+mod tests;
