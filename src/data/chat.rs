@@ -14,6 +14,15 @@ pub enum ChatFormat {
     HumanAssistant,
 }
 
+/// The ids of a conversation with the assistant's turn opened. Control tokens in messages are text.
+pub fn chat_ids(
+    messages: &[Message],
+    tokenizer: &Tokenizer,
+    format: ChatFormat,
+) -> Result<Vec<i32>> {
+    render_messages(messages, tokenizer, format, false)?.ids(tokenizer)
+}
+
 /// A prompt ready to be encoded, alone or with an answer behind it.
 pub(super) struct Rendered {
     /// What the model is shown.
@@ -38,35 +47,44 @@ pub(super) fn render(
     format: ChatFormat,
     allow_special: bool,
 ) -> Result<Rendered> {
-    let plain = |text: String, answer_lead| Rendered {
-        pieces: vec![text.clone()],
-        text,
-        from_template: false,
-        allow_special,
-        answer_lead,
-        end: tokenizer.eos_id(),
-    };
-    match (prompt, format) {
-        (Prompt::Text(text), _) => Ok(plain(text.clone(), "")),
-        (Prompt::Chat(messages), ChatFormat::HumanAssistant) => {
-            Ok(plain(human_assistant(messages), " "))
-        }
-        (Prompt::Chat(messages), ChatFormat::Template) => {
-            let named = |e: crate::base::Error| e.context(format!("{} row {}", row.file, row.row));
-            let template = tokenizer.template().map_err(named)?;
-            let (mark, guarded) = match allow_special {
-                true => (None, messages.clone()),
-                false => guard(messages, tokenizer),
-            };
-            let marked = template.render(&guarded, true).map_err(named)?;
-            let pieces: Vec<String> = match mark {
-                Some(mark) => marked.split(mark).map(str::to_owned).collect(),
-                None => vec![marked],
-            };
-            let (text, end) = (pieces.concat(), tokenizer.turn_end_id());
-            Ok(Rendered { text, pieces, from_template: true, allow_special, answer_lead: "", end })
-        }
+    match prompt {
+        Prompt::Text(text) => Ok(plain(text.clone(), "", tokenizer, allow_special)),
+        Prompt::Chat(messages) => render_messages(messages, tokenizer, format, allow_special)
+            .map_err(|e| e.context(format!("{} row {}", row.file, row.row))),
     }
+}
+
+fn plain(
+    text: String,
+    answer_lead: &'static str,
+    tokenizer: &Tokenizer,
+    allow_special: bool,
+) -> Rendered {
+    let pieces = vec![text.clone()];
+    let end = tokenizer.eos_id();
+    Rendered { text, pieces, from_template: false, allow_special, answer_lead, end }
+}
+
+fn render_messages(
+    messages: &[Message],
+    tokenizer: &Tokenizer,
+    format: ChatFormat,
+    allow_special: bool,
+) -> Result<Rendered> {
+    if format == ChatFormat::HumanAssistant {
+        return Ok(plain(human_assistant(messages), " ", tokenizer, allow_special));
+    }
+    let (mark, guarded) = match allow_special {
+        true => (None, messages.to_vec()),
+        false => guard(messages, tokenizer),
+    };
+    let marked = tokenizer.template()?.render(&guarded, true)?;
+    let pieces: Vec<String> = match mark {
+        Some(mark) => marked.split(mark).map(str::to_owned).collect(),
+        None => vec![marked],
+    };
+    let (text, end) = (pieces.concat(), tokenizer.turn_end_id());
+    Ok(Rendered { text, pieces, from_template: true, allow_special, answer_lead: "", end })
 }
 
 impl Rendered {
