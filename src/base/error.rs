@@ -48,14 +48,16 @@ impl Error {
         Error { kind: Kind::Internal, message: message.into() }
     }
 
-    /// An I/O error while doing `action` ("read", "write", ...) on `path`. A full disk is a missing
-    /// resource; everything else is taken as the user's path being wrong.
+    /// An I/O error while doing `action` ("read", "write", ...) on `path`. A full disk (quota, limit of
+    /// file size) is a missing resource; everything else is taken as the user's path being wrong.
     pub fn io(action: &str, path: &Path, e: &std::io::Error) -> Error {
         let message = format!("cannot {action} {}: {e}", path.display());
         match e.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Error::resource(
-                format!("{message}; free some space and run the same command again"),
-            ),
+            std::io::ErrorKind::StorageFull
+            | std::io::ErrorKind::QuotaExceeded
+            | std::io::ErrorKind::FileTooLarge => Error::resource(format!(
+                "{message}; free some space and run the same command again"
+            )),
             std::io::ErrorKind::OutOfMemory => Error::resource(message),
             _ => Error::user(message),
         }

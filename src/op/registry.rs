@@ -14,9 +14,15 @@ pub struct OpDef {
 
 /// All operators.
 pub static OPS: &[OpDef] = &[
+    crate::op::act::DEF,
     crate::op::adamw::DEF,
+    crate::op::attention::DEF,
+    crate::op::cached_attention::DEF,
     crate::op::ema::DEF,
+    crate::op::embed::DEF,
     crate::op::gae::DEF,
+    crate::op::gather::DEF,
+    crate::op::head::DEF,
     crate::op::linear::DEF,
     crate::op::logprob::DEF,
     crate::op::lora::DEF,
@@ -24,15 +30,9 @@ pub static OPS: &[OpDef] = &[
     crate::op::pairwise::DEF,
     crate::op::ppo_policy::DEF,
     crate::op::ppo_value::DEF,
+    crate::op::rope::DEF,
     crate::op::sample::DEF,
     crate::op::sum_sq::DEF,
     crate::op::weighted_sum::DEF,
     crate::op::whiten::DEF,
-    crate::op::act::DEF,
-    crate::op::attention::DEF,
-    crate::op::cached_attention::DEF,
-    crate::op::embed::DEF,
-    crate::op::gather::DEF,
-    crate::op::head::DEF,
-    crate::op::rope::DEF,
 ];

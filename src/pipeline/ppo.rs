@@ -5,7 +5,7 @@ use super::{Run, datasets, judge, settings};
 use crate::base::{Error, Result};
 use crate::data::Tokenizer;
 use crate::engine::Engine;
-use crate::model::{Head, LoadOptions, save_model};
+use crate::model::{Head, LoadOptions};
 use crate::report::{Event, Sample};
 use crate::rlhf::{
     Experience, PpoEngines, PpoStats, PpoTrainer, RewardSource, Rollout, built_in_rule,
@@ -62,13 +62,12 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     show(run, &before, &after, total);
     let actor = run.dir.ppo("actor");
     let options = settings::save_as(cfg)?;
-    source.save(&trainer.engines.actor.model, &actor, &options)?;
-    source.save(&trainer.engines.critic.model, &run.dir.ppo("critic"), &options)?;
+    source.save(&trainer.engines.actor.model, &actor, &options, None)?;
+    source.save(&trainer.engines.critic.model, &run.dir.ppo("critic"), &options, None)?;
     if let Some(ema) = trainer.engines.actor.ema() {
         let model = &trainer.engines.actor.model;
         let dir = run.dir.ppo("actor_ema");
-        save_model(model, &dir, &options, Some(&|id| ema.read(model, id)))?;
-        source.tokenizer.save(&dir)?;
+        source.save(model, &dir, &options, Some(&|id| ema.read(model, id)))?;
     }
     let mut summary = before.numbers("score_before", "kl_before");
     summary.extend(after.numbers("score_after", "kl_after"));

@@ -56,7 +56,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     }
     let after = trainer.evaluate(&mut run.ws, &held_out)?;
     let dir = run.dir.sft();
-    source.save(&trainer.engine.model, &dir, &settings::save_as(cfg)?)?;
+    source.save(&trainer.engine.model, &dir, &settings::save_as(cfg)?, None)?;
     let summary = [
         ("loss_first", f64::from(first)),
         ("loss_last", f64::from(last)),

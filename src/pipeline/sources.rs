@@ -7,6 +7,7 @@ use crate::model::{
     Head, LoadOptions, LoraConfig, Model, SaveAs, base_dir, resolve_model, save_adapters,
     save_model,
 };
+use crate::pool::ParamId;
 use crate::report::{Event, Reporter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,16 +54,56 @@ impl Source {
         )))
     }
 
-    /// Saves a trained model that started here as a Hugging Face directory with its tokenizer.
-    /// Adapters are merged into it, and also saved alone, in `adapter/` inside.
-    pub(super) fn save(&self, model: &Model, dir: &Path, options: &SaveAs) -> Result<()> {
-        save_model(model, dir, options, None)?;
-        self.tokenizer.save(dir)?;
-        if model.lora.is_some() {
-            save_adapters(model, &dir.join("adapter"), &self.dir.display().to_string())?;
-        }
-        Ok(())
+    /// Saves a trained model that started here as a Hugging Face directory with its tokenizer, in
+    /// place of an older one. Adapters are merged into it, and also saved alone, in `adapter/`
+    /// inside. `values` replaces the stored weights (an EMA) where it returns some.
+    pub(super) fn save(
+        &self,
+        model: &Model,
+        dir: &Path,
+        options: &SaveAs,
+        values: Option<&dyn Fn(ParamId) -> Option<Vec<f32>>>,
+    ) -> Result<()> {
+        replace_dir(dir, |new| {
+            save_model(model, new, options, values)?;
+            self.tokenizer.save(new)?;
+            if model.lora.is_some() && values.is_none() {
+                let base = std::path::absolute(&self.dir).unwrap_or_else(|_| self.dir.clone());
+                save_adapters(model, &new.join("adapter"), &base.display().to_string())?;
+            }
+            Ok(())
+        })
     }
+}
+
+/// Fills a new directory and puts it in the place of `dir`. On an error the old one stays.
+fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let sibling = |end: &str| {
+        let mut name = dir.file_name().unwrap_or_default().to_os_string();
+        name.push(end);
+        dir.with_file_name(name)
+    };
+    let (new, old) = (sibling(".partial"), sibling(".old"));
+    let clear = |dir: &Path| match dir.exists() {
+        true => std::fs::remove_dir_all(dir).map_err(|e| Error::io("remove", dir, &e)),
+        false => Ok(()),
+    };
+    clear(&new)?;
+    std::fs::create_dir_all(&new).map_err(|e| Error::io("create", &new, &e))?;
+    if let Err(e) = fill(&new) {
+        // The error that counts is the first one.
+        let _ = clear(&new);
+        return Err(e);
+    }
+    clear(&old)?;
+    let rename = |from: &Path, to: &Path| {
+        std::fs::rename(from, to).map_err(|e| Error::io("rename a directory to", to, &e))
+    };
+    if dir.exists() {
+        rename(dir, &old)?;
+    }
+    rename(&new, dir)?;
+    clear(&old)
 }
 
 /// Options for a model to be trained.

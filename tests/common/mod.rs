@@ -1,5 +1,5 @@
 //! Tiny random models of every family, shared by the integration tests.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use duplex::arch::Config;
 use duplex::base::{DType, Rng};
