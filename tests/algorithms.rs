@@ -6,6 +6,8 @@ mod common;
 mod experience;
 #[path = "algorithms/learning.rs"]
 mod learning;
+#[path = "algorithms/optimizer.rs"]
+mod optimizer;
 #[path = "algorithms/pairs.rs"]
 mod pairs;
 #[path = "algorithms/sampling.rs"]

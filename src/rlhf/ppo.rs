@@ -201,6 +201,13 @@ impl PpoTrainer {
         if engines.reference.is_none() && engines.actor.model.lora.is_none() {
             return Err(Error::internal("without adapters the actor needs a reference model"));
         }
+        if let KlControl::Adaptive { target, horizon } = config.kl_control {
+            if !(target > 0.0 && horizon > 0.0) {
+                return Err(Error::user(format!(
+                    "adaptive KL control with target {target} and horizon {horizon}; both must be above 0"
+                )));
+            }
+        }
         let kl_coef = config.kl_coef;
         let reward_stats = RunningStats::default();
         let (iteration, answers, updates) = (0, 0, 0);
@@ -425,8 +432,8 @@ impl PpoTrainer {
         let scale = 1.0 / tokens as f32;
         let mut stats = PpoStats::default();
         let batches = self.batches(rollouts);
-        for (i, batch) in batches.iter().enumerate() {
-            self.accumulate_actor(ws, batch, i as u64, scale, &mut stats)?;
+        for batch in &batches {
+            self.accumulate_actor(ws, batch, scale, &mut stats)?;
             self.accumulate_critic(ws, batch, scale, &mut stats)?;
         }
         if !text.is_empty() && self.config.unsup_coef > 0.0 {
@@ -467,23 +474,23 @@ impl PpoTrainer {
             .collect()
     }
 
+    /// Gradients of the policy. LoRA dropout stays off: under it the policy would not be the one
+    /// that sampled, and the first ratio not 1.
     fn accumulate_actor(
         &self,
         ws: &mut Workspace,
         batch: &Batch,
-        micro: u64,
         scale: f32,
         stats: &mut PpoStats,
     ) -> Result<()> {
         let (clip, bonus) = (self.config.cliprange, self.config.entropy_coef);
         let sampling = &self.config.sampling;
         let temperature = if sampling.temperature > 0.0 { sampling.temperature } else { 1.0 };
-        let dropout = Some(sampling.seed ^ (self.updates << 20) ^ micro);
         let out = self.engines.actor.accumulate(
             ws,
             "ppo actor",
             batch,
-            dropout,
+            None,
             &|tape, model, batch, hidden, select| {
                 let targets = tape.input_i32(&batch.targets)?;
                 let (logp, entropy) = model.logprobs(tape, hidden, select, targets, temperature)?;

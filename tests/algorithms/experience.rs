@@ -2,10 +2,10 @@
 
 use crate::common::*;
 use crate::setup::*;
-use duplex::base::DType;
+use duplex::base::{DType, Result};
 use duplex::engine::Engine;
 use duplex::model::Head;
-use duplex::rlhf::{Experience, KlControl, PpoConfig, PpoTrainer, RewardSource};
+use duplex::rlhf::{Experience, KlControl, PpoConfig, PpoTrainer, RewardRule, RewardSource};
 use duplex::tape::{Keep, Workspace};
 
 /// Checks advantages and returns against their definition: A_t is the sum of (gamma lambda)^l
@@ -163,6 +163,44 @@ fn answers_for_evaluation_repeat_and_change_nothing() {
     // New draws in every iteration, and for equal prompts.
     assert!(seen[0] != seen[1] && seen[1] != seen[2] && answers[0] != seen[0]);
     assert!(seen[0][0] != seen[0][5]);
+}
+
+/// Answers with a score that is not a number.
+struct Undefined;
+
+impl RewardRule for Undefined {
+    fn name(&self) -> &str {
+        "undefined"
+    }
+    fn score(&self, _: &str, _: &str) -> Result<f32> {
+        Ok(f32::NAN)
+    }
+}
+
+#[test]
+fn settings_and_scores_without_meaning_are_refused() {
+    let new = |change: &dyn Fn(&mut PpoConfig)| {
+        let mut config = ppo_config();
+        change(&mut config);
+        PpoTrainer::new(engines("gpt2", 0.0), config)
+    };
+    let adaptive = |target, horizon| KlControl::Adaptive { target, horizon };
+    let bad: [&dyn Fn(&mut PpoConfig); 5] = [
+        &|c| c.sampling.max_new_tokens = 0,
+        &|c| c.minibatch = 0,
+        &|c| c.ppo_epochs = 0,
+        &|c| c.kl_control = adaptive(0.0, 100.0),
+        &|c| c.kl_control = adaptive(1.0, f32::NAN),
+    ];
+    assert!(bad.iter().all(|b| new(b).is_err()));
+    let mut ws = workspace();
+    let mut trainer = new(&|_| ()).unwrap();
+    assert!(trainer.generate_experience(&mut ws, &[]).is_err());
+    assert!(trainer.generate_experience(&mut ws, &[&[5], &[]]).is_err());
+    assert!(trainer.generate_experience(&mut ws, &[&[5; 125]]).is_err());
+    trainer.engines.reward = rule(Undefined);
+    let error = trainer.generate_experience(&mut ws, &[&[5]]).unwrap_err();
+    assert!(error.to_string().contains("NaN"), "{error}");
 }
 
 #[test]

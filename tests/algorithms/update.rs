@@ -4,7 +4,7 @@ use crate::common::*;
 use crate::setup::*;
 use duplex::base::{DType, Rng};
 use duplex::engine::{Engine, Terms};
-use duplex::model::Head;
+use duplex::model::{Head, LoraConfig};
 use duplex::op::weighted_sum::{WeightedSum, weighted_sum};
 use duplex::pool::ParamId;
 use duplex::rlhf::{Experience, PpoConfig, PpoEngines, PpoTrainer};
@@ -84,7 +84,7 @@ fn losses_are_the_clipped_formulas_over_all_answer_tokens() {
         close(f64::from(stats.approx_kl), kl, 1e-5);
         close(f64::from(stats.first_approx_kl), kl, 1e-5);
         close(f64::from(stats.clip_fraction), clipped, 1e-5);
-        assert!(clipped > 0.1 && clipped < 0.9);
+        assert!(clipped > 0.05 && clipped < 0.95);
         // The same in minibatches of one answer: means of each, whitened over all of them.
         trainer.config.minibatch = 1;
         let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
@@ -200,6 +200,48 @@ fn micro_batches_do_not_matter() {
             assert!(relative(&c, &critic) < 1e-5, "{micro} {}", relative(&c, &critic));
         }
     }
+}
+
+/// LoRA dropout is for supervised steps: under it the policy would not be the one that sampled.
+#[test]
+fn lora_dropout_takes_no_part_in_ppo() {
+    let mut ws = workspace();
+    let mut engines = engines("gpt2", 0.0);
+    let lora = LoraConfig { dropout: 0.4, ..lora("gpt2") };
+    let actor = model("gpt2", Head::Lm, DType::F32, true, Some(&lora), 1);
+    engines.actor = Engine::trained(actor, adamw(1e-2), Keep::All).unwrap();
+    let mut trainer = PpoTrainer::new(engines, ppo_config()).unwrap();
+    for _ in 0..3 {
+        let experience = experience(&mut trainer, &mut ws, &prompts(64, 8));
+        let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
+        assert_eq!((stats.first_ratio_deviation, stats.first_approx_kl), (0.0, 0.0));
+    }
+}
+
+#[test]
+fn gradients_that_are_not_finite_change_nothing() {
+    let mut ws = workspace();
+    let config = PpoConfig { whiten_advantages: false, ..ppo_config() };
+    let mut trainer = PpoTrainer::new(engines("gpt2", 1e-2), config).unwrap();
+    trainer.engines.actor.enable_ema(&mut ws, 0.5).unwrap();
+    let good = experience(&mut trainer, &mut ws, &prompts(65, 6));
+    let state = |t: &PpoTrainer| {
+        let actor = &t.engines.actor;
+        let ema = actor.ema().unwrap().read(&actor.model, ParamId(0)).unwrap();
+        (weights(&actor.model), ema, weights(&t.engines.critic.model))
+    };
+    let before = state(&trainer);
+    let mut bad = good.clone();
+    bad.rollouts[2].advantages[0] = f32::NAN;
+    let stats = trainer.train_rlhf(&mut ws, &bad, &[]).unwrap();
+    let after = state(&trainer);
+    assert_eq!(stats.skipped, 1);
+    assert!(before.0 == after.0 && before.1 == after.1 && before.2 != after.2);
+    // Nothing of it stays for the next step.
+    let stats = trainer.train_rlhf(&mut ws, &good, &[]).unwrap();
+    let last = state(&trainer);
+    assert_eq!(stats.skipped, 0);
+    assert!(after.0 != last.0 && last.0.iter().flatten().all(|w| w.is_finite()));
 }
 
 #[test]
