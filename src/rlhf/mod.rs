@@ -7,9 +7,8 @@
 //! `Model::random` and [`data`](crate::data) makes the examples.
 //!
 //! ```
-//! use duplex::{arch::Config, base::DType, engine::Engine, model::{Head, Model}, tape::{Keep, Workspace}};
-//! use duplex::data::{PairExample, SftExample};
-//! use duplex::rlhf::*;
+//! use duplex::{arch::Config, base::DType, engine::Engine, rlhf::*, rollout::Sampling};
+//! use duplex::{data::{PairExample, SftExample}, model::{Head, Model}, tape::{Keep, Workspace}};
 //! use duplex::train::{AdamWConfig, Schedule, ScheduleKind};
 //! # fn main() -> duplex::base::Result<()> {
 //! let shape = serde_json::json!({"model_type": "gpt2", "vocab_size": 50, "n_embd": 16,
@@ -47,8 +46,7 @@
 //!     critic: Engine::trained(critic, adamw, Keep::All)?,
 //!     reward: RewardSource::Model(Box::new(reward.engine)),
 //! };
-//! # let sampling = duplex::rollout::Sampling { temperature: 1.0,
-//! #     ..duplex::rollout::Sampling::greedy(8, vec![0]) };
+//! let sampling = Sampling { temperature: 1.0, ..Sampling::greedy(8, vec![0]) };
 //! let config = PpoConfig { sampling, kl_coef: 0.1, kl_control: KlControl::Fixed,
 //!     clip_reward_value: 5.0, reward_scaling: false, missing_eos_penalty: 0.0, gamma: 1.0,
 //!     lam: 0.95, whiten_advantages: true, cliprange: 0.2, cliprange_value: 0.2, entropy_coef: 0.0,

@@ -201,12 +201,12 @@ impl PpoTrainer {
         if engines.reference.is_none() && engines.actor.model.lora.is_none() {
             return Err(Error::internal("without adapters the actor needs a reference model"));
         }
-        if let KlControl::Adaptive { target, horizon } = config.kl_control {
-            if !(target > 0.0 && horizon > 0.0) {
-                return Err(Error::user(format!(
-                    "adaptive KL control with target {target} and horizon {horizon}; both must be above 0"
-                )));
-            }
+        if let KlControl::Adaptive { target, horizon } = config.kl_control
+            && !(target > 0.0 && horizon > 0.0)
+        {
+            return Err(Error::user(format!(
+                "adaptive KL control with target {target} and horizon {horizon}; both must be above 0"
+            )));
         }
         let kl_coef = config.kl_coef;
         let reward_stats = RunningStats::default();
