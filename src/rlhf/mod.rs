@@ -2,6 +2,65 @@
 //!
 //! A custom loop is as short as DeepSpeed-Chat's: build the engines, then for each batch of prompts
 //! `generate_experience` and `train_rlhf`.
+//!
+//! The three steps on tiny random models. With files, `Model::load` takes the place of
+//! `Model::random` and [`data`](crate::data) makes the examples.
+//!
+//! ```
+//! use duplex::{arch::Config, base::DType, engine::Engine, rlhf::*, rollout::Sampling};
+//! use duplex::{data::{PairExample, SftExample}, model::{Head, Model}, tape::{Keep, Workspace}};
+//! use duplex::train::{AdamWConfig, Schedule, ScheduleKind};
+//! # fn main() -> duplex::base::Result<()> {
+//! let shape = serde_json::json!({"model_type": "gpt2", "vocab_size": 50, "n_embd": 16,
+//!     "n_layer": 2, "n_head": 2, "n_positions": 64});
+//! let config = Config::from_map(shape.as_object().unwrap().clone());
+//! let random = |head, train| Model::random(&config, head, DType::F32, train, None, 1);
+//! let adamw = AdamWConfig { learning_rate: 1e-2, lora_learning_rate: 1e-2, beta1: 0.9,
+//!     beta2: 0.95, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
+//! let schedule = Schedule { kind: ScheduleKind::Cosine, warmup: 0, total: 20 };
+//! let step = StepConfig { schedule, micro_batch_tokens: 512, seed: 1 };
+//! let mut ws = Workspace::new(1 << 30)?;
+//!
+//! // Step 1: after 5 comes 6, after 6 comes 7.
+//! let engine = Engine::trained(random(Head::Lm, true)?, adamw.clone(), Keep::All)?;
+//! let mut sft = SftTrainer::new(engine, SftConfig { step: step.clone(), loss_on_prompt: false });
+//! let example = SftExample { ids: vec![9, 5, 6, 7], prompt_len: 2 };
+//! let before = sft.evaluate(&mut ws, &[&example])?;
+//! for _ in 0..20 { sft.train(&mut ws, &[&example])?; }
+//! assert!(sft.evaluate(&mut ws, &[&example])? < before);
+//!
+//! // Step 2: an answer of 6 is better than one of 8.
+//! let engine = Engine::trained(random(Head::Score, true)?, adamw.clone(), Keep::All)?;
+//! let mut reward = RewardTrainer::new(engine, RewardConfig { step, loss: RewardLoss::End });
+//! let pair = PairExample { prompt_len: 2, chosen: vec![9, 5, 6], rejected: vec![9, 5, 8] };
+//! for _ in 0..20 { reward.train(&mut ws, &[&pair])?; }
+//! assert_eq!(reward.evaluate(&mut ws, &[&pair])?.accuracy, 1.0);
+//!
+//! // Step 3: the frozen copies are the reference and the reward.
+//! let (reference, critic) = (random(Head::Lm, false)?, random(Head::Score, true)?);
+//! reference.store.copy_from(&sft.engine.model.store)?;
+//! critic.store.copy_from(&reward.engine.model.store)?;
+//! let engines = PpoEngines {
+//!     actor: sft.engine,
+//!     reference: Some(Engine::frozen(reference)),
+//!     critic: Engine::trained(critic, adamw, Keep::All)?,
+//!     reward: RewardSource::Model(Box::new(reward.engine)),
+//! };
+//! let sampling = Sampling { temperature: 1.0, ..Sampling::greedy(8, vec![0]) };
+//! let config = PpoConfig { sampling, kl_coef: 0.1, kl_control: KlControl::Fixed,
+//!     clip_reward_value: 5.0, reward_scaling: false, missing_eos_penalty: 0.0, gamma: 1.0,
+//!     lam: 0.95, whiten_advantages: true, cliprange: 0.2, cliprange_value: 0.2, entropy_coef: 0.0,
+//!     unsup_coef: 0.0, ppo_epochs: 1, minibatch: 8, micro_batch_tokens: 512,
+//!     actor_schedule: schedule, critic_schedule: schedule };
+//! let mut ppo = PpoTrainer::new(engines, config)?;
+//! for _ in 0..3 {
+//!     let experience = ppo.generate_experience(&mut ws, &[&[9, 5], &[5], &[9, 5]])?;
+//!     let stats = ppo.train_rlhf(&mut ws, &experience, &[])?;
+//!     assert_eq!(stats.first_ratio_deviation, 0.0);
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod ppo;
 mod reward;

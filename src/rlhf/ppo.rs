@@ -158,7 +158,7 @@ pub struct PpoStats {
     pub first_ratio_deviation: f32,
     /// approx_kl of the first minibatch.
     pub first_approx_kl: f32,
-    /// Mixture loss per token, where there is one.
+    /// Mixture loss per token over the minibatches that had text, if any.
     pub unsup_loss: Option<f32>,
     /// Actor's gradient norm, last step.
     pub actor_grad_norm: f32,
@@ -181,18 +181,40 @@ pub struct PpoTrainer {
     /// Running statistics of scores.
     pub reward_stats: RunningStats,
     iteration: u64,
+    /// Answers drawn for training so far; each has a number of its own for its draws.
+    answers: u64,
     updates: u64,
 }
+
+/// Draws for evaluation are numbered from here, those for training from 0.
+const EVALUATION: u64 = 1 << 31;
 
 impl PpoTrainer {
     /// A trainer at iteration 0.
     pub fn new(engines: PpoEngines, config: PpoConfig) -> Result<PpoTrainer> {
+        for (name, value) in [
+            ("max_new_tokens", config.sampling.max_new_tokens),
+            ("ppo_epochs", config.ppo_epochs),
+            ("minibatch", config.minibatch),
+        ] {
+            if value == 0 {
+                return Err(Error::user(format!("PPO with {name} 0; use 1 or more")));
+            }
+        }
         if engines.reference.is_none() && engines.actor.model.lora.is_none() {
             return Err(Error::internal("without adapters the actor needs a reference model"));
         }
+        if let KlControl::Adaptive { target, horizon } = config.kl_control
+            && !(target > 0.0 && horizon > 0.0)
+        {
+            return Err(Error::user(format!(
+                "adaptive KL control with target {target} and horizon {horizon}; both must be above 0"
+            )));
+        }
         let kl_coef = config.kl_coef;
         let reward_stats = RunningStats::default();
-        Ok(PpoTrainer { engines, config, kl_coef, reward_stats, iteration: 0, updates: 0 })
+        let (iteration, answers, updates) = (0, 0, 0);
+        Ok(PpoTrainer { engines, config, kl_coef, reward_stats, iteration, answers, updates })
     }
 
     /// Answers `prompts` and scores the answers: one generation and three scoring passes. The actor's
@@ -202,7 +224,11 @@ impl PpoTrainer {
         ws: &mut Workspace,
         prompts: &[&[i32]],
     ) -> Result<Experience> {
-        let mut rollouts = self.rollouts(ws, prompts, self.iteration << 20)?;
+        if prompts.is_empty() {
+            return Err(Error::user("PPO has no prompts to answer; give at least one"));
+        }
+        let mut rollouts = self.rollouts(ws, prompts, self.answers)?;
+        self.answers = (self.answers + prompts.len() as u64) % EVALUATION;
         self.engines.actor.train();
         self.estimate_advantages(ws, &mut rollouts)?;
         self.iteration += 1;
@@ -212,7 +238,7 @@ impl PpoTrainer {
     /// Answers and scores `prompts` for evaluation: always the same draws, and nothing of the
     /// trainer changes.
     pub fn answer(&mut self, ws: &mut Workspace, prompts: &[&[i32]]) -> Result<Vec<Rollout>> {
-        self.rollouts(ws, prompts, 1 << 30)
+        self.rollouts(ws, prompts, EVALUATION)
     }
 
     fn rollouts(
@@ -356,7 +382,7 @@ impl PpoTrainer {
         }
         let mut total =
             PpoStats { explained_variance: explained_variance(&rollouts), ..PpoStats::default() };
-        let mut minibatches = 0;
+        let (mut minibatches, mut with_text) = (0, 0);
         for epoch in 0..self.config.ppo_epochs {
             let mut order: Vec<usize> = (0..rollouts.len()).collect();
             let stream = (experience.iteration << 8) + epoch as u64;
@@ -371,10 +397,11 @@ impl PpoTrainer {
                     total.first_approx_kl = stats.approx_kl;
                 }
                 minibatches += 1;
+                with_text += usize::from(stats.unsup_loss.is_some());
                 total.absorb(&stats);
             }
         }
-        total.divide(minibatches);
+        total.divide(minibatches, with_text);
         Ok(total)
     }
 
@@ -408,8 +435,8 @@ impl PpoTrainer {
         let scale = 1.0 / tokens as f32;
         let mut stats = PpoStats::default();
         let batches = self.batches(rollouts);
-        for (i, batch) in batches.iter().enumerate() {
-            self.accumulate_actor(ws, batch, i as u64, scale, &mut stats)?;
+        for batch in &batches {
+            self.accumulate_actor(ws, batch, scale, &mut stats)?;
             self.accumulate_critic(ws, batch, scale, &mut stats)?;
         }
         if !text.is_empty() && self.config.unsup_coef > 0.0 {
@@ -450,23 +477,23 @@ impl PpoTrainer {
             .collect()
     }
 
+    /// Gradients of the policy. LoRA dropout stays off: under it the policy would not be the one
+    /// that sampled, and the first ratio not 1.
     fn accumulate_actor(
         &self,
         ws: &mut Workspace,
         batch: &Batch,
-        micro: u64,
         scale: f32,
         stats: &mut PpoStats,
     ) -> Result<()> {
         let (clip, bonus) = (self.config.cliprange, self.config.entropy_coef);
         let sampling = &self.config.sampling;
         let temperature = if sampling.temperature > 0.0 { sampling.temperature } else { 1.0 };
-        let dropout = Some(sampling.seed ^ (self.updates << 20) ^ micro);
         let out = self.engines.actor.accumulate(
             ws,
             "ppo actor",
             batch,
-            dropout,
+            None,
             &|tape, model, batch, hidden, select| {
                 let targets = tape.input_i32(&batch.targets)?;
                 let (logp, entropy) = model.logprobs(tape, hidden, select, targets, temperature)?;
@@ -561,18 +588,18 @@ impl PpoStats {
         }
     }
 
-    fn divide(&mut self, n: usize) {
+    fn divide(&mut self, n: usize, with_text: usize) {
         let f = 1.0 / n.max(1) as f32;
         self.policy_loss *= f;
         self.value_loss *= f;
         self.entropy *= f;
         self.approx_kl *= f;
         self.clip_fraction *= f;
-        self.unsup_loss = self.unsup_loss.map(|l| l * f);
+        self.unsup_loss = self.unsup_loss.map(|l| l / with_text as f32);
     }
 }
 
-/// 1 - Var(returns - values) / Var(returns), over answer tokens.
+/// 1 - Var(returns - values) / Var(returns), over answer tokens; 0 where all returns are the same.
 fn explained_variance(rollouts: &[Rollout]) -> f32 {
     let variance = |xs: &[f64]| {
         let mean = xs.iter().sum::<f64>() / xs.len() as f64;
@@ -581,7 +608,8 @@ fn explained_variance(rollouts: &[Rollout]) -> f32 {
     let pairs = rollouts.iter().flat_map(|r| r.returns.iter().zip(&r.values));
     let (returns, errors): (Vec<f64>, Vec<f64>) =
         pairs.map(|(r, v)| (f64::from(*r), f64::from(*r) - f64::from(*v))).unzip();
-    (1.0 - variance(&errors) / variance(&returns).max(1e-12)) as f32
+    let total = variance(&returns);
+    if total > 1e-12 { (1.0 - variance(&errors) / total) as f32 } else { 0.0 }
 }
 
 /// Inputs of the scans: two columns over packed sequences.

@@ -32,7 +32,7 @@ pub struct RewardConfig {
 }
 
 /// What one step or evaluation reports.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct RewardStats {
     /// Mean of -log sigmoid(chosen - rejected).
     pub loss: f32,
@@ -63,8 +63,11 @@ impl RewardTrainer {
         RewardTrainer { engine, config, steps: 0 }
     }
 
-    /// One optimizer step over `pairs`.
+    /// One optimizer step over `pairs`; none, and all zeros, without pairs.
     pub fn train(&mut self, ws: &mut Workspace, pairs: &[&PairExample]) -> Result<RewardStats> {
+        if pairs.is_empty() {
+            return Ok(RewardStats::default());
+        }
         let batches = self.batches(pairs);
         let loss = pair_loss(1.0 / pairs.len() as f32);
         let (sums, step) = optimize(
@@ -81,8 +84,11 @@ impl RewardTrainer {
         Ok(RewardStats { grad_norm: step.grad_norm, skipped: step.skipped, ..stats })
     }
 
-    /// Loss and accuracy on `pairs`.
+    /// Loss and accuracy on `pairs`; all zeros without pairs.
     pub fn evaluate(&self, ws: &mut Workspace, pairs: &[&PairExample]) -> Result<RewardStats> {
+        if pairs.is_empty() {
+            return Ok(RewardStats::default());
+        }
         let batches = self.batches(pairs);
         let loss = pair_loss(1.0 / pairs.len() as f32);
         let mut sums = vec![];

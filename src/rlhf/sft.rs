@@ -46,9 +46,12 @@ impl SftTrainer {
         SftTrainer { engine, config, steps: 0 }
     }
 
-    /// One optimizer step over `examples`.
+    /// One optimizer step over `examples`; none, and a loss of 0, if they predict no token.
     pub fn train(&mut self, ws: &mut Workspace, examples: &[&SftExample]) -> Result<SftStats> {
         let batches = self.batches(examples);
+        if batches.is_empty() {
+            return Ok(SftStats { loss: 0.0, grad_norm: 0.0, skipped: false, tokens: 0 });
+        }
         let (scale, tokens) = (scale(&batches), tokens(&batches));
         let loss = nll(scale);
         let (sums, step) =
@@ -57,7 +60,7 @@ impl SftTrainer {
         Ok(SftStats { loss: sums[0][0], grad_norm: step.grad_norm, skipped: step.skipped, tokens })
     }
 
-    /// Mean negative log-likelihood per predicted token of `examples`.
+    /// Mean negative log-likelihood per predicted token of `examples`; 0 if they predict none.
     pub fn evaluate(&self, ws: &mut Workspace, examples: &[&SftExample]) -> Result<f32> {
         let batches = self.batches(examples);
         let loss = nll(scale(&batches));
@@ -65,7 +68,7 @@ impl SftTrainer {
         for batch in &batches {
             add(&mut sums, self.engine.evaluate(ws, "sft", batch, &loss)?);
         }
-        Ok(sums.first().map_or(f32::NAN, |s| s[0]))
+        Ok(sums.first().map_or(0.0, |s| s[0]))
     }
 
     fn batches(&self, examples: &[&SftExample]) -> Vec<Batch> {
@@ -78,7 +81,7 @@ impl SftTrainer {
                     let e = examples[i];
                     let first =
                         if self.config.loss_on_prompt { 0 } else { e.prompt_len.max(1) - 1 };
-                    (e.ids.as_slice(), first..e.ids.len() - 1)
+                    (e.ids.as_slice(), first..e.ids.len().saturating_sub(1))
                 })
                 .collect();
             let mut batch = Batch::new(&rows);

@@ -1,0 +1,20 @@
+//! The algorithms against naive f64 versions of their published formulas, on tiny random models.
+
+mod common;
+
+#[path = "algorithms/experience.rs"]
+mod experience;
+#[path = "algorithms/learning.rs"]
+mod learning;
+#[path = "algorithms/optimizer.rs"]
+mod optimizer;
+#[path = "algorithms/pairs.rs"]
+mod pairs;
+#[path = "algorithms/sampling.rs"]
+mod sampling;
+#[path = "algorithms/setup.rs"]
+mod setup;
+#[path = "algorithms/sft.rs"]
+mod sft;
+#[path = "algorithms/update.rs"]
+mod update;

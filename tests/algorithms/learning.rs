@@ -1,0 +1,85 @@
+//! PPO learns: with a rule for a reward, the mean reward rises.
+
+use crate::common::*;
+use crate::setup::*;
+use duplex::base::{DType, Result};
+use duplex::engine::Engine;
+use duplex::model::{Head, Model};
+use duplex::rlhf::{PpoConfig, PpoEngines, PpoTrainer, RewardRule};
+use duplex::rollout::Sampling;
+use duplex::tape::Keep;
+
+/// Four times the share of one token in the answer.
+struct Likes(i32);
+
+impl RewardRule for Likes {
+    fn name(&self) -> &str {
+        "likes"
+    }
+    fn score(&self, _: &str, answer: &str) -> Result<f32> {
+        let tokens = tokens(answer);
+        let liked = tokens.iter().filter(|t| **t == self.0).count();
+        Ok(4.0 * liked as f32 / tokens.len() as f32)
+    }
+}
+
+fn learn(family: &str, seed: u64, with_lora: bool) -> (f32, f32) {
+    let mut ws = workspace();
+    let lora = lora(family);
+    let random =
+        |head, train| Model::random(&config(family), head, DType::F32, train, None, seed).unwrap();
+    // With a frozen head adapters can do something only where its rows are of some length.
+    let actor = match with_lora {
+        true => model(family, Head::Lm, DType::F32, true, Some(&lora), seed),
+        false => random(Head::Lm, true),
+    };
+    let engines = PpoEngines {
+        actor: Engine::trained(actor, adamw(if with_lora { 2e-2 } else { 5e-3 }), Keep::All)
+            .unwrap(),
+        reference: (!with_lora).then(|| Engine::frozen(random(Head::Lm, false))),
+        critic: Engine::trained(random(Head::Score, true), adamw(5e-3), Keep::All).unwrap(),
+        reward: rule(Likes(23)),
+    };
+    let config = PpoConfig {
+        sampling: Sampling {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_new_tokens: 0,
+            max_new_tokens: 8,
+            eos: vec![1],
+            seed,
+        },
+        kl_coef: 0.02,
+        clip_reward_value: 5.0,
+        missing_eos_penalty: 0.0,
+        gamma: 1.0,
+        lam: 0.95,
+        ppo_epochs: 2,
+        minibatch: 16,
+        micro_batch_tokens: 2000,
+        ..ppo_config()
+    };
+    let mut trainer = PpoTrainer::new(engines, config).unwrap();
+    let mut rewards = vec![];
+    for i in 0..30 {
+        let rows: Vec<Vec<i32>> = prompts(seed * 1000 + i, 32)
+            .into_iter()
+            .map(|p| p[..p.len().min(6)].to_vec())
+            .collect();
+        let experience = experience(&mut trainer, &mut ws, &rows);
+        rewards.push(experience.rollouts.iter().map(|r| r.score).sum::<f32>() / 32.0);
+        let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
+        assert!(stats.first_ratio_deviation == 0.0 && stats.skipped == 0);
+    }
+    let mean = |x: &[f32]| x.iter().sum::<f32>() / x.len() as f32;
+    (mean(&rewards[..3]), mean(&rewards[27..]))
+}
+
+#[test]
+fn the_reward_rises() {
+    for (family, seed, with_lora) in [("gpt2", 1, false), ("llama", 2, false), ("opt", 3, true)] {
+        let (first, last) = learn(family, seed, with_lora);
+        assert!(first < 0.5 && last > first + 0.8, "{family} {first} {last}");
+    }
+}

@@ -1,0 +1,190 @@
+//! Engines, settings and naive helpers for the tests of the algorithms.
+
+use crate::common::*;
+use duplex::base::{DType, Result, Rng};
+use duplex::engine::Engine;
+use duplex::model::{Head, Model};
+use duplex::pool::ParamId;
+use duplex::rlhf::{
+    Experience, KlControl, PpoConfig, PpoEngines, PpoTrainer, RewardRule, RewardSource, StepConfig,
+};
+use duplex::rollout::Sampling;
+use duplex::tape::{Keep, Workspace};
+use duplex::train::Batch;
+use std::sync::Arc;
+
+/// A score of no meaning that every answer's tokens change, within -6..6.
+pub struct Noise;
+
+pub fn noise(answer: &[i32]) -> f32 {
+    let sum: i64 = answer.iter().enumerate().map(|(i, t)| i64::from(*t) * (i as i64 + 3)).sum();
+    (sum % 121) as f32 / 10.0 - 6.0
+}
+
+impl RewardRule for Noise {
+    fn name(&self) -> &str {
+        "noise"
+    }
+    fn score(&self, _: &str, answer: &str) -> Result<f32> {
+        Ok(noise(&tokens(answer)))
+    }
+}
+
+/// Token ids as text, and back.
+pub fn decode(ids: &[i32]) -> String {
+    ids.iter().map(i32::to_string).collect::<Vec<_>>().join(" ")
+}
+
+pub fn tokens(text: &str) -> Vec<i32> {
+    text.split(' ').map(|t| t.parse().unwrap()).collect()
+}
+
+pub fn rule(rule: impl RewardRule + 'static) -> RewardSource {
+    RewardSource::Rule(Arc::new(rule), Box::new(decode))
+}
+
+/// About a sixth of the tokens end an answer, so that some answers are finished and some are not.
+pub fn ppo_config() -> PpoConfig {
+    PpoConfig {
+        sampling: Sampling {
+            temperature: 0.9,
+            top_k: 0,
+            top_p: 1.0,
+            min_new_tokens: 1,
+            max_new_tokens: 9,
+            eos: (0..VOCAB as i32).step_by(6).collect(),
+            seed: 11,
+        },
+        kl_coef: 0.3,
+        kl_control: KlControl::Fixed,
+        clip_reward_value: 2.5,
+        reward_scaling: false,
+        missing_eos_penalty: 0.75,
+        gamma: 0.97,
+        lam: 0.9,
+        whiten_advantages: true,
+        cliprange: 0.25,
+        cliprange_value: 0.15,
+        entropy_coef: 0.0,
+        unsup_coef: 0.0,
+        ppo_epochs: 1,
+        minibatch: 100,
+        micro_batch_tokens: 120,
+        actor_schedule: constant(),
+        critic_schedule: constant(),
+    }
+}
+
+/// f32 engines whose reference is another model than the actor, under the rule [`Noise`].
+pub fn engines(family: &str, learning_rate: f32) -> PpoEngines {
+    let trained = |head, seed| {
+        let m = model(family, head, DType::F32, true, None, seed);
+        Engine::trained(m, adamw(learning_rate), Keep::All).unwrap()
+    };
+    let reference = Engine::frozen(model(family, Head::Lm, DType::F32, false, None, 3));
+    PpoEngines {
+        actor: trained(Head::Lm, 1),
+        reference: Some(reference),
+        critic: trained(Head::Score, 2),
+        reward: rule(Noise),
+    }
+}
+
+pub fn workspace() -> Workspace {
+    Workspace::new(usize::MAX).unwrap()
+}
+
+pub fn step_config(micro_batch_tokens: usize) -> StepConfig {
+    StepConfig { schedule: constant(), micro_batch_tokens, seed: 3 }
+}
+
+pub fn experience(
+    trainer: &mut PpoTrainer,
+    ws: &mut Workspace,
+    prompts: &[Vec<i32>],
+) -> Experience {
+    let rows: Vec<&[i32]> = prompts.iter().map(Vec::as_slice).collect();
+    trainer.generate_experience(ws, &rows).unwrap()
+}
+
+/// Log-probabilities of `ids[first..]`, from a row of its own.
+pub fn logprobs(
+    ws: &mut Workspace,
+    engine: &Engine,
+    ids: &[i32],
+    first: usize,
+    temperature: f32,
+) -> Vec<f64> {
+    let batch = Batch::new(&[(ids, first - 1..ids.len() - 1)]);
+    let all = engine.logprobs(ws, &batch, temperature, true).unwrap();
+    all.into_iter().map(f64::from).collect()
+}
+
+/// Log-probabilities of the whole vocabulary after `ids`.
+pub fn distribution(
+    ws: &mut Workspace,
+    engine: &Engine,
+    ids: &[i32],
+    temperature: f32,
+) -> Vec<f64> {
+    let mut batch = Batch::new(&[(ids, 0..0)]);
+    batch.select = vec![ids.len() as i32 - 1; VOCAB];
+    batch.targets = (0..VOCAB as i32).collect();
+    let all = engine.logprobs(ws, &batch, temperature, true).unwrap();
+    all.into_iter().map(f64::from).collect()
+}
+
+/// Scores at every position of `ids`, from a row of its own.
+pub fn scores(ws: &mut Workspace, engine: &Engine, ids: &[i32]) -> Vec<f64> {
+    let all = engine.scores(ws, &Batch::new(&[(ids, 0..ids.len())])).unwrap();
+    all.into_iter().map(f64::from).collect()
+}
+
+/// All weights of a model.
+pub fn weights(model: &Model) -> Vec<Vec<f32>> {
+    (0..model.store.params().len()).map(|i| model.store.read_f32(ParamId(i))).collect()
+}
+
+/// The gradients of the last optimizer step (a step forgets gradients but does not wipe them).
+pub fn gradients(model: &Model) -> Vec<f64> {
+    let n = model.store.params().len();
+    let all = (0..n).filter_map(|i| model.store.read_grad(ParamId(i)));
+    all.flatten().map(f64::from).collect()
+}
+
+/// Sets the weights to `start + step * direction`, for a model all of whose parameters are trained.
+pub fn shift(model: &Model, start: &[Vec<f32>], direction: &[f64], step: f64) {
+    let mut at = 0;
+    for (i, w) in start.iter().enumerate() {
+        let moved: Vec<f32> = w
+            .iter()
+            .zip(&direction[at..])
+            .map(|(w, d)| (f64::from(*w) + step * d) as f32)
+            .collect();
+        model.store.write_f32(ParamId(i), &moved).unwrap();
+        at += w.len();
+    }
+}
+
+pub fn norm(x: &[f64]) -> f64 {
+    x.iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+pub fn relative(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let diff: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+    norm(&diff) / norm(b).max(1e-12)
+}
+
+pub fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|v| f64::from(*v)).collect()
+}
+
+#[track_caller]
+pub fn close(a: f64, b: f64, tolerance: f64) {
+    assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "{a} is not {b}");
+}
+
+pub fn random_ids(rng: &mut Rng, n: usize) -> Vec<i32> {
+    (0..n).map(|_| rng.below(VOCAB as u32) as i32).collect()
+}

@@ -1,0 +1,314 @@
+//! What `train_rlhf` does with an experience: losses, gradients, number of steps, mixture, EMA.
+
+use crate::common::*;
+use crate::setup::*;
+use duplex::base::{DType, Rng};
+use duplex::engine::{Engine, Terms};
+use duplex::model::{Head, LoraConfig};
+use duplex::op::weighted_sum::{WeightedSum, weighted_sum};
+use duplex::pool::ParamId;
+use duplex::rlhf::{Experience, PpoConfig, PpoEngines, PpoTrainer};
+use duplex::tape::{Keep, Workspace};
+use duplex::train::{AdamWConfig, Batch, Schedule, ScheduleKind};
+
+/// An experience whose recorded log-probs and values are as if from other models, so that ratios and
+/// values fall inside and outside of the clip ranges.
+fn foreign(trainer: &mut PpoTrainer, ws: &mut Workspace, seed: u64, n: usize) -> Experience {
+    let mut experience = experience(trainer, ws, &prompts(seed, n));
+    let mut rng = Rng::new(seed, 8);
+    for r in &mut experience.rollouts {
+        r.logprobs.iter_mut().for_each(|l| *l += 0.3 * rng.normal());
+        r.values.iter_mut().for_each(|v| *v += 0.3 * rng.normal());
+    }
+    experience
+}
+
+/// Policy loss, value loss, entropy, KL estimate and clipped share over all tokens of `experience`.
+fn naive(
+    ws: &mut Workspace,
+    engines: &PpoEngines,
+    c: &PpoConfig,
+    experience: &Experience,
+    white: &dyn Fn(f64) -> f64,
+) -> [f64; 5] {
+    let (mut sums, mut n) = ([0f64; 5], 0.0);
+    let (clip, clip_value) = (f64::from(c.cliprange), f64::from(c.cliprange_value));
+    for r in &experience.rollouts {
+        let new = logprobs(ws, &engines.actor, &r.ids, r.prompt_len, c.sampling.temperature);
+        let values = scores(ws, &engines.critic, &r.ids);
+        for (t, new) in new.iter().enumerate() {
+            let ratio = (new - f64::from(r.logprobs[t])).exp();
+            let a = white(f64::from(r.advantages[t]));
+            let (plain, held) = (-a * ratio, -a * ratio.clamp(1.0 - clip, 1.0 + clip));
+            let (v, old) = (values[r.prompt_len - 1 + t], f64::from(r.values[t]));
+            let target = f64::from(r.returns[t]);
+            let kept =
+                if clip_value > 0.0 { v.clamp(old - clip_value, old + clip_value) } else { v };
+            let before = &r.ids[..r.prompt_len + t];
+            let p = distribution(ws, &engines.actor, before, c.sampling.temperature);
+            sums[0] += plain.max(held);
+            sums[1] += 0.5 * (v - target).powi(2).max((kept - target).powi(2));
+            sums[2] -= p.iter().map(|l| l.exp() * l).sum::<f64>();
+            sums[3] += ratio - 1.0 - ratio.ln();
+            sums[4] += f64::from(u8::from(held > plain));
+            n += 1.0;
+        }
+    }
+    sums.map(|s| s / n)
+}
+
+/// (x - mean) / deviation over all answer tokens of the experience.
+fn whitening(experience: &Experience) -> impl Fn(f64) -> f64 + use<> {
+    let all: Vec<f64> = experience.rollouts.iter().flat_map(|r| wide(&r.advantages)).collect();
+    let mean = all.iter().sum::<f64>() / all.len() as f64;
+    let var = all.iter().map(|a| (a - mean).powi(2)).sum::<f64>() / all.len() as f64;
+    move |x| (x - mean) / var.sqrt()
+}
+
+#[test]
+fn losses_are_the_clipped_formulas_over_all_answer_tokens() {
+    for (family, whiten, clip_value) in [("gpt2", true, 0.15), ("llama", false, 0.0)] {
+        let mut ws = workspace();
+        let mut config = PpoConfig { whiten_advantages: whiten, ..ppo_config() };
+        (config.cliprange_value, config.ppo_epochs) = (clip_value, 3);
+        let mut trainer = PpoTrainer::new(engines(family, 0.0), config.clone()).unwrap();
+        let experience = foreign(&mut trainer, &mut ws, 51, 9);
+        let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
+        let white = whitening(&experience);
+        let advantage = |x: f64| if whiten { white(x) } else { x };
+        let [policy, value, entropy, kl, clipped] =
+            naive(&mut ws, &trainer.engines, &config, &experience, &advantage);
+        close(f64::from(stats.policy_loss), policy, 1e-5);
+        close(f64::from(stats.value_loss), value, 1e-5);
+        close(f64::from(stats.entropy), entropy, 1e-5);
+        close(f64::from(stats.approx_kl), kl, 1e-5);
+        close(f64::from(stats.first_approx_kl), kl, 1e-5);
+        close(f64::from(stats.clip_fraction), clipped, 1e-5);
+        assert!(clipped > 0.05 && clipped < 0.95);
+        // The same in minibatches of one answer: means of each, whitened over all of them.
+        trainer.config.minibatch = 1;
+        let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
+        let mut mean = 0.0;
+        for r in &experience.rollouts {
+            let one = Experience { rollouts: vec![r.clone()], iteration: 0 };
+            mean += naive(&mut ws, &trainer.engines, &config, &one, &advantage)[0] / 9.0;
+        }
+        close(f64::from(stats.policy_loss), mean, 1e-5);
+    }
+}
+
+#[test]
+fn clipping_sets_in_after_some_epochs() {
+    let mut ws = workspace();
+    let config = PpoConfig { ppo_epochs: 6, minibatch: 4, ..ppo_config() };
+    let mut trainer = PpoTrainer::new(engines("gpt2", 5e-3), config).unwrap();
+    let experience = experience(&mut trainer, &mut ws, &prompts(13, 12));
+    let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
+    assert_eq!(stats.first_ratio_deviation, 0.0);
+    assert!(stats.clip_fraction > 0.02 && stats.approx_kl > 1e-3, "{stats:?}");
+}
+
+/// The slope of the naive losses along the gradient is the gradient's length.
+#[test]
+fn gradients_are_those_of_the_formulas() {
+    for family in FAMILIES {
+        let mut ws = workspace();
+        let mut config = PpoConfig { entropy_coef: 0.1, ..ppo_config() };
+        config.micro_batch_tokens = 90;
+        let mut trainer = PpoTrainer::new(engines(family, 0.0), config.clone()).unwrap();
+        let experience = foreign(&mut trainer, &mut ws, 52, 6);
+        trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
+        let white = whitening(&experience);
+        for critic in [false, true] {
+            let pick = |e: &PpoEngines| {
+                let m = if critic { &e.critic.model } else { &e.actor.model };
+                (weights(m), gradients(m))
+            };
+            let (start, gradient) = pick(&trainer.engines);
+            let length = norm(&gradient);
+            let unit: Vec<f64> = gradient.iter().map(|g| g / length).collect();
+            let mut at = |step: f64| {
+                let e = &trainer.engines;
+                shift(if critic { &e.critic.model } else { &e.actor.model }, &start, &unit, step);
+                let [policy, value, entropy, ..] = naive(&mut ws, e, &config, &experience, &white);
+                if critic { value } else { policy - 0.1 * entropy }
+            };
+            let h = 3e-4;
+            let slope = (at(h) - at(-h)) / (2.0 * h);
+            at(0.0);
+            assert!((slope / length - 1.0).abs() < 0.01, "{family} {slope} {length}");
+        }
+    }
+}
+
+#[test]
+fn an_experience_makes_epochs_times_minibatches_steps() {
+    for (epochs, minibatch, steps) in [(1, 100, 1), (1, 4, 3), (3, 5, 6), (2, 1, 20)] {
+        for spare in [0, 1] {
+            let mut ws = workspace();
+            // The learning rate is 0 from step `total` on: then weights stay.
+            let schedule = Schedule { kind: ScheduleKind::Linear, warmup: 0, total: steps + spare };
+            let mut config = PpoConfig { ppo_epochs: epochs, minibatch, ..ppo_config() };
+            (config.actor_schedule, config.critic_schedule) = (schedule, schedule);
+            let mut trainer = PpoTrainer::new(engines("gpt2", 1e-3), config).unwrap();
+            let experience = experience(&mut trainer, &mut ws, &prompts(61, 10));
+            let now = |t: &PpoTrainer| {
+                (weights(&t.engines.actor.model), weights(&t.engines.critic.model))
+            };
+            let start = now(&trainer);
+            trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
+            let then = now(&trainer);
+            trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
+            let last = now(&trainer);
+            assert!(start.0 != then.0 && start.1 != then.1);
+            assert_eq!((then.0 == last.0, then.1 == last.1), (spare == 0, spare == 0), "{steps}");
+        }
+    }
+}
+
+#[test]
+fn micro_batches_do_not_matter() {
+    for with_lora in [false, true] {
+        let run = |micro_batch_tokens: usize| {
+            let mut ws = workspace();
+            let mut config = PpoConfig { entropy_coef: 0.01, unsup_coef: 0.5, ..ppo_config() };
+            (config.ppo_epochs, config.minibatch) = (2, 5);
+            config.micro_batch_tokens = micro_batch_tokens;
+            let mut engines = engines("llama", 1e-3);
+            // A large epsilon: Adam would turn the rounding of gradients near 0 into whole steps.
+            let adam = AdamWConfig { eps: 1e-4, ..adamw(1e-3) };
+            let l = lora("llama");
+            let actor = model("llama", Head::Lm, DType::F32, true, with_lora.then_some(&l), 1);
+            engines.actor = Engine::trained(actor, adam.clone(), Keep::All).unwrap();
+            let critic = model("llama", Head::Score, DType::F32, true, None, 2);
+            engines.critic = Engine::trained(critic, adam, Keep::All).unwrap();
+            let mut trainer = PpoTrainer::new(engines, config).unwrap();
+            let text = prompts(3, 4);
+            let text: Vec<&[i32]> = text.iter().map(Vec::as_slice).collect();
+            let experience = experience(&mut trainer, &mut ws, &prompts(71, 11));
+            let stats = trainer.train_rlhf(&mut ws, &experience, &text).unwrap();
+            let s = [stats.policy_loss, stats.value_loss, stats.entropy, stats.unsup_loss.unwrap()];
+            let e = &trainer.engines;
+            let all = [weights(&e.actor.model), weights(&e.critic.model)];
+            (wide(&s), all.map(|w| wide(&w.concat())))
+        };
+        let (stats, [actor, critic]) = run(100_000);
+        for micro in [1, 60, 200] {
+            let (s, [a, c]) = run(micro);
+            assert!(relative(&s, &stats) < 1e-5, "{s:?} {stats:?}");
+            assert!(relative(&a, &actor) < 1e-5, "{micro} {}", relative(&a, &actor));
+            assert!(relative(&c, &critic) < 1e-5, "{micro} {}", relative(&c, &critic));
+        }
+    }
+}
+
+/// LoRA dropout is for supervised steps: under it the policy would not be the one that sampled.
+#[test]
+fn lora_dropout_takes_no_part_in_ppo() {
+    let mut ws = workspace();
+    let mut engines = engines("gpt2", 0.0);
+    let lora = LoraConfig { dropout: 0.4, ..lora("gpt2") };
+    let actor = model("gpt2", Head::Lm, DType::F32, true, Some(&lora), 1);
+    engines.actor = Engine::trained(actor, adamw(1e-2), Keep::All).unwrap();
+    let mut trainer = PpoTrainer::new(engines, ppo_config()).unwrap();
+    for _ in 0..3 {
+        let experience = experience(&mut trainer, &mut ws, &prompts(64, 8));
+        let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
+        assert_eq!((stats.first_ratio_deviation, stats.first_approx_kl), (0.0, 0.0));
+    }
+}
+
+#[test]
+fn gradients_that_are_not_finite_change_nothing() {
+    let mut ws = workspace();
+    let config = PpoConfig { whiten_advantages: false, ..ppo_config() };
+    let mut trainer = PpoTrainer::new(engines("gpt2", 1e-2), config).unwrap();
+    trainer.engines.actor.enable_ema(&mut ws, 0.5).unwrap();
+    let good = experience(&mut trainer, &mut ws, &prompts(65, 6));
+    let state = |t: &PpoTrainer| {
+        let actor = &t.engines.actor;
+        let ema = actor.ema().unwrap().read(&actor.model, ParamId(0)).unwrap();
+        (weights(&actor.model), ema, weights(&t.engines.critic.model))
+    };
+    let before = state(&trainer);
+    let mut bad = good.clone();
+    bad.rollouts[2].advantages[0] = f32::NAN;
+    let stats = trainer.train_rlhf(&mut ws, &bad, &[]).unwrap();
+    let after = state(&trainer);
+    assert_eq!(stats.skipped, 1);
+    assert!(before.0 == after.0 && before.1 == after.1 && before.2 != after.2);
+    // Nothing of it stays for the next step.
+    let stats = trainer.train_rlhf(&mut ws, &good, &[]).unwrap();
+    let last = state(&trainer);
+    assert_eq!(stats.skipped, 0);
+    assert!(after.0 != last.0 && last.0.iter().flatten().all(|w| w.is_finite()));
+}
+
+#[test]
+fn the_moving_average_follows_every_step() {
+    let mut ws = workspace();
+    let mut trainer = PpoTrainer::new(engines("gpt2", 1e-2), ppo_config()).unwrap();
+    trainer.engines.actor.enable_ema(&mut ws, 0.9).unwrap();
+    let mut naive: Vec<Vec<f64>> =
+        weights(&trainer.engines.actor.model).iter().map(|w| wide(w)).collect();
+    let experience = experience(&mut trainer, &mut ws, &prompts(81, 8));
+    for step in 0..6 {
+        trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
+        let actor = &trainer.engines.actor;
+        for (i, w) in weights(&actor.model).iter().enumerate() {
+            naive[i].iter_mut().zip(w).for_each(|(e, w)| *e = 0.9 * *e + 0.1 * f64::from(*w));
+            let average = actor.ema().unwrap().read(&actor.model, ParamId(i)).unwrap();
+            assert!(relative(&wide(&average), &naive[i]) < 1e-6, "step {step} parameter {i}");
+        }
+    }
+    let now: Vec<f64> = wide(&weights(&trainer.engines.actor.model).concat());
+    assert!(relative(&naive.concat(), &now) > 1e-3);
+}
+
+fn text_gradient(ws: &mut Workspace, text: &[Vec<i32>], coef: f32) -> (f64, Vec<f64>) {
+    let actor = model("gpt2", Head::Lm, DType::F32, true, None, 1);
+    let engine = Engine::trained(actor, adamw(0.0), Keep::All).unwrap();
+    let rows: Vec<_> = text.iter().map(|t| (t.as_slice(), 0..t.len() - 1)).collect();
+    let batch = Batch::new(&rows);
+    let n = batch.select.len();
+    let terms = engine.accumulate(ws, "text", &batch, None, &|tape, model, b, hidden, select| {
+        let targets = tape.input_i32(&b.targets)?;
+        let (logp, _) = model.logprobs(tape, hidden, select, targets, 1.0)?;
+        let ones = tape.input_f32(&vec![1.0; b.select.len()])?;
+        let scale = -coef / n as f32;
+        let loss = weighted_sum(tape, WeightedSum { scale }, logp, ones)?;
+        Ok(Terms { losses: vec![loss], stats: vec![] })
+    });
+    engine.model.store.settle_grads();
+    (f64::from(terms.unwrap()[0][0] / coef), gradients(&engine.model))
+}
+
+#[test]
+fn the_mixture_adds_the_gradients_of_its_language_model_loss() {
+    let mut ws = workspace();
+    let mut rng = Rng::new(91, 0);
+    let text: Vec<Vec<i32>> = [40, 12, 2].map(|n| random_ids(&mut rng, n)).to_vec();
+    let coef = 3.5;
+    let mut run = |coef: f32, minibatch: usize, text: &[Vec<i32>]| {
+        let config = PpoConfig { unsup_coef: coef, minibatch, ..ppo_config() };
+        let mut trainer = PpoTrainer::new(engines("gpt2", 0.0), config).unwrap();
+        let experience = foreign(&mut trainer, &mut ws, 53, 6);
+        let rows: Vec<&[i32]> = text.iter().map(Vec::as_slice).collect();
+        let stats = trainer.train_rlhf(&mut ws, &experience, &rows).unwrap();
+        (stats, gradients(&trainer.engines.actor.model))
+    };
+    let (plain, policy) = run(coef, 100, &[]);
+    let (off, same) = run(0.0, 100, &text);
+    assert!(plain.unsup_loss.is_none() && off.unsup_loss.is_none() && policy == same);
+    let (mixed, both) = run(coef, 100, &text);
+    // Six minibatches and fewer texts: the mean is over those that have one.
+    let (few, _) = run(coef, 1, &text[..1]);
+    let (loss, lm) = text_gradient(&mut ws, &text, coef);
+    let (first, _) = text_gradient(&mut ws, &text[..1], coef);
+    let sum: Vec<f64> = policy.iter().zip(&lm).map(|(a, b)| a + b).collect();
+    assert!(relative(&both, &sum) < 1e-5, "{}", relative(&both, &sum));
+    assert!(norm(&lm) > 0.1 * norm(&policy));
+    close(f64::from(mixed.unsup_loss.unwrap()), loss, 1e-5);
+    close(f64::from(few.unsup_loss.unwrap()), first, 1e-5);
+    assert_eq!(mixed.policy_loss, plain.policy_loss);
+}
