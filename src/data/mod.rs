@@ -15,7 +15,7 @@ mod tokenizer;
 mod tokenizer_files;
 
 pub use blend::{Blend, BlendConfig, Part, Spec, epoch_order, parse_split, split_indices};
-pub use chat::ChatFormat;
+pub use chat::{ChatFormat, chat_ids};
 pub use example::{
     Limits, OnLongPrompt, PairExample, PromptExample, RowRef, SftExample, build, pair_example,
     prompt_example, sft_example, text_blocks,
