@@ -218,7 +218,9 @@ fn dump(value: &Value, style: &Style, depth: usize, out: &mut String) -> Result<
     }
     match value.kind() {
         ValueKind::Undefined | ValueKind::None => out.push_str("null"),
-        ValueKind::Bool | ValueKind::Number => out.push_str(&value.to_string()),
+        // The engine itself writes them as Python does.
+        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+        ValueKind::Number => out.push_str(&value.to_string()),
         ValueKind::String => {
             out.push_str(&quoted(value.as_str().unwrap_or(""), style.ascii));
         }
