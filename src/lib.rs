@@ -6,12 +6,14 @@
 
 pub mod arch;
 pub mod base;
+pub mod cli;
 pub mod data;
 pub mod device;
 pub mod engine;
 pub mod formats;
 pub mod model;
 pub mod op;
+pub mod pipeline;
 pub mod pool;
 pub mod report;
 pub mod rlhf;

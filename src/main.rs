@@ -1,3 +1,5 @@
 //! The `duplex` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    duplex::cli::main()
+}

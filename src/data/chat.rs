@@ -14,6 +14,15 @@ pub enum ChatFormat {
     HumanAssistant,
 }
 
+/// The ids of a conversation with the assistant's turn opened. Control tokens in messages are text.
+pub fn chat_ids(
+    messages: &[Message],
+    tokenizer: &Tokenizer,
+    format: ChatFormat,
+) -> Result<Vec<i32>> {
+    render_messages(messages, tokenizer, format, false)?.ids(tokenizer)
+}
+
 /// A prompt ready to be encoded, alone or with an answer behind it.
 pub(super) struct Rendered {
     /// What the model is shown.
@@ -30,16 +39,6 @@ pub(super) struct Rendered {
     pub(super) end: i32,
 }
 
-/// The ids of a conversation with the assistant's turn opened, for an interactive chat. Control
-/// tokens in the messages are plain text. Errors are about the tokenizer and its template.
-pub fn chat_ids(
-    messages: &[Message],
-    tokenizer: &Tokenizer,
-    format: ChatFormat,
-) -> Result<Vec<i32>> {
-    conversation(messages, tokenizer, format, false)?.ids(tokenizer)
-}
-
 /// Renders a row's prompt. Errors name the row.
 pub(super) fn render(
     row: &Row,
@@ -50,7 +49,7 @@ pub(super) fn render(
 ) -> Result<Rendered> {
     match prompt {
         Prompt::Text(text) => Ok(plain(text.clone(), "", tokenizer, allow_special)),
-        Prompt::Chat(messages) => conversation(messages, tokenizer, format, allow_special)
+        Prompt::Chat(messages) => render_messages(messages, tokenizer, format, allow_special)
             .map_err(|e| e.context(format!("{} row {}", row.file, row.row))),
     }
 }
@@ -61,17 +60,12 @@ fn plain(
     tokenizer: &Tokenizer,
     allow_special: bool,
 ) -> Rendered {
-    Rendered {
-        pieces: vec![text.clone()],
-        text,
-        from_template: false,
-        allow_special,
-        answer_lead,
-        end: tokenizer.eos_id(),
-    }
+    let pieces = vec![text.clone()];
+    let end = tokenizer.eos_id();
+    Rendered { text, pieces, from_template: false, allow_special, answer_lead, end }
 }
 
-fn conversation(
+fn render_messages(
     messages: &[Message],
     tokenizer: &Tokenizer,
     format: ChatFormat,
@@ -80,12 +74,11 @@ fn conversation(
     if format == ChatFormat::HumanAssistant {
         return Ok(plain(human_assistant(messages), " ", tokenizer, allow_special));
     }
-    let template = tokenizer.template()?;
     let (mark, guarded) = match allow_special {
         true => (None, messages.to_vec()),
         false => guard(messages, tokenizer),
     };
-    let marked = template.render(&guarded, true)?;
+    let marked = tokenizer.template()?.render(&guarded, true)?;
     let pieces: Vec<String> = match mark {
         Some(mark) => marked.split(mark).map(str::to_owned).collect(),
         None => vec![marked],

@@ -256,7 +256,7 @@ impl Tokenizer {
         self.special.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
     }
 
-    /// Whether both give every token, added ones included, the same id.
+    /// Whether both give every token the same id.
     pub fn same_vocabulary(&self, other: &Tokenizer) -> bool {
         self.special.get_vocab(true) == other.special.get_vocab(true)
     }
@@ -314,7 +314,7 @@ impl Tokenizer {
         self.template.as_ref().ok_or_else(|| {
             Error::user(format!(
                 "the tokenizer of {} has no chat template; put one in its chat_template.jinja, or \
-                 use --chat-format human-assistant",
+                 use --chat-format human_assistant",
                 self.origin
             ))
         })

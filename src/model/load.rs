@@ -62,6 +62,20 @@ pub fn resolve_model(name: &str) -> Result<PathBuf> {
     )))
 }
 
+/// The directory of the base model where `dir` holds PEFT adapters, else `dir`.
+pub fn base_dir(dir: &Path) -> Result<PathBuf> {
+    if !is_adapter_dir(dir) {
+        return Ok(dir.to_path_buf());
+    }
+    let (_, base) = read_adapter_config(dir)?;
+    // Looked for beside the adapters first.
+    let beside = dir.parent().unwrap_or(Path::new(".")).join(&base);
+    if !base.is_empty() && beside.join("config.json").is_file() {
+        return Ok(beside);
+    }
+    resolve_model(&base).map_err(|e| e.context("base of the adapters"))
+}
+
 impl Model {
     /// Loads a checkpoint directory, or PEFT adapters on the base they name.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
@@ -78,20 +92,14 @@ impl Model {
     }
 
     fn load_adapted(dir: &Path, options: &LoadOptions) -> Result<Model> {
-        let (lora, base) = read_adapter_config(dir)?;
+        let (lora, _) = read_adapter_config(dir)?;
         if options.lora.is_some() {
             return Err(Error::user(format!(
                 "{}: holds adapters already; merge them first, or give the base model",
                 dir.display()
             )));
         }
-        // The base is looked for beside the adapters first.
-        let beside = dir.parent().unwrap_or(Path::new(".")).join(&base);
-        let base = if !base.is_empty() && beside.join("config.json").is_file() {
-            beside
-        } else {
-            resolve_model(&base).map_err(|e| e.context("base of the adapters"))?
-        };
+        let base = base_dir(dir)?;
         let options = LoadOptions { lora: Some(lora), ..options.clone() };
         let mut model = Model::load(&base, &options)?;
         let file = Checkpoint::open_file(&dir.join("adapter_model.safetensors"))?;

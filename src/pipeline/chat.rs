@@ -1,19 +1,21 @@
 //! A conversation with a model in the terminal. Reads lines from standard input; `clear` forgets the
 //! conversation, `quit` or end of input leaves.
 
-use super::config::ChatConfig;
+use super::config::{ChatConfig, ConversationFormat};
+use super::datasets::chat_format;
 use super::sources::Source;
-use crate::base::{DType, Error, Result};
-use crate::data::{Message, Tokenizer};
+use crate::base::{Error, Result};
+use crate::data::{ChatFormat, Message, Tokenizer, chat_ids};
 use crate::engine::Engine;
 use crate::model::{Head, LoadOptions, Model};
 use crate::rollout::Sampling;
 use crate::tape::Workspace;
 use std::io::{BufRead, IsTerminal, Write};
+use std::sync::Arc;
 
 /// Runs the conversation until the input ends.
 pub fn chat(cfg: &ChatConfig) -> Result<()> {
-    let source = Source::open(&cfg.path)?;
+    let source = Source::open(&cfg.path.display().to_string())?;
     let options = LoadOptions::frozen(Head::Lm, cfg.dtype.dtype());
     let model = Model::load(&source.dir, &options)?;
     let mut chat = Chat {
@@ -27,6 +29,7 @@ pub fn chat(cfg: &ChatConfig) -> Result<()> {
             seed: cfg.seed,
         },
         engine: Engine::frozen(model),
+        format: chat_format(ConversationFormat::Auto, &source.tokenizer),
         tokenizer: source.tokenizer,
         ws: Workspace::new(usize::MAX)?,
         system: cfg.system.clone(),
@@ -54,7 +57,8 @@ pub fn chat(cfg: &ChatConfig) -> Result<()> {
 
 struct Chat {
     engine: Engine,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
+    format: ChatFormat,
     ws: Workspace,
     sampling: Sampling,
     system: Option<String>,
@@ -73,9 +77,10 @@ impl Chat {
     /// Answers `text`, printing as tokens come.
     fn turn(&mut self, text: &str) -> Result<()> {
         self.history.push(Message { role: "user".into(), content: text.into() });
-        let room = self.engine.model.arch.max_positions.saturating_sub(self.sampling.max_new_tokens);
+        let room =
+            self.engine.model.arch.max_positions.saturating_sub(self.sampling.max_new_tokens);
         let ids = loop {
-            let ids = self.tokenizer.encode_chat(&self.messages())?;
+            let ids = chat_ids(&self.messages(), &self.tokenizer, self.format)?;
             if ids.len() <= room {
                 break ids;
             }
@@ -89,7 +94,7 @@ impl Chat {
             }
             self.history.drain(..2);
         };
-        let mut stream = self.tokenizer.stream();
+        let mut stream = self.tokenizer.stream(true);
         let eos = self.sampling.eos.clone();
         let answers = self.engine.generate(
             &mut self.ws,
@@ -98,20 +103,21 @@ impl Chat {
             &self.sampling,
             &mut |_, token| {
                 if !eos.contains(&token) {
-                    print!("{}", stream.push(token));
+                    print!("{}", stream.push(token).unwrap_or_default());
                     let _ = std::io::stdout().flush();
                 }
             },
         )?;
         println!();
         self.turns += 1;
-        let answer = self.tokenizer.decode(&answers[0].tokens, true);
+        let answer = self.tokenizer.decode(&answers[0].tokens, true)?;
         self.history.push(Message { role: "assistant".into(), content: answer.trim().into() });
         Ok(())
     }
 
     fn messages(&self) -> Vec<Message> {
-        let system = self.system.iter().map(|s| Message { role: "system".into(), content: s.clone() });
+        let system =
+            self.system.iter().map(|s| Message { role: "system".into(), content: s.clone() });
         system.chain(self.history.iter().cloned()).collect()
     }
 }

@@ -30,15 +30,15 @@ struct Scored {
 pub fn eval(cfg: &EvalConfig) -> Result<()> {
     let dtype = cfg.dtype.dtype();
     let mut ws = Workspace::new(usize::MAX)?;
-    let source = Source::open(&cfg.path)?;
-    let prompts = datasets::eval_prompts(cfg, &source.tokenizer)?;
+    let source = Source::open(&cfg.path.display().to_string())?;
+    let prompts = datasets::eval_prompts(cfg, &source)?;
     let scorer = scorer(cfg, &source, dtype)?;
     let ours = score(cfg, &source, &scorer, &prompts, dtype, &mut ws)?;
     let mean = |xs: &[f32]| xs.iter().sum::<f32>() / xs.len() as f32;
     println!("prompts          {}", prompts.len());
-    println!("mean reward      {:.4}  {}", mean(&ours.scores), cfg.path);
+    println!("mean reward      {:.4}  {}", mean(&ours.scores), cfg.path.display());
     if let Some(baseline) = &cfg.baseline {
-        let other = Source::open(baseline)?;
+        let other = Source::open(&baseline.display().to_string())?;
         let theirs = score(cfg, &other, &scorer, &prompts, dtype, &mut ws)?;
         let (mut wins, mut ties) = (0, 0);
         for (a, b) in ours.scores.iter().zip(&theirs.scores) {
@@ -46,17 +46,21 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
             ties += usize::from(a == b);
         }
         let n = prompts.len();
-        println!("mean reward      {:.4}  {baseline}", mean(&theirs.scores));
-        println!("win rate         {:.3}  ({wins} wins, {ties} ties, {} losses)", (wins as f32 + 0.5 * ties as f32) / n as f32, n - wins - ties);
+        println!("mean reward      {:.4}  {}", mean(&theirs.scores), baseline.display());
+        println!(
+            "win rate         {:.3}  ({wins} wins, {ties} ties, {} losses)",
+            (wins as f32 + 0.5 * ties as f32) / n as f32,
+            n - wins - ties
+        );
         for i in 0..cfg.print_samples.min(n) {
-            println!("\nprompt    {}", one_line(&source.tokenizer.decode(&prompts[i], true)));
+            println!("\nprompt    {}", one_line(&source.tokenizer.decode(&prompts[i], true)?));
             println!("{:8.3}  {}", ours.scores[i], one_line(&ours.answers[i]));
             println!("{:8.3}  {}", theirs.scores[i], one_line(&theirs.answers[i]));
         }
         return Ok(());
     }
     for i in 0..cfg.print_samples.min(prompts.len()) {
-        println!("\nprompt    {}", one_line(&source.tokenizer.decode(&prompts[i], true)));
+        println!("\nprompt    {}", one_line(&source.tokenizer.decode(&prompts[i], true)?));
         println!("{:8.3}  {}", ours.scores[i], one_line(&ours.answers[i]));
     }
     Ok(())
@@ -68,13 +72,11 @@ fn one_line(text: &str) -> String {
 
 fn scorer(cfg: &EvalConfig, source: &Source, dtype: DType) -> Result<Scorer> {
     match (&cfg.reward_rule, &cfg.reward_model) {
-        (Some(rule), _) if rule == demo::RULE => Ok(Scorer::Rule(demo::hidden_rule())),
+        (Some(rule), _) if rule == demo::RULE => Ok(Scorer::Rule(Arc::new(demo::HiddenRule))),
         (Some(rule), _) => Ok(Scorer::Rule(built_in_rule(rule)?)),
         (None, Some(name)) => {
             let reward = Source::open(name)?;
-            if !reward.tokenizer.same_vocabulary(&source.tokenizer) {
-                return Err(Error::user(format!("{name} and {} have different tokenizers", cfg.path)));
-            }
+            source.same_tokens(&reward)?;
             let model = Model::load(&reward.dir, &LoadOptions::frozen(Head::Score, dtype))?;
             Ok(Scorer::Model(Box::new(Engine::frozen(model))))
         }
@@ -109,9 +111,9 @@ fn score(
         let ids: Vec<u64> = (0..group.len()).map(|i| (g * GROUP + i) as u64).collect();
         let made = engine.generate(ws, &rows, &ids, &sampling, &mut |_, _| {})?;
         for (prompt, answer) in group.iter().zip(made) {
-            let text = tokenizer.decode(&answer.tokens, true);
+            let text = tokenizer.decode(&answer.tokens, true)?;
             scores.push(match scorer {
-                Scorer::Rule(rule) => rule.score(&tokenizer.decode(prompt, true), &text)?,
+                Scorer::Rule(rule) => rule.score(&tokenizer.decode(prompt, true)?, &text)?,
                 Scorer::Model(model) => {
                     let all = [prompt.as_slice(), &answer.tokens].concat();
                     model.scores(ws, &Batch::new(&[(&all, all.len() - 1..all.len())]))?[0]

@@ -24,7 +24,11 @@ pub(super) struct Judged {
 
 impl Judged {
     /// Mean score and KL under the given names; nothing if there were no prompts.
-    pub(super) fn numbers(&self, score: &'static str, kl: &'static str) -> Vec<(&'static str, f64)> {
+    pub(super) fn numbers(
+        &self,
+        score: &'static str,
+        kl: &'static str,
+    ) -> Vec<(&'static str, f64)> {
         self.score.map_or(vec![], |s| vec![(score, s), (kl, self.kl)])
     }
 }
@@ -43,7 +47,7 @@ pub(super) fn judge(
     let mut answers = vec![];
     for r in &rollouts {
         let (prompt, answer) = r.ids.split_at(r.prompt_len);
-        let (prompt, answer) = (tokenizer.decode(prompt, true), tokenizer.decode(answer, true));
+        let (prompt, answer) = (tokenizer.decode(prompt, true)?, tokenizer.decode(answer, true)?);
         let score = match run.judge {
             Some(judge) => f64::from(judge.score(&prompt, &answer)?),
             None => f64::from(r.score),

@@ -18,6 +18,7 @@ pub use chat::chat;
 pub use eval::eval;
 
 use crate::base::{DType, Error, Result};
+use crate::data::Blend;
 use crate::model::Model;
 use crate::report::{Event, Reporter};
 use crate::rlhf::RewardRule;
@@ -25,7 +26,7 @@ use crate::tape::Workspace;
 use config::RunConfig;
 use run_dir::RunDir;
 use std::path::Path;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Instant;
 
 /// Steps skipped in a row, for gradients that are not finite, before a run stops.
@@ -38,47 +39,51 @@ struct Run<'c> {
     dtype: DType,
     ws: Workspace,
     reporter: Reporter,
+    /// The rows of all steps, once read.
+    blend: Option<Rc<Blend>>,
     /// Scores answers for evaluation only; training never sees it.
     judge: Option<&'c dyn RewardRule>,
+    /// Optimizer steps skipped in a row.
     skipped: usize,
 }
 
-/// Runs the steps named in the configuration, one after the other; without a model, the demo.
-pub fn train(cfg: &RunConfig, quiet: bool) -> Result<()> {
-    if cfg.actor_model.is_none() {
-        return demo::train(cfg, quiet);
+/// Runs the steps named in the configuration, one after the other; without models and data, the
+/// demo's.
+pub fn train(cfg: &RunConfig) -> Result<()> {
+    let models = cfg.actor_model.is_some() || cfg.reward_model.is_some();
+    if models || !cfg.data_path.is_empty() || !cfg.sft_only_data_path.is_empty() {
+        return run_steps(cfg, None, &|_| Ok(()));
     }
-    run_steps(cfg, &cfg.step, quiet, None, &mut |_| Ok(()))
+    let cfg = demo::configure(cfg);
+    run_steps(&cfg, Some(&demo::HiddenRule), &|dir| demo::prepare(dir, &cfg))
 }
 
-/// Runs `steps` in the run directory of `cfg`. `prepare` may fill the directory first.
+/// Runs the steps in the run directory, which `prepare` may fill first.
 fn run_steps(
     cfg: &RunConfig,
-    steps: &[u32],
-    quiet: bool,
-    judge: Option<Arc<dyn RewardRule>>,
-    prepare: &mut dyn FnMut(&Path) -> Result<()>,
+    judge: Option<&dyn RewardRule>,
+    prepare: &dyn Fn(&Path) -> Result<()>,
 ) -> Result<()> {
     let started = Instant::now();
-    let dir = RunDir::open(&cfg.output_dir, cfg.overwrite)?;
-    dir.write_config(&config::to_toml(cfg)?)?;
+    let dir = RunDir::open(&cfg.output_dir, &cfg.step, cfg.overwrite)?;
+    dir.write_config(&config::to_toml(config::RUN, cfg)?)?;
     prepare(dir.path())?;
     let mut run = Run {
         cfg,
         dtype: cfg.dtype.dtype(),
         ws: Workspace::new(usize::MAX)?,
-        reporter: Reporter::open(dir.path(), quiet)?,
+        reporter: Reporter::open(dir.path(), cfg.quiet, cfg.tensorboard)?,
         dir,
-        judge: judge.as_deref(),
+        blend: None,
+        judge,
         skipped: 0,
     };
     run.announce();
-    for step in steps {
+    for step in &cfg.step {
         match step {
             1 => sft::run(&mut run)?,
             2 => reward::run(&mut run)?,
-            3 => ppo::run(&mut run)?,
-            other => return Err(Error::user(format!("step {other} is not one of 1, 2, 3"))),
+            _ => ppo::run(&mut run)?,
         }
     }
     run.reporter.emit(Event::RunEnd { seconds: started.elapsed().as_secs_f64() });
@@ -101,28 +106,33 @@ impl Run<'_> {
     }
 
     /// Where step 1 starts.
-    fn actor_start(&self) -> String {
-        self.cfg.actor_model.clone().unwrap_or_default()
+    fn sft_start(&self) -> Result<String> {
+        let given = self.cfg.actor_model.clone();
+        given.ok_or_else(|| Error::user("no model given; name one with --actor-model"))
     }
 
     /// Where step 2 starts.
-    fn reward_start(&self) -> String {
-        self.cfg.reward_model.clone().unwrap_or_else(|| self.actor_start())
+    fn reward_start(&self) -> Result<String> {
+        self.cfg.reward_model.clone().map_or_else(|| self.sft_start(), Ok)
     }
 
-    /// The actor of step 3: this run's step 1, if it was made, else the model given.
-    fn actor_for_ppo(&self) -> String {
-        let own = self.dir.sft();
-        if own.join("config.json").is_file() { own.display().to_string() } else { self.actor_start() }
-    }
-
-    /// The reward model of step 3: this run's step 2, if it was made, else the model given.
-    fn reward_for_ppo(&self) -> Option<String> {
-        let own = self.dir.reward();
-        if own.join("config.json").is_file() {
-            return Some(own.display().to_string());
+    /// The actor of step 3: step 1's if this run makes it, else the one given, else step 1's from
+    /// before.
+    fn ppo_actor(&self) -> Result<String> {
+        match &self.cfg.actor_model {
+            Some(given) if !self.cfg.step.contains(&1) => Ok(given.clone()),
+            _ => finished(&self.dir.sft()).ok_or_else(|| {
+                Error::user("no actor: name one with --actor-model, or run step 1 here first")
+            }),
         }
-        self.cfg.reward_model.clone()
+    }
+
+    /// The reward model of step 3, found likewise.
+    fn ppo_reward(&self) -> Option<String> {
+        match &self.cfg.reward_model {
+            Some(given) if !self.cfg.step.contains(&2) => Some(given.clone()),
+            _ => finished(&self.dir.reward()),
+        }
     }
 
     fn describe(&mut self, what: &str, model: &Model) {
@@ -143,7 +153,8 @@ impl Run<'_> {
     fn health(&mut self, skipped: bool, step: &str) -> Result<()> {
         self.skipped = if skipped { self.skipped + 1 } else { 0 };
         if skipped {
-            self.reporter.emit(Event::warning(format!("{step}: gradients are not finite, step skipped")));
+            self.reporter
+                .emit(Event::warning(format!("{step}: gradients are not finite, step skipped")));
         }
         if self.skipped >= MAX_SKIPPED {
             return Err(Error::user(format!(
@@ -153,7 +164,14 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn finish(&mut self, step: &str, started: Instant, summary: &[(&str, f64)], dir: &Path, memory: [usize; 4]) {
+    fn finish(
+        &mut self,
+        step: &str,
+        started: Instant,
+        summary: &[(&str, f64)],
+        dir: &Path,
+        memory: [usize; 4],
+    ) {
         let mib = |bytes: usize| bytes >> 20;
         let [weights, grads, optimizer, _] = memory;
         self.reporter.emit(Event::note(format!(
@@ -168,24 +186,12 @@ impl Run<'_> {
     }
 }
 
-/// Step 1 alone.
-pub fn sft(cfg: &RunConfig, quiet: bool) -> Result<()> {
-    single(cfg, 1, quiet)
+/// `dir` as a model's name, if a model was saved there.
+fn finished(dir: &Path) -> Option<String> {
+    dir.join("config.json").is_file().then(|| dir.display().to_string())
 }
 
-/// Step 2 alone.
-pub fn reward(cfg: &RunConfig, quiet: bool) -> Result<()> {
-    single(cfg, 2, quiet)
-}
-
-/// Step 3 alone.
-pub fn ppo(cfg: &RunConfig, quiet: bool) -> Result<()> {
-    single(cfg, 3, quiet)
-}
-
-fn single(cfg: &RunConfig, step: u32, quiet: bool) -> Result<()> {
-    if cfg.actor_model.is_none() {
-        return Err(Error::user("--model-name-or-path is missing; give a model directory or name (`duplex train` runs the demo)"));
-    }
-    run_steps(cfg, &[step], quiet, None, &mut |_| Ok(()))
+/// Whether to evaluate after `done` batches: every `interval`, or where that is 0 after each epoch.
+fn evaluates(interval: usize, done: usize, ends_epoch: bool) -> bool {
+    if interval == 0 { ends_epoch } else { done.is_multiple_of(interval) }
 }

@@ -15,37 +15,35 @@ use std::time::Instant;
 /// Runs step 3.
 pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let cfg = run.cfg;
-    let source = Source::open(&run.actor_for_ppo())?;
-    let data = datasets::prompts(cfg, &source.tokenizer, &mut run.reporter)?;
+    let source = Source::open(&run.ppo_actor()?)?;
+    let data = datasets::prompts(run, &source)?;
+    let texts = datasets::texts(run, &source)?;
     let started = Instant::now();
     let engines = build(run, &source)?;
     let p = &cfg.ppo;
     let per_iteration = p.answers_per_iteration();
-    let batches = sources::schedule_batches(
-        data.train.len(),
-        per_iteration,
-        p.num_train_epochs as u64,
-        p.max_steps as u64,
-        cfg.seed,
-    );
+    let batches = data.batches(per_iteration, p.num_train_epochs, p.max_steps, cfg.seed);
     let total = batches.len() as u64;
-    let updates = total * (p.ppo_epochs * per_iteration.div_ceil(p.per_device_training_batch_size)) as u64;
+    let updates =
+        total * (p.ppo_epochs * per_iteration.div_ceil(p.per_device_training_batch_size)) as u64;
     let config = settings::ppo(cfg, source.tokenizer.stop_ids().to_vec(), updates);
     let mut trainer = PpoTrainer::new(engines, config)?;
     if p.enable_ema {
         trainer.engines.actor.enable_ema(&mut run.ws, p.ema_decay as f32)?;
     }
     run.start("ppo", "PPO", total, "iterations");
-    let held_out: Vec<&[i32]> = data.eval.iter().take(p.eval_prompts).map(|e| e.ids.as_slice()).collect();
+    let held_out = data.held_out(p.eval_prompts);
+    let held_out: Vec<&[i32]> = held_out.iter().map(|e| e.ids.as_slice()).collect();
     let before = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
     let mut text = 0;
     for (i, batch) in batches.iter().enumerate() {
         let clock = Instant::now();
-        let prompts: Vec<&[i32]> = batch.iter().map(|&i| data.train[i].ids.as_slice()).collect();
+        let prompts: Vec<&[i32]> =
+            batch.rows.iter().map(|&i| data.train[i].ids.as_slice()).collect();
         let experience = trainer.generate_experience(&mut run.ws, &prompts)?;
         let generated = clock.elapsed().as_secs_f64();
-        let blocks: Vec<&[i32]> = (0..prompts.len().min(data.text.len()))
-            .map(|k| data.text[(text + k) % data.text.len()].as_slice())
+        let blocks: Vec<&[i32]> = (0..prompts.len().min(texts.len()))
+            .map(|k| texts[(text + k) % texts.len()].as_slice())
             .collect();
         text += blocks.len();
         let stats = trainer.train_rlhf(&mut run.ws, &experience, &blocks)?;
@@ -58,14 +56,14 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
         }
         let iteration = i as u64 + 1;
         run.reporter.emit(Event::metrics("ppo", iteration, &values));
-        print_samples(run, &experience, &source.tokenizer, iteration);
+        print_samples(run, &experience, &source.tokenizer, iteration)?;
     }
     let after = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
     show(run, &before, &after, total);
     let actor = run.dir.ppo("actor");
     let options = settings::save_as(cfg)?;
-    sources::save(&trainer.engines.actor.model, &source, &actor, &options)?;
-    sources::save(&trainer.engines.critic.model, &source, &run.dir.ppo("critic"), &options)?;
+    source.save(&trainer.engines.actor.model, &actor, &options)?;
+    source.save(&trainer.engines.critic.model, &run.dir.ppo("critic"), &options)?;
     if let Some(ema) = trainer.engines.actor.ema() {
         let model = &trainer.engines.actor.model;
         let dir = run.dir.ppo("actor_ema");
@@ -83,7 +81,8 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
     let cfg = run.cfg;
     let lora = settings::actor_lora(cfg);
     let with_lora = lora.is_some();
-    let actor = source.load(&sources::trained(Head::Lm, run.dtype, lora, cfg.seed), &mut run.reporter)?;
+    let actor =
+        source.load(&sources::trained(Head::Lm, run.dtype, lora, cfg.seed), &mut run.reporter)?;
     run.describe("actor", &actor);
     let keep = settings::keep(cfg);
     let actor = Engine::trained(actor, settings::actor_adamw(cfg), keep)?;
@@ -94,7 +93,7 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
         Some(Engine::frozen(source.load(&options, &mut run.reporter)?))
     };
     let rule = cfg.ppo.reward_rule.as_deref();
-    let reward_name = run.reward_for_ppo();
+    let reward_name = run.ppo_reward();
     let reward = match (rule, &reward_name) {
         (Some(rule), _) => {
             let tokenizer = source.tokenizer.clone();
@@ -103,7 +102,7 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
         }
         (None, Some(name)) => {
             let reward = Source::open(name)?;
-            same_tokens(source, &reward)?;
+            source.same_tokens(&reward)?;
             let options = LoadOptions::frozen(Head::Score, run.dtype);
             RewardSource::Model(Box::new(Engine::frozen(reward.load(&options, &mut run.reporter)?)))
         }
@@ -113,25 +112,15 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
             ));
         }
     };
-    let critic_name = cfg.ppo.critic_model.clone().or(reward_name).unwrap_or(run.actor_for_ppo());
+    let critic_name =
+        cfg.ppo.critic_model.clone().or(reward_name).map_or_else(|| run.ppo_actor(), Ok)?;
     let critic_source = Source::open(&critic_name)?;
-    same_tokens(source, &critic_source)?;
+    source.same_tokens(&critic_source)?;
     let options = sources::trained(Head::Score, run.dtype, settings::critic_lora(cfg), cfg.seed);
     let critic = critic_source.load(&options, &mut run.reporter)?;
     run.describe("critic", &critic);
     let critic = Engine::trained(critic, settings::critic_adamw(cfg), keep)?;
     Ok(PpoEngines { actor, reference, critic, reward })
-}
-
-fn same_tokens(actor: &Source, other: &Source) -> Result<()> {
-    if actor.tokenizer.same_vocabulary(&other.tokenizer) {
-        return Ok(());
-    }
-    Err(Error::user(format!(
-        "{} and {} have different tokenizers; actor, critic and reward model must share one",
-        actor.dir.display(),
-        other.dir.display()
-    )))
 }
 
 fn metrics(
@@ -170,18 +159,24 @@ fn metrics(
     out
 }
 
-fn print_samples(run: &mut Run<'_>, experience: &Experience, tokenizer: &Tokenizer, iteration: u64) {
+fn print_samples(
+    run: &mut Run<'_>,
+    experience: &Experience,
+    tokenizer: &Tokenizer,
+    iteration: u64,
+) -> Result<()> {
     for r in experience.rollouts.iter().take(run.cfg.print_samples) {
         let (prompt, answer) = r.ids.split_at(r.prompt_len);
         run.reporter.emit(Event::Sample(Sample {
             step: "ppo".into(),
             iteration,
-            prompt: tokenizer.decode(prompt, true),
-            answer: tokenizer.decode(answer, true),
+            prompt: tokenizer.decode(prompt, true)?,
+            answer: tokenizer.decode(answer, true)?,
             score: Some(f64::from(r.score)),
             ..Sample::default()
         }));
     }
+    Ok(())
 }
 
 /// Before and after, side by side, for a few held-out prompts.

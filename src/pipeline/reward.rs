@@ -1,7 +1,7 @@
 //! Step 2 as a run: pairs in, a reward model directory out.
 
 use super::sources::{self, Source};
-use super::{Run, datasets, settings};
+use super::{Run, datasets, evaluates, settings};
 use crate::base::Result;
 use crate::data::PairExample;
 use crate::engine::Engine;
@@ -13,20 +13,14 @@ use std::time::Instant;
 /// Runs step 2.
 pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let cfg = run.cfg;
-    let source = Source::open(&run.reward_start())?;
-    let data = datasets::pairs(cfg, &source.tokenizer, &mut run.reporter)?;
+    let source = Source::open(&run.reward_start()?)?;
+    let data = datasets::pairs(run, &source)?;
     let started = Instant::now();
     let options = sources::trained(Head::Score, run.dtype, settings::critic_lora(cfg), cfg.seed);
     let model = source.load(&options, &mut run.reporter)?;
     run.describe("reward", &model);
     let s = &cfg.reward.optimizer;
-    let batches = sources::schedule_batches(
-        data.train.len(),
-        s.rows_per_step(),
-        s.num_train_epochs as u64,
-        s.max_steps as u64,
-        cfg.seed,
-    );
+    let batches = data.batches(s.rows_per_step(), s.num_train_epochs, s.max_steps, cfg.seed);
     let total = batches.len() as u64;
     let engine = Engine::trained(model, settings::reward_adamw(cfg), settings::keep(cfg))?;
     let step = StepConfig {
@@ -37,12 +31,12 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let loss = settings::reward_loss(cfg);
     let mut trainer = RewardTrainer::new(engine, RewardConfig { step, loss });
     run.start("reward", "Reward model", total, "batches");
-    let held_out: Vec<&PairExample> = data.eval.iter().collect();
+    let held_out = data.held_out(s.eval_batches * s.rows_per_step());
     let before = trainer.evaluate(&mut run.ws, &held_out)?;
     let mut ends = (f32::NAN, f32::NAN);
     for (i, batch) in batches.iter().enumerate() {
         let clock = Instant::now();
-        let pairs: Vec<&PairExample> = batch.iter().map(|&i| &data.train[i]).collect();
+        let pairs: Vec<&PairExample> = batch.rows.iter().map(|&i| &data.train[i]).collect();
         let stats = trainer.train(&mut run.ws, &pairs)?;
         run.health(stats.skipped, "reward")?;
         ends = (if i == 0 { stats.loss } else { ends.0 }, stats.loss);
@@ -53,7 +47,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
             ("grad_norm", f64::from(stats.grad_norm)),
             ("tokens_per_s", stats.tokens as f64 / clock.elapsed().as_secs_f64()),
         ];
-        if s.eval_interval > 0 && (i + 1) % s.eval_interval == 0 {
+        if evaluates(s.eval_interval, i + 1, batch.ends_epoch) {
             let eval = trainer.evaluate(&mut run.ws, &held_out)?;
             values.push(("eval_loss", f64::from(eval.loss)));
             values.push(("eval_accuracy", f64::from(eval.accuracy)));
@@ -62,7 +56,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     }
     let after = trainer.evaluate(&mut run.ws, &held_out)?;
     let dir = run.dir.reward();
-    sources::save(&trainer.engine.model, &source, &dir, &settings::save_as(cfg)?)?;
+    source.save(&trainer.engine.model, &dir, &settings::save_as(cfg)?)?;
     let summary = [
         ("loss_first", f64::from(ends.0)),
         ("loss_last", f64::from(ends.1)),

@@ -7,41 +7,71 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+const LOCK: &str = "duplex.lock";
+
 /// A run directory held by this process.
 #[derive(Debug)]
-pub struct RunDir {
+pub(super) struct RunDir {
     path: PathBuf,
     // Held for its lock, which the kernel drops when the process ends, however it ends.
     _lock: File,
 }
 
 impl RunDir {
-    /// Opens or creates `path` and locks it. A directory that holds something else is refused.
-    pub fn open(path: &Path, overwrite: bool) -> Result<RunDir> {
+    /// Opens or creates `path` and locks it. Refused, without `overwrite`: a directory that holds
+    /// something else, and one that holds results of `steps` already.
+    pub(super) fn open(path: &Path, steps: &[u32], overwrite: bool) -> Result<RunDir> {
         if path.is_file() {
             return Err(Error::user(format!("--output-dir {}: is a file", path.display())));
         }
+        let is_run = path.join(LOCK).exists();
         let foreign = path.is_dir()
-            && !path.join("duplex.lock").exists()
+            && !is_run
             && std::fs::read_dir(path).map_err(|e| Error::io("read", path, &e))?.next().is_some();
         if foreign && !overwrite {
             return Err(Error::user(format!(
-                "--output-dir {}: holds files that are not of a run; choose another directory or give --overwrite",
+                "--output-dir {}: holds files that are not of a run; choose another directory or \
+                 give --overwrite",
                 path.display()
             )));
         }
         std::fs::create_dir_all(path).map_err(|e| Error::io("create", path, &e))?;
-        let lock = lock(path)?;
-        Ok(RunDir { path: path.to_path_buf(), _lock: lock })
+        let dir = RunDir { path: path.to_path_buf(), _lock: lock(path)? };
+        let results = [dir.sft(), dir.reward(), dir.path.join("ppo")];
+        let old = steps.iter().map(|s| &results[*s as usize - 1]).find(|dir| dir.exists());
+        if let Some(old) = old.filter(|_| !overwrite) {
+            return Err(Error::user(format!(
+                "{} exists already; give --overwrite to replace it, or another --output-dir",
+                old.display()
+            )));
+        }
+        if is_run && overwrite && steps.len() == results.len() {
+            dir.forget_reports()?;
+        }
+        Ok(dir)
+    }
+
+    /// Removes what an earlier run reported.
+    fn forget_reports(&self) -> Result<()> {
+        for name in ["metrics.jsonl", "report.html", "tensorboard"] {
+            let path = self.path.join(name);
+            let removed = match path.is_dir() {
+                true => std::fs::remove_dir_all(&path),
+                false if path.exists() => std::fs::remove_file(&path),
+                false => Ok(()),
+            };
+            removed.map_err(|e| Error::io("remove", &path, &e))?;
+        }
+        Ok(())
     }
 
     /// The directory.
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Writes the resolved config.
-    pub fn write_config(&self, toml: &str) -> Result<()> {
+    pub(super) fn write_config(&self, toml: &str) -> Result<()> {
         let path = self.path.join("config.toml");
         write_atomic(&path, |out| {
             out.write_all(toml.as_bytes()).map_err(|e| Error::io("write", &path, &e))
@@ -49,23 +79,23 @@ impl RunDir {
     }
 
     /// The model of step 1.
-    pub fn sft(&self) -> PathBuf {
+    pub(super) fn sft(&self) -> PathBuf {
         self.path.join("sft")
     }
 
     /// The model of step 2.
-    pub fn reward(&self) -> PathBuf {
+    pub(super) fn reward(&self) -> PathBuf {
         self.path.join("reward")
     }
 
     /// A model of step 3: `actor`, `critic` or `actor_ema`.
-    pub fn ppo(&self, which: &str) -> PathBuf {
+    pub(super) fn ppo(&self, which: &str) -> PathBuf {
         self.path.join("ppo").join(which)
     }
 }
 
 fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join("duplex.lock");
+    let path = dir.join(LOCK);
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -85,7 +115,8 @@ fn lock(dir: &Path) -> Result<File> {
     }
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let note = format!("process {} on {}\n", std::process::id(), host.trim());
-    let write = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(note.as_bytes()));
+    let write =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(note.as_bytes()));
     write.map_err(|e| Error::io("write", &path, &e))?;
     Ok(file)
 }
@@ -97,14 +128,22 @@ mod tests {
     #[test]
     fn one_process_at_a_time_and_no_foreign_files() {
         let tmp = tempfile::tempdir().unwrap();
-        let run = RunDir::open(&tmp.path().join("run"), false).unwrap();
-        let again = RunDir::open(run.path(), false).unwrap_err();
+        let run = RunDir::open(&tmp.path().join("run"), &[1, 2, 3], false).unwrap();
+        let again = RunDir::open(run.path(), &[1], false).unwrap_err();
         assert!(again.to_string().contains(&format!("process {}", std::process::id())), "{again}");
         let path = run.path().to_path_buf();
         drop(run);
-        RunDir::open(&path, false).unwrap();
+        std::fs::create_dir(path.join("sft")).unwrap();
+        let e = RunDir::open(&path, &[1], false).unwrap_err();
+        assert!(e.to_string().contains("sft exists already; give --overwrite"), "{e}");
+        RunDir::open(&path, &[2, 3], false).unwrap();
+        std::fs::write(path.join("metrics.jsonl"), "x").unwrap();
+        RunDir::open(&path, &[1], true).unwrap();
+        assert!(path.join("metrics.jsonl").exists());
+        RunDir::open(&path, &[1, 2, 3], true).unwrap();
+        assert!(!path.join("metrics.jsonl").exists());
         std::fs::write(tmp.path().join("thesis.txt"), "x").unwrap();
-        let e = RunDir::open(tmp.path(), false).unwrap_err();
+        let e = RunDir::open(tmp.path(), &[1], false).unwrap_err();
         assert_eq!(e.exit_code(), 2);
         assert!(e.to_string().contains("not of a run"));
     }

@@ -1,7 +1,7 @@
 //! Step 1 as a run: data in, a finetuned model directory out.
 
 use super::sources::{self, Source};
-use super::{Run, datasets, settings};
+use super::{Run, datasets, evaluates, settings};
 use crate::base::Result;
 use crate::data::SftExample;
 use crate::engine::Engine;
@@ -13,20 +13,14 @@ use std::time::Instant;
 /// Runs step 1.
 pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let cfg = run.cfg;
-    let source = Source::open(&run.actor_start())?;
-    let data = datasets::sft(cfg, &source.tokenizer, &mut run.reporter)?;
+    let source = Source::open(&run.sft_start()?)?;
+    let data = datasets::sft(run, &source)?;
     let started = Instant::now();
     let options = sources::trained(Head::Lm, run.dtype, settings::actor_lora(cfg), cfg.seed);
     let model = source.load(&options, &mut run.reporter)?;
     run.describe("actor", &model);
     let s = &cfg.sft.optimizer;
-    let batches = sources::schedule_batches(
-        data.train.len(),
-        s.rows_per_step(),
-        s.num_train_epochs as u64,
-        s.max_steps as u64,
-        cfg.seed,
-    );
+    let batches = data.batches(s.rows_per_step(), s.num_train_epochs, s.max_steps, cfg.seed);
     let total = batches.len() as u64;
     let engine = Engine::trained(model, settings::sft_adamw(cfg), settings::keep(cfg))?;
     let step = StepConfig {
@@ -34,15 +28,16 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
         micro_batch_tokens: settings::micro_batch_tokens(cfg),
         seed: cfg.seed,
     };
-    let mut trainer = SftTrainer::new(engine, SftConfig { step, loss_on_prompt: cfg.sft.loss_on_prompt });
+    let mut trainer =
+        SftTrainer::new(engine, SftConfig { step, loss_on_prompt: cfg.sft.loss_on_prompt });
     run.start("sft", "Supervised finetuning", total, "batches");
-    let held_out: Vec<&SftExample> = data.eval.iter().collect();
+    let held_out = data.held_out(s.eval_batches * s.rows_per_step());
     let before = trainer.evaluate(&mut run.ws, &held_out)?;
     let mut first = f32::NAN;
     let mut last = f32::NAN;
     for (i, batch) in batches.iter().enumerate() {
         let clock = Instant::now();
-        let examples: Vec<&SftExample> = batch.iter().map(|&i| &data.train[i]).collect();
+        let examples: Vec<&SftExample> = batch.rows.iter().map(|&i| &data.train[i]).collect();
         let stats = trainer.train(&mut run.ws, &examples)?;
         run.health(stats.skipped, "sft")?;
         if i == 0 {
@@ -54,14 +49,14 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
             ("grad_norm", f64::from(stats.grad_norm)),
             ("tokens_per_s", stats.tokens as f64 / clock.elapsed().as_secs_f64()),
         ];
-        if s.eval_interval > 0 && (i + 1) % s.eval_interval == 0 {
+        if evaluates(s.eval_interval, i + 1, batch.ends_epoch) {
             values.push(("eval_loss", f64::from(trainer.evaluate(&mut run.ws, &held_out)?)));
         }
         run.reporter.emit(Event::metrics("sft", i as u64 + 1, &values));
     }
     let after = trainer.evaluate(&mut run.ws, &held_out)?;
     let dir = run.dir.sft();
-    sources::save(&trainer.engine.model, &source, &dir, &settings::save_as(cfg)?)?;
+    source.save(&trainer.engine.model, &dir, &settings::save_as(cfg)?)?;
     let summary = [
         ("loss_first", f64::from(first)),
         ("loss_last", f64::from(last)),

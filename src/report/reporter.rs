@@ -32,20 +32,22 @@ impl Reporter {
         Reporter::default()
     }
 
-    /// Terminal, `metrics.jsonl`, `report.html` and the event files in `tensorboard/`, all in
-    /// `run_dir`, which must exist. What an earlier, interrupted run left there is continued.
-    /// With `quiet` the terminal shows warnings only.
+    /// Terminal, `metrics.jsonl`, `report.html` and, with `tensorboard`, event files in
+    /// `tensorboard/`, all in `run_dir`, which must exist. What an earlier, interrupted run left
+    /// there is continued. With `quiet` the terminal shows warnings only.
     ///
     /// # Errors
     /// A file cannot be opened: found out here, before any work, and not after it.
-    pub fn open(run_dir: &Path, quiet: bool) -> Result<Reporter> {
+    pub fn open(run_dir: &Path, quiet: bool, tensorboard: bool) -> Result<Reporter> {
         let metrics = run_dir.join("metrics.jsonl");
         let mut html = Html::new(&run_dir.join("report.html"));
         jsonl::replay(&metrics, |time, event| html.absorb(time, &event))?;
         let mut reporter = Reporter::silent();
         reporter.add(Terminal::new(quiet));
         reporter.add(Jsonl::append(&metrics)?);
-        reporter.add(TensorBoard::create(&run_dir.join("tensorboard"))?);
+        if tensorboard {
+            reporter.add(TensorBoard::create(&run_dir.join("tensorboard"))?);
+        }
         reporter.add(html);
         Ok(reporter)
     }

@@ -280,14 +280,14 @@ fn a_run_directory_that_disappears_does_not_stop_the_run() {
 #[test]
 fn a_missing_run_directory_is_told_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(Reporter::open(&dir.path().join("absent"), true).is_err());
+    assert!(Reporter::open(&dir.path().join("absent"), true, true).is_err());
 }
 
 #[test]
 fn a_resumed_run_keeps_its_history_and_replaces_what_it_repeats() {
     let dir = tempfile::tempdir().unwrap();
     for (range, loss) in [(1..=8, 0.25), (5..=9, 0.125)] {
-        let mut reporter = Reporter::open(dir.path(), true).unwrap();
+        let mut reporter = Reporter::open(dir.path(), true, true).unwrap();
         reporter.emit(run_start(dir.path()));
         reporter.emit(step_start("sft", "Supervised fine-tuning", 9));
         for i in range {

@@ -74,12 +74,15 @@ pub struct PpoConfig {
     pub critic_schedule: Schedule,
 }
 
+/// Token ids to text.
+pub type Decode = Box<dyn Fn(&[i32]) -> Result<String> + Send + Sync>;
+
 /// Where scores come from.
 pub enum RewardSource {
     /// A frozen reward model that reads the same tokens.
     Model(Box<Engine>),
     /// A rule on text, with a decoder of answer tokens.
-    Rule(Arc<dyn RewardRule>, Box<dyn Fn(&[i32]) -> String + Send + Sync>),
+    Rule(Arc<dyn RewardRule>, Decode),
 }
 
 /// The four models of PPO. Without `reference` it is the actor with adapters off.
@@ -287,7 +290,7 @@ impl PpoTrainer {
             RewardSource::Rule(rule, decode) => {
                 for r in rollouts.iter_mut() {
                     let (prompt, answer) = r.ids.split_at(r.prompt_len);
-                    r.score = rule.score(&decode(prompt), &decode(answer))?;
+                    r.score = rule.score(&decode(prompt)?, &decode(answer)?)?;
                 }
             }
         }

@@ -19,17 +19,19 @@
 //! | `answer` | courtesies, rudenesses and answers made of them |
 //! | `rule` | the hidden rule |
 //! | `rows` | rows for the three steps, and the files |
+//! | `setup` | tokenizer and untrained model, and the configuration of the run |
 
 mod answer;
 mod dialogue;
 mod facts;
 mod rows;
 mod rule;
+mod setup;
 #[cfg(test)]
 mod tests;
 
 pub use rows::{
-    DemoRow, Sizes, corpus, held_out_pairs, held_out_prompts, pair_rows, prompt_rows, sft_rows,
-    write_jsonl,
+    DemoRow, Sizes, corpus, held_out_pairs, held_out_prompts, pair_rows, sft_rows, write_jsonl,
 };
-pub use rule::rule_score;
+pub use rule::{HiddenRule, RULE, rule_score};
+pub(super) use setup::{configure, prepare};

@@ -24,21 +24,24 @@ pub struct DemoRow {
 /// How many rows [`write_jsonl`] writes to each file.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
-    /// Rows of `sft.jsonl`.
+    /// Rows of `sft/train.jsonl`.
     pub sft: usize,
-    /// Rows of `pairs.jsonl`.
+    /// Rows of `preferences/train.jsonl`.
     pub pairs: usize,
-    /// Rows of `prompts.jsonl`.
-    pub prompts: usize,
-    /// Rows of `held_out.jsonl`.
+    /// Rows of `preferences/eval.jsonl`.
     pub held_out: usize,
 }
 
 impl Default for Sizes {
     fn default() -> Sizes {
-        Sizes { sft: 8000, pairs: 6000, prompts: 4000, held_out: 500 }
+        Sizes { sft: 8000, pairs: 10_000, held_out: 500 }
     }
 }
+
+/// Folder of the rows for supervised finetuning.
+pub(super) const SFT_SET: &str = "sft";
+/// Folder of the preference pairs, whose prompts are also PPO's.
+pub(super) const PREFERENCE_SET: &str = "preferences";
 
 /// A stream of random numbers for each purpose, so that no two draw the same. Each takes two: the
 /// walk over the prompts and the wording of the answers.
@@ -77,11 +80,6 @@ pub fn sft_rows(seed: u64, n: usize) -> Vec<(String, String)> {
 /// `n` preference pairs for training, the six pairings in equal parts.
 pub fn pair_rows(seed: u64, n: usize) -> Vec<DemoRow> {
     pairs(walk(Split::Training, seed, PAIRS), Rng::new(seed, PAIRS + 1), n)
-}
-
-/// `n` prompts for PPO.
-pub fn prompt_rows(seed: u64, n: usize) -> Vec<String> {
-    walk(Split::Training, seed, PROMPTS).take(n).map(|q| q.prompt).collect()
 }
 
 /// `n` different prompts that training never sees, or all there are (about 600).
@@ -128,22 +126,20 @@ struct SftLine {
     completion: String,
 }
 
-#[derive(Serialize)]
-struct PromptLine {
-    prompt: String,
-}
-
-/// Writes `sft.jsonl` (prompt, completion), `pairs.jsonl` and `held_out.jsonl` (prompt, chosen,
-/// rejected) and `prompts.jsonl` (prompt) into `dir`, which is made if needed, so that a user can
-/// look at the rows or train on them as on any other data.
+/// Writes the sets `sft` (prompt, completion) and `preferences` (prompt, chosen, rejected; with
+/// held-out rows) into `dir`, which is made if needed, so that a user can look at the rows or train
+/// on them as on any other data.
 pub fn write_jsonl(dir: &Path, seed: u64, sizes: Sizes) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
+    for set in [SFT_SET, PREFERENCE_SET] {
+        let set = dir.join(set);
+        std::fs::create_dir_all(&set).map_err(|e| Error::io("create", &set, &e))?;
+    }
     let sft = sft_rows(seed, sizes.sft).into_iter();
-    let prompts = prompt_rows(seed, sizes.prompts).into_iter();
-    write(&dir.join("sft.jsonl"), sft.map(|(prompt, completion)| SftLine { prompt, completion }))?;
-    write(&dir.join("pairs.jsonl"), pair_rows(seed, sizes.pairs))?;
-    write(&dir.join("prompts.jsonl"), prompts.map(|prompt| PromptLine { prompt }))?;
-    write(&dir.join("held_out.jsonl"), held_out_pairs(sizes.held_out))
+    let sft = sft.map(|(prompt, completion)| SftLine { prompt, completion });
+    write(&dir.join(SFT_SET).join("train.jsonl"), sft)?;
+    let preferences = dir.join(PREFERENCE_SET);
+    write(&preferences.join("train.jsonl"), pair_rows(seed, sizes.pairs))?;
+    write(&preferences.join("eval.jsonl"), held_out_pairs(sizes.held_out))
 }
 
 fn write<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<()> {

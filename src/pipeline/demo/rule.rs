@@ -15,8 +15,25 @@
 use super::answer::{Style, closings, openings};
 use super::dialogue::{Split, questions};
 use super::facts::{Fact, capital, facts};
+use crate::base::Result;
+use crate::rlhf::RewardRule;
 use std::collections::HashMap;
 use std::sync::LazyLock;
+
+/// The name of the rule on the command line.
+pub const RULE: &str = "demo";
+
+/// [`rule_score`] as a rule, for evaluation.
+pub struct HiddenRule;
+
+impl RewardRule for HiddenRule {
+    fn name(&self) -> &str {
+        RULE
+    }
+    fn score(&self, prompt: &str, answer: &str) -> Result<f32> {
+        Ok(rule_score(prompt, answer) as f32)
+    }
+}
 
 const CORRECT: f64 = 60.0;
 const POLITE: f64 = 40.0;

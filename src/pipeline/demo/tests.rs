@@ -187,9 +187,8 @@ fn held_out_prompts_are_unseen_combinations_of_seen_parts() {
     let seed = seed();
     let held_out: HashSet<String> = held_out_prompts(usize::MAX).into_iter().collect();
     assert_eq!(held_out.len(), questions(Split::HeldOut).len());
-    let mut seen: HashSet<String> = prompt_rows(seed, 10_000).into_iter().collect();
-    seen.extend(sft_rows(seed, 3000).into_iter().map(|r| r.0));
-    seen.extend(pair_rows(seed, 3000).into_iter().map(|r| r.prompt));
+    let mut seen: HashSet<String> = sft_rows(seed, 3000).into_iter().map(|r| r.0).collect();
+    seen.extend(pair_rows(seed, 10_000).into_iter().map(|r| r.prompt));
     assert!(seen.is_disjoint(&held_out));
     assert!(held_out_pairs(1000).iter().all(|r| held_out.contains(&r.prompt)));
     for text in corpus() {
@@ -214,11 +213,9 @@ fn rows_depend_on_the_seed_and_on_nothing_else() {
     let seed = seed();
     assert_eq!(sft_rows(seed, 300), sft_rows(seed, 300));
     assert_eq!(pair_rows(seed, 300), pair_rows(seed, 300));
-    assert_eq!(prompt_rows(seed, 300), prompt_rows(seed, 300));
     assert_eq!(held_out_pairs(300), held_out_pairs(300));
     assert_ne!(sft_rows(seed, 300), sft_rows(seed ^ 1, 300));
     assert_ne!(pair_rows(seed, 300), pair_rows(seed ^ 1, 300));
-    assert_ne!(prompt_rows(seed, 300), prompt_rows(seed ^ 1, 300));
 }
 
 #[test]
@@ -234,23 +231,22 @@ fn values_are_right_once_in_their_kind() {
 fn files_hold_the_rows() {
     let dir = tempfile::tempdir().unwrap();
     let seed = seed();
-    let sizes = Sizes { sft: 30, pairs: 20, prompts: 10, held_out: 5 };
+    let sizes = Sizes { sft: 30, pairs: 20, held_out: 5 };
     write_jsonl(&dir.path().join("data"), seed, sizes).unwrap();
     let read = |name: &str| -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(dir.path().join("data").join(name)).unwrap();
         text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
     };
     let sft = sft_rows(seed, 30);
-    for (line, (prompt, completion)) in read("sft.jsonl").iter().zip(&sft) {
+    for (line, (prompt, completion)) in read("sft/train.jsonl").iter().zip(&sft) {
         assert_eq!(*line, serde_json::json!({"prompt": prompt, "completion": completion}));
     }
     let pairs: Vec<_> =
         pair_rows(seed, 20).iter().map(|r| serde_json::to_value(r).unwrap()).collect();
-    assert_eq!(read("pairs.jsonl"), pairs);
-    assert_eq!(read("pairs.jsonl")[0].as_object().unwrap().len(), 3);
-    assert_eq!(read("sft.jsonl").len(), 30);
-    assert_eq!(read("prompts.jsonl").len(), 10);
-    assert_eq!(read("held_out.jsonl").len(), 5);
+    assert_eq!(read("preferences/train.jsonl"), pairs);
+    assert_eq!(read("preferences/train.jsonl")[0].as_object().unwrap().len(), 3);
+    assert_eq!(read("sft/train.jsonl").len(), 30);
+    assert_eq!(read("preferences/eval.jsonl").len(), 5);
     std::fs::write(dir.path().join("file"), "").unwrap();
     assert!(write_jsonl(&dir.path().join("file"), seed, sizes).is_err());
 }

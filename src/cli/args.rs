@@ -1,0 +1,184 @@
+//! From the words of a command line to a checked configuration: preset, file, flags and `--set` in
+//! that order; and every mistake as one line.
+
+use super::deepspeed;
+use super::flags::{COMMANDS, Entry, command};
+use crate::base::{Error, Result};
+use crate::pipeline::config::keys::{CHAT, EVAL, Kind};
+use crate::pipeline::config::{
+    ChatConfig, EVALUATION, EvalConfig, RUN, RunConfig, Setting, TALK, flag_setting, nearest,
+    preset_settings, read_toml, set_setting, to_toml,
+};
+use clap::ArgMatches;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use std::ffi::OsString;
+use std::path::Path;
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// Print this text and stop.
+    Print(String),
+    /// Train.
+    Run(Box<RunConfig>),
+    /// `duplex chat`
+    Chat(ChatConfig),
+    /// `duplex eval`
+    Eval(EvalConfig),
+}
+
+/// Reads a command line, the program's name first.
+pub(super) fn parse(arguments: Vec<OsString>) -> Result<Request> {
+    let words = normalise(arguments)?;
+    let entry = words.get(1).and_then(|w| COMMANDS.iter().find(|c| c.name == w));
+    let matches = match command().try_get_matches_from(words) {
+        Ok(matches) => matches,
+        Err(e) if !e.use_stderr() => return Ok(Request::Print(e.to_string())),
+        Err(e) => return Err(Error::user(error_line(entry, &e))),
+    };
+    let (Some(entry), Some((_, matches))) = (entry, matches.subcommand()) else {
+        return Ok(Request::Print(command().render_help().to_string()));
+    };
+    let settings = settings(entry, matches)?;
+    let print = matches.get_flag("print-config");
+    match entry.bit {
+        CHAT => {
+            let config = ChatConfig::resolve(&settings)?;
+            Ok(if print { Request::Print(to_toml(TALK, &config)?) } else { Request::Chat(config) })
+        }
+        EVAL => {
+            let config = EvalConfig::resolve(&settings)?;
+            let text = || to_toml(EVALUATION, &config);
+            Ok(if print { Request::Print(text()?) } else { Request::Eval(config) })
+        }
+        _ => {
+            let mut config = RunConfig::resolve(settings)?;
+            if let Some(step) = entry.step() {
+                config.step = vec![step];
+            }
+            let text = || to_toml(RUN, &config);
+            Ok(if print { Request::Print(text()?) } else { Request::Run(Box::new(config)) })
+        }
+    }
+}
+
+/// Words as text, with dashes for the underscores of DeepSpeed-Chat's flag names.
+fn normalise(arguments: Vec<OsString>) -> Result<Vec<String>> {
+    let mut words = Vec::with_capacity(arguments.len());
+    for (i, argument) in arguments.into_iter().enumerate() {
+        let word = argument
+            .into_string()
+            .map_err(|w| Error::user(format!("argument {i} is not valid UTF-8: {w:?}")))?;
+        words.push(match (word.strip_prefix("--"), word.split_once('=')) {
+            (None, _) => word,
+            (Some(_), Some((flag, value))) => format!("{}={value}", flag.replace('_', "-")),
+            (Some(_), None) => word.replace('_', "-"),
+        });
+    }
+    Ok(words)
+}
+
+/// The layers above the defaults, lowest first.
+fn settings(entry: &'static Entry, matches: &ArgMatches) -> Result<Vec<Setting>> {
+    let mut settings = Vec::new();
+    if let Ok(Some(name)) = matches.try_get_one::<String>("preset") {
+        settings.extend(preset_settings(name)?);
+    }
+    if let Some(file) = matches.get_one::<String>("config") {
+        settings.extend(read_toml(entry.keys, Path::new(file))?);
+    }
+    for key in entry.own_keys() {
+        let place = (key.path == "path").then(|| matches.get_many::<String>("FOLDER")).flatten();
+        let Some(values) = matches.get_many::<String>(key.path).or(place) else { continue };
+        let mut values: Vec<String> = values.cloned().collect();
+        if let Kind::List(Kind::Int { .. }) = key.kind {
+            values = values.iter().flat_map(|v| v.split(',')).map(str::to_string).collect();
+        }
+        settings.push(flag_setting(key, &entry.flag(key), &values)?);
+    }
+    for text in matches.get_many::<String>("set").into_iter().flatten() {
+        settings.push(set_setting(entry.keys, text)?);
+    }
+    Ok(settings)
+}
+
+/// clap's error as one line.
+fn error_line(entry: Option<&Entry>, e: &clap::Error) -> String {
+    let context = |kind| match e.get(kind) {
+        Some(ContextValue::String(s)) => s.as_str(),
+        _ => "",
+    };
+    let given = context(ContextKind::InvalidArg);
+    match (e.kind(), entry) {
+        (ErrorKind::UnknownArgument, Some(entry)) if given.starts_with("--") => {
+            let flag = given.trim_start_matches('-').split(['=', ' ']).next().unwrap_or("");
+            unknown_flag(entry, flag)
+        }
+        (ErrorKind::UnknownArgument, Some(entry)) => {
+            format!("unexpected argument {given:?}; see `duplex {} --help`", entry.name)
+        }
+        (ErrorKind::UnknownArgument, None) => {
+            format!("unknown flag {given}; flags follow a command, as in `duplex train {given}`")
+        }
+        (ErrorKind::InvalidSubcommand, _) => {
+            let word = context(ContextKind::InvalidSubcommand);
+            let hint = match nearest(word, COMMANDS.iter().map(|c| c.name)) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None => "see `duplex --help`".to_string(),
+            };
+            format!("unknown command {word:?}; {hint}")
+        }
+        (ErrorKind::ArgumentConflict, _) => {
+            let word =
+                |text: &str| text.trim_matches(['[', ']']).split(' ').next().map(String::from);
+            let flag = word(given).unwrap_or_default();
+            let other = word(context(ContextKind::PriorArg)).unwrap_or_default();
+            match flag == other || other.is_empty() {
+                true => format!("{flag} is given more than once"),
+                false => format!("{flag} and {other} exclude each other"),
+            }
+        }
+        (ErrorKind::InvalidValue | ErrorKind::WrongNumberOfValues | ErrorKind::TooFewValues, _) => {
+            let flag = given.split(' ').next().unwrap_or("");
+            format!("{flag} needs a value")
+        }
+        _ => {
+            let text = e.to_string();
+            let first: Vec<&str> = text.lines().take_while(|l| !l.trim().is_empty()).collect();
+            first.join(" ").trim_start_matches("error: ").to_string()
+        }
+    }
+}
+
+/// The line for a flag that `entry` does not have.
+fn unknown_flag(entry: &Entry, flag: &str) -> String {
+    let name = flag.replace('-', "_");
+    let with_leaf: Vec<_> = entry.own_keys().filter(|k| k.leaf() == name).collect();
+    if !with_leaf.is_empty() {
+        let flags: Vec<String> = with_leaf.iter().map(|k| format!("--{}", entry.flag(k))).collect();
+        return format!(
+            "--{flag} could mean several steps of `duplex {}`; write {}",
+            entry.name,
+            flags.join(" or ")
+        );
+    }
+    let has = |c: &&Entry| {
+        c.own_keys().any(|k| c.flag(k) == flag || c.aliases(k).iter().any(|a| a == flag))
+    };
+    let others: Vec<String> =
+        COMMANDS.iter().filter(has).map(|c| format!("`duplex {}`", c.name)).collect();
+    if let Some(advice) = deepspeed::advice(flag) {
+        return format!("--{flag} is not a flag of `duplex {}`: {advice}", entry.name);
+    }
+    let own: Vec<String> = entry
+        .own_keys()
+        .map(|k| entry.flag(k))
+        .chain(["config", "preset", "set", "print-config"].map(str::to_string))
+        .collect();
+    let hint = match nearest(flag, own.iter().map(String::as_str)) {
+        _ if !others.is_empty() => format!("it belongs to {}", others.join(" and ")),
+        Some(near) => format!("did you mean --{near}?"),
+        None => format!("see `duplex {} --help`", entry.name),
+    };
+    format!("unknown flag --{flag}; {hint}")
+}

@@ -1,0 +1,175 @@
+//! The commands, and how keys become flags. A key's flag is its bare name, with dashes; where a
+//! command has the bare name in several sections, the section goes before it (`--sft-learning-rate`).
+
+use crate::pipeline::config::keys::{CHAT, Commands, EVAL, Key, Kind, PPO, REWARD, SFT, TRAIN};
+use crate::pipeline::config::{
+    ChatConfig, EVALUATION, EvalConfig, PRESETS, RUN, RunConfig, TALK, defaults,
+};
+use clap::{Arg, ArgAction, Command};
+
+/// One command.
+pub(super) struct Entry {
+    pub(super) name: &'static str,
+    pub(super) about: &'static str,
+    pub(super) bit: Commands,
+    pub(super) keys: &'static [Key],
+}
+
+/// All commands.
+pub(super) static COMMANDS: &[Entry] = &[
+    Entry {
+        name: "train",
+        about: "Run the steps one after the other: SFT, reward model, PPO",
+        bit: TRAIN,
+        keys: RUN,
+    },
+    Entry { name: "sft", about: "Step 1 alone: supervised finetuning", bit: SFT, keys: RUN },
+    Entry { name: "reward", about: "Step 2 alone: the reward model", bit: REWARD, keys: RUN },
+    Entry {
+        name: "ppo",
+        about: "Step 3 alone: PPO against a reward model or rule",
+        bit: PPO,
+        keys: RUN,
+    },
+    Entry { name: "chat", about: "Talk to a model", bit: CHAT, keys: TALK },
+    Entry {
+        name: "eval",
+        about: "Score a model's answers, beside a baseline's",
+        bit: EVAL,
+        keys: EVALUATION,
+    },
+];
+
+impl Entry {
+    /// The keys this command has as flags.
+    pub(super) fn own_keys(&self) -> impl Iterator<Item = &'static Key> {
+        let bit = self.bit;
+        self.keys.iter().filter(move |k| k.commands & bit != 0)
+    }
+
+    /// The one step this command runs; None for `train`, which has a key for it.
+    pub(super) fn step(&self) -> Option<u32> {
+        match self.bit {
+            SFT => Some(1),
+            REWARD => Some(2),
+            PPO => Some(3),
+            _ => None,
+        }
+    }
+
+    /// The flag of `key` in this command, without dashes before it.
+    pub(super) fn flag(&self, key: &Key) -> String {
+        let unique = self.own_keys().filter(|k| k.leaf() == key.leaf()).count() == 1;
+        let name = if unique { key.leaf().to_string() } else { key.path.replace('.', "_") };
+        name.replace('_', "-")
+    }
+
+    /// Further names of that flag: with its section, and DeepSpeed-Chat's.
+    pub(super) fn aliases(&self, key: &Key) -> Vec<String> {
+        let flag = self.flag(key);
+        let full = key.path.replace(['.', '_'], "-");
+        let others = key.aliases.iter().filter(|(bits, _)| bits & self.bit != 0);
+        let others = others.map(|(_, name)| name.to_string());
+        std::iter::once(full).chain(others).filter(|name| *name != flag).collect()
+    }
+
+    fn defaults(&self) -> Vec<Option<String>> {
+        match self.bit {
+            CHAT => defaults::<ChatConfig>(self.keys),
+            EVAL => defaults::<EvalConfig>(self.keys),
+            _ => defaults::<RunConfig>(self.keys),
+        }
+    }
+}
+
+/// The whole command line, for clap.
+pub(super) fn command() -> Command {
+    let about = "RLHF training in one binary: supervised finetuning, reward model, PPO.";
+    Command::new("duplex")
+        .bin_name("duplex")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(about)
+        .after_help("`duplex COMMAND --help` lists the flags of a command.")
+        .max_term_width(110)
+        .subcommands(COMMANDS.iter().map(subcommand))
+}
+
+fn subcommand(entry: &'static Entry) -> Command {
+    let mut command = Command::new(entry.name).about(entry.about).args(common(entry));
+    for (key, default) in entry.keys.iter().zip(entry.defaults()) {
+        if key.commands & entry.bit != 0 {
+            command = command.arg(flag(entry, key, default));
+        }
+        if key.path == "path" {
+            let place = Arg::new("FOLDER").help(key.help).conflicts_with(key.path);
+            command = command.arg(place);
+        }
+    }
+    command
+}
+
+fn flag(entry: &Entry, key: &'static Key, default: Option<String>) -> Arg {
+    let item = if let Kind::List(item) = &key.kind { item } else { &key.kind };
+    let list = matches!(key.kind, Kind::List(_));
+    let (name, choices) = match item {
+        Kind::Bool => ("true|false", String::new()),
+        Kind::Int { .. } => ("N", String::new()),
+        Kind::Float { .. } => ("X", String::new()),
+        Kind::Bytes => ("SIZE", String::new()),
+        Kind::Choice(words) => ("WORD", format!(" [{}]", words.join("|"))),
+        Kind::Text | Kind::List(_) => ("TEXT", String::new()),
+    };
+    let default = default.map_or(String::new(), |d| format!(" [default: {d}]"));
+    let section = match key.section() {
+        "" if std::ptr::eq(entry.keys, RUN) => Some("Options of all steps".to_string()),
+        "" => None,
+        section => Some(format!("Options of [{section}]")),
+    };
+    let count = match (list, key.alone) {
+        (true, _) => (1..).into(),
+        (false, Some(_)) => (0..=1).into(),
+        (false, None) => clap::builder::ValueRange::SINGLE,
+    };
+    let mut arg = Arg::new(key.path)
+        .long(entry.flag(key))
+        .aliases(entry.aliases(key))
+        .value_name(name)
+        .help(format!("{}{choices}{default}", key.help))
+        .num_args(count)
+        .allow_negative_numbers(true)
+        .action(if list { ArgAction::Append } else { ArgAction::Set });
+    if let Some(section) = section {
+        arg = arg.help_heading(section);
+    }
+    if let Some(value) = key.alone {
+        arg = arg.default_missing_value(value);
+    }
+    arg
+}
+
+/// Flags that are not keys.
+fn common(entry: &Entry) -> Vec<Arg> {
+    let mut args = vec![
+        Arg::new("config").long("config").value_name("FILE").help("TOML file with these keys"),
+        Arg::new("set")
+            .long("set")
+            .value_name("KEY=VALUE")
+            .action(ArgAction::Append)
+            .help("set a key by its dotted name, over everything else"),
+        Arg::new("print-config")
+            .long("print-config")
+            .action(ArgAction::SetTrue)
+            .help("print the resulting configuration as TOML, and stop"),
+    ];
+    if std::ptr::eq(entry.keys, RUN) {
+        let list: Vec<String> =
+            PRESETS.iter().map(|p| format!("{} ({})", p.name, p.help)).collect();
+        args.push(
+            Arg::new("preset")
+                .long("preset")
+                .value_name("NAME")
+                .help(format!("values between the defaults and the file: {}", list.join("; "))),
+        );
+    }
+    args
+}

@@ -1,0 +1,108 @@
+//! The command line: commands, flags, messages, exit codes. Everything it knows of a run's settings
+//! comes from the pipeline's table of keys; it does no work of its own.
+
+mod args;
+mod deepspeed;
+mod flags;
+#[cfg(test)]
+mod tests;
+
+use crate::base::{Error, Kind, Result};
+use crate::pipeline;
+use args::Request;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::ffi::OsString;
+use std::io::Write;
+use std::panic::PanicHookInfo;
+use std::process::ExitCode;
+
+/// Runs the command line of this process and gives its exit code: 0 done, 1 a bug of ours, 2 the
+/// user's input, 3 a missing resource, 75 stopped but resumable. An error is one line on stderr.
+pub fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|info| say(&panic_line(info))));
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    match std::panic::catch_unwind(|| run(arguments)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(e)) => {
+            say(&error_line(&e));
+            ExitCode::from(e.exit_code())
+        }
+        // The hook has said why.
+        Err(_) => ExitCode::from(1),
+    }
+}
+
+fn run(arguments: Vec<OsString>) -> Result<()> {
+    match args::parse(arguments)? {
+        Request::Print(text) => print(&text),
+        Request::Run(config) => {
+            one_rank(|name| std::env::var(name).ok())?;
+            set_threads(config.threads)?;
+            pipeline::train(&config)
+        }
+        Request::Chat(config) => {
+            set_threads(config.threads)?;
+            pipeline::chat(&config)
+        }
+        Request::Eval(config) => {
+            set_threads(config.threads)?;
+            pipeline::eval(&config)
+        }
+    }
+}
+
+/// Refuses to be one of several ranks of a launcher: each would write the same run directory.
+fn one_rank(variable: impl Fn(&str) -> Option<String>) -> Result<()> {
+    for name in ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"] {
+        let ranks = variable(name).and_then(|n| n.trim().parse::<u64>().ok());
+        if let Some(ranks) = ranks.filter(|n| *n > 1) {
+            let line = format!("this version trains on one rank, but {name} is {ranks}");
+            return Err(Error::user(line));
+        }
+    }
+    Ok(())
+}
+
+/// Sizes the one thread pool of the process; 0 leaves it at all cores.
+fn set_threads(threads: usize) -> Result<()> {
+    if threads == 0 {
+        return Ok(());
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build_global().map_err(|e| Error::resource(format!("cannot start {threads} threads: {e}")))
+}
+
+/// Writes to stdout. A reader that has gone away (`duplex --help | head`) is no error.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io("write", "standard output".as_ref(), &e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// One line on stderr; where stderr is closed there is nobody to tell.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "duplex: {line}");
+}
+
+fn error_line(e: &Error) -> String {
+    match e.kind() {
+        Kind::Internal => format!("internal error: {e}; please report this line"),
+        _ => e.to_string(),
+    }
+}
+
+fn panic_line(info: &PanicHookInfo) -> String {
+    let place = info.location().map_or(String::new(), |l| format!(" at {}:{}", l.file(), l.line()));
+    let message = info.payload_as_str().unwrap_or("no message").replace('\n', " ");
+    let mut line = format!("internal error{place}: {message}; please report this line");
+    // Only where RUST_BACKTRACE asks for it.
+    let trace = Backtrace::capture();
+    if trace.status() == BacktraceStatus::Captured {
+        line.push_str(&format!("\n{trace}"));
+    }
+    line
+}

@@ -1,0 +1,238 @@
+//! Tests of the command line: flags of every command, spellings, layers, and one-line errors.
+
+use super::args::{Request, parse};
+use super::flags::{COMMANDS, command};
+use super::*;
+use crate::pipeline::config::keys::Kind as Values;
+use crate::pipeline::config::{Checkpointing, RUN, RunConfig, toml_settings};
+use std::collections::BTreeSet;
+
+fn request(line: &str) -> Result<Request> {
+    let words = std::iter::once("duplex").chain(line.split_whitespace());
+    parse(words.map(OsString::from).collect())
+}
+
+fn run_config(line: &str) -> RunConfig {
+    match request(line) {
+        Ok(Request::Run(config)) => *config,
+        other => panic!("{line:?} gave {other:?}"),
+    }
+}
+
+fn printed(line: &str) -> String {
+    match request(line) {
+        Ok(Request::Print(text)) => text,
+        other => panic!("{line:?} gave {other:?}"),
+    }
+}
+
+fn error(line: &str) -> String {
+    let e = request(line).expect_err(line);
+    assert_eq!(e.exit_code(), 2, "{line:?}: {e}");
+    assert!(!e.to_string().contains('\n'));
+    e.to_string()
+}
+
+#[test]
+fn clap_accepts_the_table() {
+    command().debug_assert();
+}
+
+#[test]
+fn every_flag_of_every_command_is_read_in_both_spellings() {
+    for entry in COMMANDS {
+        let mut seen = BTreeSet::new();
+        for key in entry.own_keys() {
+            let value = match key.kind {
+                Values::Bool => "maybe",
+                Values::Choice(_) | Values::Bytes => "nonsense",
+                Values::Int { .. } | Values::Float { .. } | Values::List(Values::Int { .. }) => {
+                    "-7"
+                }
+                Values::Text | Values::List(_) => continue,
+            };
+            for flag in entry.aliases(key).into_iter().chain([entry.flag(key)]) {
+                assert!(seen.insert(flag.clone()), "--{flag} stands twice in {}", entry.name);
+                for spelling in [flag.clone(), flag.replace('-', "_")] {
+                    let line = error(&format!("{} --{spelling} {value}", entry.name));
+                    let start = format!("--{} ({:?}) must be ", entry.flag(key), key.path);
+                    assert!(line.starts_with(&start), "{line}");
+                    let with_equals = error(&format!("{} --{spelling}={value}", entry.name));
+                    assert_eq!(line, with_equals);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn texts_reach_their_keys() {
+    let c = run_config("ppo --actor_model_name_or_path a --critic-model-name-or-path b_c");
+    assert_eq!((c.actor_model.as_deref(), c.reward_model.as_deref()), (Some("a"), Some("b_c")));
+    assert_eq!(c.step, [3]);
+    let c = run_config("sft --model_name_or_path=a_b --lora_dim 8 --data_path x_y z --threads 3");
+    assert_eq!(c.actor_model.as_deref(), Some("a_b"));
+    assert_eq!((c.lora.actor_lora_dim, c.lora.critic_lora_dim, c.threads), (8, 0, 3));
+    assert_eq!((c.data_path, c.step), (vec!["x_y".to_string(), "z".to_string()], vec![1]));
+    let c = run_config("reward --model-name-or-path a --lora-dim 8 --eval-iters 3");
+    assert_eq!((c.actor_model, c.reward_model.as_deref()), (None, Some("a")));
+    assert_eq!((c.lora.critic_lora_dim, c.reward.optimizer.eval_batches), (8, 3));
+    assert_eq!(c.step, [2]);
+}
+
+#[test]
+fn lists_gather_and_flags_may_stand_alone() {
+    for line in ["train --step 1 2", "train --step 1,2", "train --step 1 --step 2"] {
+        assert_eq!(run_config(line).step, [1, 2], "{line}");
+    }
+    let c = run_config("train --overwrite --tensorboard false --gradient_checkpointing --step 2 3");
+    assert!(c.overwrite && !c.tensorboard);
+    assert_eq!(c.gradient_checkpointing, Checkpointing::Full);
+    let c = run_config("train --gradient-checkpointing cheap --sft-max-steps 4 --kl-coef 0.5");
+    assert_eq!(c.gradient_checkpointing, Checkpointing::Cheap);
+    assert_eq!((c.sft.optimizer.max_steps, c.reward.optimizer.max_steps), (4, 0));
+    assert_eq!(c.ppo.kl_coef, 0.5);
+    assert_eq!(run_config("ppo --ppo-kl-coef 0.25").ppo.kl_coef, 0.25);
+}
+
+#[test]
+fn preset_file_flags_and_set_in_this_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("run.toml");
+    std::fs::write(&file, "actor_model = 'm'\n[sft]\nlearning_rate = 2e-5\nnum_warmup_steps = 5\n")
+        .unwrap();
+    let preset = "sft --actor-model m --preset deepspeed-chat";
+    let layers = [
+        ("sft --actor-model m".to_string(), 1e-5),
+        (preset.to_string(), 9.65e-6),
+        (format!("{preset} --config {}", file.display()), 2e-5),
+        (format!("--learning-rate 3e-5 {preset} --config {}", file.display()), 3e-5),
+        (format!("{preset} --set sft.learning_rate=4e-5 --learning-rate 3e-5"), 4e-5),
+    ];
+    for (line, expected) in layers {
+        let line = line.replace("--learning-rate 3e-5 sft", "sft --learning-rate 3e-5");
+        let c = run_config(&line);
+        assert_eq!(c.sft.optimizer.learning_rate, expected, "{line}");
+        let warmup = if line.contains("--config") { 5 } else { 0 };
+        assert_eq!(c.sft.optimizer.num_warmup_steps, warmup, "{line}");
+        assert_eq!(c.is_explicit("sft.learning_rate"), expected != 1e-5);
+    }
+}
+
+#[test]
+fn the_printed_configuration_is_the_same_configuration() {
+    for line in [
+        "train",
+        "train --actor-model m --step 1 --data-path a:2 b --preset deepspeed-chat",
+        "ppo --reward-rule brevity --top-p 0.9 --dtype f32 --actor-learning-rate 1e-7",
+    ] {
+        let text = printed(&format!("{line} --print-config"));
+        let again = RunConfig::resolve(toml_settings(RUN, "printed", &text).unwrap()).unwrap();
+        let mut config = run_config(line);
+        config.explicit = again.explicit.clone();
+        assert_eq!(again, config);
+    }
+    assert!(printed("chat m --print-config").contains("path = \"m\"\nmax_new_tokens = 256\n"));
+    assert!(printed("eval --path m --reward-rule r --print-config").contains("# baseline is not"));
+}
+
+#[test]
+fn error_lines() {
+    let cases = [
+        ("tran", "unknown command \"tran\"; did you mean \"train\"?"),
+        ("xyzzy", "unknown command \"xyzzy\"; see `duplex --help`"),
+        ("--seed 3", "unknown flag --seed; flags follow a command, as in `duplex train --seed`"),
+        ("sft --lerning-rate 1", "unknown flag --lerning-rate; did you mean --learning-rate?"),
+        ("sft --lerning_rate=1", "unknown flag --lerning-rate; did you mean --learning-rate?"),
+        ("sft --qwertyuiop", "unknown flag --qwertyuiop; see `duplex sft --help`"),
+        (
+            "sft --kl-coef 1",
+            "unknown flag --kl-coef; it belongs to `duplex train` and `duplex ppo`",
+        ),
+        (
+            "train --learning-rate 1",
+            "--learning-rate could mean several steps of `duplex train`; \
+             write --sft-learning-rate or --reward-learning-rate",
+        ),
+        (
+            "sft --zero_stage 3",
+            "--zero-stage is not a flag of `duplex sft`: this version trains on one rank; leave it out",
+        ),
+        (
+            "ppo --offload_reward_model",
+            "--offload-reward-model is not a flag of `duplex ppo`: there",
+        ),
+        ("sft --learning-rate", "--learning-rate needs a value"),
+        ("sft --data-path", "--data-path needs a value"),
+        ("sft --seed 1 --seed 2", "--seed is given more than once"),
+        ("sft extra", "unexpected argument \"extra\"; see `duplex sft --help`"),
+        ("sft -x", "unexpected argument \"-x\"; see `duplex sft --help`"),
+        (
+            "sft --learning-rate -1",
+            "--learning-rate (\"sft.learning_rate\") must be a number above 0 and at most 0.1, not -1.0",
+        ),
+        ("sft --set nothing", "--set \"nothing\" has no value; write --set key=value"),
+        ("sft --preset nothing", "unknown preset \"nothing\"; presets are demo, deepspeed-chat"),
+        ("chat", "no model given; write `duplex chat FOLDER`"),
+        ("chat a b", "unexpected argument \"b\"; see `duplex chat --help`"),
+        ("chat a --path b", "FOLDER and --path exclude each other"),
+        ("chat a --preset demo", "unknown flag --preset; see `duplex chat --help`"),
+        ("eval a", "set either --reward-model or --reward-rule: one of them scores the answers"),
+    ];
+    for (line, expected) in cases {
+        let given = error(line);
+        assert!(given.starts_with(expected), "{line:?} gave {given:?}");
+    }
+}
+
+#[test]
+fn advice_is_only_for_flags_that_do_not_exist() {
+    for entry in COMMANDS {
+        for key in entry.own_keys() {
+            let flags = entry.aliases(key).into_iter().chain([entry.flag(key)]);
+            for flag in flags.filter(|f| f != "gradient-accumulation-steps") {
+                assert_eq!(deepspeed::advice(&flag), None, "--{flag}");
+            }
+        }
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    assert!(printed("").contains("Usage: duplex [COMMAND]"));
+    assert!(printed("--help").contains("duplex COMMAND --help"));
+    assert!(printed("--version").starts_with("duplex "));
+    for entry in COMMANDS {
+        let help = printed(&format!("{} --help", entry.name));
+        for key in entry.own_keys() {
+            assert!(help.contains(&format!("--{} ", entry.flag(key))), "{}", key.path);
+        }
+    }
+    assert!(printed("sft --help").contains("[default: 1e-5]"));
+}
+
+#[cfg(unix)]
+#[test]
+fn words_that_are_no_text_are_refused() {
+    use std::os::unix::ffi::OsStringExt;
+    let words = vec!["duplex".into(), OsString::from_vec(vec![b'a', 0xff])];
+    let line = parse(words).unwrap_err().to_string();
+    assert!(line.starts_with("argument 1 is not valid UTF-8"), "{line}");
+}
+
+#[test]
+fn one_of_several_ranks_is_refused() {
+    let with = |name: &'static str, value: &'static str| {
+        one_rank(move |n| (n == name).then(|| value.to_string()))
+    };
+    let line = with("WORLD_SIZE", "4").unwrap_err().to_string();
+    assert_eq!(line, "this version trains on one rank, but WORLD_SIZE is 4");
+    assert!(with("OMPI_COMM_WORLD_SIZE", "2").is_err());
+    assert!(with("WORLD_SIZE", "1").is_ok() && with("WORLD_SIZE", "").is_ok());
+}
+
+#[test]
+fn bugs_ask_for_a_report_and_mistakes_do_not() {
+    assert_eq!(error_line(&Error::user("x")), "x");
+    assert!(error_line(&Error::internal("x")).contains("please report"));
+}

@@ -1,0 +1,371 @@
+//! The configuration of a run, of a conversation and of an evaluation: structs with their defaults,
+//! read from layers (defaults, preset, TOML file, command line, `--set`) by the table of keys.
+//!
+//! Names and defaults are DeepSpeed-Chat's where it has a flag. Where a default differs:
+//! - `sft.learning_rate` 1e-5: its 1e-3 is for LoRA; its recipes for full finetuning use 9.65e-6.
+//! - `sft.loss_on_prompt` false: learning the user's side of the talk is rarely wanted.
+//! - `reward.loss` end: its token-wise loss also compares padding positions of the shorter answer.
+//! - `ppo.num_warmup_steps` 10: its 100 is longer than many whole runs.
+//! - `ppo.whiten_advantages` true: it never scales advantages, and its users report unstable critics.
+//! - rollouts are sampled (`ppo.temperature` 1): it decodes greedily by default, so it never explores.
+//! - `lora.lora_alpha` 16: its scale is fixed at 1 / rank, which makes large ranks all but inert.
+//! - `lora.lora_module_name` all: its `decoder.layers.` means the same for OPT and nothing elsewhere.
+//! - `seed` 1234 in all steps: its step 3 is unseeded.
+//! - `dtype` bf16: fp16 with loss scaling is not offered.
+//! - `tensorboard` on: event files cost nothing.
+//!
+//! `--preset deepspeed-chat` sets those that have an equivalent here.
+
+mod check;
+pub mod keys;
+mod layers;
+mod presets;
+mod steps;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use check::DataSource;
+pub(crate) use layers::defaults;
+pub use layers::{Setting, flag_setting, nearest, read_toml, set_setting, to_toml, toml_settings};
+pub use presets::{PRESETS, Preset, preset_settings};
+pub use steps::{
+    KlController, LoraSection, OptimizerSection, PpoSection, RewardLoss, RewardScaling,
+    RewardSection, Scheduler, SftSection,
+};
+pub use table::{EVALUATION, RUN, TALK};
+
+use crate::base::{DType, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+/// Where a run's ranks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Deployment {
+    /// One rank.
+    SingleGpu,
+    /// The devices of one machine.
+    SingleNode,
+    /// Several machines.
+    MultiNode,
+}
+
+/// Where arithmetic runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceChoice {
+    /// The best device present.
+    Auto,
+    /// The CPU.
+    Cpu,
+}
+
+/// Dtype of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// bfloat16.
+    Bf16,
+    /// 32-bit float.
+    F32,
+}
+
+impl Precision {
+    /// The dtype meant.
+    pub fn dtype(self) -> DType {
+        match self {
+            Precision::Bf16 => DType::Bf16,
+            Precision::F32 => DType::F32,
+        }
+    }
+}
+
+/// What a row that cannot be used does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBadRow {
+    /// Stops the run.
+    Error,
+    /// Is left out and counted.
+    Skip,
+}
+
+/// What is done with a prompt over the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnLongPrompt {
+    /// The row is left out and counted.
+    Skip,
+    /// The prompt loses its beginning.
+    Truncate,
+}
+
+/// How conversations become text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConversationFormat {
+    /// By the tokenizer's chat template, else as Human/Assistant turns.
+    Auto,
+    /// By the tokenizer's chat template.
+    Template,
+    /// As Human/Assistant turns.
+    HumanAssistant,
+}
+
+/// What is computed again in the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Checkpointing {
+    /// Nothing: everything saved.
+    None,
+    /// What is cheap to redo.
+    Cheap,
+    /// Everything but each segment's input.
+    Full,
+}
+
+/// A training run: `duplex train`, `sft`, `reward` and `ppo`. The table of keys documents each field.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// Steps to run, ascending: 1 SFT, 2 reward model, 3 PPO.
+    pub step: Vec<u32>,
+    /// Folder or name of the model to train; None = the embedded demonstration.
+    pub actor_model: Option<String>,
+    /// Folder or name of the reward model; None = as the actor.
+    pub reward_model: Option<String>,
+    /// The run directory.
+    pub output_dir: PathBuf,
+    /// Whether another run in the directory is replaced.
+    pub overwrite: bool,
+    /// Ranks; only one is accepted so far.
+    pub deployment_type: Deployment,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Dtype of weights and activations.
+    pub dtype: Precision,
+    /// CPU threads; 0 = all cores.
+    pub threads: usize,
+    /// Seed of every random number.
+    pub seed: u64,
+    /// PATH or PATH:WEIGHT each; see [`RunConfig::data_sources`].
+    pub data_path: Vec<String>,
+    /// Shares of steps 1, 2, 3; see [`RunConfig::split`].
+    pub data_split: String,
+    /// Further data, all for step 1.
+    pub sft_only_data_path: Vec<String>,
+    /// Share kept for evaluation, 0..=0.5.
+    pub eval_fraction: f64,
+    /// What a bad row does.
+    pub on_bad_row: OnBadRow,
+    /// What a long prompt does.
+    pub on_long_prompt: OnLongPrompt,
+    /// Longest sequence of steps 1 and 2, tokens.
+    pub max_seq_len: usize,
+    /// Longest prompt, tokens.
+    pub max_prompt_seq_len: usize,
+    /// Longest answer, tokens.
+    pub max_answer_seq_len: usize,
+    /// Most packed tokens of a micro-batch; 0 = chosen.
+    pub micro_batch_tokens: usize,
+    /// What is computed again in the backward pass.
+    pub gradient_checkpointing: Checkpointing,
+    /// How conversations become text.
+    pub chat_format: ConversationFormat,
+    /// Answers shown at each evaluation.
+    pub print_samples: usize,
+    /// Largest file of a saved model; see [`RunConfig::max_shard_bytes`].
+    pub max_shard_size: String,
+    /// Whether the terminal shows warnings and errors only.
+    pub quiet: bool,
+    /// Whether TensorBoard event files are written.
+    pub tensorboard: bool,
+    /// Step 1.
+    pub sft: SftSection,
+    /// Step 2.
+    pub reward: RewardSection,
+    /// Step 3.
+    pub ppo: PpoSection,
+    /// Adapters of all steps.
+    pub lora: LoraSection,
+    /// Dotted keys the user gave (file, flags, `--set` or a preset asked for by name).
+    #[serde(skip)]
+    pub explicit: BTreeSet<&'static str>,
+}
+
+impl Default for RunConfig {
+    fn default() -> RunConfig {
+        RunConfig {
+            step: vec![1, 2, 3],
+            actor_model: None,
+            reward_model: None,
+            output_dir: "output".into(),
+            overwrite: false,
+            deployment_type: Deployment::SingleGpu,
+            device: DeviceChoice::Auto,
+            dtype: Precision::Bf16,
+            threads: 0,
+            seed: 1234,
+            data_path: vec![],
+            data_split: "2,4,4".into(),
+            sft_only_data_path: vec![],
+            eval_fraction: 0.05,
+            on_bad_row: OnBadRow::Error,
+            on_long_prompt: OnLongPrompt::Skip,
+            max_seq_len: 512,
+            max_prompt_seq_len: 256,
+            max_answer_seq_len: 256,
+            micro_batch_tokens: 0,
+            gradient_checkpointing: Checkpointing::None,
+            chat_format: ConversationFormat::Auto,
+            print_samples: 2,
+            max_shard_size: "5GB".into(),
+            quiet: false,
+            tensorboard: true,
+            sft: SftSection::default(),
+            reward: RewardSection::default(),
+            ppo: PpoSection::default(),
+            lora: LoraSection::default(),
+            explicit: BTreeSet::new(),
+        }
+    }
+}
+
+impl RunConfig {
+    /// Puts `settings` over the defaults, a later one over an earlier one, and checks the whole.
+    pub fn resolve(settings: Vec<Setting>) -> Result<RunConfig> {
+        let explicit = settings.iter().map(|s| s.key.path).collect();
+        let settings = presets::with_implied(settings)?;
+        let mut config: RunConfig = layers::merge(RUN, &settings)?;
+        config.explicit = explicit;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Whether the user gave this dotted key.
+    pub fn is_explicit(&self, path: &str) -> bool {
+        self.explicit.contains(path)
+    }
+}
+
+/// A conversation: `duplex chat`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChatConfig {
+    /// Model folder.
+    pub path: PathBuf,
+    /// Longest answer, tokens.
+    pub max_new_tokens: usize,
+    /// Softmax temperature; 0 = greedy.
+    pub temperature: f64,
+    /// Draw from the k likeliest tokens; 0 = all.
+    pub top_k: usize,
+    /// Draw from the smallest set of this probability; 1 = all.
+    pub top_p: f64,
+    /// Seed of the draws.
+    pub seed: u64,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Dtype of weights and activations.
+    pub dtype: Precision,
+    /// CPU threads; 0 = all cores.
+    pub threads: usize,
+    /// System message.
+    pub system: Option<String>,
+}
+
+impl Default for ChatConfig {
+    fn default() -> ChatConfig {
+        ChatConfig {
+            path: PathBuf::new(),
+            max_new_tokens: 256,
+            temperature: 0.7,
+            top_k: 0,
+            top_p: 0.95,
+            seed: 1234,
+            device: DeviceChoice::Auto,
+            dtype: Precision::Bf16,
+            threads: 0,
+            system: None,
+        }
+    }
+}
+
+impl ChatConfig {
+    /// Puts `settings` over the defaults and checks the whole.
+    pub fn resolve(settings: &[Setting]) -> Result<ChatConfig> {
+        let config: ChatConfig = layers::merge(TALK, settings)?;
+        check::model_given(&config.path, "chat")?;
+        Ok(config)
+    }
+}
+
+/// An evaluation: `duplex eval`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalConfig {
+    /// Model folder.
+    pub path: PathBuf,
+    /// Model folder to compare with.
+    pub baseline: Option<PathBuf>,
+    /// Reward model that scores.
+    pub reward_model: Option<String>,
+    /// Built-in rule that scores.
+    pub reward_rule: Option<String>,
+    /// PATH or PATH:WEIGHT each; see [`EvalConfig::data_sources`].
+    pub data_path: Vec<String>,
+    /// Prompts to answer.
+    pub prompts: usize,
+    /// Longest prompt, tokens.
+    pub max_prompt_seq_len: usize,
+    /// Longest answer, tokens.
+    pub max_new_tokens: usize,
+    /// Softmax temperature; 0 = greedy.
+    pub temperature: f64,
+    /// Draw from the k likeliest tokens; 0 = all.
+    pub top_k: usize,
+    /// Draw from the smallest set of this probability; 1 = all.
+    pub top_p: f64,
+    /// Seed of the draws.
+    pub seed: u64,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Dtype of weights and activations.
+    pub dtype: Precision,
+    /// CPU threads; 0 = all cores.
+    pub threads: usize,
+    /// Answers shown.
+    pub print_samples: usize,
+}
+
+impl Default for EvalConfig {
+    fn default() -> EvalConfig {
+        EvalConfig {
+            path: PathBuf::new(),
+            baseline: None,
+            reward_model: None,
+            reward_rule: None,
+            data_path: vec![],
+            prompts: 100,
+            max_prompt_seq_len: 256,
+            max_new_tokens: 256,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            seed: 1234,
+            device: DeviceChoice::Auto,
+            dtype: Precision::Bf16,
+            threads: 0,
+            print_samples: 2,
+        }
+    }
+}
+
+impl EvalConfig {
+    /// Puts `settings` over the defaults and checks the whole.
+    pub fn resolve(settings: &[Setting]) -> Result<EvalConfig> {
+        let config: EvalConfig = layers::merge(EVALUATION, settings)?;
+        check::model_given(&config.path, "eval")?;
+        config.check()?;
+        Ok(config)
+    }
+}

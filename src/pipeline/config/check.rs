@@ -1,0 +1,156 @@
+//! Checks of what several keys say together, and the values written as text (data sources, splits,
+//! sizes) in the form the pipeline uses.
+
+use super::keys::parse_bytes;
+use super::{Deployment, EvalConfig, KlController, RunConfig};
+use crate::base::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// A data file or folder and its weight in the blend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DataSource {
+    /// File or folder.
+    pub path: PathBuf,
+    /// Share relative to the other sources, above 0.
+    pub weight: f64,
+}
+
+impl DataSource {
+    /// Reads PATH or PATH:WEIGHT; `key` names the place in the error line.
+    fn parse(key: &str, text: &str) -> Result<DataSource> {
+        let weighted = text.rsplit_once(':').and_then(|(path, w)| Some((path, w.parse().ok()?)));
+        let (path, weight): (&str, f64) = weighted.unwrap_or((text, 1.0));
+        if path.is_empty() {
+            return Err(Error::user(format!("{key:?} has {text:?}, which names no file")));
+        }
+        if !(weight > 0.0 && weight <= 1e9) {
+            return Err(Error::user(format!(
+                "{key:?} has {text:?}; the weight after the colon must be above 0 and at most 1e9"
+            )));
+        }
+        Ok(DataSource { path: path.into(), weight })
+    }
+
+    fn parse_all(key: &str, texts: &[String]) -> Result<Vec<DataSource>> {
+        texts.iter().map(|t| DataSource::parse(key, t)).collect()
+    }
+}
+
+impl RunConfig {
+    /// The sources of `data_path`.
+    pub fn data_sources(&self) -> Result<Vec<DataSource>> {
+        DataSource::parse_all("data_path", &self.data_path)
+    }
+
+    /// The sources of `sft_only_data_path`.
+    pub fn sft_only_sources(&self) -> Result<Vec<DataSource>> {
+        DataSource::parse_all("sft_only_data_path", &self.sft_only_data_path)
+    }
+
+    /// The sources of `ppo.unsupervised_data_path`.
+    pub fn unsupervised_sources(&self) -> Result<Vec<DataSource>> {
+        DataSource::parse_all("ppo.unsupervised_data_path", &self.ppo.unsupervised_data_path)
+    }
+
+    /// Shares of the data for steps 1, 2 and 3; they add up to 1.
+    pub fn split(&self) -> Result<[f64; 3]> {
+        let parts: Option<Vec<f64>> =
+            self.data_split.split(',').map(|p| p.trim().parse().ok()).collect();
+        let parts: Option<[f64; 3]> = parts.and_then(|p| p.try_into().ok());
+        let usable =
+            |p: &[f64; 3]| p.iter().all(|x| (0.0..=1e9).contains(x)) && p.iter().sum::<f64>() > 0.0;
+        let Some(parts) = parts.filter(usable) else {
+            return Err(Error::user(format!(
+                "\"data_split\" must be three numbers of 0 or more, not all 0, such as \"2,4,4\", not {:?}",
+                self.data_split
+            )));
+        };
+        let sum: f64 = parts.iter().sum();
+        Ok(parts.map(|p| p / sum))
+    }
+
+    /// Largest file of a saved model, in bytes.
+    pub fn max_shard_bytes(&self) -> Result<u64> {
+        parse_bytes(&self.max_shard_size)
+            .ok_or_else(|| Error::user(format!("\"max_shard_size\" {:?}", self.max_shard_size)))
+    }
+
+    /// Checks what the single keys cannot.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.deployment_type != Deployment::SingleGpu {
+            return refuse(
+                "\"deployment_type\": this version trains on one rank; use \"single_gpu\"",
+            );
+        }
+        if self.step.is_empty() || self.step.windows(2).any(|w| w[0] >= w[1]) {
+            return refuse("\"step\" must name each of steps 1, 2, 3 at most once, in order");
+        }
+        self.data_sources()?;
+        self.sft_only_sources()?;
+        self.unsupervised_sources()?;
+        self.split()?;
+        self.max_shard_bytes()?;
+        if self.lora.lora_module_name.is_empty() {
+            return refuse("\"lora.lora_module_name\" is empty; use \"all\" or name modules");
+        }
+        self.check_ppo()
+    }
+
+    fn check_ppo(&self) -> Result<()> {
+        let ppo = &self.ppo;
+        if ppo.kl_controller == KlController::Adaptive && ppo.kl_coef == 0.0 {
+            return refuse("\"ppo.kl_coef\" must be above 0 for \"ppo.kl_controller\" adaptive");
+        }
+        if ppo.min_answer_seq_len > self.max_answer_seq_len {
+            return refuse(&format!(
+                "\"ppo.min_answer_seq_len\" {} is above \"max_answer_seq_len\" {}",
+                ppo.min_answer_seq_len, self.max_answer_seq_len
+            ));
+        }
+        let (step, gathered) = (ppo.per_device_training_batch_size, ppo.answers_per_iteration());
+        if step > gathered {
+            return refuse(&format!(
+                "\"ppo.per_device_training_batch_size\" {step} is above the {gathered} answers gathered \
+                 per iteration (per_device_generation_batch_size times generation_batches)"
+            ));
+        }
+        if ppo.reward_rule.is_some() && self.reward_model.is_some() {
+            return refuse(
+                "\"ppo.reward_rule\" and \"reward_model\" are both set; keep one \
+                 (\"ppo.critic_model\" says what the critic starts from)",
+            );
+        }
+        Ok(())
+    }
+}
+
+impl EvalConfig {
+    /// The sources of `data_path`.
+    pub fn data_sources(&self) -> Result<Vec<DataSource>> {
+        DataSource::parse_all("data_path", &self.data_path)
+    }
+
+    /// Checks what the single keys cannot.
+    pub(super) fn check(&self) -> Result<()> {
+        self.data_sources()?;
+        if self.reward_rule.is_some() == self.reward_model.is_some() {
+            return refuse(
+                "set either --reward-model or --reward-rule: one of them scores the answers",
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Refuses an empty model path.
+pub(super) fn model_given(path: &Path, command: &str) -> Result<()> {
+    if path.as_os_str().is_empty() {
+        let line = format!("no model given; write `duplex {command} FOLDER`");
+        return Err(Error::user(line));
+    }
+    Ok(())
+}
+
+fn refuse(line: &str) -> Result<()> {
+    Err(Error::user(line))
+}

@@ -1,0 +1,281 @@
+//! What a configuration key is: its dotted name, the commands that take it, the values it takes and
+//! its help. Values are checked here one at a time; what two keys say together is checked in
+//! `check`.
+
+use crate::base::{Error, Result};
+use toml::Value;
+
+/// A set of commands, one bit each.
+pub type Commands = u8;
+/// `duplex train`
+pub const TRAIN: Commands = 1;
+/// `duplex sft`
+pub const SFT: Commands = 2;
+/// `duplex reward`
+pub const REWARD: Commands = 4;
+/// `duplex ppo`
+pub const PPO: Commands = 8;
+/// `duplex chat`
+pub const CHAT: Commands = 16;
+/// `duplex eval`
+pub const EVAL: Commands = 32;
+
+/// One configuration key.
+#[derive(Debug)]
+pub struct Key {
+    /// Dotted name as in the TOML file: `section.name`, or `name` for a key shared by all steps.
+    pub path: &'static str,
+    /// The commands that have it as a flag.
+    pub commands: Commands,
+    /// The values it takes.
+    pub kind: Kind,
+    /// One line of help.
+    pub help: &'static str,
+    /// Other names of the flag (DeepSpeed-Chat's), each with the commands where it holds.
+    pub aliases: &'static [(Commands, &'static str)],
+    /// The value meant when the flag stands alone.
+    pub alone: Option<&'static str>,
+}
+
+/// The values a key takes.
+#[derive(Debug)]
+pub enum Kind {
+    /// true or false.
+    Bool,
+    /// A whole number in `min..=max`.
+    Int {
+        /// Smallest value.
+        min: i64,
+        /// Largest value.
+        max: i64,
+    },
+    /// A finite number.
+    Float {
+        /// Lower bound.
+        min: f64,
+        /// Upper bound.
+        max: f64,
+        /// Whether the lower bound itself is allowed.
+        from_min: bool,
+        /// Whether the upper bound itself is allowed.
+        to_max: bool,
+    },
+    /// Text, not empty.
+    Text,
+    /// A number of bytes with a unit, such as "5GB".
+    Bytes,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A list; a single value stands for a list of one.
+    List(&'static Kind),
+}
+
+impl Key {
+    /// A key without aliases. A boolean flag standing alone means true.
+    pub const fn new(
+        path: &'static str,
+        commands: Commands,
+        kind: Kind,
+        help: &'static str,
+    ) -> Key {
+        let alone = if matches!(kind, Kind::Bool) { Some("true") } else { None };
+        Key { path, commands, kind, help, aliases: &[], alone }
+    }
+
+    /// With other flag names.
+    pub const fn or(mut self, aliases: &'static [(Commands, &'static str)]) -> Key {
+        self.aliases = aliases;
+        self
+    }
+
+    /// With the value meant when the flag stands alone.
+    pub const fn alone(mut self, value: &'static str) -> Key {
+        self.alone = Some(value);
+        self
+    }
+
+    /// The section, empty for shared keys.
+    pub fn section(&self) -> &'static str {
+        self.path.rsplit_once('.').map_or("", |(section, _)| section)
+    }
+
+    /// The name without its section.
+    pub fn leaf(&self) -> &'static str {
+        self.path.rsplit_once('.').map_or(self.path, |(_, leaf)| leaf)
+    }
+
+    /// Checks `value` and brings it into the form the configuration is read from. `place` says where
+    /// the value stood and names the key; it begins the error line.
+    pub fn accept(&self, place: &str, value: &Value) -> Result<Value> {
+        self.kind.accept(value).ok_or_else(|| {
+            let expected = self.kind.expected();
+            Error::user(format!("{place} must be {expected}, not {}", shown(value)))
+        })
+    }
+}
+
+impl Kind {
+    /// A number above 0 and at most `max`.
+    pub const fn above_zero(max: f64) -> Kind {
+        Kind::Float { min: 0.0, max, from_min: false, to_max: true }
+    }
+
+    /// A number from `min` to `max`, both included.
+    pub const fn between(min: f64, max: f64) -> Kind {
+        Kind::Float { min, max, from_min: true, to_max: true }
+    }
+
+    /// A number from 0, below `max`.
+    pub const fn below(max: f64) -> Kind {
+        Kind::Float { min: 0.0, max, from_min: true, to_max: false }
+    }
+
+    /// A whole number from `min` to `max`.
+    pub const fn int(min: i64, max: i64) -> Kind {
+        Kind::Int { min, max }
+    }
+
+    /// The value in canonical form (numbers as floats where floats are meant, lists as lists), or
+    /// None where this kind does not take it.
+    fn accept(&self, value: &Value) -> Option<Value> {
+        match self {
+            Kind::Bool => value.as_bool().map(Value::Boolean),
+            Kind::Int { min, max } => {
+                value.as_integer().filter(|i| (min..=max).contains(&i)).map(Value::Integer)
+            }
+            Kind::Float { min, max, from_min, to_max } => {
+                let x = value.as_float().or_else(|| value.as_integer().map(|i| i as f64))?;
+                // A NaN fails both comparisons.
+                let low = if *from_min { x >= *min } else { x > *min };
+                let high = if *to_max { x <= *max } else { x < *max };
+                (low && high).then_some(Value::Float(x))
+            }
+            Kind::Text => value.as_str().filter(|s| !s.is_empty()).map(|_| value.clone()),
+            Kind::Bytes => value.as_str().and_then(parse_bytes).map(|_| value.clone()),
+            Kind::Choice(words) => {
+                value.as_str().filter(|s| words.contains(s)).map(|_| value.clone())
+            }
+            Kind::List(item) => {
+                let one = std::slice::from_ref(value);
+                let items = value.as_array().map_or(one, Vec::as_slice);
+                items.iter().map(|v| item.accept(v)).collect::<Option<Vec<_>>>().map(Value::Array)
+            }
+        }
+    }
+
+    /// Reads one word of a command line. What does not parse stays text, for `accept` to refuse.
+    pub fn parse(&self, word: &str) -> Value {
+        let text = || Value::String(word.to_string());
+        match self {
+            Kind::Bool => word.parse().map_or_else(|_| text(), Value::Boolean),
+            Kind::Int { .. } => word.parse().map_or_else(|_| text(), Value::Integer),
+            Kind::Float { .. } => word.parse().map_or_else(|_| text(), Value::Float),
+            Kind::List(item) => item.parse(word),
+            Kind::Text | Kind::Bytes | Kind::Choice(_) => text(),
+        }
+    }
+
+    /// What is expected, for error lines.
+    pub fn expected(&self) -> String {
+        match self {
+            Kind::Bool => "true or false".into(),
+            Kind::Int { min, max: i64::MAX } => format!("a whole number, {min} or more"),
+            Kind::Int { min, max } => format!("a whole number from {min} to {max}"),
+            Kind::Float { min, max, from_min, to_max } => {
+                let low = if *from_min { "from" } else { "above" };
+                let high = if *to_max { "to" } else { "to below" };
+                let high = if *from_min { high } else { "and at most" };
+                format!("a number {low} {min} {high} {max}")
+            }
+            Kind::Text => "text, not empty".into(),
+            Kind::Bytes => "a size of at least 1MB such as \"5GB\" or \"500MB\"".into(),
+            Kind::Choice(words) => format!("one of {}", words.join(", ")),
+            Kind::List(item) => match item {
+                Kind::Text => "a list of texts, none empty".into(),
+                _ => format!("a list, each item {}", item.expected()),
+            },
+        }
+    }
+}
+
+/// Bytes in a size such as "5GB" or "500 MB" (powers of 1000) or "5GiB" (of 1024); at least 1 MB.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    let unit: u64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return None,
+    };
+    number.checked_mul(unit).filter(|bytes| *bytes > 0 && *bytes <= i64::MAX as u64)
+}
+
+/// A value as shown in an error line, cut where it is long.
+fn shown(value: &Value) -> String {
+    let text = match value {
+        Value::Table(_) => "a table".to_string(),
+        Value::String(s) => format!("{s:?}"),
+        other => other.to_string(),
+    };
+    if text.chars().count() <= 60 {
+        return text;
+    }
+    text.chars().take(57).chain("...".chars()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_bytes("5GB"), Some(5_000_000_000));
+        assert_eq!(parse_bytes("3 MiB"), Some(3 << 20));
+        for bad in ["", "5", "GB", "0GB", "-1GB", "5.5GB", "5XB", "99999999999TB"] {
+            assert_eq!(parse_bytes(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_refused() {
+        for x in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e-300, 1.0 + 1e-9] {
+            assert!(Kind::between(0.0, 1.0).accept(&Value::Float(x)).is_none(), "{x}");
+        }
+        assert!(Kind::above_zero(1.0).accept(&Value::Float(0.0)).is_none());
+        assert!(Kind::above_zero(1.0).accept(&Value::Float(1.0)).is_some());
+        assert!(Kind::below(1.0).accept(&Value::Float(1.0)).is_none());
+        assert!(Kind::below(1.0).accept(&Value::Float(0.0)).is_some());
+        assert!(Kind::int(0, 9).accept(&Value::Float(3.0)).is_none());
+        assert_eq!(Kind::below(9.0).accept(&Value::Integer(3)), Some(Value::Float(3.0)));
+    }
+
+    #[test]
+    fn a_single_value_is_a_list_of_one() {
+        let list = Kind::List(&Kind::Int { min: 1, max: 3 });
+        assert_eq!(list.accept(&Value::Integer(2)), Some(Value::Array(vec![Value::Integer(2)])));
+        assert_eq!(list.accept(&Value::Array(vec![Value::Integer(4)])), None);
+    }
+
+    #[test]
+    fn long_values_are_cut() {
+        let long = "é".repeat(500);
+        assert!(shown(&Value::String(long)).chars().count() <= 60);
+    }
+
+    proptest! {
+        #[test]
+        fn an_integer_is_taken_exactly_in_its_range(x: i64, a in -1000i64..1000, n in 0i64..1000) {
+            let kind = Kind::int(a, a + n);
+            for x in [x, a + x.rem_euclid(3 * (n + 1)) - n] {
+                let inside = a <= x && x <= a + n;
+                prop_assert_eq!(kind.accept(&Value::Integer(x)).is_some(), inside);
+                prop_assert_eq!(kind.accept(&kind.parse(&x.to_string())).is_some(), inside);
+            }
+        }
+    }
+}

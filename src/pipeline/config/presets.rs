@@ -1,0 +1,81 @@
+//! Named sets of values that lie between the defaults and the user's own.
+
+use super::layers::{Setting, nearest, toml_settings};
+use super::table::RUN;
+use crate::base::{Error, Result};
+
+/// A named set of values of a training run.
+pub struct Preset {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// One line of help.
+    pub help: &'static str,
+    /// The values.
+    pub toml: &'static str,
+}
+
+/// Taken by itself where no model is named.
+const DEMO: &str = "demo";
+
+const DEMO_TOML: &str = r#"
+dtype = "f32"
+data_split = "0,6,4"
+max_seq_len = 96
+max_prompt_seq_len = 48
+max_answer_seq_len = 32
+[sft]
+learning_rate = 2e-3
+num_train_epochs = 2
+num_warmup_steps = 50
+[reward]
+learning_rate = 1e-3
+num_train_epochs = 2
+num_warmup_steps = 50
+[ppo]
+actor_learning_rate = 2e-4
+critic_learning_rate = 5e-4
+per_device_generation_batch_size = 64
+per_device_training_batch_size = 64
+eval_prompts = 200
+"#;
+
+/// All presets.
+pub static PRESETS: &[Preset] = &[
+    Preset {
+        name: DEMO,
+        help: "rates for models of a few million parameters; taken by itself for the embedded demonstration",
+        toml: DEMO_TOML,
+    },
+    Preset {
+        name: "deepspeed-chat",
+        help: "DeepSpeed-Chat's own values where the defaults differ",
+        toml: "[sft]\nlearning_rate = 9.65e-6\nloss_on_prompt = true\n\
+               [reward]\nloss = \"token_wise\"\n\
+               [ppo]\nnum_warmup_steps = 100\nwhiten_advantages = false\n\
+               [lora]\nlora_alpha = 1.0\n",
+    },
+];
+
+/// The values of the preset called `name`.
+pub fn preset_settings(name: &str) -> Result<Vec<Setting>> {
+    let Some(preset) = PRESETS.iter().find(|p| p.name == name) else {
+        let names: Vec<&str> = PRESETS.iter().map(|p| p.name).collect();
+        let hint = match nearest(name, names.iter().copied()) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => format!("presets are {}", names.join(", ")),
+        };
+        return Err(Error::user(format!("unknown preset {name:?}; {hint}")));
+    };
+    toml_settings(RUN, &format!("preset {name}"), preset.toml)
+}
+
+/// `settings`, with the demonstration's values below them where they name no model.
+pub(super) fn with_implied(settings: Vec<Setting>) -> Result<Vec<Setting>> {
+    let named = |s: &Setting| matches!(s.key.path, "actor_model" | "reward_model");
+    if settings.iter().any(named) {
+        return Ok(settings);
+    }
+    let mut all = preset_settings(DEMO)?;
+    all.extend(settings);
+    Ok(all)
+}

@@ -1,0 +1,310 @@
+//! The rows of a run made into the examples of its steps, and the batches training takes them in.
+
+use super::Run;
+use super::config::{ConversationFormat, EvalConfig, OnBadRow, OnLongPrompt, RunConfig};
+use super::demo;
+use super::sources::Source;
+use crate::base::{Error, Kind, Result};
+use crate::data::{
+    self, BadRows, Blend, BlendConfig, ChatFormat, Limits, PairExample, Part, Prompt,
+    PromptExample, Row, SftExample, Spec, Tokenizer,
+};
+use crate::report::Event;
+use std::rc::Rc;
+
+/// Examples of one step.
+pub(super) struct Examples<T> {
+    pub(super) train: Vec<T>,
+    pub(super) eval: Vec<T>,
+    /// The sets in `train`, end to end: their sizes and weights.
+    sets: Vec<(usize, f64)>,
+}
+
+/// Places in `train` of one batch.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct BatchRows {
+    pub(super) rows: Vec<usize>,
+    /// Whether an epoch ends with it.
+    pub(super) ends_epoch: bool,
+}
+
+impl<T> Examples<T> {
+    /// The batches of `epochs` epochs, or `max_steps` of them where that is not 0. The last batch of
+    /// an epoch may be short.
+    pub(super) fn batches(
+        &self,
+        batch: usize,
+        epochs: usize,
+        max_steps: usize,
+        seed: u64,
+    ) -> Vec<BatchRows> {
+        schedule(&self.sets, batch, epochs, max_steps, seed)
+    }
+
+    /// At most `most` of the held-out examples.
+    pub(super) fn held_out(&self, most: usize) -> Vec<&T> {
+        self.eval.iter().take(most).collect()
+    }
+}
+
+fn schedule(
+    sets: &[(usize, f64)],
+    batch: usize,
+    epochs: usize,
+    max_steps: usize,
+    seed: u64,
+) -> Vec<BatchRows> {
+    let mut out: Vec<BatchRows> = vec![];
+    let mut epoch = 0;
+    while (max_steps == 0 && epoch < epochs) || out.len() < max_steps {
+        let order = data::epoch_order(sets, seed, epoch as u64);
+        if order.is_empty() {
+            break;
+        }
+        out.extend(order.chunks(batch).map(|c| BatchRows { rows: c.to_vec(), ends_epoch: false }));
+        out.last_mut().expect("an epoch has a batch").ends_epoch = true;
+        epoch += 1;
+    }
+    if max_steps > 0 {
+        out.truncate(max_steps);
+    }
+    out
+}
+
+/// Examples of step 1.
+pub(super) fn sft(run: &mut Run<'_>, source: &Source) -> Result<Examples<SftExample>> {
+    let limits = training_limits(run.cfg, source)?;
+    examples(run, 0, "step 1", &|row| data::sft_example(row, &source.tokenizer, &limits))
+}
+
+/// Examples of step 2.
+pub(super) fn pairs(run: &mut Run<'_>, source: &Source) -> Result<Examples<PairExample>> {
+    let limits = training_limits(run.cfg, source)?;
+    examples(run, 1, "step 2", &|row| data::pair_example(row, &source.tokenizer, &limits))
+}
+
+/// Prompts of step 3.
+pub(super) fn prompts(run: &mut Run<'_>, source: &Source) -> Result<Examples<PromptExample>> {
+    let limits = rollout_limits(run.cfg, source)?;
+    examples(run, 2, "step 3", &|row| data::prompt_example(row, &source.tokenizer, &limits))
+}
+
+/// Blocks of text for the mixture loss of step 3; none where no data is given for it.
+pub(super) fn texts(run: &Run<'_>, source: &Source) -> Result<Vec<Vec<i32>>> {
+    let cfg = run.cfg;
+    let data = specs(&cfg.unsupervised_sources()?);
+    if data.is_empty() {
+        return Ok(vec![]);
+    }
+    let config = BlendConfig { sft_only: data, data: vec![], ..blend_config(cfg)? };
+    let blend = Blend::load(&BlendConfig { split: [1.0, 0.0, 0.0], eval_fraction: 0.0, ..config })?;
+    let rows = in_order(blend.step(0)?, cfg.seed);
+    let block = rollout_limits(cfg, source)?.max_seq_len;
+    data::text_blocks(&rows, &source.tokenizer, block, false)
+}
+
+/// Ids of the prompts of an evaluation.
+pub(super) fn eval_prompts(cfg: &EvalConfig, source: &Source) -> Result<Vec<Vec<i32>>> {
+    let room = cfg.max_prompt_seq_len + cfg.max_new_tokens;
+    check_room(room, source, "--max-prompt-seq-len and --max-new-tokens")?;
+    let data = specs(&cfg.data_sources()?);
+    let rows: Vec<Row> = if data.is_empty() {
+        demo::held_out_prompts(cfg.prompts).into_iter().map(demo_row).collect()
+    } else {
+        let config = BlendConfig {
+            data,
+            sft_only: vec![],
+            split: [0.0, 0.0, 1.0],
+            eval_fraction: 0.0,
+            seed: cfg.seed as u32,
+            on_bad: data::OnBadRow::Error,
+        };
+        in_order(Blend::load(&config)?.step(2)?, cfg.seed)
+    };
+    let limits = Limits {
+        max_prompt_len: cfg.max_prompt_seq_len,
+        max_seq_len: room,
+        on_long_prompt: data::OnLongPrompt::Skip,
+        chat: chat_format(ConversationFormat::Auto, &source.tokenizer),
+        allow_special: false,
+    };
+    let (prompts, _) = data::build("evaluation", &rows, |row| {
+        data::prompt_example(row, &source.tokenizer, &limits)
+    })?;
+    Ok(prompts.into_iter().take(cfg.prompts).map(|p| p.ids).collect())
+}
+
+fn demo_row(prompt: String) -> Row {
+    let prompt = Some(Prompt::Text(prompt));
+    Row { file: "the demo".into(), row: 0, prompt, chosen: None, rejected: None, text: None }
+}
+
+/// The format meant for this tokenizer.
+pub(super) fn chat_format(asked: ConversationFormat, tokenizer: &Tokenizer) -> ChatFormat {
+    match asked {
+        ConversationFormat::Template => ChatFormat::Template,
+        ConversationFormat::Auto if tokenizer.has_chat_template() => ChatFormat::Template,
+        ConversationFormat::Auto | ConversationFormat::HumanAssistant => ChatFormat::HumanAssistant,
+    }
+}
+
+fn check_room(wanted: usize, source: &Source, flags: &str) -> Result<()> {
+    if wanted <= source.max_positions {
+        return Ok(());
+    }
+    Err(Error::user(format!(
+        "{flags} ask for sequences of {wanted} tokens, but {} has {} positions; lower them",
+        source.dir.display(),
+        source.max_positions
+    )))
+}
+
+/// Limits of steps 1 and 2.
+fn training_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
+    let mut max_seq_len = cfg.max_seq_len;
+    if cfg.is_explicit("max_seq_len") {
+        check_room(max_seq_len, source, "--max-seq-len")?;
+    } else {
+        max_seq_len = max_seq_len.min(source.max_positions);
+    }
+    let max_prompt_len = cfg.max_prompt_seq_len.min(max_seq_len - 1);
+    Ok(limits(cfg, source, max_prompt_len, max_seq_len))
+}
+
+/// Limits of step 3.
+fn rollout_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
+    let max_seq_len = cfg.max_prompt_seq_len + cfg.max_answer_seq_len;
+    check_room(max_seq_len, source, "--max-prompt-seq-len and --max-answer-seq-len")?;
+    Ok(limits(cfg, source, cfg.max_prompt_seq_len, max_seq_len))
+}
+
+fn limits(cfg: &RunConfig, source: &Source, max_prompt_len: usize, max_seq_len: usize) -> Limits {
+    Limits {
+        max_prompt_len,
+        max_seq_len,
+        on_long_prompt: match cfg.on_long_prompt {
+            OnLongPrompt::Skip => data::OnLongPrompt::Skip,
+            OnLongPrompt::Truncate => data::OnLongPrompt::TruncateLeft,
+        },
+        chat: chat_format(cfg.chat_format, &source.tokenizer),
+        allow_special: false,
+    }
+}
+
+fn specs(sources: &[super::config::DataSource]) -> Vec<Spec> {
+    sources.iter().map(|s| Spec { path: s.path.clone(), weight: s.weight }).collect()
+}
+
+fn blend_config(cfg: &RunConfig) -> Result<BlendConfig> {
+    Ok(BlendConfig {
+        data: specs(&cfg.data_sources()?),
+        sft_only: specs(&cfg.sft_only_sources()?),
+        split: cfg.split()?,
+        eval_fraction: cfg.eval_fraction,
+        seed: cfg.seed as u32,
+        on_bad: match cfg.on_bad_row {
+            OnBadRow::Error => data::OnBadRow::Error,
+            OnBadRow::Skip => data::OnBadRow::Skip,
+        },
+    })
+}
+
+/// All data of the run, read once.
+fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
+    if let Some(blend) = &run.blend {
+        return Ok(blend.clone());
+    }
+    let config = blend_config(run.cfg)?;
+    if config.data.is_empty() && config.sft_only.is_empty() {
+        return Err(Error::user("no data given; name it with --data-path FILE"));
+    }
+    let blend = Rc::new(Blend::load(&config)?);
+    report_left_out(run, "rows could not be read", &blend.bad);
+    run.blend = Some(blend.clone());
+    Ok(blend)
+}
+
+/// The training rows of all sets in the order of a first epoch.
+fn in_order(parts: &[Part], seed: u64) -> Vec<Row> {
+    let sets: Vec<(usize, f64)> = parts.iter().map(|p| (p.train.len(), p.weight)).collect();
+    let rows: Vec<&Row> = parts.iter().flat_map(|p| &p.train).collect();
+    data::epoch_order(&sets, seed, 0).into_iter().map(|i| rows[i].clone()).collect()
+}
+
+fn examples<T>(
+    run: &mut Run<'_>,
+    step: usize,
+    what: &str,
+    make: &dyn Fn(&Row) -> Result<Option<T>>,
+) -> Result<Examples<T>> {
+    let blend = blend(run)?;
+    let skip = run.cfg.on_bad_row == OnBadRow::Skip;
+    let mut out = Examples { train: vec![], eval: vec![], sets: vec![] };
+    let (mut bad, mut long) = (BadRows::default(), BadRows::default());
+    for part in blend.step(step)? {
+        let before = out.train.len();
+        for (rows, to) in [(&part.train, &mut out.train), (&part.eval, &mut out.eval)] {
+            for row in rows {
+                let place = || format!("{} row {}", row.file, row.row);
+                match make(row) {
+                    Ok(Some(example)) => to.push(example),
+                    Ok(None) => long.add(BadRows { count: 1, first: vec![place()] }),
+                    Err(e) if skip && e.kind() == Kind::User => {
+                        bad.add(BadRows { count: 1, first: vec![e.to_string()] });
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        out.sets.push((out.train.len() - before, part.weight));
+    }
+    report_left_out(run, &format!("rows could not be used for {what}"), &bad);
+    let longer = "rows were longer than --max-prompt-seq-len or --max-seq-len";
+    report_left_out(run, &format!("{longer} and left out of {what}"), &long);
+    if out.train.is_empty() {
+        let why = bad.first.first().map_or_else(
+            || {
+                "all are too long; raise --max-prompt-seq-len or use --on-long-prompt truncate"
+                    .into()
+            },
+            |first| format!("none can be used, first: {first}"),
+        );
+        return Err(Error::user(format!("no row is left for {what}: {why}")));
+    }
+    Ok(out)
+}
+
+fn report_left_out(run: &mut Run<'_>, what: &str, rows: &BadRows) {
+    if rows.count > 0 {
+        let first = rows.first.first().map_or("", String::as_str);
+        run.reporter.emit(Event::warning(format!("{} {what}, first: {first}", rows.count)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_cover_each_epoch_once_in_a_fresh_order() {
+        let batches = schedule(&[(10, 1.0)], 4, 2, 0, 3);
+        let sizes: Vec<usize> = batches.iter().map(|b| b.rows.len()).collect();
+        assert_eq!(sizes, [4, 4, 2, 4, 4, 2]);
+        let ends: Vec<bool> = batches.iter().map(|b| b.ends_epoch).collect();
+        assert_eq!(ends, [false, false, true, false, false, true]);
+        let epoch = |i: usize| -> Vec<usize> {
+            batches[3 * i..3 * i + 3].iter().flat_map(|b| b.rows.clone()).collect()
+        };
+        let (a, b) = (epoch(0), epoch(1));
+        assert_ne!(a, b);
+        let sorted = |mut v: Vec<usize>| {
+            v.sort_unstable();
+            v
+        };
+        assert_eq!(sorted(a), (0..10).collect::<Vec<_>>());
+        assert_eq!(sorted(b), (0..10).collect::<Vec<_>>());
+        assert_eq!(schedule(&[(10, 1.0)], 4, 1, 7, 3).len(), 7);
+        assert_eq!(schedule(&[(10, 1.0)], 4, 2, 0, 3), batches);
+        assert!(schedule(&[(0, 1.0)], 4, 2, 5, 3).is_empty());
+    }
+}

@@ -1,0 +1,69 @@
+//! What the demo trains: a tokenizer made from its own text and a small LLaMA with random weights,
+//! written as an ordinary model directory, so that the run itself is like any other.
+
+use super::rows::{PREFERENCE_SET, SFT_SET, Sizes, corpus, write_jsonl};
+use crate::arch::Config;
+use crate::base::Result;
+use crate::data::Tokenizer;
+use crate::model::{Head, Model, SaveAs, save_model};
+use crate::pipeline::config::RunConfig;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+const VOCAB: usize = 512;
+
+/// The configuration with the demo's model and data.
+pub(crate) fn configure(cfg: &RunConfig) -> RunConfig {
+    let in_run = |name: &str| cfg.output_dir.join(name).display().to_string();
+    let mut cfg = cfg.clone();
+    cfg.actor_model = cfg.step.contains(&1).then(|| in_run("base"));
+    // The reward model starts from what has already read the world's facts.
+    cfg.reward_model = cfg.step.contains(&2).then(|| in_run("sft"));
+    cfg.sft_only_data_path = vec![in_run(&format!("data/{SFT_SET}"))];
+    cfg.data_path = vec![in_run(&format!("data/{PREFERENCE_SET}"))];
+    cfg
+}
+
+/// Writes data, tokenizer and untrained model into the run directory, where steps that run need them.
+pub(crate) fn prepare(run: &Path, cfg: &RunConfig) -> Result<()> {
+    let data = run.join("data");
+    if cfg.step.contains(&1) || !data.exists() {
+        write_jsonl(&data, cfg.seed, Sizes::default())?;
+    }
+    if !cfg.step.contains(&1) {
+        return Ok(());
+    }
+    let texts: Vec<String> = corpus().collect();
+    let texts = texts.iter().map(String::as_str);
+    let tokenizer = Tokenizer::byte_level_bpe(texts, VOCAB, &["<|endoftext|>"], None)?;
+    let config = config(&tokenizer);
+    let model = Model::random(&config, Head::Lm, cfg.dtype.dtype(), false, None, cfg.seed)?;
+    let dir = run.join("base");
+    save_model(&model, &dir, &SaveAs::default(), None)?;
+    tokenizer.save(&dir)
+}
+
+fn config(tokenizer: &Tokenizer) -> Config {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": tokenizer.vocab_size(),
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_act": "silu",
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": true,
+        "attention_bias": false,
+        "mlp_bias": false,
+        "bos_token_id": null,
+        "eos_token_id": tokenizer.eos_id(),
+        "pad_token_id": tokenizer.eos_id(),
+    });
+    let Value::Object(map) = config else { return Config::from_map(Map::new()) };
+    Config::from_map(map)
+}
