@@ -246,7 +246,7 @@ fn conversations_by_template() {
     assert_eq!(chat_ids(&messages, &tok, ChatFormat::Template).unwrap(), prompt);
     let line = problem(prompt_example(&row, &with_bos(), &wide()));
     assert!(line.starts_with("f.json row 7: the tokenizer of "), "{line}");
-    assert!(line.contains("--chat-format human-assistant"), "{line}");
+    assert!(line.contains("--chat-format human_assistant"), "{line}");
     let line = problem(chat_ids(&messages, &with_bos(), ChatFormat::Template));
     assert!(line.starts_with("the tokenizer of "), "{line}");
 }
