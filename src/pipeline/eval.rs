@@ -34,36 +34,39 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
     let prompts = datasets::eval_prompts(cfg, &source)?;
     let scorer = scorer(cfg, &source, dtype)?;
     let ours = score(cfg, &source, &scorer, &prompts, dtype, &mut ws)?;
-    let mean = |xs: &[f32]| xs.iter().sum::<f32>() / xs.len() as f32;
     println!("prompts          {}", prompts.len());
     println!("mean reward      {:.4}  {}", mean(&ours.scores), cfg.path.display());
+    let mut shown = vec![&ours];
+    let theirs;
     if let Some(baseline) = &cfg.baseline {
         let other = Source::open(&baseline.display().to_string())?;
-        let theirs = score(cfg, &other, &scorer, &prompts, dtype, &mut ws)?;
-        let (mut wins, mut ties) = (0, 0);
-        for (a, b) in ours.scores.iter().zip(&theirs.scores) {
-            wins += usize::from(a > b);
-            ties += usize::from(a == b);
-        }
-        let n = prompts.len();
+        source.same_tokens(&other)?;
+        theirs = score(cfg, &other, &scorer, &prompts, dtype, &mut ws)?;
         println!("mean reward      {:.4}  {}", mean(&theirs.scores), baseline.display());
-        println!(
-            "win rate         {:.3}  ({wins} wins, {ties} ties, {} losses)",
-            (wins as f32 + 0.5 * ties as f32) / n as f32,
-            n - wins - ties
-        );
-        for i in 0..cfg.print_samples.min(n) {
-            println!("\nprompt    {}", one_line(&source.tokenizer.decode(&prompts[i], true)?));
-            println!("{:8.3}  {}", ours.scores[i], one_line(&ours.answers[i]));
-            println!("{:8.3}  {}", theirs.scores[i], one_line(&theirs.answers[i]));
-        }
-        return Ok(());
+        println!("{}", win_rate(&ours.scores, &theirs.scores));
+        shown.push(&theirs);
     }
-    for i in 0..cfg.print_samples.min(prompts.len()) {
-        println!("\nprompt    {}", one_line(&source.tokenizer.decode(&prompts[i], true)?));
-        println!("{:8.3}  {}", ours.scores[i], one_line(&ours.answers[i]));
+    for (i, prompt) in prompts.iter().enumerate().take(cfg.print_samples) {
+        println!("\nprompt    {}", one_line(&source.tokenizer.decode(prompt, true)?));
+        for model in &shown {
+            println!("{:8.3}  {}", model.scores[i], one_line(&model.answers[i]));
+        }
     }
     Ok(())
+}
+
+fn mean(xs: &[f32]) -> f32 {
+    xs.iter().sum::<f32>() / xs.len() as f32
+}
+
+/// How often `ours` is above `theirs`; a tie counts half.
+fn win_rate(ours: &[f32], theirs: &[f32]) -> String {
+    let pairs = || ours.iter().zip(theirs);
+    let wins = pairs().filter(|(a, b)| a > b).count();
+    let ties = pairs().filter(|(a, b)| a == b).count();
+    let rate = (wins as f32 + 0.5 * ties as f32) / ours.len() as f32;
+    let losses = ours.len() - wins - ties;
+    format!("win rate         {rate:.3}  ({wins} wins, {ties} ties, {losses} losses)")
 }
 
 fn one_line(text: &str) -> String {
