@@ -14,8 +14,12 @@ pub struct Preset {
     pub toml: &'static str,
 }
 
-/// Taken by itself where no model is named.
+/// Taken by itself where the run is the demonstration.
 const DEMO: &str = "demo";
+
+/// A run that names one of these is not the demonstration.
+const REPLACE_DEMO: [&str; 4] =
+    ["actor_model", "reward_model", "data_path", "sft_only_data_path"];
 
 const DEMO_TOML: &str = r#"
 dtype = "f32"
@@ -69,10 +73,9 @@ pub fn preset_settings(name: &str) -> Result<Vec<Setting>> {
     toml_settings(RUN, &format!("preset {name}"), preset.toml)
 }
 
-/// `settings`, with the demonstration's values below them where they name no model.
+/// `settings`, with the demonstration's values below them where they name neither model nor data.
 pub(super) fn with_implied(settings: Vec<Setting>) -> Result<Vec<Setting>> {
-    let named = |s: &Setting| matches!(s.key.path, "actor_model" | "reward_model");
-    if settings.iter().any(named) {
+    if settings.iter().any(|s| REPLACE_DEMO.contains(&s.key.path)) {
         return Ok(settings);
     }
     let mut all = preset_settings(DEMO)?;
