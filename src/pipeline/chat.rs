@@ -108,7 +108,7 @@ impl Chat {
                 }
             },
         )?;
-        println!();
+        println!("{}", stream.finish()?);
         self.turns += 1;
         let answer = self.tokenizer.decode(&answers[0].tokens, true)?;
         self.history.push(Message { role: "assistant".into(), content: answer.trim().into() });

@@ -162,7 +162,9 @@ fn check_room(wanted: usize, source: &Source, flags: &str) -> Result<()> {
 /// Limits of steps 1 and 2.
 fn training_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
     let mut max_seq_len = cfg.max_seq_len;
-    if cfg.is_explicit("max_seq_len") {
+    // A written configuration has every key, so the default counts as not given.
+    let default = RunConfig::default().max_seq_len;
+    if cfg.is_explicit("max_seq_len") && max_seq_len != default {
         check_room(max_seq_len, source, "--max-seq-len")?;
     } else {
         max_seq_len = max_seq_len.min(source.max_positions);

@@ -14,7 +14,7 @@ pub struct Preset {
     pub toml: &'static str,
 }
 
-/// Taken by itself where no model is named.
+/// Taken by itself where neither model nor data is named.
 const DEMO: &str = "demo";
 
 const DEMO_TOML: &str = r#"
@@ -69,9 +69,12 @@ pub fn preset_settings(name: &str) -> Result<Vec<Setting>> {
     toml_settings(RUN, &format!("preset {name}"), preset.toml)
 }
 
-/// `settings`, with the demonstration's values below them where they name no model.
+/// `settings`, with the demonstration's values below them where they name neither model nor data.
 pub(super) fn with_implied(settings: Vec<Setting>) -> Result<Vec<Setting>> {
-    let named = |s: &Setting| matches!(s.key.path, "actor_model" | "reward_model");
+    let named = |s: &Setting| {
+        let path = s.key.path;
+        matches!(path, "actor_model" | "reward_model" | "data_path" | "sft_only_data_path")
+    };
     if settings.iter().any(named) {
         return Ok(settings);
     }
