@@ -3,6 +3,7 @@
 
 use super::config::EvalConfig;
 use super::datasets;
+use super::say;
 use super::sources::Source;
 use crate::base::{DType, Error, Result};
 use crate::data::Tokenizer;
@@ -35,35 +36,32 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
     let scorer = scorer(cfg, &source, dtype)?;
     let ours = score(cfg, &source, &scorer, &prompts, dtype, &mut ws)?;
     let mean = |xs: &[f32]| xs.iter().sum::<f32>() / xs.len() as f32;
-    println!("prompts          {}", prompts.len());
-    println!("mean reward      {:.4}  {}", mean(&ours.scores), cfg.path.display());
+    let (n, mut theirs) = (prompts.len(), None);
+    let mut table = format!("prompts          {n}\n");
+    table += &format!("mean reward      {:.4}  {}\n", mean(&ours.scores), cfg.path.display());
     if let Some(baseline) = &cfg.baseline {
         let other = Source::open(&baseline.display().to_string())?;
-        let theirs = score(cfg, &other, &scorer, &prompts, dtype, &mut ws)?;
+        let other = score(cfg, &other, &scorer, &prompts, dtype, &mut ws)?;
         let (mut wins, mut ties) = (0, 0);
-        for (a, b) in ours.scores.iter().zip(&theirs.scores) {
+        for (a, b) in ours.scores.iter().zip(&other.scores) {
             wins += usize::from(a > b);
             ties += usize::from(a == b);
         }
-        let n = prompts.len();
-        println!("mean reward      {:.4}  {}", mean(&theirs.scores), baseline.display());
-        println!(
-            "win rate         {:.3}  ({wins} wins, {ties} ties, {} losses)",
+        table += &format!("mean reward      {:.4}  {}\n", mean(&other.scores), baseline.display());
+        table += &format!(
+            "win rate         {:.3}  ({wins} wins, {ties} ties, {} losses)\n",
             (wins as f32 + 0.5 * ties as f32) / n as f32,
             n - wins - ties
         );
-        for i in 0..cfg.print_samples.min(n) {
-            println!("\nprompt    {}", one_line(&source.tokenizer.decode(&prompts[i], true)?));
-            println!("{:8.3}  {}", ours.scores[i], one_line(&ours.answers[i]));
-            println!("{:8.3}  {}", theirs.scores[i], one_line(&theirs.answers[i]));
+        theirs = Some(other);
+    }
+    for (i, prompt) in prompts.iter().enumerate().take(cfg.print_samples) {
+        table += &format!("\nprompt    {}\n", one_line(&source.tokenizer.decode(prompt, true)?));
+        for scored in std::iter::once(&ours).chain(&theirs) {
+            table += &format!("{:8.3}  {}\n", scored.scores[i], one_line(&scored.answers[i]));
         }
-        return Ok(());
     }
-    for i in 0..cfg.print_samples.min(prompts.len()) {
-        println!("\nprompt    {}", one_line(&source.tokenizer.decode(&prompts[i], true)?));
-        println!("{:8.3}  {}", ours.scores[i], one_line(&ours.answers[i]));
-    }
-    Ok(())
+    say(&table)
 }
 
 fn one_line(text: &str) -> String {

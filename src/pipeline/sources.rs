@@ -68,7 +68,9 @@ impl Source {
             save_model(model, new, options, values)?;
             self.tokenizer.save(new)?;
             if model.lora.is_some() && values.is_none() {
-                let base = std::path::absolute(&self.dir).unwrap_or_else(|_| self.dir.clone());
+                // Where training started from adapters, the base is theirs.
+                let base = base_dir(&self.dir)?;
+                let base = std::path::absolute(&base).unwrap_or(base);
                 save_adapters(model, &new.join("adapter"), &base.display().to_string())?;
             }
             Ok(())
@@ -84,10 +86,6 @@ fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()>
         dir.with_file_name(name)
     };
     let (new, old) = (sibling(".partial"), sibling(".old"));
-    let clear = |dir: &Path| match dir.exists() {
-        true => std::fs::remove_dir_all(dir).map_err(|e| Error::io("remove", dir, &e)),
-        false => Ok(()),
-    };
     clear(&new)?;
     std::fs::create_dir_all(&new).map_err(|e| Error::io("create", &new, &e))?;
     if let Err(e) = fill(&new) {
@@ -104,6 +102,14 @@ fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()>
     }
     rename(&new, dir)?;
     clear(&old)
+}
+
+/// Removes a directory if it is there.
+pub(super) fn clear(dir: &Path) -> Result<()> {
+    match dir.exists() {
+        true => std::fs::remove_dir_all(dir).map_err(|e| Error::io("remove", dir, &e)),
+        false => Ok(()),
+    }
 }
 
 /// Options for a model to be trained.
