@@ -8,7 +8,7 @@ use super::sources::Source;
 use crate::base::{Error, Result};
 use crate::data::{ChatFormat, Message, Tokenizer, chat_ids};
 use crate::engine::Engine;
-use crate::model::{Head, LoadOptions, Model};
+use crate::model::{Head, LoadOptions};
 use crate::rollout::Sampling;
 use crate::tape::Workspace;
 use std::io::{BufRead, IsTerminal};
@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub fn chat(cfg: &ChatConfig) -> Result<()> {
     let source = Source::open(&cfg.path.display().to_string())?;
     let options = LoadOptions::frozen(Head::Lm, cfg.dtype.dtype());
-    let model = Model::load(&source.dir, &options)?;
+    let model = source.load_alone(&options)?;
     let mut chat = Chat {
         sampling: Sampling {
             temperature: cfg.temperature as f32,

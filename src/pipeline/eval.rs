@@ -8,7 +8,7 @@ use super::sources::Source;
 use crate::base::{DType, Error, Result};
 use crate::data::Tokenizer;
 use crate::engine::Engine;
-use crate::model::{Head, LoadOptions, Model};
+use crate::model::{Head, LoadOptions};
 use crate::pipeline::demo;
 use crate::rlhf::{RewardRule, built_in_rule};
 use crate::rollout::Sampling;
@@ -41,6 +41,7 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
     table += &format!("mean reward      {:.4}  {}\n", mean(&ours.scores), cfg.path.display());
     if let Some(baseline) = &cfg.baseline {
         let other = Source::open(&baseline.display().to_string())?;
+        source.same_tokens(&other)?;
         let other = score(cfg, &other, &scorer, &prompts, dtype, &mut ws)?;
         let (mut wins, mut ties) = (0, 0);
         for (a, b) in ours.scores.iter().zip(&other.scores) {
@@ -75,7 +76,7 @@ fn scorer(cfg: &EvalConfig, source: &Source, dtype: DType) -> Result<Scorer> {
         (None, Some(name)) => {
             let reward = Source::open(name)?;
             source.same_tokens(&reward)?;
-            let model = Model::load(&reward.dir, &LoadOptions::frozen(Head::Score, dtype))?;
+            let model = reward.load_alone(&LoadOptions::frozen(Head::Score, dtype))?;
             Ok(Scorer::Model(Box::new(Engine::frozen(model))))
         }
         (None, None) => Err(Error::user("eval needs --reward-model or --reward-rule")),
@@ -91,7 +92,7 @@ fn score(
     ws: &mut Workspace,
 ) -> Result<Scored> {
     let tokenizer: &Tokenizer = &source.tokenizer;
-    let model = Model::load(&source.dir, &LoadOptions::frozen(Head::Lm, dtype))?;
+    let model = source.load_alone(&LoadOptions::frozen(Head::Lm, dtype))?;
     let mut engine = Engine::frozen(model);
     let sampling = Sampling {
         temperature: cfg.temperature as f32,

@@ -34,10 +34,32 @@ impl Source {
 
     /// Loads the model and checks that it knows every token.
     pub(super) fn load(&self, options: &LoadOptions, reporter: &mut Reporter) -> Result<Model> {
-        let model = Model::load(&self.dir, options)?;
-        self.tokenizer.check_vocab(model.arch.vocab)?;
+        let model = self.load_checked(options)?;
         for note in &model.notes {
             reporter.emit(Event::warning(note.clone()));
+        }
+        Ok(model)
+    }
+
+    /// The same outside a run: warnings go to standard error.
+    pub(super) fn load_alone(&self, options: &LoadOptions) -> Result<Model> {
+        let model = self.load_checked(options)?;
+        for note in &model.notes {
+            eprintln!("warning: {note}");
+        }
+        Ok(model)
+    }
+
+    fn load_checked(&self, options: &LoadOptions) -> Result<Model> {
+        let model = Model::load(&self.dir, options)?;
+        self.tokenizer.check_vocab(model.arch.vocab)?;
+        // A model that is to be trained may begin with a random score head.
+        if model.score_is_random && !options.train {
+            return Err(Error::user(format!(
+                "{}: has no score head, so it cannot score answers; name a reward model, such as \
+                 one that `duplex reward` made",
+                self.dir.display()
+            )));
         }
         Ok(model)
     }
@@ -48,7 +70,7 @@ impl Source {
             return Ok(());
         }
         Err(Error::user(format!(
-            "{} and {} have different tokenizers; actor, critic and reward model must share one",
+            "{} and {} have different tokenizers; models used together must share one",
             self.dir.display(),
             other.dir.display()
         )))

@@ -110,6 +110,8 @@ fn weights_say_how_much_of_each_set_an_epoch_takes() {
     let sets = ["--data-path", "a.jsonl", "b.jsonl:0.25", "--sft-only-data-path", "b.jsonl:0.1"];
     let run = p.run("sft", "run", &[&all[..], &by_row, &sets].concat());
     assert_eq!(metrics(&run, "sft").len(), 12 + 5 + 2);
+    let only = ["--actor-model", "model", "--sft-only-data-path", "a.jsonl"];
+    p.output(&[&["sft", "--config", "short.toml", "--output-dir", "only"], &only[..]].concat(), "");
     let too_much = ["sft", "--actor-model", "model", "--data-path", "a.jsonl:1e9"];
     let out = p.command(&[&too_much[..], &["--output-dir", "none"]].concat(), "");
     let stderr = String::from_utf8(out.stderr).unwrap();

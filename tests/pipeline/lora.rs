@@ -1,6 +1,6 @@
 //! Adapters: saved alone in PEFT's format and merged, and of use both ways.
 
-use crate::place::{Place, bytes, distance, tensors};
+use crate::place::{Place, bytes, distance, metrics, number, tensors};
 use serde_json::Value;
 use std::path::Path;
 
@@ -93,6 +93,22 @@ fn merged_and_adapted_models_answer_alike() {
         }
         assert!(run.join("ppo/critic/adapter").is_dir());
     }
+}
+
+#[test]
+fn training_goes_on_from_adapters() {
+    let p = Place::new("llama");
+    let run = p.train("run", &[&ADAPTERS[..], &["down_proj"]].concat());
+    let on = p.run("sft", "on", &["--actor-model", "run/sft/adapter"]);
+    // Their base is still the model without any.
+    check_merged(&on.join("sft"), &p.path("model"), 4, 2.0);
+    assert!(distance(&on.join("sft"), &run.join("sft")) > 1e-4);
+    let models = ["--actor-model", "run/sft/adapter", "--reward-model", "run/reward/adapter"];
+    let ppo = p.run("ppo", "ppo", &models);
+    check_merged(&ppo.join("ppo/actor"), &p.path("model"), 4, 2.0);
+    // The start is the merged model, whichever way it was given.
+    assert_eq!(number(&metrics(&ppo, "ppo")[0], "first_ratio_deviation"), 0.0);
+    assert!(number(&metrics(&ppo, "ppo")[0], "kl").abs() < 1e-5);
 }
 
 #[test]

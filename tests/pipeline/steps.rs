@@ -112,3 +112,33 @@ fn nothing_held_out_means_nothing_evaluated() {
     assert_eq!(evaluated("reward", "eval_loss"), [false, true]);
     assert_eq!(evaluated("reward", "eval_accuracy"), [false, true]);
 }
+
+#[test]
+fn what_would_stop_a_later_step_is_found_before_the_first() {
+    let p = Place::new("opt");
+    let refused = |more: &[&str], parts: &[&str]| {
+        let args = ["train", "--config", "short.toml", "--actor-model", "model", "--data-path"];
+        let out =
+            p.command(&[&args[..], &["data.jsonl", "--output-dir", "run"], more].concat(), "");
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(2), "{stderr}");
+        assert!(parts.iter().all(|part| stderr.contains(part)), "{stderr}");
+        assert!(!p.path("run/sft").exists(), "{more:?} was found too late");
+    };
+    refused(&["--reward-rule", "nope"], &["\"nope\"", "no_repetition"]);
+    refused(&["--step", "1", "3"], &["step 3 needs a reward"]);
+    refused(&["--max-answer-seq-len", "100"], &["140 tokens", "128 positions"]);
+    refused(&["--critic-model", "absent/critic/model"], &["absent/critic/model"]);
+    refused(&["--unsupervised-data-path", "absent.txt"], &["absent.txt"]);
+}
+
+#[test]
+fn a_run_that_replaces_another_leaves_nothing_of_it() {
+    let p = Place::new("gpt2");
+    let first = p.train("run", &["--enable-ema", "--actor-lora-dim", "2"]);
+    assert!(first.join("ppo/actor_ema").is_dir() && first.join("sft/adapter").is_dir());
+    let again = p.train("run", &["--overwrite"]);
+    assert!(!again.join("ppo/actor_ema").exists() && !again.join("sft/adapter").exists());
+    assert_eq!(all_bytes(&again), all_bytes(&p.train("fresh", &[])));
+    assert_eq!(metrics(&again, "ppo").len(), 2);
+}

@@ -1,6 +1,8 @@
 //! `duplex chat` and `duplex eval`.
 
+use crate::checkpoint;
 use crate::place::Place;
+use serde_json::{Value, json};
 
 const GREEDY: [&str; 6] = ["--temperature", "0", "--dtype", "f32", "--max-new-tokens", "8"];
 
@@ -71,4 +73,64 @@ fn eval_compares_two_models() {
     let alone = eval("run/ppo/actor", &["--reward-rule", "no_repetition"]);
     assert!((0.0..=1.0).contains(&field(&alone, "mean reward")), "{alone}");
     assert!(!alone.contains("win rate"));
+}
+
+/// Exit code 2 and one line with all of `parts`, and no run left behind that looks finished.
+#[track_caller]
+fn refused(p: &Place, args: &[&str], parts: &[&str]) {
+    let out = p.command(args, "hello\n");
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(2), "{stderr}");
+    assert!(parts.iter().all(|part| stderr.contains(part)), "{stderr}");
+}
+
+#[test]
+fn only_reward_models_score() {
+    let p = Place::new("opt");
+    let data = ["--data-path", "data.jsonl", "--max-prompt-seq-len", "40", "--max-new-tokens", "8"];
+    let eval = [&["eval", "model", "--reward-model", "model"], &data[..]].concat();
+    refused(&p, &eval, &["model: has no score head", "duplex reward"]);
+    let ppo = ["ppo", "--config", "short.toml", "--data-path", "data.jsonl", "--output-dir", "run"];
+    let models = ["--actor-model", "model", "--reward-model", "model"];
+    refused(&p, &[&ppo[..], &models].concat(), &["model: has no score head"]);
+}
+
+/// A tokenizer with one more token than the model knows.
+fn enlarge_tokenizer(model: &std::path::Path) {
+    let file = model.join("tokenizer.json");
+    let mut value: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let id = checkpoint::tokenizer(None).vocab_size();
+    let token = json!({"id": id, "content": "hello", "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false, "special": false});
+    value["added_tokens"].as_array_mut().unwrap().push(token);
+    std::fs::write(file, value.to_string()).unwrap();
+}
+
+#[test]
+fn foreign_tokenizers_are_refused() {
+    let p = Place::new("opt");
+    p.loud("other");
+    enlarge_tokenizer(&p.path("other"));
+    refused(&p, &["chat", "other", "--max-new-tokens", "8"], &["other", "tokens", "rows"]);
+    let eval = ["eval", "model", "--baseline", "other", "--reward-rule", "brevity", "--data-path"];
+    let length = ["data.jsonl", "--max-prompt-seq-len", "40", "--max-new-tokens", "8"];
+    refused(&p, &[&eval[..], &length].concat(), &["model and other have different tokenizers"]);
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error_of_ours() {
+    let p = Place::new("llama");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_duplex"))
+        .args(["chat", "model", "--max-new-tokens", "4"])
+        .current_dir(p.path("."))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let _ = std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"one\ntwo\nthree\n");
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(out.stderr).unwrap(), "");
+    assert_ne!(out.status.code(), Some(1));
 }
