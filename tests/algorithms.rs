@@ -1,4 +1,5 @@
 //! The algorithms against naive f64 versions of their published formulas, on tiny random models.
+#![allow(unreachable_pub)]
 
 mod common;
 

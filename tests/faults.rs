@@ -172,7 +172,11 @@ fn empty_data_and_empty_splits_are_named() {
     std::fs::write(&data, "").unwrap();
     refused(p.sft(&model, &data, &[]), 2, &["empty.jsonl"]);
     let data = p.data();
-    refused(p.sft(&model, &data, &["--data-split", "0,1,1", "--eval-fraction", "0"]), 2, &["split 0", "step 1"]);
+    refused(
+        p.sft(&model, &data, &["--data-split", "0,1,1", "--eval-fraction", "0"]),
+        2,
+        &["split 0", "step 1"],
+    );
     refused(p.sft(&model, &p.path("absent.jsonl"), &[]), 2, &["absent.jsonl"]);
 }
 

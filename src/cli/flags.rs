@@ -47,6 +47,11 @@ impl Entry {
         self.keys.iter().filter(move |k| k.commands & bit != 0)
     }
 
+    /// Whether it is a training run, with the keys of one.
+    pub(super) fn trains(&self) -> bool {
+        self.bit & (TRAIN | SFT | REWARD | PPO) != 0
+    }
+
     /// The one step this command runs; None for `train`, which has a key for it.
     pub(super) fn step(&self) -> Option<u32> {
         match self.bit {
@@ -121,7 +126,7 @@ fn flag(entry: &Entry, key: &'static Key, default: Option<String>) -> Arg {
     };
     let default = default.map_or(String::new(), |d| format!(" [default: {d}]"));
     let section = match key.section() {
-        "" if std::ptr::eq(entry.keys, RUN) => Some("Options of all steps".to_string()),
+        "" if entry.trains() => Some("Options of all steps".to_string()),
         "" => None,
         section => Some(format!("Options of [{section}]")),
     };
@@ -161,7 +166,7 @@ fn common(entry: &Entry) -> Vec<Arg> {
             .action(ArgAction::SetTrue)
             .help("print the resulting configuration as TOML, and stop"),
     ];
-    if std::ptr::eq(entry.keys, RUN) {
+    if entry.trains() {
         let list: Vec<String> =
             PRESETS.iter().map(|p| format!("{} ({})", p.name, p.help)).collect();
         args.push(

@@ -139,36 +139,41 @@ fn human_assistant(messages: &[Message]) -> String {
 /// the marks, so the template may trim and rearrange messages as it likes, while no control token
 /// of theirs is encoded whole. Without any, there is no mark.
 fn guard(messages: &[Message], tokenizer: &Tokenizer) -> (Option<char>, Vec<Message>) {
-    let holds = |m: &Message| cut_controls(&m.content, tokenizer).len() > 1;
+    // Templates write the role too, and it stands in the data like the content.
+    let held = |text: &str| cut_controls(text, tokenizer).len() > 1;
+    let holds = |m: &Message| held(&m.role) || held(&m.content);
     if !messages.iter().any(holds) {
         return (None, messages.to_vec());
     }
     // Unicode keeps these for internal use; one that no message holds is free.
     let mark = ('\u{fdd0}'..='\u{fdef}')
-        .find(|&c| !messages.iter().any(|m| m.content.contains(c)))
+        .find(|&c| !messages.iter().any(|m| m.content.contains(c) || m.role.contains(c)))
         .unwrap_or('\u{fdd0}');
-    let marked = |m: &Message| Message {
-        role: m.role.clone(),
-        content: cut_controls(&m.content, tokenizer).join(&String::from(mark)),
-    };
+    let cut = |text: &str| cut_controls(text, tokenizer).join(&String::from(mark));
+    let marked = |m: &Message| Message { role: cut(&m.role), content: cut(&m.content) };
     (Some(mark), messages.iter().map(marked).collect())
 }
 
-/// Cuts `text` after the first character of every control token's text in it.
+/// Cuts `text` after the first character of every control token's text in it. One pass: a tokenizer
+/// may have hundreds of control tokens, but they begin with very few different characters.
 fn cut_controls<'a>(text: &'a str, tokenizer: &Tokenizer) -> Vec<&'a str> {
-    let mut cuts = vec![0, text.len()];
-    for control in tokenizer.control_texts() {
-        let first = control.chars().next().map_or(1, char::len_utf8);
-        let mut from = 0;
-        while let Some(at) = text[from..].find(control).filter(|_| !control.is_empty()) {
-            from += at + first;
-            cuts.push(from);
+    let mut firsts: Vec<char> =
+        tokenizer.control_texts().filter_map(|c| c.chars().next()).collect();
+    firsts.sort_unstable();
+    firsts.dedup();
+    let holds = |at: usize| {
+        let rest = &text[at..];
+        tokenizer.control_texts().any(|c| !c.is_empty() && rest.starts_with(c))
+    };
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    for (at, first) in text.match_indices(&firsts[..]) {
+        let end = at + first.len();
+        if end < text.len() && holds(at) {
+            pieces.push(&text[start..end]);
+            start = end;
         }
     }
-    cuts.sort_unstable();
-    cuts.dedup();
-    match cuts.len() {
-        0 | 1 => vec![text],
-        _ => cuts.windows(2).map(|c| &text[c[0]..c[1]]).collect(),
-    }
+    pieces.push(&text[start..]);
+    pieces
 }

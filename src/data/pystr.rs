@@ -38,7 +38,7 @@ fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, E
             let (separator, limit): (Option<&str>, Option<i64>) = from_args(args)?;
             Value::from(split(s, separator, limit, name == "rsplit")?)
         }
-        "splitlines" => Value::from(s.lines().map(Value::from).collect::<Vec<_>>()),
+        "splitlines" => no_args(args, s.lines().map(Value::from).collect::<Vec<_>>())?,
         "startswith" | "endswith" => {
             let (affix,): (Value,) = from_args(args)?;
             let test = |affix: &Value| {
@@ -60,16 +60,22 @@ fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, E
         "title" => no_args(args, title(s))?,
         "capitalize" => no_args(args, capitalize(s))?,
         "replace" => {
-            let (from, to, count): (&str, &str, Option<usize>) = from_args(args)?;
-            Value::from(match count {
+            let (from, to, count): (&str, &str, Option<i64>) = from_args(args)?;
+            Value::from(match count.and_then(|n| usize::try_from(n).ok()) {
                 Some(n) => s.replacen(from, to, n),
                 None => s.replace(from, to),
             })
         }
-        "find" => {
+        "removeprefix" | "removesuffix" => {
+            let (affix,): (&str,) = from_args(args)?;
+            let rest =
+                if name == "removeprefix" { s.strip_prefix(affix) } else { s.strip_suffix(affix) };
+            Value::from(rest.unwrap_or(s))
+        }
+        "find" | "rfind" => {
             let (part,): (&str,) = from_args(args)?;
-            let at = s.find(part).map_or(-1, |byte| s[..byte].chars().count() as i64);
-            Value::from(at)
+            let byte = if name == "find" { s.find(part) } else { s.rfind(part) };
+            Value::from(byte.map_or(-1, |byte| s[..byte].chars().count() as i64))
         }
         "count" => {
             let (part,): (&str,) = from_args(args)?;
@@ -157,46 +163,89 @@ fn map_method(map: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, 
     }))
 }
 
-/// `json.dumps(value, ensure_ascii=False)`, with `indent` where given.
+/// How `json.dumps` writes.
+struct Style {
+    indent: Option<usize>,
+    comma: String,
+    colon: String,
+    sort_keys: bool,
+    ascii: bool,
+}
+
+/// `json.dumps(value)` with the options Hugging Face's `tojson` takes, `ensure_ascii=False` unless
+/// given.
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
-    // Accepted because templates pass it; the output is never escaped to ASCII.
-    let _: Option<bool> = options.get("ensure_ascii")?;
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let sort_keys: Option<bool> = options.get("sort_keys")?;
+    let ascii: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
+    let comma = if indent.is_some() { "," } else { ", " };
+    let (comma, colon) = match separators.as_deref() {
+        None => (comma.to_owned(), ": ".to_owned()),
+        Some([comma, colon]) => (comma.clone(), colon.clone()),
+        Some(_) => return Err(invalid("tojson: separators are two strings")),
+    };
+    let (sort_keys, ascii) = (sort_keys.unwrap_or(false), ascii.unwrap_or(false));
+    let style = Style { indent: indent.map(|n| n.min(16)), comma, colon, sort_keys, ascii };
     let mut out = String::new();
-    dump(value, indent.map(|n| n.min(16)), 0, &mut out)?;
+    dump(value, &style, 0, &mut out)?;
     Ok(out)
 }
 
-fn dump(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), Error> {
+fn quoted(s: &str, ascii: bool) -> String {
+    let json = serde_json::Value::from(s).to_string();
+    if !ascii {
+        return json;
+    }
+    let mut units = [0; 2];
+    json.chars().fold(String::new(), |mut out, c| {
+        match c.is_ascii() {
+            true => out.push(c),
+            false => {
+                for unit in c.encode_utf16(&mut units) {
+                    out.push_str(&format!("\\u{unit:04x}"));
+                }
+            }
+        }
+        out
+    })
+}
+
+fn dump(value: &Value, style: &Style, depth: usize, out: &mut String) -> Result<(), Error> {
     if depth > 100 {
         return Err(invalid("tojson: nested too deeply"));
     }
-    let quoted = |s: &str| serde_json::Value::from(s).to_string();
     match value.kind() {
         ValueKind::Undefined | ValueKind::None => out.push_str("null"),
-        ValueKind::Bool | ValueKind::Number => out.push_str(&value.to_string()),
-        ValueKind::String => out.push_str(&quoted(value.as_str().unwrap_or(""))),
+        // The engine itself writes them as Python does.
+        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+        ValueKind::Number => out.push_str(&value.to_string()),
+        ValueKind::String => {
+            out.push_str(&quoted(value.as_str().unwrap_or(""), style.ascii));
+        }
         ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
             let is_map = value.kind() == ValueKind::Map;
             out.push(if is_map { '{' } else { '[' });
-            let mut any = false;
-            for item in value.try_iter()? {
-                if any {
-                    out.push_str(if indent.is_some() { "," } else { ", " });
+            let mut items: Vec<Value> = value.try_iter()?.collect();
+            if is_map && style.sort_keys {
+                items.sort_by_key(Value::to_string);
+            }
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push_str(&style.comma);
                 }
-                any = true;
-                new_line(indent, depth + 1, out);
+                new_line(style.indent, depth + 1, out);
                 if is_map {
-                    out.push_str(&quoted(&item.to_string()));
-                    out.push_str(": ");
-                    dump(&value.get_item(&item)?, indent, depth + 1, out)?;
+                    out.push_str(&quoted(&item.to_string(), style.ascii));
+                    out.push_str(&style.colon);
+                    dump(&value.get_item(item)?, style, depth + 1, out)?;
                 } else {
-                    dump(&item, indent, depth + 1, out)?;
+                    dump(item, style, depth + 1, out)?;
                 }
             }
-            if any {
-                new_line(indent, depth, out);
+            if !items.is_empty() {
+                new_line(style.indent, depth, out);
             }
             out.push(if is_map { '}' } else { ']' });
         }
@@ -229,39 +278,51 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 
-/// `strftime` for seconds since 1970, UTC; an unknown letter stays as written.
+/// `strftime` for seconds since 1970, UTC; `%-d` is `%d` without padding, an unknown letter stays as
+/// written.
 pub(super) fn strftime(format: &str, seconds: i64) -> String {
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let (year, month, day) = civil(days);
     let (month_name, day_name) = (MONTHS[month - 1], DAYS[(days + 4).rem_euclid(7) as usize]);
+    let field = |letter: char| {
+        Some(match letter {
+            'Y' => format!("{year:04}"),
+            'y' => format!("{:02}", year.rem_euclid(100)),
+            'm' => format!("{month:02}"),
+            'd' => format!("{day:02}"),
+            'e' => format!("{day:2}"),
+            'B' => month_name.to_owned(),
+            'b' => month_name[..3].to_owned(),
+            'A' => day_name.to_owned(),
+            'a' => day_name[..3].to_owned(),
+            'H' => format!("{:02}", second / 3600),
+            'I' => format!("{:02}", (second / 3600 + 11) % 12 + 1),
+            'p' => if second < 43_200 { "AM" } else { "PM" }.to_owned(),
+            'M' => format!("{:02}", second / 60 % 60),
+            'S' => format!("{:02}", second % 60),
+            '%' => "%".to_owned(),
+            _ => return None,
+        })
+    };
     let mut out = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
+    let mut rest = format;
+    while let Some(at) = rest.find('%') {
+        out.push_str(&rest[..at]);
+        let tail = &rest[at + 1..];
+        let letters = tail.strip_prefix('-').unwrap_or(tail);
+        let (bare, letter) = (letters.len() < tail.len(), letters.chars().next());
+        rest = &letters[letter.map_or(0, char::len_utf8)..];
+        let written = &format[format.len() - tail.len() - 1..format.len() - rest.len()];
+        match letter.and_then(field) {
+            Some(text) if bare => {
+                let digits = text.trim_start_matches(['0', ' ']);
+                out.push_str(if digits.is_empty() { "0" } else { digits });
+            }
+            Some(text) => out.push_str(&text),
+            None => out.push_str(written),
         }
-        out.push_str(&match chars.next() {
-            Some('Y') => format!("{year:04}"),
-            Some('y') => format!("{:02}", year.rem_euclid(100)),
-            Some('m') => format!("{month:02}"),
-            Some('d') => format!("{day:02}"),
-            Some('e') => format!("{day:2}"),
-            Some('B') => month_name.to_owned(),
-            Some('b') => month_name[..3].to_owned(),
-            Some('A') => day_name.to_owned(),
-            Some('a') => day_name[..3].to_owned(),
-            Some('H') => format!("{:02}", second / 3600),
-            Some('I') => format!("{:02}", (second / 3600 + 11) % 12 + 1),
-            Some('p') => if second < 43_200 { "AM" } else { "PM" }.to_owned(),
-            Some('M') => format!("{:02}", second / 60 % 60),
-            Some('S') => format!("{:02}", second % 60),
-            Some('%') => "%".to_owned(),
-            Some(other) => format!("%{other}"),
-            None => "%".to_owned(),
-        });
     }
-    out
+    out + rest
 }
 
 /// Year, month and day of a day count since 1970-01-01 in the proleptic Gregorian calendar.

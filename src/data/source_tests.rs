@@ -192,7 +192,7 @@ fn every_bad_row_has_its_message() {
         assert_eq!(error("data.jsonl", format!("{ask}\n{json}\n").as_bytes()), expected);
     }
     let deep = format!("{{\"prompt\":{}", "[".repeat(100_000));
-    let expected = "data.jsonl row 1: bad JSON at column 138: recursion limit exceeded";
+    let expected = "data.jsonl row 1: bad JSON at column 137: recursion limit exceeded";
     assert_eq!(error("data.jsonl", deep.as_bytes()), format!("{expected}{HINT}"));
     assert_eq!(
         error("data.jsonl", b"{\"prompt\":\"a\xff\"}"),

@@ -6,8 +6,9 @@ use super::pystr;
 use super::source::Message;
 use crate::base::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
+use minijinja::value::{Enumerator, Object, Value};
 use minijinja::{Environment, ErrorKind};
+use std::sync::Arc;
 
 const NAME: &str = "chat_template";
 
@@ -46,11 +47,8 @@ impl ChatTemplate {
     /// Renders a conversation, with the opening of the assistant's next turn if asked. Errors name
     /// the tokenizer and the template's line.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let message = |m: &Message| {
-            let fields = [("role", Value::from(&m.role)), ("content", Value::from(&m.content))];
-            Value::from_pairs(fields)
-        };
-        let messages: Vec<Value> = messages.iter().map(message).collect();
+        let turn = |m: &Message| Value::from_object(Turn(m.clone()));
+        let messages: Vec<Value> = messages.iter().map(turn).collect();
         let context = Value::from_pairs([
             ("messages", Value::from(messages)),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
@@ -61,6 +59,24 @@ impl ChatTemplate {
         ]);
         let template = self.env.get_template(NAME).map_err(|e| describe(&self.origin, &e))?;
         template.render(context).map_err(|e| describe(&self.origin, &e))
+    }
+}
+
+/// A message as templates see it: a dictionary that keeps its order, unlike the engine's own.
+#[derive(Debug)]
+struct Turn(Message);
+
+impl Object for Turn {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        match key.as_str()? {
+            "role" => Some(Value::from(&self.0.role)),
+            "content" => Some(Value::from(&self.0.content)),
+            _ => None,
+        }
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Str(&["role", "content"])
     }
 }
 
@@ -81,8 +97,8 @@ fn without_generation_marks(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let tag = &rest[start..start + length];
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let tag = &rest[start..start + 2 + length];
         out.push_str(&rest[..start]);
         out.push_str(
             &match tag[2..].trim_matches(|c: char| c.is_whitespace() || "+-".contains(c)) {
@@ -91,7 +107,7 @@ fn without_generation_marks(source: &str) -> String {
                 _ => tag.to_owned(),
             },
         );
-        rest = &rest[start + length..];
+        rest = &rest[start + tag.len()..];
     }
     out + rest
 }

@@ -154,6 +154,9 @@ impl Tokenizer {
             text.as_ref().and_then(|t| special.token_to_id(t)).map(|id| id as i32)
         };
         let (eos_token, bos, pad) = (text("eos_token"), text("bos_token"), text("pad_token"));
+        // A model's end token that the tokenizer lacks can be neither put in nor come out as text.
+        let known = |id: &i32| special.id_to_token(*id as u32).is_some();
+        let model_stops: Vec<i32> = model_stops.iter().copied().filter(known).collect();
         let Some(eos) = id(&eos_token).or(model_stops.first().copied()) else {
             return Err(Error::user(format!(
                 "the tokenizer of {origin} has no end-of-sequence token; set \"eos_token\" in its \
@@ -175,7 +178,7 @@ impl Tokenizer {
             bos_prefix,
             eos,
             pad,
-            stop_ids: [&[eos], model_stops].concat(),
+            stop_ids: [&[eos], &model_stops[..]].concat(),
             turn_end: eos,
             eos_text,
             template,
@@ -380,6 +383,12 @@ fn now() -> i64 {
     fixed.unwrap_or_else(clock)
 }
 
+/// Tokens a stream holds back at most.
+const MOST_PENDING: usize = 16;
+
+/// Bytes of a UTF-8 character at most, hence tokens too.
+const CHARACTER_BYTES: usize = 4;
+
 /// Text that grows by one token at a time and never shows half a character.
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
@@ -394,27 +403,44 @@ impl TextStream<'_> {
     /// Takes one token; returns the text it completes, perhaps none.
     pub fn push(&mut self, id: i32) -> Result<String> {
         self.ids.push(id);
-        let new = self.pending()?;
+        let new = self.since_shown(&self.ids)?;
         // A byte-level decoder turns an unfinished character into U+FFFD.
-        if new.is_empty() || new.ends_with('\u{fffd}') {
+        if !new.is_empty() && !new.ends_with('\u{fffd}') {
+            self.show(self.ids.len());
+            return Ok(new);
+        }
+        if self.ids.len() - self.shown < MOST_PENDING {
             return Ok(String::new());
         }
-        self.ids.drain(..self.shown);
-        self.shown = self.ids.len();
+        // No character has so many bytes: all but its last possible ones are broken, or they are
+        // special tokens left out. Kept, they would be decoded again with every token.
+        let end = self.ids.len() - CHARACTER_BYTES;
+        let new = self.since_shown(&self.ids[..end])?;
+        self.show(end);
         Ok(new)
     }
 
-    /// The rest at the end of the text, broken characters as U+FFFD.
-    pub fn finish(mut self) -> Result<String> {
-        let rest = self.pending();
-        self.ids.clear();
-        rest
+    /// Takes all before `end` as shown, and what was shown before no longer as context.
+    fn show(&mut self, end: usize) {
+        self.ids.drain(..self.shown);
+        self.shown = end - self.shown;
     }
 
-    fn pending(&self) -> Result<String> {
-        let old = self.tokenizer.decode(&self.ids[..self.shown], self.skip_special)?;
-        let all = self.tokenizer.decode(&self.ids, self.skip_special)?;
-        Ok(all.strip_prefix(old.as_str()).unwrap_or_default().to_owned())
+    /// The rest at the end of the text, broken characters as U+FFFD.
+    pub fn finish(self) -> Result<String> {
+        self.since_shown(&self.ids)
+    }
+
+    /// What `ids`, a beginning of `self.ids`, add to the text shown.
+    fn since_shown(&self, ids: &[i32]) -> Result<String> {
+        let decode = |ids| self.tokenizer.decode(ids, self.skip_special);
+        let (old, all) = (decode(&self.ids[..self.shown])?, decode(ids)?);
+        match all.strip_prefix(old.as_str()) {
+            Some(new) => Ok(new.to_owned()),
+            // Decoders of single bytes give up on the whole run of bytes around a broken one; what
+            // was shown stays as it is.
+            None => decode(&ids[self.shown..]),
+        }
     }
 }
 

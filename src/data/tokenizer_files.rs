@@ -29,8 +29,16 @@ fn file<'a>(files: &'a Files, name: &str) -> Option<&'a [u8]> {
 /// The tokenizer in `tokenizer.json`, without the padding and truncation it may prescribe.
 pub(super) fn inner_tokenizer(files: &Files, origin: &str) -> Result<HfTokenizer> {
     let bytes = file(files, "tokenizer.json").unwrap_or_default();
-    let fail = |e| Error::user(format!("tokenizer.json of {origin} cannot be used: {e}"));
-    let mut tokenizer = HfTokenizer::from_bytes(bytes).map_err(fail)?;
+    let unusable = |e: &dyn std::fmt::Display| {
+        Error::user(format!("tokenizer.json of {origin} cannot be used: {e}"))
+    };
+    let fail = |e: tokenizers::Error| unusable(&e);
+    // The library panics on some files: on broken JSON where it expects a decoder, hence the look
+    // at the whole first, and on some broken tables.
+    serde_json::from_slice::<Value>(bytes).map_err(|e| unusable(&e))?;
+    let mut tokenizer = std::panic::catch_unwind(|| HfTokenizer::from_bytes(bytes))
+        .map_err(|_| unusable(&"a table in it is broken"))?
+        .map_err(fail)?;
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(fail)?;
     Ok(tokenizer)

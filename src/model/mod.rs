@@ -81,11 +81,11 @@ impl Model {
         for (i, p) in model.store.params().iter().enumerate() {
             let (id, n) = (ParamId(i), p.spec.shape.iter().product::<usize>());
             let name = &p.spec.name;
-            let values: Vec<f32> = if name.contains(".lora.") {
+            // Adapters and score head are initialised below.
+            if name.contains(".lora.") || name == "score.weight" {
                 continue;
-            } else if name == "score.weight" {
-                continue;
-            } else if name.ends_with("bias") {
+            }
+            let values: Vec<f32> = if name.ends_with("bias") {
                 vec![0.0; n]
             } else if p.spec.shape.len() == 1 {
                 vec![1.0; n]

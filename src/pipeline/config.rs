@@ -243,6 +243,12 @@ impl RunConfig {
         Ok(config)
     }
 
+    /// Whether this is the embedded demonstration: it names neither model nor data.
+    pub fn is_demo(&self) -> bool {
+        let models = self.actor_model.is_some() || self.reward_model.is_some();
+        !models && self.data_path.is_empty() && self.sft_only_data_path.is_empty()
+    }
+
     /// Whether the user gave this dotted key.
     pub fn is_explicit(&self, path: &str) -> bool {
         self.explicit.contains(path)

@@ -35,34 +35,39 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
     let prompts = datasets::eval_prompts(cfg, &source)?;
     let scorer = scorer(cfg, &source, dtype)?;
     let ours = score(cfg, &source, &scorer, &prompts, dtype, &mut ws)?;
-    let mean = |xs: &[f32]| xs.iter().sum::<f32>() / xs.len() as f32;
-    let (n, mut theirs) = (prompts.len(), None);
-    let mut table = format!("prompts          {n}\n");
+    let mut table = format!("prompts          {}\n", prompts.len());
     table += &format!("mean reward      {:.4}  {}\n", mean(&ours.scores), cfg.path.display());
+    let mut shown = vec![&ours];
+    let theirs;
     if let Some(baseline) = &cfg.baseline {
         let other = Source::open(&baseline.display().to_string())?;
         source.same_tokens(&other)?;
-        let other = score(cfg, &other, &scorer, &prompts, dtype, &mut ws)?;
-        let (mut wins, mut ties) = (0, 0);
-        for (a, b) in ours.scores.iter().zip(&other.scores) {
-            wins += usize::from(a > b);
-            ties += usize::from(a == b);
-        }
-        table += &format!("mean reward      {:.4}  {}\n", mean(&other.scores), baseline.display());
-        table += &format!(
-            "win rate         {:.3}  ({wins} wins, {ties} ties, {} losses)\n",
-            (wins as f32 + 0.5 * ties as f32) / n as f32,
-            n - wins - ties
-        );
-        theirs = Some(other);
+        theirs = score(cfg, &other, &scorer, &prompts, dtype, &mut ws)?;
+        table += &format!("mean reward      {:.4}  {}\n", mean(&theirs.scores), baseline.display());
+        table += &format!("{}\n", win_rate(&ours.scores, &theirs.scores));
+        shown.push(&theirs);
     }
     for (i, prompt) in prompts.iter().enumerate().take(cfg.print_samples) {
         table += &format!("\nprompt    {}\n", one_line(&source.tokenizer.decode(prompt, true)?));
-        for scored in std::iter::once(&ours).chain(&theirs) {
-            table += &format!("{:8.3}  {}\n", scored.scores[i], one_line(&scored.answers[i]));
+        for model in &shown {
+            table += &format!("{:8.3}  {}\n", model.scores[i], one_line(&model.answers[i]));
         }
     }
     say(&table)
+}
+
+fn mean(xs: &[f32]) -> f32 {
+    xs.iter().sum::<f32>() / xs.len() as f32
+}
+
+/// How often `ours` is above `theirs`; a tie counts half.
+fn win_rate(ours: &[f32], theirs: &[f32]) -> String {
+    let pairs = || ours.iter().zip(theirs);
+    let wins = pairs().filter(|(a, b)| a > b).count();
+    let ties = pairs().filter(|(a, b)| a == b).count();
+    let rate = (wins as f32 + 0.5 * ties as f32) / ours.len() as f32;
+    let losses = ours.len() - wins - ties;
+    format!("win rate         {rate:.3}  ({wins} wins, {ties} ties, {losses} losses)")
 }
 
 fn one_line(text: &str) -> String {

@@ -51,8 +51,7 @@ struct Run<'c> {
 /// Runs the steps named in the configuration, one after the other; without models and data, the
 /// demo's.
 pub fn train(cfg: &RunConfig) -> Result<()> {
-    let models = cfg.actor_model.is_some() || cfg.reward_model.is_some();
-    if models || !cfg.data_path.is_empty() || !cfg.sft_only_data_path.is_empty() {
+    if !cfg.is_demo() {
         return run_steps(cfg, None, &|_| Ok(()));
     }
     let cfg = demo::configure(cfg);

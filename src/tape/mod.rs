@@ -205,13 +205,12 @@ impl<'a> Tape<'a> {
         let slot = Slot(self.slots.len() as u32);
         let index = self.lives.len();
         let bytes = desc.bytes();
-        if let Some(plan) = self.plan {
-            if plan.sizes.get(index).is_none_or(|room| *room < bytes) {
-                let room = plan.sizes.get(index).copied().unwrap_or(0);
-                return Err(Error::internal(format!(
-                    "arena slot {index}: {bytes} bytes, planned {room}"
-                )));
-            }
+        if let Some(plan) = self.plan
+            && plan.sizes.get(index).is_none_or(|room| *room < bytes)
+        {
+            let room = plan.sizes.get(index).copied().unwrap_or(0);
+            let line = format!("arena slot {index}: {bytes} bytes, planned {room}");
+            return Err(Error::internal(line));
         }
         self.lives.push(Life { bytes, first: self.clock, last: self.clock });
         self.slots.push(SlotInfo { home: Home::Arena(index), needs_grad });

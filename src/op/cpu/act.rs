@@ -101,7 +101,7 @@ fn value_and_slope<S: Simd>(s: S, kind: Kind, x: S::V) -> (S::V, S::V) {
         Kind::Relu => (s.max(zero, x), s.select_lt(zero, x, one, zero)),
         Kind::GeluTanh => {
             // u = c (x + 0.044715 x^3) with c = sqrt(2 / pi).
-            let (c, cube) = (s.splat(0.797_884_56), s.splat(0.044_715));
+            let (c, cube) = (s.splat(0.797_884_6), s.splat(0.044_715));
             let xx = s.mul(x, x);
             let t = vec_math::tanh(s, s.mul(c, s.fma(s.mul(cube, xx), x, x)));
             let cdf = s.fma(half, t, half);
@@ -114,7 +114,7 @@ fn value_and_slope<S: Simd>(s: S, kind: Kind, x: S::V) -> (S::V, S::V) {
             let cdf = s.fma(half, vec_math::erf(s, z), half);
             // The normal density: exp(-x^2 / 2) / sqrt(2 pi).
             let density = vec_math::exp(s, s.sub(zero, s.mul(z, z)));
-            (s.mul(x, cdf), s.fma(x, s.mul(density, s.splat(0.398_942_28)), cdf))
+            (s.mul(x, cdf), s.fma(x, s.mul(density, s.splat(0.398_942_3)), cdf))
         }
         Kind::Silu => {
             let p = vec_math::sigmoid(s, x);

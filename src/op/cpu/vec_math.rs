@@ -70,7 +70,7 @@ pub(super) fn erf<S: Simd>(s: S, x: S::V) -> S::V {
             -2.686_543e-2,
             0.112_837_82,
             -0.376_126_38,
-            1.128_379_2,
+            std::f32::consts::FRAC_2_SQRT_PI,
         ],
     );
     let near = s.mul(x, p);

@@ -14,8 +14,11 @@ pub struct Preset {
     pub toml: &'static str,
 }
 
-/// Taken by itself where neither model nor data is named.
+/// Taken by itself where the run is the demonstration.
 const DEMO: &str = "demo";
+
+/// A run that names one of these is not the demonstration.
+const REPLACE_DEMO: [&str; 4] = ["actor_model", "reward_model", "data_path", "sft_only_data_path"];
 
 const DEMO_TOML: &str = r#"
 dtype = "f32"
@@ -71,11 +74,7 @@ pub fn preset_settings(name: &str) -> Result<Vec<Setting>> {
 
 /// `settings`, with the demonstration's values below them where they name neither model nor data.
 pub(super) fn with_implied(settings: Vec<Setting>) -> Result<Vec<Setting>> {
-    let named = |s: &Setting| {
-        let path = s.key.path;
-        matches!(path, "actor_model" | "reward_model" | "data_path" | "sft_only_data_path")
-    };
-    if settings.iter().any(named) {
+    if settings.iter().any(|s| REPLACE_DEMO.contains(&s.key.path)) {
         return Ok(settings);
     }
     let mut all = preset_settings(DEMO)?;
