@@ -20,6 +20,7 @@ const DEMO: &str = "demo";
 /// A run that names one of these is not the demonstration.
 const REPLACE_DEMO: [&str; 4] = ["actor_model", "reward_model", "data_path", "sft_only_data_path"];
 
+/// Rates for a model of a million parameters that starts from nothing.
 const DEMO_TOML: &str = r#"
 dtype = "f32"
 data_split = "0,6,4"
@@ -27,18 +28,25 @@ max_seq_len = 96
 max_prompt_seq_len = 48
 max_answer_seq_len = 32
 [sft]
-learning_rate = 2e-3
-num_train_epochs = 2
+learning_rate = 3e-3
+num_train_epochs = 3
 num_warmup_steps = 50
+per_device_train_batch_size = 32
 [reward]
 learning_rate = 1e-3
-num_train_epochs = 2
+num_train_epochs = 4
 num_warmup_steps = 50
+per_device_train_batch_size = 32
 [ppo]
-actor_learning_rate = 2e-4
-critic_learning_rate = 5e-4
+actor_learning_rate = 3e-4
+critic_learning_rate = 1e-3
 per_device_generation_batch_size = 64
-per_device_training_batch_size = 64
+per_device_training_batch_size = 32
+ppo_epochs = 2
+max_steps = 100
+kl_coef = 0.2
+clip_reward_value = 20
+missing_eos_penalty = 2
 eval_prompts = 200
 "#;
 
