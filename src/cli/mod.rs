@@ -42,10 +42,12 @@ fn run(arguments: Vec<OsString>) -> Result<()> {
         }
         Request::Chat(config) => {
             set_threads(config.threads)?;
+            end_with_the_reader();
             pipeline::chat(&config)
         }
         Request::Eval(config) => {
             set_threads(config.threads)?;
+            end_with_the_reader();
             pipeline::eval(&config)
         }
     }
@@ -70,6 +72,13 @@ fn set_threads(threads: usize) -> Result<()> {
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build_global().map_err(|e| Error::resource(format!("cannot start {threads} threads: {e}")))
+}
+
+/// Lets a reader that goes away (`duplex chat | head`) end the process quietly, as it ends any
+/// filter. Training goes on without its reader.
+fn end_with_the_reader() {
+    // SAFETY: restores the default action of a signal; no handler is installed.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// Writes to stdout. A reader that has gone away (`duplex --help | head`) is no error.

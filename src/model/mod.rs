@@ -46,6 +46,8 @@ pub struct Model {
     pub params: Params,
     /// Things the user should know of how it was made ("score head initialised").
     pub notes: Vec<String>,
+    /// Its checkpoint had no score head: scores mean nothing until it is trained.
+    pub score_is_random: bool,
 }
 
 impl Model {
@@ -62,7 +64,7 @@ impl Model {
         let (specs, params) = Params::lay_out(&arch, head, train, lora)?;
         let store = Store::new(Device::Cpu, dtype, 1, specs)?;
         let (config, lora) = (config.clone(), lora.cloned());
-        Ok(Model { arch, config, head, lora, store, params, notes: vec![] })
+        Ok(Model { arch, config, head, lora, store, params, notes: vec![], score_is_random: false })
     }
 
     /// A model with random weights, as GPT-2 was initialised: normal with standard deviation 0.02,

@@ -65,14 +65,17 @@ pub fn save_model(
         }
     }
     let adapters = merged_adapters(model);
+    let value = |id: ParamId| {
+        let given = values.and_then(|f| f(id));
+        given.unwrap_or_else(|| model.store.read_f32(id))
+    };
     save_sharded(dir, &tensors, options.max_shard_bytes, &mut |t| {
         let part = &parts[&t.name];
         let columns: usize = model.store.param(part.param).spec.shape[1..].iter().product();
         let range = part.rows.start * columns..part.rows.end * columns;
-        let given = values.and_then(|f| f(part.param));
-        let mut w = given.unwrap_or_else(|| model.store.read_f32(part.param));
+        let mut w = value(part.param);
         for adapter in adapters.get(&part.param).into_iter().flat_map(|a| a.iter()) {
-            merge(model, adapter, columns, &mut w);
+            merge(model, adapter, &value, columns, &mut w);
         }
         let mut w = w[range].to_vec();
         if part.transposed {
@@ -109,10 +112,16 @@ fn merged_adapters(model: &Model) -> HashMap<ParamId, &Vec<Adapter>> {
     linears(model).filter(|l| !l.adapters.is_empty()).map(|l| (l.weight, &l.adapters)).collect()
 }
 
-/// W[offset.., :] += scale * B A
-fn merge(model: &Model, adapter: &Adapter, columns: usize, w: &mut [f32]) {
+/// W[offset.., :] += scale * B A, with A and B as `value` gives them.
+fn merge(
+    model: &Model,
+    adapter: &Adapter,
+    value: &dyn Fn(ParamId) -> Vec<f32>,
+    columns: usize,
+    w: &mut [f32],
+) {
     let lora = model.lora.as_ref().expect("adapters come with a config");
-    let (a, b) = (model.store.read_f32(adapter.a), model.store.read_f32(adapter.b));
+    let (a, b) = (value(adapter.a), value(adapter.b));
     for row in 0..adapter.rows {
         let out = &mut w[(adapter.offset + row) * columns..][..columns];
         for r in 0..lora.rank {

@@ -3,21 +3,22 @@
 
 use super::config::{ChatConfig, ConversationFormat};
 use super::datasets::chat_format;
+use super::say;
 use super::sources::Source;
 use crate::base::{Error, Result};
 use crate::data::{ChatFormat, Message, Tokenizer, chat_ids};
 use crate::engine::Engine;
-use crate::model::{Head, LoadOptions, Model};
+use crate::model::{Head, LoadOptions};
 use crate::rollout::Sampling;
 use crate::tape::Workspace;
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::sync::Arc;
 
 /// Runs the conversation until the input ends.
 pub fn chat(cfg: &ChatConfig) -> Result<()> {
     let source = Source::open(&cfg.path.display().to_string())?;
     let options = LoadOptions::frozen(Head::Lm, cfg.dtype.dtype());
-    let model = Model::load(&source.dir, &options)?;
+    let model = source.load_alone(&options)?;
     let mut chat = Chat {
         sampling: Sampling {
             temperature: cfg.temperature as f32,
@@ -41,7 +42,8 @@ pub fn chat(cfg: &ChatConfig) -> Result<()> {
     if asks {
         eprintln!("Type a message; `clear` starts over, `quit` leaves.");
     }
-    chat.prompt(asks)?;
+    let prompt = if asks { "> " } else { "" };
+    say(prompt)?;
     for line in input.lock().lines() {
         let line = line.map_err(|e| Error::user(format!("standard input: {e}")))?;
         match line.trim() {
@@ -50,7 +52,7 @@ pub fn chat(cfg: &ChatConfig) -> Result<()> {
             "clear" => chat.history.clear(),
             text => chat.turn(text)?,
         }
-        chat.prompt(asks)?;
+        say(prompt)?;
     }
     Ok(())
 }
@@ -67,13 +69,6 @@ struct Chat {
 }
 
 impl Chat {
-    fn prompt(&self, asks: bool) -> Result<()> {
-        if asks {
-            print!("> ");
-        }
-        flush()
-    }
-
     /// Answers `text`, printing as tokens come.
     fn turn(&mut self, text: &str) -> Result<()> {
         self.history.push(Message { role: "user".into(), content: text.into() });
@@ -95,6 +90,7 @@ impl Chat {
             self.history.drain(..2);
         };
         let mut stream = self.tokenizer.stream(true);
+        let mut shown = Ok(());
         let eos = self.sampling.eos.clone();
         let answers = self.engine.generate(
             &mut self.ws,
@@ -102,13 +98,13 @@ impl Chat {
             &[self.turns],
             &self.sampling,
             &mut |_, token| {
-                if !eos.contains(&token) {
-                    print!("{}", stream.push(token).unwrap_or_default());
-                    let _ = std::io::stdout().flush();
+                if !eos.contains(&token) && shown.is_ok() {
+                    shown = stream.push(token).and_then(|text| say(&text));
                 }
             },
         )?;
-        println!();
+        shown?;
+        say(&format!("{}\n", stream.finish()?))?;
         self.turns += 1;
         let answer = self.tokenizer.decode(&answers[0].tokens, true)?;
         self.history.push(Message { role: "assistant".into(), content: answer.trim().into() });
@@ -120,8 +116,4 @@ impl Chat {
             self.system.iter().map(|s| Message { role: "system".into(), content: s.clone() });
         system.chain(self.history.iter().cloned()).collect()
     }
-}
-
-fn flush() -> Result<()> {
-    std::io::stdout().flush().map_err(|e| Error::user(format!("standard output: {e}")))
 }

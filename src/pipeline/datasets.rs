@@ -162,7 +162,9 @@ fn check_room(wanted: usize, source: &Source, flags: &str) -> Result<()> {
 /// Limits of steps 1 and 2.
 fn training_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
     let mut max_seq_len = cfg.max_seq_len;
-    if cfg.is_explicit("max_seq_len") {
+    // A written configuration has every key, so the default counts as not given.
+    let default = RunConfig::default().max_seq_len;
+    if cfg.is_explicit("max_seq_len") && max_seq_len != default {
         check_room(max_seq_len, source, "--max-seq-len")?;
     } else {
         max_seq_len = max_seq_len.min(source.max_positions);
@@ -172,7 +174,7 @@ fn training_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
 }
 
 /// Limits of step 3.
-fn rollout_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
+pub(super) fn rollout_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
     let max_seq_len = cfg.max_prompt_seq_len + cfg.max_answer_seq_len;
     check_room(max_seq_len, source, "--max-prompt-seq-len and --max-answer-seq-len")?;
     Ok(limits(cfg, source, cfg.max_prompt_seq_len, max_seq_len))
@@ -196,10 +198,12 @@ fn specs(sources: &[super::config::DataSource]) -> Vec<Spec> {
 }
 
 fn blend_config(cfg: &RunConfig) -> Result<BlendConfig> {
+    let data = specs(&cfg.data_sources()?);
     Ok(BlendConfig {
-        data: specs(&cfg.data_sources()?),
+        // Without data to share out, steps 2 and 3 have none.
+        split: if data.is_empty() { [1.0, 0.0, 0.0] } else { cfg.split()? },
+        data,
         sft_only: specs(&cfg.sft_only_sources()?),
-        split: cfg.split()?,
         eval_fraction: cfg.eval_fraction,
         seed: cfg.seed as u32,
         on_bad: match cfg.on_bad_row {

@@ -3,11 +3,12 @@
 
 use super::config::EvalConfig;
 use super::datasets;
+use super::say;
 use super::sources::Source;
 use crate::base::{DType, Error, Result};
 use crate::data::Tokenizer;
 use crate::engine::Engine;
-use crate::model::{Head, LoadOptions, Model};
+use crate::model::{Head, LoadOptions};
 use crate::pipeline::demo;
 use crate::rlhf::{RewardRule, built_in_rule};
 use crate::rollout::Sampling;
@@ -34,25 +35,25 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
     let prompts = datasets::eval_prompts(cfg, &source)?;
     let scorer = scorer(cfg, &source, dtype)?;
     let ours = score(cfg, &source, &scorer, &prompts, dtype, &mut ws)?;
-    println!("prompts          {}", prompts.len());
-    println!("mean reward      {:.4}  {}", mean(&ours.scores), cfg.path.display());
+    let mut table = format!("prompts          {}\n", prompts.len());
+    table += &format!("mean reward      {:.4}  {}\n", mean(&ours.scores), cfg.path.display());
     let mut shown = vec![&ours];
     let theirs;
     if let Some(baseline) = &cfg.baseline {
         let other = Source::open(&baseline.display().to_string())?;
         source.same_tokens(&other)?;
         theirs = score(cfg, &other, &scorer, &prompts, dtype, &mut ws)?;
-        println!("mean reward      {:.4}  {}", mean(&theirs.scores), baseline.display());
-        println!("{}", win_rate(&ours.scores, &theirs.scores));
+        table += &format!("mean reward      {:.4}  {}\n", mean(&theirs.scores), baseline.display());
+        table += &format!("{}\n", win_rate(&ours.scores, &theirs.scores));
         shown.push(&theirs);
     }
     for (i, prompt) in prompts.iter().enumerate().take(cfg.print_samples) {
-        println!("\nprompt    {}", one_line(&source.tokenizer.decode(prompt, true)?));
+        table += &format!("\nprompt    {}\n", one_line(&source.tokenizer.decode(prompt, true)?));
         for model in &shown {
-            println!("{:8.3}  {}", model.scores[i], one_line(&model.answers[i]));
+            table += &format!("{:8.3}  {}\n", model.scores[i], one_line(&model.answers[i]));
         }
     }
-    Ok(())
+    say(&table)
 }
 
 fn mean(xs: &[f32]) -> f32 {
@@ -80,7 +81,7 @@ fn scorer(cfg: &EvalConfig, source: &Source, dtype: DType) -> Result<Scorer> {
         (None, Some(name)) => {
             let reward = Source::open(name)?;
             source.same_tokens(&reward)?;
-            let model = Model::load(&reward.dir, &LoadOptions::frozen(Head::Score, dtype))?;
+            let model = reward.load_alone(&LoadOptions::frozen(Head::Score, dtype))?;
             Ok(Scorer::Model(Box::new(Engine::frozen(model))))
         }
         (None, None) => Err(Error::user("eval needs --reward-model or --reward-rule")),
@@ -96,7 +97,7 @@ fn score(
     ws: &mut Workspace,
 ) -> Result<Scored> {
     let tokenizer: &Tokenizer = &source.tokenizer;
-    let model = Model::load(&source.dir, &LoadOptions::frozen(Head::Lm, dtype))?;
+    let model = source.load_alone(&LoadOptions::frozen(Head::Lm, dtype))?;
     let mut engine = Engine::frozen(model);
     let sampling = Sampling {
         temperature: cfg.temperature as f32,

@@ -19,12 +19,13 @@ pub use eval::eval;
 
 use crate::base::{DType, Error, Result};
 use crate::data::Blend;
-use crate::model::Model;
+use crate::model::{Model, resolve_model};
 use crate::report::{Event, Reporter};
 use crate::rlhf::RewardRule;
 use crate::tape::Workspace;
 use config::RunConfig;
 use run_dir::RunDir;
+use std::io::Write;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
@@ -78,6 +79,7 @@ fn run_steps(
         skipped: 0,
     };
     run.announce();
+    run.look_ahead()?;
     for step in &cfg.step {
         match step {
             1 => sft::run(&mut run)?,
@@ -102,6 +104,19 @@ impl Run<'_> {
         let name = run_dir.file_name().map_or("run".into(), |n| n.to_string_lossy().into_owned());
         let summary = summary.map(|(k, v)| (k.to_string(), v)).to_vec();
         self.reporter.emit(Event::RunStart { name, run_dir, summary });
+    }
+
+    /// Finds before the first step what would stop a later one, hours away.
+    fn look_ahead(&self) -> Result<()> {
+        let cfg = self.cfg;
+        let named = [&cfg.actor_model, &cfg.reward_model, &cfg.ppo.critic_model];
+        for name in named.into_iter().flatten() {
+            // What lies in the run directory may be yet to come.
+            if !Path::new(name).starts_with(self.dir.path()) {
+                resolve_model(name)?;
+            }
+        }
+        if cfg.step.contains(&3) { ppo::look_ahead(self) } else { Ok(()) }
     }
 
     /// Where step 1 starts.
@@ -183,6 +198,13 @@ impl Run<'_> {
         )));
         self.reporter.emit(Event::step_end(step, started.elapsed().as_secs_f64(), summary));
     }
+}
+
+/// Writes to standard output at once.
+fn say(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let done = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    done.map_err(|e| Error::io("write", "standard output".as_ref(), &e))
 }
 
 /// `dir` as a model's name, if a model was saved there.

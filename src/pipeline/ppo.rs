@@ -64,15 +64,38 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let options = settings::save_as(cfg)?;
     source.save(&trainer.engines.actor.model, &actor, &options, None)?;
     source.save(&trainer.engines.critic.model, &run.dir.ppo("critic"), &options, None)?;
-    if let Some(ema) = trainer.engines.actor.ema() {
-        let model = &trainer.engines.actor.model;
-        let dir = run.dir.ppo("actor_ema");
-        source.save(model, &dir, &options, Some(&|id| ema.read(model, id)))?;
+    let (model, ema_dir) = (&trainer.engines.actor.model, run.dir.ppo("actor_ema"));
+    match trainer.engines.actor.ema() {
+        Some(ema) => source.save(model, &ema_dir, &options, Some(&|id| ema.read(model, id)))?,
+        // That of an earlier run, replaced by this one.
+        None => sources::clear(&ema_dir)?,
     }
     let mut summary = before.numbers("score_before", "kl_before");
     summary.extend(after.numbers("score_after", "kl_after"));
     run.finish("ppo", started, &summary, &actor, trainer.engines.actor.memory());
     Ok(())
+}
+
+/// Finds before an earlier step runs what would stop this one.
+pub(super) fn look_ahead(run: &Run<'_>) -> Result<()> {
+    let cfg = run.cfg;
+    let actor = if cfg.step.contains(&1) { run.sft_start()? } else { run.ppo_actor()? };
+    datasets::rollout_limits(cfg, &Source::open(&actor)?)?;
+    if let Some(missing) = cfg.unsupervised_sources()?.iter().find(|s| !s.path.exists()) {
+        return Err(Error::user(format!(
+            "--unsupervised-data-path {}: no such file",
+            missing.path.display()
+        )));
+    }
+    match &cfg.ppo.reward_rule {
+        Some(rule) => built_in_rule(rule).map(|_| ()),
+        None if cfg.step.contains(&2) || run.ppo_reward().is_some() => Ok(()),
+        None => Err(no_reward()),
+    }
+}
+
+fn no_reward() -> Error {
+    Error::user("step 3 needs a reward: run step 2 first, or give --reward-model or --reward-rule")
 }
 
 /// Loads the four models, two of them once where LoRA or a rule makes a copy unnecessary.
@@ -105,11 +128,7 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
             let options = LoadOptions::frozen(Head::Score, run.dtype);
             RewardSource::Model(Box::new(Engine::frozen(reward.load(&options, &mut run.reporter)?)))
         }
-        (None, None) => {
-            return Err(Error::user(
-                "step 3 needs a reward: run step 2 first, or give --reward-model or --reward-rule",
-            ));
-        }
+        (None, None) => return Err(no_reward()),
     };
     let critic_name =
         cfg.ppo.critic_model.clone().or(reward_name).map_or_else(|| run.ppo_actor(), Ok)?;

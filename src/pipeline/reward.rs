@@ -8,6 +8,7 @@ use crate::engine::Engine;
 use crate::model::Head;
 use crate::report::Event;
 use crate::rlhf::{RewardConfig, RewardTrainer, StepConfig};
+use crate::tape::Workspace;
 use std::time::Instant;
 
 /// Runs step 2.
@@ -32,7 +33,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let mut trainer = RewardTrainer::new(engine, RewardConfig { step, loss });
     run.start("reward", "Reward model", total, "batches");
     let held_out = data.held_out(s.eval_batches * s.rows_per_step());
-    let before = trainer.evaluate(&mut run.ws, &held_out)?;
+    let before = judge_pairs(&trainer, &mut run.ws, &held_out)?;
     let mut ends = (f32::NAN, f32::NAN);
     for (i, batch) in batches.iter().enumerate() {
         let clock = Instant::now();
@@ -48,21 +49,34 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
             ("tokens_per_s", stats.tokens as f64 / clock.elapsed().as_secs_f64()),
         ];
         if evaluates(s.eval_interval, i + 1, batch.ends_epoch) {
-            let eval = trainer.evaluate(&mut run.ws, &held_out)?;
-            values.push(("eval_loss", f64::from(eval.loss)));
-            values.push(("eval_accuracy", f64::from(eval.accuracy)));
+            let eval = judge_pairs(&trainer, &mut run.ws, &held_out)?;
+            values.extend(
+                eval.into_iter().flat_map(|(loss, accuracy)| {
+                    [("eval_loss", loss), ("eval_accuracy", accuracy)]
+                }),
+            );
         }
         run.reporter.emit(Event::metrics("reward", i as u64 + 1, &values));
     }
-    let after = trainer.evaluate(&mut run.ws, &held_out)?;
+    let after = judge_pairs(&trainer, &mut run.ws, &held_out)?;
     let dir = run.dir.reward();
     source.save(&trainer.engine.model, &dir, &settings::save_as(cfg)?, None)?;
-    let summary = [
-        ("loss_first", f64::from(ends.0)),
-        ("loss_last", f64::from(ends.1)),
-        ("eval_accuracy_before", f64::from(before.accuracy)),
-        ("eval_accuracy_after", f64::from(after.accuracy)),
-    ];
+    let mut summary = vec![("loss_first", f64::from(ends.0)), ("loss_last", f64::from(ends.1))];
+    summary.extend(before.map(|(_, accuracy)| ("eval_accuracy_before", accuracy)));
+    summary.extend(after.map(|(_, accuracy)| ("eval_accuracy_after", accuracy)));
     run.finish("reward", started, &summary, &dir, trainer.engine.memory());
     Ok(())
+}
+
+/// Loss and accuracy on the pairs held out; `None` if none were.
+fn judge_pairs(
+    trainer: &RewardTrainer,
+    ws: &mut Workspace,
+    held_out: &[&PairExample],
+) -> Result<Option<(f64, f64)>> {
+    if held_out.is_empty() {
+        return Ok(None);
+    }
+    let stats = trainer.evaluate(ws, held_out)?;
+    Ok(Some((f64::from(stats.loss), f64::from(stats.accuracy))))
 }

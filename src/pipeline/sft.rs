@@ -8,6 +8,7 @@ use crate::engine::Engine;
 use crate::model::Head;
 use crate::report::Event;
 use crate::rlhf::{SftConfig, SftTrainer, StepConfig};
+use crate::tape::Workspace;
 use std::time::Instant;
 
 /// Runs step 1.
@@ -32,7 +33,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
         SftTrainer::new(engine, SftConfig { step, loss_on_prompt: cfg.sft.loss_on_prompt });
     run.start("sft", "Supervised finetuning", total, "batches");
     let held_out = data.held_out(s.eval_batches * s.rows_per_step());
-    let before = trainer.evaluate(&mut run.ws, &held_out)?;
+    let before = eval_loss(&trainer, &mut run.ws, &held_out)?;
     let mut first = f32::NAN;
     let mut last = f32::NAN;
     for (i, batch) in batches.iter().enumerate() {
@@ -50,19 +51,29 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
             ("tokens_per_s", stats.tokens as f64 / clock.elapsed().as_secs_f64()),
         ];
         if evaluates(s.eval_interval, i + 1, batch.ends_epoch) {
-            values.push(("eval_loss", f64::from(trainer.evaluate(&mut run.ws, &held_out)?)));
+            let loss = eval_loss(&trainer, &mut run.ws, &held_out)?;
+            values.extend(loss.map(|loss| ("eval_loss", loss)));
         }
         run.reporter.emit(Event::metrics("sft", i as u64 + 1, &values));
     }
-    let after = trainer.evaluate(&mut run.ws, &held_out)?;
+    let after = eval_loss(&trainer, &mut run.ws, &held_out)?;
     let dir = run.dir.sft();
     source.save(&trainer.engine.model, &dir, &settings::save_as(cfg)?, None)?;
-    let summary = [
-        ("loss_first", f64::from(first)),
-        ("loss_last", f64::from(last)),
-        ("eval_loss_before", f64::from(before)),
-        ("eval_loss_after", f64::from(after)),
-    ];
+    let mut summary = vec![("loss_first", f64::from(first)), ("loss_last", f64::from(last))];
+    summary.extend(before.map(|loss| ("eval_loss_before", loss)));
+    summary.extend(after.map(|loss| ("eval_loss_after", loss)));
     run.finish("sft", started, &summary, &dir, trainer.engine.memory());
     Ok(())
+}
+
+/// The loss on what was held out; `None` if nothing was.
+fn eval_loss(
+    trainer: &SftTrainer,
+    ws: &mut Workspace,
+    held_out: &[&SftExample],
+) -> Result<Option<f64>> {
+    if held_out.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(f64::from(trainer.evaluate(ws, held_out)?)))
 }

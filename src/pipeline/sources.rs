@@ -34,10 +34,32 @@ impl Source {
 
     /// Loads the model and checks that it knows every token.
     pub(super) fn load(&self, options: &LoadOptions, reporter: &mut Reporter) -> Result<Model> {
-        let model = Model::load(&self.dir, options)?;
-        self.tokenizer.check_vocab(model.arch.vocab)?;
+        let model = self.load_checked(options)?;
         for note in &model.notes {
             reporter.emit(Event::warning(note.clone()));
+        }
+        Ok(model)
+    }
+
+    /// The same outside a run: warnings go to standard error.
+    pub(super) fn load_alone(&self, options: &LoadOptions) -> Result<Model> {
+        let model = self.load_checked(options)?;
+        for note in &model.notes {
+            eprintln!("warning: {note}");
+        }
+        Ok(model)
+    }
+
+    fn load_checked(&self, options: &LoadOptions) -> Result<Model> {
+        let model = Model::load(&self.dir, options)?;
+        self.tokenizer.check_vocab(model.arch.vocab)?;
+        // A model that is to be trained may begin with a random score head.
+        if model.score_is_random && !options.train {
+            return Err(Error::user(format!(
+                "{}: has no score head, so it cannot score answers; name a reward model, such as \
+                 one that `duplex reward` made",
+                self.dir.display()
+            )));
         }
         Ok(model)
     }
@@ -48,7 +70,7 @@ impl Source {
             return Ok(());
         }
         Err(Error::user(format!(
-            "{} and {} have different tokenizers; actor, critic and reward model must share one",
+            "{} and {} have different tokenizers; models used together must share one",
             self.dir.display(),
             other.dir.display()
         )))
@@ -68,7 +90,9 @@ impl Source {
             save_model(model, new, options, values)?;
             self.tokenizer.save(new)?;
             if model.lora.is_some() && values.is_none() {
-                let base = std::path::absolute(&self.dir).unwrap_or_else(|_| self.dir.clone());
+                // Where training started from adapters, the base is theirs.
+                let base = base_dir(&self.dir)?;
+                let base = std::path::absolute(&base).unwrap_or(base);
                 save_adapters(model, &new.join("adapter"), &base.display().to_string())?;
             }
             Ok(())
@@ -84,10 +108,6 @@ fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()>
         dir.with_file_name(name)
     };
     let (new, old) = (sibling(".partial"), sibling(".old"));
-    let clear = |dir: &Path| match dir.exists() {
-        true => std::fs::remove_dir_all(dir).map_err(|e| Error::io("remove", dir, &e)),
-        false => Ok(()),
-    };
     clear(&new)?;
     std::fs::create_dir_all(&new).map_err(|e| Error::io("create", &new, &e))?;
     if let Err(e) = fill(&new) {
@@ -104,6 +124,14 @@ fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()>
     }
     rename(&new, dir)?;
     clear(&old)
+}
+
+/// Removes a directory if it is there.
+pub(super) fn clear(dir: &Path) -> Result<()> {
+    match dir.exists() {
+        true => std::fs::remove_dir_all(dir).map_err(|e| Error::io("remove", dir, &e)),
+        false => Ok(()),
+    }
 }
 
 /// Options for a model to be trained.

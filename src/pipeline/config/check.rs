@@ -6,6 +6,9 @@ use super::{Deployment, EvalConfig, KlController, RunConfig};
 use crate::base::{Error, Result};
 use std::path::{Path, PathBuf};
 
+/// Most often that an epoch may repeat a data set.
+const MAX_WEIGHT: f64 = 100.0;
+
 /// A data file or folder and its weight in the blend.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DataSource {
@@ -23,9 +26,9 @@ impl DataSource {
         if path.is_empty() {
             return Err(Error::user(format!("{key:?} has {text:?}, which names no file")));
         }
-        if !(weight > 0.0 && weight <= 1e9) {
+        if !(weight > 0.0 && weight <= MAX_WEIGHT) {
             return Err(Error::user(format!(
-                "{key:?} has {text:?}; the weight after the colon must be above 0 and at most 1e9"
+                "{key:?} has {text:?}; the weight after the colon must be above 0 and at most {MAX_WEIGHT}"
             )));
         }
         Ok(DataSource { path: path.into(), weight })

@@ -269,7 +269,8 @@ fn the_demonstration_has_its_own_rates_below_the_users() {
     assert_eq!(demo.sft.optimizer.learning_rate, 2e-5);
     assert_ne!(demo.ppo.actor_learning_rate, plain.ppo.actor_learning_rate);
     assert!(!demo.is_explicit("ppo.actor_learning_rate"));
-    for model in ["actor_model = \"m\"", "reward_model = \"m\""] {
+    let names = ["actor_model = \"m\"", "reward_model = \"m\"", "data_path = [\"d.jsonl\"]"];
+    for model in names {
         let named = read(model).unwrap();
         assert_eq!(named.ppo, plain.ppo);
     }

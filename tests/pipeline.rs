@@ -1,0 +1,19 @@
+//! The program from end to end: the commands on tiny random models, and what they leave behind.
+
+#[path = "common/checkpoint.rs"]
+mod checkpoint;
+
+#[path = "pipeline/data.rs"]
+mod data;
+#[path = "pipeline/determinism.rs"]
+mod determinism;
+#[path = "pipeline/lora.rs"]
+mod lora;
+#[path = "pipeline/options.rs"]
+mod options;
+#[path = "pipeline/place.rs"]
+mod place;
+#[path = "pipeline/steps.rs"]
+mod steps;
+#[path = "pipeline/talk.rs"]
+mod talk;

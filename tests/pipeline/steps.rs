@@ -1,0 +1,144 @@
+//! The three steps, together and one by one, for every family.
+
+use crate::place::{MODELS, Place, all_bytes, bytes, events, metrics, number, summary};
+use duplex::base::DType;
+use duplex::data::Tokenizer;
+use duplex::model::{Head, LoadOptions, Model};
+use std::path::Path;
+
+/// Loads a saved model as any checkpoint and checks what it says of itself.
+fn check_model(dir: &Path, head: Head) {
+    let model = Model::load(dir, &LoadOptions::frozen(head, DType::F32)).unwrap();
+    assert!(model.notes.is_empty(), "{:?}", model.notes);
+    Tokenizer::load(dir).unwrap().check_vocab(model.arch.vocab).unwrap();
+    let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
+    let class = if head == Head::Lm { "LM" } else { "ForSequenceClassification" };
+    assert!(config.contains(class) && config.contains("\"float32\""), "{config}");
+}
+
+#[test]
+fn every_family_goes_through_all_steps() {
+    for family in ["opt", "gpt2", "llama"] {
+        let p = Place::new(family);
+        let run = p.train("run", &[]);
+        for (name, head) in MODELS.iter().zip([Head::Lm, Head::Score, Head::Lm, Head::Score]) {
+            check_model(&run.join(name), head);
+        }
+        for file in ["config.toml", "metrics.jsonl", "report.html"] {
+            assert!(std::fs::metadata(run.join(file)).unwrap().len() > 100, "{file}");
+        }
+        let html = std::fs::read_to_string(run.join("report.html")).unwrap();
+        assert!(html.contains("Reward model") && html.contains("<svg"));
+        let mut boards = std::fs::read_dir(run.join("tensorboard")).unwrap();
+        let board = boards.next().unwrap().unwrap();
+        assert!(board.file_name().to_string_lossy().contains("tfevents"));
+        assert!(board.metadata().unwrap().len() > 1000);
+        check_metrics(&run);
+    }
+}
+
+fn check_metrics(run: &Path) {
+    assert_eq!(events(run)[0]["event"], "run_start");
+    assert_eq!(events(run).last().unwrap()["event"], "run_end");
+    for step in ["sft", "reward", "ppo"] {
+        let rows = metrics(run, step);
+        assert_eq!(rows.len(), 2, "{step}");
+        for (name, value) in rows.iter().flat_map(|r| r.as_object().unwrap()) {
+            assert!(value.as_f64().is_some_and(f64::is_finite), "{step} {name}: {value}");
+        }
+    }
+    for row in metrics(run, "ppo") {
+        assert_eq!(number(&row, "first_ratio_deviation"), 0.0);
+        // Close to a uniform choice out of the vocabulary.
+        assert!((4.0..5.8).contains(&number(&row, "entropy")), "{row}");
+        assert!((1.0..=8.0).contains(&number(&row, "answer_tokens")), "{row}");
+    }
+    // The reference is the actor until the first update, and not after.
+    let kl: Vec<f64> = metrics(run, "ppo").iter().map(|m| number(m, "kl")).collect();
+    assert!(kl[0] == 0.0 && kl[1] != 0.0, "{kl:?}");
+    assert!(number(&summary(run, "sft"), "loss_last") < number(&summary(run, "sft"), "loss_first"));
+    for name in ["eval_accuracy_before", "eval_accuracy_after"] {
+        assert!((0.0..=1.0).contains(&number(&summary(run, "reward"), name)));
+    }
+    number(&summary(run, "ppo"), "score_after");
+}
+
+#[test]
+fn step_by_step_gives_the_same_bytes() {
+    let p = Place::new("llama");
+    let whole = p.train("whole", &[]);
+    let run = p.run("sft", "single", &["--actor-model", "model"]);
+    p.run("reward", "single", &["--actor-model", "model"]);
+    // Step 3 finds both models in the directory. No model named must not mean the demo's settings.
+    p.run("ppo", "single", &[]);
+    assert_eq!(all_bytes(&whole), all_bytes(&run));
+    for step in ["sft", "reward", "ppo"] {
+        assert_eq!(metrics(&run, step).len(), 2);
+    }
+}
+
+#[test]
+fn a_rule_needs_no_second_step() {
+    let p = Place::new("gpt2");
+    let run = p.train("run", &["--step", "1", "3", "--reward-rule", "no_repetition"]);
+    assert!(!run.join("reward").exists());
+    check_model(&run.join("ppo/actor"), Head::Lm);
+    for row in metrics(&run, "ppo") {
+        assert!((0.0..=1.0).contains(&number(&row, "reward")), "{row}");
+    }
+    // The third step alone, on the model as it came.
+    let alone = p.train("alone", &["--step", "3", "--reward-rule", "no_repetition"]);
+    assert!(!alone.join("sft").exists());
+    assert_ne!(bytes(&alone.join("ppo/actor")), bytes(&p.path("model")));
+    assert_ne!(bytes(&alone.join("ppo/actor")), bytes(&run.join("ppo/actor")));
+}
+
+#[test]
+fn nothing_held_out_means_nothing_evaluated() {
+    let p = Place::new("llama");
+    let run = p.train("run", &["--eval-fraction", "0"]);
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    for name in ["eval_loss", "eval_accuracy", "score_before", "kl_after"] {
+        assert!(!text.contains(name), "{name}");
+    }
+    assert!(text.contains("loss_last"));
+    // Held-out rows are there by default.
+    let run = p.train("held_out", &["--sft-eval-interval", "1", "--reward-eval-interval", "2"]);
+    let evaluated = |step: &str, name: &str| {
+        let has: Vec<bool> = metrics(&run, step).iter().map(|m| m.get(name).is_some()).collect();
+        has
+    };
+    assert_eq!(evaluated("sft", "eval_loss"), [true, true]);
+    assert_eq!(evaluated("reward", "eval_loss"), [false, true]);
+    assert_eq!(evaluated("reward", "eval_accuracy"), [false, true]);
+}
+
+#[test]
+fn what_would_stop_a_later_step_is_found_before_the_first() {
+    let p = Place::new("opt");
+    let refused = |more: &[&str], parts: &[&str]| {
+        let args = ["train", "--config", "short.toml", "--actor-model", "model", "--data-path"];
+        let out =
+            p.command(&[&args[..], &["data.jsonl", "--output-dir", "run"], more].concat(), "");
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(2), "{stderr}");
+        assert!(parts.iter().all(|part| stderr.contains(part)), "{stderr}");
+        assert!(!p.path("run/sft").exists(), "{more:?} was found too late");
+    };
+    refused(&["--reward-rule", "nope"], &["\"nope\"", "no_repetition"]);
+    refused(&["--step", "1", "3"], &["step 3 needs a reward"]);
+    refused(&["--max-answer-seq-len", "100"], &["140 tokens", "128 positions"]);
+    refused(&["--critic-model", "absent/critic/model"], &["absent/critic/model"]);
+    refused(&["--unsupervised-data-path", "absent.txt"], &["absent.txt"]);
+}
+
+#[test]
+fn a_run_that_replaces_another_leaves_nothing_of_it() {
+    let p = Place::new("gpt2");
+    let first = p.train("run", &["--enable-ema", "--actor-lora-dim", "2"]);
+    assert!(first.join("ppo/actor_ema").is_dir() && first.join("sft/adapter").is_dir());
+    let again = p.train("run", &["--overwrite"]);
+    assert!(!again.join("ppo/actor_ema").exists() && !again.join("sft/adapter").exists());
+    assert_eq!(all_bytes(&again), all_bytes(&p.train("fresh", &[])));
+    assert_eq!(metrics(&again, "ppo").len(), 2);
+}

@@ -1,0 +1,136 @@
+//! `duplex chat` and `duplex eval`.
+
+use crate::checkpoint;
+use crate::place::Place;
+use serde_json::{Value, json};
+
+const GREEDY: [&str; 6] = ["--temperature", "0", "--dtype", "f32", "--max-new-tokens", "8"];
+
+#[test]
+fn chat_answers_line_by_line() {
+    let p = Place::new("gpt2");
+    p.loud("loud");
+    let talk = |lines: &str| p.output(&[&["chat", "loud"], &GREEDY[..]].concat(), lines);
+    let [one, other] = ["What is blue?\n", "And grass?\n"].map(talk);
+    assert!(one.len() > 1 && one.ends_with('\n') && one != other, "{one:?} {other:?}");
+    assert_eq!(talk("\n  \n"), "");
+    // Cleared, the second message is the first again; otherwise it is a second one.
+    assert_eq!(talk("What is blue?\nclear\nAnd grass?\n"), format!("{one}{other}"));
+    let kept = talk("What is blue?\nAnd grass?\n");
+    assert!(kept.starts_with(&one) && kept != format!("{one}{other}"), "{kept:?}");
+    assert_eq!(talk("What is blue?\nquit\nAnd grass?\n"), one);
+    // A conversation longer than the model forgets its beginning.
+    let long = talk(&"What is blue?\n".repeat(30));
+    assert!(long.len() > 30 && long.starts_with(&one), "{long:?}");
+    let sampled = |seed: &str| {
+        let how = ["chat", "loud", "--max-new-tokens", "8", "--seed", seed];
+        p.output(&how, "What is blue?\n")
+    };
+    assert_eq!(sampled("1"), sampled("1"));
+    assert_ne!(sampled("1"), sampled("2"));
+}
+
+#[test]
+fn a_message_too_long_is_refused() {
+    let p = Place::new("llama");
+    let lines = format!("{}\n", "very long words ".repeat(60));
+    let out = p.command(&["chat", "model", "--max-new-tokens", "8"], &lines);
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.code() == Some(2) && stderr.contains("--max-new-tokens"), "{stderr}");
+}
+
+/// The number after `label` in the table.
+#[track_caller]
+fn field(table: &str, label: &str) -> f64 {
+    let line = table.lines().find_map(|l| l.strip_prefix(label));
+    let line = line.unwrap_or_else(|| panic!("no {label} in {table}"));
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn eval_compares_two_models() {
+    let p = Place::new("llama");
+    let run = ["--sft-max-steps", "6", "--reward-max-steps", "6"];
+    p.train("run", &run);
+    let length = ["--max-prompt-seq-len", "40", "--max-new-tokens", "8"];
+    let what = [&["--data-path", "data.jsonl", "--prompts", "12"], &length[..]].concat();
+    let eval = |model: &str, more: &[&str]| {
+        p.output(&[&["eval", model], &what[..], &["--dtype", "f32"], more].concat(), "")
+    };
+    let judged = ["--reward-model", "run/reward", "--print-samples", "2"];
+    let table = eval("run/sft", &[&judged[..], &["--baseline", "model"]].concat());
+    assert_eq!(field(&table, "prompts"), 12.0);
+    assert_eq!(table.matches("mean reward ").count(), 2);
+    assert_eq!(table.matches("prompt    ").count(), 2);
+    // Seen from the other side, wins are losses.
+    let (rate, swapped) = (
+        field(&table, "win rate"),
+        eval("model", &[&judged[..], &["--baseline", "run/sft"]].concat()),
+    );
+    assert!((rate + field(&swapped, "win rate") - 1.0).abs() < 2e-3, "{table}{swapped}");
+    let same = eval("run/sft", &[&judged[..], &["--baseline", "run/sft"]].concat());
+    assert!(same.contains("(0 wins, 12 ties, 0 losses)"), "{same}");
+    let alone = eval("run/ppo/actor", &["--reward-rule", "no_repetition"]);
+    assert!((0.0..=1.0).contains(&field(&alone, "mean reward")), "{alone}");
+    assert!(!alone.contains("win rate"));
+}
+
+/// Exit code 2 and one line with all of `parts`, and no run left behind that looks finished.
+#[track_caller]
+fn refused(p: &Place, args: &[&str], parts: &[&str]) {
+    let out = p.command(args, "hello\n");
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(2), "{stderr}");
+    assert!(parts.iter().all(|part| stderr.contains(part)), "{stderr}");
+}
+
+#[test]
+fn only_reward_models_score() {
+    let p = Place::new("opt");
+    let data = ["--data-path", "data.jsonl", "--max-prompt-seq-len", "40", "--max-new-tokens", "8"];
+    let eval = [&["eval", "model", "--reward-model", "model"], &data[..]].concat();
+    refused(&p, &eval, &["model: has no score head", "duplex reward"]);
+    let ppo = ["ppo", "--config", "short.toml", "--data-path", "data.jsonl", "--output-dir", "run"];
+    let models = ["--actor-model", "model", "--reward-model", "model"];
+    refused(&p, &[&ppo[..], &models].concat(), &["model: has no score head"]);
+}
+
+/// A tokenizer with one more token than the model knows.
+fn enlarge_tokenizer(model: &std::path::Path) {
+    let file = model.join("tokenizer.json");
+    let mut value: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let id = checkpoint::tokenizer(None).vocab_size();
+    let token = json!({"id": id, "content": "hello", "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false, "special": false});
+    value["added_tokens"].as_array_mut().unwrap().push(token);
+    std::fs::write(file, value.to_string()).unwrap();
+}
+
+#[test]
+fn foreign_tokenizers_are_refused() {
+    let p = Place::new("opt");
+    p.loud("other");
+    enlarge_tokenizer(&p.path("other"));
+    refused(&p, &["chat", "other", "--max-new-tokens", "8"], &["other", "tokens", "rows"]);
+    let eval = ["eval", "model", "--baseline", "other", "--reward-rule", "brevity", "--data-path"];
+    let length = ["data.jsonl", "--max-prompt-seq-len", "40", "--max-new-tokens", "8"];
+    refused(&p, &[&eval[..], &length].concat(), &["model and other have different tokenizers"]);
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error_of_ours() {
+    let p = Place::new("llama");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_duplex"))
+        .args(["chat", "model", "--max-new-tokens", "4"])
+        .current_dir(p.path("."))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let _ = std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"one\ntwo\nthree\n");
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(out.stderr).unwrap(), "");
+    assert_ne!(out.status.code(), Some(1));
+}
