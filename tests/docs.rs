@@ -10,7 +10,11 @@ fn table() -> String {
     );
     for op in OPS {
         let about = op.about.replace('|', "\\|");
-        out += &format!("| [`{0}`](../src/op/{0}.rs) | {about} | {1} |\n", op.name, (op.cases)().len());
+        out += &format!(
+            "| [`{0}`](../src/op/{0}.rs) | {about} | {1} |\n",
+            op.name,
+            (op.cases)().len()
+        );
     }
     out
 }

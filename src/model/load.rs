@@ -114,11 +114,7 @@ impl Model {
         let score = "base_model.model.score.weight";
         if model.head == Head::Score && file.info(score).is_some() {
             model.store.write_f32(model.params.head, &file.read_f32(score)?)?;
-            if model.score_is_random {
-                // The note about it was the last of the base model's.
-                model.notes.pop();
-                model.score_is_random = false;
-            }
+            model.score_is_random = false;
         }
         Ok(model)
     }
@@ -180,7 +176,6 @@ impl Model {
         if init_score {
             self.init_score(seed)?;
             self.score_is_random = true;
-            self.notes.push(format!("{}: no score head, initialised at random", dir.display()));
         }
         Ok(())
     }

@@ -173,7 +173,7 @@ pub struct RunConfig {
     pub gradient_checkpointing: Checkpointing,
     /// How conversations become text.
     pub chat_format: ConversationFormat,
-    /// Answers shown at each evaluation.
+    /// Answers shown now and then during PPO.
     pub print_samples: usize,
     /// Largest file of a saved model; see [`RunConfig::max_shard_bytes`].
     pub max_shard_size: String,

@@ -151,10 +151,11 @@ impl Run<'_> {
 
     fn describe(&mut self, what: &str, model: &Model) {
         self.reporter.emit(Event::note(format!(
-            "{what}: {} with {:.1} M parameters, {:.1} M trained",
+            "{what}: {} with {:.1} M parameters, {:.1} M trained{}",
             model.arch.family.model_type,
             model.num_params() as f64 / 1e6,
-            model.num_trained() as f64 / 1e6
+            model.num_trained() as f64 / 1e6,
+            if model.score_is_random { ", with a new score head" } else { "" }
         )));
     }
 

@@ -56,7 +56,9 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
         }
         let iteration = i as u64 + 1;
         run.reporter.emit(Event::metrics("ppo", iteration, &values));
-        print_samples(run, &experience, &source.tokenizer, iteration)?;
+        if shows_samples(iteration, total) {
+            print_samples(run, &experience, &source.tokenizer, iteration)?;
+        }
     }
     let after = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
     show(run, &before, &after, total);
@@ -195,6 +197,12 @@ fn print_samples(
         }));
     }
     Ok(())
+}
+
+/// Whether answers are shown after `iteration`: about ten times in a run. After the last one those
+/// to held-out prompts are shown instead.
+fn shows_samples(iteration: u64, total: u64) -> bool {
+    iteration < total && (iteration - 1).is_multiple_of(total.div_ceil(10))
 }
 
 /// Before and after, side by side, for a few held-out prompts.

@@ -49,7 +49,7 @@ pub(super) fn label(name: &str) -> String {
         "lr" => "Learning rate".to_owned(),
         "tokens_per_s" => "Tokens per second".to_owned(),
         "grad_norm" => "Gradient norm".to_owned(),
-        _ => name.replace('_', " ").replace(" lr", " learning rate"),
+        _ => words(name),
     };
     if !held_out.is_empty() {
         let keep = text.starts_with("KL");
@@ -57,6 +57,20 @@ pub(super) fn label(name: &str) -> String {
     }
     let mut chars = text.chars();
     chars.next().map_or(String::new(), |c| c.to_uppercase().chain(chars).collect())
+}
+
+/// `name` in words, abbreviations written as such.
+fn words(name: &str) -> String {
+    let word = |w: &str| match w {
+        "kl" | "eos" => w.to_uppercase(),
+        "lr" => "learning rate".to_owned(),
+        "grad" => "gradient".to_owned(),
+        "coef" => "coefficient".to_owned(),
+        "approx" => "approximate".to_owned(),
+        "unsup" => "mixture".to_owned(),
+        _ => w.to_owned(),
+    };
+    name.split('_').map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// `3.4s`, `42s`, `1m20s`, `2h05m`, `3d04h`.

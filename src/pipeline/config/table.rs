@@ -53,7 +53,7 @@ pub static RUN: &[Key] = &[
     key("gradient_checkpointing", RUNS, Kind::Choice(&["none", "cheap", "full"]), "what is computed again in the backward pass to save memory; alone: full")
         .or(&[(PPO, "actor-gradient-checkpointing")]).alone("full"),
     key("chat_format", RUNS, FORMATS, "how conversations become text; auto: the tokenizer's chat template, else Human/Assistant turns"),
-    key("print_samples", RUNS, Kind::int(0, 1000), "answers shown at each evaluation"),
+    key("print_samples", RUNS, Kind::int(0, 1000), "answers shown now and then during PPO"),
     key("max_shard_size", RUNS, Kind::Bytes, "largest file of a saved model"),
     key("quiet", RUNS, Kind::Bool, "show warnings and errors only"),
     key("tensorboard", RUNS, Kind::Bool, "write TensorBoard event files").or(&[(RUNS, "enable-tensorboard")]),
