@@ -173,7 +173,8 @@ fn unknown_flag(entry: &Entry, flag: &str) -> String {
     let own: Vec<String> = entry
         .own_keys()
         .map(|k| entry.flag(k))
-        .chain(["config", "preset", "set", "print-config"].map(str::to_string))
+        .chain(["config", "set", "print-config"].map(str::to_string))
+        .chain(entry.trains().then(|| "preset".to_string()))
         .collect();
     let hint = match nearest(flag, own.iter().map(String::as_str)) {
         _ if !others.is_empty() => format!("it belongs to {}", others.join(" and ")),

@@ -202,7 +202,7 @@ fn error_lines() {
         ("lora.lora_module_name = []", "\"lora.lora_module_name\" is empty"),
         ("ppo.kl_coef = 0\nppo.kl_controller = \"adaptive\"", "\"ppo.kl_coef\" must be above 0"),
         ("ppo.min_answer_seq_len = 300", "300 is above \"max_answer_seq_len\" 32"),
-        ("ppo.per_device_training_batch_size = 17", "17 is above the 16 answers gathered"),
+        ("ppo.per_device_training_batch_size = 65", "65 is above the 64 answers gathered"),
         ("reward_model = \"m\"\nppo.reward_rule = \"r\"", "are both set; keep one"),
         ("a = \n", "run.toml: line 1: "),
         ("seed = 1\nseed = 2", "run.toml: line 2: "),
