@@ -1,7 +1,7 @@
 //! Blends data sets and divides them between the three steps: which rows each step trains on,
 //! which are held out, and in what order an epoch takes them. It knows nothing of tokens.
 //!
-//! - A set is `PATH[:WEIGHT]`; a path is a file, or a directory with `train.json[l]` and perhaps
+//! - A set is a path with a weight; the path is a file, or a directory with `train.json[l]` and perhaps
 //!   `eval`, `test` or `validation`.
 //! - Held-out rows are the directory's own file, or else the share `eval_fraction` of the rows,
 //!   taken off before anything else.
@@ -16,7 +16,6 @@ use crate::base::{Error, Result, Rng};
 use std::path::{Path, PathBuf};
 
 const STEPS: [&str; 3] = ["supervised finetuning", "reward model", "PPO"];
-const MAX_WEIGHT: f64 = 100.0;
 
 /// One data set of a blend.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,45 +24,6 @@ pub struct Spec {
     pub path: PathBuf,
     /// Share of its rows an epoch uses; 1 is all of them once.
     pub weight: f64,
-}
-
-impl Spec {
-    /// Parses `PATH[:WEIGHT]`. What follows the last colon is a weight if it reads as a number.
-    pub fn parse(text: &str) -> Result<Spec> {
-        let (path, weight) = match text.rsplit_once(':') {
-            Some((path, number)) => match number.parse::<f64>() {
-                Ok(weight) => (path, weight),
-                Err(_) => (text, 1.0),
-            },
-            None => (text, 1.0),
-        };
-        if path.is_empty() {
-            return Err(Error::user(format!("data set {text:?} names no file; use PATH[:WEIGHT]")));
-        }
-        if !(weight > 0.0 && weight <= MAX_WEIGHT) {
-            let range = format!("above 0 and at most {MAX_WEIGHT}");
-            return Err(Error::user(format!("data set {text:?}: the weight must be {range}")));
-        }
-        Ok(Spec { path: path.into(), weight })
-    }
-}
-
-/// Parses the proportions of the three steps, such as "2,4,4".
-pub fn parse_split(text: &str) -> Result<[f64; 3]> {
-    let bad = || {
-        let wanted = "three proportions, none negative and not all 0, such as 2,4,4";
-        Error::user(format!("data split {text:?} is not {wanted}"))
-    };
-    let parts: Vec<f64> = text
-        .split(',')
-        .map(|p| p.trim().parse::<f64>().map_err(|_| bad()))
-        .collect::<Result<_>>()?;
-    let split: [f64; 3] = parts.try_into().map_err(|_| bad())?;
-    let sum: f64 = split.iter().sum();
-    match split.iter().all(|p| *p >= 0.0) && sum > 0.0 && sum.is_finite() {
-        true => Ok(split),
-        false => Err(bad()),
-    }
 }
 
 /// Divides `0..n` by proportions: a permutation by `seed`, cut at rounded boundaries. As in
@@ -131,7 +91,7 @@ impl Blend {
         }
         let all: Vec<&Spec> = config.data.iter().chain(&config.sft_only).collect();
         if all.is_empty() {
-            return Err(Error::user("no data set given; name one as PATH[:WEIGHT]"));
+            return Err(Error::user("no data set given; name one"));
         }
         let names: Vec<String> = all.iter().map(|s| s.path.display().to_string()).collect();
         let mut blend = Blend {

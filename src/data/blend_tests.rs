@@ -24,28 +24,6 @@ fn message(result: Result<impl Sized>) -> String {
     e.to_string()
 }
 
-#[test]
-fn specs_parse_with_and_without_weight() {
-    let parsed = |s: &str| Spec::parse(s).map(|s| (s.path.display().to_string(), s.weight));
-    assert_eq!(parsed("a/b.json").unwrap(), ("a/b.json".into(), 1.0));
-    assert_eq!(parsed("a/b.json:0.25").unwrap(), ("a/b.json".into(), 0.25));
-    assert_eq!(parsed("C:b").unwrap(), ("C:b".into(), 1.0));
-    assert_eq!(message(parsed(":2")), "data set \":2\" names no file; use PATH[:WEIGHT]");
-    for bad in ["a:0", "a:-1", "a:inf", "a:nan", "a:101"] {
-        let expected = format!("data set {bad:?}: the weight must be above 0 and at most 100");
-        assert_eq!(message(parsed(bad)), expected);
-    }
-}
-
-#[test]
-fn splits_parse_or_say_what_is_wanted() {
-    assert_eq!(parse_split("2, 4,4").unwrap(), [2.0, 4.0, 4.0]);
-    for bad in ["2,4", "1,1,1,1", "a,b,c", "0,0,0", "-1,1,1", "inf,1,1", "nan,1,1", ""] {
-        let wanted = "three proportions, none negative and not all 0, such as 2,4,4";
-        assert_eq!(message(parse_split(bad)), format!("data split {bad:?} is not {wanted}"));
-    }
-}
-
 /// Slices of numpy's RandomState(1234) permutation of 0..10, boundaries as DeepSpeed-Chat rounds.
 #[test]
 fn division_is_that_of_deepspeed_chat() {
@@ -132,7 +110,7 @@ fn an_empty_split_is_named() {
     assert_eq!(message(blend.step(2)), expected);
     assert_eq!(
         message(Blend::load(&config(vec![]))),
-        "no data set given; name one as PATH[:WEIGHT]"
+        "no data set given; name one"
     );
     let bad = BlendConfig { eval_fraction: 1.0, ..only_sft };
     assert_eq!(message(Blend::load(&bad)), "eval fraction 1 is not in 0..1");

@@ -87,8 +87,7 @@ pub fn build<'a, T>(
     }
     match examples.is_empty() && skipped > 0 {
         true => Err(Error::user(format!(
-            "no row is left for {what}: all {skipped} were too long; raise the length limits or use \
-             --on-long-prompt truncate"
+            "no row is left for {what}: all {skipped} were too long; raise the length limits"
         ))),
         false => Ok((examples, skipped)),
     }

@@ -14,7 +14,7 @@ mod template;
 mod tokenizer;
 mod tokenizer_files;
 
-pub use blend::{Blend, BlendConfig, Part, Spec, epoch_order, parse_split, split_indices};
+pub use blend::{Blend, BlendConfig, Part, Spec, epoch_order, split_indices};
 pub use chat::{ChatFormat, chat_ids};
 pub use example::{
     Limits, OnLongPrompt, PairExample, PromptExample, RowRef, SftExample, build, pair_example,

@@ -146,7 +146,7 @@ where
 {
     let mut table = as_table(&T::default())?;
     for setting in settings {
-        debug_assert!(keys.iter().any(|k| std::ptr::eq(k, setting.key)));
+        debug_assert!(keys.iter().any(|k| k.path == setting.key.path));
         let mut place = &mut table;
         let section = setting.key.section();
         if !section.is_empty() {
