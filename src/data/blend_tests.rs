@@ -108,10 +108,7 @@ fn an_empty_split_is_named() {
     let blend = Blend::load(&only_sft).unwrap();
     let expected = format!("split 1,0,0 leaves no row of {at} for step 3 (PPO); {tail}");
     assert_eq!(message(blend.step(2)), expected);
-    assert_eq!(
-        message(Blend::load(&config(vec![]))),
-        "no data set given; name one"
-    );
+    assert_eq!(message(Blend::load(&config(vec![]))), "no data set given; name one");
     let bad = BlendConfig { eval_fraction: 1.0, ..only_sft };
     assert_eq!(message(Blend::load(&bad)), "eval fraction 1 is not in 0..1");
 }

@@ -1,0 +1,232 @@
+//! Making experience: answers, their log-probs under the reference, values, scores, and from these
+//! the rewards and advantages (Schulman et al. 2015) of every answer token.
+
+use super::{KlControl, PpoTrainer, RewardSource};
+use crate::base::{Error, Result};
+use crate::data::micro_batches;
+use crate::op::gae::{Gae, gae};
+use crate::tape::{Shaped, Workspace};
+use crate::train::Batch;
+
+/// One answered prompt with all that training needs. Vectors have one entry per answer token.
+#[derive(Clone, Debug, Default)]
+pub struct Rollout {
+    /// Prompt and answer.
+    pub ids: Vec<i32>,
+    /// Tokens of the prompt.
+    pub prompt_len: usize,
+    /// Log-probs recorded while sampling.
+    pub logprobs: Vec<f32>,
+    /// Log-probs under the reference.
+    pub ref_logprobs: Vec<f32>,
+    /// Values of the states before each token.
+    pub values: Vec<f32>,
+    /// GAE advantages.
+    pub advantages: Vec<f32>,
+    /// Advantage + value.
+    pub returns: Vec<f32>,
+    /// Score of the answer as the reward gave it.
+    pub score: f32,
+    /// The answer ended with an end token.
+    pub finished: bool,
+}
+
+impl Rollout {
+    /// Log-ratio to the reference summed over the answer: a sample of the KL divergence.
+    pub fn kl(&self) -> f32 {
+        self.logprobs.iter().zip(&self.ref_logprobs).map(|(a, b)| a - b).sum()
+    }
+
+    /// Positions whose next token is an answer token.
+    pub(super) fn states(&self) -> std::ops::Range<usize> {
+        self.prompt_len - 1..self.ids.len() - 1
+    }
+}
+
+/// A batch of rollouts, ready to train on.
+#[derive(Clone, Debug, Default)]
+pub struct Experience {
+    /// The rollouts.
+    pub rollouts: Vec<Rollout>,
+    /// Iteration they were made in.
+    pub iteration: u64,
+}
+
+/// Draws for evaluation are numbered from here, those for training from 0.
+const EVALUATION: u64 = 1 << 31;
+
+impl PpoTrainer {
+    /// Answers `prompts` and scores the answers: one generation and three scoring passes. The actor's
+    /// own log-probs are those of sampling, which training reproduces bit for bit.
+    pub fn generate_experience(
+        &mut self,
+        ws: &mut Workspace,
+        prompts: &[&[i32]],
+    ) -> Result<Experience> {
+        if prompts.is_empty() {
+            return Err(Error::user("PPO has no prompts to answer; give at least one"));
+        }
+        let mut rollouts = self.rollouts(ws, prompts, self.answers)?;
+        self.answers = (self.answers + prompts.len() as u64) % EVALUATION;
+        self.engines.actor.train();
+        self.estimate_advantages(ws, &mut rollouts)?;
+        self.iteration += 1;
+        Ok(Experience { rollouts, iteration: self.iteration - 1 })
+    }
+
+    /// Answers and scores `prompts` for evaluation: always the same draws, and nothing of the
+    /// trainer changes.
+    pub fn answer(&mut self, ws: &mut Workspace, prompts: &[&[i32]]) -> Result<Vec<Rollout>> {
+        self.rollouts(ws, prompts, EVALUATION)
+    }
+
+    fn rollouts(
+        &mut self,
+        ws: &mut Workspace,
+        prompts: &[&[i32]],
+        first: u64,
+    ) -> Result<Vec<Rollout>> {
+        let sequences: Vec<u64> = (0..prompts.len() as u64).map(|i| first + i).collect();
+        let sampling = self.config.sampling.clone();
+        let answers =
+            self.engines.actor.generate(ws, prompts, &sequences, &sampling, &mut |_, _| {})?;
+        let mut rollouts: Vec<Rollout> = prompts
+            .iter()
+            .zip(answers)
+            .map(|(prompt, a)| Rollout {
+                ids: [prompt, a.tokens.as_slice()].concat(),
+                prompt_len: prompt.len(),
+                logprobs: a.logprobs,
+                finished: a.finished,
+                ..Rollout::default()
+            })
+            .collect();
+        let temperature = if sampling.temperature > 0.0 { sampling.temperature } else { 1.0 };
+        self.score_tokens(ws, &mut rollouts, temperature)?;
+        self.score_answers(ws, &mut rollouts)?;
+        Ok(rollouts)
+    }
+
+    /// Reference log-probs and critic values of every answer token.
+    fn score_tokens(
+        &self,
+        ws: &mut Workspace,
+        rollouts: &mut [Rollout],
+        temperature: f32,
+    ) -> Result<()> {
+        for group in self.groups(rollouts) {
+            let rows: Vec<_> =
+                group.iter().map(|&i| (rollouts[i].ids.as_slice(), rollouts[i].states())).collect();
+            let batch = Batch::new(&rows);
+            let reference = match &self.engines.reference {
+                Some(model) => model.logprobs(ws, &batch, temperature, true)?,
+                None => self.engines.actor.logprobs(ws, &batch, temperature, false)?,
+            };
+            let values = self.engines.critic.scores(ws, &batch)?;
+            let mut at = 0;
+            for &i in &group {
+                let n = rollouts[i].logprobs.len();
+                rollouts[i].ref_logprobs = reference[at..at + n].to_vec();
+                rollouts[i].values = values[at..at + n].to_vec();
+                at += n;
+            }
+        }
+        Ok(())
+    }
+
+    /// The score of every answer.
+    fn score_answers(&self, ws: &mut Workspace, rollouts: &mut [Rollout]) -> Result<()> {
+        match &self.engines.reward {
+            RewardSource::Model(model) => {
+                for group in self.groups(rollouts) {
+                    let rows: Vec<_> = group
+                        .iter()
+                        .map(|&i| {
+                            (
+                                rollouts[i].ids.as_slice(),
+                                rollouts[i].ids.len() - 1..rollouts[i].ids.len(),
+                            )
+                        })
+                        .collect();
+                    let scores = model.scores(ws, &Batch::new(&rows))?;
+                    group.iter().zip(scores).for_each(|(&i, s)| rollouts[i].score = s);
+                }
+            }
+            RewardSource::Rule(rule, decode) => {
+                for r in rollouts.iter_mut() {
+                    let (prompt, answer) = r.ids.split_at(r.prompt_len);
+                    r.score = rule.score(&decode(prompt)?, &decode(answer)?)?;
+                }
+            }
+        }
+        match rollouts.iter().position(|r| !r.score.is_finite()) {
+            None => Ok(()),
+            Some(i) => Err(Error::user(format!(
+                "the reward of prompt {i} of iteration {} is {}; check the reward model or rule",
+                self.iteration, rollouts[i].score
+            ))),
+        }
+    }
+
+    /// Token rewards from scores and KL, then GAE.
+    fn estimate_advantages(&mut self, ws: &mut Workspace, rollouts: &mut [Rollout]) -> Result<()> {
+        let c = &self.config;
+        let scores: Vec<f32> = rollouts.iter().map(|r| r.score).collect();
+        self.reward_stats.update(&scores);
+        let scale = if c.reward_scaling { 1.0 / self.reward_stats.std() } else { 1.0 };
+        let mut scan = Scan { rewards: vec![], values: vec![], cu_seqlens: vec![0] };
+        for r in rollouts.iter() {
+            let kl = r.logprobs.iter().zip(&r.ref_logprobs).map(|(a, b)| -self.kl_coef * (a - b));
+            scan.rewards.extend(kl);
+            let missing = if r.finished { 0.0 } else { c.missing_eos_penalty };
+            let score =
+                (r.score * scale).clamp(-c.clip_reward_value, c.clip_reward_value) - missing;
+            *scan.rewards.last_mut().expect("an answer has a token") += score;
+            scan.values.extend(&r.values);
+            scan.cu_seqlens.push(scan.rewards.len() as i32);
+        }
+        let op = Gae { gamma: c.gamma, lambda: c.lam };
+        let (advantages, returns) = ws.run("gae", &scan, |tape, scan: &Scan| {
+            let rewards = tape.input_f32(&scan.rewards)?;
+            let values = tape.input_f32(&scan.values)?;
+            let cu_seqlens = tape.input_i32(&scan.cu_seqlens)?;
+            let (advantages, returns) = gae(tape, op, rewards, values, cu_seqlens)?;
+            Ok((tape.read_f32(advantages)?, tape.read_f32(returns)?))
+        })?;
+        for (r, w) in rollouts.iter_mut().zip(scan.cu_seqlens.windows(2)) {
+            let range = w[0] as usize..w[1] as usize;
+            r.advantages = advantages[range.clone()].to_vec();
+            r.returns = returns[range].to_vec();
+        }
+        if let KlControl::Adaptive { target, horizon } = c.kl_control {
+            let n = rollouts.len() as f32;
+            let kl = rollouts.iter().map(Rollout::kl).sum::<f32>() / n;
+            let error = (kl / target - 1.0).clamp(-0.2, 0.2);
+            self.kl_coef *= 1.0 + error * n / horizon;
+        }
+        Ok(())
+    }
+
+    fn groups(&self, rollouts: &[Rollout]) -> Vec<Vec<usize>> {
+        let lengths: Vec<usize> = rollouts.iter().map(|r| r.ids.len()).collect();
+        micro_batches(&lengths, self.config.micro_batch_tokens)
+    }
+}
+
+/// Inputs of the scans: two columns over packed sequences.
+pub(super) struct Scan {
+    pub(super) rewards: Vec<f32>,
+    pub(super) values: Vec<f32>,
+    pub(super) cu_seqlens: Vec<i32>,
+}
+
+impl Shaped for Scan {
+    fn dims(&self) -> Vec<usize> {
+        vec![self.rewards.len(), self.cu_seqlens.len() - 1]
+    }
+
+    fn largest(dims: &[usize]) -> Scan {
+        let zeros = vec![0.0; dims[0]];
+        Scan { rewards: zeros.clone(), values: zeros, cu_seqlens: vec![0; dims[1] + 1] }
+    }
+}

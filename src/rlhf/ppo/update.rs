@@ -1,0 +1,283 @@
+//! Learning from experience: the optimizer steps of actor and critic.
+
+use super::PpoTrainer;
+use super::experience::{Experience, Rollout, Scan};
+use crate::base::{Error, Result, Rng};
+use crate::data::micro_batches;
+use crate::engine::Terms;
+use crate::op::ppo_policy::{PpoPolicy, ppo_policy};
+use crate::op::ppo_value::{PpoValue, ppo_value};
+use crate::op::weighted_sum::{WeightedSum, weighted_sum};
+use crate::op::whiten::{Whiten, whiten};
+use crate::rlhf::sft::nll;
+use crate::tape::Workspace;
+use crate::train::Batch;
+
+/// What an iteration of training reports. Means are over answer tokens unless said otherwise.
+#[derive(Clone, Debug, Default)]
+pub struct PpoStats {
+    /// Mean clipped policy loss.
+    pub policy_loss: f32,
+    /// Mean clipped value loss.
+    pub value_loss: f32,
+    /// Mean entropy of the policy, in nats.
+    pub entropy: f32,
+    /// Mean KL estimate (ratio - 1) - log ratio between rollout policy and current.
+    pub approx_kl: f32,
+    /// Share of tokens at which the policy loss was clipped.
+    pub clip_fraction: f32,
+    /// Largest |ratio - 1| in the first minibatch: 0 when rollout and training agree bit for bit.
+    pub first_ratio_deviation: f32,
+    /// approx_kl of the first minibatch.
+    pub first_approx_kl: f32,
+    /// Mixture loss per token over the minibatches that had text, if any.
+    pub unsup_loss: Option<f32>,
+    /// Actor's gradient norm, last step.
+    pub actor_grad_norm: f32,
+    /// Critic's gradient norm, last step.
+    pub critic_grad_norm: f32,
+    /// Share of the returns' variance that the values explain.
+    pub explained_variance: f32,
+    /// Steps skipped because gradients were not finite.
+    pub skipped: usize,
+}
+
+impl PpoTrainer {
+    /// All PPO epochs over one experience. `unsupervised` rows are blocks of plain text for the
+    /// mixture loss, shared out over the minibatches.
+    pub fn train_rlhf(
+        &mut self,
+        ws: &mut Workspace,
+        experience: &Experience,
+        unsupervised: &[&[i32]],
+    ) -> Result<PpoStats> {
+        let mut rollouts = experience.rollouts.clone();
+        if self.config.whiten_advantages {
+            self.whiten(ws, &mut rollouts)?;
+        }
+        let mut total =
+            PpoStats { explained_variance: explained_variance(&rollouts), ..PpoStats::default() };
+        let (mut minibatches, mut with_text) = (0, 0);
+        for epoch in 0..self.config.ppo_epochs {
+            let mut order: Vec<usize> = (0..rollouts.len()).collect();
+            let stream = (experience.iteration << 8) + epoch as u64;
+            Rng::new(self.config.sampling.seed ^ 0x5050_4f00, stream).shuffle(&mut order);
+            let count = order.len().div_ceil(self.config.minibatch);
+            for (k, minibatch) in order.chunks(self.config.minibatch).enumerate() {
+                let share = k * unsupervised.len() / count..(k + 1) * unsupervised.len() / count;
+                let picked: Vec<&Rollout> = minibatch.iter().map(|&i| &rollouts[i]).collect();
+                let stats = self.update(ws, &picked, &unsupervised[share])?;
+                if minibatches == 0 {
+                    total.first_ratio_deviation = stats.first_ratio_deviation;
+                    total.first_approx_kl = stats.approx_kl;
+                }
+                minibatches += 1;
+                with_text += usize::from(stats.unsup_loss.is_some());
+                total.absorb(&stats);
+            }
+        }
+        total.divide(minibatches, with_text);
+        Ok(total)
+    }
+
+    fn whiten(&self, ws: &mut Workspace, rollouts: &mut [Rollout]) -> Result<()> {
+        let advantages: Vec<f32> = rollouts.iter().flat_map(|r| r.advantages.clone()).collect();
+        let (ones, n) = (vec![1.0; advantages.len()], advantages.len());
+        let scan = Scan { rewards: advantages, values: ones, cu_seqlens: vec![0, n as i32] };
+        let white = ws.run("whiten", &scan, |tape, scan: &Scan| {
+            let x = tape.input_f32(&scan.rewards)?;
+            let mask = tape.input_f32(&scan.values)?;
+            let y = whiten(tape, Whiten { shift_mean: true }, x, mask)?;
+            tape.read_f32(y)
+        })?;
+        let mut at = 0;
+        for r in rollouts {
+            let n = r.advantages.len();
+            r.advantages.copy_from_slice(&white[at..at + n]);
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// One optimizer step of actor and critic.
+    fn update(
+        &mut self,
+        ws: &mut Workspace,
+        rollouts: &[&Rollout],
+        text: &[&[i32]],
+    ) -> Result<PpoStats> {
+        let tokens: usize = rollouts.iter().map(|r| r.logprobs.len()).sum();
+        let scale = 1.0 / tokens as f32;
+        let mut stats = PpoStats::default();
+        let batches = self.batches(rollouts);
+        for batch in &batches {
+            self.accumulate_actor(ws, batch, scale, &mut stats)?;
+            self.accumulate_critic(ws, batch, scale, &mut stats)?;
+        }
+        if !text.is_empty() && self.config.unsup_coef > 0.0 {
+            stats.unsup_loss = Some(self.accumulate_text(ws, text)?);
+        }
+        let factor = self.config.actor_schedule.factor(self.updates);
+        let step = self.engines.actor.step(ws, factor)?;
+        (stats.actor_grad_norm, stats.skipped) = (step.grad_norm, usize::from(step.skipped));
+        let factor = self.config.critic_schedule.factor(self.updates);
+        let step = self.engines.critic.step(ws, factor)?;
+        stats.critic_grad_norm = step.grad_norm;
+        stats.skipped += usize::from(step.skipped);
+        self.updates += 1;
+        Ok(stats)
+    }
+
+    /// Micro-batches with columns old log-prob, advantage, old value, return.
+    fn batches(&self, rollouts: &[&Rollout]) -> Vec<Batch> {
+        let lengths: Vec<usize> = rollouts.iter().map(|r| r.ids.len()).collect();
+        micro_batches(&lengths, self.config.micro_batch_tokens)
+            .iter()
+            .map(|group| {
+                let picked: Vec<&Rollout> = group.iter().map(|&i| rollouts[i]).collect();
+                let rows: Vec<_> = picked.iter().map(|r| (r.ids.as_slice(), r.states())).collect();
+                let mut batch = Batch::new(&rows);
+                let column = |f: fn(&Rollout) -> &Vec<f32>| -> Vec<f32> {
+                    picked.iter().flat_map(|r| f(r).iter().copied()).collect()
+                };
+                batch.columns = vec![
+                    column(|r| &r.logprobs),
+                    column(|r| &r.advantages),
+                    column(|r| &r.values),
+                    column(|r| &r.returns),
+                    vec![1.0; batch.select.len()],
+                ];
+                batch
+            })
+            .collect()
+    }
+
+    /// Gradients of the policy. LoRA dropout stays off: under it the policy would not be the one
+    /// that sampled, and the first ratio not 1.
+    fn accumulate_actor(
+        &self,
+        ws: &mut Workspace,
+        batch: &Batch,
+        scale: f32,
+        stats: &mut PpoStats,
+    ) -> Result<()> {
+        let (clip, bonus) = (self.config.cliprange, self.config.entropy_coef);
+        let sampling = &self.config.sampling;
+        let temperature = if sampling.temperature > 0.0 { sampling.temperature } else { 1.0 };
+        let out = self.engines.actor.accumulate(
+            ws,
+            "ppo actor",
+            batch,
+            None,
+            &|tape, model, batch, hidden, select| {
+                let targets = tape.input_i32(&batch.targets)?;
+                let (logp, entropy) = model.logprobs(tape, hidden, select, targets, temperature)?;
+                let old = tape.input_f32(&batch.columns[0])?;
+                let advantages = tape.input_f32(&batch.columns[1])?;
+                let mask = tape.input_f32(&batch.columns[4])?;
+                let op = PpoPolicy { clip, scale };
+                let (loss, parts) = ppo_policy(tape, op, logp, old, advantages, mask)?;
+                let mean = weighted_sum(tape, WeightedSum { scale }, entropy, mask)?;
+                let mut losses = vec![loss];
+                if bonus != 0.0 {
+                    losses.push(weighted_sum(
+                        tape,
+                        WeightedSum { scale: -bonus * scale },
+                        entropy,
+                        mask,
+                    )?);
+                }
+                Ok(Terms { losses, stats: vec![parts, mean] })
+            },
+        )?;
+        let [.., parts, entropy] = &out[..] else { return Err(Error::internal("ppo actor terms")) };
+        stats.policy_loss += out[0][0];
+        stats.clip_fraction += parts[1] * scale;
+        stats.approx_kl += parts[2] * scale;
+        stats.first_ratio_deviation = stats.first_ratio_deviation.max(parts[4]);
+        stats.entropy += entropy[0];
+        Ok(())
+    }
+
+    fn accumulate_critic(
+        &self,
+        ws: &mut Workspace,
+        batch: &Batch,
+        scale: f32,
+        stats: &mut PpoStats,
+    ) -> Result<()> {
+        let clip = self.config.cliprange_value;
+        let out = self.engines.critic.accumulate(
+            ws,
+            "ppo critic",
+            batch,
+            None,
+            &|tape, model, batch, hidden, select| {
+                let values = model.scores(tape, hidden, select)?;
+                let old = tape.input_f32(&batch.columns[2])?;
+                let returns = tape.input_f32(&batch.columns[3])?;
+                let mask = tape.input_f32(&batch.columns[4])?;
+                let (loss, parts) =
+                    ppo_value(tape, PpoValue { clip, scale }, values, old, returns, mask)?;
+                Ok(Terms { losses: vec![loss], stats: vec![parts] })
+            },
+        )?;
+        stats.value_loss += out[0][0];
+        Ok(())
+    }
+
+    /// Mixture loss; returns its mean per token before the coefficient.
+    fn accumulate_text(&self, ws: &mut Workspace, text: &[&[i32]]) -> Result<f32> {
+        let predicted: usize = text.iter().map(|t| t.len() - 1).sum();
+        let coef = self.config.unsup_coef;
+        let loss = nll(-coef / predicted.max(1) as f32);
+        let lengths: Vec<usize> = text.iter().map(|t| t.len()).collect();
+        let mut sum = 0.0;
+        for group in micro_batches(&lengths, self.config.micro_batch_tokens) {
+            let rows: Vec<_> = group.iter().map(|&i| (text[i], 0..text[i].len() - 1)).collect();
+            let mut batch = Batch::new(&rows);
+            batch.columns = vec![vec![1.0; batch.select.len()]];
+            sum += self.engines.actor.accumulate(ws, "ppo text", &batch, None, &loss)?[0][0];
+        }
+        Ok(sum / coef)
+    }
+}
+
+impl PpoStats {
+    fn absorb(&mut self, s: &PpoStats) {
+        self.policy_loss += s.policy_loss;
+        self.value_loss += s.value_loss;
+        self.entropy += s.entropy;
+        self.approx_kl += s.approx_kl;
+        self.clip_fraction += s.clip_fraction;
+        self.skipped += s.skipped;
+        self.actor_grad_norm = s.actor_grad_norm;
+        self.critic_grad_norm = s.critic_grad_norm;
+        if let Some(loss) = s.unsup_loss {
+            self.unsup_loss = Some(self.unsup_loss.unwrap_or(0.0) + loss);
+        }
+    }
+
+    fn divide(&mut self, n: usize, with_text: usize) {
+        let f = 1.0 / n.max(1) as f32;
+        self.policy_loss *= f;
+        self.value_loss *= f;
+        self.entropy *= f;
+        self.approx_kl *= f;
+        self.clip_fraction *= f;
+        self.unsup_loss = self.unsup_loss.map(|l| l / with_text as f32);
+    }
+}
+
+/// 1 - Var(returns - values) / Var(returns), over answer tokens; 0 where all returns are the same.
+fn explained_variance(rollouts: &[Rollout]) -> f32 {
+    let variance = |xs: &[f64]| {
+        let mean = xs.iter().sum::<f64>() / xs.len() as f64;
+        xs.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / xs.len() as f64
+    };
+    let pairs = rollouts.iter().flat_map(|r| r.returns.iter().zip(&r.values));
+    let (returns, errors): (Vec<f64>, Vec<f64>) =
+        pairs.map(|(r, v)| (f64::from(*r), f64::from(*r) - f64::from(*v))).unzip();
+    let total = variance(&returns);
+    if total > 1e-12 { (1.0 - variance(&errors) / total) as f32 } else { 0.0 }
+}
