@@ -1,4 +1,4 @@
-//! A transformer interpreted from an [`Arch`](crate::arch::Arch): parameters, forward, heads, LoRA,
+//! A transformer interpreted from an [`Arch`]: parameters, forward, heads, LoRA,
 //! KV-cache, load and save. Names no family; knows no loss.
 
 mod cache;

@@ -76,6 +76,8 @@ impl Place {
         let mut child = Command::new(env!("CARGO_BIN_EXE_duplex"))
             .args(args)
             .current_dir(self.tmp.path())
+            .env_remove("HF_HUB_CACHE")
+            .env("HF_HOME", self.path("hf"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

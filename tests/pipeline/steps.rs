@@ -142,3 +142,24 @@ fn a_run_that_replaces_another_leaves_nothing_of_it() {
     assert_eq!(all_bytes(&again), all_bytes(&p.train("fresh", &[])));
     assert_eq!(metrics(&again, "ppo").len(), 2);
 }
+
+/// The cache as Hugging Face's tools lay it out: snapshots are links to blobs.
+#[test]
+fn a_name_is_found_in_the_hugging_face_cache() {
+    let p = Place::new("opt");
+    let repo = p.path("hf/hub/models--acme--tiny");
+    let snapshot = repo.join("snapshots/0123abcd");
+    for dir in [repo.join("refs"), repo.join("blobs"), snapshot.clone()] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    std::fs::write(repo.join("refs/main"), "0123abcd").unwrap();
+    for (i, file) in std::fs::read_dir(p.path("model")).unwrap().enumerate() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), repo.join(format!("blobs/{i}"))).unwrap();
+        let link = format!("../../blobs/{i}");
+        std::os::unix::fs::symlink(link, snapshot.join(file.file_name())).unwrap();
+    }
+    let named = p.run("sft", "named", &["--actor-model", "acme/tiny"]);
+    let given = p.run("sft", "given", &["--actor-model", "model"]);
+    assert_eq!(bytes(&named.join("sft")), bytes(&given.join("sft")));
+}

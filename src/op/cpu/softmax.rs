@@ -50,7 +50,7 @@ pub fn row(logits: &[f32], inv_t: f32) -> Row {
     Row { max, log_sum: log_sum as f32, entropy: (log_sum - dot / sum) as f32 }
 }
 
-/// `out[i]` = exp(logits[i] / T - shift): weights, with the largest as shift.
+/// `out[i] = exp(logits[i] / T - shift)`: weights, with the largest as shift.
 pub fn exps(logits: &[f32], inv_t: f32, shift: f32, out: &mut [f32]) {
     dispatch(level(), Exps { logits, inv_t, shift, out });
 }
