@@ -72,34 +72,27 @@ impl Chat {
     /// Answers `text`, printing as tokens come.
     fn turn(&mut self, text: &str) -> Result<()> {
         self.history.push(Message { role: "user".into(), content: text.into() });
-        let room =
-            self.engine.model.arch.max_positions.saturating_sub(self.sampling.max_new_tokens);
-        let ids = loop {
-            let ids = chat_ids(&self.messages(), &self.tokenizer, self.format)?;
-            if ids.len() <= room {
-                break ids;
-            }
-            // The oldest exchange is forgotten when the conversation outgrows the model.
-            if self.history.len() < 3 {
-                self.history.clear();
-                return Err(Error::user(format!(
-                    "the message has {} tokens, there is room for {room}; shorten it or lower --max-new-tokens",
-                    ids.len()
-                )));
-            }
-            self.history.drain(..2);
-        };
+        let Some(ids) = self.ids_that_fit()? else { return Ok(()) };
+        let room = self.engine.model.arch.max_positions - ids.len();
+        let max_new_tokens = self.sampling.max_new_tokens.min(room);
+        let sampling = Sampling { max_new_tokens, ..self.sampling.clone() };
         let mut stream = self.tokenizer.stream(true);
+        // White space before the answer is the template's business.
+        let mut begun = false;
         let mut shown = Ok(());
         let eos = self.sampling.eos.clone();
         let answers = self.engine.generate(
             &mut self.ws,
             &[&ids],
             &[self.turns],
-            &self.sampling,
+            &sampling,
             &mut |_, token| {
                 if !eos.contains(&token) && shown.is_ok() {
-                    shown = stream.push(token).and_then(|text| say(&text));
+                    shown = stream.push(token).and_then(|text| {
+                        let text = if begun { &text } else { text.trim_start() };
+                        begun |= !text.is_empty();
+                        say(text)
+                    });
                 }
             },
         )?;
@@ -109,6 +102,28 @@ impl Chat {
         let answer = self.tokenizer.decode(&answers[0].tokens, true)?;
         self.history.push(Message { role: "assistant".into(), content: answer.trim().into() });
         Ok(())
+    }
+
+    /// The ids of the conversation, its oldest exchanges forgotten where it outgrows the model. None
+    /// where the last message alone leaves no room for an answer: it is refused.
+    fn ids_that_fit(&mut self) -> Result<Option<Vec<i32>>> {
+        let positions = self.engine.model.arch.max_positions;
+        let most = positions - self.sampling.max_new_tokens.min(positions / 2);
+        loop {
+            let ids = chat_ids(&self.messages(), &self.tokenizer, self.format)?;
+            if ids.len() <= most {
+                return Ok(Some(ids));
+            }
+            if self.history.len() < 3 {
+                self.history.clear();
+                eprintln!(
+                    "the message has {} tokens, there is room for {most}; shorten it",
+                    ids.len()
+                );
+                return Ok(None);
+            }
+            self.history.drain(..2);
+        }
     }
 
     fn messages(&self) -> Vec<Message> {

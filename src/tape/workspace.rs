@@ -30,6 +30,14 @@ pub trait Shaped {
     fn largest(dims: &[usize]) -> Self;
 }
 
+/// A program without inputs.
+impl Shaped for () {
+    fn dims(&self) -> Vec<usize> {
+        vec![]
+    }
+    fn largest(_: &[usize]) {}
+}
+
 /// One arena and the plans of the programs that run in it.
 #[derive(Debug)]
 pub struct Workspace {

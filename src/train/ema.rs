@@ -5,7 +5,7 @@ use crate::device::{Buffer, Device};
 use crate::model::Model;
 use crate::op;
 use crate::pool::ParamId;
-use crate::tape::{Shaped, Workspace};
+use crate::tape::Workspace;
 use crate::tensor::Desc;
 
 /// The averages of one model.
@@ -14,17 +14,6 @@ pub struct Ema {
     decay: f32,
     /// Flat number and its average.
     flats: Vec<(usize, Buffer)>,
-}
-
-struct Nothing;
-
-impl Shaped for Nothing {
-    fn dims(&self) -> Vec<usize> {
-        vec![]
-    }
-    fn largest(_: &[usize]) -> Nothing {
-        Nothing
-    }
 }
 
 impl Ema {
@@ -45,7 +34,7 @@ impl Ema {
     }
 
     fn run(&self, ws: &mut Workspace, model: &Model, decay: f32) -> Result<()> {
-        ws.run(&format!("ema {}", model.store.id()), &Nothing, |tape, _: &Nothing| {
+        ws.run(&format!("ema {}", model.store.id()), &(), |tape, ()| {
             for (i, ema) in &self.flats {
                 let flat = &model.store.flats()[*i];
                 let desc = Desc::new(&[flat.block], DType::F32);

@@ -7,7 +7,7 @@ use crate::device::{Buffer, Device};
 use crate::model::Model;
 use crate::op::adamw::{AdamW, Group, adamw};
 use crate::op::sum_sq::sum_sq;
-use crate::tape::{Shaped, Tape, Workspace};
+use crate::tape::{Tape, Workspace};
 use crate::tensor::{Desc, Tensor};
 
 /// Settings of the optimizer.
@@ -56,18 +56,6 @@ pub struct Optimizer {
     pub config: AdamWConfig,
     states: Vec<State>,
     steps: u32,
-}
-
-/// A program without inputs.
-struct Nothing;
-
-impl Shaped for Nothing {
-    fn dims(&self) -> Vec<usize> {
-        vec![]
-    }
-    fn largest(_: &[usize]) -> Nothing {
-        Nothing
-    }
 }
 
 impl Optimizer {
@@ -135,7 +123,7 @@ impl Optimizer {
         let clip = if limit > 0.0 && grad_norm > limit { limit / grad_norm } else { 1.0 };
         self.steps += 1;
         let this: &Optimizer = self;
-        ws.run(&format!("adamw {}", model.store.id()), &Nothing, |tape, _: &Nothing| {
+        ws.run(&format!("adamw {}", model.store.id()), &(), |tape, ()| {
             let clip = tape.input_f32(&[clip])?;
             for s in &this.states {
                 this.update(tape, model, s, clip, factor)?;
@@ -147,18 +135,17 @@ impl Optimizer {
     }
 
     fn grad_norm(&self, ws: &mut Workspace, model: &Model) -> Result<f32> {
-        let sums =
-            ws.run(&format!("grad norm {}", model.store.id()), &Nothing, |tape, _: &Nothing| {
-                let mut sums = vec![];
-                for s in &self.states {
-                    let flat = &model.store.flats()[s.flat];
-                    let grads = flat.grads.as_ref().expect("trained");
-                    let g = tape.bind(grads.region(), Desc::new(&[flat.block], DType::F32));
-                    let sum = sum_sq(tape, g)?;
-                    sums.push(tape.read_f32(sum)?[0]);
-                }
-                Ok(sums)
-            })?;
+        let sums = ws.run(&format!("grad norm {}", model.store.id()), &(), |tape, ()| {
+            let mut sums = vec![];
+            for s in &self.states {
+                let flat = &model.store.flats()[s.flat];
+                let grads = flat.grads.as_ref().expect("trained");
+                let g = tape.bind(grads.region(), Desc::new(&[flat.block], DType::F32));
+                let sum = sum_sq(tape, g)?;
+                sums.push(tape.read_f32(sum)?[0]);
+            }
+            Ok(sums)
+        })?;
         Ok(sums.iter().map(|s| f64::from(*s)).sum::<f64>().sqrt() as f32)
     }
 

@@ -31,12 +31,18 @@ fn chat_answers_line_by_line() {
 }
 
 #[test]
-fn a_message_too_long_is_refused() {
-    let p = Place::new("llama");
-    let lines = format!("{}\n", "very long words ".repeat(60));
-    let out = p.command(&["chat", "model", "--max-new-tokens", "8"], &lines);
-    let stderr = String::from_utf8(out.stderr).unwrap();
-    assert!(out.status.code() == Some(2) && stderr.contains("--max-new-tokens"), "{stderr}");
+fn a_message_too_long_is_refused_and_the_talk_goes_on() {
+    let p = Place::new("gpt2");
+    p.loud("loud");
+    let talk = |lines: &str| p.command(&[&["chat", "loud"], &GREEDY[..]].concat(), lines);
+    let alone = talk("What is blue?\n");
+    let long = talk(&format!("{}\nWhat is blue?\n", "very long words ".repeat(60)));
+    let stderr = String::from_utf8(long.stderr).unwrap();
+    assert!(stderr.contains("there is room for 120; shorten it"), "{stderr}");
+    assert_eq!((long.status.code(), long.stdout), (Some(0), alone.stdout));
+    // More new tokens than the model has positions are as many as fit.
+    let much = ["chat", "loud", "--dtype", "f32", "--max-new-tokens", "5000"];
+    assert!(p.output(&much, "What is blue?\n").len() > 20);
 }
 
 /// The number after `label` in the table.

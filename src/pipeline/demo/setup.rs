@@ -12,6 +12,22 @@ use std::path::Path;
 
 const VOCAB: usize = 512;
 
+/// A conversation as the rows have it. The model has seen single questions only, so it is asked
+/// the last one alone.
+const TEMPLATE: &str = "\
+{%- if add_generation_prompt -%}
+Human: {{ messages[-1]['content'] }}
+Assistant:
+{%- else -%}
+{%- for m in messages -%}
+{%- if m['role'] == 'user' -%}
+Human: {{ m['content'] }}
+Assistant:
+{%- else %} {{ m['content'] }}<|endoftext|>
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}";
+
 /// The configuration with the demo's model and data.
 pub(crate) fn configure(cfg: &RunConfig) -> RunConfig {
     let in_run = |name: &str| cfg.output_dir.join(name).display().to_string();
@@ -35,7 +51,7 @@ pub(crate) fn prepare(run: &Path, cfg: &RunConfig) -> Result<()> {
     }
     let texts: Vec<String> = corpus().collect();
     let texts = texts.iter().map(String::as_str);
-    let tokenizer = Tokenizer::byte_level_bpe(texts, VOCAB, &["<|endoftext|>"], None)?;
+    let tokenizer = Tokenizer::byte_level_bpe(texts, VOCAB, &["<|endoftext|>"], Some(TEMPLATE))?;
     let config = config(&tokenizer);
     let model = Model::random(&config, Head::Lm, cfg.dtype.dtype(), false, None, cfg.seed)?;
     let dir = run.join("base");
