@@ -87,11 +87,24 @@ fn run_steps(
             _ => ppo::run(&mut run)?,
         }
     }
+    run.point_at_results();
     run.reporter.emit(Event::RunEnd { seconds: started.elapsed().as_secs_f64() });
     Ok(())
 }
 
 impl Run<'_> {
+    /// Says where to look next.
+    fn point_at_results(&mut self) {
+        let dir = self.dir.path();
+        let mut notes = vec![format!("report: {}", dir.join("report.html").display())];
+        let talks = self.cfg.step.iter().rev().find(|s| **s != 2);
+        if let Some(step) = talks {
+            let model = if *step == 3 { self.dir.ppo("actor") } else { self.dir.sft() };
+            notes.push(format!("talk to it: duplex chat {}", model.display()));
+        }
+        notes.into_iter().for_each(|n| self.reporter.emit(Event::note(n)));
+    }
+
     fn announce(&mut self) {
         let cfg = self.cfg;
         let summary = [
