@@ -155,6 +155,11 @@ fn grad_of(model: &Model, tensor: &str) -> Vec<f32> {
     }
     for (i, source) in model.params.sources.iter().enumerate() {
         let Some(source) = source else { continue };
+        let all = model.store.param(ParamId(i)).spec.shape.clone();
+        if let (Some(order), true) = (&source.order, source.tensors[0].0 == tensor) {
+            let columns: usize = all[1..].iter().product();
+            return scatter_rows(order, columns, &model.store.read_grad(ParamId(i)).unwrap());
+        }
         let mut first = 0;
         for (name, rows) in &source.tensors {
             let columns: usize = model.store.param(ParamId(i)).spec.shape[1..].iter().product();

@@ -59,7 +59,7 @@ fn engines(family: &str, dtype: DType, with_lora: bool, keep: Keep) -> PpoEngine
 
 #[test]
 fn first_minibatch_is_exact_for_every_family_dtype_and_lora() {
-    for family in FAMILIES {
+    for family in ALL_FAMILIES {
         for dtype in [DType::F32, DType::Bf16] {
             for with_lora in [false, true] {
                 for (temperature, keep) in [(1.0, Keep::All), (0.7, Keep::Input)] {
@@ -100,7 +100,7 @@ fn first_minibatch_is_exact_for_every_family_dtype_and_lora() {
 #[test]
 fn the_answer_does_not_depend_on_its_batch() {
     for dtype in [DType::F32, DType::Bf16] {
-        for family in FAMILIES {
+        for family in ALL_FAMILIES {
             let mut ws = Workspace::new(usize::MAX).unwrap();
             let mut engine = Engine::frozen(model(family, Head::Lm, dtype, false, None, 3));
             let prompts = prompts(4, 6);

@@ -39,7 +39,7 @@ impl Config {
     /// The family named by `model_type`.
     pub fn family(&self) -> Result<&'static Family> {
         let name = self.map.get("model_type").and_then(Value::as_str).unwrap_or("(missing)");
-        FAMILIES.iter().find(|f| f.model_type == name).ok_or_else(|| {
+        FAMILIES.into_iter().find(|f| f.model_type == name).ok_or_else(|| {
             let known: Vec<&str> = FAMILIES.iter().map(|f| f.model_type).collect();
             self.error(
                 "model_type",
@@ -134,22 +134,83 @@ impl Config {
         }
     }
 
-    /// Inverse rotary frequencies for `dims` rotated dims, from today's `rope_parameters` or the
-    /// older `rope_theta` and `rope_scaling`.
-    pub fn inv_freq(&self, dims: usize) -> Result<Vec<f32>> {
-        let mut theta = self.number_or("rope_theta", 10_000.0)?;
-        for key in ["rope_scaling", "rope_parameters"] {
-            let Some(Value::Object(rope)) = self.map.get(key) else { continue };
-            let kind = rope.get("rope_type").or_else(|| rope.get("type")).and_then(Value::as_str);
-            if !matches!(kind, None | Some("default")) {
+    /// The keys of today's `rope_parameters`, else of the older `rope_scaling`, if any.
+    fn rope(&self) -> Option<(&'static str, &Map<String, Value>)> {
+        ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| match self.map.get(key) {
+            Some(Value::Object(rope)) => Some((key, rope)),
+            _ => None,
+        })
+    }
+
+    /// A number of the rotary embedding, in `rope_parameters` or, as in older configs, beside it
+    /// under one of `older` names.
+    pub fn rope_number(&self, key: &str, older: &[&str], default: f64) -> Result<f64> {
+        if let Some(x) = self.rope().and_then(|(_, r)| r.get(key)).and_then(Value::as_f64) {
+            return Ok(x);
+        }
+        let given = older.iter().find(|k| self.map.get(**k).is_some_and(|v| !v.is_null()));
+        given.map_or(Ok(default), |key| self.number_or(key, default))
+    }
+
+    /// Inverse rotary frequencies for `dims` rotated dims of base `theta`, with the scaling the
+    /// config asks for: none, linear (positions divided), or LLaMA 3's by wavelength.
+    pub fn inv_freq(&self, dims: usize, theta: f64) -> Result<Vec<f32>> {
+        let plain = (0..dims / 2).map(|i| theta.powf(-2.0 * i as f64 / dims as f64));
+        let Some((key, rope)) = self.rope() else { return Ok(plain.map(|f| f as f32).collect()) };
+        let kind = rope.get("rope_type").or_else(|| rope.get("type")).and_then(Value::as_str);
+        let number = |name: &str| {
+            let value = rope.get(name).and_then(Value::as_f64).filter(|x| *x > 0.0);
+            value.ok_or_else(|| self.error(&format!("{key}.{name}"), "is missing"))
+        };
+        let scaled: Vec<f64> = match kind {
+            None | Some("default") => plain.collect(),
+            Some("linear") => {
+                let factor = number("factor")?;
+                plain.map(|f| f / factor).collect()
+            }
+            Some("llama3") => {
+                let (factor, low) = (number("factor")?, number("low_freq_factor")?);
+                let high = number("high_freq_factor")?;
+                let original = number("original_max_position_embeddings")?;
+                // Between the two wavelengths the factor fades out.
+                let one = |f: f64| {
+                    let turns = original * f / std::f64::consts::TAU;
+                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    (1.0 - kept) * f / factor + kept * f
+                };
+                plain.map(one).collect()
+            }
+            Some(other) => {
                 return Err(self.error(
                     &format!("{key}.rope_type"),
-                    &format!("{kind:?} is not supported, only \"default\""),
+                    &format!("{other:?} is not supported; known: default, linear, llama3"),
                 ));
             }
-            theta = rope.get("rope_theta").and_then(Value::as_f64).unwrap_or(theta);
+        };
+        Ok(scaled.into_iter().map(|f| f as f32).collect())
+    }
+
+    /// Windows by layer from `layer_types`; where that is absent, `otherwise` says which layers
+    /// slide. Without `sliding_window` no layer does.
+    pub fn windows(
+        &self,
+        layers: usize,
+        otherwise: impl Fn(usize) -> bool,
+    ) -> Result<std::sync::Arc<[usize]>> {
+        let window = self.size_or("sliding_window", 0)?;
+        let Some(Value::Array(types)) = self.map.get("layer_types") else {
+            return Ok((0..layers).map(|i| if otherwise(i) { window } else { 0 }).collect());
+        };
+        if types.len() != layers {
+            let what = format!("has {} entries for {layers} layers", types.len());
+            return Err(self.error("layer_types", &what));
         }
-        Ok((0..dims / 2).map(|i| (1.0 / theta.powf(2.0 * i as f64 / dims as f64)) as f32).collect())
+        let one = |kind: &Value| match kind.as_str() {
+            Some("sliding_attention") => Ok(window),
+            Some("full_attention") => Ok(0),
+            _ => Err(self.error("layer_types", &format!("{kind} is not supported"))),
+        };
+        types.iter().map(one).collect()
     }
 }
 
@@ -194,6 +255,6 @@ mod tests {
         assert!(
             with("num_key_value_heads", json!(3)).contains("num_key_value_heads 3 does not divide")
         );
-        assert!(with("rope_scaling", json!({"rope_type": "yarn"})).contains("yarn"));
+        assert!(with("rope_parameters", json!({"rope_type": "yarn"})).contains("yarn"));
     }
 }

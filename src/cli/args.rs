@@ -4,10 +4,10 @@
 use super::deepspeed;
 use super::flags::{COMMANDS, Entry, command};
 use crate::base::{Error, Result};
-use crate::pipeline::config::keys::{CHAT, EVAL, Kind};
+use crate::pipeline::config::keys::{CHAT, EVAL, INSPECT, Kind};
 use crate::pipeline::config::{
-    ChatConfig, EVALUATION, EvalConfig, RUN, RunConfig, Setting, TALK, flag_setting, nearest,
-    preset_settings, read_toml, set_setting, to_toml,
+    ChatConfig, EVALUATION, EvalConfig, INSPECTION, InspectConfig, RUN, RunConfig, Setting, TALK,
+    flag_setting, nearest, preset_settings, read_toml, set_setting, to_toml,
 };
 use clap::ArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -25,6 +25,8 @@ pub(super) enum Request {
     Chat(ChatConfig),
     /// `duplex eval`
     Eval(EvalConfig),
+    /// `duplex inspect`
+    Inspect(InspectConfig),
 }
 
 /// Reads a command line, the program's name first.
@@ -50,6 +52,11 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<Request> {
             let config = EvalConfig::resolve(&settings)?;
             let text = || to_toml(EVALUATION, &config);
             Ok(if print { Request::Print(text()?) } else { Request::Eval(config) })
+        }
+        INSPECT => {
+            let config = InspectConfig::resolve(&settings)?;
+            let text = || to_toml(INSPECTION, &config);
+            Ok(if print { Request::Print(text()?) } else { Request::Inspect(config) })
         }
         _ => {
             let mut config = RunConfig::resolve(settings)?;

@@ -1,9 +1,12 @@
 //! The commands, and how keys become flags. A key's flag is its bare name, with dashes; where a
 //! command has the bare name in several sections, the section goes before it (`--sft-learning-rate`).
 
-use crate::pipeline::config::keys::{CHAT, Commands, EVAL, Key, Kind, PPO, REWARD, SFT, TRAIN};
+use crate::pipeline::config::keys::{
+    CHAT, Commands, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN,
+};
 use crate::pipeline::config::{
-    ChatConfig, EVALUATION, EvalConfig, PRESETS, RUN, RunConfig, TALK, defaults,
+    ChatConfig, EVALUATION, EvalConfig, INSPECTION, InspectConfig, PRESETS, RUN, RunConfig, TALK,
+    defaults,
 };
 use clap::{Arg, ArgAction, Command};
 
@@ -37,6 +40,12 @@ pub(super) static COMMANDS: &[Entry] = &[
         about: "Score a model's answers, beside a baseline's",
         bit: EVAL,
         keys: EVALUATION,
+    },
+    Entry {
+        name: "inspect",
+        about: "Tell what a model is, what of it would be trained, and the memory it takes",
+        bit: INSPECT,
+        keys: INSPECTION,
     },
 ];
 
@@ -82,6 +91,7 @@ impl Entry {
         match self.bit {
             CHAT => defaults::<ChatConfig>(self.keys),
             EVAL => defaults::<EvalConfig>(self.keys),
+            INSPECT => defaults::<InspectConfig>(self.keys),
             _ => defaults::<RunConfig>(self.keys),
         }
     }

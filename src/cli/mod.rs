@@ -50,6 +50,7 @@ fn run(arguments: Vec<OsString>) -> Result<()> {
             end_with_the_reader();
             pipeline::eval(&config)
         }
+        Request::Inspect(config) => print(&pipeline::inspect(&config)?),
     }
 }
 

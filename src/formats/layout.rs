@@ -21,21 +21,26 @@ pub fn transpose<T: Copy>(rows: usize, cols: usize, src: &[T], dst: &mut [T]) {
     }
 }
 
-/// Writes `src`, `[a, b, block]`, to `dst` as `[b, a, block]`: whole blocks change places. Its own
-/// inverse with `a` and `b` exchanged. (Fused query-key-value rows stored head by head.)
+/// Rows of `src`, `[order.len(), width]`, in another order: row `r` of the result is row `order[r]`.
 ///
 /// # Panics
-/// If a slice does not hold `a * b * block` elements, as [`transpose`].
-pub fn swap_blocks<T: Copy>(a: usize, b: usize, block: usize, src: &[T], dst: &mut [T]) {
-    let size = a.checked_mul(b).and_then(|n| n.checked_mul(block));
-    assert_eq!(Some(src.len()), size, "swap_blocks: source is not [a, b, block]");
-    assert_eq!(src.len(), dst.len(), "swap_blocks: source and destination differ in size");
-    for i in 0..a {
-        for j in 0..b {
-            let (from, to) = ((i * b + j) * block, (j * a + i) * block);
-            dst[to..to + block].copy_from_slice(&src[from..from + block]);
-        }
+/// If `src` has another size, as [`transpose`].
+pub fn gather_rows<T: Copy>(order: &[usize], width: usize, src: &[T]) -> Vec<T> {
+    assert_eq!(Some(src.len()), order.len().checked_mul(width), "gather_rows: another size");
+    order.iter().flat_map(|&r| &src[r * width..(r + 1) * width]).copied().collect()
+}
+
+/// The inverse of [`gather_rows`] for an order that names every row once.
+///
+/// # Panics
+/// As [`gather_rows`].
+pub fn scatter_rows<T: Copy + Default>(order: &[usize], width: usize, src: &[T]) -> Vec<T> {
+    assert_eq!(Some(src.len()), order.len().checked_mul(width), "scatter_rows: another size");
+    let mut out = vec![T::default(); src.len()];
+    for (row, &r) in src.chunks_exact(width.max(1)).zip(order) {
+        out[r * width..(r + 1) * width].copy_from_slice(row);
     }
+    out
 }
 
 #[cfg(test)]
@@ -59,16 +64,15 @@ mod tests {
         }
 
         #[test]
-        fn swap_blocks_is_a_block_transpose(a in 0usize..9, b in 0usize..9, block in 0usize..5) {
-            let src: Vec<f32> = (0..a * b * block).map(|i| i as f32).collect();
-            let (mut t, mut back) = (vec![0.0; src.len()], vec![0.0; src.len()]);
-            swap_blocks(a, b, block, &src, &mut t);
-            for (i, x) in src.iter().enumerate() {
-                let (ia, ib, k) = (i / (b * block), i / block % b, i % block);
-                prop_assert_eq!(t[(ib * a + ia) * block + k], *x);
+        fn rows_are_gathered_and_scattered_back(
+            order in Just((0..40).collect::<Vec<usize>>()).prop_shuffle(), width in 1usize..5,
+        ) {
+            let src: Vec<f32> = (0..order.len() * width).map(|i| i as f32).collect();
+            let ours = gather_rows(&order, width, &src);
+            for (r, &from) in order.iter().enumerate() {
+                prop_assert_eq!(&ours[r * width..(r + 1) * width], &src[from * width..(from + 1) * width]);
             }
-            swap_blocks(b, a, block, &t, &mut back);
-            prop_assert_eq!(back, src);
+            prop_assert_eq!(scatter_rows(&order, width, &ours), src);
         }
     }
 }

@@ -1,17 +1,20 @@
 //! The block interpreter. Training, scoring and generation run this one function; they differ only
 //! in where attention finds its keys.
 
-use crate::arch::{Activation, Position};
-use crate::base::Result;
+use crate::arch::{Activation, Position, Residual};
+use crate::base::{Error, Result};
 use crate::model::{Head, KvCache, Linear, Model, NormParams};
 use crate::op;
 use crate::op::act::{Act, Kind};
 use crate::op::attention::Attention;
 use crate::op::embed::Embed;
+use crate::op::head_norm::HeadNorm;
 use crate::op::logprob::LogProb;
 use crate::op::lora::Lora;
 use crate::op::norm::Norm;
 use crate::op::rope::Rope;
+use crate::op::softcap::Softcap;
+use crate::pool::ParamId;
 use crate::tape::{Keep, Tape};
 use crate::tensor::Tensor;
 
@@ -67,16 +70,43 @@ impl Model {
         let table = self.params.positions.map(|p| tape.param(&self.store, p));
         let position_offset = match self.arch.position {
             Position::Learned { offset, .. } => offset,
-            Position::Rope { .. } => 0,
+            Position::Rotary(_) | Position::Alibi => 0,
         };
-        let mut x =
-            op::embed::embed(tape, Embed { position_offset }, ids, positions, tokens, table)?;
+        let scale = self.arch.embed_scale;
+        let mut x = match self.params.project_in {
+            None => {
+                let embed = Embed { position_offset, scale };
+                op::embed::embed(tape, embed, ids, positions, tokens, table)?
+            }
+            // Position embeddings are as wide as the model, not as the token embedding.
+            Some(project) => {
+                let embed = Embed { position_offset: 0, scale };
+                let narrow = op::embed::embed(tape, embed, ids, positions, tokens, None)?;
+                let wide = match table {
+                    Some(table) => {
+                        let embed = Embed { position_offset, scale: 1.0 };
+                        Some(op::embed::embed(tape, embed, positions, positions, table, None)?)
+                    }
+                    None => None,
+                };
+                self.project(tape, project, narrow, wide)?
+            }
+        };
+        if let Some(norm) = &self.params.embed_norm {
+            x = self.norm(tape, norm, x)?;
+        }
         for layer in 0..self.arch.layers {
             tape.segment(pass.keep);
             x = self.block(tape, layer, x, positions, attend, pass)?;
         }
         tape.segment(Keep::All);
-        self.norm(tape, &self.params.final_norm, x)
+        if let Some(norm) = &self.params.final_norm {
+            x = self.norm(tape, norm, x)?;
+        }
+        match self.params.project_out {
+            Some(project) => self.project(tape, project, x, None),
+            None => Ok(x),
+        }
     }
 
     fn block<'a>(
@@ -88,21 +118,86 @@ impl Model {
         attend: &Attend<'_>,
         pass: Pass,
     ) -> Result<Tensor> {
+        let p = &self.params.blocks[layer];
+        let residual = self.arch.residual;
+        let missing = || Error::internal("a block lacks a norm of its kind");
+        let norm2 = || p.norm2.as_ref().ok_or_else(missing);
+        match residual {
+            Residual::PreNorm => {
+                let n = self.norm(tape, &p.norm1, x)?;
+                let x = self.attention(tape, layer, n, Some(x), positions, attend, pass)?;
+                let n = self.norm(tape, norm2()?, x)?;
+                self.mlp(tape, layer, n, Some(x), pass)
+            }
+            Residual::PostNorm => {
+                let x = self.attention(tape, layer, x, Some(x), positions, attend, pass)?;
+                let x = self.norm(tape, &p.norm1, x)?;
+                let x = self.mlp(tape, layer, x, Some(x), pass)?;
+                self.norm(tape, norm2()?, x)
+            }
+            Residual::Parallel | Residual::ParallelOneNorm => {
+                let n = self.norm(tape, &p.norm1, x)?;
+                let sum = self.attention(tape, layer, n, Some(x), positions, attend, pass)?;
+                let n = match residual {
+                    Residual::Parallel => self.norm(tape, norm2()?, x)?,
+                    _ => n,
+                };
+                self.mlp(tape, layer, n, Some(sum), pass)
+            }
+            Residual::Sandwich => {
+                let post1 = p.post1.as_ref().ok_or_else(missing)?;
+                let post2 = p.post2.as_ref().ok_or_else(missing)?;
+                let n = self.norm(tape, &p.norm1, x)?;
+                let o = self.attention(tape, layer, n, None, positions, attend, pass)?;
+                let o = self.norm(tape, post1, o)?;
+                let x = op::add::add(tape, x, o)?;
+                let n = self.norm(tape, norm2()?, x)?;
+                let o = self.mlp(tape, layer, n, None, pass)?;
+                let o = self.norm(tape, post2, o)?;
+                op::add::add(tape, x, o)
+            }
+        }
+    }
+
+    /// Attention of `layer` on `n`, with `residual` added.
+    #[allow(clippy::too_many_arguments)]
+    fn attention<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        layer: usize,
+        n: Tensor,
+        residual: Option<Tensor>,
+        positions: Tensor,
+        attend: &Attend<'_>,
+        pass: Pass,
+    ) -> Result<Tensor> {
         let (arch, p) = (&self.arch, &self.params.blocks[layer]);
-        let n = self.norm(tape, &p.norm1, x)?;
+        let (heads, kv_heads, head_dim) = (arch.heads, arch.kv_heads, arch.head_dim);
         let mut qkv = self.linear(tape, &p.qkv, n, None, pass)?;
-        if let Position::Rope { inv_freq } = &arch.position {
-            let rope = Rope {
-                heads: arch.heads,
-                kv_heads: arch.kv_heads,
-                head_dim: arch.head_dim,
-                inv_freq: inv_freq.clone(),
-            };
+        if let Some([q, k]) = p.qk_norm {
+            let norm = HeadNorm { heads, kv_heads, head_dim, eps: arch.norm.eps };
+            let (q, k) = (tape.param(&self.store, q), tape.param(&self.store, k));
+            qkv = op::head_norm::head_norm(tape, norm, qkv, q, k)?;
+        }
+        if let Position::Rotary(rotary) = &arch.position {
+            let (inv_freq, interleaved) = (rotary.inv_freq.clone(), rotary.interleaved);
+            let rope = Rope { heads, kv_heads, head_dim, inv_freq, interleaved, scale: 1.0 };
             qkv = op::rope::rope(tape, rope, qkv, positions)?;
         }
         let o = self.attend(tape, layer, qkv, attend)?;
-        let x = self.linear(tape, &p.out, o, Some(x), pass)?;
-        let n = self.norm(tape, &p.norm2, x)?;
+        self.linear(tape, &p.out, o, residual, pass)
+    }
+
+    /// The MLP of `layer` on `n`, with `residual` added.
+    fn mlp<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        layer: usize,
+        n: Tensor,
+        residual: Option<Tensor>,
+        pass: Pass,
+    ) -> Result<Tensor> {
+        let (arch, p) = (&self.arch, &self.params.blocks[layer]);
         let up = self.linear(tape, &p.up, n, None, pass)?;
         let kind = match arch.activation {
             Activation::Relu => Kind::Relu,
@@ -111,7 +206,20 @@ impl Model {
             Activation::Silu => Kind::Silu,
         };
         let a = op::act::act(tape, Act { kind, gated: arch.gated }, up)?;
-        self.linear(tape, &p.down, a, Some(x), pass)
+        self.linear(tape, &p.down, a, residual, pass)
+    }
+
+    /// A projection between the embedding's width and the model's.
+    fn project<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        weight: ParamId,
+        x: Tensor,
+        residual: Option<Tensor>,
+    ) -> Result<Tensor> {
+        let weight = tape.param(&self.store, weight);
+        let linear = op::linear::Linear { f32_out: false };
+        op::linear::linear(tape, linear, x, weight, None, residual)
     }
 
     fn attend(
@@ -123,10 +231,10 @@ impl Model {
     ) -> Result<Tensor> {
         let arch = &self.arch;
         let attention = Attention {
-            heads: arch.heads,
-            kv_heads: arch.kv_heads,
-            head_dim: arch.head_dim,
-            scale: arch.scale(),
+            alibi: arch.alibi(),
+            window: arch.windows[layer],
+            softcap: arch.attention_softcap,
+            ..Attention::new(arch.heads, arch.kv_heads, arch.head_dim, arch.scale)
         };
         match attend {
             Attend::Packed { cu_seqlens } => {
@@ -146,7 +254,8 @@ impl Model {
     fn norm<'a>(&'a self, tape: &mut Tape<'a>, p: &NormParams, x: Tensor) -> Result<Tensor> {
         let weight = tape.param(&self.store, p.weight);
         let bias = p.bias.map(|b| tape.param(&self.store, b));
-        let norm = Norm { mean: self.arch.norm.layer_norm, eps: self.arch.norm.eps };
+        let kind = self.arch.norm;
+        let norm = Norm { mean: kind.layer_norm, eps: kind.eps, unit_offset: kind.unit_offset };
         op::norm::norm(tape, norm, x, weight, bias)
     }
 
@@ -190,7 +299,9 @@ impl Model {
         debug_assert_eq!(self.head, Head::Lm);
         let rows = op::gather::gather(tape, hidden, select)?;
         let weight = tape.param(&self.store, self.params.head);
-        op::logprob::logprob(tape, LogProb { temperature }, rows, weight, None, targets)
+        let bias = self.params.head_bias.map(|b| tape.param(&self.store, b));
+        let logprob = LogProb { temperature, softcap: self.arch.head_softcap };
+        op::logprob::logprob(tape, logprob, rows, weight, bias, targets)
     }
 
     /// Logits f32 `[n, vocab]` after hidden rows `select` `[n]`.
@@ -203,7 +314,13 @@ impl Model {
         debug_assert_eq!(self.head, Head::Lm);
         let rows = op::gather::gather(tape, hidden, select)?;
         let weight = tape.param(&self.store, self.params.head);
-        op::linear::linear(tape, op::linear::Linear { f32_out: true }, rows, weight, None, None)
+        let bias = self.params.head_bias.map(|b| tape.param(&self.store, b));
+        let linear = op::linear::Linear { f32_out: true };
+        let logits = op::linear::linear(tape, linear, rows, weight, bias, None)?;
+        match self.arch.head_softcap {
+            0.0 => Ok(logits),
+            cap => op::softcap::softcap(tape, Softcap { cap }, logits),
+        }
     }
 
     /// Scores f32 `[n]` at hidden rows `select` `[n]`.

@@ -108,7 +108,11 @@ impl Model {
                 let name = format!("base_model.model.{}.{part}.weight", adapter.module);
                 let shape = &model.store.param(id).spec.shape;
                 check_shape(&file, &name, shape, dir)?;
-                model.store.write_f32(id, &file.read_f32(&name)?)?;
+                let mut values = file.read_f32(&name)?;
+                if let Some(order) = adapter.order.as_ref().filter(|_| part == "lora_B") {
+                    values = layout::gather_rows(order, shape[1], &values);
+                }
+                model.store.write_f32(id, &values)?;
             }
         }
         let score = "base_model.model.score.weight";
@@ -187,8 +191,21 @@ impl Model {
         let known: std::collections::HashSet<&str> =
             sources.flat_map(|s| s.tensors.iter().map(|(n, _)| n.as_str())).collect();
         let ignored = |name: &str| {
-            let buffers = [".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"];
-            let heads = ["lm_head.weight", "score.weight", "v_head.weight"];
+            let buffers = [
+                ".attn.bias",
+                ".attn.masked_bias",
+                ".attention.bias",
+                ".attention.masked_bias",
+                ".attn.causal_mask",
+                "rotary_emb.inv_freq",
+            ];
+            let heads = [
+                "lm_head.weight",
+                "lm_head.bias",
+                "embed_out.weight",
+                "score.weight",
+                "v_head.weight",
+            ];
             heads.contains(&name) || buffers.iter().any(|b| name.ends_with(b))
         };
         let extra: Vec<String> = checkpoint
@@ -258,5 +275,8 @@ fn read_param(
             out.extend(values);
         }
     }
-    Ok(out)
+    Ok(match &source.order {
+        Some(order) => layout::gather_rows(order, out.len() / order.len(), &out),
+        None => out,
+    })
 }

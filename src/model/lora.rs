@@ -49,8 +49,8 @@ impl LoraConfig {
     }
 }
 
-/// Last name parts of all linear layers in blocks.
-fn linear_modules(arch: &Arch) -> Vec<&'static str> {
+/// Last name parts of all linear layers in blocks: the names LoRA goes by.
+pub fn linear_modules(arch: &Arch) -> Vec<&'static str> {
     let n = &arch.family.names;
     let all = [n.qkv, n.out, n.up, n.down].concat();
     all.into_iter().map(|m| m.rsplit('.').next().unwrap_or(m)).collect()

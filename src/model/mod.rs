@@ -11,7 +11,7 @@ mod save;
 pub use cache::{KvCache, PAGE};
 pub use forward::{Attend, Pass};
 pub use load::{LoadOptions, base_dir, resolve_model};
-pub use lora::LoraConfig;
+pub use lora::{LoraConfig, linear_modules};
 pub use params::{Adapter, BlockParams, Linear, NormParams, Params, Source};
 pub use save::{SaveAs, save_adapters, save_model};
 
@@ -88,7 +88,7 @@ impl Model {
             let values: Vec<f32> = if name.ends_with("bias") {
                 vec![0.0; n]
             } else if p.spec.shape.len() == 1 {
-                vec![1.0; n]
+                vec![if model.arch.norm.unit_offset { 0.0 } else { 1.0 }; n]
             } else {
                 let residual = name.ends_with(".out.weight") || name.ends_with(".down.weight");
                 let depth = (2.0 * model.arch.layers as f32).sqrt();
@@ -108,8 +108,9 @@ impl Model {
     pub fn init_score(&self, seed: u64) -> Result<()> {
         if self.head == Head::Score {
             let mut rng = Rng::new(seed, u64::MAX - 1);
-            let std = 1.0 / (self.arch.hidden as f32 + 1.0).sqrt();
-            let values: Vec<f32> = (0..self.arch.hidden).map(|_| rng.normal() * std).collect();
+            let width = self.arch.embed_width;
+            let std = 1.0 / (width as f32 + 1.0).sqrt();
+            let values: Vec<f32> = (0..width).map(|_| rng.normal() * std).collect();
             self.store.write_f32(self.params.head, &values)?;
         }
         Ok(())

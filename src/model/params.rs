@@ -1,10 +1,11 @@
 //! The parameters of a model: which there are, how they are cut over ranks, and which checkpoint
 //! tensors they are made of.
 
-use crate::arch::{Arch, Module, Position};
+use crate::arch::{Arch, Module, Position, Residual};
 use crate::base::Result;
 use crate::model::{Head, LoraConfig};
 use crate::pool::{Cut, ParamId, ParamSpec};
+use std::sync::Arc;
 
 /// A linear layer.
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub struct Adapter {
     pub rows: usize,
     /// Full name of the checkpoint module.
     pub module: String,
+    /// Row of the module that each of these rows is; None where they are the same.
+    pub order: Option<Arc<[usize]>>,
     /// Number of the dropout stream.
     pub site: u64,
 }
@@ -43,21 +46,27 @@ pub struct NormParams {
     pub bias: Option<ParamId>,
 }
 
-/// One block.
+/// One block. Its norms are those its [`Residual`] names.
 #[derive(Clone, Debug)]
 pub struct BlockParams {
-    /// Before attention.
+    /// Before attention (after it in post-norm blocks).
     pub norm1: NormParams,
     /// Fused q|k|v.
     pub qkv: Linear,
+    /// On query heads and on key heads, `[head_dim]` each.
+    pub qk_norm: Option<[ParamId; 2]>,
     /// Attention output.
     pub out: Linear,
-    /// Before the MLP.
-    pub norm2: NormParams,
+    /// After attention.
+    pub post1: Option<NormParams>,
+    /// Before the MLP (after it in post-norm blocks).
+    pub norm2: Option<NormParams>,
     /// First MLP layer, or gate|up.
     pub up: Linear,
     /// Second MLP layer.
     pub down: Linear,
+    /// After the MLP.
+    pub post2: Option<NormParams>,
 }
 
 /// Checkpoint tensors that make up a parameter, stacked by rows.
@@ -67,6 +76,14 @@ pub struct Source {
     pub tensors: Vec<(String, usize)>,
     /// Stored `[in, out]`.
     pub transposed: bool,
+    /// Row of the stacked tensors that each row of the parameter is; None where they are the same.
+    pub order: Option<Arc<[usize]>>,
+}
+
+impl Source {
+    fn new(tensor: String, rows: usize) -> Source {
+        Source { tensors: vec![(tensor, rows)], transposed: false, order: None }
+    }
 }
 
 /// All parameters of a model.
@@ -76,12 +93,20 @@ pub struct Params {
     pub tokens: ParamId,
     /// Position embedding `[rows, hidden]`.
     pub positions: Option<ParamId>,
+    /// After the embedding.
+    pub embed_norm: Option<NormParams>,
+    /// `[hidden, embed_width]`, where these differ.
+    pub project_in: Option<ParamId>,
+    /// `[embed_width, hidden]`, likewise.
+    pub project_out: Option<ParamId>,
     /// The blocks.
     pub blocks: Vec<BlockParams>,
     /// Before the head.
-    pub final_norm: NormParams,
-    /// `[vocab, hidden]`, which may be the embedding, or `[1, hidden]`.
+    pub final_norm: Option<NormParams>,
+    /// `[vocab, embed_width]`, which may be the embedding, or `[1, embed_width]`.
     pub head: ParamId,
+    /// `[vocab]`.
+    pub head_bias: Option<ParamId>,
     /// Checkpoint tensors by parameter; `None` for adapters.
     pub sources: Vec<Option<Source>>,
 }
@@ -107,37 +132,60 @@ impl Params {
             lora,
         };
         let names = &arch.family.names;
-        let tokens = l.table("tokens.weight", &[arch.vocab, arch.hidden], names.tokens);
+        let full = |name: &str| format!("{}{name}", names.prefix);
+        let tokens = l.table("tokens.weight", &[arch.vocab, arch.embed_width], names.tokens);
         let positions = match arch.position {
             Position::Learned { rows, .. } => {
                 Some(l.table("positions.weight", &[rows, arch.hidden], names.positions))
             }
-            Position::Rope { .. } => None,
+            Position::Rotary(_) | Position::Alibi => None,
         };
+        let narrow = arch.embed_width != arch.hidden;
+        let project_in = narrow.then(|| {
+            l.projection("project_in", [arch.hidden, arch.embed_width], &full(names.project_in))
+        });
+        let embed_norm = arch.embed_norm.then(|| l.norm("embed_norm", &full(names.embed_norm)));
         let blocks = (0..arch.layers).map(|i| l.block(i)).collect();
         l.segment = arch.layers + 1;
-        let final_norm = l.norm("final_norm", &format!("{}{}", names.prefix, names.final_norm));
+        let final_norm = arch.final_norm.then(|| l.norm("final_norm", &full(names.final_norm)));
+        let project_out = narrow.then(|| {
+            l.projection("project_out", [arch.embed_width, arch.hidden], &full(names.project_out))
+        });
+        let own_bias = arch.head_bias && head == Head::Lm;
+        let head_bias = own_bias.then(|| {
+            let source = Source::new(format!("{}.bias", names.head), arch.vocab);
+            let (cut, train) = (Cut::Rows(vec![arch.vocab]), l.train_base);
+            l.param("lm_head.bias", &[arch.vocab], cut, train, Some(source))
+        });
         let head = match head {
             Head::Lm if arch.tied => tokens,
             Head::Lm => l.param(
                 "lm_head.weight",
-                &[arch.vocab, arch.hidden],
+                &[arch.vocab, arch.embed_width],
                 Cut::Rows(vec![arch.vocab]),
                 l.train_base,
-                Some(Source {
-                    tensors: vec![("lm_head.weight".into(), arch.vocab)],
-                    transposed: false,
-                }),
+                Some(Source::new(format!("{}.weight", names.head), arch.vocab)),
             ),
             Head::Score => l.param(
                 "score.weight",
-                &[1, arch.hidden],
+                &[1, arch.embed_width],
                 Cut::Whole,
                 train,
-                Some(Source { tensors: vec![("score.weight".into(), 1)], transposed: false }),
+                Some(Source::new("score.weight".into(), 1)),
             ),
         };
-        let params = Params { tokens, positions, blocks, final_norm, head, sources: l.sources };
+        let params = Params {
+            tokens,
+            positions,
+            embed_norm,
+            project_in,
+            project_out,
+            blocks,
+            final_norm,
+            head,
+            head_bias,
+            sources: l.sources,
+        };
         Ok((l.specs, params))
     }
 }
@@ -170,15 +218,28 @@ impl Layout<'_> {
     /// An embedding table, cut by rows.
     fn table(&mut self, name: &str, shape: &[usize], module: &str) -> ParamId {
         let tensor = format!("{}{module}.weight", self.arch.family.names.prefix);
-        let source = Source { tensors: vec![(tensor, shape[0])], transposed: false };
+        let source = Source::new(tensor, shape[0]);
         self.param(name, shape, Cut::Rows(vec![shape[0]]), self.train_base, Some(source))
+    }
+
+    /// A linear map without bias, whole on every rank.
+    fn projection(&mut self, name: &str, shape: [usize; 2], module: &str) -> ParamId {
+        let source = Source::new(format!("{module}.weight"), shape[0]);
+        let name = format!("{name}.weight");
+        self.param(&name, &shape, Cut::Whole, self.train_base, Some(source))
+    }
+
+    /// The weight of a norm over heads.
+    fn head_norm(&mut self, name: &str, module: &str) -> ParamId {
+        let (d, train) = (self.arch.head_dim, self.train_base);
+        let source = Source::new(format!("{module}.weight"), d);
+        self.param(&format!("{name}.weight"), &[d], Cut::Whole, train, Some(source))
     }
 
     fn norm(&mut self, name: &str, module: &str) -> NormParams {
         let (hidden, bias) = (self.arch.hidden, self.arch.norm.layer_norm);
         let mut one = |part: &str| {
-            let source =
-                Source { tensors: vec![(format!("{module}.{part}"), hidden)], transposed: false };
+            let source = Source::new(format!("{module}.{part}"), hidden);
             let train = self.train_base;
             self.param(&format!("{name}.{part}"), &[hidden], Cut::Whole, train, Some(source))
         };
@@ -204,9 +265,16 @@ impl Layout<'_> {
             rows(&[q, kv, kv]),
             arch.bias_qkv,
         );
+        let qk_norm = arch.qk_norm.then(|| {
+            [("q_norm", n.q_norm), ("k_norm", n.k_norm)]
+                .map(|(ours, theirs)| self.head_norm(&name(ours), &format!("{at}{theirs}")))
+        });
         let out =
             self.linear(&name("out"), &at, n.out, &[arch.hidden], q, Cut::Cols, arch.bias_out);
-        let norm2 = self.norm(&name("norm2"), &format!("{at}{}", n.norm2));
+        let sandwich = arch.residual == Residual::Sandwich;
+        let post1 = sandwich.then(|| self.norm(&name("post1"), &format!("{at}{}", n.post1)));
+        let two = arch.residual != Residual::ParallelOneNorm;
+        let norm2 = two.then(|| self.norm(&name("norm2"), &format!("{at}{}", n.norm2)));
         let up = self.linear(&name("up"), &at, n.up, &up, arch.hidden, rows(&up), arch.bias_mlp);
         let down = self.linear(
             &name("down"),
@@ -217,7 +285,8 @@ impl Layout<'_> {
             Cut::Cols,
             arch.bias_mlp,
         );
-        BlockParams { norm1, qkv, out, norm2, up, down }
+        let post2 = sandwich.then(|| self.norm(&name("post2"), &format!("{at}{}", n.post2)));
+        BlockParams { norm1, qkv, qk_norm, out, post1, norm2, up, down, post2 }
     }
 
     /// A linear layer of output `groups`, from as many modules, or from a single fused one.
@@ -233,8 +302,12 @@ impl Layout<'_> {
         bias: bool,
     ) -> Linear {
         let total: usize = groups.iter().sum();
+        // Only qkv has three groups.
+        let mixed = modules.len() == 1 && groups.len() == 3;
+        let order = mixed.then(|| self.arch.qkv_source_rows()).flatten().map(Arc::from);
         let groups = if modules.len() == 1 { vec![total] } else { groups.to_vec() };
         let source = |part: &str, transposed: bool| Source {
+            order: order.clone(),
             tensors: modules
                 .iter()
                 .zip(&groups)
@@ -273,7 +346,8 @@ impl Layout<'_> {
                 let b =
                     self.param(&format!("{name}.b"), &[*rows, rank], Cut::Whole, self.train, None);
                 let (module, site) = (format!("{at}{module}"), a.0 as u64);
-                adapters.push(Adapter { a, b, offset, rows: *rows, module, site });
+                let order = order.clone();
+                adapters.push(Adapter { a, b, offset, rows: *rows, module, order, site });
             }
             offset += rows;
         }

@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Options of a save.
 #[derive(Clone, Debug)]
@@ -76,6 +77,11 @@ pub fn save_model(
         let mut w = value(part.param);
         for adapter in adapters.get(&part.param).into_iter().flat_map(|a| a.iter()) {
             merge(model, adapter, &value, columns, &mut w);
+        }
+        if let Some(order) =
+            model.params.sources[part.param.0].as_ref().and_then(|s| s.order.as_ref())
+        {
+            w = layout::scatter_rows(order, columns, &w);
         }
         let mut w = w[range].to_vec();
         if part.transposed {
@@ -164,25 +170,31 @@ pub fn save_adapters(model: &Model, dir: &Path, base: &str) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
     let mut tensors = vec![];
     let mut places = HashMap::new();
-    let mut add = |name: String, id: ParamId| {
+    let mut add = |name: String, id: ParamId, order: Option<Arc<[usize]>>| {
         tensors.push(SaveTensor::new(
             name.clone(),
             SourceDType::F32,
             &model.store.param(id).spec.shape,
         ));
-        places.insert(name, id);
+        places.insert(name, (id, order));
     };
     for adapter in model.adapters() {
-        for (id, part) in [(adapter.a, "lora_A"), (adapter.b, "lora_B")] {
-            add(format!("base_model.model.{}.{part}.weight", adapter.module), id);
+        let order = adapter.order.clone();
+        for (id, part, order) in [(adapter.a, "lora_A", None), (adapter.b, "lora_B", order)] {
+            add(format!("base_model.model.{}.{part}.weight", adapter.module), id, order);
         }
     }
     if model.head == Head::Score {
-        add("base_model.model.score.weight".into(), model.params.head);
+        add("base_model.model.score.weight".into(), model.params.head, None);
     }
     let path = dir.join("adapter_model.safetensors");
     write_safetensors(&path, &tensors, &[("format", "pt")], &mut |t| {
-        Ok(Cow::Owned(to_bytes(&model.store.read_f32(places[&t.name]), DType::F32)))
+        let (id, order) = &places[&t.name];
+        let mut values = model.store.read_f32(*id);
+        if let Some(order) = order {
+            values = layout::scatter_rows(order, values.len() / order.len(), &values);
+        }
+        Ok(Cow::Owned(to_bytes(&values, DType::F32)))
     })?;
     let mut modules: Vec<String> = model
         .adapters()

@@ -6,6 +6,7 @@
 
 pub mod act;
 pub mod adamw;
+pub mod add;
 pub mod attention;
 pub mod cached_attention;
 pub mod conformance;

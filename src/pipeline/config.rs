@@ -33,7 +33,7 @@ pub use steps::{
     KlController, LoraSection, OptimizerSection, PpoSection, RewardLoss, RewardScaling,
     RewardSection, Scheduler, SftSection,
 };
-pub use table::{EVALUATION, RUN, TALK};
+pub use table::{EVALUATION, INSPECTION, RUN, TALK};
 
 use crate::base::{DType, Result};
 use serde::{Deserialize, Serialize};
@@ -302,6 +302,30 @@ impl ChatConfig {
     pub fn resolve(settings: &[Setting]) -> Result<ChatConfig> {
         let config: ChatConfig = layers::merge(TALK, settings)?;
         check::model_given(&config.path, "chat")?;
+        Ok(config)
+    }
+}
+
+/// A look at a model: `duplex inspect`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InspectConfig {
+    /// Model folder.
+    pub path: PathBuf,
+    /// Dtype of weights and activations in memory.
+    pub dtype: Precision,
+}
+
+impl Default for InspectConfig {
+    fn default() -> InspectConfig {
+        InspectConfig { path: PathBuf::new(), dtype: Precision::Bf16 }
+    }
+}
+
+impl InspectConfig {
+    /// Puts `settings` over the defaults and checks the whole.
+    pub fn resolve(settings: &[Setting]) -> Result<InspectConfig> {
+        let config: InspectConfig = layers::merge(INSPECTION, settings)?;
+        check::model_given(&config.path, "inspect")?;
         Ok(config)
     }
 }

@@ -6,6 +6,7 @@ pub mod config;
 mod datasets;
 pub mod demo;
 mod eval;
+mod inspect;
 mod judge;
 mod ppo;
 mod reward;
@@ -16,6 +17,7 @@ mod sources;
 
 pub use chat::chat;
 pub use eval::eval;
+pub use inspect::inspect;
 
 use crate::base::{DType, Error, Result};
 use crate::data::Blend;

@@ -8,7 +8,28 @@ use duplex::tape::Keep;
 use duplex::train::{AdamWConfig, Schedule, ScheduleKind};
 use serde_json::{Value, json};
 
+/// The three whose parts the others are made of.
 pub const FAMILIES: [&str; 3] = ["opt", "gpt2", "llama"];
+/// Every family, and its variants of another shape.
+pub const ALL_FAMILIES: [&str; 17] = [
+    "opt",
+    "opt_350m",
+    "gpt2",
+    "gpt_neo",
+    "bloom",
+    "gpt_neox",
+    "gpt_neox_serial",
+    "gptj",
+    "codegen",
+    "llama",
+    "llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "phi3",
+    "phi3_partial",
+];
 pub const VOCAB: usize = 97;
 
 pub fn config(family: &str) -> Config {
@@ -22,16 +43,55 @@ pub fn config(family: &str) -> Config {
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
             "intermediate_size": 50, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0, "tie_word_embeddings": false}),
-        other => panic!("{other}"),
+        "opt_350m" => json!({"model_type": "opt", "vocab_size": VOCAB, "hidden_size": 32,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 52,
+            "max_position_embeddings": 128, "word_embed_proj_dim": 20,
+            "do_layer_norm_before": false}),
+        "gpt_neo" => json!({"model_type": "gpt_neo", "vocab_size": VOCAB, "hidden_size": 32,
+            "num_layers": 2, "num_heads": 4, "intermediate_size": 52, "window_size": 7,
+            "max_position_embeddings": 128, "attention_types": [[["global", "local"], 1]]}),
+        "bloom" => json!({"model_type": "bloom", "vocab_size": VOCAB, "hidden_size": 30,
+            "n_layer": 2, "n_head": 5, "seq_length": 128}),
+        "gpt_neox" | "gpt_neox_serial" => json!({"model_type": "gpt_neox", "vocab_size": VOCAB,
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 52, "max_position_embeddings": 128, "rotary_pct": 0.5,
+            "use_parallel_residual": family == "gpt_neox"}),
+        "gptj" | "codegen" => json!({"model_type": family, "vocab_size": VOCAB, "n_embd": 32,
+            "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 4}),
+        _ => llama_like(family),
     };
     Config::from_map(v.as_object().unwrap().clone())
+}
+
+fn llama_like(family: &str) -> Value {
+    let mut v = json!({"model_type": family.split('_').next(), "vocab_size": VOCAB,
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 50, "max_position_embeddings": 128});
+    let more = match family {
+        "llama3" => json!({"model_type": "llama", "rope_parameters": {"rope_type": "llama3",
+            "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32}}),
+        "mistral" => json!({"sliding_window": 9}),
+        "qwen2" => json!({"tie_word_embeddings": true}),
+        "qwen3" => json!({"head_dim": 12}),
+        "gemma2" => json!({"head_dim": 12, "sliding_window": 9, "query_pre_attn_scalar": 10,
+            "attn_logit_softcapping": 5.0, "final_logit_softcapping": 4.0,
+            "hidden_act": "gelu_pytorch_tanh"}),
+        "phi3" => json!({}),
+        "phi3_partial" => json!({"partial_rotary_factor": 0.5}),
+        other => panic!("{other}"),
+    };
+    let (v, more) = (v.as_object_mut().unwrap(), more.as_object().unwrap());
+    v.extend(more.clone());
+    Value::Object(v.clone())
 }
 
 pub fn lora(family: &str) -> LoraConfig {
     let modules: &[&str] = match family {
         "opt" => &["q_proj", "v_proj", "fc1"],
         "gpt2" => &["c_attn", "c_fc"],
-        _ => &["q_proj", "v_proj", "gate_proj", "down_proj"],
+        "llama" => &["q_proj", "v_proj", "gate_proj", "down_proj"],
+        _ => &["all"],
     };
     let modules = modules.iter().map(|m| m.to_string()).collect();
     LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, modules }

@@ -19,6 +19,8 @@ pub const PPO: Commands = 8;
 pub const CHAT: Commands = 16;
 /// `duplex eval`
 pub const EVAL: Commands = 32;
+/// `duplex inspect`
+pub const INSPECT: Commands = 64;
 
 /// One configuration key.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! The one table of keys. Flags, `--help`, the check of the TOML file, `--set` and `--print-config`
 //! are all derived from it; defaults are those of the configuration structs. A test compares both.
 
-use super::keys::{CHAT, Commands, EVAL, Key, Kind, PPO, REWARD, SFT, TRAIN};
+use super::keys::{CHAT, Commands, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN};
 
 const RUNS: Commands = TRAIN | SFT | REWARD | PPO;
 /// Most tokens of a sequence, a batch or a step anyone can mean.
@@ -156,6 +156,13 @@ pub static TALK: &[Key] = &[
     key("dtype", CHAT, DTYPES, "dtype of weights and activations"),
     key("threads", CHAT, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
     key("system", CHAT, Kind::Text, "system message at the head of the conversation"),
+];
+
+/// Keys of a look at a model.
+#[rustfmt::skip]
+pub static INSPECTION: &[Key] = &[
+    key("path", INSPECT, Kind::Text, "model folder"),
+    key("dtype", INSPECT, DTYPES, "dtype of weights and activations in memory"),
 ];
 
 /// Keys of an evaluation.

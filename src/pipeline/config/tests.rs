@@ -38,7 +38,8 @@ fn every_field_has_a_key_and_every_key_a_field() {
     assert_eq!(fields(&RunConfig::default()), paths(RUN));
     assert_eq!(fields(&ChatConfig::default()), paths(TALK));
     assert_eq!(fields(&EvalConfig::default()), paths(EVALUATION));
-    for keys in [RUN, TALK, EVALUATION] {
+    assert_eq!(fields(&InspectConfig::default()), paths(INSPECTION));
+    for keys in [RUN, TALK, EVALUATION, INSPECTION] {
         assert_eq!(paths(keys).len(), keys.len(), "a key stands twice");
         assert!(keys.iter().all(|k| k.commands != 0 && !k.help.is_empty()));
         // A section that came twice would be written twice.
@@ -66,6 +67,7 @@ fn defaults_are_values_their_keys_take() {
     all::<RunConfig>(RUN);
     all::<ChatConfig>(TALK);
     all::<EvalConfig>(EVALUATION);
+    all::<InspectConfig>(INSPECTION);
 }
 
 /// A random value that `kind` takes.

@@ -1,0 +1,53 @@
+//! BLOOM (Le Scao et al. 2022): ALiBi, a norm after the embedding, q, k, v of each head together.
+
+use super::{Family, Names};
+use crate::arch::{Arch, Config, NormKind, Position, QkvRows, Sizes};
+use crate::base::Result;
+use serde_json::json;
+
+pub(super) static BLOOM: Family = Family {
+    model_type: "bloom",
+    causal_lm: "BloomForCausalLM",
+    classifier: "BloomForSequenceClassification",
+    transposed: false,
+    names: Names {
+        prefix: "transformer.",
+        tokens: "word_embeddings",
+        embed_norm: "word_embeddings_layernorm",
+        block: "h.{i}",
+        norm1: "input_layernorm",
+        qkv: &["self_attention.query_key_value"],
+        out: &["self_attention.dense"],
+        norm2: "post_attention_layernorm",
+        up: &["mlp.dense_h_to_4h"],
+        down: &["mlp.dense_4h_to_h"],
+        final_norm: "ln_f",
+        ..Names::NONE
+    },
+    read,
+};
+
+fn read(c: &Config, family: &'static Family) -> Result<Arch> {
+    c.only("apply_residual_connection_post_layernorm", &json!(false))?;
+    // Published configs say n_embed, n_layer, num_attention_heads.
+    let either = |new: &str, old: &str| c.size(new).or_else(|e| c.size(old).map_err(|_| e));
+    let hidden = either("hidden_size", "n_embed")?;
+    let sizes = Sizes {
+        vocab: c.size("vocab_size")?,
+        hidden,
+        layers: either("n_layer", "num_hidden_layers")?,
+        heads: either("n_head", "num_attention_heads")?,
+        ffn: 4 * hidden,
+        // ALiBi has no limit; this is the length it was trained at.
+        max_positions: c.size_or("seq_length", 2048)?,
+    };
+    let plain = Arch::plain(family, sizes);
+    Ok(Arch {
+        embed_norm: true,
+        position: Position::Alibi,
+        norm: NormKind { eps: c.number_or("layer_norm_epsilon", 1e-5)? as f32, ..plain.norm },
+        qkv_order: QkvRows::ByHead,
+        tied: c.flag_or("tie_word_embeddings", true)?,
+        ..plain
+    })
+}

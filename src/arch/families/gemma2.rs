@@ -1,0 +1,37 @@
+//! Gemma 2 (Gemma Team 2024): norms on both sides of attention and MLP, soft caps on scores and
+//! logits, sliding windows in every other layer.
+
+use super::{Family, Names, llama};
+use crate::arch::{Arch, NormKind, Residual};
+
+pub(super) static GEMMA2: Family = Family {
+    model_type: "gemma2",
+    causal_lm: "Gemma2ForCausalLM",
+    classifier: "Gemma2ForSequenceClassification",
+    transposed: false,
+    names: Names {
+        post1: "post_attention_layernorm",
+        norm2: "pre_feedforward_layernorm",
+        post2: "post_feedforward_layernorm",
+        ..llama::NAMES
+    },
+    read: |c, family| {
+        let arch = llama::read(c, family)?;
+        let bias = c.flag_or("attention_bias", false)?;
+        let query = c.number_or("query_pre_attn_scalar", 256.0)?;
+        Ok(Arch {
+            embed_scale: (arch.hidden as f32).sqrt(),
+            norm: NormKind { unit_offset: true, ..arch.norm },
+            residual: Residual::Sandwich,
+            scale: (1.0 / query.sqrt()) as f32,
+            attention_softcap: c.number_or("attn_logit_softcapping", 0.0)? as f32,
+            windows: c.windows(arch.layers, |i| i % 2 == 0)?,
+            activation: c.activation("hidden_activation", "gelu_pytorch_tanh")?,
+            bias_qkv: bias,
+            bias_out: bias,
+            tied: c.flag_or("tie_word_embeddings", true)?,
+            head_softcap: c.number_or("final_logit_softcapping", 0.0)? as f32,
+            ..arch
+        })
+    },
+};

@@ -1,0 +1,82 @@
+//! GPT-Neo (Black et al. 2021): GPT-2 with attention that is local in every other layer, and not
+//! scaled.
+
+use super::{Family, Names};
+use crate::arch::{Arch, Config, NormKind, Sizes};
+use crate::base::Result;
+use serde_json::Value;
+
+pub(super) static GPT_NEO: Family = Family {
+    model_type: "gpt_neo",
+    causal_lm: "GPTNeoForCausalLM",
+    classifier: "GPTNeoForSequenceClassification",
+    transposed: false,
+    names: Names {
+        prefix: "transformer.",
+        tokens: "wte",
+        positions: "wpe",
+        block: "h.{i}",
+        norm1: "ln_1",
+        qkv: &["attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"],
+        out: &["attn.attention.out_proj"],
+        norm2: "ln_2",
+        up: &["mlp.c_fc"],
+        down: &["mlp.c_proj"],
+        final_norm: "ln_f",
+        ..Names::NONE
+    },
+    read,
+};
+
+fn read(c: &Config, family: &'static Family) -> Result<Arch> {
+    let hidden = c.size("hidden_size")?;
+    let sizes = Sizes {
+        vocab: c.size("vocab_size")?,
+        hidden,
+        layers: c.size("num_layers")?,
+        heads: c.size("num_heads")?,
+        ffn: c.size_or("intermediate_size", 4 * hidden)?,
+        max_positions: c.size("max_position_embeddings")?,
+    };
+    let plain = Arch::plain(family, sizes);
+    let window = c.size_or("window_size", 256)?;
+    let windows = local_layers(c, sizes.layers)?;
+    Ok(Arch {
+        norm: NormKind { eps: c.number_or("layer_norm_epsilon", 1e-5)? as f32, ..plain.norm },
+        activation: c.activation("activation_function", "gelu_new")?,
+        bias_qkv: false,
+        scale: 1.0,
+        windows: windows.into_iter().map(|local| if local { window } else { 0 }).collect(),
+        tied: c.flag_or("tie_word_embeddings", true)?,
+        ..plain
+    })
+}
+
+/// Which layers are local: `attention_types` is a list of (kinds, repeats).
+fn local_layers(c: &Config, layers: usize) -> Result<Vec<bool>> {
+    let bad = || c.error("attention_types", "is not a list of [kinds, repeats] for all layers");
+    let mut out = vec![];
+    match c.map.get("attention_types") {
+        None | Some(Value::Null) => out = (0..layers).map(|i| i % 2 == 1).collect(),
+        Some(types) => {
+            for entry in types.as_array().ok_or_else(bad)? {
+                let kinds = entry.get(0).and_then(Value::as_array).ok_or_else(bad)?;
+                let repeats = entry.get(1).and_then(Value::as_u64).ok_or_else(bad)?;
+                if repeats as usize > layers {
+                    return Err(bad());
+                }
+                for kind in std::iter::repeat_n(kinds, repeats as usize).flatten() {
+                    match kind.as_str() {
+                        Some("global") => out.push(false),
+                        Some("local") => out.push(true),
+                        _ => {
+                            let what = format!("{kind} is not supported; known: global, local");
+                            return Err(c.error("attention_types", &what));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    if out.len() == layers { Ok(out) } else { Err(bad()) }
+}

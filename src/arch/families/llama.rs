@@ -1,0 +1,117 @@
+//! LLaMA 1 to 3 (Touvron et al. 2023) and those built like it: Mistral, Qwen2, Qwen3.
+
+use super::{Family, Names};
+use crate::arch::{Arch, Config, NormKind, Position, Rotary, Sizes};
+use crate::base::Result;
+
+/// Of LLaMA and all its relatives.
+pub(super) const NAMES: Names = Names {
+    prefix: "model.",
+    tokens: "embed_tokens",
+    block: "layers.{i}",
+    norm1: "input_layernorm",
+    qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    out: &["self_attn.o_proj"],
+    norm2: "post_attention_layernorm",
+    up: &["mlp.gate_proj", "mlp.up_proj"],
+    down: &["mlp.down_proj"],
+    final_norm: "norm",
+    ..Names::NONE
+};
+
+pub(super) static LLAMA: Family = Family {
+    model_type: "llama",
+    causal_lm: "LlamaForCausalLM",
+    classifier: "LlamaForSequenceClassification",
+    transposed: false,
+    names: NAMES,
+    read: |c, family| {
+        let bias = c.flag_or("attention_bias", false)?;
+        let bias_mlp = c.flag_or("mlp_bias", false)?;
+        Ok(Arch { bias_qkv: bias, bias_out: bias, bias_mlp, ..read(c, family)? })
+    },
+};
+
+pub(super) static MISTRAL: Family = Family {
+    model_type: "mistral",
+    causal_lm: "MistralForCausalLM",
+    classifier: "MistralForSequenceClassification",
+    transposed: false,
+    names: NAMES,
+    read: |c, family| {
+        let arch = read(c, family)?;
+        Ok(Arch { windows: c.windows(arch.layers, |_| true)?, ..arch })
+    },
+};
+
+pub(super) static QWEN2: Family = Family {
+    model_type: "qwen2",
+    causal_lm: "Qwen2ForCausalLM",
+    classifier: "Qwen2ForSequenceClassification",
+    transposed: false,
+    names: NAMES,
+    read: |c, family| Ok(Arch { bias_qkv: true, ..qwen(c, family)? }),
+};
+
+pub(super) static QWEN3: Family = Family {
+    model_type: "qwen3",
+    causal_lm: "Qwen3ForCausalLM",
+    classifier: "Qwen3ForSequenceClassification",
+    transposed: false,
+    names: Names { q_norm: "self_attn.q_norm", k_norm: "self_attn.k_norm", ..NAMES },
+    read: |c, family| {
+        let bias = c.flag_or("attention_bias", false)?;
+        Ok(Arch { bias_qkv: bias, bias_out: bias, qk_norm: true, ..qwen(c, family)? })
+    },
+};
+
+/// Windows only where `use_sliding_window`, and then in the layers from `max_window_layers` on.
+fn qwen(c: &Config, family: &'static Family) -> Result<Arch> {
+    let arch = read(c, family)?;
+    if !c.flag_or("use_sliding_window", false)? {
+        return Ok(arch);
+    }
+    let first = c.size_or("max_window_layers", 28)?;
+    Ok(Arch { windows: c.windows(arch.layers, |i| i >= first)?, ..arch })
+}
+
+/// What they share: RMSNorm, rotary positions, grouped queries, a gated MLP, no biases.
+pub(super) fn read(c: &Config, family: &'static Family) -> Result<Arch> {
+    let sizes = Sizes {
+        vocab: c.size("vocab_size")?,
+        hidden: c.size("hidden_size")?,
+        layers: c.size("num_hidden_layers")?,
+        heads: c.size("num_attention_heads")?,
+        ffn: c.size("intermediate_size")?,
+        max_positions: c.size_or("max_position_embeddings", 2048)?,
+    };
+    let plain = Arch::plain(family, sizes);
+    // These two have a default of their own.
+    let own = match family.model_type {
+        "qwen3" => 128,
+        "gemma2" => 256,
+        _ => plain.head_dim,
+    };
+    let head_dim = c.size_or("head_dim", own)?;
+    let part = c.rope_number("partial_rotary_factor", &["partial_rotary_factor"], 1.0)?;
+    let theta = c.rope_number("rope_theta", &["rope_theta"], 10_000.0)?;
+    let inv_freq = c.inv_freq((head_dim as f64 * part) as usize, theta)?;
+    Ok(Arch {
+        kv_heads: c.size_or("num_key_value_heads", sizes.heads)?,
+        head_dim,
+        scale: 1.0 / (head_dim.max(1) as f32).sqrt(),
+        position: Position::Rotary(Rotary { inv_freq: inv_freq.into(), interleaved: false }),
+        norm: NormKind {
+            layer_norm: false,
+            eps: c.number_or("rms_norm_eps", 1e-6)? as f32,
+            unit_offset: false,
+        },
+        activation: c.activation("hidden_act", "silu")?,
+        gated: true,
+        bias_qkv: false,
+        bias_out: false,
+        bias_mlp: false,
+        tied: c.flag_or("tie_word_embeddings", false)?,
+        ..plain
+    })
+}

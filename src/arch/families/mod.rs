@@ -1,0 +1,122 @@
+//! The families, a file each: the tensor names of their Hugging Face checkpoints, and how their
+//! `config.json` is read.
+
+mod bloom;
+mod codegen;
+mod gemma2;
+mod gpt2;
+mod gpt_neo;
+mod gpt_neox;
+mod gptj;
+mod llama;
+mod opt;
+mod phi3;
+
+use crate::arch::{Arch, Config};
+use crate::base::Result;
+
+/// Checkpoint modules that make up one of our linear layers, stacked by output rows in this order.
+pub type Module = &'static [&'static str];
+
+/// Names of the modules in a checkpoint; block modules are relative to the block. Empty where a
+/// family has no such module.
+#[derive(Debug)]
+pub struct Names {
+    /// Prefix of everything but the heads, which some published checkpoints leave out.
+    pub prefix: &'static str,
+    /// Token embedding.
+    pub tokens: &'static str,
+    /// Position embedding.
+    pub positions: &'static str,
+    /// Norm after the embedding.
+    pub embed_norm: &'static str,
+    /// Projection from the embedding's width.
+    pub project_in: &'static str,
+    /// Projection to the embedding's width.
+    pub project_out: &'static str,
+    /// Block `{i}`.
+    pub block: &'static str,
+    /// Norm before attention (after it in post-norm models).
+    pub norm1: &'static str,
+    /// q, k and v.
+    pub qkv: Module,
+    /// Norm of query heads.
+    pub q_norm: &'static str,
+    /// Norm of key heads.
+    pub k_norm: &'static str,
+    /// Attention output.
+    pub out: Module,
+    /// Norm after attention, before the residual is added.
+    pub post1: &'static str,
+    /// Norm before the MLP (after it in post-norm models).
+    pub norm2: &'static str,
+    /// First MLP layer, or gate and up.
+    pub up: Module,
+    /// Second MLP layer.
+    pub down: Module,
+    /// Norm after the MLP, before the residual is added.
+    pub post2: &'static str,
+    /// Norm before the head.
+    pub final_norm: &'static str,
+    /// Language-model head, without the prefix.
+    pub head: &'static str,
+}
+
+impl Names {
+    /// No names; the usual one of the head.
+    const NONE: Names = Names {
+        prefix: "",
+        tokens: "",
+        positions: "",
+        embed_norm: "",
+        project_in: "",
+        project_out: "",
+        block: "",
+        norm1: "",
+        qkv: &[],
+        q_norm: "",
+        k_norm: "",
+        out: &[],
+        post1: "",
+        norm2: "",
+        up: &[],
+        down: &[],
+        post2: "",
+        final_norm: "",
+        head: "lm_head",
+    };
+}
+
+/// One family.
+#[derive(Debug)]
+pub struct Family {
+    /// `model_type` in `config.json`.
+    pub model_type: &'static str,
+    /// Class of the language model.
+    pub causal_lm: &'static str,
+    /// Class of the reward model and critic (one label).
+    pub classifier: &'static str,
+    /// Linear weights of blocks are stored `[in, out]` (Conv1D).
+    pub transposed: bool,
+    /// Tensor names.
+    pub names: Names,
+    /// Reads the architecture from a config.
+    pub read: fn(&Config, &'static Family) -> Result<Arch>,
+}
+
+/// All families.
+pub static FAMILIES: [&Family; 13] = [
+    &bloom::BLOOM,
+    &codegen::CODEGEN,
+    &gemma2::GEMMA2,
+    &gpt2::GPT2,
+    &gpt_neo::GPT_NEO,
+    &gpt_neox::GPT_NEOX,
+    &gptj::GPTJ,
+    &llama::LLAMA,
+    &llama::MISTRAL,
+    &opt::OPT,
+    &phi3::PHI3,
+    &llama::QWEN2,
+    &llama::QWEN3,
+];

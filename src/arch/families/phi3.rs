@@ -1,0 +1,17 @@
+//! Phi-3 (Abdin et al. 2024): LLaMA with q, k, v in one layer and gate and up in another. Its long
+//! rotary scaling ("longrope") is not supported.
+
+use super::{Family, Names, llama};
+use crate::arch::Arch;
+
+pub(super) static PHI3: Family = Family {
+    model_type: "phi3",
+    causal_lm: "Phi3ForCausalLM",
+    classifier: "Phi3ForSequenceClassification",
+    transposed: false,
+    names: Names { qkv: &["self_attn.qkv_proj"], up: &["mlp.gate_up_proj"], ..llama::NAMES },
+    read: |c, family| {
+        let arch = llama::read(c, family)?;
+        Ok(Arch { windows: c.windows(arch.layers, |_| true)?, ..arch })
+    },
+};

@@ -1,0 +1,93 @@
+//! Elementwise sum.
+//!
+//! a, b `[..]` of one shape and dtype -> y = a + b, rounded once. Backward hands dy to both.
+
+use crate::base::{DType, Elem, Result, bf16};
+use crate::device::cpu::parallel_for;
+use crate::op::conformance::{Case, Input};
+use crate::op::cpu::shared::{SharedMut, row_chunks};
+use crate::op::registry::OpDef;
+use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::tensor::{Desc, Tensor};
+use std::sync::Arc;
+
+/// The operator.
+#[derive(Clone, Copy, Debug)]
+pub struct Add;
+
+/// Registry entry.
+pub const DEF: OpDef = OpDef { name: "add", about: "y = a + b", cases };
+
+/// The sum of `a` and `b`.
+pub fn add(r: &mut dyn Run, a: Tensor, b: Tensor) -> Result<Tensor> {
+    Ok(r.run(Arc::new(Add), &[Some(a), Some(b)])?[0])
+}
+
+impl Op for Add {
+    fn name(&self) -> &'static str {
+        DEF.name
+    }
+
+    fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
+        let (a, b) = (required(self, ins, 0)?, required(self, ins, 1)?);
+        if a != b || a.dtype == DType::I32 {
+            return Err(shape_error(self, ins, "a and b of one shape and dtype"));
+        }
+        Ok(Plan { outs: vec![Place::New(a)], differentiable: 0b1, cheap: true, ..Plan::default() })
+    }
+
+    fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
+        match io.input(0).desc.dtype {
+            DType::Bf16 => forward::<bf16>(io),
+            _ => forward::<f32>(io),
+        }
+        Ok(())
+    }
+
+    fn cpu_backward(&self, io: &mut Backward<'_>) -> Result<()> {
+        match io.dout(0).desc.dtype {
+            DType::Bf16 => backward::<bf16>(io),
+            _ => backward::<f32>(io),
+        }
+        Ok(())
+    }
+}
+
+fn forward<E: Elem>(io: &mut Forward<'_>) {
+    let (a, b) = (io.input(0).get::<E>(), io.input(1).get::<E>());
+    let y = SharedMut::new(io.outs[0].get::<E>());
+    let chunks = row_chunks(a.len(), 1);
+    parallel_for(chunks.len(), |c| {
+        let range = chunks[c].clone();
+        // SAFETY: the range belongs to this task alone.
+        let y = unsafe { y.slice(range.start, range.len()) };
+        for ((y, a), b) in y.iter_mut().zip(&a[range.clone()]).zip(&b[range]) {
+            *y = E::from_f32(a.to_f32() + b.to_f32());
+        }
+    });
+}
+
+fn backward<E: Elem>(io: &mut Backward<'_>) {
+    let dy = io.dout(0).get::<E>();
+    for grad in io.dins.iter_mut().flatten() {
+        let acc = grad.acc;
+        let dx = SharedMut::new(grad.view.get::<E>());
+        let chunks = row_chunks(dy.len(), 1);
+        parallel_for(chunks.len(), |c| {
+            let range = chunks[c].clone();
+            // SAFETY: the range belongs to this task alone.
+            let dx = unsafe { dx.slice(range.start, range.len()) };
+            for (dx, dy) in dx.iter_mut().zip(&dy[range]) {
+                *dx = if acc { E::from_f32(dx.to_f32() + dy.to_f32()) } else { *dy };
+            }
+        });
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |dims: &[usize]| {
+        let ins = vec![Some(Input::act(dims, 1.0)), Some(Input::act(dims, 1.0))];
+        Case::new(Add, ins, |ins| vec![ins[0].iter().zip(&ins[1]).map(|(a, b)| a + b).collect()])
+    };
+    vec![case(&[7, 33]), case(&[1, 1]), case(&[130, 257])]
+}

@@ -1,0 +1,135 @@
+//! What a model is, read from its files without loading its weights: family, sizes, tokenizer, what
+//! LoRA can be put on, and the memory its phases take.
+
+use super::config::InspectConfig;
+use crate::arch::{Arch, Config, Position, Residual};
+use crate::base::{DType, Result};
+use crate::data::Tokenizer;
+use crate::formats::Checkpoint;
+use crate::model::{Head, Params, base_dir, linear_modules, resolve_model};
+use crate::pool::ParamSpec;
+use std::path::Path;
+
+/// Tokens the cache's size is told for.
+const CACHE_TOKENS: usize = 1024;
+
+/// The description, one fact a line.
+pub fn inspect(cfg: &InspectConfig) -> Result<String> {
+    let dir = base_dir(&resolve_model(&cfg.path.display().to_string())?)?;
+    let config = Config::read(&dir)?;
+    let arch = config.arch()?;
+    let (specs, _) = Params::lay_out(&arch, Head::Lm, true, None)?;
+    let mut lines = vec![("folder", dir.display().to_string())];
+    lines.extend(shape(&arch, &specs));
+    lines.push(("weights", weights(&dir)?));
+    lines.push(("tokenizer", tokenizer(&dir)));
+    lines.push(("lora modules", linear_modules(&arch).join(", ")));
+    lines.extend(memory(&arch, count(&specs), cfg.dtype.dtype()));
+    Ok(lines.iter().map(|(name, value)| format!("{name:<14} {value}\n")).collect())
+}
+
+fn count(specs: &[ParamSpec]) -> usize {
+    specs.iter().map(|s| s.shape.iter().product::<usize>()).sum()
+}
+
+fn shape(arch: &Arch, specs: &[ParamSpec]) -> Vec<(&'static str, String)> {
+    let position = match &arch.position {
+        Position::Learned { .. } => "learned".to_string(),
+        Position::Alibi => "ALiBi".to_string(),
+        Position::Rotary(r) => {
+            format!("rotary on {} of {} dims of a head", 2 * r.inv_freq.len(), arch.head_dim)
+        }
+    };
+    let residual = match arch.residual {
+        Residual::PreNorm => "pre-norm",
+        Residual::PostNorm => "post-norm",
+        Residual::Parallel => "attention and MLP in parallel",
+        Residual::ParallelOneNorm => "attention and MLP in parallel behind one norm",
+        Residual::Sandwich => "norms before and after attention and MLP",
+    };
+    let sliding = arch.windows.iter().filter(|w| **w > 0).count();
+    let window = arch.windows.iter().max().copied().unwrap_or(0);
+    let windows = match sliding {
+        0 => String::new(),
+        n => format!(", {n} of them with a window of {window}"),
+    };
+    let gated = if arch.gated { ", gated" } else { "" };
+    let activation = format!("{:?}", arch.activation).to_lowercase();
+    vec![
+        ("family", format!("{} ({})", arch.family.model_type, arch.family.causal_lm)),
+        ("parameters", format!("{:.1} M", count(specs) as f64 / 1e6)),
+        ("layers", format!("{}{windows}, {residual}", arch.layers)),
+        ("hidden", arch.hidden.to_string()),
+        (
+            "heads",
+            format!(
+                "{} of {} dims, {} for keys and values",
+                arch.heads, arch.head_dim, arch.kv_heads
+            ),
+        ),
+        ("mlp", format!("{}, {activation}{gated}", arch.ffn)),
+        ("positions", format!("{}, {position}", arch.max_positions)),
+        (
+            "vocabulary",
+            format!("{} rows, head {}", arch.vocab, if arch.tied { "tied" } else { "of its own" }),
+        ),
+    ]
+}
+
+fn weights(dir: &Path) -> Result<String> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let mut dtypes: Vec<String> = checkpoint
+        .names()
+        .filter_map(|n| checkpoint.info(n))
+        .map(|info| format!("{:?}", info.dtype).to_lowercase())
+        .collect();
+    dtypes.sort();
+    dtypes.dedup();
+    let files = checkpoint.files().count();
+    let plural = if files == 1 { "" } else { "s" };
+    Ok(format!("{} in {files} file{plural}", dtypes.join(", ")))
+}
+
+/// A model can be looked at without its tokenizer.
+fn tokenizer(dir: &Path) -> String {
+    match Tokenizer::load(dir) {
+        Ok(t) => {
+            let template = if t.has_chat_template() { "with" } else { "without" };
+            let ends: Vec<String> = t.stop_ids().iter().map(i32::to_string).collect();
+            format!(
+                "{} tokens, answers end with {:?} (ids {}), {template} a chat template",
+                t.vocab_size(),
+                t.eos_text(),
+                ends.join(", ")
+            )
+        }
+        Err(e) => format!("none: {e}"),
+    }
+}
+
+/// Bytes by what holds them.
+fn memory(arch: &Arch, params: usize, dtype: DType) -> Vec<(&'static str, String)> {
+    let mib = |bytes: usize| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
+    let weights = params * dtype.size();
+    // Gradients and Adam's two moments in f32, and f32 weights beside bf16 ones.
+    let copies = if dtype == DType::Bf16 { 4 } else { 3 };
+    let cache = 2 * arch.layers * arch.kv_heads * arch.head_dim * dtype.size() * CACHE_TOKENS;
+    vec![
+        (
+            "generation",
+            format!(
+                "{dtype}: weights {}, cache {} for {CACHE_TOKENS} tokens of one sequence",
+                mib(weights),
+                mib(cache)
+            ),
+        ),
+        (
+            "training",
+            format!(
+                "{dtype}: weights {}, gradients and optimizer {} (only those of the adapters under LoRA), and activations",
+                mib(weights),
+                mib(copies * 4 * params)
+            ),
+        ),
+    ]
+}
