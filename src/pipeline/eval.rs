@@ -4,13 +4,13 @@
 use super::config::EvalConfig;
 use super::datasets;
 use super::say;
-use super::sources::Source;
+use super::sources::{Source, retokenise};
 use crate::base::{DType, Error, Result};
 use crate::data::Tokenizer;
 use crate::engine::Engine;
 use crate::model::{Head, LoadOptions};
 use crate::pipeline::demo;
-use crate::rlhf::{RewardRule, built_in_rule};
+use crate::rlhf::{Retokenise, RewardRule, Rollout, built_in_rule};
 use crate::rollout::Sampling;
 use crate::tape::Workspace;
 use crate::train::Batch;
@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 enum Scorer {
     Rule(Arc<dyn RewardRule>),
-    Model(Box<Engine>),
+    /// With what makes its ids where its tokenizer is another.
+    Model(Box<Engine>, Option<Retokenise>),
 }
 
 /// Answers of one model with their scores.
@@ -80,9 +81,9 @@ fn scorer(cfg: &EvalConfig, source: &Source, dtype: DType) -> Result<Scorer> {
         (Some(rule), _) => Ok(Scorer::Rule(built_in_rule(rule)?)),
         (None, Some(name)) => {
             let reward = Source::open(name)?;
-            source.same_tokens(&reward)?;
+            let translate = (!source.has_tokens_of(&reward)).then(|| retokenise(source, &reward));
             let model = reward.load_alone(&LoadOptions::frozen(Head::Score, dtype))?;
-            Ok(Scorer::Model(Box::new(Engine::frozen(model))))
+            Ok(Scorer::Model(Box::new(Engine::frozen(model)), translate))
         }
         (None, None) => Err(Error::user("eval needs --reward-model or --reward-rule")),
     }
@@ -118,8 +119,13 @@ fn score(
             let text = tokenizer.decode(&answer.tokens, true)?;
             scores.push(match scorer {
                 Scorer::Rule(rule) => rule.score(&tokenizer.decode(prompt, true)?, &text)?,
-                Scorer::Model(model) => {
-                    let all = [prompt.as_slice(), &answer.tokens].concat();
+                Scorer::Model(model, translate) => {
+                    let ids = [prompt.as_slice(), &answer.tokens].concat();
+                    let (prompt_len, finished) = (prompt.len(), answer.finished);
+                    let all = match translate {
+                        None => ids,
+                        Some(f) => f(&Rollout { ids, prompt_len, finished, ..Rollout::default() })?,
+                    };
                     model.scores(ws, &Batch::new(&[(&all, all.len() - 1..all.len())]))?[0]
                 }
             });

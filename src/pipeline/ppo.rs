@@ -126,12 +126,22 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
         }
         (None, Some(name)) => {
             let reward = Source::open(name)?;
-            source.same_tokens(&reward)?;
             let options = LoadOptions::frozen(Head::Score, run.dtype);
-            RewardSource::Model(Box::new(Engine::frozen(reward.load(&options, &mut run.reporter)?)))
+            let engine = Box::new(Engine::frozen(reward.load(&options, &mut run.reporter)?));
+            if source.has_tokens_of(&reward) {
+                RewardSource::Model(engine)
+            } else {
+                run.reporter.emit(Event::note(format!(
+                    "{name} has a tokenizer of its own: answers are tokenised again for it, and the \
+                     critic starts from the actor unless --critic-model says otherwise"
+                )));
+                RewardSource::Foreign(engine, sources::retokenise(source, &reward))
+            }
         }
         (None, None) => return Err(no_reward()),
     };
+    // Values are per token of the actor.
+    let reward_name = reward_name.filter(|_| !matches!(reward, RewardSource::Foreign(..)));
     let critic_name =
         cfg.ppo.critic_model.clone().or(reward_name).map_or_else(|| run.ppo_actor(), Ok)?;
     let critic_source = Source::open(&critic_name)?;

@@ -69,8 +69,8 @@ mod sft;
 mod stats;
 
 pub use ppo::{
-    Decode, Experience, KlControl, PpoConfig, PpoEngines, PpoStats, PpoTrainer, RewardSource,
-    Rollout,
+    Decode, Experience, KlControl, PpoConfig, PpoEngines, PpoStats, PpoTrainer, Retokenise,
+    RewardSource, Rollout,
 };
 pub use reward::{RewardConfig, RewardLoss, RewardTrainer};
 pub use rule::{RewardRule, built_in_rule, built_in_rules};

@@ -4,6 +4,7 @@
 use super::{KlControl, PpoTrainer, RewardSource};
 use crate::base::{Error, Result};
 use crate::data::micro_batches;
+use crate::engine::Engine;
 use crate::op::gae::{Gae, gae};
 use crate::tape::{Shaped, Workspace};
 use crate::train::Batch;
@@ -134,23 +135,31 @@ impl PpoTrainer {
         Ok(())
     }
 
+    /// The score at the last token of every row.
+    fn end_scores(&self, ws: &mut Workspace, model: &Engine, ids: &[&[i32]]) -> Result<Vec<f32>> {
+        let lengths: Vec<usize> = ids.iter().map(|r| r.len()).collect();
+        let mut scores = vec![];
+        for group in micro_batches(&lengths, self.config.micro_batch_tokens) {
+            let rows: Vec<_> =
+                group.iter().map(|&i| (ids[i], ids[i].len() - 1..ids[i].len())).collect();
+            scores.extend(model.scores(ws, &Batch::new(&rows))?);
+        }
+        Ok(scores)
+    }
+
     /// The score of every answer.
     fn score_answers(&self, ws: &mut Workspace, rollouts: &mut [Rollout]) -> Result<()> {
         match &self.engines.reward {
             RewardSource::Model(model) => {
-                for group in self.groups(rollouts) {
-                    let rows: Vec<_> = group
-                        .iter()
-                        .map(|&i| {
-                            (
-                                rollouts[i].ids.as_slice(),
-                                rollouts[i].ids.len() - 1..rollouts[i].ids.len(),
-                            )
-                        })
-                        .collect();
-                    let scores = model.scores(ws, &Batch::new(&rows))?;
-                    group.iter().zip(scores).for_each(|(&i, s)| rollouts[i].score = s);
-                }
+                let ids: Vec<&[i32]> = rollouts.iter().map(|r| r.ids.as_slice()).collect();
+                let scores = self.end_scores(ws, model, &ids)?;
+                rollouts.iter_mut().zip(scores).for_each(|(r, s)| r.score = s);
+            }
+            RewardSource::Foreign(model, retokenise) => {
+                let ids: Vec<Vec<i32>> = rollouts.iter().map(retokenise).collect::<Result<_>>()?;
+                let ids: Vec<&[i32]> = ids.iter().map(Vec::as_slice).collect();
+                let scores = self.end_scores(ws, model, &ids)?;
+                rollouts.iter_mut().zip(scores).for_each(|(r, s)| r.score = s);
             }
             RewardSource::Rule(rule, decode) => {
                 for r in rollouts.iter_mut() {
