@@ -122,12 +122,7 @@ impl Model {
         attend: &Attend<'_>,
     ) -> Result<Tensor> {
         let arch = &self.arch;
-        let attention = Attention {
-            heads: arch.heads,
-            kv_heads: arch.kv_heads,
-            head_dim: arch.head_dim,
-            scale: arch.scale(),
-        };
+        let attention = Attention::new(arch.heads, arch.kv_heads, arch.head_dim, arch.scale());
         match attend {
             Attend::Packed { cu_seqlens } => {
                 op::attention::attention(tape, attention, qkv, *cu_seqlens)
