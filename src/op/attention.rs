@@ -16,7 +16,8 @@ use crate::tensor::{Desc, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The operator. What a model adds to the scores (slopes, a window) belongs here.
+/// The operator, with what some models do to the scores: scaled, then soft-capped, then biased, then
+/// masked.
 #[derive(Clone, Debug)]
 pub struct Attention {
     /// Query heads.
@@ -27,6 +28,13 @@ pub struct Attention {
     pub head_dim: usize,
     /// Multiplies the scores.
     pub scale: f32,
+    /// ALiBi (Press et al. 2022): one slope per query head; slope times (query position - key
+    /// position) is taken from the score.
+    pub alibi: Option<Arc<[f32]>>,
+    /// A query sees itself and the `window - 1` keys before it; 0 for all keys before it.
+    pub window: usize,
+    /// Scores become `softcap * tanh(score / softcap)`; 0 for as they are.
+    pub softcap: f32,
 }
 
 /// Registry entry.
@@ -47,6 +55,21 @@ pub fn attention(
 }
 
 impl Attention {
+    /// Plain causal attention: no slopes, no window, no cap.
+    pub fn new(heads: usize, kv_heads: usize, head_dim: usize, scale: f32) -> Attention {
+        Attention { heads, kv_heads, head_dim, scale, alibi: None, window: 0, softcap: 0.0 }
+    }
+
+    /// Keys that a query sees at most, itself included.
+    pub fn reach(&self) -> usize {
+        if self.window == 0 { usize::MAX } else { self.window }
+    }
+
+    /// Whether scores are more than scaled products under the causal mask.
+    pub fn adjusts(&self) -> bool {
+        self.alibi.is_some() || self.window > 0 || self.softcap != 0.0
+    }
+
     /// Query heads per kv head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
@@ -63,6 +86,9 @@ impl Attention {
             && self.heads > 0
             && self.heads.is_multiple_of(self.kv_heads)
             && self.head_dim > 0
+            && self.alibi.as_ref().is_none_or(|slopes| slopes.len() == self.heads)
+            && self.softcap.is_finite()
+            && self.softcap >= 0.0
             && qkv.dtype != DType::I32
             && qkv.shape.dims() == [qkv.shape.rows(), self.width()]
             && cu_seqlens.dtype == DType::I32
@@ -103,12 +129,13 @@ impl Op for Attention {
             return Err(shape_error(
                 self,
                 ins,
-                "qkv [tokens, (heads + 2 kv_heads) head_dim], cu_seqlens i32 [sequences + 1]",
+                "qkv [tokens, (heads + 2 kv_heads) head_dim], cu_seqlens i32 [sequences + 1], a \
+                 slope per head, a softcap of 0 or more",
             ));
         }
         let (tokens, rows) = (qkv.shape.rows(), qkv.shape.rows() * self.heads);
         // Lengths are not known here; equal ones are assumed.
-        let keys = tokens / (cu.shape.numel() - 1).max(1) / 2 + 1;
+        let keys = (tokens / (cu.shape.numel() - 1).max(1) / 2 + 1).min(self.reach());
         Ok(Plan {
             outs: vec![
                 Place::New(Desc::new(&[tokens, self.heads * self.head_dim], qkv.dtype)),
@@ -188,11 +215,26 @@ fn backward<E: Elem>(op: &Attention, io: &mut Backward<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Float64 attention of the query row `q` over `keys` (pairs of key and value); returns the output
-/// and the log-sum-exp.
-pub(super) fn reference(scale: f64, q: &[f64], keys: &[(&[f64], &[f64])]) -> (Vec<f64>, f64) {
-    let dot = |k: &[f64]| scale * q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>();
-    let scores: Vec<f64> = keys.iter().map(|(k, _)| dot(k)).collect();
+/// Float64 attention of the query row `q` of `head` over `keys` (pairs of key and value, from the
+/// first of the sequence to the query's own); returns the output and the log-sum-exp.
+pub(super) fn reference(
+    op: &Attention,
+    head: usize,
+    q: &[f64],
+    keys: &[(&[f64], &[f64])],
+) -> (Vec<f64>, f64) {
+    let score = |(j, (k, _)): (usize, &(&[f64], &[f64]))| {
+        let behind = keys.len() - 1 - j;
+        if op.window > 0 && behind >= op.window {
+            return f64::NEG_INFINITY;
+        }
+        let dot: f64 = q.iter().zip(*k).map(|(a, b)| a * b).sum();
+        let (scaled, cap) = (f64::from(op.scale) * dot, f64::from(op.softcap));
+        let capped = if cap > 0.0 { cap * (scaled / cap).tanh() } else { scaled };
+        let slope = op.alibi.as_ref().map_or(0.0, |slopes| f64::from(slopes[head]));
+        capped - slope * behind as f64
+    };
+    let scores: Vec<f64> = keys.iter().enumerate().map(score).collect();
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
     let mut o = vec![0.0; q.len()];
@@ -214,7 +256,7 @@ fn reference_packed(op: &Attention, qkv: &[f64], cu: &[f64]) -> Vec<Vec<f64>> {
                 let kv = op.heads + h / op.group();
                 let keys: Vec<_> =
                     (w[0] as usize..=t).map(|j| (head(j, kv), head(j, kv + op.kv_heads))).collect();
-                let (row, l) = reference(f64::from(op.scale), head(t, h), &keys);
+                let (row, l) = reference(op, h, head(t, h), &keys);
                 o.extend(row);
                 lse.push(l);
             }
@@ -223,17 +265,41 @@ fn reference_packed(op: &Attention, qkv: &[f64], cu: &[f64]) -> Vec<Vec<f64>> {
     vec![o, lse]
 }
 
+/// What a case does to the scores: whether it has slopes, its window, its soft cap.
+pub(super) type Adjust = (bool, usize, f32);
+
+/// Nothing done to the scores.
+pub(super) const PLAIN: Adjust = (false, 0, 0.0);
+
+/// An operator of the usual scale with heads, kv heads, dimensions per head; slopes are those of
+/// Press et al. 2022, all different.
+pub(super) fn example(shape: (usize, usize, usize), adjust: Adjust) -> Attention {
+    let (heads, kv_heads, head_dim) = shape;
+    let (slopes, window, softcap) = adjust;
+    let slope = |h: usize| (-8.0 * (h + 1) as f32 / heads as f32).exp2();
+    let alibi = slopes.then(|| (0..heads).map(slope).collect());
+    let plain = Attention::new(heads, kv_heads, head_dim, (head_dim as f32).powf(-0.5));
+    Attention { alibi, window, softcap, ..plain }
+}
+
 fn cases() -> Vec<Case> {
     let mut cases = vec![];
-    let shapes: [(&[i32], usize, usize, usize); 5] = [
-        (&[1, 17, 31], 4, 2, 16),
-        (&[33, 1, 2], 4, 4, 40),
-        (&[65], 4, 1, 64),
-        (&[130, 3], 4, 2, 8),
-        (&[0, 5, 64], 1, 1, 24),
+    let shapes: [(&[i32], (usize, usize, usize), Adjust); 12] = [
+        (&[1, 17, 31], (4, 2, 16), PLAIN),
+        (&[33, 1, 2], (4, 4, 40), PLAIN),
+        (&[65], (4, 1, 64), PLAIN),
+        (&[130, 3], (4, 2, 8), PLAIN),
+        (&[0, 5, 64], (1, 1, 24), PLAIN),
+        (&[70, 3], (4, 2, 8), (true, 0, 0.0)),
+        (&[150, 5], (2, 1, 8), (false, 20, 0.0)),
+        (&[0, 200, 33], (2, 2, 8), (false, 70, 0.0)),
+        (&[66, 1], (4, 1, 24), (false, 0, 1.5)),
+        (&[135, 64], (4, 2, 16), (true, 64, 2.0)),
+        (&[140], (2, 1, 40), (true, 5, 0.7)),
+        (&[9, 195], (2, 1, 8), (true, 129, 30.0)),
     ];
-    for (lengths, heads, kv_heads, head_dim) in shapes {
-        let op = Attention { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5) };
+    for (lengths, shape, adjust) in shapes {
+        let op = example(shape, adjust);
         let cu = cumulative(lengths);
         let tokens = cu[lengths.len()] as usize;
         cases.push(Case::new(

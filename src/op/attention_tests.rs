@@ -8,9 +8,22 @@ use crate::op::{Grad, View, ViewMut};
 pub(in crate::op) const SHAPES: [(usize, usize, usize); 4] =
     [(4, 2, 16), (4, 4, 40), (4, 1, 64), (2, 2, 8)];
 
-pub(in crate::op) fn op(shape: (usize, usize, usize)) -> Attention {
-    let (heads, kv_heads, head_dim) = shape;
-    Attention { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5) }
+/// What the invariance tests do to the scores: nothing, one thing, all; windows inside a block of
+/// 64 keys, as long as one, across two and across three.
+const ADJUSTS: [Adjust; 8] = [
+    PLAIN,
+    (true, 0, 0.0),
+    (false, 1, 0.0),
+    (false, 70, 0.0),
+    (false, 0, 1.5),
+    (true, 13, 0.8),
+    (true, 64, 2.0),
+    (true, 130, 30.0),
+];
+
+/// Every shape with everything that can be done to the scores.
+pub(in crate::op) fn ops() -> impl Iterator<Item = Attention> {
+    SHAPES.into_iter().flat_map(|shape| ADJUSTS.into_iter().map(move |a| example(shape, a)))
 }
 
 pub(in crate::op) fn random<E: Elem>(rng: &mut Rng, n: usize) -> Vec<E> {
@@ -74,8 +87,7 @@ pub(in crate::op) fn same_bits<E: Elem>(a: &[E], b: &[E]) -> bool {
 
 fn alone_equals_batched<E: Elem>() {
     let mut rng = Rng::new(rng_seed(), 1);
-    for shape in SHAPES {
-        let op = op(shape);
+    for op in ops() {
         let lengths = [31, 1, 65, 130, 17, 200];
         let cu = cumulative(&lengths);
         let tokens = cu[lengths.len()] as usize;
@@ -116,8 +128,7 @@ fn a_sequence_alone_equals_itself_in_a_batch_and_on_one_thread() {
 #[test]
 fn a_token_does_not_see_what_comes_after_it() {
     let mut rng = Rng::new(rng_seed(), 2);
-    for shape in SHAPES {
-        let op = op(shape);
+    for op in ops() {
         let mut qkv: Vec<f32> = random(&mut rng, 140 * op.width());
         let before = packed(&op, &qkv, &[0, 140]);
         let cut = 1 + rng.below(139) as usize;
@@ -125,6 +136,54 @@ fn a_token_does_not_see_what_comes_after_it() {
         let after = packed(&op, &qkv, &[0, 140]);
         let row = op.heads * op.head_dim;
         assert!(same_bits(&before.0[..cut * row], &after.0[..cut * row]), "{op:?} cut {cut}");
+    }
+}
+
+#[test]
+fn a_token_does_not_see_what_comes_before_its_window() {
+    let mut rng = Rng::new(rng_seed(), 4);
+    for op in ops().filter(|op| op.window > 0) {
+        let tokens = 140 + op.window;
+        let mut qkv: Vec<f32> = random(&mut rng, tokens * op.width());
+        let before = packed(&op, &qkv, &[0, tokens as i32]);
+        let cut = 1 + rng.below(139) as usize;
+        qkv[..cut * op.width()].fill(f32::NAN);
+        let after = packed(&op, &qkv, &[0, tokens as i32]);
+        let (row, clear) = (op.heads * op.head_dim, cut + op.window - 1);
+        assert!(same_bits(&before.0[clear * row..], &after.0[clear * row..]), "{op:?} cut {cut}");
+        assert!(same_bits(&before.1[clear * op.heads..], &after.1[clear * op.heads..]));
+        // The last token to see one of these does.
+        assert!(after.0[(clear - 1) * row..clear * row].iter().all(|v| v.is_nan()), "{op:?}");
+    }
+}
+
+#[test]
+fn a_window_as_long_as_the_sequence_is_no_window() {
+    let mut rng = Rng::new(rng_seed(), 5);
+    for op in ops().filter(|op| op.window == 0) {
+        let qkv: Vec<f32> = random(&mut rng, 200 * op.width());
+        let d_o: Vec<f32> = random(&mut rng, 200 * op.heads * op.head_dim);
+        let long = Attention { window: 200, ..op.clone() };
+        let (a, b) = (packed(&op, &qkv, &[0, 200]), packed(&long, &qkv, &[0, 200]));
+        assert!(same_bits(&a.0, &b.0) && same_bits(&a.1, &b.1), "{op:?}");
+        let cut = |op| gradient(op, &qkv, &[0, 200], &d_o);
+        assert!(same_bits(&cut(&op), &cut(&long)), "{op:?} gradient");
+        let short = Attention { window: 199, ..op.clone() };
+        assert!(!same_bits(&a.0, &packed(&short, &qkv, &[0, 200]).0), "{op:?}");
+    }
+}
+
+#[test]
+fn attributes_that_do_not_fit_are_an_error() {
+    let plan = |op: &Attention| {
+        let qkv = Desc::new(&[3, op.width()], DType::F32);
+        op.plan(&[Some(qkv), Some(Desc::new(&[2], DType::I32))])
+    };
+    let good = example((4, 2, 8), (true, 3, 2.0));
+    assert!(plan(&good).is_ok());
+    assert!(plan(&Attention { alibi: Some(vec![0.5; 3].into()), ..good.clone() }).is_err());
+    for softcap in [-1.0, f32::NAN, f32::INFINITY] {
+        assert!(plan(&Attention { softcap, ..good.clone() }).is_err());
     }
 }
 

@@ -9,7 +9,9 @@
 
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::cpu::parallel_for;
-use crate::op::attention::{Attention, cumulative, reference, sequences, tasks};
+use crate::op::attention::{
+    Adjust, Attention, PLAIN, cumulative, example, reference, sequences, tasks,
+};
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::attend::{Block, KEYS, Queries, attend, query_tokens};
 use crate::op::cpu::shared::SharedMut;
@@ -224,7 +226,7 @@ fn reference_cached(op: &Attention, ins: &[Vec<f64>]) -> Vec<Vec<f64>> {
             for h in 0..op.heads {
                 let at = (0..=p).map(|p| pages.at(s, p, op, h / op.group()));
                 let keys: Vec<_> = at.map(|at| (&k[at..at + d], &v[at..at + d])).collect();
-                o.extend(reference(f64::from(op.scale), &row[h * d..][..d], &keys).0);
+                o.extend(reference(op, h, &row[h * d..][..d], &keys).0);
             }
         }
     }
@@ -235,14 +237,20 @@ fn cases() -> Vec<Case> {
     let mut cases = vec![];
     // New tokens and cached tokens of each sequence.
     type Lengths = &'static [i32];
-    let shapes: [(Lengths, Lengths, usize, usize, usize); 4] = [
-        (&[1, 17, 31], &[0, 5, 64], 4, 2, 16),
-        (&[1, 1, 1, 1], &[0, 63, 64, 130], 4, 4, 40),
-        (&[65], &[65], 4, 1, 64),
-        (&[130, 0, 3], &[1, 9, 127], 4, 2, 8),
+    let shapes: [(Lengths, Lengths, (usize, usize, usize), Adjust); 10] = [
+        (&[1, 17, 31], &[0, 5, 64], (4, 2, 16), PLAIN),
+        (&[1, 1, 1, 1], &[0, 63, 64, 130], (4, 4, 40), PLAIN),
+        (&[65], &[65], (4, 1, 64), PLAIN),
+        (&[130, 0, 3], &[1, 9, 127], (4, 2, 8), PLAIN),
+        (&[1, 17, 31], &[0, 5, 64], (4, 2, 16), (true, 0, 0.0)),
+        (&[1, 1, 1, 1], &[0, 63, 64, 280], (4, 4, 40), (false, 20, 0.0)),
+        (&[65, 2], &[65, 200], (4, 1, 64), (false, 70, 0.0)),
+        (&[130, 0, 3], &[1, 9, 127], (4, 2, 8), (false, 0, 1.5)),
+        (&[130, 0, 3], &[1, 9, 255], (4, 2, 8), (true, 64, 2.0)),
+        (&[1, 1, 90], &[127, 128, 150], (4, 1, 16), (true, 129, 0.7)),
     ];
-    for (new, starts, heads, kv_heads, head_dim) in shapes {
-        let op = Attention { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5) };
+    for (new, starts, (heads, kv_heads, head_dim), adjust) in shapes {
+        let op = example((heads, kv_heads, head_dim), adjust);
         let (cu, columns, sequences) = (cumulative(new), 5, new.len());
         let num_pages = sequences * columns + 3;
         // A permutation of the pages: 7 is coprime to every count used here.

@@ -5,6 +5,7 @@
 
 use crate::base::Elem;
 use crate::op::attention::Attention;
+use crate::op::cpu::scores::Row;
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cpu::simd::{Kernel, LANES, Simd, dispatch, level};
 use crate::op::cpu::tile::{Coefficients, Rows, dots, mix};
@@ -31,7 +32,7 @@ pub struct Block<'a, E> {
 /// Consecutive query tokens of one sequence with all query heads of one kv head.
 #[derive(Debug)]
 pub struct Queries<'a, E> {
-    /// Heads and scale.
+    /// The attributes.
     pub op: &'a Attention,
     /// All tokens, `[tokens, q|k|v]`.
     pub qkv: &'a [E],
@@ -105,27 +106,44 @@ impl<'a, E: Elem, F: Fn(usize) -> Block<'a, E>> Kernel for Forward<'a, '_, E, F>
         acc.fill(0.0);
         max.fill(f32::NEG_INFINITY);
         sum.fill(0.0);
-        let end = q.position + q.tokens;
-        for b in 0..end.div_ceil(KEYS) {
+        let (end, window) = (q.position + q.tokens, q.op.reach());
+        for b in (q.position + 1).saturating_sub(window) / KEYS..end.div_ceil(KEYS) {
             let keys = block(b);
             let n = (end - b * KEYS).min(KEYS);
             // Tokens before `first` see none of the block, from `full` on they see all of it.
             let first = (b * KEYS).saturating_sub(q.position) * group;
             let full = (b * KEYS + KEYS - 1).saturating_sub(q.position).min(q.tokens) * group;
-            let visible = |r: usize| (q.position + r / group + 1 - b * KEYS).min(KEYS);
+            // Tokens before `edge` have no key of the block hidden by their window, from `last` on
+            // all: these rows pass the block by, as a softmax over nothing is undefined.
+            let until = |p: usize| p.saturating_sub(q.position).min(q.tokens) * group;
+            let edge = until((b * KEYS).saturating_add(window));
+            let last = until((b * KEYS + KEYS - 1).saturating_add(window));
+            let row = |r: usize| Row {
+                op: q.op,
+                head: q.kv_head * group + r % group,
+                distance: q.position + r / group - b * KEYS,
+            };
+            let visible = |r: usize| (row(r).distance + 1).min(KEYS);
             let k = Rows::new(keys.k, keys.stride, n, d);
-            let from = Rows::new(&query[first * d..], d, rows - first, d);
+            let from = Rows::new(&query[first * d..], d, last - first, d);
             dots(s, from, k, &mut scores[first * KEYS..], KEYS);
-            for r in first..rows {
+            if q.op.adjusts() {
+                for r in first..last {
+                    adjust(s, row(r), &mut scores[r * KEYS..][..KEYS]);
+                }
+            }
+            for r in first..last {
                 let p = &mut scores[r * KEYS..][..KEYS];
                 let acc = &mut acc[r * d..][..d];
                 softmax_row(s, p, visible(r), &mut max[r], &mut sum[r], acc);
             }
             let mut r = first;
-            while r < rows {
-                let step = if r < full { group } else { rows - r };
-                let v = Rows::new(keys.v, keys.stride, visible(r), d);
-                let p = Coefficients { data: &scores[r * KEYS..], row: KEYS, column: 1 };
+            while r < last {
+                let step = if r < full || r >= edge { group } else { edge - r };
+                let hidden = row(r).hidden();
+                let v = &keys.v[hidden * keys.stride..];
+                let v = Rows::new(v, keys.stride, visible(r) - hidden, d);
+                let p = Coefficients { data: &scores[r * KEYS + hidden..], row: KEYS, column: 1 };
                 mix(s, &mut acc[r * d..], step, p, v);
                 r += step;
             }
@@ -166,6 +184,14 @@ pub(super) fn load_queries<S: Simd, E: Elem>(
             s.put(o, s.mul(s.take(q), s.splat(op.scale)));
         }
     }
+}
+
+/// Makes the scores of a block what the model wants them to be.
+#[inline(always)]
+fn adjust<S: Simd>(s: S, row: Row<'_>, p: &mut [f32]) {
+    row.cap(s, p);
+    row.bias(s, p);
+    p[..row.hidden()].fill(f32::NEG_INFINITY);
 }
 
 /// One step of the online softmax: turns the scores of a block into probabilities relative to the

@@ -6,6 +6,7 @@
 use crate::base::Elem;
 use crate::op::attention::Attention;
 use crate::op::cpu::attend::{KEYS, cut, load_queries, query_tokens, with_scratch};
+use crate::op::cpu::scores::Row;
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cpu::simd::{Kernel, LANES, Simd, dispatch, level};
 use crate::op::cpu::tile::{Coefficients, Rows, dots, mix};
@@ -14,7 +15,7 @@ use crate::op::cpu::{vec, vec_math};
 /// One sequence and one kv head with its group of query heads.
 #[derive(Debug)]
 pub struct Gradient<'a, 's, E> {
-    /// Heads and scale.
+    /// The attributes.
     pub op: &'a Attention,
     /// All tokens, `[tokens, q|k|v]`.
     pub qkv: &'a [E],
@@ -82,8 +83,10 @@ impl<E: Elem> Kernel for Backward<'_, '_, '_, E> {
                 .map(|c| Rows::new(&g.qkv[(g.start + first) * width + c * d..], width, n, d));
             dk.fill(0.0);
             dv.fill(0.0);
-            for t in (first..g.tokens).step_by(step) {
-                let rows = step.min(g.tokens - t) * group;
+            // Later tokens have the whole block before their window.
+            let end = (first + KEYS - 1).saturating_add(g.op.reach()).min(g.tokens);
+            for t in (first..end).step_by(step) {
+                let rows = step.min(end - t) * group;
                 let query = &mut query[..rows * d];
                 load_queries(s, g.op, g.qkv, g.kv_head, g.start + t, query);
                 for (r, out) in d_out[..rows * d].chunks_exact_mut(d).enumerate() {
@@ -93,9 +96,16 @@ impl<E: Elem> Kernel for Backward<'_, '_, '_, E> {
                 dots(s, query, k, p, KEYS);
                 dots(s, d_out, v, ds, KEYS);
                 for r in 0..rows {
-                    let visible = (t + r / group + 1 - first).min(n);
+                    let distance = t + r / group - first;
+                    let visible = (distance + 1).min(n);
                     let (p, ds) = (&mut p[r * KEYS..][..KEYS], &mut ds[r * KEYS..][..KEYS]);
-                    softmax_gradient(s, p, ds, g.lse[at(t * group + r)], delta[t * group + r]);
+                    let (lse, delta) = (g.lse[at(t * group + r)], delta[t * group + r]);
+                    if g.op.adjusts() {
+                        let head = g.kv_head * group + r % group;
+                        adjusted_gradient(s, Row { op: g.op, head, distance }, p, ds, lse, delta);
+                    } else {
+                        softmax_gradient(s, p, ds, lse, delta);
+                    }
                     p[visible..].fill(0.0);
                     ds[visible..].fill(0.0);
                 }
@@ -131,6 +141,26 @@ fn softmax_gradient<S: Simd>(s: S, p: &mut [f32], ds: &mut [f32], lse: f32, delt
         s.put(p, e);
         s.put(ds, s.mul(e, s.sub(s.take(ds), s.splat(delta))));
     }
+}
+
+/// The same through what the model does to its scores.
+#[inline(always)]
+fn adjusted_gradient<S: Simd>(
+    s: S,
+    row: Row<'_>,
+    p: &mut [f32],
+    ds: &mut [f32],
+    lse: f32,
+    delta: f32,
+) {
+    row.cap(s, p);
+    let mut capped = [0.0; KEYS];
+    capped.copy_from_slice(p);
+    row.bias(s, p);
+    softmax_gradient(s, p, ds, lse, delta);
+    row.cap_gradient(s, &capped, ds);
+    p[..row.hidden()].fill(0.0);
+    ds[..row.hidden()].fill(0.0);
 }
 
 /// `out = scale * from`, or `out += scale * from`.

@@ -8,6 +8,7 @@ pub mod dropout;
 pub mod gemm;
 pub mod loss;
 pub mod scatter;
+mod scores;
 pub mod shared;
 pub mod simd;
 mod simd_x86;
