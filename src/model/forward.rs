@@ -69,8 +69,8 @@ impl Model {
             Position::Learned { offset, .. } => offset,
             Position::Rope { .. } => 0,
         };
-        let mut x =
-            op::embed::embed(tape, Embed { position_offset }, ids, positions, tokens, table)?;
+        let embed = Embed { position_offset, scale: 1.0 };
+        let mut x = op::embed::embed(tape, embed, ids, positions, tokens, table)?;
         for layer in 0..self.arch.layers {
             tape.segment(pass.keep);
             x = self.block(tape, layer, x, positions, attend, pass)?;
@@ -97,6 +97,8 @@ impl Model {
                 kv_heads: arch.kv_heads,
                 head_dim: arch.head_dim,
                 inv_freq: inv_freq.clone(),
+                interleaved: false,
+                scale: 1.0,
             };
             qkv = op::rope::rope(tape, rope, qkv, positions)?;
         }
@@ -146,7 +148,8 @@ impl Model {
     fn norm<'a>(&'a self, tape: &mut Tape<'a>, p: &NormParams, x: Tensor) -> Result<Tensor> {
         let weight = tape.param(&self.store, p.weight);
         let bias = p.bias.map(|b| tape.param(&self.store, b));
-        let norm = Norm { mean: self.arch.norm.layer_norm, eps: self.arch.norm.eps };
+        let norm = &self.arch.norm;
+        let norm = Norm { mean: norm.layer_norm, eps: norm.eps, unit_offset: false };
         op::norm::norm(tape, norm, x, weight, bias)
     }
 
@@ -190,7 +193,8 @@ impl Model {
         debug_assert_eq!(self.head, Head::Lm);
         let rows = op::gather::gather(tape, hidden, select)?;
         let weight = tape.param(&self.store, self.params.head);
-        op::logprob::logprob(tape, LogProb { temperature }, rows, weight, None, targets)
+        let op = LogProb { temperature, softcap: 0.0 };
+        op::logprob::logprob(tape, op, rows, weight, None, targets)
     }
 
     /// Logits f32 `[n, vocab]` after hidden rows `select` `[n]`.
