@@ -1,7 +1,8 @@
 //! Token embedding with optional learned positions.
 //!
 //! ids i32 `[tokens]`, positions i32 `[tokens]`, tok `[vocab, hidden]`, pos `[positions, hidden]` or
-//! none -> x `[tokens, hidden]` = tok\[id\] + pos\[position + offset\].
+//! none -> x `[tokens, hidden]` = scale tok\[id\] + pos\[position + offset\], in f32 rounded once,
+//! with the scale rounded to the dtype of the weights first, as the reference implementations do.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
@@ -18,12 +19,21 @@ use std::sync::Arc;
 pub struct Embed {
     /// Added to every position before the table is read (OPT reserves the first two rows).
     pub position_offset: usize,
+    /// Multiplies token embeddings, not positions (Gemma: the square root of hidden); 1 = none.
+    pub scale: f32,
+}
+
+impl Embed {
+    /// The scale in the dtype of the weights.
+    fn scale<E: Elem>(&self) -> f32 {
+        E::from_f32(self.scale).to_f32()
+    }
 }
 
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
     name: "embed",
-    about: "token embedding plus optional learned positions: tok[id] + pos[position + offset]",
+    about: "token embedding plus optional learned positions: scale tok[id] + pos[position + offset]",
     cases,
 };
 
@@ -100,6 +110,7 @@ fn forward<E: Elem>(op: &Embed, io: &mut Forward<'_>) -> Result<()> {
     if let Some(pos) = pos {
         check_range(DEF.name, "position", at, op.position_offset, pos.len() / d)?;
     }
+    let scale = op.scale::<E>();
     let x = SharedMut::new(io.outs[0].get::<E>());
     let chunks = row_chunks(ids.len(), d);
     parallel_for(chunks.len(), |c| {
@@ -108,12 +119,14 @@ fn forward<E: Elem>(op: &Embed, io: &mut Forward<'_>) -> Result<()> {
             let x = unsafe { x.slice(t * d, d) };
             let tok = &tok[ids[t] as usize * d..][..d];
             let Some(pos) = pos else {
-                x.copy_from_slice(tok);
+                for i in 0..d {
+                    x[i] = E::from_f32(scale * tok[i].to_f32());
+                }
                 continue;
             };
             let pos = &pos[(at[t] as usize + op.position_offset) * d..][..d];
             for i in 0..d {
-                x[i] = E::from_f32(tok[i].to_f32() + pos[i].to_f32());
+                x[i] = E::from_f32(scale * tok[i].to_f32() + pos[i].to_f32());
             }
         }
     });
@@ -123,21 +136,28 @@ fn forward<E: Elem>(op: &Embed, io: &mut Forward<'_>) -> Result<()> {
 fn backward<E: Elem>(op: &Embed, io: &mut Backward<'_>) {
     let (ids, at, dx) = (io.input(0).i32(), io.input(1).i32(), io.dout(0));
     let (d, dx) = (dx.desc.shape.last(), dx.get::<E>());
-    for (i, index, offset) in [(2, ids, 0), (3, at, op.position_offset)] {
+    for (i, index, offset, scale) in
+        [(2, ids, 0, op.scale::<E>()), (3, at, op.position_offset, 1.0)]
+    {
         if let Some(grad) = io.dins.get_mut(i).and_then(Option::as_mut) {
-            scatter_add(index, offset, dx, d, grad.view.f32(), grad.acc);
+            scatter_add(index, offset, dx, d, scale, grad.view.f32(), grad.acc);
         }
     }
 }
 
 fn cases() -> Vec<Case> {
     let mut cases = vec![];
-    for (tokens, d, vocab, offset, learned) in
-        [(1, 17, 5, 2, true), (33, 8, 7, 0, true), (130, 16, 40, 0, false), (31, 40, 3, 2, true)]
-    {
+    for (tokens, d, vocab, offset, learned, scale) in [
+        (1, 17, 5, 2, true, 1.0),
+        (33, 8, 7, 0, true, 1.0),
+        (130, 16, 40, 0, false, 1.0),
+        (31, 40, 3, 2, true, 1.0),
+        (29, 24, 9, 0, false, 24f32.sqrt()),
+        (18, 11, 6, 1, true, 0.4),
+    ] {
         let ids: Vec<i32> = (0..tokens).map(|t| (t * t + 3 * t) as i32 % vocab).collect();
         let at: Vec<i32> = (0..tokens).map(|t| t as i32 % 9).collect();
-        let op = Embed { position_offset: offset };
+        let op = Embed { position_offset: offset, scale };
         cases.push(Case::new(
             op,
             vec![
@@ -151,8 +171,8 @@ fn cases() -> Vec<Case> {
                 for (t, (id, at)) in ins[0].iter().zip(&ins[1]).enumerate() {
                     for i in 0..d {
                         let p = (*at as usize + offset) * d + i;
-                        x[t * d + i] =
-                            ins[2][*id as usize * d + i] + if learned { ins[3][p] } else { 0.0 };
+                        x[t * d + i] = f64::from(scale) * ins[2][*id as usize * d + i]
+                            + if learned { ins[3][p] } else { 0.0 };
                     }
                 }
                 vec![x]
@@ -165,7 +185,20 @@ fn cases() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::op::cpu::testing::{Host, forward};
     use crate::op::{View, ViewMut};
+
+    /// sqrt(3072) = 55.43 is 55.5 in bf16; 1.375 times that is 76.5, where 55.43 would give 76.
+    #[test]
+    fn the_scale_is_rounded_to_the_dtype_of_the_weights() {
+        let op = Embed { position_offset: 0, scale: 3072f32.sqrt() };
+        let ids = || Some(Host::ints(&[0]));
+        let run = |tok| forward(&op, &[ids(), ids(), Some(tok), None]).expect("embed").remove(0);
+        let x = run(Host::new::<bf16>(&[1, 1], &[1.375]));
+        assert_eq!(x.get::<bf16>()[0].to_f32(), 76.5);
+        let x = run(Host::new::<f32>(&[1, 1], &[1.375]));
+        assert_eq!(x.f32()[0], 3072f32.sqrt() * 1.375);
+    }
 
     #[test]
     fn an_id_outside_the_vocabulary_is_an_error_that_names_both() {
@@ -185,7 +218,8 @@ mod tests {
                 )],
                 scratch: &mut [],
             };
-            let e = Embed { position_offset: 0 }.cpu_forward(&mut io).unwrap_err().to_string();
+            let op = Embed { position_offset: 0, scale: 1.0 };
+            let e = op.cpu_forward(&mut io).unwrap_err().to_string();
             assert!(e.contains(&format!("id {id} ")) && e.contains(&format!("0..{vocab}")), "{e}");
         }
     }

@@ -93,7 +93,7 @@ fn backward<E: Elem>(io: &mut Backward<'_>) {
     let (index, dy) = (io.input(1).i32(), io.dout(0));
     let (width, dy) = (width(&dy.desc), dy.get::<E>());
     let Some(dx) = &mut io.dins[0] else { return };
-    scatter_add(index, 0, dy, width, dx.view.get::<E>(), dx.acc);
+    scatter_add(index, 0, dy, width, 1.0, dx.view.get::<E>(), dx.acc);
 }
 
 fn cases() -> Vec<Case> {

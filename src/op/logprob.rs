@@ -2,8 +2,8 @@
 //! whole batch never exist, only those of a few rows at a time, and backward computes them again.
 //!
 //! x `[n, hidden]`, w `[vocab, hidden]`, b `[vocab]` or none, targets i32 `[n]` -> logp, entropy and
-//! lse (kept for backward) f32 `[n]` of log_softmax((x w^T + b) / T). Row by row the same bits as
-//! `linear` followed by `sample`.
+//! lse (kept for backward) f32 `[n]` of log_softmax(cap(x w^T + b) / T), where cap(l) is l or
+//! softcap tanh(l / softcap). Row by row the same bits as `linear`, `softcap` and `sample` in turn.
 
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::cpu::parallel_for;
@@ -22,12 +22,14 @@ use std::sync::Arc;
 pub struct LogProb {
     /// Softmax temperature; 0 counts as 1, as it does for tokens drawn greedily.
     pub temperature: f32,
+    /// Bound that logits approach smoothly, before the temperature (Gemma 2); 0 = none.
+    pub softcap: f32,
 }
 
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
     name: "logprob",
-    about: "log_softmax((x w^T + b) / T) at the targets, and its entropy",
+    about: "log_softmax(l / T) at the targets, and its entropy; l = x w^T + b or cap tanh((x w^T + b) / cap)",
     cases,
 };
 
@@ -69,6 +71,9 @@ impl Op for LogProb {
         }
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(Error::internal(format!("logprob at temperature {}", self.temperature)));
+        }
+        if !(self.softcap >= 0.0 && self.softcap.is_finite()) {
+            return Err(Error::internal(format!("logprob with softcap {}", self.softcap)));
         }
         let scratch = chunk_rows(n, vocab) * vocab;
         Ok(Plan {
@@ -148,11 +153,14 @@ fn forward<E: Elem>(op: &LogProb, io: &mut Forward<'_>) {
     let step = chunk_rows(n, vocab);
     for start in (0..n).step_by(step.max(1)) {
         let rows = step.min(n - start);
-        let logits = &*layer.logits(start, rows, io.scratch);
+        let logits = SharedMut::new(layer.logits(start, rows, io.scratch));
         let chunks = row_chunks(rows, vocab);
         parallel_for(chunks.len(), |c| {
             for i in chunks[c].clone() {
-                let (t, z) = (start + i, &logits[i * vocab..][..vocab]);
+                let t = start + i;
+                // SAFETY: row i belongs to this task alone.
+                let z = unsafe { logits.slice(i * vocab, vocab) };
+                softmax::softcap(z, op.softcap);
                 let row = softmax::row(z, inv_t);
                 let logp = row.logp(z[targets[t] as usize], inv_t);
                 for (out, v) in outs.iter().zip([logp, row.entropy, row.lse()]) {
@@ -175,6 +183,7 @@ fn backward<E: Elem>(op: &LogProb, io: &mut Backward<'_>) {
     let g_entropy = io.douts[1].map(|g| g.f32());
     let slope = |t: usize| Slope {
         inv_t: softmax::inverse(op.temperature),
+        softcap: op.softcap,
         lse: lse[t],
         entropy: entropy[t],
         target: targets[t] as usize,
@@ -194,7 +203,9 @@ fn backward<E: Elem>(op: &LogProb, io: &mut Backward<'_>) {
         parallel_for(tasks.len(), |k| {
             for i in tasks[k].clone() {
                 // SAFETY: row i belongs to this task alone.
-                slope(start + i).apply(unsafe { shared.slice(i * vocab, vocab) });
+                let z = unsafe { shared.slice(i * vocab, vocab) };
+                softmax::softcap(z, op.softcap);
+                slope(start + i).apply(z);
             }
         });
         let dlogits = Mat::dense(&*logits, rows, vocab);
@@ -213,7 +224,7 @@ fn backward<E: Elem>(op: &LogProb, io: &mut Backward<'_>) {
 }
 
 fn cases() -> Vec<Case> {
-    let case = |[n, d, vocab]: [usize; 3], temperature: f32, bias: bool| {
+    let case = |[n, d, vocab]: [usize; 3], temperature: f32, softcap: f32, bias: bool| {
         let targets: Vec<i32> = (0..n).map(|i| ((i * 31 + 5) % vocab) as i32).collect();
         let ins = vec![
             Some(Input::act(&[n, d], 1.0)),
@@ -221,14 +232,16 @@ fn cases() -> Vec<Case> {
             bias.then(|| Input::weight(&[vocab], 1.0)),
             Some(Input::ints(&targets)),
         ];
-        Case::new(LogProb { temperature }, ins, move |ins| {
+        let cap = f64::from(softcap);
+        let capped = move |l: f64| if cap == 0.0 { l } else { cap * (l / cap).tanh() };
+        Case::new(LogProb { temperature, softcap }, ins, move |ins| {
             let (mut logps, mut entropies) = (vec![], vec![]);
             for (x, target) in ins[0].chunks(d).zip(&ins[3]) {
                 let z: Vec<f64> = (0..vocab)
                     .map(|v| {
                         let w = &ins[1][v * d..][..d];
                         let dot = x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
-                        (dot + ins[2].get(v).unwrap_or(&0.0)) / f64::from(temperature)
+                        capped(dot + ins[2].get(v).unwrap_or(&0.0)) / f64::from(temperature)
                     })
                     .collect();
                 let top = z.iter().copied().fold(f64::MIN, f64::max);
@@ -239,7 +252,13 @@ fn cases() -> Vec<Case> {
             vec![logps, entropies]
         })
     };
-    vec![case([7, 12, 97], 1.0, false), case([1, 33, 20], 0.7, true), case([20, 8, 530], 1.3, true)]
+    vec![
+        case([7, 12, 97], 1.0, 0.0, false),
+        case([1, 33, 20], 0.7, 0.0, true),
+        case([20, 8, 530], 1.3, 0.0, true),
+        case([9, 16, 75], 1.0, 4.0, false),
+        case([13, 10, 131], 0.8, 1.5, true),
+    ]
 }
 
 #[cfg(test)]

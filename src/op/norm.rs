@@ -2,7 +2,8 @@
 //!
 //! x `[tokens, hidden]`, gamma `[hidden]`, beta `[hidden]` or none -> y `[tokens, hidden]`,
 //! stats f32 `[tokens, 2]` (mean, 1/std). Statistics are f32, two-pass; each row is reduced on its
-//! own, so its result does not depend on the batch.
+//! own, so its result does not depend on the batch. With `unit_offset` gamma is 1 + the weight given
+//! (Gemma); normalised value and gamma are multiplied in f32 and rounded once.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
@@ -20,12 +21,21 @@ pub struct Norm {
     pub mean: bool,
     /// Added to the variance.
     pub eps: f32,
+    /// The weight is stored less 1.
+    pub unit_offset: bool,
+}
+
+impl Norm {
+    /// Gamma from the stored weight.
+    fn gamma<E: Elem>(&self, weight: E) -> f32 {
+        if self.unit_offset { 1.0 + weight.to_f32() } else { weight.to_f32() }
+    }
 }
 
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
     name: "norm",
-    about: "LayerNorm: (x - mean) / sqrt(var + eps) * gamma + beta; RMSNorm: x / rms(x) * gamma",
+    about: "LayerNorm: (x - mean) / sqrt(var + eps) * gamma + beta; RMSNorm: x / rms(x) * gamma; gamma = w or 1 + w",
     cases,
 };
 
@@ -97,16 +107,28 @@ fn forward<E: Elem>(op: &Norm, io: &mut Forward<'_>) {
             let row = &x[t * d..][..d];
             // SAFETY: row t belongs to this task alone.
             let (y, stats) = unsafe { (y.slice(t * d, d), stats.slice(2 * t, 2)) };
-            let mean = if op.mean { sum(row, |v| v) / d as f32 } else { 0.0 };
-            let var = sum(row, |v| (v - mean) * (v - mean)) / d as f32;
-            let rstd = 1.0 / (var + op.eps).sqrt();
-            stats.copy_from_slice(&[mean, rstd]);
-            for i in 0..d {
-                let n = (row[i].to_f32() - mean) * rstd * gamma[i].to_f32();
-                y[i] = E::from_f32(beta.map_or(n, |b| n + b[i].to_f32()));
-            }
+            stats.copy_from_slice(&forward_row(op, row, gamma, beta, y));
         }
     });
+}
+
+/// Normalises one row; returns its mean and 1/std.
+pub(crate) fn forward_row<E: Elem>(
+    op: &Norm,
+    x: &[E],
+    gamma: &[E],
+    beta: Option<&[E]>,
+    y: &mut [E],
+) -> [f32; 2] {
+    let d = x.len() as f32;
+    let mean = if op.mean { sum(x, |v| v) / d } else { 0.0 };
+    let var = sum(x, |v| (v - mean) * (v - mean)) / d;
+    let rstd = 1.0 / (var + op.eps).sqrt();
+    for i in 0..x.len() {
+        let n = (x[i].to_f32() - mean) * rstd * op.gamma(gamma[i]);
+        y[i] = E::from_f32(beta.map_or(n, |b| n + b[i].to_f32()));
+    }
+    [mean, rstd]
 }
 
 /// Sum of `f(x)` in 16 interleaved lanes, then lane by lane: a fixed order the compiler vectorises.
@@ -174,8 +196,9 @@ fn backward<E: Elem>(op: &Norm, io: &mut Backward<'_>) {
     }
 }
 
+/// Sets, or with `acc` adds to, the gradient of one row.
 #[allow(clippy::too_many_arguments)]
-fn backward_row<E: Elem>(
+pub(crate) fn backward_row<E: Elem>(
     op: &Norm,
     x: &[E],
     dy: &[E],
@@ -188,13 +211,13 @@ fn backward_row<E: Elem>(
     let d = x.len() as f32;
     let (mut sum_g, mut sum_gn) = (0f32, 0f32);
     for i in 0..x.len() {
-        let g = dy[i].to_f32() * gamma[i].to_f32();
+        let g = dy[i].to_f32() * op.gamma(gamma[i]);
         sum_g += g;
         sum_gn += g * (x[i].to_f32() - mean) * rstd;
     }
     let (mean_g, mean_gn) = (if op.mean { sum_g / d } else { 0.0 }, sum_gn / d);
     for i in 0..x.len() {
-        let g = dy[i].to_f32() * gamma[i].to_f32();
+        let g = dy[i].to_f32() * op.gamma(gamma[i]);
         let n = (x[i].to_f32() - mean) * rstd;
         let v = rstd * (g - mean_g - n * mean_gn);
         out[i] = E::from_f32(if acc { out[i].to_f32() + v } else { v });
@@ -203,10 +226,15 @@ fn backward_row<E: Elem>(
 
 fn cases() -> Vec<Case> {
     let mut cases = vec![];
-    for (tokens, hidden, mean, beta) in
-        [(5, 32, true, true), (3, 17, false, false), (1, 100, true, false)]
-    {
-        let op = Norm { mean, eps: 1e-5 };
+    for (tokens, hidden, mean, beta, unit_offset) in [
+        (5, 32, true, true, false),
+        (3, 17, false, false, false),
+        (1, 100, true, false, false),
+        (7, 48, false, false, true),
+        (2, 33, true, true, true),
+    ] {
+        let op = Norm { mean, eps: 1e-5, unit_offset };
+        let offset = if unit_offset { 1.0 } else { 0.0 };
         cases.push(Case::new(
             op,
             vec![
@@ -221,7 +249,7 @@ fn cases() -> Vec<Case> {
                     let m = if mean { x.iter().sum::<f64>() / hidden as f64 } else { 0.0 };
                     let var = x.iter().map(|v| (v - m).powi(2)).sum::<f64>() / hidden as f64;
                     for i in 0..hidden {
-                        let n = (x[i] - m) / (var + 1e-5).sqrt() * ins[1][i];
+                        let n = (x[i] - m) / (var + 1e-5).sqrt() * (offset + ins[1][i]);
                         y[t * hidden + i] = n + if beta { ins[2][i] } else { 0.0 };
                     }
                 }

@@ -1,9 +1,10 @@
-//! Rotary position embedding (Su et al. 2021) in half-split pairing (NeoX, LLaMA).
+//! Rotary position embedding (Su et al. 2021), with half-split (NeoX, LLaMA) or interleaved (GPT-J,
+//! CodeGen) pairs.
 //!
 //! qkv `[tokens, (heads + 2 kv_heads) head_dim]` laid out q|k|v, positions i32 `[tokens]` -> the same
-//! shape. In each q and k head, dimension `i` of the first half of the rotary dimensions pairs with
-//! dimension `i` of the second half; other dimensions and v are copied. Angles are f32 products, as
-//! the reference implementations compute them.
+//! shape. The first `2 n` dimensions of each q and k head are rotary, `n` angles long: dimension `i`
+//! pairs with `i + n`, or interleaved `2 i` with `2 i + 1`; other dimensions and v are copied. Angles
+//! are f32 products, as the reference implementations compute them.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
@@ -25,18 +26,29 @@ pub struct Rope {
     pub head_dim: usize,
     /// Angle per position of each pair; half as many as there are rotary dimensions.
     pub inv_freq: Arc<[f32]>,
+    /// Pairs are neighbours (2i, 2i + 1) instead of (i, i + n).
+    pub interleaved: bool,
+    /// Multiplies cosines and sines: the attention factor of scaled rotary embeddings; 1 = none.
+    pub scale: f32,
 }
 
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
     name: "rope",
-    about: "rotary positions, half-split pairs: (a, b) -> (a cos - b sin, b cos + a sin)",
+    about: "rotary positions, half-split or interleaved pairs: (a, b) -> (a cos - b sin, b cos + a sin)",
     cases,
 };
 
 /// Rotates the q and k heads of `qkv`. Returns the shape of `qkv`.
 pub fn rope(r: &mut dyn Run, op: Rope, qkv: Tensor, positions: Tensor) -> Result<Tensor> {
     Ok(r.run(Arc::new(op), &[Some(qkv), Some(positions)])?[0])
+}
+
+impl Rope {
+    /// Where the two dimensions of pair `i` are in a head.
+    fn pair(&self, i: usize) -> (usize, usize) {
+        if self.interleaved { (2 * i, 2 * i + 1) } else { (i, i + self.inv_freq.len()) }
+    }
 }
 
 impl Op for Rope {
@@ -88,7 +100,7 @@ impl Op for Rope {
     }
 }
 
-/// `out = x` (or `out += x`) with the q and k heads turned by `sign` times their angle.
+/// `out = x` (or `out += x`) with the q and k heads turned by `sign` times their angle, and scaled.
 fn rotate<E: Elem>(op: &Rope, x: &[E], at: &[i32], sign: f32, out: &mut [E], acc: bool) {
     let (d, half) = (op.head_dim, op.inv_freq.len());
     let width = (op.heads + 2 * op.kv_heads) * d;
@@ -101,7 +113,7 @@ fn rotate<E: Elem>(op: &Rope, x: &[E], at: &[i32], sign: f32, out: &mut [E], acc
         for t in chunks[c].clone() {
             for (a, freq) in angles.iter_mut().zip(op.inv_freq.iter()) {
                 let (sin, cos) = (at[t] as f32 * freq).sin_cos();
-                *a = (sign * sin, cos);
+                *a = (sign * sin * op.scale, cos * op.scale);
             }
             let x = &x[t * width..][..width];
             // SAFETY: row t belongs to this task alone.
@@ -109,9 +121,10 @@ fn rotate<E: Elem>(op: &Rope, x: &[E], at: &[i32], sign: f32, out: &mut [E], acc
             let (heads, v) = out.split_at_mut(turned);
             for (x, out) in x.chunks_exact(d).zip(heads.chunks_exact_mut(d)) {
                 for (i, (sin, cos)) in angles.iter().enumerate() {
-                    let (a, b) = (x[i].to_f32(), x[i + half].to_f32());
-                    put(&mut out[i], a * cos - b * sin);
-                    put(&mut out[i + half], b * cos + a * sin);
+                    let (p, q) = op.pair(i);
+                    let (a, b) = (x[p].to_f32(), x[q].to_f32());
+                    put(&mut out[p], a * cos - b * sin);
+                    put(&mut out[q], b * cos + a * sin);
                 }
                 for (o, x) in out.iter_mut().zip(x).skip(2 * half) {
                     put(o, x.to_f32());
@@ -126,12 +139,18 @@ fn rotate<E: Elem>(op: &Rope, x: &[E], at: &[i32], sign: f32, out: &mut [E], acc
 
 fn cases() -> Vec<Case> {
     let mut cases = vec![];
-    for (tokens, heads, kv_heads, d, rotary) in
-        [(1, 4, 2, 8, 8), (17, 2, 2, 16, 4), (33, 4, 1, 40, 40), (65, 1, 1, 64, 32)]
-    {
+    for (tokens, heads, kv_heads, d, rotary, interleaved, scale) in [
+        (1, 4, 2, 8, 8, false, 1.0),
+        (17, 2, 2, 16, 4, false, 1.0),
+        (33, 4, 1, 40, 40, false, 1.0),
+        (65, 1, 1, 64, 32, false, 1.19),
+        (19, 3, 1, 24, 24, true, 1.0),
+        (31, 2, 2, 20, 8, true, 0.83),
+    ] {
         let inv_freq: Arc<[f32]> =
             (0..rotary / 2).map(|i| 10000f32.powf(-2.0 * i as f32 / rotary as f32)).collect();
-        let op = Rope { heads, kv_heads, head_dim: d, inv_freq: inv_freq.clone() };
+        let op =
+            Rope { heads, kv_heads, head_dim: d, inv_freq: inv_freq.clone(), interleaved, scale };
         let at: Vec<i32> = (0..tokens).map(|t| ((t * 7) % 29 * (1 + t)) as i32).collect();
         let width = (heads + 2 * kv_heads) * d;
         cases.push(Case::new(
@@ -143,10 +162,15 @@ fn cases() -> Vec<Case> {
                     for head in 0..heads + kv_heads {
                         for (i, freq) in inv_freq.iter().enumerate() {
                             let angle = f64::from(*at as f32 * freq);
-                            let (p, q) = (t * width + head * d + i, rotary / 2);
-                            let (a, b) = (ins[0][p], ins[0][p + q]);
-                            y[p] = a * angle.cos() - b * angle.sin();
-                            y[p + q] = b * angle.cos() + a * angle.sin();
+                            let (p, q) = match interleaved {
+                                true => (2 * i, 2 * i + 1),
+                                false => (i, i + rotary / 2),
+                            };
+                            let at = t * width + head * d;
+                            let (a, b) = (ins[0][at + p], ins[0][at + q]);
+                            let (sin, cos) = angle.sin_cos();
+                            y[at + p] = (a * cos - b * sin) * f64::from(scale);
+                            y[at + q] = (b * cos + a * sin) * f64::from(scale);
                         }
                     }
                 }
@@ -155,4 +179,50 @@ fn cases() -> Vec<Case> {
         ));
     }
     cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Rng;
+    use crate::op::cpu::testing::{Host, forward};
+
+    /// Both layouts of one head hold the same numbers, and only rotary dimensions move.
+    #[test]
+    fn layouts_are_permutations_and_the_rest_of_a_head_stays() {
+        let (tokens, heads, kv_heads, d, n) = (23, 3, 2, 14, 5);
+        let width = (heads + 2 * kv_heads) * d;
+        let mut rng = Rng::new(71, 0);
+        let split = Rope {
+            heads,
+            kv_heads,
+            head_dim: d,
+            inv_freq: (0..n).map(|_| rng.uniform()).collect(),
+            interleaved: false,
+            scale: 1.1,
+        };
+        let neighbours = Rope { interleaved: true, ..split.clone() };
+        let x: Vec<f32> = (0..tokens * width).map(|_| rng.normal()).collect();
+        let at = Host::ints(&(0..tokens as i32).map(|t| 5 * t + 1).collect::<Vec<_>>());
+        let run = |op: &Rope, x: &[f32]| {
+            let x = Host::new::<f32>(&[tokens, width], x);
+            forward(op, &[Some(x), Some(at.clone())]).expect("rope")[0].f32()
+        };
+        // From half-split to interleaved, head by head.
+        let interleave = |x: &[f32]| {
+            let mut y = x.to_vec();
+            for (x, y) in x.chunks(d).zip(y.chunks_mut(d)) {
+                for i in 0..n {
+                    (y[2 * i], y[2 * i + 1]) = (x[i], x[i + n]);
+                }
+            }
+            y
+        };
+        let y = run(&split, &x);
+        assert_eq!(interleave(&y), run(&neighbours, &interleave(&x)));
+        for (c, (x, y)) in x.chunks(d).zip(y.chunks(d)).enumerate() {
+            let rotary = if c % (heads + 2 * kv_heads) < heads + kv_heads { 2 * n } else { 0 };
+            assert!((0..rotary).all(|i| x[i] != y[i]) && x[rotary..] == y[rotary..]);
+        }
+    }
 }

@@ -47,7 +47,7 @@ fn run(ws: &mut Workspace, store: &Store, rows: &Rows, keep: Keep) -> Vec<f32> {
                 tape.segment(keep);
             }
             let g = tape.param(store, ParamId(i));
-            x = norm(tape, Norm { mean: i % 2 == 0, eps: 1e-5 }, x, g, None)?;
+            x = norm(tape, Norm { mean: i % 2 == 0, eps: 1e-5, unit_offset: false }, x, g, None)?;
         }
         let out = tape.read_f32(x)?;
         let seed: Vec<f32> = (0..out.len()).map(|i| (i as f32).sin()).collect();
@@ -105,7 +105,7 @@ fn a_program_over_the_limit_names_the_way_out() {
             let mut x = tape.input_f32(&rows.0)?;
             x.desc = Desc::new(&[100, 16], DType::F32);
             let g = tape.param(&store, ParamId(0));
-            norm(tape, Norm { mean: true, eps: 1e-5 }, x, g, None)
+            norm(tape, Norm { mean: true, eps: 1e-5, unit_offset: false }, x, g, None)
         })
         .unwrap_err();
     assert_eq!(e.exit_code(), 3);

@@ -17,13 +17,14 @@ pub fn check_range(op: &str, what: &str, index: &[i32], offset: usize, rows: usi
     }
 }
 
-/// `out[index[t] + offset] += rows[t]` for rows of `width` elements, in order of `t`, summed in
+/// `out[index[t] + offset] += scale * rows[t]` for rows of `width` elements, in order of `t`, summed in
 /// f32. Without `acc` the whole of `out` is set: rows that no index names become zero.
 pub fn scatter_add<E: Elem, O: Elem>(
     index: &[i32],
     offset: usize,
     rows: &[E],
     width: usize,
+    scale: f32,
     out: &mut [O],
     acc: bool,
 ) {
@@ -48,7 +49,7 @@ pub fn scatter_add<E: Elem, O: Elem>(
             sum.iter_mut().zip(&*out).for_each(|(s, o)| *s = o.to_f32());
             for &t in *group {
                 let from = &rows[t * width..][..width];
-                sum.iter_mut().zip(from).for_each(|(s, v)| *s += v.to_f32());
+                sum.iter_mut().zip(from).for_each(|(s, v)| *s += scale * v.to_f32());
             }
             out.iter_mut().zip(&sum).for_each(|(o, s)| *o = O::from_f32(*s));
         }

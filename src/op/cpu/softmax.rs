@@ -55,17 +55,28 @@ pub fn exps(logits: &[f32], inv_t: f32, shift: f32, out: &mut [f32]) {
     dispatch(level(), Exps { logits, inv_t, shift, out });
 }
 
+/// `z = cap * tanh(z / cap)` of each logit (Gemma 2): the one routine for sampling and scoring, so
+/// that both see the same bits. NaN stays NaN. With a cap of 0 logits stay as they are.
+pub fn softcap(logits: &mut [f32], cap: f32) {
+    if cap != 0.0 {
+        dispatch(level(), Softcap { logits, cap });
+    }
+}
+
 /// The largest value; NaN are passed over.
 pub fn max(x: &[f32]) -> f32 {
     vec::max(x)
 }
 
-/// Turns a row of logits into the gradient of `g_logp * logp[target] + g_entropy * entropy`:
-/// g_logp (onehot - p) / T - g_entropy p (log p + H) / T.
+/// Turns a row of logits z into the gradient of `g_logp * logp[target] + g_entropy * entropy`:
+/// g_logp (onehot - p) / T - g_entropy p (log p + H) / T, and where z = cap tanh(l / cap) that of l,
+/// which is 1 - (z / cap)^2 times as large.
 #[derive(Clone, Copy, Debug)]
 pub struct Slope {
     /// 1 / T.
     pub inv_t: f32,
+    /// The cap that the logits went through, 0 = none.
+    pub softcap: f32,
     /// Log-sum-exp of the row.
     pub lse: f32,
     /// Entropy of the row.
@@ -81,8 +92,10 @@ pub struct Slope {
 impl Slope {
     /// Works in place on the row's logits.
     pub fn apply(self, logits: &mut [f32]) {
+        let capped = self.softcap != 0.0;
+        let t = if capped { logits[self.target] / self.softcap } else { 0.0 };
         dispatch(level(), SlopeRow(self, &mut *logits));
-        logits[self.target] += self.g_logp * self.inv_t;
+        logits[self.target] += self.g_logp * self.inv_t * (1.0 - t * t);
     }
 }
 
@@ -137,6 +150,24 @@ impl Kernel for Exps<'_> {
     }
 }
 
+struct Softcap<'a> {
+    logits: &'a mut [f32],
+    cap: f32,
+}
+
+impl Kernel for Softcap<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let cap = s.splat(self.cap);
+        for z in self.logits.chunks_mut(LANES) {
+            let t = vec_math::tanh(s, s.div(s.take(z), cap));
+            s.put(z, s.mul(cap, t));
+        }
+    }
+}
+
 struct SlopeRow<'a>(Slope, &'a mut [f32]);
 
 impl Kernel for SlopeRow<'_> {
@@ -147,10 +178,16 @@ impl Kernel for SlopeRow<'_> {
         let SlopeRow(r, row) = self;
         let (inv_t, lse, entropy) = (s.splat(r.inv_t), s.splat(r.lse), s.splat(r.entropy));
         let (by_p, by_plogp) = (s.splat(-r.g_logp * r.inv_t), s.splat(-r.g_entropy * r.inv_t));
-        for z in row.chunks_mut(LANES) {
-            let (p, logp) = exp(s, s.sub(s.mul(take(s, z), inv_t), lse));
-            let factor = s.fma(by_plogp, s.add(logp, entropy), by_p);
-            s.put(z, s.mul(p, factor));
+        let (one, cap) = (s.splat(1.0), s.splat(r.softcap));
+        for out in row.chunks_mut(LANES) {
+            let z = take(s, out);
+            let (p, logp) = exp(s, s.sub(s.mul(z, inv_t), lse));
+            let mut slope = s.mul(p, s.fma(by_plogp, s.add(logp, entropy), by_p));
+            if r.softcap != 0.0 {
+                let t = s.div(z, cap);
+                slope = s.mul(slope, s.sub(one, s.mul(t, t)));
+            }
+            s.put(out, slope);
         }
     }
 }

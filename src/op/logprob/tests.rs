@@ -6,18 +6,25 @@ use crate::op::conformance::distance;
 use crate::op::cpu::testing::{Host, backward, forward};
 use crate::op::linear::Linear;
 use crate::op::sample::Sample;
+use crate::op::softcap::Softcap;
 
-/// Tokens drawn from `linear`'s logits have the same log-probability there and here.
-fn sampled_equals_recomputed<E: Elem>(vocab: usize, temperature: f32, rng: &mut Rng) {
+/// Tokens drawn from `linear`'s logits, capped or not, have the same log-probability there and here.
+fn sampled_equals_recomputed<E: Elem>(vocab: usize, op: LogProb, bias: bool, rng: &mut Rng) {
+    let LogProb { temperature, softcap } = op;
     let (n, d) = (29, 40);
     let x = Host::normal::<E>(&[n, d], 1.0, rng);
     let w = Some(Host::normal::<E>(&[vocab, d], 0.4, rng));
+    let b = bias.then(|| Host::normal::<E>(&[vocab], 1.0, rng));
     let sample = Sample { temperature, top_k: 50, top_p: 0.95, seed: 1, eos: vec![] };
     let (mut tokens, mut drawn) = (vec![], vec![]);
     // Decode in batches of other sizes than the training batch.
     for rows in [&(0..5).collect::<Vec<_>>()[..], &[5], &(6..n).collect::<Vec<_>>()] {
-        let linear = [Some(x.rows(rows)), w.clone(), None, None];
-        let logits = forward(&Linear { f32_out: true }, &linear).expect("logits").remove(0);
+        let linear = [Some(x.rows(rows)), w.clone(), b.clone(), None];
+        let mut logits = forward(&Linear { f32_out: true }, &linear).expect("logits").remove(0);
+        if softcap > 0.0 {
+            logits = forward(&Softcap { cap: softcap }, &[Some(logits)]).expect("cap").remove(0);
+            assert!(logits.f32().iter().all(|z| z.abs() <= softcap));
+        }
         let ids = Host::ints(&rows.iter().map(|r| *r as i32).collect::<Vec<_>>());
         let none = Host::ints(&vec![0; rows.len()]);
         let ins = [Some(logits), Some(ids.clone()), Some(ids), Some(none)];
@@ -25,10 +32,10 @@ fn sampled_equals_recomputed<E: Elem>(vocab: usize, temperature: f32, rng: &mut 
         tokens.extend(out[0].i32());
         drawn.extend(out[1].f32());
     }
-    let ins = [Some(x), w, None, Some(Host::ints(&tokens))];
-    let logps = forward(&LogProb { temperature }, &ins).expect("logprob")[0].f32();
+    let ins = [Some(x), w, b, Some(Host::ints(&tokens))];
+    let logps = forward(&op, &ins).expect("logprob")[0].f32();
     let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-    assert_eq!(bits(&logps), bits(&drawn), "vocabulary {vocab}, temperature {temperature}");
+    assert_eq!(bits(&logps), bits(&drawn), "vocabulary {vocab}, {op:?}, bias {bias}");
     assert!(logps.iter().all(|l| l.is_finite() && *l < 0.0));
 }
 
@@ -36,9 +43,17 @@ fn sampled_equals_recomputed<E: Elem>(vocab: usize, temperature: f32, rng: &mut 
 fn rollout_and_training_agree_bit_for_bit() {
     let mut rng = Rng::new(61, 0);
     for vocab in [97, 1000, 5003] {
-        for temperature in [0.7, 1.0, 0.0] {
-            sampled_equals_recomputed::<f32>(vocab, temperature, &mut rng);
-            sampled_equals_recomputed::<bf16>(vocab, temperature, &mut rng);
+        for (temperature, softcap, bias) in [
+            (0.7, 0.0, false),
+            (1.0, 0.0, true),
+            (0.0, 0.0, false),
+            (1.0, 3.0, false),
+            (0.6, 30.0, true),
+            (0.0, 1.5, true),
+        ] {
+            let op = LogProb { temperature, softcap };
+            sampled_equals_recomputed::<f32>(vocab, op, bias, &mut rng);
+            sampled_equals_recomputed::<bf16>(vocab, op, bias, &mut rng);
         }
     }
 }
@@ -52,7 +67,7 @@ fn a_row_does_not_depend_on_the_batch() {
     let targets = Host::ints(&(0..n as i32).map(|i| i * 11).collect::<Vec<_>>());
     let run = |at: &[usize]| {
         let ins = [Some(x.rows(at)), w.clone(), None, Some(targets.rows(at))];
-        forward(&LogProb { temperature: 0.9 }, &ins).expect("logprob")
+        forward(&LogProb { temperature: 0.9, softcap: 3.0 }, &ins).expect("logprob")
     };
     let all = run(&(0..n).collect::<Vec<_>>());
     for at in [vec![7], vec![29, 0, 13], (3..25).rev().collect()] {
@@ -74,7 +89,7 @@ fn chunks_add_up() {
     let b = Some(Host::normal::<f32>(&[vocab], 1.0, &mut rng));
     let targets = Host::ints(&(0..n as i32).map(|i| i * 1000).collect::<Vec<_>>());
     let g = [(); 2].map(|_| Host::normal::<f32>(&[n], 1.0, &mut rng));
-    let op = LogProb { temperature: 0.8 };
+    let op = LogProb { temperature: 0.8, softcap: 2.0 };
     let grads = |at: &[usize]| {
         let ins = [Some(x.rows(at)), w.clone(), b.clone(), Some(targets.rows(at))];
         let outs = forward(&op, &ins).expect("logprob");
@@ -114,7 +129,7 @@ fn one_gradient_alone_is_the_other_set_to_zero() {
         None,
         Some(Host::ints(&[0, 69, 3, 3, 8])),
     ];
-    let op = LogProb { temperature: 1.0 };
+    let op = LogProb { temperature: 1.0, softcap: 0.0 };
     let outs = forward(&op, &ins).expect("logprob");
     let g = Host::normal::<f32>(&[n], 1.0, &mut rng);
     let zero = Host::new::<f32>(&[n], &[0.0; 5]);
@@ -137,7 +152,7 @@ fn unknown_tokens_are_refused() {
             Some(Host::ints(&[target])),
         ]
     };
-    let op = LogProb { temperature: 1.0 };
+    let op = LogProb { temperature: 1.0, softcap: 0.0 };
     assert!(forward(&op, &ins(2)).is_ok());
     assert!(forward(&op, &ins(3)).is_err() && forward(&op, &ins(-1)).is_err());
 }
