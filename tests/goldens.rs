@@ -5,6 +5,7 @@
 use duplex::base::DType;
 use duplex::engine::{Engine, Terms};
 use duplex::formats::Checkpoint;
+use duplex::formats::layout::scatter_rows;
 use duplex::model::{Head, LoadOptions, Model};
 use duplex::op::weighted_sum::{WeightedSum, weighted_sum};
 use duplex::pool::ParamId;
@@ -193,6 +194,12 @@ fn check_training(name: &str) {
     assert!(checked >= 2, "{name}: {checked} gradients");
 }
 
+/// Families beyond the first three, each a folder with its own golden.
+const FAMILIES: [&str; 14] = [
+    "bloom", "bloom_5h", "codegen", "gemma2", "gpt_neo", "gpt_neox", "gpt_neox_serial", "gptj", "llama3",
+    "mistral", "opt_350m", "phi3", "qwen2", "qwen3",
+];
+
 const MODELS: [(&str, &str); 6] = [
     ("opt", "opt"),
     ("gpt2", "gpt2"),
@@ -206,28 +213,33 @@ const ADAPTERS: [&str; 3] = ["opt_lora", "opt_lora_mlp", "llama_lora"];
 
 #[test]
 fn logits_match_and_a_row_alone_equals_the_row_in_a_batch() {
-    for (name, golden) in MODELS.into_iter().chain(ADAPTERS.map(|a| (a, a))) {
+    let own = FAMILIES.into_iter().chain(ADAPTERS).map(|a| (a, a));
+    for (name, golden) in MODELS.into_iter().chain(own) {
         check_logits(name, golden, 1e-5, DType::F32);
     }
 }
 
 #[test]
 fn bf16_is_close_to_f32() {
-    for (name, golden) in MODELS {
-        check_logits(name, golden, 2e-2, DType::Bf16);
+    for (name, golden) in MODELS.into_iter().chain(FAMILIES.map(|f| (f, f))) {
+        // PyTorch's own bf16 is 2.0e-2 to 2.5e-2 off in these.
+        let wide = ["gemma2", "llama3", "qwen2", "qwen3"].contains(&name);
+        check_logits(name, golden, if wide { 3e-2 } else { 2e-2 }, DType::Bf16);
     }
 }
 
 #[test]
 fn greedy_tokens_match_with_and_without_the_cache() {
-    for (name, golden) in MODELS.into_iter().chain(ADAPTERS.map(|a| (a, a))) {
+    let own = FAMILIES.into_iter().chain(ADAPTERS).map(|a| (a, a));
+    for (name, golden) in MODELS.into_iter().chain(own) {
         check_greedy(name, golden);
     }
 }
 
 #[test]
 fn loss_and_gradients_match() {
-    for name in ["opt", "gpt2", "llama_tied", "llama_untied"].into_iter().chain(ADAPTERS) {
+    let first = ["opt", "gpt2", "llama_tied", "llama_untied"];
+    for name in first.into_iter().chain(FAMILIES).chain(ADAPTERS) {
         check_training(name);
     }
 }
@@ -258,5 +270,18 @@ fn reward_scores_and_gradients_match() {
         let error =
             relative(&grad_of(&engine.model, tensor), &golden.floats(&format!("grad.{tensor}")));
         assert!(error < 1e-4, "gradient of {tensor}: {error:.2e}");
+    }
+}
+
+/// Published checkpoints spell their configs the older way.
+#[test]
+fn configs_in_the_published_spelling_mean_the_same() {
+    for name in FAMILIES {
+        let read = |file: &str| {
+            let text = std::fs::read_to_string(dir(name).join(file)).unwrap();
+            let map: serde_json::Map<_, _> = serde_json::from_str(&text).unwrap();
+            format!("{:?}", duplex::arch::Config::from_map(map).arch().unwrap())
+        };
+        assert_eq!(read("config.json"), read("config_published.json"), "{name}");
     }
 }

@@ -134,12 +134,18 @@ impl Config {
         }
     }
 
-    /// The keys of today's `rope_parameters`, else of the older `rope_scaling`, if any.
+    /// The keys of the older `rope_scaling`, which replaces today's `rope_parameters`, if any.
     fn rope(&self) -> Option<(&'static str, &Map<String, Value>)> {
-        ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| match self.map.get(key) {
-            Some(Value::Object(rope)) => Some((key, rope)),
+        ["rope_scaling", "rope_parameters"].into_iter().find_map(|key| match self.map.get(key) {
+            Some(Value::Object(rope)) if !rope.is_empty() => Some((key, rope)),
             _ => None,
         })
+    }
+
+    /// A number that is `absent` where the key is missing and 0 where it is null.
+    pub fn number_or_null(&self, key: &str, absent: f64) -> Result<f64> {
+        let default = if self.map.contains_key(key) { 0.0 } else { absent };
+        self.number_or(key, default)
     }
 
     /// A number of the rotary embedding, in `rope_parameters` or, as in older configs, beside it
@@ -171,7 +177,10 @@ impl Config {
             Some("llama3") => {
                 let (factor, low) = (number("factor")?, number("low_freq_factor")?);
                 let high = number("high_freq_factor")?;
-                let original = number("original_max_position_embeddings")?;
+                let original = match number("original_max_position_embeddings") {
+                    Ok(original) => original,
+                    Err(_) => self.size("max_position_embeddings")? as f64,
+                };
                 // Between the two wavelengths the factor fades out.
                 let one = |f: f64| {
                     let turns = original * f / std::f64::consts::TAU;
@@ -191,13 +200,15 @@ impl Config {
     }
 
     /// Windows by layer from `layer_types`; where that is absent, `otherwise` says which layers
-    /// slide. Without `sliding_window` no layer does.
+    /// slide. Their width is `sliding_window`, by default `absent`; null means no layer slides.
     pub fn windows(
         &self,
         layers: usize,
+        absent: usize,
         otherwise: impl Fn(usize) -> bool,
     ) -> Result<std::sync::Arc<[usize]>> {
-        let window = self.size_or("sliding_window", 0)?;
+        let null = self.map.contains_key("sliding_window");
+        let window = self.size_or("sliding_window", if null { 0 } else { absent })?;
         let Some(Value::Array(types)) = self.map.get("layer_types") else {
             return Ok((0..layers).map(|i| if otherwise(i) { window } else { 0 }).collect());
         };

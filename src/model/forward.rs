@@ -75,16 +75,17 @@ impl Model {
         let scale = self.arch.embed_scale;
         let mut x = match self.params.project_in {
             None => {
-                let embed = Embed { position_offset, scale };
+                let embed = Embed { id_offset: 0, position_offset, scale };
                 op::embed::embed(tape, embed, ids, positions, tokens, table)?
             }
             // Position embeddings are as wide as the model, not as the token embedding.
             Some(project) => {
-                let embed = Embed { position_offset: 0, scale };
+                let embed = Embed { id_offset: 0, position_offset: 0, scale };
                 let narrow = op::embed::embed(tape, embed, ids, positions, tokens, None)?;
                 let wide = match table {
                     Some(table) => {
-                        let embed = Embed { position_offset, scale: 1.0 };
+                        let embed =
+                            Embed { id_offset: position_offset, position_offset: 0, scale: 1.0 };
                         Some(op::embed::embed(tape, embed, positions, positions, table, None)?)
                     }
                     None => None,

@@ -17,6 +17,8 @@ use std::sync::Arc;
 /// The operator.
 #[derive(Clone, Copy, Debug)]
 pub struct Embed {
+    /// Added to every id, for a table of positions looked up alone; else 0.
+    pub id_offset: usize,
     /// Added to every position before the table is read (OPT reserves the first two rows).
     pub position_offset: usize,
     /// Multiplies token embeddings, not positions (Gemma: the square root of hidden); 1 = none.
@@ -105,7 +107,7 @@ fn forward<E: Elem>(op: &Embed, io: &mut Forward<'_>) -> Result<()> {
     let (ids, at, tok) = (io.input(0).i32(), io.input(1).i32(), io.input(2));
     let (vocab, d) = (tok.dims()[0], tok.dims()[1]);
     let tok = tok.get::<E>();
-    check_range(DEF.name, "id", ids, 0, vocab)?;
+    check_range(DEF.name, "id", ids, op.id_offset, vocab)?;
     let pos = io.ins[3].map(|p| p.get::<E>());
     if let Some(pos) = pos {
         check_range(DEF.name, "position", at, op.position_offset, pos.len() / d)?;
@@ -117,7 +119,7 @@ fn forward<E: Elem>(op: &Embed, io: &mut Forward<'_>) -> Result<()> {
         for t in chunks[c].clone() {
             // SAFETY: row t belongs to this task alone.
             let x = unsafe { x.slice(t * d, d) };
-            let tok = &tok[ids[t] as usize * d..][..d];
+            let tok = &tok[(ids[t] as usize + op.id_offset) * d..][..d];
             let Some(pos) = pos else {
                 for i in 0..d {
                     x[i] = E::from_f32(scale * tok[i].to_f32());
@@ -137,7 +139,7 @@ fn backward<E: Elem>(op: &Embed, io: &mut Backward<'_>) {
     let (ids, at, dx) = (io.input(0).i32(), io.input(1).i32(), io.dout(0));
     let (d, dx) = (dx.desc.shape.last(), dx.get::<E>());
     for (i, index, offset, scale) in
-        [(2, ids, 0, op.scale::<E>()), (3, at, op.position_offset, 1.0)]
+        [(2, ids, op.id_offset, op.scale::<E>()), (3, at, op.position_offset, 1.0)]
     {
         if let Some(grad) = io.dins.get_mut(i).and_then(Option::as_mut) {
             scatter_add(index, offset, dx, d, scale, grad.view.f32(), grad.acc);
@@ -155,15 +157,17 @@ fn cases() -> Vec<Case> {
         (29, 24, 9, 0, false, 24f32.sqrt()),
         (18, 11, 6, 1, true, 0.4),
     ] {
+        // Without positions of its own, as a table of positions itself.
+        let id_offset = if learned { 0 } else { 2 };
         let ids: Vec<i32> = (0..tokens).map(|t| (t * t + 3 * t) as i32 % vocab).collect();
         let at: Vec<i32> = (0..tokens).map(|t| t as i32 % 9).collect();
-        let op = Embed { position_offset: offset, scale };
+        let op = Embed { id_offset, position_offset: offset, scale };
         cases.push(Case::new(
             op,
             vec![
                 Some(Input::ints(&ids)),
                 Some(Input::ints(&at)),
-                Some(Input::weight(&[vocab as usize, d], 1.0)),
+                Some(Input::weight(&[vocab as usize + id_offset, d], 1.0)),
                 learned.then(|| Input::weight(&[9 + offset, d], 1.0)),
             ],
             move |ins| {
@@ -171,7 +175,8 @@ fn cases() -> Vec<Case> {
                 for (t, (id, at)) in ins[0].iter().zip(&ins[1]).enumerate() {
                     for i in 0..d {
                         let p = (*at as usize + offset) * d + i;
-                        x[t * d + i] = f64::from(scale) * ins[2][*id as usize * d + i]
+                        x[t * d + i] = f64::from(scale)
+                            * ins[2][(*id as usize + id_offset) * d + i]
                             + if learned { ins[3][p] } else { 0.0 };
                     }
                 }
@@ -191,7 +196,7 @@ mod tests {
     /// sqrt(3072) = 55.43 is 55.5 in bf16; 1.375 times that is 76.5, where 55.43 would give 76.
     #[test]
     fn the_scale_is_rounded_to_the_dtype_of_the_weights() {
-        let op = Embed { position_offset: 0, scale: 3072f32.sqrt() };
+        let op = Embed { id_offset: 0, position_offset: 0, scale: 3072f32.sqrt() };
         let ids = || Some(Host::ints(&[0]));
         let run = |tok| forward(&op, &[ids(), ids(), Some(tok), None]).expect("embed").remove(0);
         let x = run(Host::new::<bf16>(&[1, 1], &[1.375]));
@@ -218,7 +223,7 @@ mod tests {
                 )],
                 scratch: &mut [],
             };
-            let op = Embed { position_offset: 0, scale: 1.0 };
+            let op = Embed { id_offset: 0, position_offset: 0, scale: 1.0 };
             let e = op.cpu_forward(&mut io).unwrap_err().to_string();
             assert!(e.contains(&format!("id {id} ")) && e.contains(&format!("0..{vocab}")), "{e}");
         }

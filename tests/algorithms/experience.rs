@@ -47,6 +47,7 @@ fn recompute(ws: &mut Workspace, trainer: &PpoTrainer, experience: &Experience) 
         assert_eq!(wide(&r.values), values[r.prompt_len - 1..r.ids.len() - 1]);
         let score = match &trainer.engines.reward {
             RewardSource::Rule(..) => f64::from(noise(&r.ids[r.prompt_len..])),
+            RewardSource::Foreign(..) => unreachable!("not set up here"),
             RewardSource::Model(m) => *scores(ws, m, &r.ids).last().unwrap(),
         };
         assert_eq!(f64::from(r.score), score);

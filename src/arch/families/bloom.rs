@@ -29,9 +29,9 @@ pub(super) static BLOOM: Family = Family {
 
 fn read(c: &Config, family: &'static Family) -> Result<Arch> {
     c.only("apply_residual_connection_post_layernorm", &json!(false))?;
-    // Published configs say n_embed, n_layer, num_attention_heads.
+    // Some published configs say n_embed and num_attention_heads.
     let either = |new: &str, old: &str| c.size(new).or_else(|e| c.size(old).map_err(|_| e));
-    let hidden = either("hidden_size", "n_embed")?;
+    let hidden = either("n_embed", "hidden_size")?;
     let sizes = Sizes {
         vocab: c.size("vocab_size")?,
         hidden,

@@ -3,6 +3,7 @@
 
 use super::{Family, Names, llama};
 use crate::arch::{Arch, NormKind, Residual};
+use serde_json::json;
 
 pub(super) static GEMMA2: Family = Family {
     model_type: "gemma2",
@@ -16,6 +17,7 @@ pub(super) static GEMMA2: Family = Family {
         ..llama::NAMES
     },
     read: |c, family| {
+        c.only("use_bidirectional_attention", &json!(false))?;
         let arch = llama::read(c, family)?;
         let bias = c.flag_or("attention_bias", false)?;
         let query = c.number_or("query_pre_attn_scalar", 256.0)?;
@@ -24,13 +26,13 @@ pub(super) static GEMMA2: Family = Family {
             norm: NormKind { unit_offset: true, ..arch.norm },
             residual: Residual::Sandwich,
             scale: (1.0 / query.sqrt()) as f32,
-            attention_softcap: c.number_or("attn_logit_softcapping", 0.0)? as f32,
-            windows: c.windows(arch.layers, |i| i % 2 == 0)?,
+            attention_softcap: c.number_or_null("attn_logit_softcapping", 50.0)? as f32,
+            windows: c.windows(arch.layers, 4096, |i| i % 2 == 0)?,
             activation: c.activation("hidden_activation", "gelu_pytorch_tanh")?,
             bias_qkv: bias,
             bias_out: bias,
             tied: c.flag_or("tie_word_embeddings", true)?,
-            head_softcap: c.number_or("final_logit_softcapping", 0.0)? as f32,
+            head_softcap: c.number_or_null("final_logit_softcapping", 30.0)? as f32,
             ..arch
         })
     },

@@ -52,31 +52,35 @@ fn read(c: &Config, family: &'static Family) -> Result<Arch> {
     })
 }
 
-/// Which layers are local: `attention_types` is a list of (kinds, repeats).
+/// Which layers are local: by `attention_layers`, else by `attention_types`, a list of (kinds,
+/// repeats).
 fn local_layers(c: &Config, layers: usize) -> Result<Vec<bool>> {
-    let bad = || c.error("attention_types", "is not a list of [kinds, repeats] for all layers");
+    let bad = |key: &str| c.error(key, &format!("does not tell the kinds of all {layers} layers"));
+    let local = |key: &str, kind: &Value| match kind.as_str() {
+        Some("global") => Ok(false),
+        Some("local") => Ok(true),
+        _ => Err(c.error(key, &format!("{kind} is not supported; known: global, local"))),
+    };
     let mut out = vec![];
-    match c.map.get("attention_types") {
+    let key =
+        if c.map.contains_key("attention_layers") { "attention_layers" } else { "attention_types" };
+    match c.map.get(key) {
         None | Some(Value::Null) => out = (0..layers).map(|i| i % 2 == 1).collect(),
+        Some(Value::Array(kinds)) if key == "attention_layers" => {
+            out = kinds.iter().map(|kind| local(key, kind)).collect::<Result<_>>()?;
+        }
         Some(types) => {
-            for entry in types.as_array().ok_or_else(bad)? {
-                let kinds = entry.get(0).and_then(Value::as_array).ok_or_else(bad)?;
-                let repeats = entry.get(1).and_then(Value::as_u64).ok_or_else(bad)?;
+            for entry in types.as_array().ok_or_else(|| bad(key))? {
+                let kinds = entry.get(0).and_then(Value::as_array).ok_or_else(|| bad(key))?;
+                let repeats = entry.get(1).and_then(Value::as_u64).ok_or_else(|| bad(key))?;
                 if repeats as usize > layers {
-                    return Err(bad());
+                    return Err(bad(key));
                 }
                 for kind in std::iter::repeat_n(kinds, repeats as usize).flatten() {
-                    match kind.as_str() {
-                        Some("global") => out.push(false),
-                        Some("local") => out.push(true),
-                        _ => {
-                            let what = format!("{kind} is not supported; known: global, local");
-                            return Err(c.error("attention_types", &what));
-                        }
-                    }
+                    out.push(local(key, kind)?);
                 }
             }
         }
     }
-    if out.len() == layers { Ok(out) } else { Err(bad()) }
+    if out.len() == layers { Ok(out) } else { Err(bad(key)) }
 }

@@ -38,7 +38,7 @@ fn read(c: &Config, family: &'static Family) -> Result<Arch> {
     };
     let plain = Arch::plain(family, sizes);
     let part = c.rope_number("partial_rotary_factor", &["rotary_pct"], 0.25)?;
-    let theta = c.rope_number("rope_theta", &["rotary_emb_base", "rope_theta"], 10_000.0)?;
+    let theta = c.rope_number("rope_theta", &["rotary_emb_base"], 10_000.0)?;
     let inv_freq = c.inv_freq((plain.head_dim as f64 * part) as usize, theta)?;
     let parallel = c.flag_or("use_parallel_residual", true)?;
     let bias = c.flag_or("attention_bias", true)?;

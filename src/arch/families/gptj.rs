@@ -37,7 +37,12 @@ pub(super) fn read(c: &Config, family: &'static Family) -> Result<Arch> {
         max_positions: c.size("n_positions")?,
     };
     let plain = Arch::plain(family, sizes);
-    let inv_freq = c.inv_freq(c.size_or("rotary_dim", 64)?.min(plain.head_dim), 10_000.0)?;
+    let rotary_dim = c.number_or_null("rotary_dim", 64.0)? as usize;
+    if rotary_dim == 0 || rotary_dim > plain.head_dim {
+        let what = format!("must be 2 to {}, the size of a head", plain.head_dim);
+        return Err(c.error("rotary_dim", &what));
+    }
+    let inv_freq = c.inv_freq(rotary_dim, 10_000.0)?;
     Ok(Arch {
         position: Position::Rotary(Rotary { inv_freq: inv_freq.into(), interleaved: true }),
         norm: NormKind { eps: c.number_or("layer_norm_epsilon", 1e-5)? as f32, ..plain.norm },

@@ -40,7 +40,7 @@ pub(super) static MISTRAL: Family = Family {
     names: NAMES,
     read: |c, family| {
         let arch = read(c, family)?;
-        Ok(Arch { windows: c.windows(arch.layers, |_| true)?, ..arch })
+        Ok(Arch { windows: c.windows(arch.layers, 4096, |_| true)?, ..arch })
     },
 };
 
@@ -72,7 +72,7 @@ fn qwen(c: &Config, family: &'static Family) -> Result<Arch> {
         return Ok(arch);
     }
     let first = c.size_or("max_window_layers", 28)?;
-    Ok(Arch { windows: c.windows(arch.layers, |i| i >= first)?, ..arch })
+    Ok(Arch { windows: c.windows(arch.layers, 4096, |i| i >= first)?, ..arch })
 }
 
 /// What they share: RMSNorm, rotary positions, grouped queries, a gated MLP, no biases.
@@ -86,24 +86,30 @@ pub(super) fn read(c: &Config, family: &'static Family) -> Result<Arch> {
         max_positions: c.size_or("max_position_embeddings", 2048)?,
     };
     let plain = Arch::plain(family, sizes);
-    // These two have a default of their own.
-    let own = match family.model_type {
-        "qwen3" => 128,
-        "gemma2" => 256,
-        _ => plain.head_dim,
+    // Some have defaults of their own: size of a head, kv heads, epsilon.
+    let (head_dim, kv_heads, eps) = match family.model_type {
+        "mistral" => (plain.head_dim, 8, 1e-6),
+        "qwen2" => (plain.head_dim, 32, 1e-6),
+        "qwen3" => (128, 32, 1e-6),
+        "gemma2" => (256, 4, 1e-6),
+        "phi3" => (plain.head_dim, sizes.heads, 1e-5),
+        _ => (plain.head_dim, sizes.heads, 1e-6),
     };
-    let head_dim = c.size_or("head_dim", own)?;
+    // An explicit null means as many as query heads.
+    let null = c.map.contains_key("num_key_value_heads");
+    let kv_heads = c.size_or("num_key_value_heads", if null { sizes.heads } else { kv_heads })?;
+    let head_dim = c.size_or("head_dim", head_dim)?;
     let part = c.rope_number("partial_rotary_factor", &["partial_rotary_factor"], 1.0)?;
     let theta = c.rope_number("rope_theta", &["rope_theta"], 10_000.0)?;
     let inv_freq = c.inv_freq((head_dim as f64 * part) as usize, theta)?;
     Ok(Arch {
-        kv_heads: c.size_or("num_key_value_heads", sizes.heads)?,
+        kv_heads,
         head_dim,
         scale: 1.0 / (head_dim.max(1) as f32).sqrt(),
         position: Position::Rotary(Rotary { inv_freq: inv_freq.into(), interleaved: false }),
         norm: NormKind {
             layer_norm: false,
-            eps: c.number_or("rms_norm_eps", 1e-6)? as f32,
+            eps: c.number_or("rms_norm_eps", eps)? as f32,
             unit_offset: false,
         },
         activation: c.activation("hidden_act", "silu")?,

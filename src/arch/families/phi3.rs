@@ -12,6 +12,6 @@ pub(super) static PHI3: Family = Family {
     names: Names { qkv: &["self_attn.qkv_proj"], up: &["mlp.gate_up_proj"], ..llama::NAMES },
     read: |c, family| {
         let arch = llama::read(c, family)?;
-        Ok(Arch { windows: c.windows(arch.layers, |_| true)?, ..arch })
+        Ok(Arch { windows: c.windows(arch.layers, 0, |_| true)?, ..arch })
     },
 };
