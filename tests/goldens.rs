@@ -196,8 +196,20 @@ fn check_training(name: &str) {
 
 /// Families beyond the first three, each a folder with its own golden.
 const FAMILIES: [&str; 14] = [
-    "bloom", "bloom_5h", "codegen", "gemma2", "gpt_neo", "gpt_neox", "gpt_neox_serial", "gptj", "llama3",
-    "mistral", "opt_350m", "phi3", "qwen2", "qwen3",
+    "bloom",
+    "bloom_5h",
+    "codegen",
+    "gemma2",
+    "gpt_neo",
+    "gpt_neox",
+    "gpt_neox_serial",
+    "gptj",
+    "llama3",
+    "mistral",
+    "opt_350m",
+    "phi3",
+    "qwen2",
+    "qwen3",
 ];
 
 const MODELS: [(&str, &str); 6] = [
