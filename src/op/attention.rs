@@ -265,15 +265,17 @@ fn reference_packed(op: &Attention, qkv: &[f64], cu: &[f64]) -> Vec<Vec<f64>> {
     vec![o, lse]
 }
 
+/// Heads, kv heads, dimensions per head.
+pub(super) type Heads = (usize, usize, usize);
+
 /// What a case does to the scores: whether it has slopes, its window, its soft cap.
 pub(super) type Adjust = (bool, usize, f32);
 
 /// Nothing done to the scores.
 pub(super) const PLAIN: Adjust = (false, 0, 0.0);
 
-/// An operator of the usual scale with heads, kv heads, dimensions per head; slopes are those of
-/// Press et al. 2022, all different.
-pub(super) fn example(shape: (usize, usize, usize), adjust: Adjust) -> Attention {
+/// An operator of the usual scale; its slopes are those of Press et al. 2022, all different.
+pub(super) fn example(shape: Heads, adjust: Adjust) -> Attention {
     let (heads, kv_heads, head_dim) = shape;
     let (slopes, window, softcap) = adjust;
     let slope = |h: usize| (-8.0 * (h + 1) as f32 / heads as f32).exp2();
@@ -284,7 +286,7 @@ pub(super) fn example(shape: (usize, usize, usize), adjust: Adjust) -> Attention
 
 fn cases() -> Vec<Case> {
     let mut cases = vec![];
-    let shapes: [(&[i32], (usize, usize, usize), Adjust); 12] = [
+    let shapes: [(&[i32], Heads, Adjust); 12] = [
         (&[1, 17, 31], (4, 2, 16), PLAIN),
         (&[33, 1, 2], (4, 4, 40), PLAIN),
         (&[65], (4, 1, 64), PLAIN),

@@ -5,8 +5,7 @@ use crate::base::Rng;
 use crate::op::{Grad, View, ViewMut};
 
 /// Heads used by the invariance tests: GQA 4/2, 4/4 and 4/1.
-pub(in crate::op) const SHAPES: [(usize, usize, usize); 4] =
-    [(4, 2, 16), (4, 4, 40), (4, 1, 64), (2, 2, 8)];
+const SHAPES: [Heads; 4] = [(4, 2, 16), (4, 4, 40), (4, 1, 64), (2, 2, 8)];
 
 /// What the invariance tests do to the scores: nothing, one thing, all; windows inside a block of
 /// 64 keys, as long as one, across two and across three.

@@ -10,7 +10,7 @@
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::cpu::parallel_for;
 use crate::op::attention::{
-    Adjust, Attention, PLAIN, cumulative, example, reference, sequences, tasks,
+    Adjust, Attention, Heads, PLAIN, cumulative, example, reference, sequences, tasks,
 };
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::attend::{Block, KEYS, Queries, attend, query_tokens};
@@ -237,7 +237,7 @@ fn cases() -> Vec<Case> {
     let mut cases = vec![];
     // New tokens and cached tokens of each sequence.
     type Lengths = &'static [i32];
-    let shapes: [(Lengths, Lengths, (usize, usize, usize), Adjust); 10] = [
+    let shapes: [(Lengths, Lengths, Heads, Adjust); 10] = [
         (&[1, 17, 31], &[0, 5, 64], (4, 2, 16), PLAIN),
         (&[1, 1, 1, 1], &[0, 63, 64, 130], (4, 4, 40), PLAIN),
         (&[65], &[65], (4, 1, 64), PLAIN),
