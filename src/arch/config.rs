@@ -259,7 +259,7 @@ mod tests {
         };
         assert!(
             with("model_type", json!("mamba"))
-                .contains("model_type \"mamba\" is not supported; known: opt")
+                .contains("model_type \"mamba\" is not supported; known: bloom")
         );
         assert!(with("hidden_size", Value::Null).contains("hidden_size is missing"));
         assert!(with("hidden_act", json!("mish")).contains("hidden_act \"mish\""));

@@ -249,7 +249,7 @@ mod tests {
         let sizes =
             Sizes { vocab: 9, hidden: heads * 2, layers: 1, heads, ffn: 4, max_positions: 8 };
         let position = Position::Alibi;
-        Arch { position, qkv_order, ..Arch::plain(&FAMILIES[0], sizes) }
+        Arch { position, qkv_order, ..Arch::plain(FAMILIES[0], sizes) }
     }
 
     #[test]

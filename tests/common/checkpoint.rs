@@ -13,8 +13,12 @@ const TEXT: &str = "Human: What is the colour of the sea?\nAssistant: The sea is
 
 /// A byte-level tokenizer; with `template`, one with a chat template.
 pub fn tokenizer(template: Option<&str>) -> Tokenizer {
+    tokenizer_of(300, template)
+}
+
+fn tokenizer_of(vocab: usize, template: Option<&str>) -> Tokenizer {
     let texts = [TEXT; 4];
-    Tokenizer::byte_level_bpe(texts.into_iter(), 300, &["<|end|>"], template).unwrap()
+    Tokenizer::byte_level_bpe(texts.into_iter(), vocab, &["<|end|>"], template).unwrap()
 }
 
 /// The fields of `config.json`, to be changed by a test.
@@ -25,6 +29,9 @@ pub fn config(family: &str, vocab: usize) -> Value {
             "max_position_embeddings": 128, "word_embed_proj_dim": 32}),
         "gpt2" => json!({"model_type": "gpt2", "vocab_size": vocab, "n_embd": 32, "n_layer": 2,
             "n_head": 4, "n_positions": 128}),
+        "gpt_neox" => json!({"model_type": "gpt_neox", "vocab_size": vocab, "hidden_size": 32,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+            "max_position_embeddings": 128}),
         _ => json!({"model_type": "llama", "vocab_size": vocab, "hidden_size": 32,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
             "intermediate_size": 48, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
@@ -34,7 +41,12 @@ pub fn config(family: &str, vocab: usize) -> Value {
 
 /// Writes a random model of `family` with its tokenizer to `dir`.
 pub fn write(dir: &Path, family: &str) -> PathBuf {
-    let tokenizer = tokenizer(None);
+    write_with(dir, family, 300)
+}
+
+/// The same with a tokenizer of `vocab` tokens.
+pub fn write_with(dir: &Path, family: &str, vocab: usize) -> PathBuf {
+    let tokenizer = tokenizer_of(vocab, None);
     let fields = config(family, tokenizer.vocab_size()).as_object().unwrap().clone();
     let config = Config::from_map(fields);
     let model = Model::random(&config, Head::Lm, DType::F32, false, None, 3).unwrap();

@@ -1,5 +1,6 @@
 //! The three steps, together and one by one, for every family.
 
+use crate::checkpoint;
 use crate::place::{MODELS, Place, all_bytes, bytes, events, metrics, number, summary};
 use duplex::base::DType;
 use duplex::data::Tokenizer;
@@ -162,4 +163,49 @@ fn a_name_is_found_in_the_hugging_face_cache() {
     let named = p.run("sft", "named", &["--actor-model", "acme/tiny"]);
     let given = p.run("sft", "given", &["--actor-model", "model"]);
     assert_eq!(bytes(&named.join("sft")), bytes(&given.join("sft")));
+}
+
+/// Answers of the actor go to a reward model of another family with another tokenizer as text.
+#[test]
+fn actor_and_reward_may_differ_in_family_and_tokenizer() {
+    let p = Place::new("gpt_neox");
+    checkpoint::write_with(&p.path("other"), "opt", 280);
+    let more = ["--reward-model", "other", "--ppo-eval-interval", "1"];
+    let run = p.train("run", &more);
+    for (name, family) in [("sft", "gpt_neox"), ("reward", "opt"), ("ppo/critic", "gpt_neox")] {
+        let config = std::fs::read_to_string(run.join(name).join("config.json")).unwrap();
+        assert!(config.contains(&format!("\"model_type\": \"{family}\"")), "{name}: {config}");
+    }
+    let notes = events(&run);
+    let said = |e: &serde_json::Value| {
+        e["text"].as_str().is_some_and(|t| t.contains("has a tokenizer of its own"))
+    };
+    assert!(notes.iter().any(said));
+    let iterations = metrics(&run, "ppo");
+    assert_eq!(iterations.len(), 2);
+    assert!(iterations.iter().all(|m| number(m, "first_ratio_deviation") == 0.0));
+    let judged =
+        ["eval", "run/ppo/actor", "--reward-model", "run/reward", "--data-path", "data.jsonl"];
+    let length = ["--max-prompt-seq-len", "40", "--max-new-tokens", "8", "--prompts", "5"];
+    assert!(p.output(&[&judged[..], &length[..]].concat(), "").contains("mean reward"));
+}
+
+#[test]
+fn inspect_tells_what_a_model_is() {
+    for (family, expected) in [
+        ("opt", "opt (OPTForCausalLM)"),
+        ("gpt_neox", "attention and MLP in parallel"),
+        ("llama", "rotary on 8 of 8 dims of a head"),
+    ] {
+        let p = Place::new(family);
+        let text = p.output(&["inspect", "model"], "");
+        for part in
+            [expected, "parameters", "f32 in 1 file", "lora modules", "generation", "training"]
+        {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+    }
+    let p = Place::new("llama");
+    let refused = p.command(&["inspect", "absent"], "");
+    assert_eq!(refused.status.code(), Some(2));
 }
