@@ -4,9 +4,9 @@
 
 use duplex::base::DType;
 use duplex::engine::{Engine, Terms};
-use duplex::formats::Checkpoint;
 use duplex::formats::layout::scatter_rows;
-use duplex::model::{Head, LoadOptions, Model};
+use duplex::formats::{Checkpoint, SaveTensor, write_safetensors};
+use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use duplex::op::weighted_sum::{WeightedSum, weighted_sum};
 use duplex::pool::ParamId;
 use duplex::rollout::Sampling;
@@ -81,6 +81,7 @@ fn check_logits(name: &str, golden: &str, limit: f64, dtype: DType) {
     let together = logits(&model, &rows);
     for (i, row) in rows.iter().enumerate() {
         let error = relative(&together[i], &golden.floats(&format!("logits_{i}")));
+        println!("{name} {dtype} row {i}: {error:.1e}");
         assert!(error < limit, "{name} {dtype} row {i}: {error:.2e}");
         let alone = logits(&model, std::slice::from_ref(row));
         assert_eq!(alone[0], together[i], "{name} {dtype} row {i}: alone and in the batch");
@@ -188,6 +189,7 @@ fn check_training(name: &str) {
     for tensor in golden.file.names().filter_map(|n| n.strip_prefix("grad.")) {
         let error =
             relative(&grad_of(&engine.model, tensor), &golden.floats(&format!("grad.{tensor}")));
+        println!("{name} gradient of {tensor}: {error:.1e}");
         assert!(error < 1e-4, "{name}: gradient of {tensor}: {error:.2e}");
         checked += 1;
     }
@@ -295,5 +297,47 @@ fn configs_in_the_published_spelling_mean_the_same() {
             format!("{:?}", duplex::arch::Config::from_map(map).arch().unwrap())
         };
         assert_eq!(read("config.json"), read("config_published.json"), "{name}");
+    }
+}
+
+/// Every tensor of a checkpoint by name, as its bytes.
+fn tensors(dir: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let bytes = |name: &str| checkpoint.read_raw(name).unwrap().into_owned();
+    checkpoint.names().map(|n| (n.to_string(), bytes(n))).collect()
+}
+
+#[test]
+fn a_round_trip_keeps_every_byte_and_the_prefix_may_be_missing() {
+    for name in ["opt", "gpt2", "llama_tied", "llama_untied"].into_iter().chain(FAMILIES) {
+        let tmp = tempfile::tempdir().unwrap();
+        let (saved, short) = (tmp.path().join("saved"), tmp.path().join("short"));
+        let model = load(name, Head::Lm, DType::F32, false);
+        save_model(&model, &saved, &SaveAs::default(), None).unwrap();
+        let original = tensors(&dir(name));
+        assert!(tensors(&saved) == original, "{name}: saved tensors differ");
+        // As published base models name them.
+        std::fs::create_dir(&short).unwrap();
+        std::fs::copy(dir(name).join("config.json"), short.join("config.json")).unwrap();
+        let prefix = model.arch.family.names.prefix;
+        let checkpoint = Checkpoint::open(&dir(name)).unwrap();
+        let full = |short: &str| match original.contains_key(short) {
+            true => short.to_string(),
+            false => format!("{prefix}{short}"),
+        };
+        let list: Vec<SaveTensor> = checkpoint
+            .names()
+            .map(|n| {
+                let info = checkpoint.info(n).unwrap();
+                SaveTensor::new(n.strip_prefix(prefix).unwrap_or(n), info.dtype, &info.shape)
+            })
+            .collect();
+        write_safetensors(&short.join("model.safetensors"), &list, &[("format", "pt")], &mut |t| {
+            Ok(original[&full(&t.name)].clone().into())
+        })
+        .unwrap();
+        let again = Model::load(&short, &LoadOptions::frozen(Head::Lm, DType::F32)).unwrap();
+        save_model(&again, &saved, &SaveAs::default(), None).unwrap();
+        assert!(tensors(&saved) == original, "{name}: without the prefix");
     }
 }

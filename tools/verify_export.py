@@ -5,6 +5,7 @@
     verify_export.py DIR DIR...                   every folder against the first
     verify_export.py --base DIR --peft ADAPTER --expected FILE
     verify_export.py MERGED --base DIR --peft ADAPTER    base with adapter against the merged export
+    verify_export.py --list LIST                  many: a line each of NAME, DIR, FILE and perhaps ADAPTER, by tabs
 
 FILE is a safetensors file of token rows `ids_0`, `ids_1`, ... (int64 [T]) with `logits_i` [T, vocab], or for a
 reward model or critic `scores_i` [T], one per token. The golden.safetensors files under tests/golden are such files.
@@ -55,6 +56,33 @@ def random_rows(model):
     return [allowed[torch.randint(len(allowed), (n,))] for n in (longest, longest // 2, 7)]
 
 
+def expected_rows(path):
+    """The token rows of a file and what Duplex computed with them."""
+    file = load_file(path)
+    rows = [file[f"ids_{i}"].long() for i in range(sum(k.startswith("ids_") for k in file))]
+    kind = "scores" if "scores_0" in file else "logits"
+    return rows, [file[f"{kind}_{i}"].float() for i in range(len(rows))]
+
+
+def verify_list(path, tolerance):
+    """A line for every model of a list: the worst relative difference of its rows."""
+    logging.disable_progress_bar()
+    ok = True
+    for line in path.read_text().splitlines():
+        name, folder, expected, *adapter = line.split("\t")
+        model = load_peft(folder, adapter[0]) if adapter else load(folder)
+        worst = 0.0
+        for ids, want in zip(*expected_rows(expected)):
+            got = output(model, ids)
+            relative = ((got - want).abs().max() / want.abs().max()).item() if got.shape == want.shape else float("nan")
+            # Not max(): it would drop a NaN.
+            worst = relative if not relative <= worst else worst
+        good = worst <= tolerance
+        ok = ok and good
+        print(f"{name:<40} {worst:.2e} {'ok' if good else 'FAILED'}", flush=True)
+    return ok
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dirs", nargs="*", type=Path, metavar="DIR")
@@ -62,7 +90,10 @@ def main():
     parser.add_argument("--base", type=Path, metavar="DIR")
     parser.add_argument("--peft", type=Path, metavar="ADAPTER")
     parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--list", type=Path, metavar="LIST")
     args = parser.parse_args()
+    if args.list:
+        sys.exit(0 if verify_list(args.list, args.tolerance) else 1)
     logging.disable_progress_bar()
     if (args.base is None) != (args.peft is None):
         parser.error("--base and --peft go together")
@@ -74,10 +105,7 @@ def main():
 
     reference = None
     if args.expected:
-        file = load_file(args.expected)
-        rows = [file[f"ids_{i}"].long() for i in range(sum(k.startswith("ids_") for k in file))]
-        kind = "scores" if "scores_0" in file else "logits"
-        reference = [file[f"{kind}_{i}"].float() for i in range(len(rows))]
+        rows, reference = expected_rows(args.expected)
     worst, compared = 0.0, 0
     print(f"{'row':>4} {'tokens':>6} {'max difference':>15} {'relative':>10} {'relative L2':>12}  model")
     for name, make in makers:

@@ -161,7 +161,8 @@ impl Config {
     /// Inverse rotary frequencies for `dims` rotated dims of base `theta`, with the scaling the
     /// config asks for: none, linear (positions divided), or LLaMA 3's by wavelength.
     pub fn inv_freq(&self, dims: usize, theta: f64) -> Result<Vec<f32>> {
-        let plain = (0..dims / 2).map(|i| theta.powf(-2.0 * i as f64 / dims as f64));
+        // An odd number of dims has its last pair reach one dim further.
+        let plain = (0..dims.div_ceil(2)).map(|i| theta.powf(-2.0 * i as f64 / dims as f64));
         let Some((key, rope)) = self.rope() else { return Ok(plain.map(|f| f as f32).collect()) };
         let kind = rope.get("rope_type").or_else(|| rope.get("type")).and_then(Value::as_str);
         let number = |name: &str| {
@@ -248,6 +249,27 @@ mod tests {
         old["rope_theta"] = json!(500.0);
         assert_eq!(new.position, config(old).arch().unwrap().position);
         assert_eq!((new.head_dim, new.kv_heads, new.tied), (8, 2, false));
+    }
+
+    #[test]
+    fn rotary_scaling_and_odd_widths_follow_the_reference() {
+        let mut c = llama();
+        c["rope_parameters"] = json!({"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32});
+        let got = config(c).inv_freq(16, 500.0).unwrap();
+        let want = [
+            1.0,
+            0.237_489_69,
+            0.031_185_46,
+            0.012_156_16,
+            0.005_590_17,
+            0.002_570_71,
+            0.001_182_18,
+            0.000_543_64,
+        ];
+        assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-7), "{got:?}");
+        let odd = config(llama()).inv_freq(3, 10_000.0).unwrap();
+        assert_eq!(odd, [1.0, 10_000f64.powf(-2.0 / 3.0) as f32]);
     }
 
     #[test]
