@@ -163,7 +163,7 @@ def llama3(common, shape):
         rope_parameters=scaling | {"rope_theta": 500.0}, **common,
     )
     add = {"rope_scaling": scaling, "rope_theta": 500.0}
-    return Family("llama3", 1800, LlamaForCausalLM, config, ("head_dim",), add, LLAMA_GRADS, 0.25, 0.25)
+    return Family("llama3", 1800, LlamaForCausalLM, config, ("head_dim",), add, LLAMA_GRADS, 0.18, 0.18)
 
 
 def mistral(common, shape):
@@ -202,7 +202,7 @@ def gemma2(common, shape):
     norms = ("post_attention", "pre_feedforward", "post_feedforward")
     grads = LLAMA_GRADS + [f"model.layers.0.{n}_layernorm.weight" for n in norms]
     drop = ("tie_word_embeddings", "use_bidirectional_attention")
-    return Family("gemma2", 2200, Gemma2ForCausalLM, config, drop, add, grads)
+    return Family("gemma2", 2200, Gemma2ForCausalLM, config, drop, add, grads, 0.12, 0.12)
 
 
 def phi3(common, shape):
