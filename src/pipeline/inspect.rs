@@ -6,12 +6,15 @@ use crate::arch::{Arch, Config, Position, Residual};
 use crate::base::{DType, Result};
 use crate::data::Tokenizer;
 use crate::formats::Checkpoint;
-use crate::model::{Head, Params, base_dir, linear_modules, resolve_model};
+use crate::model::{Head, LoraConfig, Params, base_dir, linear_modules, resolve_model};
 use crate::pool::ParamSpec;
 use std::path::Path;
 
 /// Tokens the cache's size is told for.
 const CACHE_TOKENS: usize = 1024;
+
+/// Rank of the adapters that are counted.
+const LORA_RANK: usize = 16;
 
 /// The description, one fact a line.
 pub fn inspect(cfg: &InspectConfig) -> Result<String> {
@@ -24,8 +27,22 @@ pub fn inspect(cfg: &InspectConfig) -> Result<String> {
     lines.push(("weights", weights(&dir)?));
     lines.push(("tokenizer", tokenizer(&dir)));
     lines.push(("lora modules", linear_modules(&arch).join(", ")));
+    lines.push(("trained", trained(&arch, &specs)?));
     lines.extend(memory(&arch, count(&specs), cfg.dtype.dtype()));
     Ok(lines.iter().map(|(name, value)| format!("{name:<14} {value}\n")).collect())
+}
+
+/// Parameters trained in full, and by LoRA on every linear layer.
+fn trained(arch: &Arch, specs: &[ParamSpec]) -> Result<String> {
+    let modules = vec!["all".to_string()];
+    let lora = LoraConfig { rank: LORA_RANK, alpha: 16.0, dropout: 0.0, modules };
+    let (adapted, _) = Params::lay_out(arch, Head::Lm, true, Some(&lora))?;
+    let adapters: Vec<ParamSpec> = adapted.into_iter().filter(|s| s.trained).collect();
+    Ok(format!(
+        "{:.1} M in full; {:.1} M by LoRA of rank {LORA_RANK} on all modules",
+        count(specs) as f64 / 1e6,
+        count(&adapters) as f64 / 1e6
+    ))
 }
 
 fn count(specs: &[ParamSpec]) -> usize {
