@@ -64,6 +64,11 @@ def expected_rows(path):
     return rows, [file[f"{kind}_{i}"].float() for i in range(len(rows))]
 
 
+def relative_difference(got, want):
+    """Largest difference over the largest value wanted."""
+    return ((got - want).abs().max() / want.abs().max()).item()
+
+
 def verify_list(path, tolerance):
     """A line for every model of a list: the worst relative difference of its rows."""
     logging.disable_progress_bar()
@@ -74,7 +79,7 @@ def verify_list(path, tolerance):
         worst = 0.0
         for ids, want in zip(*expected_rows(expected)):
             got = output(model, ids)
-            relative = ((got - want).abs().max() / want.abs().max()).item() if got.shape == want.shape else float("nan")
+            relative = relative_difference(got, want) if got.shape == want.shape else float("nan")
             # Not max(): it would drop a NaN.
             worst = relative if not relative <= worst else worst
         good = worst <= tolerance
@@ -120,7 +125,7 @@ def main():
             if got.shape != want.shape:
                 raise SystemExit(f"{name}: row {i} gives {list(got.shape)}, expected {list(want.shape)}")
             diff = (got - want).abs().max().item()
-            relative = diff / want.abs().max().item()
+            relative = relative_difference(got, want)
             l2 = ((got - want).norm() / want.norm()).item()
             print(f"{i:>4} {len(ids):>6} {diff:>15.3e} {relative:>10.2e} {l2:>12.2e}  {name}")
             # Not max(): it would drop a NaN.

@@ -22,7 +22,10 @@ pub enum Position {
     /// Rotary embedding.
     Rotary(Rotary),
     /// A bias on attention scores that grows with distance (ALiBi, Press et al. 2022).
-    Alibi,
+    Alibi {
+        /// By query head.
+        slopes: Arc<[f32]>,
+    },
 }
 
 /// Rotary embedding (Su et al. 2021) of the first `2 * inv_freq.len()` dims of each head.
@@ -202,11 +205,6 @@ impl Arch {
         }
     }
 
-    /// Rows of the fused q|k|v projection.
-    pub fn qkv_rows(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
-    }
-
     /// For each of our q|k|v rows the row of the checkpoint's fused layer; None where they are the
     /// same.
     pub fn qkv_source_rows(&self) -> Option<Vec<usize>> {
@@ -226,19 +224,16 @@ impl Arch {
         let rows = (0..3 * heads * d).map(|r| place(r / (heads * d), r / d % heads, r % d));
         Some(rows.collect())
     }
+}
 
-    /// ALiBi's slope of every query head; None without ALiBi.
-    pub fn alibi(&self) -> Option<Arc<[f32]>> {
-        if self.position != Position::Alibi {
-            return None;
-        }
-        // The largest power of two, then every other slope of twice as many heads.
-        let whole = 1 << self.heads.ilog2();
-        let slope = |heads: usize, k: usize| (-8.0 * k as f64 / heads as f64).exp2() as f32;
-        let first = (1..=whole).map(|k| slope(whole, k));
-        let rest = (0..self.heads - whole).map(|k| slope(2 * whole, 2 * k + 1));
-        Some(first.chain(rest).collect())
-    }
+/// ALiBi's slopes for so many query heads.
+pub fn alibi_slopes(heads: usize) -> Arc<[f32]> {
+    // The largest power of two, then every other slope of twice as many heads.
+    let whole = 1 << heads.max(1).ilog2();
+    let slope = |heads: usize, k: usize| (-8.0 * k as f64 / heads as f64).exp2() as f32;
+    let first = (1..=whole.min(heads)).map(|k| slope(whole, k));
+    let rest = (0..heads.saturating_sub(whole)).map(|k| slope(2 * whole, 2 * k + 1));
+    first.chain(rest).collect()
 }
 
 #[cfg(test)]
@@ -248,17 +243,18 @@ mod tests {
     fn arch(heads: usize, qkv_order: QkvRows) -> Arch {
         let sizes =
             Sizes { vocab: 9, hidden: heads * 2, layers: 1, heads, ffn: 4, max_positions: 8 };
-        let position = Position::Alibi;
-        Arch { position, qkv_order, ..Arch::plain(FAMILIES[0], sizes) }
+        Arch { qkv_order, ..Arch::plain(FAMILIES[0], sizes) }
     }
 
     #[test]
     fn slopes_of_any_number_of_heads() {
         let eight: Vec<f32> = (1..=8).map(|k| 0.5f32.powi(k)).collect();
-        assert_eq!(*arch(8, QkvRows::Stacked).alibi().unwrap(), eight[..]);
+        assert_eq!(*alibi_slopes(8), eight[..]);
         // The paper's example of 12 heads: those of 8, and every other one of 16.
         let more: Vec<f32> = (0..4).map(|k| 0.5f32.powf(0.5 * (2 * k + 1) as f32)).collect();
-        let twelve = arch(12, QkvRows::Stacked).alibi().unwrap();
+        // A config may say anything; it is refused later.
+        assert!(alibi_slopes(0).is_empty());
+        let twelve = alibi_slopes(12);
         assert_eq!(twelve[..8], eight[..]);
         assert!(twelve[8..].iter().zip(&more).all(|(a, b)| (a - b).abs() < 1e-7));
     }

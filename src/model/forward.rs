@@ -70,7 +70,7 @@ impl Model {
         let table = self.params.positions.map(|p| tape.param(&self.store, p));
         let position_offset = match self.arch.position {
             Position::Learned { offset, .. } => offset,
-            Position::Rotary(_) | Position::Alibi => 0,
+            Position::Rotary(_) | Position::Alibi { .. } => 0,
         };
         let scale = self.arch.embed_scale;
         let mut x = match self.params.project_in {
@@ -231,8 +231,12 @@ impl Model {
         attend: &Attend<'_>,
     ) -> Result<Tensor> {
         let arch = &self.arch;
+        let alibi = match &arch.position {
+            Position::Alibi { slopes } => Some(slopes.clone()),
+            Position::Learned { .. } | Position::Rotary(_) => None,
+        };
         let attention = Attention {
-            alibi: arch.alibi(),
+            alibi,
             window: arch.windows[layer],
             softcap: arch.attention_softcap,
             ..Attention::new(arch.heads, arch.kv_heads, arch.head_dim, arch.scale)

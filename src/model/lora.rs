@@ -59,9 +59,7 @@ pub fn linear_modules(arch: &Arch) -> Vec<&'static str> {
 impl Model {
     /// All adapters, in block order.
     pub fn adapters(&self) -> impl Iterator<Item = &Adapter> {
-        self.params.blocks.iter().flat_map(|b| {
-            [&b.qkv, &b.out, &b.up, &b.down].into_iter().flat_map(|l| l.adapters.iter())
-        })
+        self.params.linears().flat_map(|l| l.adapters.iter())
     }
 
     /// A: Kaiming uniform with a = sqrt(5), that is uniform within 1/sqrt(in); B: zero.

@@ -44,7 +44,7 @@ pub struct Model {
     pub store: Store,
     /// Which parameter is what.
     pub params: Params,
-    /// Things the user should know of how it was made ("score head initialised").
+    /// Things the user should know of what was loaded ("values are not finite").
     pub notes: Vec<String>,
     /// Its checkpoint had no score head: scores mean nothing until it is trained.
     pub score_is_random: bool,

@@ -138,7 +138,7 @@ impl Params {
             Position::Learned { rows, .. } => {
                 Some(l.table("positions.weight", &[rows, arch.hidden], names.positions))
             }
-            Position::Rotary(_) | Position::Alibi => None,
+            Position::Rotary(_) | Position::Alibi { .. } => None,
         };
         let narrow = arch.embed_width != arch.hidden;
         let project_in = narrow.then(|| {
@@ -187,6 +187,13 @@ impl Params {
             sources: l.sources,
         };
         Ok((l.specs, params))
+    }
+}
+
+impl Params {
+    /// The linear layers of all blocks, in block order.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.blocks.iter().flat_map(|b| [&b.qkv, &b.out, &b.up, &b.down])
     }
 }
 

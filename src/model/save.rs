@@ -4,7 +4,7 @@ use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::formats::{
     SaveTensor, SourceDType, layout, save_sharded, write_atomic, write_safetensors,
 };
-use crate::model::{Adapter, Head, Linear, Model};
+use crate::model::{Adapter, Head, Model, Source};
 use crate::pool::ParamId;
 use serde_json::json;
 use std::borrow::Cow;
@@ -27,10 +27,10 @@ impl Default for SaveAs {
 }
 
 /// Where the values of a checkpoint tensor come from.
-struct Part {
+struct Part<'m> {
     param: ParamId,
+    source: &'m Source,
     rows: std::ops::Range<usize>,
-    transposed: bool,
 }
 
 /// Writes `config.json` and the weights into `dir`, which is made if absent. Adapters are merged.
@@ -59,10 +59,7 @@ pub fn save_model(
             tensors.push(SaveTensor::new(name.clone(), dtype, &dims));
             let rows = first..first + rows;
             first = rows.end;
-            parts.insert(
-                name.clone(),
-                Part { param: ParamId(i), rows, transposed: source.transposed },
-            );
+            parts.insert(name.clone(), Part { param: ParamId(i), source, rows });
         }
     }
     let adapters = merged_adapters(model);
@@ -75,16 +72,16 @@ pub fn save_model(
         let columns: usize = model.store.param(part.param).spec.shape[1..].iter().product();
         let range = part.rows.start * columns..part.rows.end * columns;
         let mut w = value(part.param);
-        for adapter in adapters.get(&part.param).into_iter().flat_map(|a| a.iter()) {
+        // A parameter of several tensors comes by here once for each, and merges that one's adapter.
+        let merged = adapters.get(&part.param).into_iter().flat_map(|a| a.iter());
+        for adapter in merged.filter(|a| part.rows.contains(&a.offset)) {
             merge(model, adapter, &value, columns, &mut w);
         }
-        if let Some(order) =
-            model.params.sources[part.param.0].as_ref().and_then(|s| s.order.as_ref())
-        {
+        if let Some(order) = &part.source.order {
             w = layout::scatter_rows(order, columns, &w);
         }
         let mut w = w[range].to_vec();
-        if part.transposed {
+        if part.source.transposed {
             let mut turned = vec![0.0; w.len()];
             layout::transpose(part.rows.len(), columns, &w, &mut turned);
             w = turned;
@@ -110,12 +107,9 @@ fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
     }
 }
 
-fn linears(model: &Model) -> impl Iterator<Item = &Linear> {
-    model.params.blocks.iter().flat_map(|b| [&b.qkv, &b.out, &b.up, &b.down])
-}
-
 fn merged_adapters(model: &Model) -> HashMap<ParamId, &Vec<Adapter>> {
-    linears(model).filter(|l| !l.adapters.is_empty()).map(|l| (l.weight, &l.adapters)).collect()
+    let adapted = model.params.linears().filter(|l| !l.adapters.is_empty());
+    adapted.map(|l| (l.weight, &l.adapters)).collect()
 }
 
 /// W[offset.., :] += scale * B A, with A and B as `value` gives them.

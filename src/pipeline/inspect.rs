@@ -52,7 +52,7 @@ fn count(specs: &[ParamSpec]) -> usize {
 fn shape(arch: &Arch, specs: &[ParamSpec]) -> Vec<(&'static str, String)> {
     let position = match &arch.position {
         Position::Learned { .. } => "learned".to_string(),
-        Position::Alibi => "ALiBi".to_string(),
+        Position::Alibi { .. } => "ALiBi".to_string(),
         Position::Rotary(r) => {
             format!("rotary on {} of {} dims of a head", 2 * r.inv_freq.len(), arch.head_dim)
         }

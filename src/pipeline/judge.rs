@@ -11,7 +11,7 @@ use crate::rlhf::PpoTrainer;
 pub(super) struct JudgedAnswer {
     pub(super) prompt: String,
     pub(super) answer: String,
-    pub(super) score: Option<f64>,
+    pub(super) score: f64,
 }
 
 /// Judged answers and their mean score and KL to the reference.
@@ -52,10 +52,10 @@ pub(super) fn judge(
             Some(judge) => f64::from(judge.score(&prompt, &answer)?),
             None => f64::from(r.score),
         };
-        answers.push(JudgedAnswer { prompt, answer, score: Some(score) });
+        answers.push(JudgedAnswer { prompt, answer, score });
     }
     let n = rollouts.len() as f64;
-    let score = Some(answers.iter().filter_map(|a| a.score).sum::<f64>() / n);
+    let score = Some(answers.iter().map(|a| a.score).sum::<f64>() / n);
     let kl = rollouts.iter().map(|r| f64::from(r.kl())).sum::<f64>() / n;
     Ok(Judged { answers, score, kl })
 }

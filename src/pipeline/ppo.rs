@@ -225,8 +225,8 @@ fn show(run: &mut Run<'_>, before: &judge::Judged, after: &judge::Judged, total:
             prompt: a.prompt.clone(),
             answer: a.answer.clone(),
             baseline: Some(b.answer.clone()),
-            score: a.score,
-            baseline_score: b.score,
+            score: Some(a.score),
+            baseline_score: Some(b.score),
         }));
     }
 }

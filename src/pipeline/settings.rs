@@ -5,7 +5,7 @@ use super::config::{
 };
 use crate::base::Result;
 use crate::model::{LoraConfig, SaveAs};
-use crate::rlhf::{KlControl, PpoConfig, RewardLoss};
+use crate::rlhf::{KlControl, PpoConfig, RewardLoss, StepConfig};
 use crate::rollout::Sampling;
 use crate::tape::Keep;
 use crate::train::{AdamWConfig, Schedule, ScheduleKind};
@@ -73,7 +73,16 @@ pub(super) fn critic_adamw(cfg: &RunConfig) -> AdamWConfig {
     }
 }
 
-pub(super) fn schedule(kind: Scheduler, warmup: usize, total: u64) -> Schedule {
+/// Of steps 1 and 2, over `total` optimizer steps.
+pub(super) fn step(cfg: &RunConfig, s: &OptimizerSection, total: u64) -> StepConfig {
+    StepConfig {
+        schedule: schedule(s.lr_scheduler_type, s.num_warmup_steps, total),
+        micro_batch_tokens: micro_batch_tokens(cfg),
+        seed: cfg.seed,
+    }
+}
+
+fn schedule(kind: Scheduler, warmup: usize, total: u64) -> Schedule {
     let kind = match kind {
         Scheduler::Linear => ScheduleKind::Linear,
         Scheduler::Cosine => ScheduleKind::Cosine,
@@ -91,7 +100,7 @@ pub(super) fn keep(cfg: &RunConfig) -> Keep {
 }
 
 /// Packed tokens of a micro-batch: as given, or enough to keep the matrix kernels busy.
-pub(super) fn micro_batch_tokens(cfg: &RunConfig) -> usize {
+fn micro_batch_tokens(cfg: &RunConfig) -> usize {
     if cfg.micro_batch_tokens > 0 { cfg.micro_batch_tokens } else { 2048 }
 }
 

@@ -7,7 +7,7 @@ use crate::data::SftExample;
 use crate::engine::Engine;
 use crate::model::Head;
 use crate::report::Event;
-use crate::rlhf::{SftConfig, SftTrainer, StepConfig};
+use crate::rlhf::{SftConfig, SftTrainer};
 use crate::tape::Workspace;
 use std::time::Instant;
 
@@ -24,11 +24,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let batches = data.batches(s.rows_per_step(), s.num_train_epochs, s.max_steps, cfg.seed);
     let total = batches.len() as u64;
     let engine = Engine::trained(model, settings::sft_adamw(cfg), settings::keep(cfg))?;
-    let step = StepConfig {
-        schedule: settings::schedule(s.lr_scheduler_type, s.num_warmup_steps, total),
-        micro_batch_tokens: settings::micro_batch_tokens(cfg),
-        seed: cfg.seed,
-    };
+    let step = settings::step(cfg, s, total);
     let mut trainer =
         SftTrainer::new(engine, SftConfig { step, loss_on_prompt: cfg.sft.loss_on_prompt });
     run.start("sft", "Supervised finetuning", total, "batches");

@@ -2,7 +2,7 @@
 //! weights as training. A sequence's tokens depend on (seed, sequence, position), never on the batch.
 
 use crate::base::{Error, Result};
-use crate::data::Packed;
+use crate::data::{Packed, micro_batches};
 use crate::model::{Attend, KvCache, Model, Pass};
 use crate::op;
 use crate::op::sample::Sample;
@@ -111,7 +111,10 @@ pub fn generate(
     let mut first = true;
     while !active.is_empty() && sampling.max_new_tokens > 0 {
         // Prompts go through in pieces of bounded size; later steps have one token a sequence.
-        for group in groups(&active, |i| if first { prompts[i].len() } else { 1 }) {
+        let lengths: Vec<usize> =
+            active.iter().map(|&i| if first { prompts[i].len() } else { 1 }).collect();
+        for group in micro_batches(&lengths, PREFILL_TOKENS) {
+            let group = &active[group[0]..group[0] + group.len()];
             let rows: Vec<(usize, &[i32], usize)> = group
                 .iter()
                 .map(|&i| match answers[i].tokens.last() {
@@ -137,20 +140,6 @@ pub fn generate(
             .retain(|&i| !answers[i].finished && answers[i].tokens.len() < sampling.max_new_tokens);
     }
     Ok(answers)
-}
-
-fn groups(active: &[usize], len: impl Fn(usize) -> usize) -> Vec<Vec<usize>> {
-    let mut out: Vec<Vec<usize>> = vec![];
-    let mut tokens = 0;
-    for &i in active {
-        if out.is_empty() || tokens + len(i) > PREFILL_TOKENS {
-            out.push(vec![]);
-            tokens = 0;
-        }
-        tokens += len(i);
-        out.last_mut().expect("just pushed").push(i);
-    }
-    out
 }
 
 fn make_step(

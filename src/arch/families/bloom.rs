@@ -1,7 +1,7 @@
 //! BLOOM (Le Scao et al. 2022): ALiBi, a norm after the embedding, q, k, v of each head together.
 
 use super::{Family, Names};
-use crate::arch::{Arch, Config, NormKind, Position, QkvRows, Sizes};
+use crate::arch::{Arch, Config, NormKind, Position, QkvRows, Sizes, alibi_slopes};
 use crate::base::Result;
 use serde_json::json;
 
@@ -44,7 +44,7 @@ fn read(c: &Config, family: &'static Family) -> Result<Arch> {
     let plain = Arch::plain(family, sizes);
     Ok(Arch {
         embed_norm: true,
-        position: Position::Alibi,
+        position: Position::Alibi { slopes: alibi_slopes(sizes.heads) },
         norm: NormKind { eps: c.number_or("layer_norm_epsilon", 1e-5)? as f32, ..plain.norm },
         qkv_order: QkvRows::ByHead,
         tied: c.flag_or("tie_word_embeddings", true)?,

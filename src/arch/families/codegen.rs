@@ -13,23 +13,9 @@ pub(super) static CODEGEN: Family = Family {
     // transformers has no such class; the name says what the weights are.
     classifier: "CodeGenForSequenceClassification",
     transposed: false,
-    names: Names { qkv: &["attn.qkv_proj"], ..gptj_names() },
+    names: Names { qkv: &["attn.qkv_proj"], ..gptj::NAMES },
     read,
 };
-
-const fn gptj_names() -> Names {
-    Names {
-        prefix: "transformer.",
-        tokens: "wte",
-        block: "h.{i}",
-        norm1: "ln_1",
-        out: &["attn.out_proj"],
-        up: &["mlp.fc_in"],
-        down: &["mlp.fc_out"],
-        final_norm: "ln_f",
-        ..Names::NONE
-    }
-}
 
 fn read(c: &Config, family: &'static Family) -> Result<Arch> {
     let arch = gptj::read(c, family)?;

@@ -1,7 +1,7 @@
 //! GPT-Neo (Black et al. 2021): GPT-2 with attention that is local in every other layer, and not
 //! scaled.
 
-use super::{Family, Names};
+use super::{Family, Names, gpt2};
 use crate::arch::{Arch, Config, NormKind, Sizes};
 use crate::base::Result;
 use serde_json::Value;
@@ -12,18 +12,9 @@ pub(super) static GPT_NEO: Family = Family {
     classifier: "GPTNeoForSequenceClassification",
     transposed: false,
     names: Names {
-        prefix: "transformer.",
-        tokens: "wte",
-        positions: "wpe",
-        block: "h.{i}",
-        norm1: "ln_1",
         qkv: &["attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"],
         out: &["attn.attention.out_proj"],
-        norm2: "ln_2",
-        up: &["mlp.c_fc"],
-        down: &["mlp.c_proj"],
-        final_norm: "ln_f",
-        ..Names::NONE
+        ..gpt2::NAMES
     },
     read,
 };

@@ -1,8 +1,8 @@
 //! GPT-NeoX and Pythia (Black et al. 2022): attention and MLP in parallel (or not), rotary positions
 //! on part of each head, q, k, v of each head together.
 
-use super::{Family, Names};
-use crate::arch::{Arch, Config, NormKind, Position, QkvRows, Residual, Rotary, Sizes};
+use super::{Family, Names, llama};
+use crate::arch::{Arch, Config, NormKind, Position, QkvRows, Residual, Rotary};
 use crate::base::Result;
 
 pub(super) static GPT_NEOX: Family = Family {
@@ -28,15 +28,7 @@ pub(super) static GPT_NEOX: Family = Family {
 };
 
 fn read(c: &Config, family: &'static Family) -> Result<Arch> {
-    let sizes = Sizes {
-        vocab: c.size("vocab_size")?,
-        hidden: c.size("hidden_size")?,
-        layers: c.size("num_hidden_layers")?,
-        heads: c.size("num_attention_heads")?,
-        ffn: c.size("intermediate_size")?,
-        max_positions: c.size_or("max_position_embeddings", 2048)?,
-    };
-    let plain = Arch::plain(family, sizes);
+    let plain = Arch::plain(family, llama::sizes(c)?);
     let part = c.rope_number("partial_rotary_factor", &["rotary_pct"], 0.25)?;
     let theta = c.rope_number("rope_theta", &["rotary_emb_base"], 10_000.0)?;
     let inv_freq = c.inv_freq((plain.head_dim as f64 * part) as usize, theta)?;

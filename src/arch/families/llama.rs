@@ -77,14 +77,7 @@ fn qwen(c: &Config, family: &'static Family) -> Result<Arch> {
 
 /// What they share: RMSNorm, rotary positions, grouped queries, a gated MLP, no biases.
 pub(super) fn read(c: &Config, family: &'static Family) -> Result<Arch> {
-    let sizes = Sizes {
-        vocab: c.size("vocab_size")?,
-        hidden: c.size("hidden_size")?,
-        layers: c.size("num_hidden_layers")?,
-        heads: c.size("num_attention_heads")?,
-        ffn: c.size("intermediate_size")?,
-        max_positions: c.size_or("max_position_embeddings", 2048)?,
-    };
+    let sizes = sizes(c)?;
     let plain = Arch::plain(family, sizes);
     // Some have defaults of their own: size of a head, kv heads, epsilon.
     let (head_dim, kv_heads, eps) = match family.model_type {
@@ -119,5 +112,17 @@ pub(super) fn read(c: &Config, family: &'static Family) -> Result<Arch> {
         bias_mlp: false,
         tied: c.flag_or("tie_word_embeddings", false)?,
         ..plain
+    })
+}
+
+/// The sizes under the keys most families use today.
+pub(super) fn sizes(c: &Config) -> Result<Sizes> {
+    Ok(Sizes {
+        vocab: c.size("vocab_size")?,
+        hidden: c.size("hidden_size")?,
+        layers: c.size("num_hidden_layers")?,
+        heads: c.size("num_attention_heads")?,
+        ffn: c.size("intermediate_size")?,
+        max_positions: c.size_or("max_position_embeddings", 2048)?,
     })
 }

@@ -115,7 +115,8 @@ impl PpoTrainer {
         rollouts: &mut [Rollout],
         temperature: f32,
     ) -> Result<()> {
-        for group in self.groups(rollouts) {
+        let lengths: Vec<usize> = rollouts.iter().map(|r| r.ids.len()).collect();
+        for group in micro_batches(&lengths, self.config.micro_batch_tokens) {
             let rows: Vec<_> =
                 group.iter().map(|&i| (rollouts[i].ids.as_slice(), rollouts[i].states())).collect();
             let batch = Batch::new(&rows);
@@ -149,25 +150,25 @@ impl PpoTrainer {
 
     /// The score of every answer.
     fn score_answers(&self, ws: &mut Workspace, rollouts: &mut [Rollout]) -> Result<()> {
-        match &self.engines.reward {
+        let scores: Vec<f32> = match &self.engines.reward {
             RewardSource::Model(model) => {
                 let ids: Vec<&[i32]> = rollouts.iter().map(|r| r.ids.as_slice()).collect();
-                let scores = self.end_scores(ws, model, &ids)?;
-                rollouts.iter_mut().zip(scores).for_each(|(r, s)| r.score = s);
+                self.end_scores(ws, model, &ids)?
             }
             RewardSource::Foreign(model, retokenise) => {
                 let ids: Vec<Vec<i32>> = rollouts.iter().map(retokenise).collect::<Result<_>>()?;
                 let ids: Vec<&[i32]> = ids.iter().map(Vec::as_slice).collect();
-                let scores = self.end_scores(ws, model, &ids)?;
-                rollouts.iter_mut().zip(scores).for_each(|(r, s)| r.score = s);
+                self.end_scores(ws, model, &ids)?
             }
             RewardSource::Rule(rule, decode) => {
-                for r in rollouts.iter_mut() {
+                let score = |r: &Rollout| {
                     let (prompt, answer) = r.ids.split_at(r.prompt_len);
-                    r.score = rule.score(&decode(prompt)?, &decode(answer)?)?;
-                }
+                    rule.score(&decode(prompt)?, &decode(answer)?)
+                };
+                rollouts.iter().map(score).collect::<Result<_>>()?
             }
-        }
+        };
+        rollouts.iter_mut().zip(scores).for_each(|(r, s)| r.score = s);
         match rollouts.iter().position(|r| !r.score.is_finite()) {
             None => Ok(()),
             Some(i) => Err(Error::user(format!(
@@ -214,11 +215,6 @@ impl PpoTrainer {
             self.kl_coef *= 1.0 + error * n / horizon;
         }
         Ok(())
-    }
-
-    fn groups(&self, rollouts: &[Rollout]) -> Vec<Vec<usize>> {
-        let lengths: Vec<usize> = rollouts.iter().map(|r| r.ids.len()).collect();
-        micro_batches(&lengths, self.config.micro_batch_tokens)
     }
 }
 
