@@ -120,7 +120,11 @@ void Machine::start(Thread* thread) {
   memset(top, 0, 6 * sizeof(void*));
   thread->stack_pointer = top;
 #ifdef EMU_TSAN
-  thread->fiber = __tsan_create_fiber(0);
+  auto& set = fibers[blocks_run % 2];
+  if (set.empty()) set.resize(MAX_THREADS);
+  void*& fiber = set[thread->thread.x];
+  if (!fiber) fiber = __tsan_create_fiber(0);
+  thread->fiber = fiber;
 #endif
 }
 
@@ -213,6 +217,7 @@ void Machine::fiber_main() {
     m.main_stack_size = size;
   }
 #endif
+  tsan_acquire(&m.launch->begin);
   for (;;) {
     m.launch->kernel->entry(m.launch->params);
     Thread* me = self();
@@ -311,14 +316,7 @@ void Machine::clean_up() {
 #ifdef EMU_TSAN
   for (char* s : stacks) free(s);
   stacks.clear();
-  // The sanitizer may give a destroyed fiber's number to a new one and would then take both for one thread: races
-  // between blocks are seen only while the fibers of both are kept.
-  for (unsigned i = 0; i < launch->threads; i++)
-    if (threads[i].started) fibers.push_back(threads[i].fiber);
-  while (fibers.size() > KEPT_FIBERS) {
-    __tsan_destroy_fiber(fibers.front());
-    fibers.pop_front();
-  }
+  blocks_run++;
 #else
   free_stacks = stacks;
 #endif

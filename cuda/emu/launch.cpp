@@ -130,6 +130,7 @@ std::string run(const Kernel& kernel, Dim3 grid, unsigned threads, size_t shared
   launch.threads = threads;
   launch.shared_bytes = shared_bytes;
   launch.options = options;
+  tsan_release(&launch.begin);
   uint64_t blocks = launch.blocks();
   if (options.schedule == Schedule::Reverse) {
     launch.first_block = blocks - 1;

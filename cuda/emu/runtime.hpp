@@ -1,7 +1,6 @@
 // The emulator's inside: the machine that runs one block at a time on one host thread. Kernels never see it.
 #pragma once
 #include <atomic>
-#include <deque>
 #include <string>
 #include <vector>
 
@@ -17,7 +16,6 @@ namespace emu {
 
 constexpr uint32_t ALL_LANES = 0xffffffffu;
 constexpr unsigned MAX_THREADS = 1024;
-constexpr size_t KEPT_FIBERS = 1024;
 
 // In which order threads that could run do: lowest warp and lane first, highest first, or any.
 enum class Schedule : uint32_t { Forward, Reverse, Shuffled };
@@ -55,7 +53,8 @@ struct Launch {
   std::atomic<uint64_t> next_block{0};
   std::atomic<bool> failed{false};
   std::string error;  // of the first block that failed
-  char end;           // threads of the launch precede what follows it (for the thread sanitizer)
+  // For the thread sanitizer: what precedes the launch precedes its threads, and they what follows it.
+  char begin, end;
 
   uint64_t blocks() const { return static_cast<uint64_t>(grid.x) * grid.y * grid.z; }
 };
@@ -161,7 +160,10 @@ struct Machine {
   Order* order = nullptr;
 
   std::vector<char*> stacks, free_stacks;
-  std::deque<void*> fibers;  // of blocks that are done, kept for the thread sanitizer
+  // Of the thread sanitizer. Making one is slow, so they are used again, but never in two blocks in a row, or the one
+  // would seem to come before the other.
+  std::vector<void*> fibers[2];
+  unsigned blocks_run = 0;
   void* main_stack_pointer;
   void* main_fake_stack;
   const void* main_stack_bottom;
