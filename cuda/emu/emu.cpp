@@ -61,17 +61,17 @@ uint64_t Machine::random() {  // xorshift64*
 }
 
 // The position of one of the bits of a mask that is not 0.
-unsigned Machine::choose(uint32_t mask) {
+inline unsigned Machine::choose(uint32_t mask) {
   if (schedule == Schedule::Forward) return static_cast<unsigned>(__builtin_ctz(mask));
   if (schedule == Schedule::Reverse) return 31u - static_cast<unsigned>(__builtin_clz(mask));
-  auto skip = static_cast<unsigned>((random() >> 32) % static_cast<unsigned>(__builtin_popcount(mask)));
+  auto skip = static_cast<unsigned>((random() >> 32) * static_cast<unsigned>(__builtin_popcount(mask)) >> 32);
   while (skip--) mask &= mask - 1;
   return static_cast<unsigned>(__builtin_ctz(mask));
 }
 
 // Takes the next thread to run from those that are ready; null if there is none. Warps go as far as they can before
 // others have their turn (unless shuffled): that is kind to the cache, and as unkind as can be to a missing barrier.
-Thread* Machine::pick() {
+inline Thread* Machine::pick() {
   if (!ready_warps) return nullptr;
   unsigned w = choose(ready_warps), lane = choose(warps[w].ready);
   warps[w].ready &= ~(1u << lane);
@@ -129,7 +129,7 @@ void Machine::start(Thread* thread) {
 }
 
 // From the running thread to another. Returns when somebody comes back.
-void Machine::resume(Thread* to) {
+inline void Machine::resume(Thread* to) {
   Thread* from = self();
   if (to == from) return;
   if (!to->started) start(to);
@@ -334,7 +334,7 @@ void syncthreads(const char* file, int line) {
   Unwatched unwatched;
   Thread* me = self();
   Machine& m = *me->machine;
-  if (m.barrier_arrived && (m.barrier_line != line || strcmp(m.barrier_file, file) != 0))
+  if (m.barrier_arrived && (m.barrier_line != line || (m.barrier_file != file && strcmp(m.barrier_file, file) != 0)))
     m.fail("divergent __syncthreads: lines " + std::to_string(m.barrier_line) + " and " + std::to_string(line));
   m.barrier_file = file;
   m.barrier_line = line;

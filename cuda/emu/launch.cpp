@@ -52,9 +52,10 @@ struct Pool {
   };
   std::vector<Job*> jobs;
   std::vector<Machine*> idle;
+  const unsigned cores = max(1u, std::thread::hardware_concurrency());  // asked once: it reads files
 
   Pool() {
-    for (unsigned i = 1; i < std::thread::hardware_concurrency(); i++) std::thread([this] { help(); }).detach();
+    for (unsigned i = 1; i < cores; i++) std::thread([this] { help(); }).detach();
   }
 
   Machine* take_machine() {
@@ -141,8 +142,7 @@ std::string run(const Kernel& kernel, Dim3 grid, unsigned threads, size_t shared
   }
 
   Pool& p = pool();
-  unsigned workers = options.workers ? options.workers : std::thread::hardware_concurrency();
-  Pool::Job job{&launch, 0, workers > 0 ? workers - 1 : 0};
+  Pool::Job job{&launch, 0, (options.workers ? options.workers : p.cores) - 1};
   Machine* m = p.take_machine();
   // Help is called only for a launch that lasts longer than waking a thread.
   auto start = std::chrono::steady_clock::now();
