@@ -11,10 +11,8 @@ struct Dropout {
 
 // Which of the elements 4 group..4 group + 4 are kept.
 DEV void dropout_keeps(const Dropout& d, uint64_t group, bool (&keeps)[4]) {
-  const uint32_t counter[4] = {static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32),
-                               static_cast<uint32_t>(d.site), static_cast<uint32_t>(d.site >> 32)};
-  uint32_t words[4];
-  philox_block(d.seed, counter, words);
+  const PhiloxBlock random = philox(d.seed, static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32),
+                                    static_cast<uint32_t>(d.site), static_cast<uint32_t>(d.site >> 32));
 #pragma unroll
-  for (int k = 0; k < 4; k++) keeps[k] = words[k] >> 8 >= d.limit;
+  for (int k = 0; k < 4; k++) keeps[k] = random.word[k] >> 8 >= d.limit;
 }
