@@ -310,7 +310,8 @@ fn cases() -> Vec<Case> {
         case
     };
     // More groups than one launch takes, of 0 to 12 elements, with gaps.
-    let many = (0..2 * CUDA_GROUPS + 3).map(|i| Group {
+    let count = 2 * CUDA_GROUPS + 3;
+    let many = (0..count).map(|i| Group {
         start: 13 * i + i % 3,
         end: 13 * i + 1 + i % 13,
         lr: 0.001 * (1 + i % 40) as f32,
@@ -321,8 +322,8 @@ fn cases() -> Vec<Case> {
         case(70, groups(70), 1, false),
         case(40_003, groups(40_003), 1000, false),
         case(700, groups(700), 3, true),
-        case(13 * many.len() + 40, many.clone(), 2, false),
-        case(13 * many.len() + 40, many, 2, true),
+        case(13 * count, many.clone(), 2, false),
+        case(13 * count, many, 2, true),
     ]
 }
 
