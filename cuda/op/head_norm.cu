@@ -101,11 +101,9 @@ struct HeadNormWeightParams {
   const void* x;
   const void* dy;
   const float* rstd;
-  float* partial;                   // [chunks, head_dim]
-  float* out;                       // [head_dim]
+  float* partial;  // [chunks, head_dim]
   uint32_t tokens, heads, kv_heads, head_dim;
   uint32_t first_head, head_count;  // the heads that share the weight
-  uint32_t flags, pad;
 };
 
 // The sums of dy x rstd over the tokens of chunk blockIdx.x, for 32 dimensions: one a lane, tokens dealt out to warps.
@@ -133,14 +131,3 @@ DEV void head_norm_weight(const HeadNormWeightParams& p) {
 
 KERNEL(head_norm_weight_f32, HeadNormWeightParams, 256) { head_norm_weight<float>(p); }
 KERNEL(head_norm_weight_bf16, HeadNormWeightParams, 256) { head_norm_weight<bf16>(p); }
-
-// The sums of chunks in order, one dimension a thread.
-KERNEL(head_norm_weight_sum, HeadNormWeightParams, 64) {
-  const uint32_t column = blockIdx.x * blockDim.x + threadIdx.x;
-  if (column >= p.head_dim) return;
-  const uint32_t chunks = (p.tokens + HEAD_NORM_CHUNK - 1) / HEAD_NORM_CHUNK;
-  float sum = 0.f;
-#pragma unroll 8
-  for (uint32_t c = 0; c < chunks; c++) sum += p.partial[static_cast<size_t>(c) * p.head_dim + column];
-  store<float>(p.out, column, sum, p.flags & FLAG_ADD);
-}

@@ -67,16 +67,3 @@ DEV void scatter_add(const ScatterParams& p) {
 KERNEL(scatter_add_f32, ScatterParams, 256) { scatter_add<float, float>(p); }
 KERNEL(scatter_add_bf16, ScatterParams, 256) { scatter_add<bf16, bf16>(p); }
 KERNEL(scatter_add_bf16_f32, ScatterParams, 256) { scatter_add<bf16, float>(p); }
-
-struct ScatterZeroParams {
-  void* to;
-  uint64_t words;  // of 4 bytes; a last half word besides if `half`
-  uint32_t flags, half;
-};
-
-KERNEL(scatter_zero, ScatterZeroParams, 256) {
-  const size_t i = vec_start<4>();
-  const float zeros[4] = {};
-  if (i < p.words) store_vec<float>(p.to, i, vec_count<4>(p.words - i), p.flags & FLAG_ALIGNED, zeros);
-  if (i == 0 && p.half) static_cast<uint16_t*>(p.to)[2 * p.words] = 0;
-}

@@ -10,11 +10,11 @@ use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::act as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
-use crate::op::cuda::by_dtype;
 use crate::op::cuda::vectors::{OWN, THREADS, adding, aligned, row_grid, vec_len};
 use crate::op::registry::OpDef;
 use crate::op::{
-    Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, required, shape_error,
+    Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
+    shape_error,
 };
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
@@ -96,7 +96,7 @@ impl Op for Act {
     }
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        let (x, y) = (io.input(0), io.output(0));
+        let (x, y) = (io.input(0), io.outs[0]);
         let kernel = by_dtype(x.desc.dtype, "act_forward_f32", "act_forward_bf16");
         self.launch(io.stream, kernel, x, 0, y.ptr, 0)
     }

@@ -9,10 +9,9 @@ use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::SharedMut;
-use crate::op::cuda::by_dtype;
 use crate::op::cuda::vectors::{THREADS, aligned, flat_grid};
 use crate::op::registry::OpDef;
-use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -107,8 +106,8 @@ impl Op for AdamW {
     }
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        let w = io.output(0);
-        let [m, v] = [1, 2].map(|i| io.output(i).ptr);
+        let w = io.outs[0];
+        let [m, v] = [1, 2].map(|i| io.outs[i].ptr);
         let master = io.outs.get(3).map_or(0, |p| p.ptr);
         let (grad, kernel) = (io.ptr(1), by_dtype(w.desc.dtype, "adamw_f32", "adamw_bf16"));
         let mut groups: Vec<&Group> = self.groups.iter().filter(|g| g.start < g.end).collect();

@@ -7,11 +7,11 @@ use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
-use crate::op::cuda::by_dtype;
 use crate::op::cuda::vectors::{THREADS, aligned, flat_grid, vec_len};
 use crate::op::registry::OpDef;
 use crate::op::{
-    Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, required, shape_error,
+    Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
+    shape_error,
 };
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
@@ -58,7 +58,7 @@ impl Op for Add {
     }
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        launch(io.stream, io.input(0), io.ptr(1), io.output(0).ptr)
+        launch(io.stream, io.input(0), io.ptr(1), io.outs[0].ptr)
     }
 
     fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {

@@ -6,10 +6,9 @@ use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
-use crate::op::cuda::by_dtype;
 use crate::op::cuda::vectors::{THREADS, aligned, flat_grid};
 use crate::op::registry::OpDef;
-use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -52,7 +51,7 @@ impl Op for Ema {
     }
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        let (w, ema) = (io.input(1), io.output(0).ptr);
+        let (w, ema) = (io.input(1), io.outs[0].ptr);
         let len = w.desc.shape.numel();
         let params = Params {
             w: w.ptr,

@@ -8,12 +8,12 @@ use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::scatter::{check_range, scatter_add};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
-use crate::op::cuda::by_dtype;
 use crate::op::cuda::scatter::{scatter_add as cuda_scatter_add, scatter_scratch};
 use crate::op::cuda::vectors::{THREADS, aligned, row_grid, vec_len};
 use crate::op::registry::OpDef;
 use crate::op::{
-    Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, required, shape_error,
+    Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
+    shape_error,
 };
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
@@ -73,7 +73,7 @@ impl Op for Gather {
     }
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        let (x, index, y) = (io.input(0), io.input(1), io.output(0).ptr);
+        let (x, index, y) = (io.input(0), io.input(1), io.outs[0].ptr);
         let (count, width, n) = (index.desc.shape.numel(), width(&x.desc), vec_len(x.desc.dtype));
         let params = Params {
             x: x.ptr,

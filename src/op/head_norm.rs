@@ -9,13 +9,13 @@ use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
-use crate::op::cuda::by_dtype;
+use crate::op::cuda::sum_pieces;
 use crate::op::cuda::vectors::{adding, aligned};
 use crate::op::norm::{self, Norm};
 use crate::op::registry::OpDef;
 use crate::op::{
-    Arg, Backward, CudaBackward, CudaForward, CudaGrad, Forward, Op, Place, Plan, Run, required,
-    shape_error,
+    Arg, Backward, CudaBackward, CudaForward, CudaGrad, Forward, Op, Place, Plan, Run, by_dtype,
+    required, shape_error,
 };
 use crate::tensor::{Desc, Tensor};
 use std::ops::Range;
@@ -123,7 +123,7 @@ impl Op for HeadNorm {
     }
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        let (x, rstd, y) = (io.input(0), io.output(1).ptr, io.output(0).ptr);
+        let (x, rstd, y) = (io.input(0), io.outs[1].ptr, io.outs[0].ptr);
         let kernel = by_dtype(x.desc.dtype, "head_norm_forward_f32", "head_norm_forward_bf16");
         self.launch(io.stream, kernel, [x, io.input(1), io.input(2)], 0, rstd, y, 0)
     }
@@ -172,15 +172,12 @@ struct WeightParams {
     dy: u64,
     rstd: u64,
     partial: u64,
-    out: u64,
     tokens: u32,
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
     first_head: u32,
     head_count: u32,
-    flags: u32,
-    pad: u32,
 }
 
 impl HeadNorm {
@@ -230,21 +227,18 @@ impl HeadNorm {
             dy: io.dout(0).ptr,
             rstd: io.output(1).ptr,
             partial: io.scratch,
-            out: grad.arg.ptr,
             tokens: tokens as u32,
             heads: self.heads as u32,
             kv_heads: self.kv_heads as u32,
             head_dim: d as u32,
             first_head: heads.start as u32,
             head_count: heads.len() as u32,
-            flags: adding(grad.acc),
-            pad: 0,
         };
         let kernel = by_dtype(x.desc.dtype, "head_norm_weight_f32", "head_norm_weight_bf16");
-        let grid = [tokens.div_ceil(CUDA_CHUNK) as u32, d.div_ceil(32) as u32, 1];
+        let chunks = tokens.div_ceil(CUDA_CHUNK);
+        let grid = [chunks as u32, d.div_ceil(32) as u32, 1];
         io.stream.launch(kernel, grid, 256, 0, &params)?;
-        let grid = [d.div_ceil(64) as u32, 1, 1];
-        io.stream.launch("head_norm_weight_sum", grid, 64, 0, &params)
+        sum_pieces(io.stream, io.scratch, chunks, d, grad.arg.ptr, grad.acc)
     }
 }
 

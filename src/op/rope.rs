@@ -11,11 +11,11 @@ use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
-use crate::op::cuda::by_dtype;
 use crate::op::cuda::vectors::{OWN, adding, aligned, vec_len};
 use crate::op::registry::OpDef;
 use crate::op::{
-    Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, required, shape_error,
+    Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
+    shape_error,
 };
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
@@ -105,7 +105,7 @@ impl Op for Rope {
     }
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        self.launch(io.stream, io.input(0), io.input(1), 1.0, io.output(0).ptr, 0)
+        self.launch(io.stream, io.input(0), io.input(1), 1.0, io.outs[0].ptr, 0)
     }
 
     fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {

@@ -1,9 +1,9 @@
 //! Scatter-add on CUDA, the gradient of reading rows by index. Entries that name one row are linked in
 //! order, and each row is summed in that order, as in `op/cpu/scatter.rs`: no atomics.
 
-use super::vectors::{THREADS, adding, aligned, flat_grid, row_grid, vec_len};
+use super::vectors::{THREADS, adding, aligned, row_grid, vec_len};
 use crate::base::{DType, Error, Result};
-use crate::device::Stream;
+use crate::device::{Region, Stream};
 use crate::op::{Arg, CudaGrad};
 
 #[repr(C)]
@@ -30,15 +30,6 @@ struct AddParams {
     flags: u32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct ZeroParams {
-    to: u64,
-    words: u64,
-    flags: u32,
-    half: u32,
-}
-
 /// Workspace for `count` entries, in f32 elements.
 pub fn scatter_scratch(count: usize) -> usize {
     count
@@ -58,7 +49,8 @@ pub fn scatter_add(
 ) -> Result<()> {
     let (count, len) = (index.desc.shape.numel(), to.arg.desc.shape.numel());
     if !to.acc {
-        zero(stream, to.arg)?;
+        let to = to.arg;
+        stream.fill(Region { ptr: to.ptr as *mut u8, bytes: to.desc.bytes() }, 0)?;
     }
     let links = LinksParams { index: index.ptr, links: scratch, count: count as u32, pad: 0 };
     let warps = THREADS / 32;
@@ -84,15 +76,4 @@ pub fn scatter_add(
         (a, b) => return Err(Error::internal(format!("scatter_add of {a} into {b}"))),
     };
     stream.launch(kernel, row_grid(count, width, n)?, THREADS, 0, &params)
-}
-
-fn zero(stream: &Stream, to: Arg) -> Result<()> {
-    let bytes = to.desc.bytes();
-    let params = ZeroParams {
-        to: to.ptr,
-        words: bytes as u64 / 4,
-        flags: aligned(&[to.ptr], &[], 4),
-        half: u32::from(bytes % 4 != 0),
-    };
-    stream.launch("scatter_zero", flat_grid(bytes.div_ceil(4), 4), THREADS, 0, &params)
 }

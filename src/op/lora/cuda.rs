@@ -5,10 +5,9 @@
 use super::{Lora, Sizes};
 use crate::base::{DType, Result};
 use crate::device::Stream;
-use crate::op::cuda::by_dtype;
 use crate::op::cuda::gemm::{Layout, Mat, Out, gemm};
 use crate::op::cuda::vectors::{THREADS, adding, aligned, flat_grid};
-use crate::op::{Arg, CudaBackward, CudaForward};
+use crate::op::{Arg, CudaBackward, CudaForward, by_dtype};
 
 /// Rows whose dropout(x) is kept at once.
 pub(super) const PIECE: usize = 4096;
@@ -160,7 +159,7 @@ fn out(ptr: u64, dtype: DType, ld: usize, accumulate: bool, scale: f32) -> Out {
 }
 
 pub(super) fn forward(op: &Lora, io: &CudaForward<'_>) -> Result<()> {
-    let (y, x, a, b, u) = (io.output(0), io.input(1), io.input(2), io.input(3), io.output(1));
+    let (y, x, a, b, u) = (io.outs[0], io.input(1), io.input(2), io.input(3), io.outs[1]);
     let call = Call::new(op, io.stream, [y, x, a, b], io.scratch)?;
     let s = call.s;
     for (start, rows) in call.pieces() {
