@@ -13,6 +13,8 @@ constexpr int MAX_EOS = 64;
 // The search for a logit fixes this many bits of its key at a time.
 constexpr int DIGIT = 2;
 constexpr int DIGITS = 1 << DIGIT;
+// No token can be drawn: logits are not finite, or every token is an end token.
+constexpr uint32_t FAULT_LOGITS = 5;
 
 struct SampleParams {
   const float* logits;  // [b, vocab]
@@ -196,7 +198,7 @@ KERNEL(sample_f32, SampleParams, ROW_THREADS) {
   uint32_t token = ~static_cast<uint32_t>(best);
   if (choices == 0 || !finite(stats.log_sum) || !finite(row.z[token])) {
     if (threadIdx.x != 0) return;
-    report_fault(p.fault, FAULT_TOKEN);
+    report_fault(p.fault, FAULT_LOGITS);
     p.tokens[b] = -1;
     p.logp[b] = NAN;
     return;

@@ -153,3 +153,22 @@ fn cases() -> Vec<Case> {
         case(0.9, 0.0, &[0, 3, 17]),
     ]
 }
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::op::cpu::testing::{Host, emulated};
+
+    #[test]
+    fn kernels_refuse_lengths_that_do_not_fit() {
+        let run = |cu: &[i32]| {
+            let x = Host::new::<f32>(&[4], &[1.0, 2.0, 3.0, 4.0]);
+            let ins = [Some(x.clone()), Some(x), Some(Host::ints(cu))];
+            emulated(&Gae { gamma: 1.0, lambda: 0.9 }, &ins)
+        };
+        assert!(run(&[0, 0, 3, 4]).is_ok());
+        for bad in [&[0, 5][..], &[1, 4], &[0, 3], &[0, 3, 2, 4], &[0, -1, 4], &[0]] {
+            assert!(run(bad).is_err(), "{bad:?}");
+        }
+    }
+}
