@@ -46,11 +46,10 @@ DEV SoftmaxRow softmax_row(const float* z, uint32_t n, float inv_t, SoftmaxShare
 #pragma unroll 4
     for (uint32_t k = 0; k < ROW_STRETCH; k++) {
       uint32_t i = start + k * ROW_THREADS + threadIdx.x;
-      if (i < n) {
-        float d, e = exp_bounded(z[i] * inv_t - max, d);
-        sums += e;
-        dots = fmaf(e, d, dots);
-      }
+      // Past the end there is nothing of any weight.
+      float d, e = exp_bounded((i < n ? z[i] : -INFINITY) * inv_t - max, d);
+      sums += e;
+      dots = fmaf(e, d, dots);
     }
     sum += static_cast<double>(sums);
     dot += static_cast<double>(dots);

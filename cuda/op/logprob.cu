@@ -47,27 +47,40 @@ struct LogProbSlopeParams {
   float inv_t, softcap;
 };
 
+constexpr uint32_t AT_ONCE = 4;
+
 // The gradient by the logits: g_logp (onehot - p) / T - g_entropy p (log p + H) / T, and through a cap
 // z = cap tanh(l / cap) times 1 - (z / cap)^2.
 template <class T>
 DEV void logprob_slope(const LogProbSlopeParams& p) {
   uint32_t t = blockIdx.x;
-  size_t start = static_cast<size_t>(t) * p.ld;
+  size_t row = static_cast<size_t>(t) * p.ld;
   float lse = p.lse[t], entropy = p.entropy[t];
   float by_target = (p.dlogp ? p.dlogp[t] : 0.f) * p.inv_t;
   float by_plogp = -(p.dentropy ? p.dentropy[t] : 0.f) * p.inv_t;
   uint32_t target = static_cast<uint32_t>(p.targets[t]);
-#pragma unroll 4
-  for (uint32_t i = threadIdx.x; i < p.vocab; i += ROW_THREADS) {
-    float z = softcap(p.logits[start + i], p.softcap);
-    float logp, prob = exp_bounded(z * p.inv_t - lse, logp);
-    float slope = prob * fmaf(by_plogp, logp + entropy, -by_target);
-    if (i == target) slope += by_target;
-    if (p.softcap != 0.f) {
-      float c = z / p.softcap;
-      slope *= 1.f - c * c;
+  // Several logits are read before gradients are written, perhaps to the same memory: then their reads overlap.
+  for (uint32_t start = threadIdx.x; start < p.vocab; start += AT_ONCE * ROW_THREADS) {
+    float logits[AT_ONCE];
+#pragma unroll
+    for (uint32_t k = 0; k < AT_ONCE; k++) {
+      uint32_t i = start + k * ROW_THREADS;
+      logits[k] = i < p.vocab ? p.logits[row + i] : 0.f;
     }
-    store<T>(p.dlogits, start + i, slope);
+#pragma unroll
+    for (uint32_t k = 0; k < AT_ONCE; k++) {
+      uint32_t i = start + k * ROW_THREADS;
+      if (i >= p.vocab) break;
+      float z = softcap(logits[k], p.softcap);
+      float logp, prob = exp_bounded(z * p.inv_t - lse, logp);
+      float slope = prob * fmaf(by_plogp, logp + entropy, -by_target);
+      if (i == target) slope += by_target;
+      if (p.softcap != 0.f) {
+        float c = z / p.softcap;
+        slope *= 1.f - c * c;
+      }
+      store<T>(p.dlogits, row + i, slope);
+    }
   }
 }
 KERNEL(logprob_slope_f32, LogProbSlopeParams, ROW_THREADS) { logprob_slope<float>(p); }

@@ -107,6 +107,7 @@ DEV Pass pass(const float* z, uint32_t n, uint64_t goal, uint64_t* partial, cons
 #pragma unroll 1
   for (int shift = 32 - DIGIT; shift >= 0; shift -= DIGIT) {
     uint64_t sums[DIGITS] = {};
+#pragma unroll 4
     for (uint32_t i = threadIdx.x; i < n; i += ROW_THREADS) {
       // Digits above the current one agree with the key so far where this is less than DIGITS.
       uint32_t digit = (key_of(z[i]) ^ found.key) >> shift;
