@@ -90,6 +90,21 @@ DEV Work find_work(const AttendParams& p, int group, int rows, int index) {
   return {false, 0, 0, 0, 0};
 }
 
+// The query rows of one sequence and kv head.
+struct QueryRows {
+  const AttendParams& p;
+  Group group;
+  int first, kv_head, start;  // the sequence's first token in the batch, and its position
+  METHOD QueryRows(const AttendParams& p, const Work& w, int kv_head, int start)
+      : p(p), group(group_of(p)), first(w.first), kv_head(kv_head), start(start) {}
+  METHOD int position(int row) const { return start + group.token(row); }
+  METHOD int head(int row) const { return kv_head * static_cast<int>(group.size) + group.head(row); }
+  METHOD size_t token(int row) const { return first + group.token(row); }
+  // Where the row starts in qkv, in elements; in o and d_o, in rows of one head, which is its place in lse and delta.
+  METHOD size_t in_qkv(int row) const { return token(row) * width_of(p) + static_cast<size_t>(head(row)) * p.head_dim; }
+  METHOD size_t in_o(int row) const { return token(row) * p.heads + head(row); }
+};
+
 // Later tiles of a sequence see more keys, so they go first and the last blocks to run are short ones.
 DEV int tile_index() { return static_cast<int>(gridDim.x - 1 - blockIdx.x); }
 

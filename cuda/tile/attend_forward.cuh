@@ -105,20 +105,17 @@ DEV void attend_forward_bf16(const AttendParams& p) {
   bf16* const stages = memory + ROWS * Tile<D>::STRIDE;
   float4* const between = reinterpret_cast<float4*>(stages + 4 * STAGE);
 
-  const Group group(group_of(p));
-  const int kv_head = blockIdx.y, d = p.head_dim;
-  const Work work = find_work(p, group.size, ROWS, tile_index());
+  const int kv_head = blockIdx.y, group = group_of(p), d = p.head_dim;
+  const Work work = find_work(p, group, ROWS, tile_index());
   if (!work.found) return;
   const Source<bf16> source(p, work, kv_head);
   if (!source.fits()) return;
   const bool aligned = p.flags & ATTEND_ALIGNED;
-  const int first_row = work.tile * ROWS, rows = min(ROWS, work.length * static_cast<int>(group.size) - first_row);
-  const int low = source.start + group.token(first_row), high = source.start + group.token(first_row + rows - 1);
+  const QueryRows query(p, work, kv_head, source.start);
+  const int first_row = work.tile * ROWS, rows = min(ROWS, work.length * group - first_row);
+  const int low = query.position(first_row), high = query.position(first_row + rows - 1);
   const Span span(p, low, high, BLOCK_KEYS);
 
-  // Where query row r of the tile, that is its token and head, lies in units of rows of one head.
-  const auto token = [&](int r) { return static_cast<size_t>(work.first + group.token(first_row + r)); };
-  const auto head = [&](int r) { return kv_head * static_cast<int>(group.size) + group.head(first_row + r); };
   bool missing = false;
   const auto load_keys = [&](int stage, int key) {
     const Keys<bf16> keys = source.at(key);
@@ -132,8 +129,7 @@ DEV void attend_forward_bf16(const AttendParams& p) {
     cp_async_commit();
   };
   const bf16* const qkv = static_cast<const bf16*>(p.qkv);
-  load_tile<D, ROWS, ATTEND_THREADS>(
-      queries, [&](int r) { return qkv + token(r) * width_of(p) + head(r) * d; }, rows, d, aligned);
+  load_tile<D, ROWS, ATTEND_THREADS>(queries, [&](int r) { return qkv + query.in_qkv(first_row + r); }, rows, d, aligned);
   load_keys(0, span.first);
 
   const int part = warp_id() % SHARE, warp_row = warp_id() / SHARE * 16, my_row = warp_row + lane_id() / 4;
@@ -141,9 +137,9 @@ DEV void attend_forward_bf16(const AttendParams& p) {
   float slope[2];
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    const int r = min(my_row + 8 * h, rows - 1);
-    position[h] = source.start + group.token(first_row + r);
-    slope[h] = slope_of(p, head(r));
+    const int row = first_row + min(my_row + 8 * h, rows - 1);
+    position[h] = query.position(row);
+    slope[h] = slope_of(p, query.head(row));
   }
   const int column = part * WIDTH;
   float o[WIDTH / 8][4] = {};
@@ -171,9 +167,8 @@ DEV void attend_forward_bf16(const AttendParams& p) {
     float sum = run.sum[h];
     sum += __shfl_xor_sync(FULL, sum, 1);
     sum += __shfl_xor_sync(FULL, sum, 2);
-    const int r = my_row + 8 * h;
-    if (r >= rows) continue;
-    const size_t at = token(r) * p.heads + head(r);
+    if (my_row + 8 * h >= rows) continue;
+    const size_t at = query.in_o(first_row + my_row + 8 * h);
     const float inverse = missing ? NAN : 1.f / sum;
     bf16* const out = static_cast<bf16*>(p.o) + at * d;
 #pragma unroll

@@ -82,7 +82,7 @@ DEV void multiply(float (&d)[N][4], const float (&a)[K][4], Tile<D> b, int row, 
 template <int D, int ROWS, int THREADS, class From>
 DEV void load_tile(Tile<D> to, From from, int valid, int columns, bool aligned) {
   constexpr int PIECES = D / 8;
-#pragma unroll
+#pragma unroll 4
   for (int i = threadIdx.x; i < ROWS * PIECES; i += THREADS) {
     const int row = i / PIECES, column = i % PIECES * 8;
     const bool inside = row < valid && column < columns;
