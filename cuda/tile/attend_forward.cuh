@@ -159,7 +159,9 @@ DEV void attend_forward_bf16(const AttendParams& p) {
     }
     adjust_scores(p, s, key, position, slope, !all_visible(p, key, key + BLOCK_KEYS, low, high));
     softmax_step(s, run, o);
-    multiply(o, s, v, 0, column);
+    uint32_t probabilities[4][4];
+    round_left(probabilities, s);
+    multiply(o, probabilities, v, 0, column);
   }
 
 #pragma unroll

@@ -43,7 +43,7 @@ DEV void load_right(uint32_t (&r)[4], Tile<D> t, int row, int column) {
 template <int D, int N>
 DEV void multiply_transposed(float (&d)[N][4], Tile<D> a, int a_row, Tile<D> b, int b_row) {
   static_assert(N % 2 == 0, "16 rows at a time");
-#pragma unroll
+#pragma unroll 4
   for (int k = 0; k < D; k += 16) {
     uint32_t left[4];
     load_left(left, a, a_row, k);
@@ -57,23 +57,45 @@ DEV void multiply_transposed(float (&d)[N][4], Tile<D> a, int a_row, Tile<D> b, 
   }
 }
 
-// d += round(a) b for a of 16 rows and 8 K columns, rows row.. and columns column.. of b, over the rows of b in order.
-template <int D, int K, int N>
-DEV void multiply(float (&d)[N][4], const float (&a)[K][4], Tile<D> b, int row, int column) {
-  static_assert(K % 4 == 0, "32 rows at a time");
+// A result, rounded, as left operands.
+template <int K>
+DEV void round_left(uint32_t (&left)[K][4], const float (&a)[2 * K][4]) {
 #pragma unroll
-  for (int k = 0; k < K; k += 4) {
-    const uint32_t left[2][4] = {{pack_bf16(a[k][0], a[k][1]), pack_bf16(a[k][2], a[k][3]),
-                                  pack_bf16(a[k + 1][0], a[k + 1][1]), pack_bf16(a[k + 1][2], a[k + 1][3])},
-                                 {pack_bf16(a[k + 2][0], a[k + 2][1]), pack_bf16(a[k + 2][2], a[k + 2][3]),
-                                  pack_bf16(a[k + 3][0], a[k + 3][1]), pack_bf16(a[k + 3][2], a[k + 3][3])}};
+  for (int k = 0; k < K; k++)
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      left[k][i] = pack_bf16(a[2 * k + i / 2][i % 2 * 2], a[2 * k + i / 2][i % 2 * 2 + 1]);
+}
+
+// d += left b for `left` of 16 rows and 16 K columns, rows row.. and columns column.. of b, over the rows of b in order.
+template <int D, int K, int N>
+DEV void multiply(float (&d)[N][4], const uint32_t (&left)[K][4], Tile<D> b, int row, int column) {
+  static_assert(K % 2 == 0, "32 rows at a time");
+#pragma unroll
+  for (int k = 0; k < K; k += 2)
 #pragma unroll
     for (int n = 0; n < N; n++) {
       uint32_t right[4];
-      load_right(right, b, row + k * 8, column + n * 8);
-      mma_bf16(d[n], left[0], right[0], right[1]);
-      mma_bf16(d[n], left[1], right[2], right[3]);
+      load_right(right, b, row + k * 16, column + n * 8);
+      mma_bf16(d[n], left[k], right[0], right[1]);
+      mma_bf16(d[n], left[k + 1], right[2], right[3]);
     }
+}
+
+// Operands that SHARE warps made together, each of them its part, and each gets all. `between` has room for all of one group of warps.
+template <int SHARE, int K>
+DEV void exchange_left(uint32_t (&all)[SHARE * K][4], const uint32_t (&mine)[K][4], int part, uint4* between) {
+  const int lane = lane_id();
+#pragma unroll
+  for (int k = 0; k < K; k++) between[(part * K + k) * WARP + lane] = {mine[k][0], mine[k][1], mine[k][2], mine[k][3]};
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < SHARE * K; k++) {
+    const uint4 operand = between[k * WARP + lane];
+    all[k][0] = operand.x;
+    all[k][1] = operand.y;
+    all[k][2] = operand.z;
+    all[k][3] = operand.w;
   }
 }
 
