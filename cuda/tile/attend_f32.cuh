@@ -18,7 +18,7 @@ DEV int thread_column() { return static_cast<int>(threadIdx.x) % SIDE; }
 // ROWS rows of `columns` elements, of which `valid` exist; the rest becomes 0.
 template <int D, int ROWS, class From>
 DEV void load_tile_f32(float* to, From from, int valid, int columns) {
-#pragma unroll 4
+#pragma unroll 2
   for (int i = threadIdx.x; i < ROWS * D; i += ATTEND_THREADS) {
     const int row = i / D, column = i % D;
     to[row * STRIDE_F32<D> + column] = row < valid && column < columns ? from(row)[column] : 0.f;
