@@ -72,8 +72,9 @@ impl Engine {
         let fits = |c: &KvCache| c.pages >= pages && c.desc.shape.dims()[0] >= sequences * c.pages;
         if !self.cache.as_ref().is_some_and(fits) {
             self.cache = None;
-            let dtype = self.model.store.dtype();
-            self.cache = Some(KvCache::new(&self.model.arch, dtype, sequences, max_len)?);
+            let (arch, store) = (&self.model.arch, &self.model.store);
+            let cache = KvCache::new(arch, store.device(), store.dtype(), sequences, max_len)?;
+            self.cache = Some(cache);
         }
         self.phase = Phase::Generation;
         Ok(())

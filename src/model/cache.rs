@@ -21,11 +21,17 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `sequences` sequences of up to `max_len` tokens.
-    pub fn new(arch: &Arch, dtype: DType, sequences: usize, max_len: usize) -> Result<KvCache> {
+    /// Room for `sequences` sequences of up to `max_len` tokens, on `device`.
+    pub fn new(
+        arch: &Arch,
+        device: Device,
+        dtype: DType,
+        sequences: usize,
+        max_len: usize,
+    ) -> Result<KvCache> {
         let pages = max_len.div_ceil(PAGE).max(1);
         let desc = Desc::new(&[sequences * pages, arch.kv_heads, PAGE, arch.head_dim], dtype);
-        let one = || Buffer::zeroed(Device::Cpu, desc.bytes());
+        let one = || Buffer::zeroed(device, desc.bytes());
         let layers = (0..arch.layers).map(|_| Ok((one()?, one()?))).collect::<Result<Vec<_>>>()?;
         Ok(KvCache { layers, desc, pages })
     }

@@ -7,6 +7,7 @@ use super::say;
 use super::sources::Source;
 use crate::base::{Error, Result};
 use crate::data::{ChatFormat, Message, Tokenizer, chat_ids};
+use crate::device::Device;
 use crate::engine::Engine;
 use crate::model::{Head, LoadOptions};
 use crate::rollout::Sampling;
@@ -32,7 +33,7 @@ pub fn chat(cfg: &ChatConfig) -> Result<()> {
         engine: Engine::frozen(model),
         format: chat_format(ConversationFormat::Auto, &source.tokenizer),
         tokenizer: source.tokenizer,
-        ws: Workspace::new(usize::MAX)?,
+        ws: Workspace::new(Device::Cpu, usize::MAX)?,
         system: cfg.system.clone(),
         history: vec![],
         turns: 0,

@@ -7,6 +7,7 @@ use super::say;
 use super::sources::{Source, retokenise};
 use crate::base::{DType, Error, Result};
 use crate::data::Tokenizer;
+use crate::device::Device;
 use crate::engine::Engine;
 use crate::model::{Head, LoadOptions};
 use crate::pipeline::demo;
@@ -31,7 +32,7 @@ struct Scored {
 /// Evaluates and prints a table on standard output.
 pub fn eval(cfg: &EvalConfig) -> Result<()> {
     let dtype = cfg.dtype.dtype();
-    let mut ws = Workspace::new(usize::MAX)?;
+    let mut ws = Workspace::new(Device::Cpu, usize::MAX)?;
     let source = Source::open(&cfg.path.display().to_string())?;
     let prompts = datasets::eval_prompts(cfg, &source)?;
     let scorer = scorer(cfg, &source, dtype)?;

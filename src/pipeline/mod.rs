@@ -21,6 +21,7 @@ pub use inspect::inspect;
 
 use crate::base::{DType, Error, Result};
 use crate::data::Blend;
+use crate::device::Device;
 use crate::model::{Model, resolve_model};
 use crate::report::{Event, Reporter};
 use crate::rlhf::RewardRule;
@@ -73,7 +74,7 @@ fn run_steps(
     let mut run = Run {
         cfg,
         dtype: cfg.dtype.dtype(),
-        ws: Workspace::new(usize::MAX)?,
+        ws: Workspace::new(Device::Cpu, usize::MAX)?,
         reporter: Reporter::open(dir.path(), cfg.quiet, cfg.tensorboard)?,
         dir,
         blend: None,

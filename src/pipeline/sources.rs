@@ -3,11 +3,12 @@
 use crate::arch::Config;
 use crate::base::{DType, Error, Result};
 use crate::data::Tokenizer;
+use crate::device::Device;
 use crate::model::{
-    Head, LoadOptions, LoraConfig, Model, SaveAs, base_dir, resolve_model, save_adapters,
+    Head, LoadOptions, LoraConfig, Model, SaveAs, Values, base_dir, resolve_model, save_adapters,
     save_model,
 };
-use crate::pool::ParamId;
+
 use crate::report::{Event, Reporter};
 use crate::rlhf::Retokenise;
 use std::path::{Path, PathBuf};
@@ -90,7 +91,7 @@ impl Source {
         model: &Model,
         dir: &Path,
         options: &SaveAs,
-        values: Option<&dyn Fn(ParamId) -> Option<Vec<f32>>>,
+        values: Option<&Values<'_>>,
     ) -> Result<()> {
         replace_dir(dir, |new| {
             save_model(model, new, options, values)?;
@@ -162,5 +163,5 @@ pub(super) fn trained(
     lora: Option<LoraConfig>,
     seed: u64,
 ) -> LoadOptions {
-    LoadOptions { head, dtype, train: true, lora, seed }
+    LoadOptions { head, dtype, train: true, device: Device::Cpu, lora, seed }
 }
