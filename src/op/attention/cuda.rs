@@ -27,8 +27,8 @@ const ALIBI: u32 = 4;
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(in crate::op) struct Params {
-    pub(in crate::op) qkv: u64,
-    pub(in crate::op) cu_seqlens: u64,
+    qkv: u64,
+    cu_seqlens: u64,
     pub(in crate::op) starts: u64,
     pub(in crate::op) page_table: u64,
     pub(in crate::op) kcache: u64,
@@ -221,7 +221,7 @@ pub(in crate::op) fn attend(
     };
     let kernel = format!("{kernel}_{}_d{}", name(dtype), shape.width);
     let grid = [params.tiles(group, rows), op.kv_heads as u32, 1];
-    stream.launch(&kernel, grid, THREADS, shape.forward(dtype, rows) as u32, &params)
+    stream.launch(&kernel, grid, THREADS, shape.forward(dtype, rows), &params)
 }
 
 /// `Op::cuda_forward` of packed attention.
@@ -253,7 +253,7 @@ pub(super) fn backward(op: &Attention, io: &CudaBackward<'_>) -> Result<()> {
     let (shape, group, heads) = (Shape::of(op)?, op.group(), op.kv_heads as u32);
     let launch = |what: &str, grid: [u32; 3], share: usize, shared: usize| {
         let kernel = format!("attention_backward_{what}_{}_d{}", name(dtype), shape.width);
-        io.stream.launch(&kernel, grid, THREADS * share as u32, shared as u32, &params)
+        io.stream.launch(&kernel, grid, THREADS * share as u32, shared, &params)
     };
     let rows = (qkv.rows() * op.heads) as u32;
     let delta = format!("attention_delta_{}", name(dtype));
