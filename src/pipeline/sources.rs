@@ -1,12 +1,10 @@
 //! Models of a run with their tokenizers: found, loaded, saved.
 
 use crate::arch::Config;
-use crate::base::{DType, Error, Result};
+use crate::base::{Error, Result};
 use crate::data::Tokenizer;
-use crate::device::Device;
 use crate::model::{
-    Head, LoadOptions, LoraConfig, Model, SaveAs, Values, base_dir, resolve_model, save_adapters,
-    save_model,
+    LoadOptions, Model, SaveAs, Values, base_dir, resolve_model, save_adapters, save_model,
 };
 
 use crate::report::{Event, Reporter};
@@ -154,14 +152,4 @@ pub(super) fn clear(dir: &Path) -> Result<()> {
         true => std::fs::remove_dir_all(dir).map_err(|e| Error::io("remove", dir, &e)),
         false => Ok(()),
     }
-}
-
-/// Options for a model to be trained.
-pub(super) fn trained(
-    head: Head,
-    dtype: DType,
-    lora: Option<LoraConfig>,
-    seed: u64,
-) -> LoadOptions {
-    LoadOptions { head, dtype, train: true, device: Device::Cpu, lora, seed }
 }

@@ -66,15 +66,17 @@ const FUNCTION_SHARED: c_int = 8;
 /// The real driver, opened once.
 fn driver() -> Result<&'static Api> {
     static DRIVER: OnceLock<std::result::Result<Api, String>> = OnceLock::new();
-    let driver = DRIVER.get_or_init(|| {
-        let api = Api::open()?;
-        // SAFETY: first call into the driver.
-        match unsafe { (api.init)(0) } {
-            SUCCESS => Ok(api),
-            code => Err(format!("the NVIDIA driver does not start: {}", api.describe(code))),
-        }
-    });
+    let driver = DRIVER.get_or_init(|| start(Api::open()?));
     driver.as_ref().map_err(|e| Error::resource(e.clone()))
+}
+
+/// The first call into a driver.
+fn start(api: Api) -> std::result::Result<Api, String> {
+    // SAFETY: takes no pointers.
+    match unsafe { (api.init)(0) } {
+        SUCCESS => Ok(api),
+        code => Err(format!("the NVIDIA driver does not start: {}", api.describe(code))),
+    }
 }
 
 /// The context of CUDA device `ordinal`.
@@ -100,10 +102,11 @@ pub(super) fn emulated() -> Result<&'static Context> {
     #[cfg(feature = "emulator")]
     {
         static EMULATED: OnceLock<Result<Context>> = OnceLock::new();
-        static API: OnceLock<Api> = OnceLock::new();
-        let context =
-            EMULATED.get_or_init(|| Context::open(API.get_or_init(Api::emulated), 0, true));
-        context.as_ref().map_err(Clone::clone)
+        let open = || {
+            let api = start(Api::emulated()).map_err(Error::internal)?;
+            Context::open(Box::leak(Box::new(api)), 0, true)
+        };
+        EMULATED.get_or_init(open).as_ref().map_err(Clone::clone)
     }
     #[cfg(not(feature = "emulator"))]
     Err(Error::resource(
