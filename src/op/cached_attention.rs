@@ -283,3 +283,7 @@ fn cases() -> Vec<Case> {
 #[cfg(test)]
 #[path = "cached_attention_tests.rs"]
 mod tests;
+
+#[cfg(all(test, feature = "emulator"))]
+#[path = "cached_attention/cuda_tests.rs"]
+mod cuda_tests;
