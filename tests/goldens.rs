@@ -2,6 +2,10 @@
 //! without the cache, adapters of `peft`, reward heads. How the goldens were made:
 //! `tests/golden/README.md`.
 
+#[path = "common/device.rs"]
+mod device;
+
+use device::device;
 use duplex::base::DType;
 use duplex::engine::{Engine, Terms};
 use duplex::formats::layout::scatter_rows;
@@ -42,7 +46,7 @@ fn dir(name: &str) -> PathBuf {
 }
 
 fn load(name: &str, head: Head, dtype: DType, train: bool) -> Model {
-    let options = LoadOptions { head, dtype, train, lora: None, seed: 0 };
+    let options = LoadOptions { head, dtype, train, device: device(), lora: None, seed: 0 };
     Model::load(&dir(name), &options).unwrap()
 }
 
@@ -55,7 +59,7 @@ fn relative(got: &[f32], want: &[f32]) -> f64 {
 
 /// Logits at every position of packed `rows`.
 fn logits(model: &Model, rows: &[Vec<i32>]) -> Vec<Vec<f32>> {
-    let mut ws = Workspace::new(usize::MAX).unwrap();
+    let mut ws = Workspace::new(device(), usize::MAX).unwrap();
     let selected: Vec<_> = rows.iter().map(|r| (r.as_slice(), 0..r.len())).collect();
     let batch = Batch::new(&selected);
     let flat = ws
@@ -92,7 +96,7 @@ fn check_greedy(name: &str, golden: &str) {
     let (model, golden) = (load(name, Head::Lm, DType::F32, false), Golden::open(golden));
     let rows = golden.rows();
     let prompts: Vec<&[i32]> = rows.iter().map(|r| &r[..5]).collect();
-    let mut ws = Workspace::new(usize::MAX).unwrap();
+    let mut ws = Workspace::new(device(), usize::MAX).unwrap();
     let mut engine = Engine::frozen(model);
     let sampling = Sampling::greedy(16, vec![]);
     let answers =
@@ -127,7 +131,7 @@ fn adamw() -> AdamWConfig {
 fn train_loss(name: &str, rows: &[Vec<i32>]) -> (f32, Engine) {
     let engine =
         Engine::trained(load(name, Head::Lm, DType::F32, true), adamw(), Keep::Input).unwrap();
-    let mut ws = Workspace::new(usize::MAX).unwrap();
+    let mut ws = Workspace::new(device(), usize::MAX).unwrap();
     let selected: Vec<_> = rows.iter().map(|r| (r.as_slice(), 0..r.len() - 1)).collect();
     let mut batch = Batch::new(&selected);
     let n = batch.select.len();
@@ -142,7 +146,7 @@ fn train_loss(name: &str, rows: &[Vec<i32>]) -> (f32, Engine) {
             Ok(Terms { losses: vec![loss], stats: vec![] })
         })
         .unwrap();
-    engine.model.store.settle_grads();
+    engine.model.store.settle_grads().unwrap();
     (terms[0][0], engine)
 }
 
@@ -262,7 +266,7 @@ fn reward_scores_and_gradients_match() {
     let rows = golden.rows();
     let model = load("llama_reward", Head::Score, DType::F32, true);
     let engine = Engine::trained(model, adamw(), Keep::All).unwrap();
-    let mut ws = Workspace::new(usize::MAX).unwrap();
+    let mut ws = Workspace::new(device(), usize::MAX).unwrap();
     let every: Vec<_> = rows.iter().map(|r| (r.as_slice(), 0..r.len())).collect();
     let scores = engine.scores(&mut ws, &Batch::new(&every)).unwrap();
     let want: Vec<f32> = (0..3).flat_map(|i| golden.floats(&format!("scores_{i}"))).collect();
@@ -277,7 +281,7 @@ fn reward_scores_and_gradients_match() {
             Ok(Terms { losses: vec![loss], stats: vec![] })
         })
         .unwrap();
-    engine.model.store.settle_grads();
+    engine.model.store.settle_grads().unwrap();
     for tensor in golden.file.names().filter_map(|n| n.strip_prefix("grad.")) {
         let error =
             relative(&grad_of(&engine.model, tensor), &golden.floats(&format!("grad.{tensor}")));

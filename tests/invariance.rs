@@ -29,7 +29,7 @@ fn gradients(
         model.store.write_f32(adapter.b, &b).unwrap();
     }
     let engine = Engine::trained(model, adamw(1e-3), keep).unwrap();
-    let mut ws = Workspace::new(usize::MAX).unwrap();
+    let mut ws = Workspace::new(device(), usize::MAX).unwrap();
     let total: usize = batches.iter().flatten().map(|r| r.len() - 1).sum();
     let scale = -1.0 / total as f32;
     let mut sum = 0.0;
@@ -50,7 +50,7 @@ fn gradients(
     }
     engine.model.store.settle_grads();
     let n = engine.model.store.params().len();
-    (sum, (0..n).filter_map(|i| engine.model.store.read_grad(ParamId(i))).collect())
+    (sum, (0..n).filter_map(|i| engine.model.store.read_grad(ParamId(i)).ok()).collect())
 }
 
 fn relative(a: &[f32], b: &[f32]) -> f64 {

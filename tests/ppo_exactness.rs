@@ -65,7 +65,7 @@ fn first_minibatch_is_exact_for_every_family_dtype_and_lora() {
                 for (temperature, keep) in [(1.0, Keep::All), (0.7, Keep::Input)] {
                     let what =
                         format!("{family} {dtype} lora {with_lora} temperature {temperature}");
-                    let mut ws = Workspace::new(usize::MAX).unwrap();
+                    let mut ws = Workspace::new(device(), usize::MAX).unwrap();
                     let engines = engines(family, dtype, with_lora, keep);
                     let mut trainer = PpoTrainer::new(engines, ppo_config(temperature)).unwrap();
                     let prompts = prompts(9, 7);
@@ -101,7 +101,7 @@ fn first_minibatch_is_exact_for_every_family_dtype_and_lora() {
 fn the_answer_does_not_depend_on_its_batch() {
     for dtype in [DType::F32, DType::Bf16] {
         for family in ALL_FAMILIES {
-            let mut ws = Workspace::new(usize::MAX).unwrap();
+            let mut ws = Workspace::new(device(), usize::MAX).unwrap();
             let mut engine = Engine::frozen(model(family, Head::Lm, dtype, false, None, 3));
             let prompts = prompts(4, 6);
             let prompts: Vec<&[i32]> = prompts.iter().map(Vec::as_slice).collect();

@@ -37,7 +37,7 @@ fn run(dir: &Path, out: &Path) -> Result<()> {
     };
     let rows = [row(longest), row(longest / 2), row(7)];
     let all: Vec<_> = rows.iter().map(|r| (r.as_slice(), 0..r.len())).collect();
-    let mut ws = Workspace::new(usize::MAX)?;
+    let mut ws = Workspace::new(Device::Cpu, usize::MAX)?;
     let values = ws.run("logits", &Batch::new(&all), |tape, batch: &Batch| {
         let (hidden, select) = batch.hidden(tape, &model, Pass::EVAL)?;
         let values = match head {

@@ -1,5 +1,5 @@
 // The emulator as kernels see it: the CUDA names they use, in C++ for the host. Threads of a block are fibers, warp
-// operations are collectives of 32 of them; the runtime is emu.cpp, the driver API over it driver.cpp.
+// operations are collectives of 32 of them. The runtime is the .cpp files beside it, the driver API over it driver*.cpp.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -19,7 +19,7 @@ struct Dim3 {
 struct Context {
   Dim3 thread, block, block_dim, grid_dim;
 };
-extern thread_local Context* current;
+extern constinit thread_local Context* current;  // constinit: read without a guard function
 
 // Makes a kernel known by name.
 struct Register {
@@ -71,23 +71,23 @@ template <class T>
 DEV T __shfl_up_sync(uint32_t mask, T v, int lanes) { return emu_shuffle(mask, v, lanes, emu::Shuffle::Up); }
 DEV uint32_t __ballot_sync(uint32_t mask, bool p) { return emu::ballot(mask, p); }
 
-struct uint4 {
+struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
-struct uint2 {
+struct alignas(8) uint2 {
   uint32_t x, y;
 };
-struct float4 {
+struct alignas(16) float4 {
   float x, y, z, w;
 };
-struct float2 {
+struct alignas(8) float2 {
   float x, y;
 };
 
 struct __nv_bfloat16 {
   uint16_t x;
 };
-struct __nv_bfloat162 {
+struct alignas(4) __nv_bfloat162 {
   __nv_bfloat16 x, y;
 };
 DEV float __bfloat162float(__nv_bfloat16 v) {

@@ -9,7 +9,7 @@
 
 #ifdef __CUDACC__
 #define KERNEL(name, Params, threads) \
-  extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
+  extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Params p)
 // Shared memory of fixed size; of a size given at the launch.
 #define SHARED(T, name, n) __shared__ __align__(16) T name[n]
 #define DYN_SHARED(T, name)                                        \

@@ -132,6 +132,7 @@ fn flag(entry: &Entry, key: &'static Key, default: Option<String>) -> Arg {
         Kind::Float { .. } => ("X", String::new()),
         Kind::Bytes => ("SIZE", String::new()),
         Kind::Choice(words) => ("WORD", format!(" [{}]", words.join("|"))),
+        Kind::Device => ("DEVICE", " [auto|cpu|cuda|cuda:N|emulated]".into()),
         Kind::Text | Kind::List(_) => ("TEXT", String::new()),
     };
     let default = default.map_or(String::new(), |d| format!(" [default: {d}]"));

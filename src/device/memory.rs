@@ -15,11 +15,13 @@ const ALIGN: usize = 64;
 /// An owned range of device memory, zero-initialised.
 #[derive(Debug)]
 pub struct Buffer {
+    device: Device,
     ptr: *mut u8,
     bytes: usize,
 }
 
-/// A borrowed address range. `ptr` is null on [`Device::Null`].
+/// A borrowed address range on some device. `ptr` is null on [`Device::Null`], and a host pointer only
+/// on [`Device::Cpu`].
 #[derive(Clone, Copy, Debug)]
 pub struct Region {
     /// First byte.
@@ -38,7 +40,15 @@ impl Buffer {
     /// Allocates `bytes` zeroed bytes on `device`.
     pub fn zeroed(device: Device, bytes: usize) -> Result<Buffer> {
         if device == Device::Null || bytes == 0 {
-            return Ok(Buffer { ptr: std::ptr::null_mut(), bytes });
+            return Ok(Buffer { device, ptr: std::ptr::null_mut(), bytes });
+        }
+        if device.has_kernels() {
+            let stream = device.stream()?;
+            let ptr = device.context()?.alloc(bytes)? as *mut u8;
+            stream.fill(Region { ptr, bytes }, 0)?;
+            // Other threads' streams may use it next.
+            stream.synchronize()?;
+            return Ok(Buffer { device, ptr, bytes });
         }
         let layout = Layout::from_size_align(bytes, ALIGN)
             .map_err(|_| Error::resource(format!("cannot allocate {bytes} bytes")))?;
@@ -50,7 +60,12 @@ impl Buffer {
                 "out of memory: cannot allocate {mib} MiB; use a smaller model, batch or sequence length"
             )));
         }
-        Ok(Buffer { ptr, bytes })
+        Ok(Buffer { device, ptr, bytes })
+    }
+
+    /// The device it lives on.
+    pub fn device(&self) -> Device {
+        self.device
     }
 
     /// Length in bytes.
@@ -70,39 +85,60 @@ impl Buffer {
     }
 
     /// Copies host bytes to `offset`.
-    pub fn write(&self, offset: usize, src: &[u8]) {
-        let region = self.slice(offset, src.len());
-        if !region.ptr.is_null() {
-            // SAFETY: the range was checked; `src` is host memory borrowed from elsewhere.
-            unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), region.ptr, src.len()) };
-        }
+    pub fn write(&self, offset: usize, src: &[u8]) -> Result<()> {
+        self.device.write(self.slice(offset, src.len()), src)
     }
 
     /// Copies bytes at `offset` to the host.
-    pub fn read(&self, offset: usize, dst: &mut [u8]) {
-        let region = self.slice(offset, dst.len());
-        if !region.ptr.is_null() {
-            // SAFETY: the range was checked; `dst` is exclusively borrowed host memory.
-            unsafe { std::ptr::copy_nonoverlapping(region.ptr, dst.as_mut_ptr(), dst.len()) };
+    pub fn read(&self, offset: usize, dst: &mut [u8]) -> Result<()> {
+        self.device.read(self.slice(offset, dst.len()), dst)
+    }
+}
+
+impl Device {
+    /// Copies host bytes to a region of this device's memory.
+    pub fn write(self, to: Region, src: &[u8]) -> Result<()> {
+        assert_eq!(to.bytes, src.len());
+        if to.ptr.is_null() {
+            return Ok(());
         }
+        if self.has_kernels() {
+            return self.stream()?.copy_in(to, src);
+        }
+        // SAFETY: the region is live host memory; `src` is host memory borrowed from elsewhere.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to.ptr, src.len()) };
+        Ok(())
     }
 
-    /// Sets all bytes to zero.
-    pub fn clear(&self) {
-        if !self.ptr.is_null() {
-            // SAFETY: the buffer owns `bytes` bytes at `ptr`.
-            unsafe { std::ptr::write_bytes(self.ptr, 0, self.bytes) };
+    /// Copies a region of this device's memory to the host, once all work before it is done.
+    pub fn read(self, from: Region, dst: &mut [u8]) -> Result<()> {
+        assert_eq!(from.bytes, dst.len());
+        if from.ptr.is_null() {
+            return Ok(());
         }
+        if self.has_kernels() {
+            return self.stream()?.copy_out(from, dst);
+        }
+        // SAFETY: the region is live host memory; `dst` is exclusively borrowed host memory.
+        unsafe { std::ptr::copy_nonoverlapping(from.ptr, dst.as_mut_ptr(), dst.len()) };
+        Ok(())
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if !self.ptr.is_null() {
-            let layout = Layout::from_size_align(self.bytes, ALIGN).expect("layout was valid");
-            // SAFETY: allocated in `zeroed` with this very layout.
-            unsafe { dealloc(self.ptr, layout) };
+        if self.ptr.is_null() {
+            return;
         }
+        if self.device.has_kernels() {
+            if let Ok(context) = self.device.context() {
+                context.free(self.ptr as u64);
+            }
+            return;
+        }
+        let layout = Layout::from_size_align(self.bytes, ALIGN).expect("layout was valid");
+        // SAFETY: allocated in `zeroed` with this very layout.
+        unsafe { dealloc(self.ptr, layout) };
     }
 }
 

@@ -1,16 +1,101 @@
-//! Where bytes live and code runs: the CPU, and Null, which allocates and computes nothing and is
-//! used to plan. The surface is memory and parallelism, no maths.
+//! Where bytes live and code runs: the CPU; a CUDA device; the same device emulated on the CPU, so that
+//! every kernel can be run without a GPU; and Null, which allocates and computes nothing and is used to
+//! plan. The surface is memory, streams, launches and parallelism, no maths.
 
 pub mod cpu;
+pub mod cuda;
 mod memory;
 
+pub use cuda::{Card, Event, Graph, Stream};
 pub use memory::{Buffer, Region};
 
+use crate::base::{Error, Result};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+
 /// A place where bytes live and operators run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Device {
     /// Host memory and the worker threads.
     Cpu,
+    /// A CUDA device, by number.
+    Cuda(u32),
+    /// A CUDA device emulated on the CPU: the same kernels, slowly.
+    Emulated,
     /// No memory, no arithmetic: the whole engine can be run on it to plan memory.
     Null,
+}
+
+impl Device {
+    /// Whether operators run as kernels here, on memory that the host cannot read.
+    pub fn has_kernels(self) -> bool {
+        matches!(self, Device::Cuda(_) | Device::Emulated)
+    }
+
+    /// The calling thread's stream on this device. Fails where there is no such device.
+    pub fn stream(self) -> Result<&'static Stream> {
+        thread_local! {
+            static STREAMS: RefCell<HashMap<Device, &'static Stream>> = RefCell::new(HashMap::new());
+        }
+        STREAMS.with_borrow_mut(|streams| {
+            if let Some(stream) = streams.get(&self) {
+                return Ok(*stream);
+            }
+            let stream: &'static Stream = Box::leak(Box::new(Stream::new(self.context()?)?));
+            streams.insert(self, stream);
+            Ok(stream)
+        })
+    }
+
+    fn context(self) -> Result<&'static cuda::Context> {
+        match self {
+            Device::Cuda(ordinal) => cuda::card(ordinal),
+            Device::Emulated => cuda::emulated(),
+            Device::Cpu | Device::Null => Err(Error::internal(format!("{self} has no streams"))),
+        }
+    }
+
+    /// The best device of this machine and why it is that one: CUDA when usable, else the CPU.
+    pub fn best() -> (Device, String) {
+        match Device::Cuda(0).stream() {
+            Ok(stream) => {
+                let card = stream.card();
+                let gib = card.memory as f64 / f64::from(1 << 30);
+                (Device::Cuda(0), format!("{}, {gib:.0} GiB", card.name))
+            }
+            Err(e) => (Device::Cpu, e.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            Device::Emulated => f.write_str("emulated"),
+            Device::Null => f.write_str("null"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Device> {
+        let unknown = || {
+            Error::user(format!("device {text:?} is not known; use cpu, cuda, cuda:N or emulated"))
+        };
+        match text {
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            "emulated" => Ok(Device::Emulated),
+            _ => {
+                let ordinal = text.strip_prefix("cuda:").ok_or_else(unknown)?;
+                ordinal.parse().map(Device::Cuda).map_err(|_| unknown())
+            }
+        }
+    }
 }

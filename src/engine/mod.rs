@@ -69,11 +69,12 @@ impl Engine {
     /// Switches to generation, with room for `sequences` sequences of `max_len` tokens.
     pub fn eval(&mut self, sequences: usize, max_len: usize) -> Result<()> {
         let pages = max_len.div_ceil(crate::model::PAGE);
-        let fits = |c: &KvCache| c.pages >= pages && c.desc.shape.dims()[0] >= sequences * c.pages;
+        let fits = |c: &KvCache| c.pages >= pages && c.spare() as usize >= sequences * c.pages;
         if !self.cache.as_ref().is_some_and(fits) {
             self.cache = None;
-            let dtype = self.model.store.dtype();
-            self.cache = Some(KvCache::new(&self.model.arch, dtype, sequences, max_len)?);
+            let (arch, store) = (&self.model.arch, &self.model.store);
+            let cache = KvCache::new(arch, store.device(), store.dtype(), sequences, max_len)?;
+            self.cache = Some(cache);
         }
         self.phase = Phase::Generation;
         Ok(())

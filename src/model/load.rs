@@ -3,13 +3,14 @@
 
 use crate::arch::Config;
 use crate::base::{DType, Error, Result};
+use crate::device::Device;
 use crate::formats::{Checkpoint, layout};
 use crate::model::lora::{is_adapter_dir, read_adapter_config};
 use crate::model::{Head, LoraConfig, Model, Source};
 use crate::pool::{Param, ParamId};
 use std::path::{Path, PathBuf};
 
-/// How a checkpoint is loaded.
+/// How a model is loaded or made.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// Head wanted; a missing score head is initialised.
@@ -18,6 +19,8 @@ pub struct LoadOptions {
     pub dtype: DType,
     /// Whether it will be trained.
     pub train: bool,
+    /// Where the weights live.
+    pub device: Device,
     /// Adapters to add.
     pub lora: Option<LoraConfig>,
     /// Seed of what has to be initialised.
@@ -25,9 +28,14 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// A frozen model without new adapters.
+    /// A frozen model without new adapters, on the CPU.
     pub fn frozen(head: Head, dtype: DType) -> LoadOptions {
-        LoadOptions { head, dtype, train: false, lora: None, seed: 0 }
+        LoadOptions { head, dtype, train: false, device: Device::Cpu, lora: None, seed: 0 }
+    }
+
+    /// The same, on `device`.
+    pub fn on(self, device: Device) -> LoadOptions {
+        LoadOptions { device, ..self }
     }
 }
 
@@ -83,8 +91,7 @@ impl Model {
             return Model::load_adapted(dir, options);
         }
         let config = Config::read(dir)?;
-        let lora = options.lora.as_ref();
-        let mut model = Model::empty(&config, options.head, options.dtype, options.train, lora)?;
+        let mut model = Model::empty(&config, options)?;
         let checkpoint = Checkpoint::open(dir)?;
         model.fill(&checkpoint, dir, options.seed)?;
         model.init_adapters(options.seed)?;

@@ -13,11 +13,10 @@ pub use forward::{Attend, Pass};
 pub use load::{LoadOptions, base_dir, resolve_model};
 pub use lora::{LoraConfig, linear_modules};
 pub use params::{Adapter, BlockParams, Linear, NormParams, Params, Source};
-pub use save::{SaveAs, save_adapters, save_model};
+pub use save::{SaveAs, Values, save_adapters, save_model};
 
 use crate::arch::{Arch, Config};
-use crate::base::{DType, Result, Rng};
-use crate::device::Device;
+use crate::base::{Result, Rng};
 use crate::pool::{ParamId, Store};
 
 /// What sits on top of the last norm.
@@ -51,33 +50,21 @@ pub struct Model {
 }
 
 impl Model {
-    /// A model with zeroed parameters. `train`: whether any are trained (with adapters: only those
-    /// and the score head).
-    pub fn empty(
-        config: &Config,
-        head: Head,
-        dtype: DType,
-        train: bool,
-        lora: Option<&LoraConfig>,
-    ) -> Result<Model> {
+    /// A model with zeroed parameters.
+    pub fn empty(config: &Config, options: &LoadOptions) -> Result<Model> {
+        let LoadOptions { head, train, .. } = *options;
         let arch = config.arch()?;
-        let (specs, params) = Params::lay_out(&arch, head, train, lora)?;
-        let store = Store::new(Device::Cpu, dtype, 1, specs)?;
-        let (config, lora) = (config.clone(), lora.cloned());
+        let (specs, params) = Params::lay_out(&arch, head, train, options.lora.as_ref())?;
+        let store = Store::new(options.device, options.dtype, 1, specs)?;
+        let (config, lora) = (config.clone(), options.lora.clone());
         Ok(Model { arch, config, head, lora, store, params, notes: vec![], score_is_random: false })
     }
 
     /// A model with random weights, as GPT-2 was initialised: normal with standard deviation 0.02,
     /// residual projections scaled down by sqrt(2 layers), norms 1, biases 0.
-    pub fn random(
-        config: &Config,
-        head: Head,
-        dtype: DType,
-        train: bool,
-        lora: Option<&LoraConfig>,
-        seed: u64,
-    ) -> Result<Model> {
-        let model = Model::empty(config, head, dtype, train, lora)?;
+    pub fn random(config: &Config, options: &LoadOptions) -> Result<Model> {
+        let model = Model::empty(config, options)?;
+        let seed = options.seed;
         for (i, p) in model.store.params().iter().enumerate() {
             let (id, n) = (ParamId(i), p.spec.shape.iter().product::<usize>());
             let name = &p.spec.name;

@@ -26,6 +26,9 @@ impl Default for SaveAs {
     }
 }
 
+/// Values to be written in place of a parameter's own, where there are some.
+pub type Values<'v> = dyn Fn(ParamId) -> Result<Option<Vec<f32>>> + 'v;
+
 /// Where the values of a checkpoint tensor come from.
 struct Part<'m> {
     param: ParamId,
@@ -39,7 +42,7 @@ pub fn save_model(
     model: &Model,
     dir: &Path,
     options: &SaveAs,
-    values: Option<&dyn Fn(ParamId) -> Option<Vec<f32>>>,
+    values: Option<&Values<'_>>,
 ) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
     write_json(&dir.join("config.json"), &config_of(model).into())?;
@@ -64,18 +67,18 @@ pub fn save_model(
     }
     let adapters = merged_adapters(model);
     let value = |id: ParamId| {
-        let given = values.and_then(|f| f(id));
-        given.unwrap_or_else(|| model.store.read_f32(id))
+        let given = values.map_or(Ok(None), |f| f(id))?;
+        given.map_or_else(|| model.store.read_f32(id), Ok)
     };
     save_sharded(dir, &tensors, options.max_shard_bytes, &mut |t| {
         let part = &parts[&t.name];
         let columns: usize = model.store.param(part.param).spec.shape[1..].iter().product();
         let range = part.rows.start * columns..part.rows.end * columns;
-        let mut w = value(part.param);
+        let mut w = value(part.param)?;
         // A parameter of several tensors comes by here once for each, and merges that one's adapter.
         let merged = adapters.get(&part.param).into_iter().flat_map(|a| a.iter());
         for adapter in merged.filter(|a| part.rows.contains(&a.offset)) {
-            merge(model, adapter, &value, columns, &mut w);
+            merge(model, adapter, &value, columns, &mut w)?;
         }
         if let Some(order) = &part.source.order {
             w = layout::scatter_rows(order, columns, &w);
@@ -116,12 +119,12 @@ fn merged_adapters(model: &Model) -> HashMap<ParamId, &Vec<Adapter>> {
 fn merge(
     model: &Model,
     adapter: &Adapter,
-    value: &dyn Fn(ParamId) -> Vec<f32>,
+    value: &dyn Fn(ParamId) -> Result<Vec<f32>>,
     columns: usize,
     w: &mut [f32],
-) {
+) -> Result<()> {
     let lora = model.lora.as_ref().expect("adapters come with a config");
-    let (a, b) = (value(adapter.a), value(adapter.b));
+    let (a, b) = (value(adapter.a)?, value(adapter.b)?);
     for row in 0..adapter.rows {
         let out = &mut w[(adapter.offset + row) * columns..][..columns];
         for r in 0..lora.rank {
@@ -129,6 +132,7 @@ fn merge(
             out.iter_mut().zip(&a[r * columns..]).for_each(|(o, a)| *o += f * a);
         }
     }
+    Ok(())
 }
 
 /// The config with what the weights are now: class, dtype, labels.
@@ -184,7 +188,7 @@ pub fn save_adapters(model: &Model, dir: &Path, base: &str) -> Result<()> {
     let path = dir.join("adapter_model.safetensors");
     write_safetensors(&path, &tensors, &[("format", "pt")], &mut |t| {
         let (id, order) = &places[&t.name];
-        let mut values = model.store.read_f32(*id);
+        let mut values = model.store.read_f32(*id)?;
         if let Some(order) = order {
             values = layout::scatter_rows(order, values.len() / order.len(), &values);
         }

@@ -11,10 +11,13 @@ use crate::op::cpu::attend::{Block, KEYS, Queries, attend, query_tokens};
 use crate::op::cpu::attend_backward::{Gradient, attend_backward};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run};
+use crate::op::{required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
+
+pub(super) mod cuda;
 
 /// The operator, with what some models do to the scores: scaled, then soft-capped, then biased, then
 /// masked.
@@ -145,6 +148,7 @@ impl Op for Attention {
             saves_ins: 0b11,
             saves_outs: 0b11,
             scratch_backward: rows * (self.head_dim + 1),
+            cuda_scratch_backward: rows,
             flops: 4 * (rows * keys * self.head_dim) as u64,
             ..Plan::default()
         })
@@ -162,6 +166,14 @@ impl Op for Attention {
             DType::Bf16 => backward::<bf16>(self, io),
             _ => backward::<f32>(self, io),
         }
+    }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        cuda::forward(self, io)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        cuda::backward(self, io)
     }
 }
 

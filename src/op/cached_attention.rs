@@ -16,10 +16,12 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::attend::{Block, KEYS, Queries, attend, query_tokens};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::registry::OpDef;
-use crate::op::{Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
+
+mod cuda;
 
 /// The operator.
 #[derive(Clone, Debug)]
@@ -106,6 +108,10 @@ impl Op for CachedAttention {
             DType::Bf16 => forward::<bf16>(&self.0, io),
             _ => forward::<f32>(&self.0, io),
         }
+    }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        cuda::forward(self, io)
     }
 }
 
@@ -277,3 +283,7 @@ fn cases() -> Vec<Case> {
 #[cfg(test)]
 #[path = "cached_attention_tests.rs"]
 mod tests;
+
+#[cfg(all(test, feature = "emulator"))]
+#[path = "cached_attention/cuda_tests.rs"]
+mod cuda_tests;

@@ -1,9 +1,11 @@
 //! One runner for every operator: forward against a float64 reference, gradients against 4-point
 //! finite differences of that reference, set and add, f32 and bf16, on poisoned outputs between red
-//! zones. Cases come from the registry.
+//! zones, on the CPU or on a device with kernels. Cases come from the registry.
 
 use crate::base::{DType, Elem, Error, Result, Rng, bf16};
-use crate::op::{Backward, Forward, Grad, Op, Place, Plan, View, ViewMut};
+use crate::device::{Buffer, Device};
+use crate::op::{Arg, Backward, CudaBackward, CudaForward, CudaGrad};
+use crate::op::{Forward, Grad, Op, Place, Plan, View, ViewMut};
 use crate::tensor::Desc;
 
 /// A float64 implementation: inputs in order (absent ones empty) to differentiable outputs in order.
@@ -129,6 +131,39 @@ struct Guarded {
     desc: Desc,
 }
 
+/// The same bytes, red zones included, on a device.
+struct OnDevice {
+    buffer: Buffer,
+    desc: Desc,
+}
+
+impl OnDevice {
+    fn new(device: Device, from: &Guarded) -> Result<OnDevice> {
+        let bytes: &[u8] = bytemuck::cast_slice(&from.words);
+        let buffer = Buffer::zeroed(device, bytes.len())?;
+        buffer.write(0, bytes)?;
+        Ok(OnDevice { buffer, desc: from.desc })
+    }
+
+    /// `len` f32 elements of NaN.
+    fn scratch(device: Device, len: usize) -> Result<OnDevice> {
+        OnDevice::new(device, &Guarded::poisoned(Desc::new(&[len], DType::F32)))
+    }
+
+    fn arg(&self) -> Arg {
+        Arg { ptr: self.address(), desc: self.desc }
+    }
+
+    fn address(&self) -> u64 {
+        self.buffer.region().ptr as u64 + RED_ZONE as u64
+    }
+
+    /// Brings the bytes back.
+    fn fetch(&self, to: &mut Guarded) -> Result<()> {
+        self.buffer.read(0, bytemuck::cast_slice_mut(&mut to.words))
+    }
+}
+
 impl Guarded {
     fn poisoned(desc: Desc) -> Guarded {
         let mut g = Guarded { words: vec![0; (desc.bytes() + 2 * RED_ZONE).div_ceil(8)], desc };
@@ -190,8 +225,9 @@ fn put<E: Elem>(bytes: &mut [u8], values: &[f64]) {
     out.iter_mut().zip(values).for_each(|(o, v)| *o = E::from_f32(*v as f32));
 }
 
-/// Runs one case in one dtype with inputs drawn from `seed`; an error names what differed.
-pub fn check(case: &Case, dtype: DType, seed: u64) -> Result<()> {
+/// Runs one case in one dtype on `device` with inputs drawn from `seed`; an error names what
+/// differed.
+pub fn check(case: &Case, device: Device, dtype: DType, seed: u64) -> Result<()> {
     let mut rng = Rng::new(seed, 0);
     let inputs: Vec<Option<Guarded>> = case
         .ins
@@ -215,7 +251,7 @@ pub fn check(case: &Case, dtype: DType, seed: u64) -> Result<()> {
     let plan = case.op.plan(&descs)?;
     let exact: Vec<Vec<f64>> =
         inputs.iter().map(|g| g.as_ref().map_or(vec![], Guarded::values)).collect();
-    let outs = forward(case, &plan, &inputs)?;
+    let outs = forward(case, device, &plan, &inputs)?;
     let limit = tolerance(dtype) * case.slack;
     let want = (case.reference)(&exact);
     let differentiable: Vec<usize> =
@@ -226,7 +262,7 @@ pub fn check(case: &Case, dtype: DType, seed: u64) -> Result<()> {
         compare(&format!("{:?} {dtype} output {i}", case.op), &outs[i].values(), want, limit)?;
     }
     if !differentiable.is_empty() {
-        gradients(case, dtype, &plan, &inputs, &exact, &outs, &differentiable, &mut rng)?;
+        gradients(case, device, dtype, &plan, &inputs, &exact, &outs, &differentiable, &mut rng)?;
     }
     Ok(())
 }
@@ -244,7 +280,12 @@ fn compare(what: &str, got: &[f64], want: &[f64], limit: f64) -> Result<()> {
     Ok(())
 }
 
-fn forward(case: &Case, plan: &Plan, inputs: &[Option<Guarded>]) -> Result<Vec<Guarded>> {
+fn forward(
+    case: &Case,
+    device: Device,
+    plan: &Plan,
+    inputs: &[Option<Guarded>],
+) -> Result<Vec<Guarded>> {
     let mut outs: Vec<Guarded> = plan
         .outs
         .iter()
@@ -257,19 +298,63 @@ fn forward(case: &Case, plan: &Plan, inputs: &[Option<Guarded>]) -> Result<Vec<G
         })
         .collect();
     let in_place = |i: usize| plan.outs.contains(&Place::InPlace(i));
-    let mut scratch = vec![f32::NAN; plan.scratch];
-    let mut io = Forward {
-        ins: (0..inputs.len())
-            .map(|i| if in_place(i) { None } else { inputs[i].as_ref().map(Guarded::view) })
-            .collect(),
-        outs: outs.iter_mut().map(Guarded::view_mut).collect(),
-        scratch: &mut scratch,
-    };
-    case.op.cpu_forward(&mut io)?;
+    let read: Vec<Option<&Guarded>> =
+        (0..inputs.len()).map(|i| inputs[i].as_ref().filter(|_| !in_place(i))).collect();
+    if device.has_kernels() {
+        cuda_forward(case, device, plan, &read, &mut outs)?;
+    } else {
+        let mut scratch = vec![f32::NAN; plan.scratch];
+        case.op.cpu_forward(&mut Forward {
+            ins: read.iter().map(|g| g.map(Guarded::view)).collect(),
+            outs: outs.iter_mut().map(Guarded::view_mut).collect(),
+            scratch: &mut scratch,
+        })?;
+    }
     for (i, out) in outs.iter().enumerate() {
         out.check_red_zones(&format!("{:?} output {i}", case.op))?;
     }
     Ok(outs)
+}
+
+/// Copies to the device what is there; `None` stays `None`.
+fn upload<'g>(
+    device: Device,
+    list: impl Iterator<Item = Option<&'g Guarded>>,
+) -> Result<Vec<Option<OnDevice>>> {
+    list.map(|g| g.map(|g| OnDevice::new(device, g)).transpose()).collect()
+}
+
+fn args(list: &[Option<OnDevice>]) -> Vec<Option<Arg>> {
+    list.iter().map(|d| d.as_ref().map(OnDevice::arg)).collect()
+}
+
+fn cuda_forward(
+    case: &Case,
+    device: Device,
+    plan: &Plan,
+    read: &[Option<&Guarded>],
+    outs: &mut [Guarded],
+) -> Result<()> {
+    let ins = upload(device, read.iter().copied())?;
+    let made = upload(device, outs.iter().map(Some))?;
+    let scratch = OnDevice::scratch(device, plan.cuda_scratch)?;
+    case.op.cuda_forward(&CudaForward {
+        stream: device.stream()?,
+        ins: args(&ins),
+        outs: made.iter().flatten().map(OnDevice::arg).collect(),
+        scratch: if plan.cuda_scratch == 0 { 0 } else { scratch.address() },
+    })?;
+    for (on_device, out) in made.iter().flatten().zip(outs) {
+        on_device.fetch(out)?;
+    }
+    check_scratch(&scratch)
+}
+
+/// The workspace's red zones must be whole too.
+fn check_scratch(scratch: &OnDevice) -> Result<()> {
+    let mut back = Guarded::poisoned(scratch.desc);
+    scratch.fetch(&mut back)?;
+    back.check_red_zones("workspace")
 }
 
 /// At most this many coordinates of an input are differentiated numerically.
@@ -278,6 +363,7 @@ const PROBES: usize = 48;
 #[allow(clippy::too_many_arguments)]
 fn gradients(
     case: &Case,
+    device: Device,
     dtype: DType,
     plan: &Plan,
     inputs: &[Option<Guarded>],
@@ -322,7 +408,7 @@ fn gradients(
                 })
             })
             .collect();
-        backward(case, plan, inputs, outs, &douts, &mut grads, acc)?;
+        backward(case, device, plan, inputs, outs, &douts, &mut grads, acc)?;
         for (i, grad) in grads.iter().enumerate() {
             let Some(grad) = grad else { continue };
             grad.check_red_zones(&format!("{:?} gradient {i}", case.op))?;
@@ -356,8 +442,10 @@ fn difference(f: &dyn Fn(&[Vec<f64>]) -> f64, ins: &[Vec<f64>], i: usize, p: usi
     (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * h)
 }
 
+#[allow(clippy::too_many_arguments)]
 fn backward(
     case: &Case,
+    device: Device,
     plan: &Plan,
     inputs: &[Option<Guarded>],
     outs: &[Guarded],
@@ -365,13 +453,36 @@ fn backward(
     grads: &mut [Option<Guarded>],
     acc: bool,
 ) -> Result<()> {
-    let mut scratch = vec![f32::NAN; plan.scratch_backward];
     let saved = |mask: u64, i: usize| mask >> i & 1 == 1;
+    let saved_ins =
+        (0..inputs.len()).map(|i| inputs[i].as_ref().filter(|_| saved(plan.saves_ins, i)));
+    let saved_outs = (0..outs.len()).map(|i| Some(&outs[i]).filter(|_| saved(plan.saves_outs, i)));
+    if device.has_kernels() {
+        let ins = upload(device, saved_ins)?;
+        let outs = upload(device, saved_outs)?;
+        let from = upload(device, douts.iter().map(Option::as_ref))?;
+        let to = upload(device, grads.iter().map(Option::as_ref))?;
+        let scratch = OnDevice::scratch(device, plan.cuda_scratch_backward)?;
+        let dins = to.iter().map(|g| g.as_ref().map(|g| CudaGrad { arg: g.arg(), acc })).collect();
+        case.op.cuda_backward(&CudaBackward {
+            stream: device.stream()?,
+            ins: args(&ins),
+            outs: args(&outs),
+            douts: args(&from),
+            dins,
+            scratch: if plan.cuda_scratch_backward == 0 { 0 } else { scratch.address() },
+        })?;
+        for (on_device, grad) in to.iter().zip(grads) {
+            if let (Some(on_device), Some(grad)) = (on_device, grad) {
+                on_device.fetch(grad)?;
+            }
+        }
+        return check_scratch(&scratch);
+    }
+    let mut scratch = vec![f32::NAN; plan.scratch_backward];
     let mut io = Backward {
-        ins: (0..inputs.len())
-            .map(|i| inputs[i].as_ref().filter(|_| saved(plan.saves_ins, i)).map(Guarded::view))
-            .collect(),
-        outs: (0..outs.len()).map(|i| saved(plan.saves_outs, i).then(|| outs[i].view())).collect(),
+        ins: saved_ins.map(|g| g.map(Guarded::view)).collect(),
+        outs: saved_outs.map(|g| g.map(Guarded::view)).collect(),
         douts: douts.iter().map(|d| d.as_ref().map(Guarded::view)).collect(),
         dins: grads
             .iter_mut()
@@ -387,24 +498,42 @@ mod tests {
     use super::*;
     use crate::op::registry::OPS;
 
-    #[test]
-    fn every_operator_meets_its_float64_reference() {
+    /// Operators named in `DUPLEX_OPS` (separated by commas), or all.
+    fn chosen(name: &str) -> bool {
+        match std::env::var("DUPLEX_OPS") {
+            Ok(list) => list.split(',').any(|one| one == name),
+            Err(_) => true,
+        }
+    }
+
+    fn all_meet_their_reference(device: Device) {
         let seed = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |d| d.as_nanos() as u64);
         let mut failures = vec![];
-        for def in OPS {
+        for def in OPS.iter().filter(|def| chosen(def.name)) {
             let cases = (def.cases)();
             assert!(!cases.is_empty(), "{} has no cases", def.name);
             for case in cases {
                 assert_eq!(case.op.name(), def.name);
                 for dtype in case.dtypes {
-                    if let Err(e) = check(&case, *dtype, seed) {
+                    if let Err(e) = check(&case, device, *dtype, seed) {
                         failures.push(format!("{}: {e} (seed {seed})", def.name));
                     }
                 }
             }
         }
         assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+
+    #[test]
+    fn every_operator_meets_its_float64_reference() {
+        all_meet_their_reference(Device::Cpu);
+    }
+
+    #[cfg(feature = "emulator")]
+    #[test]
+    fn every_operator_meets_its_float64_reference_on_the_emulated_device() {
+        all_meet_their_reference(Device::Emulated);
     }
 }

@@ -1,7 +1,8 @@
-//! What an operator gets to see while it runs on the CPU: typed views of exactly the bytes it
-//! declared, and nothing else.
+//! What an operator gets to see while it runs: on the CPU typed views of exactly the bytes it declared,
+//! on a device their addresses and the stream to launch into; and nothing else.
 
 use crate::base::{DType, Elem};
+use crate::device::Stream;
 use crate::tensor::Desc;
 
 /// A tensor to read.
@@ -132,4 +133,108 @@ impl<'a> Backward<'a> {
     pub fn dout(&self, i: usize) -> View<'a> {
         self.douts[i].unwrap_or_else(|| panic!("no gradient flowed into output {i}"))
     }
+}
+
+/// A tensor on a device.
+#[derive(Clone, Copy, Debug)]
+pub struct Arg {
+    /// Device address of the first element.
+    pub ptr: u64,
+    /// Shape and dtype.
+    pub desc: Desc,
+}
+
+/// The gradient of an input on a device.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaGrad {
+    /// Where the gradient goes.
+    pub arg: Arg,
+    /// Add to what is there, instead of setting it.
+    pub acc: bool,
+}
+
+/// Arguments of a forward pass on a device.
+#[derive(Debug)]
+pub struct CudaForward<'a> {
+    /// Where kernels are launched, in order.
+    pub stream: &'a Stream,
+    /// Inputs in order; `None` where an optional input is absent or the output aliases it.
+    pub ins: Vec<Option<Arg>>,
+    /// Outputs in order.
+    pub outs: Vec<Arg>,
+    /// Address of the workspace asked for in the plan; 0 if none was.
+    pub scratch: u64,
+}
+
+/// Arguments of a backward pass on a device.
+#[derive(Debug)]
+pub struct CudaBackward<'a> {
+    /// Where kernels are launched, in order.
+    pub stream: &'a Stream,
+    /// Inputs that the plan declared saved.
+    pub ins: Vec<Option<Arg>>,
+    /// Outputs that the plan declared saved.
+    pub outs: Vec<Option<Arg>>,
+    /// Gradients of the outputs; `None` where none flowed.
+    pub douts: Vec<Option<Arg>>,
+    /// Gradients to produce; `None` where not wanted.
+    pub dins: Vec<Option<CudaGrad>>,
+    /// Address of the workspace asked for in the plan; 0 if none was.
+    pub scratch: u64,
+}
+
+impl Arg {
+    /// Dimensions, outermost first.
+    pub fn dims(&self) -> &[usize] {
+        self.desc.shape.dims()
+    }
+
+    /// Rows: all dimensions but the last.
+    pub fn rows(&self) -> usize {
+        self.desc.shape.rows()
+    }
+
+    /// The last dimension.
+    pub fn last(&self) -> usize {
+        self.desc.shape.last()
+    }
+}
+
+impl CudaForward<'_> {
+    /// Input `i`, which must be there.
+    pub fn input(&self, i: usize) -> Arg {
+        self.ins[i].unwrap_or_else(|| panic!("input {i} is absent"))
+    }
+
+    /// Address of input `i`, 0 if it is absent.
+    pub fn ptr(&self, i: usize) -> u64 {
+        self.ins[i].map_or(0, |a| a.ptr)
+    }
+}
+
+impl CudaBackward<'_> {
+    /// Saved input `i`, which must be there.
+    pub fn input(&self, i: usize) -> Arg {
+        self.ins[i].unwrap_or_else(|| panic!("input {i} was not declared saved"))
+    }
+
+    /// Address of saved input `i`, 0 if it is absent.
+    pub fn ptr(&self, i: usize) -> u64 {
+        self.ins[i].map_or(0, |a| a.ptr)
+    }
+
+    /// Saved output `i`, which must be there.
+    pub fn output(&self, i: usize) -> Arg {
+        self.outs[i].unwrap_or_else(|| panic!("output {i} was not declared saved"))
+    }
+
+    /// Gradient of output `i`, which must be there.
+    pub fn dout(&self, i: usize) -> Arg {
+        self.douts[i].unwrap_or_else(|| panic!("no gradient flowed into output {i}"))
+    }
+}
+
+/// The kernel of a dtype.
+pub fn by_dtype(dtype: DType, f32: &'static str, bf16: &'static str) -> &'static str {
+    if dtype == DType::Bf16 { bf16 } else { f32 }
 }

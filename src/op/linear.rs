@@ -6,10 +6,13 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
+use crate::device::{Region, Stream};
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::gemm::{Epilogue, Mat, MatMut, gemm_nn, gemm_nt, gemm_tn};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
+use crate::op::cuda::{self, Layout, Out, gemm};
 use crate::op::registry::OpDef;
+use crate::op::{Arg, CudaBackward, CudaForward, CudaGrad, by_dtype};
 use crate::op::{Backward, Forward, Grad, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
@@ -59,6 +62,7 @@ impl Op for Linear {
             outs: vec![Place::New(y)],
             differentiable: 0b1,
             saves_ins: 0b11,
+            cuda_scratch_backward: cuda::column_sums_scratch(tokens, outer),
             flops: 2 * (tokens * inner * outer) as u64,
             ..Plan::default()
         })
@@ -81,6 +85,62 @@ impl Op for Linear {
         }
         Ok(())
     }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let (x, w, y) = (io.input(0), io.input(1), io.outs[0]);
+        let out =
+            Out { bias: io.ptr(2), residual: io.ptr(3), ..Out::new(y.ptr, y.desc.dtype, y.last()) };
+        gemm(io.stream, Layout::Nt, x.rows(), w.rows(), x.last(), on_device(x), on_device(w), out)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        let (x, w, dy) = (io.input(0), io.input(1), io.dout(0));
+        let (tokens, inner, outer) = (x.rows(), x.last(), w.rows());
+        let out = |g: &CudaGrad| Out {
+            accumulate: g.acc,
+            ..Out::new(g.arg.ptr, g.arg.desc.dtype, g.arg.last())
+        };
+        let (x, w, dy_mat) = (on_device(x), on_device(w), on_device(dy));
+        if let Some(dx) = &io.dins[0] {
+            gemm(io.stream, Layout::Nn, tokens, inner, outer, dy_mat, w, out(dx))?;
+        }
+        if let Some(dw) = &io.dins[1] {
+            gemm(io.stream, Layout::Tn, outer, inner, tokens, dy_mat, x, out(dw))?;
+        }
+        if let Some(db) = &io.dins[2] {
+            let (ptr, acc) = (db.arg.ptr, db.acc);
+            cuda::column_sums(io.stream, dy_mat, tokens, outer, ptr, acc, io.scratch)?;
+        }
+        match &io.dins[3] {
+            Some(dresidual) => cuda_pass_on(io.stream, dy, dresidual),
+            None => Ok(()),
+        }
+    }
+}
+
+fn on_device(x: Arg) -> cuda::Mat {
+    cuda::Mat { ptr: x.ptr, dtype: x.desc.dtype, ld: x.last() }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct PassParams {
+    from: u64,
+    to: u64,
+    n: u64,
+}
+
+/// The gradient of the residual is that of the output.
+fn cuda_pass_on(stream: &Stream, dy: Arg, to: &CudaGrad) -> Result<()> {
+    let bytes = dy.desc.bytes();
+    if !to.acc {
+        let region = |ptr: u64| Region { ptr: ptr as *mut u8, bytes };
+        return stream.copy(region(to.arg.ptr), region(dy.ptr));
+    }
+    let n = dy.desc.shape.numel();
+    let params = PassParams { from: dy.ptr, to: to.arg.ptr, n: n as u64 };
+    let kernel = by_dtype(dy.desc.dtype, "linear_pass_on_f32", "linear_pass_on_bf16");
+    stream.launch(kernel, [n.div_ceil(256) as u32, 1, 1], 256, 0, &params)
 }
 
 /// A view as a dense matrix.

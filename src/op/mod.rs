@@ -7,10 +7,12 @@
 pub mod act;
 pub mod adamw;
 pub mod add;
+pub mod advance;
 pub mod attention;
 pub mod cached_attention;
 pub mod conformance;
 pub mod cpu;
+pub mod cuda;
 pub mod ema;
 pub mod embed;
 pub mod gae;
@@ -33,6 +35,7 @@ pub mod sum_sq;
 pub mod weighted_sum;
 pub mod whiten;
 
+pub use io::{Arg, CudaBackward, CudaForward, CudaGrad, by_dtype};
 pub use io::{Backward, Forward, Grad, View, ViewMut};
 
 use crate::base::{Error, Result};
@@ -66,6 +69,10 @@ pub struct Plan {
     pub scratch: usize,
     /// Workspace of backward, in f32 elements.
     pub scratch_backward: usize,
+    /// Workspace of forward on a CUDA device, in f32 elements.
+    pub cuda_scratch: usize,
+    /// Workspace of backward on a CUDA device, in f32 elements.
+    pub cuda_scratch_backward: usize,
     /// Floating-point operations of forward.
     pub flops: u64,
 }
@@ -85,6 +92,18 @@ pub trait Op: std::fmt::Debug + Send + Sync {
     fn cpu_backward(&self, io: &mut Backward<'_>) -> Result<()> {
         let _ = io;
         Err(Error::internal(format!("{} has no backward", self.name())))
+    }
+
+    /// Launches what computes the outputs on a CUDA device.
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let _ = io;
+        Err(Error::internal(format!("{} has no CUDA kernel", self.name())))
+    }
+
+    /// Launches what computes the wanted input gradients on a CUDA device.
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        let _ = io;
+        Err(Error::internal(format!("{} has no backward on CUDA", self.name())))
     }
 }
 

@@ -6,10 +6,12 @@
 //! (Gemma); normalised value and gamma are multiplied in f32 and rounded once.
 
 use crate::base::{DType, Elem, Result, bf16};
+use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::registry::OpDef;
+use crate::op::{Arg, CudaBackward, CudaForward, by_dtype, cuda};
 use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
@@ -72,6 +74,7 @@ impl Op for Norm {
             saves_ins: 0b11,
             saves_outs: 0b10,
             cheap: true,
+            cuda_scratch_backward: 2 * x.shape.rows().div_ceil(PIECE) * d,
             flops: 6 * x.shape.numel() as u64,
             ..Plan::default()
         })
@@ -91,6 +94,131 @@ impl Op for Norm {
             _ => backward::<f32>(self, io),
         }
         Ok(())
+    }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let x = io.input(0);
+        let params = Params {
+            x: x.ptr,
+            gamma: io.ptr(1),
+            beta: io.ptr(2),
+            out: io.outs[0].ptr,
+            stats: io.outs[1].ptr,
+            ..self.params(x)
+        };
+        let narrow = by_dtype(x.desc.dtype, "norm_forward_f32", "norm_forward_bf16");
+        let wide = by_dtype(x.desc.dtype, "norm_forward_wide_f32", "norm_forward_wide_bf16");
+        launch_rows(io.stream, x, narrow, wide, &params)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        let (x, dy, stats) = (io.input(0), io.dout(0), io.output(1));
+        if let Some(dx) = &io.dins[0] {
+            let base = self.params(x);
+            let params = Params {
+                gamma: io.ptr(1),
+                dy: dy.ptr,
+                out: dx.arg.ptr,
+                stats: stats.ptr,
+                flags: base.flags | if dx.acc { ADD } else { 0 },
+                ..base
+            };
+            let narrow = by_dtype(x.desc.dtype, "norm_backward_f32", "norm_backward_bf16");
+            let wide = by_dtype(x.desc.dtype, "norm_backward_wide_f32", "norm_backward_wide_bf16");
+            launch_rows(io.stream, x, narrow, wide, &params)?;
+        }
+        let (rows, hidden) = (x.rows(), x.last());
+        let [_, dgamma, dbeta] = &io.dins[..] else { panic!("norm has three inputs") };
+        if dgamma.is_none() && dbeta.is_none() {
+            return Ok(());
+        }
+        let pieces = rows.div_ceil(PIECE);
+        let second = io.scratch + (pieces * hidden * 4) as u64;
+        let params = WeightParams {
+            x: x.ptr,
+            dy: dy.ptr,
+            stats: stats.ptr,
+            dgamma: io.scratch,
+            dbeta: if dbeta.is_some() { second } else { 0 },
+            rows: rows as u32,
+            hidden: hidden as u32,
+            rows_per_block: PIECE as u32,
+            zero: 0,
+        };
+        let kernel = by_dtype(x.desc.dtype, "norm_weights_f32", "norm_weights_bf16");
+        io.stream.launch(
+            kernel,
+            [hidden.div_ceil(128) as u32, pieces as u32, 1],
+            128,
+            0,
+            &params,
+        )?;
+        for (grad, partial) in [(dgamma, io.scratch), (dbeta, second)] {
+            if let Some(grad) = grad {
+                cuda::sum_pieces(io.stream, partial, pieces, hidden, grad.arg.ptr, grad.acc)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows whose weight gradients one block sums.
+const PIECE: usize = 256;
+/// Bits of `Params::flags`.
+const MEAN: u32 = 1;
+const UNIT_OFFSET: u32 = 2;
+const ADD: u32 = 4;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    x: u64,
+    gamma: u64,
+    beta: u64,
+    dy: u64,
+    out: u64,
+    stats: u64,
+    rows: u32,
+    hidden: u32,
+    eps: f32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct WeightParams {
+    x: u64,
+    dy: u64,
+    stats: u64,
+    dgamma: u64,
+    dbeta: u64,
+    rows: u32,
+    hidden: u32,
+    rows_per_block: u32,
+    zero: u32,
+}
+
+impl Norm {
+    fn params(&self, x: Arg) -> Params {
+        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+        Params {
+            x: x.ptr,
+            rows: x.rows() as u32,
+            hidden: x.last() as u32,
+            eps: self.eps,
+            flags: flag(self.mean, MEAN) | flag(self.unit_offset, UNIT_OFFSET),
+            ..bytemuck::Zeroable::zeroed()
+        }
+    }
+}
+
+/// Narrow rows get a warp each, wide ones a block.
+fn launch_rows(stream: &Stream, x: Arg, narrow: &str, wide: &str, params: &Params) -> Result<()> {
+    let rows = x.rows() as u32;
+    if x.last() <= 1024 {
+        stream.launch(narrow, [rows.div_ceil(4), 1, 1], 128, 0, params)
+    } else {
+        stream.launch(wide, [rows, 1, 1], 256, 0, params)
     }
 }
 
@@ -232,6 +360,8 @@ fn cases() -> Vec<Case> {
         (1, 100, true, false, false),
         (7, 48, false, false, true),
         (2, 33, true, true, true),
+        (300, 20, true, true, false),
+        (3, 1100, true, true, false),
     ] {
         let op = Norm { mean, eps: 1e-5, unit_offset };
         let offset = if unit_offset { 1.0 } else { 0.0 };

@@ -17,7 +17,8 @@ use std::sync::Arc;
 /// Runs the conversation until the input ends.
 pub fn chat(cfg: &ChatConfig) -> Result<()> {
     let source = Source::open(&cfg.path.display().to_string())?;
-    let options = LoadOptions::frozen(Head::Lm, cfg.dtype.dtype());
+    let (device, _) = cfg.device.open()?;
+    let options = LoadOptions::frozen(Head::Lm, cfg.dtype.dtype()).on(device);
     let model = source.load_alone(&options)?;
     let mut chat = Chat {
         sampling: Sampling {
@@ -32,7 +33,7 @@ pub fn chat(cfg: &ChatConfig) -> Result<()> {
         engine: Engine::frozen(model),
         format: chat_format(ConversationFormat::Auto, &source.tokenizer),
         tokenizer: source.tokenizer,
-        ws: Workspace::new(usize::MAX)?,
+        ws: Workspace::new(device, usize::MAX)?,
         system: cfg.system.clone(),
         history: vec![],
         turns: 0,

@@ -35,7 +35,8 @@ pub use steps::{
 };
 pub use table::{EVALUATION, INSPECTION, RUN, TALK};
 
-use crate::base::{DType, Result};
+use crate::base::{DType, Error, Result};
+use crate::device::Device;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -52,14 +53,53 @@ pub enum Deployment {
     MultiNode,
 }
 
-/// Where arithmetic runs.
+/// Where arithmetic runs: in text `auto`, `cpu`, `cuda`, `cuda:N` or `emulated`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(try_from = "String", into = "String")]
 pub enum DeviceChoice {
     /// The best device present.
     Auto,
-    /// The CPU.
-    Cpu,
+    /// This device.
+    On(Device),
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<DeviceChoice> {
+        if text == "auto" { Ok(DeviceChoice::Auto) } else { text.parse().map(DeviceChoice::On) }
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(choice: DeviceChoice) -> String {
+        match choice {
+            DeviceChoice::Auto => "auto".into(),
+            DeviceChoice::On(device) => device.to_string(),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// The device meant, once it is known to work, and what to tell of it.
+    pub fn open(self) -> Result<(Device, String)> {
+        match self {
+            DeviceChoice::Auto => match Device::best() {
+                (Device::Cpu, why) => Ok((Device::Cpu, format!("{} ({why})", describe_cpu()))),
+                best => Ok(best),
+            },
+            DeviceChoice::On(Device::Cpu) => Ok((Device::Cpu, describe_cpu())),
+            DeviceChoice::On(device) => {
+                let stream =
+                    device.stream().map_err(|e| e.context(format!("--device {device}")))?;
+                Ok((device, stream.card().name.clone()))
+            }
+        }
+    }
+}
+
+fn describe_cpu() -> String {
+    format!("CPU, {} threads", crate::device::cpu::threads())
 }
 
 /// Dtype of weights and activations.

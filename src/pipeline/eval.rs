@@ -5,7 +5,7 @@ use super::config::EvalConfig;
 use super::datasets;
 use super::say;
 use super::sources::{Source, retokenise};
-use crate::base::{DType, Error, Result};
+use crate::base::{Error, Result};
 use crate::data::Tokenizer;
 use crate::engine::Engine;
 use crate::model::{Head, LoadOptions};
@@ -30,12 +30,14 @@ struct Scored {
 
 /// Evaluates and prints a table on standard output.
 pub fn eval(cfg: &EvalConfig) -> Result<()> {
-    let dtype = cfg.dtype.dtype();
-    let mut ws = Workspace::new(usize::MAX)?;
+    let (device, _) = cfg.device.open()?;
+    let frozen = |head| LoadOptions::frozen(head, cfg.dtype.dtype()).on(device);
+    let (answering, scoring) = (frozen(Head::Lm), frozen(Head::Score));
+    let mut ws = Workspace::new(device, usize::MAX)?;
     let source = Source::open(&cfg.path.display().to_string())?;
     let prompts = datasets::eval_prompts(cfg, &source)?;
-    let scorer = scorer(cfg, &source, dtype)?;
-    let ours = score(cfg, &source, &scorer, &prompts, dtype, &mut ws)?;
+    let scorer = scorer(cfg, &source, &scoring)?;
+    let ours = score(cfg, &source, &scorer, &prompts, &answering, &mut ws)?;
     let mut table = format!("prompts          {}\n", prompts.len());
     table += &format!("mean reward      {:.4}  {}\n", mean(&ours.scores), cfg.path.display());
     let mut shown = vec![&ours];
@@ -43,7 +45,7 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
     if let Some(baseline) = &cfg.baseline {
         let other = Source::open(&baseline.display().to_string())?;
         source.same_tokens(&other)?;
-        theirs = score(cfg, &other, &scorer, &prompts, dtype, &mut ws)?;
+        theirs = score(cfg, &other, &scorer, &prompts, &answering, &mut ws)?;
         table += &format!("mean reward      {:.4}  {}\n", mean(&theirs.scores), baseline.display());
         table += &format!("{}\n", win_rate(&ours.scores, &theirs.scores));
         shown.push(&theirs);
@@ -75,14 +77,14 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn scorer(cfg: &EvalConfig, source: &Source, dtype: DType) -> Result<Scorer> {
+fn scorer(cfg: &EvalConfig, source: &Source, options: &LoadOptions) -> Result<Scorer> {
     match (&cfg.reward_rule, &cfg.reward_model) {
         (Some(rule), _) if rule == demo::RULE => Ok(Scorer::Rule(Arc::new(demo::HiddenRule))),
         (Some(rule), _) => Ok(Scorer::Rule(built_in_rule(rule)?)),
         (None, Some(name)) => {
             let reward = Source::open(name)?;
             let translate = (!source.has_tokens_of(&reward)).then(|| retokenise(source, &reward));
-            let model = reward.load_alone(&LoadOptions::frozen(Head::Score, dtype))?;
+            let model = reward.load_alone(options)?;
             Ok(Scorer::Model(Box::new(Engine::frozen(model)), translate))
         }
         (None, None) => Err(Error::user("eval needs --reward-model or --reward-rule")),
@@ -94,11 +96,11 @@ fn score(
     source: &Source,
     scorer: &Scorer,
     prompts: &[Vec<i32>],
-    dtype: DType,
+    options: &LoadOptions,
     ws: &mut Workspace,
 ) -> Result<Scored> {
     let tokenizer: &Tokenizer = &source.tokenizer;
-    let model = source.load_alone(&LoadOptions::frozen(Head::Lm, dtype))?;
+    let model = source.load_alone(options)?;
     let mut engine = Engine::frozen(model);
     let sampling = Sampling {
         temperature: cfg.temperature as f32,

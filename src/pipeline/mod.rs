@@ -21,7 +21,8 @@ pub use inspect::inspect;
 
 use crate::base::{DType, Error, Result};
 use crate::data::Blend;
-use crate::model::{Model, resolve_model};
+use crate::device::Device;
+use crate::model::{Head, LoadOptions, LoraConfig, Model, resolve_model};
 use crate::report::{Event, Reporter};
 use crate::rlhf::RewardRule;
 use crate::tape::Workspace;
@@ -39,6 +40,9 @@ const MAX_SKIPPED: usize = 10;
 struct Run<'c> {
     cfg: &'c RunConfig,
     dir: RunDir,
+    device: Device,
+    /// What to tell of the device.
+    device_name: String,
     dtype: DType,
     ws: Workspace,
     reporter: Reporter,
@@ -67,13 +71,16 @@ fn run_steps(
     prepare: &dyn Fn(&Path) -> Result<()>,
 ) -> Result<()> {
     let started = Instant::now();
+    let (device, device_name) = cfg.device.open()?;
     let dir = RunDir::open(&cfg.output_dir, &cfg.step, cfg.overwrite)?;
     dir.write_config(&config::to_toml(config::RUN, cfg)?)?;
     prepare(dir.path())?;
     let mut run = Run {
         cfg,
+        device,
+        device_name,
         dtype: cfg.dtype.dtype(),
-        ws: Workspace::new(usize::MAX)?,
+        ws: Workspace::new(device, usize::MAX)?,
         reporter: Reporter::open(dir.path(), cfg.quiet, cfg.tensorboard)?,
         dir,
         blend: None,
@@ -95,6 +102,16 @@ fn run_steps(
 }
 
 impl Run<'_> {
+    /// Options for a model that is only asked.
+    fn frozen(&self, head: Head) -> LoadOptions {
+        LoadOptions::frozen(head, self.dtype).on(self.device)
+    }
+
+    /// Options for a model to be trained.
+    fn trained(&self, head: Head, lora: Option<LoraConfig>) -> LoadOptions {
+        LoadOptions { train: true, lora, seed: self.cfg.seed, ..self.frozen(head) }
+    }
+
     /// Says where to look next.
     fn point_at_results(&mut self) {
         let dir = self.dir.path();
@@ -111,7 +128,7 @@ impl Run<'_> {
         let cfg = self.cfg;
         let summary = [
             ("actor model", cfg.actor_model.clone().unwrap_or_default()),
-            ("device", format!("CPU, {} threads", crate::device::cpu::threads())),
+            ("device", self.device_name.clone()),
             ("dtype", self.dtype.to_string()),
             ("seed", cfg.seed.to_string()),
         ];

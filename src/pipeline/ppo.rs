@@ -5,7 +5,7 @@ use super::{Run, datasets, judge, settings};
 use crate::base::{Error, Result};
 use crate::data::Tokenizer;
 use crate::engine::Engine;
-use crate::model::{Head, LoadOptions};
+use crate::model::Head;
 use crate::report::{Event, Sample};
 use crate::rlhf::{
     Experience, PpoEngines, PpoStats, PpoTrainer, RewardSource, Rollout, built_in_rule,
@@ -105,15 +105,14 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
     let cfg = run.cfg;
     let lora = settings::actor_lora(cfg);
     let with_lora = lora.is_some();
-    let actor =
-        source.load(&sources::trained(Head::Lm, run.dtype, lora, cfg.seed), &mut run.reporter)?;
+    let actor = source.load(&run.trained(Head::Lm, lora), &mut run.reporter)?;
     run.describe("actor", &actor);
     let keep = settings::keep(cfg);
     let actor = Engine::trained(actor, settings::actor_adamw(cfg), keep)?;
     let reference = if with_lora {
         None
     } else {
-        let options = LoadOptions::frozen(Head::Lm, run.dtype);
+        let options = run.frozen(Head::Lm);
         Some(Engine::frozen(source.load(&options, &mut run.reporter)?))
     };
     let rule = cfg.ppo.reward_rule.as_deref();
@@ -126,7 +125,7 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
         }
         (None, Some(name)) => {
             let reward = Source::open(name)?;
-            let options = LoadOptions::frozen(Head::Score, run.dtype);
+            let options = run.frozen(Head::Score);
             let engine = Box::new(Engine::frozen(reward.load(&options, &mut run.reporter)?));
             if source.has_tokens_of(&reward) {
                 RewardSource::Model(engine)
@@ -146,7 +145,7 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
         cfg.ppo.critic_model.clone().or(reward_name).map_or_else(|| run.ppo_actor(), Ok)?;
     let critic_source = Source::open(&critic_name)?;
     source.same_tokens(&critic_source)?;
-    let options = sources::trained(Head::Score, run.dtype, settings::critic_lora(cfg), cfg.seed);
+    let options = run.trained(Head::Score, settings::critic_lora(cfg));
     let critic = critic_source.load(&options, &mut run.reporter)?;
     run.describe("critic", &critic);
     let critic = Engine::trained(critic, settings::critic_adamw(cfg), keep)?;

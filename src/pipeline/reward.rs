@@ -1,6 +1,6 @@
 //! Step 2 as a run: pairs in, a reward model directory out.
 
-use super::sources::{self, Source};
+use super::sources::Source;
 use super::{Run, datasets, evaluates, settings};
 use crate::base::Result;
 use crate::data::PairExample;
@@ -17,7 +17,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let source = Source::open(&run.reward_start()?)?;
     let data = datasets::pairs(run, &source)?;
     let started = Instant::now();
-    let options = sources::trained(Head::Score, run.dtype, settings::critic_lora(cfg), cfg.seed);
+    let options = run.trained(Head::Score, settings::critic_lora(cfg));
     let model = source.load(&options, &mut run.reporter)?;
     run.describe("reward", &model);
     let s = &cfg.reward.optimizer;

@@ -1,6 +1,6 @@
 //! Step 1 as a run: data in, a finetuned model directory out.
 
-use super::sources::{self, Source};
+use super::sources::Source;
 use super::{Run, datasets, evaluates, settings};
 use crate::base::Result;
 use crate::data::SftExample;
@@ -17,7 +17,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let source = Source::open(&run.sft_start()?)?;
     let data = datasets::sft(run, &source)?;
     let started = Instant::now();
-    let options = sources::trained(Head::Lm, run.dtype, settings::actor_lora(cfg), cfg.seed);
+    let options = run.trained(Head::Lm, settings::actor_lora(cfg));
     let model = source.load(&options, &mut run.reporter)?;
     run.describe("actor", &model);
     let s = &cfg.sft.optimizer;

@@ -1,13 +1,12 @@
 //! Models of a run with their tokenizers: found, loaded, saved.
 
 use crate::arch::Config;
-use crate::base::{DType, Error, Result};
+use crate::base::{Error, Result};
 use crate::data::Tokenizer;
 use crate::model::{
-    Head, LoadOptions, LoraConfig, Model, SaveAs, base_dir, resolve_model, save_adapters,
-    save_model,
+    LoadOptions, Model, SaveAs, Values, base_dir, resolve_model, save_adapters, save_model,
 };
-use crate::pool::ParamId;
+
 use crate::report::{Event, Reporter};
 use crate::rlhf::Retokenise;
 use std::path::{Path, PathBuf};
@@ -90,7 +89,7 @@ impl Source {
         model: &Model,
         dir: &Path,
         options: &SaveAs,
-        values: Option<&dyn Fn(ParamId) -> Option<Vec<f32>>>,
+        values: Option<&Values<'_>>,
     ) -> Result<()> {
         replace_dir(dir, |new| {
             save_model(model, new, options, values)?;
@@ -153,14 +152,4 @@ pub(super) fn clear(dir: &Path) -> Result<()> {
         true => std::fs::remove_dir_all(dir).map_err(|e| Error::io("remove", dir, &e)),
         false => Ok(()),
     }
-}
-
-/// Options for a model to be trained.
-pub(super) fn trained(
-    head: Head,
-    dtype: DType,
-    lora: Option<LoraConfig>,
-    seed: u64,
-) -> LoadOptions {
-    LoadOptions { head, dtype, train: true, lora, seed }
 }

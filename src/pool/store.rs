@@ -81,6 +81,7 @@ pub struct Flat {
 #[derive(Debug)]
 pub struct Store {
     id: u64,
+    device: Device,
     dtype: DType,
     blocks: usize,
     params: Vec<Param>,
@@ -119,12 +120,17 @@ impl Store {
             })
             .collect::<Result<Vec<_>>>()?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Store { id, dtype, blocks, params, flats })
+        Ok(Store { id, device, dtype, blocks, params, flats })
     }
 
     /// A number unique to this store within the process.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Where the weights live.
+    pub fn device(&self) -> Device {
+        self.device
     }
 
     /// Storage type of the weights.
@@ -185,15 +191,16 @@ impl Store {
     }
 
     /// Zeroes the gradients of trained parameters that received none since the last reset.
-    pub fn settle_grads(&self) {
+    pub fn settle_grads(&self) -> Result<()> {
         for p in self.params.iter().filter(|p| p.spec.trained && !p.grad_set.get()) {
             let flat = &self.flats[p.flat];
             let zeros = vec![0u8; p.slice.iter().product::<usize>() * 4];
             for r in 0..self.blocks {
                 let at = (r * flat.block + p.offset) * 4;
-                flat.grads.as_ref().expect("trained").write(at, &zeros);
+                flat.grads.as_ref().expect("trained").write(at, &zeros)?;
             }
         }
+        Ok(())
     }
 
     /// Sets a whole parameter from its row-major full-shape elements in the store's dtype.
@@ -206,13 +213,13 @@ impl Store {
         for piece in pieces(p, self.blocks) {
             let at = piece.block * self.flats[p.flat].block + p.offset + piece.at;
             let src = piece.full.start * size..piece.full.end * size;
-            self.flats[p.flat].weights.write(at * size, &full[src]);
+            self.flats[p.flat].weights.write(at * size, &full[src])?;
         }
         Ok(())
     }
 
     /// A whole parameter as row-major full-shape elements in the store's dtype.
-    pub fn read_raw(&self, id: ParamId) -> Vec<u8> {
+    pub fn read_raw(&self, id: ParamId) -> Result<Vec<u8>> {
         let p = &self.params[id.0];
         self.gather(p, &self.flats[p.flat].weights, self.dtype.size())
     }
@@ -230,31 +237,33 @@ impl Store {
     }
 
     /// A whole parameter widened to f32.
-    pub fn read_f32(&self, id: ParamId) -> Vec<f32> {
-        let raw = self.read_raw(id);
-        match self.dtype {
+    pub fn read_f32(&self, id: ParamId) -> Result<Vec<f32>> {
+        let raw = self.read_raw(id)?;
+        Ok(match self.dtype {
             DType::Bf16 => bytemuck::allocation::pod_collect_to_vec::<u8, bf16>(&raw)
                 .into_iter()
                 .map(Elem::to_f32)
                 .collect(),
             _ => bytemuck::allocation::pod_collect_to_vec(&raw),
-        }
+        })
     }
 
     /// The whole gradient of a trained parameter.
-    pub fn read_grad(&self, id: ParamId) -> Option<Vec<f32>> {
+    pub fn read_grad(&self, id: ParamId) -> Result<Vec<f32>> {
         let p = &self.params[id.0];
-        let grads = self.flats[p.flat].grads.as_ref()?;
-        Some(bytemuck::allocation::pod_collect_to_vec(&self.gather(p, grads, 4)))
+        let Some(grads) = &self.flats[p.flat].grads else {
+            return Err(Error::internal(format!("{} has no gradient", p.spec.name)));
+        };
+        Ok(bytemuck::allocation::pod_collect_to_vec(&self.gather(p, grads, 4)?))
     }
 
-    fn gather(&self, p: &Param, from: &Buffer, size: usize) -> Vec<u8> {
+    fn gather(&self, p: &Param, from: &Buffer, size: usize) -> Result<Vec<u8>> {
         let mut full = vec![0u8; p.spec.shape.iter().product::<usize>() * size];
         for piece in pieces(p, self.blocks) {
             let at = piece.block * self.flats[p.flat].block + p.offset + piece.at;
-            from.read(at * size, &mut full[piece.full.start * size..piece.full.end * size]);
+            from.read(at * size, &mut full[piece.full.start * size..piece.full.end * size])?;
         }
-        full
+        Ok(full)
     }
 
     /// Copies all weights from a store of the same layout.
@@ -263,7 +272,7 @@ impl Store {
             let Some(from) = other.find(&p.spec.name) else {
                 return Err(Error::internal(format!("{} is not in the other store", p.spec.name)));
             };
-            self.write_f32(ParamId(i), &other.read_f32(from))?;
+            self.write_f32(ParamId(i), &other.read_f32(from)?)?;
         }
         Ok(())
     }
@@ -354,7 +363,7 @@ mod tests {
                     let v: Vec<f32> =
                         (0..n).map(|_| <bf16 as Elem>::from_f32(rng.normal()).to_f32()).collect();
                     store.write_f32(ParamId(i), &v).unwrap();
-                    assert_eq!(store.read_f32(ParamId(i)), v);
+                    assert_eq!(store.read_f32(ParamId(i)).unwrap(), v);
                 }
             }
         }
@@ -371,7 +380,7 @@ mod tests {
         let flat = &store.flats()[p.flat];
         let row = |r: usize| {
             let mut b = [0u8; 20];
-            flat.weights.read((flat.block + p.offset + r * 5) * 4, &mut b);
+            flat.weights.read((flat.block + p.offset + r * 5) * 4, &mut b).unwrap();
             bytemuck::allocation::pod_collect_to_vec::<u8, f32>(&b)
         };
         assert_eq!(row(0), &v[20..25]);
@@ -385,8 +394,8 @@ mod tests {
         let store = Store::new(Device::Cpu, DType::F32, 1, specs()).unwrap();
         assert!(!store.mark_grad(ParamId(1)));
         assert!(store.mark_grad(ParamId(1)));
-        store.flats()[0].grads.as_ref().unwrap().write(0, &7f32.to_ne_bytes());
-        store.settle_grads();
+        store.flats()[0].grads.as_ref().unwrap().write(0, &7f32.to_ne_bytes()).unwrap();
+        store.settle_grads().unwrap();
         assert_eq!(store.read_grad(ParamId(0)).unwrap(), [0.0; 70]);
         store.reset_grads();
         assert!(!store.mark_grad(ParamId(1)));

@@ -3,7 +3,8 @@
 
 use super::{Home, Tape};
 use crate::base::{DType, Error, Result};
-use crate::op::{Backward, Grad, Place, View, ViewMut};
+use crate::device::Region;
+use crate::op::{Arg, Backward, CudaBackward, CudaGrad, Grad, Place, View, ViewMut};
 use crate::tensor::{Desc, Tensor};
 
 impl Tape<'_> {
@@ -72,15 +73,17 @@ impl Tape<'_> {
         for t in saved_ins.iter().chain(&saved_outs).chain(&douts).flatten() {
             self.touch(t);
         }
-        let mut dins: Vec<Option<(ViewMut<'_>, bool)>> = vec![];
+        let mut targets: Vec<Option<Target>> = vec![];
         for i in 0..ins.len() {
-            dins.push(if wanted[i] {
+            targets.push(if wanted[i] {
                 Some(self.grad_target(&ins[i].expect("wanted"))?)
             } else {
                 None
             });
         }
-        let scratch = self.scratch(plan.scratch_backward)?;
+        let kernels = self.device.has_kernels();
+        let room = if kernels { plan.cuda_scratch_backward } else { plan.scratch_backward };
+        let scratch = self.scratch(room)?;
         self.flops += 2 * plan.flops;
         if self.is_planning() {
             return Ok(());
@@ -88,26 +91,34 @@ impl Tape<'_> {
         let views = |list: &[Option<Tensor>]| -> Vec<Option<View<'_>>> {
             list.iter().map(|t| t.map(|t| self.view(&t))).collect()
         };
-        let mut io = Backward {
-            ins: views(&saved_ins),
-            outs: views(&saved_outs),
-            douts: views(&douts),
-            dins: dins.into_iter().map(|g| g.map(|(view, acc)| Grad { view, acc })).collect(),
-            scratch: self.scratch_slice(scratch),
+        let done = if kernels {
+            op.cuda_backward(&CudaBackward {
+                stream: self.device.stream()?,
+                ins: self.args(&saved_ins),
+                outs: self.args(&saved_outs),
+                douts: self.args(&douts),
+                dins: targets.iter().map(|t| t.as_ref().map(Target::cuda)).collect(),
+                scratch: self.scratch_address(scratch),
+            })
+        } else {
+            op.cpu_backward(&mut Backward {
+                ins: views(&saved_ins),
+                outs: views(&saved_outs),
+                douts: views(&douts),
+                dins: targets.iter().map(|t| t.as_ref().map(Target::host)).collect(),
+                scratch: self.scratch_slice(scratch),
+            })
         };
-        op.cpu_backward(&mut io).map_err(|e| e.context(format!("{} backward", op.name())))
+        done.map_err(|e| e.context(format!("{} backward", op.name())))
     }
 
     /// Where the gradient of `tensor` goes, and whether something is there already.
-    fn grad_target<'s>(&mut self, tensor: &Tensor) -> Result<(ViewMut<'s>, bool)> {
+    fn grad_target(&mut self, tensor: &Tensor) -> Result<Target> {
         if let Home::Param(store, id) = self.slots[tensor.slot.0 as usize].home {
             let desc = Desc { shape: tensor.desc.shape, dtype: DType::F32 };
-            if self.is_planning() {
-                return Ok((empty(), false));
-            }
             let region = store.regions(id).1.ok_or_else(|| Error::internal("frozen parameter"))?;
-            // SAFETY: each parameter's gradient is a range of its own, written by this operator only.
-            return Ok((ViewMut::new(unsafe { region.as_bytes_mut() }, desc), store.mark_grad(id)));
+            let acc = !self.is_planning() && store.mark_grad(id);
+            return Ok(Target { region, desc, acc });
         }
         let (grad, acc) = match self.grads.get(&tensor.slot) {
             Some(grad) => (*grad, true),
@@ -115,10 +126,27 @@ impl Tape<'_> {
         };
         self.grads.insert(tensor.slot, grad);
         self.touch(&grad);
-        Ok((if self.is_planning() { empty() } else { self.view_mut(&grad) }, acc))
+        let nowhere = Region { ptr: std::ptr::null_mut(), bytes: 0 };
+        let region = if self.is_planning() { nowhere } else { self.region(&grad) };
+        Ok(Target { region, desc: grad.desc, acc })
     }
 }
 
-fn empty<'s>() -> ViewMut<'s> {
-    ViewMut::new(&mut [], Desc::new(&[0], DType::F32))
+/// Where a gradient goes.
+struct Target {
+    region: Region,
+    desc: Desc,
+    acc: bool,
+}
+
+impl Target {
+    fn host<'s>(&self) -> Grad<'s> {
+        // SAFETY: a slot or a parameter's gradient is a range of its own, written by this operator only.
+        let bytes = unsafe { self.region.as_bytes_mut() };
+        Grad { view: ViewMut::new(bytes, self.desc), acc: self.acc }
+    }
+
+    fn cuda(&self) -> CudaGrad {
+        CudaGrad { arg: Arg { ptr: self.region.ptr as u64, desc: self.desc }, acc: self.acc }
+    }
 }

@@ -14,7 +14,7 @@ pub use workspace::{Arena, Shaped, Workspace};
 
 use crate::base::{DType, Error, Result};
 use crate::device::{Device, Region};
-use crate::op::{Forward, Op, Place, Plan, Run, View, ViewMut};
+use crate::op::{Arg, CudaForward, Forward, Op, Place, Plan, Run, View, ViewMut};
 use crate::pool::{ArenaPlan, Life, ParamId, Store};
 use crate::tensor::{Desc, Slot, Tensor};
 use std::collections::HashMap;
@@ -66,6 +66,7 @@ struct SlotInfo<'a> {
 /// One run of a program: forward, and backward if wanted.
 pub struct Tape<'a> {
     device: Device,
+    planning: bool,
     base: Region,
     plan: Option<&'a ArenaPlan>,
     slots: Vec<SlotInfo<'a>>,
@@ -81,19 +82,20 @@ pub struct Tape<'a> {
 }
 
 impl<'a> Tape<'a> {
-    /// A tape that only plans.
-    pub fn planning() -> Tape<'a> {
-        Tape::new(Device::Null, Region { ptr: std::ptr::null_mut(), bytes: 0 }, None)
+    /// A tape that only plans what will run on `device`.
+    pub fn planning(device: Device) -> Tape<'a> {
+        Tape::new(device, Region { ptr: std::ptr::null_mut(), bytes: 0 }, None)
     }
 
     /// A tape that runs in `arena` as `plan` says.
     pub fn running(arena: &'a Arena, plan: &'a ArenaPlan) -> Tape<'a> {
-        Tape::new(Device::Cpu, arena.region(), Some(plan))
+        Tape::new(arena.device(), arena.region(), Some(plan))
     }
 
     fn new(device: Device, base: Region, plan: Option<&'a ArenaPlan>) -> Tape<'a> {
         Tape {
             device,
+            planning: plan.is_none(),
             base,
             plan,
             slots: vec![],
@@ -111,7 +113,7 @@ impl<'a> Tape<'a> {
 
     /// Whether this run only plans.
     pub fn is_planning(&self) -> bool {
-        self.device == Device::Null
+        self.planning
     }
 
     /// Starts recording for backward.
@@ -167,8 +169,7 @@ impl<'a> Tape<'a> {
         self.clock += 1;
         let tensor = self.alloc(desc, false)?;
         if !self.is_planning() {
-            // SAFETY: the slot was just allocated, nothing else refers to its bytes.
-            unsafe { self.region(&tensor).as_bytes_mut() }.copy_from_slice(bytes);
+            self.device.write(self.region(&tensor), bytes)?;
         }
         Ok(tensor)
     }
@@ -192,8 +193,9 @@ impl<'a> Tape<'a> {
         if self.is_planning() {
             return Ok(vec![0; tensor.desc.bytes()]);
         }
-        // SAFETY: operators run one at a time and none is running now.
-        Ok(unsafe { self.region(&tensor).as_bytes() }.to_vec())
+        let mut bytes = vec![0; tensor.desc.bytes()];
+        self.device.read(self.region(&tensor), &mut bytes)?;
+        Ok(bytes)
     }
 
     /// The gradient of an arena tensor after `backward`, if one flowed.
@@ -281,22 +283,43 @@ impl<'a> Tape<'a> {
                 }
             });
         }
-        let scratch = self.scratch(plan.scratch)?;
+        let kernels = self.device.has_kernels();
+        let scratch = self.scratch(if kernels { plan.cuda_scratch } else { plan.scratch })?;
         self.flops += plan.flops;
-        if !self.is_planning() {
-            let in_place = |i: usize| plan.outs.contains(&Place::InPlace(i));
-            let mut io = Forward {
-                ins: ins
-                    .iter()
-                    .enumerate()
-                    .map(|(i, t)| t.filter(|_| !in_place(i)).map(|t| self.view(&t)))
-                    .collect(),
+        if self.is_planning() {
+            return Ok(outs);
+        }
+        let in_place = |i: usize| plan.outs.contains(&Place::InPlace(i));
+        let read: Vec<Option<Tensor>> =
+            ins.iter().enumerate().map(|(i, t)| t.filter(|_| !in_place(i))).collect();
+        let done = if kernels {
+            op.cuda_forward(&CudaForward {
+                stream: self.device.stream()?,
+                ins: self.args(&read),
+                outs: outs.iter().map(|t| self.arg(t)).collect(),
+                scratch: self.scratch_address(scratch),
+            })
+        } else {
+            op.cpu_forward(&mut Forward {
+                ins: read.iter().map(|t| t.map(|t| self.view(&t))).collect(),
                 outs: outs.iter().map(|t| self.view_mut(t)).collect(),
                 scratch: self.scratch_slice(scratch),
-            };
-            op.cpu_forward(&mut io).map_err(|e| e.context(op.name()))?;
-        }
+            })
+        };
+        done.map_err(|e| e.context(op.name()))?;
         Ok(outs)
+    }
+
+    fn arg(&self, tensor: &Tensor) -> Arg {
+        Arg { ptr: self.region(tensor).ptr as u64, desc: tensor.desc }
+    }
+
+    fn args(&self, tensors: &[Option<Tensor>]) -> Vec<Option<Arg>> {
+        tensors.iter().map(|t| t.map(|t| self.arg(&t))).collect()
+    }
+
+    fn scratch_address(&self, tensor: Option<Tensor>) -> u64 {
+        tensor.map_or(0, |t| self.region(&t).ptr as u64)
     }
 
     fn view<'s>(&self, tensor: &Tensor) -> View<'s> {

@@ -65,7 +65,7 @@ fn every_keep_setting_gives_the_same_bits_and_less_memory() {
     let rows = Rows((0..hidden * 50).map(|_| rng.normal()).collect());
     let mut seen: Vec<(Vec<f32>, Vec<Vec<f32>>, usize)> = vec![];
     for keep in [Keep::All, Keep::Cheap, Keep::Input] {
-        let mut ws = Workspace::new(usize::MAX).unwrap();
+        let mut ws = Workspace::new(Device::Cpu, usize::MAX).unwrap();
         store.reset_grads();
         let out = run(&mut ws, &store, &rows, keep);
         let grads = (0..4).map(|i| store.read_grad(ParamId(i)).unwrap()).collect();
@@ -82,7 +82,7 @@ fn every_keep_setting_gives_the_same_bits_and_less_memory() {
 fn a_second_backward_adds_and_a_larger_batch_is_planned_again() {
     let hidden = 16;
     let store = store(hidden);
-    let mut ws = Workspace::new(usize::MAX).unwrap();
+    let mut ws = Workspace::new(Device::Cpu, usize::MAX).unwrap();
     let rows = Rows((0..hidden * 3).map(|i| (i as f32).cos()).collect());
     store.reset_grads();
     run(&mut ws, &store, &rows, Keep::All);
@@ -99,7 +99,7 @@ fn a_second_backward_adds_and_a_larger_batch_is_planned_again() {
 #[test]
 fn a_program_over_the_limit_names_the_way_out() {
     let store = store(16);
-    let mut ws = Workspace::new(1000).unwrap();
+    let mut ws = Workspace::new(Device::Cpu, 1000).unwrap();
     let e = ws
         .run("step", &Rows(vec![0.0; 16 * 100]), |tape, rows: &Rows| {
             let mut x = tape.input_f32(&rows.0)?;

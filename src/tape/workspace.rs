@@ -20,6 +20,11 @@ impl Arena {
     pub fn region(&self) -> Region {
         self.buffer.region()
     }
+
+    /// The device it lives on.
+    pub fn device(&self) -> Device {
+        self.buffer.device()
+    }
 }
 
 /// Inputs of a program, of which a largest case can be made from sizes alone.
@@ -47,9 +52,9 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// An empty workspace that may grow to `limit` bytes.
-    pub fn new(limit: usize) -> Result<Workspace> {
-        let arena = Arena { buffer: Buffer::zeroed(Device::Cpu, 0)? };
+    /// An empty workspace on `device` that may grow to `limit` bytes.
+    pub fn new(device: Device, limit: usize) -> Result<Workspace> {
+        let arena = Arena { buffer: Buffer::zeroed(device, 0)? };
         Ok(Workspace { arena, plans: HashMap::new(), limit })
     }
 
@@ -79,7 +84,8 @@ impl Workspace {
             }
             caps.iter_mut().zip(old).for_each(|(c, o)| *c = (*c).max(*o));
         }
-        let mut tape = Tape::planning();
+        let device = self.arena.device();
+        let mut tape = Tape::planning(device);
         program(&mut tape, &I::largest(&caps))?;
         let plan = tape.into_plan();
         if plan.total > self.limit {
@@ -91,8 +97,8 @@ impl Workspace {
         }
         if plan.total > self.bytes() {
             // Nothing lives in the arena between programs, so the old one can go first.
-            self.arena = Arena { buffer: Buffer::zeroed(Device::Cpu, 0)? };
-            self.arena = Arena { buffer: Buffer::zeroed(Device::Cpu, plan.total)? };
+            self.arena = Arena { buffer: Buffer::zeroed(device, 0)? };
+            self.arena = Arena { buffer: Buffer::zeroed(device, plan.total)? };
         }
         self.plans.insert(key.to_string(), (caps, plan));
         Ok(())

@@ -1,7 +1,7 @@
 //! Exponential moving average of trained weights, in f32 on the same flat cut.
 
 use crate::base::{DType, Elem, Result, bf16};
-use crate::device::{Buffer, Device};
+use crate::device::Buffer;
 use crate::model::Model;
 use crate::op;
 use crate::pool::ParamId;
@@ -21,7 +21,7 @@ impl Ema {
     pub fn new(ws: &mut Workspace, model: &Model, decay: f32) -> Result<Ema> {
         let flats = model.store.flats().iter().enumerate().filter(|(_, f)| f.trained);
         let flats = flats
-            .map(|(i, f)| Ok((i, Buffer::zeroed(Device::Cpu, f.block * 4)?)))
+            .map(|(i, f)| Ok((i, Buffer::zeroed(model.store.device(), f.block * 4)?)))
             .collect::<Result<Vec<_>>>()?;
         let ema = Ema { decay, flats };
         ema.run(ws, model, 0.0)?;
@@ -48,15 +48,17 @@ impl Ema {
     }
 
     /// The average of a parameter, or `None` if it is not trained.
-    pub fn read(&self, model: &Model, id: ParamId) -> Option<Vec<f32>> {
+    pub fn read(&self, model: &Model, id: ParamId) -> Result<Option<Vec<f32>>> {
         let p = model.store.param(id);
-        let (_, buffer) = self.flats.iter().find(|(flat, _)| *flat == p.flat)?;
+        let Some((_, buffer)) = self.flats.iter().find(|(flat, _)| *flat == p.flat) else {
+            return Ok(None);
+        };
         let mut raw = vec![0u8; p.slice.iter().product::<usize>() * 4];
-        buffer.read(p.offset * 4, &mut raw);
+        buffer.read(p.offset * 4, &mut raw)?;
         let values: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(&raw);
-        Some(match model.store.dtype() {
+        Ok(Some(match model.store.dtype() {
             DType::Bf16 => values.iter().map(|v| <bf16 as Elem>::from_f32(*v).to_f32()).collect(),
             _ => values,
-        })
+        }))
     }
 }

@@ -3,7 +3,7 @@
 //! is kept.
 
 use crate::base::{DType, Result};
-use crate::device::{Buffer, Device};
+use crate::device::Buffer;
 use crate::model::Model;
 use crate::op::adamw::{AdamW, Group, adamw};
 use crate::op::sum_sq::sum_sq;
@@ -64,7 +64,7 @@ impl Optimizer {
         let store = &model.store;
         let mut states = vec![];
         for (flat, f) in store.flats().iter().enumerate().filter(|(_, f)| f.trained) {
-            let one = || Buffer::zeroed(Device::Cpu, f.block * 4);
+            let one = || Buffer::zeroed(store.device(), f.block * 4);
             let ranges = store
                 .params()
                 .iter()
@@ -79,23 +79,24 @@ impl Optimizer {
             states.push(State { flat, m: one()?, v: one()?, master, ranges });
         }
         let optimizer = Optimizer { config, states, steps: 0 };
-        optimizer.reset_master(model);
+        optimizer.reset_master(model)?;
         Ok(optimizer)
     }
 
     /// Sets the f32 master copies from the weights.
-    fn reset_master(&self, model: &Model) {
+    fn reset_master(&self, model: &Model) -> Result<()> {
         for s in &self.states {
             let Some(master) = &s.master else { continue };
             let flat = &model.store.flats()[s.flat];
             let mut raw = vec![0u8; flat.block * 2];
-            flat.weights.read(0, &mut raw);
+            flat.weights.read(0, &mut raw)?;
             let wide: Vec<u8> = raw
                 .chunks_exact(2)
                 .flat_map(|b| [0, 0, b[0], b[1]]) // bf16 is the upper half of a little-endian f32
                 .collect();
-            master.write(0, &wide);
+            master.write(0, &wide)?;
         }
+        Ok(())
     }
 
     /// Size of the optimizer state.
@@ -113,7 +114,7 @@ impl Optimizer {
     /// Applies the gradients in the store at `factor` of the peak learning rates, and forgets them.
     /// Gradients that are not finite change nothing.
     pub fn step(&mut self, ws: &mut Workspace, model: &Model, factor: f32) -> Result<StepStats> {
-        model.store.settle_grads();
+        model.store.settle_grads()?;
         let grad_norm = self.grad_norm(ws, model)?;
         if !grad_norm.is_finite() {
             model.store.reset_grads();

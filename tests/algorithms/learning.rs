@@ -4,7 +4,7 @@ use crate::common::*;
 use crate::setup::*;
 use duplex::base::{DType, Result};
 use duplex::engine::Engine;
-use duplex::model::{Head, Model};
+use duplex::model::{Head, LoadOptions, Model};
 use duplex::rlhf::{PpoConfig, PpoEngines, PpoTrainer, RewardRule};
 use duplex::rollout::Sampling;
 use duplex::tape::Keep;
@@ -26,8 +26,10 @@ impl RewardRule for Likes {
 fn learn(family: &str, seed: u64, with_lora: bool) -> (f32, f32) {
     let mut ws = workspace();
     let lora = lora(family);
-    let random =
-        |head, train| Model::random(&config(family), head, DType::F32, train, None, seed).unwrap();
+    let random = |head, train| {
+        let options = LoadOptions { train, seed, ..LoadOptions::frozen(head, DType::F32) };
+        Model::random(&config(family), &options.on(device())).unwrap()
+    };
     // With a frozen head adapters can do something only where its rows are of some length.
     let actor = match with_lora {
         true => model(family, Head::Lm, DType::F32, true, Some(&lora), seed),

@@ -91,7 +91,7 @@ pub fn engines(family: &str, learning_rate: f32) -> PpoEngines {
 }
 
 pub fn workspace() -> Workspace {
-    Workspace::new(usize::MAX).unwrap()
+    Workspace::new(device(), usize::MAX).unwrap()
 }
 
 pub fn step_config(micro_batch_tokens: usize) -> StepConfig {

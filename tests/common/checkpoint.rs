@@ -4,7 +4,7 @@
 use duplex::arch::Config;
 use duplex::base::DType;
 use duplex::data::Tokenizer;
-use duplex::model::{Head, Model, SaveAs, save_model};
+use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -49,7 +49,11 @@ pub fn write_with(dir: &Path, family: &str, vocab: usize) -> PathBuf {
     let tokenizer = tokenizer_of(vocab, None);
     let fields = config(family, tokenizer.vocab_size()).as_object().unwrap().clone();
     let config = Config::from_map(fields);
-    let model = Model::random(&config, Head::Lm, DType::F32, false, None, 3).unwrap();
+    let model = Model::random(
+        &config,
+        &LoadOptions { seed: 3, ..LoadOptions::frozen(Head::Lm, DType::F32) },
+    )
+    .unwrap();
     save_model(&model, dir, &SaveAs::default(), None).unwrap();
     tokenizer.save(dir).unwrap();
     dir.to_path_buf()

@@ -1,9 +1,12 @@
 //! Tiny random models of every family, shared by the integration tests.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod device;
+
+pub use device::device;
 use duplex::arch::Config;
 use duplex::base::{DType, Rng};
-use duplex::model::{Head, LoraConfig, Model};
+use duplex::model::{Head, LoadOptions, LoraConfig, Model};
 use duplex::tape::Keep;
 use duplex::train::{AdamWConfig, Schedule, ScheduleKind};
 use serde_json::{Value, json};
@@ -106,7 +109,11 @@ pub fn model(
     with: Option<&LoraConfig>,
     seed: u64,
 ) -> Model {
-    let model = Model::random(&config(family), head, dtype, train, with, seed).unwrap();
+    let model = {
+        let lora = with.cloned();
+        let options = LoadOptions { head, dtype, train, device: device(), lora, seed };
+        Model::random(&config(family), &options).unwrap()
+    };
     for (i, p) in model.store.params().iter().enumerate() {
         if p.spec.name.contains(".lora.") {
             continue;

@@ -5,7 +5,7 @@ use crate::place::{Place, all_bytes, bytes, events, metrics};
 use duplex::arch::Config;
 use duplex::base::DType;
 use duplex::data::Tokenizer;
-use duplex::model::{Head, Model, SaveAs, save_model};
+use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use serde_json::{Value, json};
 
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + \
@@ -65,7 +65,11 @@ fn chatml_model(p: &Place) {
         Tokenizer::byte_level_bpe(texts.into_iter(), 290, &special, Some(CHATML)).unwrap();
     let fields = checkpoint::config("gpt2", tokenizer.vocab_size());
     let config = Config::from_map(fields.as_object().unwrap().clone());
-    let model = Model::random(&config, Head::Lm, DType::F32, false, None, 11).unwrap();
+    let model = Model::random(
+        &config,
+        &LoadOptions { seed: 11, ..LoadOptions::frozen(Head::Lm, DType::F32) },
+    )
+    .unwrap();
     save_model(&model, &p.path("chatml"), &SaveAs::default(), None).unwrap();
     tokenizer.save(&p.path("chatml")).unwrap();
 }

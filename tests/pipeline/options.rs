@@ -89,7 +89,11 @@ fn shards_load_again() {
     fields["hidden_size"] = json!(128);
     fields["intermediate_size"] = json!(320);
     let config = Config::from_map(fields.as_object().unwrap().clone());
-    let wide = Model::random(&config, Head::Lm, DType::F32, false, None, 5).unwrap();
+    let wide = Model::random(
+        &config,
+        &LoadOptions { seed: 5, ..LoadOptions::frozen(Head::Lm, DType::F32) },
+    )
+    .unwrap();
     save_model(&wide, &p.path("wide"), &SaveAs::default(), None).unwrap();
     tokenizer.save(&p.path("wide")).unwrap();
     let whole = p.run("sft", "whole", &["--actor-model", "wide"]);

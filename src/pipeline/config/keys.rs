@@ -3,6 +3,7 @@
 //! `check`.
 
 use crate::base::{Error, Result};
+use crate::device::Device;
 use toml::Value;
 
 /// A set of commands, one bit each.
@@ -66,6 +67,8 @@ pub enum Kind {
     Text,
     /// A number of bytes with a unit, such as "5GB".
     Bytes,
+    /// A device, or `auto`.
+    Device,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// A list; a single value stands for a list of one.
@@ -154,6 +157,10 @@ impl Kind {
             }
             Kind::Text => value.as_str().filter(|s| !s.is_empty()).map(|_| value.clone()),
             Kind::Bytes => value.as_str().and_then(parse_bytes).map(|_| value.clone()),
+            Kind::Device => {
+                let known = |s: &&str| *s == "auto" || s.parse::<Device>().is_ok();
+                value.as_str().filter(known).map(|_| value.clone())
+            }
             Kind::Choice(words) => {
                 value.as_str().filter(|s| words.contains(s)).map(|_| value.clone())
             }
@@ -173,7 +180,7 @@ impl Kind {
             Kind::Int { .. } => word.parse().map_or_else(|_| text(), Value::Integer),
             Kind::Float { .. } => word.parse().map_or_else(|_| text(), Value::Float),
             Kind::List(item) => item.parse(word),
-            Kind::Text | Kind::Bytes | Kind::Choice(_) => text(),
+            Kind::Text | Kind::Bytes | Kind::Device | Kind::Choice(_) => text(),
         }
     }
 
@@ -191,6 +198,7 @@ impl Kind {
             }
             Kind::Text => "text, not empty".into(),
             Kind::Bytes => "a size of at least 1MB such as \"5GB\" or \"500MB\"".into(),
+            Kind::Device => "one of auto, cpu, cuda, cuda:N, emulated".into(),
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
             Kind::List(item) => match item {
                 Kind::Text => "a list of texts, none empty".into(),

@@ -17,7 +17,6 @@ const ANY_COUNT: Kind = Kind::int(0, COUNT);
 const SOME_COUNT: Kind = Kind::int(1, COUNT);
 const TEXTS: Kind = Kind::List(&Kind::Text);
 const DTYPES: Kind = Kind::Choice(&["bf16", "f32"]);
-const DEVICES: Kind = Kind::Choice(&["auto", "cpu"]);
 const FORMATS: Kind = Kind::Choice(&["auto", "template", "human_assistant"]);
 const SCHEDULES: Kind = Kind::Choice(&["linear", "cosine", "constant", "constant_with_warmup"]);
 
@@ -36,7 +35,7 @@ pub static RUN: &[Key] = &[
     key("output_dir", RUNS, Kind::Text, "folder of the run: models, checkpoints, metrics, report"),
     key("overwrite", RUNS, Kind::Bool, "replace another run found in the output folder"),
     key("deployment_type", RUNS, Kind::Choice(&["single_gpu", "single_node", "multi_node"]), "ranks to run on; this version runs one"),
-    key("device", RUNS, DEVICES, "where to compute"),
+    key("device", RUNS, Kind::Device, "where to compute; auto: CUDA where it can be used, else the CPU"),
     key("dtype", RUNS, DTYPES, "dtype of weights and activations; sums and optimizer state are always f32"),
     key("threads", RUNS, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
     key("seed", RUNS, Kind::int(0, i64::MAX), "seed of every random number in the run"),
@@ -152,7 +151,7 @@ pub static TALK: &[Key] = &[
     key("top_k", CHAT, Kind::int(0, TOKENS), "draw from the k likeliest tokens; 0 = all"),
     key("top_p", CHAT, Kind::above_zero(1.0), "draw from the smallest set of this probability; 1 = all"),
     key("seed", CHAT, Kind::int(0, i64::MAX), "seed of the draws"),
-    key("device", CHAT, DEVICES, "where to compute"),
+    key("device", CHAT, Kind::Device, "where to compute; auto: CUDA where it can be used, else the CPU"),
     key("dtype", CHAT, DTYPES, "dtype of weights and activations"),
     key("threads", CHAT, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
     key("system", CHAT, Kind::Text, "system message at the head of the conversation"),
@@ -180,7 +179,7 @@ pub static EVALUATION: &[Key] = &[
     key("top_k", EVAL, Kind::int(0, TOKENS), "draw from the k likeliest tokens; 0 = all"),
     key("top_p", EVAL, Kind::above_zero(1.0), "draw from the smallest set of this probability; 1 = all"),
     key("seed", EVAL, Kind::int(0, i64::MAX), "seed of the draws"),
-    key("device", EVAL, DEVICES, "where to compute"),
+    key("device", EVAL, Kind::Device, "where to compute; auto: CUDA where it can be used, else the CPU"),
     key("dtype", EVAL, DTYPES, "dtype of weights and activations"),
     key("threads", EVAL, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
     key("print_samples", EVAL, Kind::int(0, 1000), "answers shown"),

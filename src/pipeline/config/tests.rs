@@ -91,6 +91,10 @@ fn sample(kind: &Kind, rng: &mut Rng) -> Value {
         }
         Kind::Bytes => Value::String(format!("{}MB", 1 + rng.below(9999))),
         Kind::Choice(words) => Value::String(words[rng.below(words.len() as u32) as usize].into()),
+        Kind::Device => {
+            let devices = ["auto", "cpu", "cuda:0", "cuda:7", "emulated"];
+            Value::String(devices[rng.below(5) as usize].into())
+        }
         Kind::List(item) => Value::Array((0..rng.below(4)).map(|_| sample(item, rng)).collect()),
     }
 }

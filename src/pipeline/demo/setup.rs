@@ -5,7 +5,7 @@ use super::rows::{PREFERENCE_SET, SFT_SET, Sizes, corpus, write_jsonl};
 use crate::arch::Config;
 use crate::base::Result;
 use crate::data::Tokenizer;
-use crate::model::{Head, Model, SaveAs, save_model};
+use crate::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use crate::pipeline::config::RunConfig;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -53,7 +53,9 @@ pub(crate) fn prepare(run: &Path, cfg: &RunConfig) -> Result<()> {
     let texts = texts.iter().map(String::as_str);
     let tokenizer = Tokenizer::byte_level_bpe(texts, VOCAB, &["<|endoftext|>"], Some(TEMPLATE))?;
     let config = config(&tokenizer);
-    let model = Model::random(&config, Head::Lm, cfg.dtype.dtype(), false, None, cfg.seed)?;
+    let options =
+        LoadOptions { seed: cfg.seed, ..LoadOptions::frozen(Head::Lm, cfg.dtype.dtype()) };
+    let model = Model::random(&config, &options)?;
     let dir = run.join("base");
     save_model(&model, &dir, &SaveAs::default(), None)?;
     tokenizer.save(&dir)

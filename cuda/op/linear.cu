@@ -1,0 +1,76 @@
+// Matrix products of the linear layer and of all that multiply (gemm.cuh), and column sums for gradients of biases.
+#include "tile/gemm.cuh"
+
+// Tiles: rows, columns, K, rows and columns of a warp, stages. For many rows; for some; for a few, where the weights are
+// read once and many bytes must be under way.
+#define LARGE 128, 128, 32, 64, 32, 4
+#define MEDIUM 64, 64, 32, 32, 32, 4
+#define SKINNY 16, 32, 128, 16, 16, 4
+
+#define GEMM(layout, name, tile, ...)                                                             \
+  KERNEL(gemm_##name##_bf16, GemmParams, (GemmTile<Layout::layout, tile>::THREADS)) {             \
+    gemm_mma<Layout::layout, tile, bf16, __VA_ARGS__>(p);                                         \
+  }                                                                                               \
+  KERNEL(gemm_##name##_f32, GemmParams, (GemmTile<Layout::layout, tile>::THREADS)) {              \
+    gemm_mma<Layout::layout, tile, float, __VA_ARGS__>(p);                                        \
+  }
+#define GEMMS(layout, name)                       \
+  GEMM(layout, name##_large, LARGE, true)         \
+  GEMM(layout, name##_medium, MEDIUM, true)       \
+  GEMM(layout, name##_skinny, SKINNY, true)       \
+  GEMM(layout, name##_unaligned, MEDIUM, false)
+
+GEMMS(Nt, nt)
+GEMMS(Nn, nn)
+GEMMS(Tn, tn)
+
+#define FMA(layout, name, types, ...) \
+  KERNEL(gemm_fma_##name##_##types, GemmParams, 256) { gemm_fma<Layout::layout, __VA_ARGS__>(p); }
+// Dtypes of a, b, c; both operands in bf16 take tensor cores.
+#define FMAS(layout, name)                             \
+  FMA(layout, name, f32_f32_f32, float, float, float)  \
+  FMA(layout, name, f32_f32_bf16, float, float, bf16)  \
+  FMA(layout, name, f32_bf16_f32, float, bf16, float)  \
+  FMA(layout, name, f32_bf16_bf16, float, bf16, bf16)  \
+  FMA(layout, name, bf16_f32_f32, bf16, float, float)  \
+  FMA(layout, name, bf16_f32_bf16, bf16, float, bf16)
+
+FMAS(Nt, nt)
+FMAS(Nn, nn)
+FMAS(Tn, tn)
+
+struct SumParams {
+  const void* x;
+  float* out;
+  uint32_t rows, columns, ld, rows_per_block, add, zero;
+};
+
+// Block (x, y) sums rows_per_block rows from y * rows_per_block on, a column a thread, into row y of out.
+template <class T>
+DEV void column_sums(const SumParams& p) {
+  const uint32_t column = blockIdx.x * blockDim.x + threadIdx.x;
+  if (column >= p.columns) return;
+  const uint32_t first = blockIdx.y * p.rows_per_block, end = min(p.rows, first + p.rows_per_block);
+  float sum = 0.f;
+  for (uint32_t row = first; row < end; row++) sum += load<T>(p.x, static_cast<size_t>(row) * p.ld + column);
+  store<float>(p.out, static_cast<size_t>(blockIdx.y) * p.columns + column, sum, p.add != 0);
+}
+
+KERNEL(column_sums_f32, SumParams, 128) { column_sums<float>(p); }
+KERNEL(column_sums_bf16, SumParams, 128) { column_sums<bf16>(p); }
+
+struct PassParams {
+  const void* from;
+  void* to;
+  uint64_t n;
+};
+
+// to += from, the gradient of a residual that has one already.
+template <class T>
+DEV void pass_on(const PassParams& p) {
+  const uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < p.n) store<T>(p.to, i, load<T>(p.from, i), true);
+}
+
+KERNEL(linear_pass_on_f32, PassParams, 256) { pass_on<float>(p); }
+KERNEL(linear_pass_on_bf16, PassParams, 256) { pass_on<bf16>(p); }

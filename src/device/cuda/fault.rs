@@ -1,0 +1,17 @@
+//! What kernels report of values that only the device could see to be wrong; the codes of
+//! `cuda/lib/fault.cuh`.
+
+use crate::base::Error;
+
+/// The error of a fault word that is not 0.
+pub(super) fn error(code: u32) -> Error {
+    match code {
+        1 => {
+            Error::user("a token is outside the model's vocabulary; use the model's own tokenizer")
+        }
+        2 => Error::internal("a page is outside the KV-cache"),
+        3 => Error::internal("a row is outside its tensor"),
+        4 => Error::internal("sequence lengths do not fit the batch"),
+        other => Error::internal(format!("a kernel reported fault {other}")),
+    }
+}

@@ -1,0 +1,58 @@
+//! Graphs: a run of launches and copies recorded once and started again with one call.
+
+use super::api::Handle;
+use super::{Context, Stream};
+use crate::base::Result;
+
+/// A recorded run of device work.
+pub struct Graph {
+    context: &'static Context,
+    exec: Handle,
+}
+
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("graph")
+    }
+}
+
+/// CU_STREAM_CAPTURE_MODE_THREAD_LOCAL.
+const THREAD_LOCAL: i32 = 1;
+
+impl Stream {
+    /// Records what `work` puts into this stream, without running it.
+    pub fn capture<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(Graph, T)> {
+        self.context.enter();
+        let api = &self.context.api;
+        // SAFETY: the stream lives; capture is ended below whatever `work` returns.
+        let code = unsafe { (api.capture_begin)(self.handle, THREAD_LOCAL) };
+        self.context.check(code, "cannot record a graph")?;
+        let result = work();
+        let (mut graph, mut exec): (Handle, Handle) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: capture began on this stream; the graph is destroyed once it is instantiated.
+        unsafe {
+            let code = (api.capture_end)(self.handle, &raw mut graph);
+            let value = result?;
+            self.context.check(code, "cannot record a graph")?;
+            let code = (api.graph_instantiate)(&raw mut exec, graph, 0);
+            (api.graph_destroy)(graph);
+            self.context.check(code, "cannot make a graph")?;
+            Ok((Graph { context: self.context, exec }, value))
+        }
+    }
+
+    /// Starts a recorded run again.
+    pub fn replay(&self, graph: &Graph) -> Result<()> {
+        self.context.enter();
+        // SAFETY: the graph lives, and so does the memory its owner recorded it over.
+        let code = unsafe { (self.context.api.graph_launch)(graph.exec, self.handle) };
+        self.context.check(code, "cannot start a graph")
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: made in `capture`, destroyed once.
+        unsafe { (self.context.api.graph_exec_destroy)(self.exec) };
+    }
+}

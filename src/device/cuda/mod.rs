@@ -1,0 +1,277 @@
+//! CUDA devices, real or emulated: contexts, streams, events, kernels, graphs, over a driver opened at
+//! run time. A missing driver is an error value. No maths.
+
+mod api;
+mod fault;
+mod graph;
+mod stream;
+#[cfg(all(test, feature = "emulator"))]
+mod tests;
+
+pub use graph::Graph;
+pub use stream::{Event, Stream};
+
+use crate::base::{Error, Result};
+use api::{Api, Handle, OUT_OF_MEMORY, SUCCESS};
+use std::collections::HashMap;
+use std::ffi::{CString, c_int};
+use std::sync::{Mutex, OnceLock};
+
+/// Fat binaries made by the build script: stem of the source, image. Empty without the `cuda` feature.
+#[cfg(feature = "cuda")]
+mod images {
+    include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+}
+
+/// What is known of one card.
+#[derive(Clone, Debug)]
+pub struct Card {
+    /// Name given by the driver.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (i32, i32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Memory in bytes.
+    pub memory: usize,
+    /// Largest dynamic shared memory of a block, in bytes.
+    pub shared: usize,
+    /// Version of the driver's API, as 1000 major + 10 minor.
+    pub driver: i32,
+}
+
+/// A device's context: made once, kept for the life of the process.
+pub(super) struct Context {
+    api: &'static Api,
+    handle: Handle,
+    emulated: bool,
+    card: Card,
+    modules: Vec<Handle>,
+    functions: Mutex<HashMap<String, Handle>>,
+}
+
+// SAFETY: the driver's handles may be used from any thread, and the map is locked.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+/// Attributes of a device, by number in cuda.h.
+const MULTIPROCESSORS: c_int = 16;
+const CAPABILITY_MAJOR: c_int = 75;
+const CAPABILITY_MINOR: c_int = 76;
+const SHARED_OPTIN: c_int = 97;
+/// CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES.
+const FUNCTION_SHARED: c_int = 8;
+
+/// The real driver, opened once.
+fn driver() -> Result<&'static Api> {
+    static DRIVER: OnceLock<std::result::Result<Api, String>> = OnceLock::new();
+    let driver = DRIVER.get_or_init(|| start(Api::open()?));
+    driver.as_ref().map_err(|e| Error::resource(e.clone()))
+}
+
+/// The first call into a driver.
+fn start(api: Api) -> std::result::Result<Api, String> {
+    // SAFETY: takes no pointers.
+    match unsafe { (api.init)(0) } {
+        SUCCESS => Ok(api),
+        code => Err(format!("the NVIDIA driver does not start: {}", api.describe(code))),
+    }
+}
+
+/// The context of CUDA device `ordinal`.
+pub(super) fn card(ordinal: u32) -> Result<&'static Context> {
+    static CARDS: Mutex<Option<HashMap<u32, &'static Context>>> = Mutex::new(None);
+    let mut cards = CARDS.lock().unwrap_or_else(|e| e.into_inner());
+    let cards = cards.get_or_insert_default();
+    if let Some(context) = cards.get(&ordinal) {
+        return Ok(context);
+    }
+    if !cfg!(feature = "cuda") {
+        return Err(Error::resource(
+            "this binary was built without CUDA kernels; build it with --features cuda",
+        ));
+    }
+    let context: &'static Context = Box::leak(Box::new(Context::open(driver()?, ordinal, false)?));
+    cards.insert(ordinal, context);
+    Ok(context)
+}
+
+/// The context of the emulated device.
+pub(super) fn emulated() -> Result<&'static Context> {
+    #[cfg(feature = "emulator")]
+    {
+        static EMULATED: OnceLock<Result<Context>> = OnceLock::new();
+        let open = || {
+            let api = start(Api::emulated()).map_err(Error::internal)?;
+            Context::open(Box::leak(Box::new(api)), 0, true)
+        };
+        EMULATED.get_or_init(open).as_ref().map_err(Clone::clone)
+    }
+    #[cfg(not(feature = "emulator"))]
+    Err(Error::resource(
+        "this binary was built without the emulator; build it with --features emulator",
+    ))
+}
+
+impl Context {
+    fn open(api: &'static Api, ordinal: u32, emulated: bool) -> Result<Context> {
+        let fail = |what: &str, code: c_int| {
+            Error::resource(format!("CUDA device {ordinal}: {what}: {}", api.describe(code)))
+        };
+        let mut device: c_int = 0;
+        let mut count: c_int = 0;
+        // SAFETY: plain queries with pointers to locals.
+        let code = unsafe { (api.device_count)(&raw mut count) };
+        if code != SUCCESS {
+            return Err(fail("cannot count devices", code));
+        }
+        if ordinal as c_int >= count {
+            let line = format!("there is no CUDA device {ordinal}: the driver knows {count}");
+            return Err(Error::resource(line));
+        }
+        let mut handle: Handle = std::ptr::null_mut();
+        // SAFETY: as above; the context is retained for the life of the process.
+        unsafe {
+            let code = (api.device_get)(&raw mut device, ordinal as c_int);
+            if code != SUCCESS {
+                return Err(fail("cannot be opened", code));
+            }
+            let code = (api.context_retain)(&raw mut handle, device);
+            if code != SUCCESS {
+                return Err(fail("cannot be used", code));
+            }
+            (api.context_set)(handle);
+        }
+        let card = describe(api, device);
+        let mut context = Context {
+            api,
+            handle,
+            emulated,
+            card,
+            modules: vec![],
+            functions: Mutex::new(HashMap::new()),
+        };
+        context.load(ordinal)?;
+        Ok(context)
+    }
+
+    /// Loads the kernels.
+    fn load(&mut self, ordinal: u32) -> Result<()> {
+        let mut images: Vec<(&str, &[u8])> = vec![];
+        if self.emulated {
+            images.push(("emulated", &[0]));
+        } else {
+            #[cfg(feature = "cuda")]
+            images.extend(images::FATBINS);
+        }
+        for (name, image) in images {
+            let mut module: Handle = std::ptr::null_mut();
+            // SAFETY: the image is a whole fat binary made by nvcc (or ignored by the emulator).
+            let code = unsafe { (self.api.module_load)(&raw mut module, image.as_ptr().cast()) };
+            if code != SUCCESS {
+                let (major, minor) = self.card.capability;
+                return Err(Error::resource(format!(
+                    "CUDA device {ordinal} ({}, compute capability {major}.{minor}) cannot load the kernels of {name}: {}; compute capability 8.0 and a driver for CUDA 13 are needed",
+                    self.card.name,
+                    self.api.describe(code)
+                )));
+            }
+            self.modules.push(module);
+        }
+        Ok(())
+    }
+
+    /// Makes this context the calling thread's.
+    fn enter(&self) {
+        // SAFETY: the context lives as long as the process.
+        unsafe { (self.api.context_set)(self.handle) };
+    }
+
+    /// The kernel of that name, allowed all the shared memory there is.
+    fn function(&self, name: &str) -> Result<Handle> {
+        let mut functions = self.functions.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(function) = functions.get(name) {
+            return Ok(*function);
+        }
+        let symbol =
+            CString::new(name).map_err(|_| Error::internal(format!("kernel name {name:?}")))?;
+        for module in &self.modules {
+            let mut function: Handle = std::ptr::null_mut();
+            // SAFETY: the module is loaded and the name ends in a nul.
+            let code =
+                unsafe { (self.api.module_function)(&raw mut function, *module, symbol.as_ptr()) };
+            if code == SUCCESS {
+                functions.insert(name.to_string(), function);
+                return Ok(function);
+            }
+        }
+        Err(Error::internal(format!("there is no kernel {name}")))
+    }
+
+    /// An error unless `code` is success.
+    fn check(&self, code: c_int, what: &str) -> Result<()> {
+        match code {
+            SUCCESS => Ok(()),
+            OUT_OF_MEMORY => Err(Error::resource(format!(
+                "out of GPU memory: {what}; use a smaller model, batch or sequence length"
+            ))),
+            code => Err(Error::internal(format!("{what}: {}", self.explain(code)))),
+        }
+    }
+
+    fn explain(&self, code: c_int) -> String {
+        #[cfg(feature = "emulator")]
+        if self.emulated {
+            let text = api::emulator_error();
+            if !text.is_empty() {
+                return text;
+            }
+        }
+        self.api.describe(code)
+    }
+
+    /// `bytes` of device memory, zeroed.
+    pub(super) fn alloc(&self, bytes: usize) -> Result<u64> {
+        self.enter();
+        let mut address = 0u64;
+        // SAFETY: the pointer is to a local.
+        let code = unsafe { (self.api.memory_alloc)(&raw mut address, bytes) };
+        self.check(code, &format!("cannot allocate {} MiB", bytes.div_ceil(1 << 20)))?;
+        Ok(address)
+    }
+
+    /// Gives memory back, once nothing uses it any more.
+    pub(super) fn free(&self, address: u64) {
+        self.enter();
+        // SAFETY: the address came from `alloc`; cuMemFree waits for work that uses it.
+        unsafe { (self.api.memory_free)(address) };
+    }
+}
+
+/// Reads the properties of a device; what the driver does not tell stays 0.
+fn describe(api: &Api, device: c_int) -> Card {
+    let mut name = [0u8; 128];
+    let (mut memory, mut driver) = (0usize, 0);
+    let attribute = |which: c_int| {
+        let mut value: c_int = 0;
+        // SAFETY: the pointer is to a local.
+        unsafe { (api.device_attribute)(&raw mut value, which, device) };
+        value
+    };
+    // SAFETY: the buffer's length is given, the pointers are to locals.
+    unsafe {
+        (api.device_name)(name.as_mut_ptr().cast(), name.len() as c_int, device);
+        (api.device_memory)(&raw mut memory, device);
+        (api.driver_version)(&raw mut driver);
+    }
+    let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
+    Card {
+        name: String::from_utf8_lossy(&name[..end]).into_owned(),
+        capability: (attribute(CAPABILITY_MAJOR), attribute(CAPABILITY_MINOR)),
+        multiprocessors: attribute(MULTIPROCESSORS).max(1) as u32,
+        memory,
+        shared: attribute(SHARED_OPTIN).max(0) as usize,
+        driver,
+    }
+}

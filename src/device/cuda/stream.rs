@@ -1,0 +1,220 @@
+//! Streams: copies, fills and kernels, one after another, asynchronously to the host; events to time
+//! and order them.
+
+use super::api::Handle;
+use super::{Context, FUNCTION_SHARED, fault};
+use crate::base::{Error, Result};
+use crate::device::Region;
+use std::ffi::c_void;
+
+/// A queue of device work, used by one host thread. Lives as long as the process.
+pub struct Stream {
+    pub(super) context: &'static Context,
+    pub(super) handle: Handle,
+    /// One u32 in which kernels report faults.
+    fault: u64,
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "stream of {}", self.context.card.name)
+    }
+}
+
+/// CU_STREAM_NON_BLOCKING.
+const NON_BLOCKING: u32 = 1;
+
+impl Stream {
+    pub(in crate::device) fn new(context: &'static Context) -> Result<Stream> {
+        context.enter();
+        let mut handle: Handle = std::ptr::null_mut();
+        // SAFETY: the pointer is to a local.
+        let code = unsafe { (context.api.stream_create)(&raw mut handle, NON_BLOCKING) };
+        context.check(code, "cannot make a stream")?;
+        let stream = Stream { context, handle, fault: context.alloc(256)? };
+        stream.fill(Region { ptr: stream.fault as *mut u8, bytes: 256 }, 0)?;
+        Ok(stream)
+    }
+
+    /// The card it belongs to.
+    pub fn card(&self) -> &super::Card {
+        &self.context.card
+    }
+
+    /// Address of the word in which kernels report faults; it is looked at by [`Stream::copy_out`].
+    pub fn fault(&self) -> u64 {
+        self.fault
+    }
+
+    /// Starts `kernel` on `grid` blocks of `threads` threads with `shared` bytes of dynamic shared
+    /// memory. Nothing is started where the grid is empty.
+    pub fn launch<P: bytemuck::Pod>(
+        &self,
+        kernel: &str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        params: &P,
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        self.context.enter();
+        let function = self.context.function(kernel)?;
+        // More than 48 KiB must be asked for.
+        if shared > 48 << 10 {
+            // SAFETY: a setting of a loaded function.
+            let code = unsafe {
+                (self.context.api.function_set)(function, FUNCTION_SHARED, shared as i32)
+            };
+            let what = format!("{kernel}: {shared} bytes of shared memory");
+            self.context.check(code, &what)?;
+        }
+        let mut values: [*mut c_void; 1] = [std::ptr::from_ref(params).cast_mut().cast()];
+        // SAFETY: every kernel takes one struct by value, copied before this returns; that its
+        // layout is the kernel's is checked by the conformance tests.
+        let code = unsafe {
+            (self.context.api.launch)(
+                function,
+                grid[0],
+                grid[1],
+                grid[2],
+                threads,
+                1,
+                1,
+                shared as u32,
+                self.handle,
+                values.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        self.context.check(code, kernel)
+    }
+
+    /// Copies host bytes to the device. `src` may be used again at once.
+    pub fn copy_in(&self, to: Region, src: &[u8]) -> Result<()> {
+        assert!(src.len() <= to.bytes, "copy of {} bytes into {}", src.len(), to.bytes);
+        if src.is_empty() {
+            return Ok(());
+        }
+        self.context.enter();
+        // SAFETY: the ranges were checked; pageable host memory is staged before the call returns.
+        let code = unsafe {
+            (self.context.api.copy_in)(to.ptr as u64, src.as_ptr().cast(), src.len(), self.handle)
+        };
+        self.context.check(code, "cannot copy to the device")
+    }
+
+    /// Waits for everything before it and copies device bytes to the host; then tells of faults that
+    /// kernels reported.
+    pub fn copy_out(&self, from: Region, dst: &mut [u8]) -> Result<()> {
+        assert!(dst.len() <= from.bytes, "copy of {} bytes out of {}", dst.len(), from.bytes);
+        self.context.enter();
+        let mut word = 0u32;
+        // SAFETY: the ranges were checked, and the host memory is borrowed until the wait below.
+        unsafe {
+            let api = &self.context.api;
+            if !dst.is_empty() {
+                let ptr = dst.as_mut_ptr().cast();
+                let code = (api.copy_out)(ptr, from.ptr as u64, dst.len(), self.handle);
+                self.context.check(code, "cannot copy from the device")?;
+            }
+            let code = (api.copy_out)((&raw mut word).cast(), self.fault, 4, self.handle);
+            self.context.check(code, "cannot copy from the device")?;
+        }
+        self.synchronize()?;
+        if word != 0 {
+            self.fill(Region { ptr: self.fault as *mut u8, bytes: 4 }, 0)?;
+            return Err(fault::error(word));
+        }
+        Ok(())
+    }
+
+    /// Copies bytes within the device.
+    pub fn copy(&self, to: Region, from: Region) -> Result<()> {
+        if to.bytes != from.bytes {
+            let line = format!("copy of {} bytes into {}", from.bytes, to.bytes);
+            return Err(Error::internal(line));
+        }
+        if to.bytes == 0 {
+            return Ok(());
+        }
+        self.context.enter();
+        // SAFETY: both are ranges of live device memory of the same length.
+        let code = unsafe {
+            (self.context.api.copy)(to.ptr as u64, from.ptr as u64, to.bytes, self.handle)
+        };
+        self.context.check(code, "cannot copy on the device")
+    }
+
+    /// Sets all bytes of a range.
+    pub fn fill(&self, to: Region, value: u8) -> Result<()> {
+        if to.bytes == 0 {
+            return Ok(());
+        }
+        self.context.enter();
+        // SAFETY: the range is live device memory.
+        let code = unsafe { (self.context.api.fill)(to.ptr as u64, value, to.bytes, self.handle) };
+        self.context.check(code, "cannot fill device memory")
+    }
+
+    /// Waits until all work is done.
+    pub fn synchronize(&self) -> Result<()> {
+        self.context.enter();
+        // SAFETY: the stream lives.
+        let code = unsafe { (self.context.api.stream_synchronize)(self.handle) };
+        self.context.check(code, "the device failed")
+    }
+
+    /// Marks the present end of the queue.
+    pub fn record(&self) -> Result<Event> {
+        self.context.enter();
+        let mut handle: Handle = std::ptr::null_mut();
+        // SAFETY: the pointer is to a local; the event is destroyed with `Event`.
+        unsafe {
+            let code = (self.context.api.event_create)(&raw mut handle, 0);
+            self.context.check(code, "cannot make an event")?;
+            let event = Event { context: self.context, handle };
+            let code = (self.context.api.event_record)(handle, self.handle);
+            self.context.check(code, "cannot record an event")?;
+            Ok(event)
+        }
+    }
+
+    /// Lets later work wait for `event` of another stream.
+    pub fn wait(&self, event: &Event) -> Result<()> {
+        self.context.enter();
+        // SAFETY: both live.
+        let code = unsafe { (self.context.api.stream_wait)(self.handle, event.handle, 0) };
+        self.context.check(code, "cannot wait for an event")
+    }
+}
+
+/// A point in a stream.
+pub struct Event {
+    context: &'static Context,
+    handle: Handle,
+}
+
+impl Event {
+    /// Milliseconds from `earlier` to this, waiting for both.
+    pub fn since(&self, earlier: &Event) -> Result<f32> {
+        self.context.enter();
+        let mut ms = 0f32;
+        // SAFETY: both events were recorded; the pointer is to a local.
+        unsafe {
+            let code = (self.context.api.event_synchronize)(self.handle);
+            self.context.check(code, "the device failed")?;
+            let code = (self.context.api.event_elapsed)(&raw mut ms, earlier.handle, self.handle);
+            self.context.check(code, "cannot time events")?;
+        }
+        Ok(ms)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: made in `record`, destroyed once.
+        unsafe { (self.context.api.event_destroy)(self.handle) };
+    }
+}

@@ -1,0 +1,78 @@
+//! Memory, streams, graphs and errors, on the emulated device.
+
+use crate::device::{Buffer, Device};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct PassParams {
+    from: u64,
+    to: u64,
+    n: u64,
+}
+
+fn floats(buffer: &Buffer) -> Vec<f32> {
+    let mut bytes = vec![0; buffer.bytes()];
+    buffer.read(0, &mut bytes).unwrap();
+    bytemuck::allocation::pod_collect_to_vec(&bytes)
+}
+
+fn filled(values: &[f32]) -> Buffer {
+    let buffer = Buffer::zeroed(Device::Emulated, values.len() * 4).unwrap();
+    buffer.write(0, bytemuck::cast_slice(values)).unwrap();
+    buffer
+}
+
+#[test]
+fn memory_is_zeroed_and_read_back() {
+    let buffer = Buffer::zeroed(Device::Emulated, 100).unwrap();
+    let mut bytes = [1u8; 100];
+    buffer.read(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [0; 100]);
+    buffer.write(7, &[1, 2, 3]).unwrap();
+    buffer.read(6, &mut bytes[..5]).unwrap();
+    assert_eq!(bytes[..5], [0, 1, 2, 3, 0]);
+    let other = Buffer::zeroed(Device::Emulated, 100).unwrap();
+    let stream = Device::Emulated.stream().unwrap();
+    stream.copy(other.slice(50, 10), buffer.slice(5, 10)).unwrap();
+    other.read(50, &mut bytes[..10]).unwrap();
+    assert_eq!(bytes[..10], [0, 0, 1, 2, 3, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn a_graph_runs_when_it_is_replayed_and_only_then() {
+    let (from, to) = (filled(&[1.0; 300]), filled(&[0.5; 300]));
+    let stream = Device::Emulated.stream().unwrap();
+    let params = PassParams { from: from.region().ptr as u64, to: to.region().ptr as u64, n: 300 };
+    let (graph, ()) = stream
+        .capture(|| {
+            stream.launch("linear_pass_on_f32", [2, 1, 1], 256, 0, &params)?;
+            stream.copy(from.region(), to.region())
+        })
+        .unwrap();
+    assert_eq!(floats(&to), [0.5; 300]);
+    for _ in 0..3 {
+        stream.replay(&graph).unwrap();
+    }
+    // x <- y + x, y <- x: 1.5, 3, 6.
+    assert_eq!(floats(&to), [6.0; 300]);
+    assert_eq!(floats(&from), [6.0; 300]);
+}
+
+#[test]
+fn events_order_and_time() {
+    let stream = Device::Emulated.stream().unwrap();
+    let first = stream.record().unwrap();
+    stream.wait(&first).unwrap();
+    let second = stream.record().unwrap();
+    assert!(second.since(&first).unwrap() >= 0.0);
+}
+
+#[test]
+fn an_unknown_kernel_and_a_wrong_block_are_errors() {
+    let stream = Device::Emulated.stream().unwrap();
+    let params = PassParams { from: 0, to: 0, n: 0 };
+    let e = stream.launch("no_such_kernel", [1, 1, 1], 32, 0, &params).unwrap_err();
+    assert!(e.to_string().contains("no_such_kernel"), "{e}");
+    assert!(stream.launch("linear_pass_on_f32", [1, 1, 1], 1024, 0, &params).is_err());
+    assert!(stream.launch("linear_pass_on_f32", [0, 1, 1], 256, 0, &params).is_ok());
+}

@@ -1,0 +1,181 @@
+//! Matrix products on CUDA devices (`cuda/tile/gemm.cuh`): which kernel and tile takes which operands.
+//! Every element of the result is one f32 sum over K in order, so the choice of tile changes no bit.
+
+use crate::base::{DType, Result};
+use crate::device::Stream;
+
+/// What is multiplied, all row-major.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// a `[m, k]` by the transpose of b `[n, k]`.
+    Nt,
+    /// a `[m, k]` by b `[k, n]`.
+    Nn,
+    /// The transpose of a `[k, m]` by b `[k, n]`.
+    Tn,
+}
+
+/// An operand on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat {
+    /// Address of the first element.
+    pub ptr: u64,
+    /// f32 or bf16.
+    pub dtype: DType,
+    /// Elements from one row to the next.
+    pub ld: usize,
+}
+
+/// The result, and what is added to the product: `scale * a b + bias + residual`.
+#[derive(Clone, Copy, Debug)]
+pub struct Out {
+    /// Address of the first element.
+    pub ptr: u64,
+    /// f32 or bf16.
+    pub dtype: DType,
+    /// Elements from one row to the next.
+    pub ld: usize,
+    /// Address of a bias `[n]` in the dtype of b; 0 for none.
+    pub bias: u64,
+    /// Address of a residual laid out and typed like the result; 0 for none.
+    pub residual: u64,
+    /// Add to what is there.
+    pub accumulate: bool,
+    /// Multiplies the product.
+    pub scale: f32,
+}
+
+impl Out {
+    /// A plain result, set.
+    pub fn new(ptr: u64, dtype: DType, ld: usize) -> Out {
+        Out { ptr, dtype, ld, bias: 0, residual: 0, accumulate: false, scale: 1.0 }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    a: u64,
+    b: u64,
+    c: u64,
+    bias: u64,
+    residual: u64,
+    m: u32,
+    n: u32,
+    k: u32,
+    lda: u32,
+    ldb: u32,
+    ldc: u32,
+    b_block: u32,
+    c_block: u32,
+    b_stride: u64,
+    c_stride: u64,
+    scale: f32,
+    accumulate: u32,
+}
+
+/// A tile of the tensor-core kernels, as `cuda/op/linear.cu` names them.
+struct Tile {
+    name: &'static str,
+    rows: usize,
+    columns: usize,
+    k: usize,
+    threads: u32,
+    stages: usize,
+}
+
+const LARGE: Tile = Tile { name: "large", rows: 128, columns: 128, k: 32, threads: 256, stages: 4 };
+const MEDIUM: Tile = Tile { name: "medium", rows: 64, columns: 64, k: 32, threads: 128, stages: 4 };
+const UNALIGNED: Tile = Tile { name: "unaligned", ..MEDIUM };
+const SKINNY: Tile = Tile { name: "skinny", rows: 16, columns: 32, k: 128, threads: 64, stages: 4 };
+
+impl Tile {
+    /// Dynamic shared memory in bytes: rows padded by 8 elements, as in `GemmTile`.
+    fn shared(&self, layout: Layout) -> usize {
+        const PAD: usize = 8;
+        let area = |rows: usize, columns: usize| rows * (columns + PAD);
+        let a = match layout {
+            Layout::Tn => area(self.k, self.rows),
+            Layout::Nt | Layout::Nn => area(self.rows, self.k),
+        };
+        let b = match layout {
+            Layout::Nt => area(self.columns, self.k),
+            Layout::Nn | Layout::Tn => area(self.k, self.columns),
+        };
+        2 * self.stages * (a + b)
+    }
+}
+
+/// Multiplies: `out` `[m, n]`, sums of `k` products.
+#[allow(clippy::too_many_arguments)]
+pub fn gemm(
+    stream: &Stream,
+    layout: Layout,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Mat,
+    b: Mat,
+    out: Out,
+) -> Result<()> {
+    let params = Params {
+        a: a.ptr,
+        b: b.ptr,
+        c: out.ptr,
+        bias: out.bias,
+        residual: out.residual,
+        m: m as u32,
+        n: n as u32,
+        k: k as u32,
+        lda: a.ld as u32,
+        ldb: b.ld as u32,
+        ldc: out.ld as u32,
+        b_block: 0,
+        c_block: 0,
+        b_stride: 0,
+        c_stride: 0,
+        scale: out.scale,
+        accumulate: u32::from(out.accumulate),
+    };
+    launch(stream, layout, [a.dtype, b.dtype, out.dtype], &params)
+}
+
+fn launch(stream: &Stream, layout: Layout, dtypes: [DType; 3], params: &Params) -> Result<()> {
+    let name = match layout {
+        Layout::Nt => "nt",
+        Layout::Nn => "nn",
+        Layout::Tn => "tn",
+    };
+    let (m, n) = (params.m as usize, params.n as usize);
+    if dtypes[0] != DType::Bf16 || dtypes[1] != DType::Bf16 {
+        let kernel = format!("gemm_fma_{name}_{}_{}_{}", dtypes[0], dtypes[1], dtypes[2]);
+        let grid = [n.div_ceil(64) as u32, m.div_ceil(64) as u32, 1];
+        return stream.launch(&kernel, grid, 256, 0, params);
+    }
+    let tile = choose(stream, layout, params);
+    let kernel = format!("gemm_{name}_{}_{}", tile.name, dtypes[2]);
+    let grid = [n.div_ceil(tile.columns) as u32, m.div_ceil(tile.rows) as u32, 1];
+    stream.launch(&kernel, grid, tile.threads, tile.shared(layout), params)
+}
+
+/// The tile: few rows take the narrow one, many the large one, if its tiles fill the card. Rows that do
+/// not start at multiples of 16 bytes cannot be copied asynchronously.
+fn choose(stream: &Stream, layout: Layout, p: &Params) -> &'static Tile {
+    let aligned = |ptr: u64, ld: u32| ptr.is_multiple_of(16) && ld.is_multiple_of(8);
+    // The chunks of 16 bytes along a row must lie wholly inside or outside the matrix.
+    let whole = |x: u32| x.is_multiple_of(8);
+    let chunks = match layout {
+        Layout::Nt => whole(p.k),
+        Layout::Nn => whole(p.k) && whole(p.n),
+        Layout::Tn => whole(p.m) && whole(p.n),
+    };
+    let blocks = whole(p.b_block) && p.b_stride.is_multiple_of(8);
+    if !(aligned(p.a, p.lda) && aligned(p.b, p.ldb) && chunks && blocks) {
+        return &UNALIGNED;
+    }
+    if p.m <= 16 {
+        return &SKINNY;
+    }
+    let tiles = p.m.div_ceil(128) * p.n.div_ceil(128);
+    if tiles >= stream.card().multiprocessors { &LARGE } else { &MEDIUM }
+}

@@ -1,0 +1,86 @@
+//! What several operators launch on CUDA devices: matrix products and column sums.
+
+pub mod gemm;
+pub mod scatter;
+pub mod vectors;
+
+pub use gemm::{Layout, Mat, Out, gemm};
+
+use crate::base::Result;
+use crate::device::Stream;
+use crate::op::by_dtype;
+
+/// Rows that one block sums.
+const SUM_ROWS: usize = 256;
+/// Columns that one block sums, and its threads.
+const SUM_COLUMNS: u32 = 128;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct SumParams {
+    x: u64,
+    out: u64,
+    rows: u32,
+    columns: u32,
+    ld: u32,
+    rows_per_block: u32,
+    add: u32,
+    zero: u32,
+}
+
+/// Workspace of [`column_sums`] in f32 elements.
+pub fn column_sums_scratch(rows: usize, columns: usize) -> usize {
+    rows.div_ceil(SUM_ROWS) * columns
+}
+
+/// Sums the rows of `x` `[rows, columns]` into f32 `out` `[columns]`, in a fixed order: pieces of 256
+/// rows each on their own, then the pieces.
+#[allow(clippy::too_many_arguments)]
+pub fn column_sums(
+    stream: &Stream,
+    x: Mat,
+    rows: usize,
+    columns: usize,
+    out: u64,
+    add: bool,
+    scratch: u64,
+) -> Result<()> {
+    let pieces = rows.div_ceil(SUM_ROWS) as u32;
+    let first = SumParams {
+        x: x.ptr,
+        out: scratch,
+        rows: rows as u32,
+        columns: columns as u32,
+        ld: x.ld as u32,
+        rows_per_block: SUM_ROWS as u32,
+        add: 0,
+        zero: 0,
+    };
+    let blocks = (columns as u32).div_ceil(SUM_COLUMNS);
+    let kernel = by_dtype(x.dtype, "column_sums_f32", "column_sums_bf16");
+    stream.launch(kernel, [blocks, pieces, 1], SUM_COLUMNS, 0, &first)?;
+    sum_pieces(stream, scratch, pieces as usize, columns, out, add)
+}
+
+/// Sums f32 `pieces` `[n, columns]` into f32 `out` `[columns]`, in order.
+pub fn sum_pieces(
+    stream: &Stream,
+    pieces: u64,
+    n: usize,
+    columns: usize,
+    out: u64,
+    add: bool,
+) -> Result<()> {
+    let params = SumParams {
+        x: pieces,
+        out,
+        rows: n as u32,
+        columns: columns as u32,
+        ld: columns as u32,
+        rows_per_block: n as u32,
+        add: u32::from(add),
+        zero: 0,
+    };
+    let blocks = (columns as u32).div_ceil(SUM_COLUMNS);
+    stream.launch("column_sums_f32", [blocks, 1, 1], SUM_COLUMNS, 0, &params)
+}
