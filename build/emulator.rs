@@ -8,18 +8,8 @@ use crate::{Result, env};
 use std::path::Path;
 use std::process::Command;
 
-const FLAGS: [&str; 10] = [
-    "-std=c++20",
-    "-O2",
-    "-g1",
-    "-ffp-contract=off",
-    "-fPIC",
-    "-Wall",
-    "-Wno-unknown-pragmas",
-    "-I",
-    "cuda",
-    "-c",
-];
+const FLAGS: &str =
+    "-std=c++20 -O2 -g1 -ffp-contract=off -fPIC -Wall -Wno-unknown-pragmas -I cuda -c -x c++";
 
 pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>) -> Result<()> {
     let (flags, runtime): (&[&str], _) = match sanitize {
@@ -45,8 +35,7 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>)
         for source in compile::sources(folder, extension) {
             let name = format!("{}-{}.o", folder.replace('/', "-"), compile::stem(&source));
             let mut words = vec![compiler.clone()];
-            words.extend(FLAGS.iter().chain(flags).map(|flag| flag.to_string()));
-            words.extend(["-x".into(), "c++".into()]);
+            words.extend(FLAGS.split(' ').chain(flags.iter().copied()).map(String::from));
             units.push(Unit { source, output: objects.join(name), words });
         }
     }
