@@ -24,7 +24,9 @@ pub(crate) fn build(out: &Path, notes: &mut Vec<String>) -> Result<Vec<PathBuf>>
     )?;
     let version = compile::version(&nvcc)
         .map_err(|e| format!("{e}\nThis nvcc does not run: run tools/setup cuda"))?;
-    let units: Vec<Unit> = compile::sources("cuda/op", "cu")
+    let units: Vec<Unit> = ["cuda/op", "cuda/ptx"]
+        .iter()
+        .flat_map(|folder| compile::sources(folder, "cu"))
         .into_iter()
         .map(|source| {
             let mut words = vec![nvcc.clone()];

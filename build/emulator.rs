@@ -21,6 +21,10 @@ const FLAGS: [&str; 10] = [
     "-c",
 ];
 
+/// Folders of sources, and what the sources are called.
+const SOURCES: [(&str, &str); 4] =
+    [("cuda/emu", "cpp"), ("cuda/op", "cu"), ("cuda/ptx", "cu"), ("cuda/emu/bugs", "cu")];
+
 pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>) -> Result<()> {
     let (flags, runtime): (&[&str], _) = match sanitize {
         None => (&[], None),
@@ -36,7 +40,7 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>)
     })?;
 
     let mut units = Vec::new();
-    for (folder, extension) in [("cuda/emu", "cpp"), ("cuda/op", "cu"), ("cuda/emu/bugs", "cu")] {
+    for (folder, extension) in SOURCES {
         // Threads of a kernel are fibers. The thread sanitizer is told about them by the runtime, which it must not
         // watch itself: its switches would look like races.
         let flags =
