@@ -122,6 +122,7 @@ char* Machine::take_stack() {
 }
 
 void Machine::start(Thread* thread) {
+  Unwatched unwatched;
   thread->started = true;
   thread->stack = take_stack();
   // Stacks are apart by multiples of the page: without an offset the same local variable of all lanes would fall into
@@ -178,6 +179,7 @@ void Machine::yield() {
 }
 
 void Machine::fail(const std::string& what) {
+  Unwatched unwatched;
   Thread* me = self();
   const Dim3& b = me->block;
   error = what + " (" + launch->kernel->name + ", block " + std::to_string(b.x) + "," + std::to_string(b.y) + "," +
