@@ -21,7 +21,7 @@ const FLAGS: [&str; 10] = [
     "-c",
 ];
 
-pub(crate) fn build(out: &Path, sanitize: Option<&str>) -> Result<()> {
+pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>) -> Result<()> {
     let (flags, runtime): (&[&str], _) = match sanitize {
         None => (&[], None),
         Some("address") => (&["-fsanitize=address", "-fno-omit-frame-pointer"], Some("asan")),
@@ -51,20 +51,16 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>) -> Result<()> {
     }
     compile::all(&units, &version)?;
     for unit in &units {
-        let text = std::fs::read_to_string(unit.messages()).unwrap_or_default();
-        text.lines().for_each(|line| println!("cargo:warning={line}"));
+        notes.extend(unit.messages()?.lines().map(|line| format!("warning={line}")));
     }
     archive(&units, &out)?;
 
-    println!("cargo:rustc-link-search=native={}", out.display());
-    // First of all libraries: a sanitizer must come before the C library whose functions it replaces. As a linker
-    // argument (-fsanitize) it would come last, and gcc ignores that anyway where rustc names the libraries.
-    if let Some(runtime) = runtime {
-        println!("cargo:rustc-link-lib=dylib={runtime}");
-    }
-    println!("cargo:rustc-link-lib=static:+whole-archive=duplex_emulator");
-    println!("cargo:rustc-link-lib=dylib=stdc++");
-    println!("cargo:rustc-link-lib=dylib=pthread");
+    notes.push(format!("rustc-link-search=native={}", out.display()));
+    // Before all other libraries: a sanitizer must be found ahead of the C library whose functions it replaces. As a
+    // linker argument, -fsanitize=..., it would come last; and rustc's -nodefaultlibs makes gcc ignore that.
+    notes.extend(runtime.map(|name| format!("rustc-link-lib=dylib={name}")));
+    notes.push("rustc-link-lib=static:+whole-archive=duplex_emulator".into());
+    notes.extend(["stdc++", "pthread"].map(|name| format!("rustc-link-lib=dylib={name}")));
     Ok(())
 }
 

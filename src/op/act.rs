@@ -5,12 +5,17 @@
 //! `[tokens, width]`.
 
 use crate::base::{DType, Elem, Result, bf16};
+use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::act as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
+use crate::op::cuda::vectors::{OWN, THREADS, adding, aligned, row_grid, vec_len};
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{
+    Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
+    shape_error,
+};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -88,6 +93,58 @@ impl Op for Act {
             _ => backward::<f32>(self, io),
         }
         Ok(())
+    }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let (x, y) = (io.input(0), io.outs[0]);
+        let kernel = by_dtype(x.desc.dtype, "act_forward_f32", "act_forward_bf16");
+        self.launch(io.stream, kernel, x, 0, y.ptr, 0)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        let (x, dy) = (io.input(0), io.dout(0));
+        let Some(dx) = &io.dins[0] else { return Ok(()) };
+        let kernel = by_dtype(x.desc.dtype, "act_backward_f32", "act_backward_bf16");
+        self.launch(io.stream, kernel, x, dy.ptr, dx.arg.ptr, adding(dx.acc))
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    x: u64,
+    dy: u64,
+    out: u64,
+    rows: u32,
+    width: u32,
+    kind: u32,
+    flags: u32,
+}
+
+impl Act {
+    fn launch(
+        &self,
+        stream: &Stream,
+        kernel: &str,
+        x: Arg,
+        dy: u64,
+        out: u64,
+        flags: u32,
+    ) -> Result<()> {
+        let (rows, width) = (x.desc.shape.rows(), x.desc.shape.last() / self.wide());
+        let n = vec_len(x.desc.dtype);
+        let params = Params {
+            x: x.ptr,
+            dy,
+            out,
+            rows: rows as u32,
+            width: width as u32,
+            kind: self.kind as u32,
+            flags: flags
+                | aligned(&[x.ptr, dy, out], &[width], n)
+                | if self.gated { OWN } else { 0 },
+        };
+        stream.launch(kernel, row_grid(rows, width, n)?, THREADS, 0, &params)
     }
 }
 

@@ -9,8 +9,9 @@ use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::SharedMut;
+use crate::op::cuda::vectors::{THREADS, aligned, flat_grid};
 use crate::op::registry::OpDef;
-use crate::op::{Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -103,6 +104,79 @@ impl Op for AdamW {
         }
         Ok(())
     }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let w = io.outs[0];
+        let [m, v] = [1, 2].map(|i| io.outs[i].ptr);
+        let master = io.outs.get(3).map_or(0, |p| p.ptr);
+        let (grad, kernel) = (io.ptr(1), by_dtype(w.desc.dtype, "adamw_f32", "adamw_bf16"));
+        let mut groups: Vec<&Group> = self.groups.iter().filter(|g| g.start < g.end).collect();
+        groups.sort_unstable_by_key(|g| g.start);
+        for groups in groups.chunks(CUDA_GROUPS) {
+            let s = self.scalars(groups[0], 1.0);
+            let mut params = Params {
+                w: w.ptr,
+                grad,
+                clip: io.ptr(2),
+                m,
+                v,
+                master,
+                start: groups[0].start as u64 / 4 * 4,
+                end: groups[groups.len() - 1].end as u64,
+                one_minus_beta1: s.one_minus_beta1,
+                beta2: s.beta2,
+                one_minus_beta2: s.one_minus_beta2,
+                v_factor: s.v_factor,
+                eps: s.eps,
+                groups: groups.len() as u32,
+                flags: aligned(&[w.ptr, grad, m, v, master], &[], 4),
+                pad: 0,
+                group: [CudaGroup::default(); CUDA_GROUPS],
+            };
+            for (to, group) in params.group.iter_mut().zip(groups) {
+                let Scalars { keep, step_size, .. } = self.scalars(group, 1.0);
+                let (start, end) = (group.start as u64, group.end as u64);
+                *to = CudaGroup { start, end, keep, step_size };
+            }
+            let len = (params.end - params.start) as usize;
+            io.stream.launch(kernel, flat_grid(len, 4), THREADS, 0, &params)?;
+        }
+        Ok(())
+    }
+}
+
+/// Groups of one launch: what fits in 4 KiB of arguments.
+const CUDA_GROUPS: usize = 160;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+struct CudaGroup {
+    start: u64,
+    end: u64,
+    keep: f32,
+    step_size: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    w: u64,
+    grad: u64,
+    clip: u64,
+    m: u64,
+    v: u64,
+    master: u64,
+    start: u64,
+    end: u64,
+    one_minus_beta1: f32,
+    beta2: f32,
+    one_minus_beta2: f32,
+    v_factor: f32,
+    eps: f32,
+    groups: u32,
+    flags: u32,
+    pad: u32,
+    group: [CudaGroup; CUDA_GROUPS],
 }
 
 /// The scalars of one group, rounded to f32 once.
@@ -207,8 +281,8 @@ fn groups(n: usize) -> Vec<Group> {
 }
 
 fn cases() -> Vec<Case> {
-    let case = |n: usize, step: u32, master: bool| {
-        let op = AdamW { groups: groups(n), beta1: 0.9, beta2: 0.95, eps: 1e-6, step };
+    let case = |n: usize, groups: Vec<Group>, step: u32, master: bool| {
+        let op = AdamW { groups, beta1: 0.9, beta2: 0.95, eps: 1e-6, step };
         let variances = (0..n).map(|i| 0.01 + 0.3 * (i % 11) as f32).collect();
         let ins = vec![
             Some(Input::weight(&[n], 1.0)),
@@ -234,7 +308,22 @@ fn cases() -> Vec<Case> {
         }
         case
     };
-    vec![case(70, 1, false), case(40_003, 1000, false), case(700, 3, true)]
+    // More groups than one launch takes, of 0 to 12 elements, with gaps.
+    let count = 2 * CUDA_GROUPS + 3;
+    let many = (0..count).map(|i| Group {
+        start: 13 * i + i % 3,
+        end: 13 * i + 1 + i % 13,
+        lr: 0.001 * (1 + i % 40) as f32,
+        weight_decay: 0.01 * (i % 7) as f32,
+    });
+    let many: Vec<Group> = many.filter(|g| g.start <= g.end).collect();
+    vec![
+        case(70, groups(70), 1, false),
+        case(40_003, groups(40_003), 1000, false),
+        case(700, groups(700), 3, true),
+        case(13 * count, many.clone(), 2, false),
+        case(13 * count, many, 2, true),
+    ]
 }
 
 #[cfg(test)]

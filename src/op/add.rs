@@ -3,11 +3,16 @@
 //! a, b `[..]` of one shape and dtype -> y = a + b, rounded once. Backward hands dy to both.
 
 use crate::base::{DType, Elem, Result, bf16};
+use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
+use crate::op::cuda::vectors::{THREADS, aligned, flat_grid, vec_len};
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{
+    Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
+    shape_error,
+};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -51,6 +56,38 @@ impl Op for Add {
         }
         Ok(())
     }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        launch(io.stream, io.input(0), io.ptr(1), io.outs[0].ptr)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        for grad in io.dins.iter().flatten() {
+            let dx = grad.arg.ptr;
+            launch(io.stream, io.dout(0), if grad.acc { dx } else { 0 }, dx)?;
+        }
+        Ok(())
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    a: u64,
+    b: u64,
+    y: u64,
+    n: u64,
+    flags: u32,
+    pad: u32,
+}
+
+/// y = a + b, or y = a where `b` is 0.
+fn launch(stream: &Stream, a: Arg, b: u64, y: u64) -> Result<()> {
+    let (len, n) = (a.desc.shape.numel(), vec_len(a.desc.dtype));
+    let flags = aligned(&[a.ptr, b, y], &[], n);
+    let params = Params { a: a.ptr, b, y, n: len as u64, flags, pad: 0 };
+    let kernel = by_dtype(a.desc.dtype, "add_f32", "add_bf16");
+    stream.launch(kernel, flat_grid(len, n), THREADS, 0, &params)
 }
 
 fn forward<E: Elem>(io: &mut Forward<'_>) {

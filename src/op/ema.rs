@@ -6,8 +6,9 @@ use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
+use crate::op::cuda::vectors::{THREADS, aligned, flat_grid};
 use crate::op::registry::OpDef;
-use crate::op::{Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -48,6 +49,34 @@ impl Op for Ema {
         }
         Ok(())
     }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let (w, ema) = (io.input(1), io.outs[0].ptr);
+        let len = w.desc.shape.numel();
+        let params = Params {
+            w: w.ptr,
+            ema,
+            n: len as u64,
+            decay: self.decay,
+            rest: 1.0 - self.decay,
+            flags: aligned(&[w.ptr, ema], &[], 4),
+            pad: 0,
+        };
+        let kernel = by_dtype(w.desc.dtype, "ema_f32", "ema_bf16");
+        io.stream.launch(kernel, flat_grid(len, 4), THREADS, 0, &params)
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    w: u64,
+    ema: u64,
+    n: u64,
+    decay: f32,
+    rest: f32,
+    flags: u32,
+    pad: u32,
 }
 
 fn forward<E: Elem>(decay: f32, io: &mut Forward<'_>) {

@@ -9,8 +9,13 @@ use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::scatter::{check_range, scatter_add};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
+use crate::op::cuda::scatter::{scatter_add as cuda_scatter_add, scatter_scratch};
+use crate::op::cuda::vectors::{THREADS, aligned, row_grid, vec_len};
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{
+    Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
+    shape_error,
+};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -29,6 +34,13 @@ impl Embed {
     /// The scale in the dtype of the weights.
     fn scale<E: Elem>(&self) -> f32 {
         E::from_f32(self.scale).to_f32()
+    }
+
+    fn scale_in(&self, dtype: DType) -> f32 {
+        match dtype {
+            DType::Bf16 => self.scale::<bf16>(),
+            _ => self.scale::<f32>(),
+        }
     }
 }
 
@@ -82,6 +94,7 @@ impl Op for Embed {
             differentiable: 0b1,
             saves_ins: 0b11,
             cheap: true,
+            cuda_scratch_backward: scatter_scratch(tokens),
             flops: if pos.is_some() { (tokens * d) as u64 } else { 0 },
             ..Plan::default()
         })
@@ -101,6 +114,62 @@ impl Op for Embed {
         }
         Ok(())
     }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let (ids, tok, pos, x) = (io.input(0), io.input(2), io.ins[3], io.outs[0].ptr);
+        let (tokens, hidden) = (ids.desc.shape.numel(), tok.desc.shape.last());
+        let n = vec_len(tok.desc.dtype);
+        let params = Params {
+            ids: ids.ptr,
+            at: io.ptr(1),
+            tok: tok.ptr,
+            pos: io.ptr(3),
+            x,
+            fault: io.stream.fault(),
+            tokens: tokens as u32,
+            hidden: hidden as u32,
+            vocab: tok.desc.shape.rows() as u32,
+            positions: pos.map_or(0, |p| p.desc.shape.rows() as u32),
+            id_offset: self.id_offset as u32,
+            position_offset: self.position_offset as u32,
+            scale: self.scale_in(tok.desc.dtype),
+            flags: aligned(&[tok.ptr, io.ptr(3), x], &[hidden], n),
+        };
+        let kernel = by_dtype(tok.desc.dtype, "embed_f32", "embed_bf16");
+        io.stream.launch(kernel, row_grid(tokens, hidden, n)?, THREADS, 0, &params)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        let (ids, at, dx) = (io.input(0), io.input(1), io.dout(0));
+        let (hidden, scale) = (dx.desc.shape.last(), self.scale_in(dx.desc.dtype));
+        for (i, index, offset, scale) in
+            [(2, ids, self.id_offset, scale), (3, at, self.position_offset, 1.0)]
+        {
+            if let Some(grad) = io.dins.get(i).and_then(Option::as_ref) {
+                cuda_scatter_add(io.stream, index, offset, dx, hidden, scale, grad, io.scratch)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    ids: u64,
+    at: u64,
+    tok: u64,
+    pos: u64,
+    x: u64,
+    fault: u64,
+    tokens: u32,
+    hidden: u32,
+    vocab: u32,
+    positions: u32,
+    id_offset: u32,
+    position_offset: u32,
+    scale: f32,
+    flags: u32,
 }
 
 fn forward<E: Elem>(op: &Embed, io: &mut Forward<'_>) -> Result<()> {

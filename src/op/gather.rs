@@ -8,8 +8,13 @@ use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::scatter::{check_range, scatter_add};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
+use crate::op::cuda::scatter::{scatter_add as cuda_scatter_add, scatter_scratch};
+use crate::op::cuda::vectors::{THREADS, aligned, row_grid, vec_len};
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{
+    Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
+    shape_error,
+};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -47,6 +52,7 @@ impl Op for Gather {
             differentiable: 0b1,
             saves_ins: 0b10,
             cheap: true,
+            cuda_scratch_backward: scatter_scratch(n),
             ..Plan::default()
         })
     }
@@ -65,6 +71,42 @@ impl Op for Gather {
         }
         Ok(())
     }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let (x, index, y) = (io.input(0), io.input(1), io.outs[0].ptr);
+        let (count, width, n) = (index.desc.shape.numel(), width(&x.desc), vec_len(x.desc.dtype));
+        let params = Params {
+            x: x.ptr,
+            index: index.ptr,
+            y,
+            fault: io.stream.fault(),
+            count: count as u32,
+            rows: (x.desc.shape.numel() / width) as u32,
+            width: width as u32,
+            flags: aligned(&[x.ptr, y], &[width], n),
+        };
+        let kernel = by_dtype(x.desc.dtype, "gather_f32", "gather_bf16");
+        io.stream.launch(kernel, row_grid(count, width, n)?, THREADS, 0, &params)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        let (index, dy) = (io.input(1), io.dout(0));
+        let Some(dx) = &io.dins[0] else { return Ok(()) };
+        cuda_scatter_add(io.stream, index, 0, dy, width(&dy.desc), 1.0, dx, io.scratch)
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    x: u64,
+    index: u64,
+    y: u64,
+    fault: u64,
+    count: u32,
+    rows: u32,
+    width: u32,
+    flags: u32,
 }
 
 /// Elements per row of `[rows, width]` or `[rows]`.

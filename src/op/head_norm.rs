@@ -5,12 +5,18 @@
 //! are copied. Each head is a row of `norm`, with its bits; see `norm.rs` for whole rows.
 
 use crate::base::{DType, Elem, Result, bf16};
+use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
+use crate::op::cuda::sum_pieces;
+use crate::op::cuda::vectors::{adding, aligned};
 use crate::op::norm::{self, Norm};
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{
+    Arg, Backward, CudaBackward, CudaForward, CudaGrad, Forward, Op, Place, Plan, Run, by_dtype,
+    required, shape_error,
+};
 use crate::tensor::{Desc, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
@@ -94,6 +100,7 @@ impl Op for HeadNorm {
             saves_ins: 0b111,
             saves_outs: 0b10,
             cheap: true,
+            cuda_scratch_backward: tokens.div_ceil(CUDA_CHUNK) * self.head_dim,
             flops: 5 * x.shape.numel() as u64,
             ..Plan::default()
         })
@@ -113,6 +120,125 @@ impl Op for HeadNorm {
             _ => backward::<f32>(self, io),
         }
         Ok(())
+    }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let (x, rstd, y) = (io.input(0), io.outs[1].ptr, io.outs[0].ptr);
+        let kernel = by_dtype(x.desc.dtype, "head_norm_forward_f32", "head_norm_forward_bf16");
+        self.launch(io.stream, kernel, [x, io.input(1), io.input(2)], 0, rstd, y, 0)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        let (x, dy, rstd) = (io.input(0), io.dout(0).ptr, io.output(1).ptr);
+        if let Some(dx) = &io.dins[0] {
+            let kernel =
+                by_dtype(x.desc.dtype, "head_norm_backward_f32", "head_norm_backward_bf16");
+            let (ins, flags) = ([x, io.input(1), io.input(2)], adding(dx.acc));
+            self.launch(io.stream, kernel, ins, dy, rstd, dx.arg.ptr, flags)?;
+        }
+        for (grad, heads) in [(1, 0..self.heads), (2, self.heads..self.normed())] {
+            if let Some(grad) = &io.dins[grad] {
+                self.cuda_weight_gradient(io, heads, grad)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tokens whose share of a weight's gradient one block adds up; as in the kernel.
+const CUDA_CHUNK: usize = 32;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    x: u64,
+    q_weight: u64,
+    k_weight: u64,
+    dy: u64,
+    rstd: u64,
+    out: u64,
+    tokens: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    eps: f32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct WeightParams {
+    x: u64,
+    dy: u64,
+    rstd: u64,
+    partial: u64,
+    tokens: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    first_head: u32,
+    head_count: u32,
+}
+
+impl HeadNorm {
+    /// One warp a head.
+    #[allow(clippy::too_many_arguments)]
+    fn launch(
+        &self,
+        stream: &Stream,
+        kernel: &str,
+        [x, q, k]: [Arg; 3],
+        dy: u64,
+        rstd: u64,
+        out: u64,
+        flags: u32,
+    ) -> Result<()> {
+        let tokens = x.desc.shape.rows();
+        let params = Params {
+            x: x.ptr,
+            q_weight: q.ptr,
+            k_weight: k.ptr,
+            dy,
+            rstd,
+            out,
+            tokens: tokens as u32,
+            heads: self.heads as u32,
+            kv_heads: self.kv_heads as u32,
+            head_dim: self.head_dim as u32,
+            eps: self.eps,
+            flags: flags | aligned(&[x.ptr, q.ptr, k.ptr, dy, out], &[self.head_dim], 4),
+        };
+        let rows = tokens * (self.heads + 2 * self.kv_heads);
+        stream.launch(kernel, [rows.div_ceil(4) as u32, 1, 1], 128, 0, &params)
+    }
+
+    /// The gradient of the weight that `heads` share: sums over chunks of tokens, then their sum in
+    /// order.
+    fn cuda_weight_gradient(
+        &self,
+        io: &CudaBackward<'_>,
+        heads: Range<usize>,
+        grad: &CudaGrad,
+    ) -> Result<()> {
+        let (x, d) = (io.input(0), self.head_dim);
+        let tokens = x.desc.shape.rows();
+        let params = WeightParams {
+            x: x.ptr,
+            dy: io.dout(0).ptr,
+            rstd: io.output(1).ptr,
+            partial: io.scratch,
+            tokens: tokens as u32,
+            heads: self.heads as u32,
+            kv_heads: self.kv_heads as u32,
+            head_dim: d as u32,
+            first_head: heads.start as u32,
+            head_count: heads.len() as u32,
+        };
+        let kernel = by_dtype(x.desc.dtype, "head_norm_weight_f32", "head_norm_weight_bf16");
+        let chunks = tokens.div_ceil(CUDA_CHUNK);
+        let grid = [chunks as u32, d.div_ceil(32) as u32, 1];
+        io.stream.launch(kernel, grid, 256, 0, &params)?;
+        sum_pieces(io.stream, io.scratch, chunks, d, grad.arg.ptr, grad.acc)
     }
 }
 

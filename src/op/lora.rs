@@ -12,9 +12,13 @@ use crate::op::cpu::dropout::Dropout;
 use crate::op::cpu::gemm::{Epilogue, Mat, MatMut, gemm_nn, gemm_nt, gemm_tn};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Grad, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{
+    Backward, CudaBackward, CudaForward, Forward, Grad, Op, Place, Plan, Run, required, shape_error,
+};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
+
+mod cuda;
 
 /// The operator.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +117,8 @@ impl Op for Lora {
     fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
         let s = self.sizes(ins)?;
         let rows = s.tokens.min(PIECE);
+        let [cuda_scratch, cuda_scratch_backward] =
+            cuda::scratch(self, &s, required(self, ins, 1)?.dtype);
         Ok(Plan {
             outs: vec![Place::InPlace(0), Place::New(Desc::new(&[s.tokens, s.rank], DType::F32))],
             differentiable: 0b1,
@@ -120,6 +126,8 @@ impl Op for Lora {
             saves_outs: 0b10,
             // b^T, the update, dropout(x).
             scratch: s.rank * s.n + rows * s.n + self.dropped(&s),
+            cuda_scratch,
+            cuda_scratch_backward,
             // b^T, du, scale * u, dropout(x).
             scratch_backward: s.rank * s.n + 2 * rows * s.rank + self.dropped(&s),
             flops: 2 * (s.tokens * s.rank * (s.inner + s.n)) as u64,
@@ -139,6 +147,14 @@ impl Op for Lora {
             DType::Bf16 => backward::<bf16>(self, io),
             _ => backward::<f32>(self, io),
         }
+    }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        cuda::forward(self, io)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        cuda::backward(self, io)
     }
 }
 
@@ -295,6 +311,7 @@ fn cases() -> Vec<Case> {
         case([7, 16, 32, 8, 16], 0, 0.25),
         case([3, 30, 21, 3, 7], 23, 0.5),
         case([PIECE + 9, 6, 10, 2, 5], 1, 0.1),
+        case([cuda::PIECE + 3, 2, 3, 1, 1], 0, 0.2),
     ]
 }
 

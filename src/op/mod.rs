@@ -7,6 +7,7 @@
 pub mod act;
 pub mod adamw;
 pub mod add;
+pub mod advance;
 pub mod attention;
 pub mod cached_attention;
 pub mod conformance;

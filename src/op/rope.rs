@@ -6,12 +6,17 @@
 //! pairs with `i + n`, or interleaved `2 i` with `2 i + 1`; other dimensions and v are copied. Angles
 //! are f32 products, as the reference implementations compute them.
 
-use crate::base::{DType, Elem, Result, bf16};
+use crate::base::{DType, Elem, Error, Result, bf16};
+use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
+use crate::op::cuda::vectors::{OWN, adding, aligned, vec_len};
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{
+    Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
+    shape_error,
+};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -97,6 +102,77 @@ impl Op for Rope {
             _ => rotate::<f32>(self, dy.get(), at, -1.0, dx.view.get(), dx.acc),
         }
         Ok(())
+    }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        self.launch(io.stream, io.input(0), io.input(1), 1.0, io.outs[0].ptr, 0)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        let Some(dx) = &io.dins[0] else { return Ok(()) };
+        self.launch(io.stream, io.dout(0), io.input(1), -1.0, dx.arg.ptr, adding(dx.acc))
+    }
+}
+
+/// Most pairs of a head that a kernel takes.
+const CUDA_PAIRS: usize = 128;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    x: u64,
+    at: u64,
+    out: u64,
+    width: u32,
+    turned: u32,
+    head_dim: u32,
+    half: u32,
+    sign: f32,
+    scale: f32,
+    flags: u32,
+    pad: u32,
+    inv_freq: [f32; CUDA_PAIRS],
+}
+
+impl Rope {
+    /// Sets `out`, or adds to it, to `x` with heads turned by `sign` times their angle; a block a token.
+    fn launch(
+        &self,
+        stream: &Stream,
+        x: Arg,
+        at: Arg,
+        sign: f32,
+        out: u64,
+        flags: u32,
+    ) -> Result<()> {
+        let half = self.inv_freq.len();
+        if half > CUDA_PAIRS {
+            return Err(Error::user(format!(
+                "{} rotary dimensions of a head are more than the {} that run on CUDA; use the CPU",
+                2 * half,
+                2 * CUDA_PAIRS
+            )));
+        }
+        let n = vec_len(x.desc.dtype);
+        let mut params = Params {
+            x: x.ptr,
+            at: at.ptr,
+            out,
+            width: x.desc.shape.last() as u32,
+            turned: (self.heads + self.kv_heads) as u32,
+            head_dim: self.head_dim as u32,
+            half: half as u32,
+            sign,
+            scale: self.scale,
+            flags: flags
+                | aligned(&[x.ptr, out], &[self.head_dim, half], n)
+                | if self.interleaved { OWN } else { 0 },
+            pad: 0,
+            inv_freq: [0.0; CUDA_PAIRS],
+        };
+        params.inv_freq[..half].copy_from_slice(&self.inv_freq);
+        let kernel = by_dtype(x.desc.dtype, "rope_f32", "rope_bf16");
+        stream.launch(kernel, [at.desc.shape.numel() as u32, 1, 1], 128, 0, &params)
     }
 }
 

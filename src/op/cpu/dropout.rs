@@ -23,13 +23,21 @@ impl Dropout {
         self.factors(index / 4)[(index % 4) as usize]
     }
 
+    /// Words are compared in units of 2^-24, in which p is exact or rounds: below this one drops.
+    pub fn limit(&self) -> u32 {
+        (self.p * 16_777_216.0) as u32
+    }
+
+    /// The factor of elements that are kept, 1 / (1 - p).
+    pub fn kept(&self) -> f32 {
+        1.0 / (1.0 - self.p)
+    }
+
     /// The factors of the elements `4 * group..4 * group + 4`.
     fn factors(&self, group: u64) -> [f32; 4] {
         let counter =
             [group as u32, (group >> 32) as u32, self.site as u32, (self.site >> 32) as u32];
-        // Compared in units of 2^-24, in which p is exact or rounds.
-        let limit = (self.p * 16_777_216.0) as u32;
-        let kept = 1.0 / (1.0 - self.p);
+        let (limit, kept) = (self.limit(), self.kept());
         Philox::new(self.seed).block(counter).map(|w| if w >> 8 < limit { 0.0 } else { kept })
     }
 

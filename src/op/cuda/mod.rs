@@ -1,6 +1,8 @@
 //! What several operators launch on CUDA devices: matrix products and column sums.
 
 pub mod gemm;
+pub mod scatter;
+pub mod vectors;
 
 pub use gemm::{Layout, Mat, Out, gemm};
 

@@ -1,0 +1,87 @@
+// Adam with decoupled weight decay on a flat partition; see src/op/adamw.rs, whose arithmetic this repeats.
+#include "lib/vector.cuh"
+
+constexpr int ADAMW_GROUPS = 160;
+
+struct AdamWGroup {
+  uint64_t start, end;
+  float keep;       // 1 - lr * weight decay
+  float step_size;  // lr / (1 - beta1^t)
+};
+
+struct AdamWParams {
+  void* w;
+  const float* grad;
+  const float* clip;
+  float* m;
+  float* v;
+  float* master;        // or null
+  uint64_t start, end;  // the elements of this launch; start is a multiple of 4
+  float one_minus_beta1, beta2, one_minus_beta2, v_factor, eps;
+  uint32_t groups, flags, pad;
+  AdamWGroup group[ADAMW_GROUPS];  // by start, disjoint
+};
+
+// The last group that starts at or before element i, or the first one.
+DEV const AdamWGroup& group_of(const AdamWParams& p, size_t i) {
+  uint32_t low = 0, high = p.groups;
+  while (low + 1 < high) {
+    const uint32_t middle = (low + high) / 2;
+    if (p.group[middle].start <= i)
+      low = middle;
+    else
+      high = middle;
+  }
+  return p.group[low];
+}
+
+// One element: the weight w (or master weight), its gradient, its moments.
+DEV void adamw_step(const AdamWParams& p, const AdamWGroup& group, float clip, float grad, float& w, float& m, float& v) {
+  const float g = grad * clip;
+  m += p.one_minus_beta1 * (g - m);
+  v = p.beta2 * v + p.one_minus_beta2 * g * g;
+  const float denominator = sqrtf(v) * p.v_factor + p.eps;
+  w = w * group.keep - group.step_size * (m / denominator);
+}
+
+// Four elements of one group.
+template <class T>
+DEV void adamw_vec(const AdamWParams& p, const AdamWGroup& group, size_t i) {
+  const float clip = *p.clip;
+  float grad[4], w[4], m[4], v[4];
+  load_vec<float>(p.grad, i, 4, true, grad);
+  load_vec<float>(p.m, i, 4, true, m);
+  load_vec<float>(p.v, i, 4, true, v);
+  if (p.master)
+    load_vec<float>(p.master, i, 4, true, w);
+  else
+    load_vec<T>(p.w, i, 4, true, w);
+#pragma unroll
+  for (int k = 0; k < 4; k++) adamw_step(p, group, clip, grad[k], w[k], m[k], v[k]);
+  store_vec<float>(p.m, i, 4, true, m);
+  store_vec<float>(p.v, i, 4, true, v);
+  if (p.master) store_vec<float>(p.master, i, 4, true, w);
+  store_vec<T>(p.w, i, 4, true, w);
+}
+
+template <class T>
+DEV void adamw(const AdamWParams& p) {
+  size_t i = p.start + vec_start<4>();
+  const AdamWGroup& group = group_of(p, i);
+  if ((p.flags & FLAG_ALIGNED) && group.start <= i && i + 4 <= group.end) {
+    adamw_vec<T>(p, group, i);
+    return;
+  }
+  const size_t end = i + 4 < p.end ? i + 4 : p.end;
+  for (; i < end; i++) {
+    const AdamWGroup& group = group_of(p, i);
+    if (i < group.start || i >= group.end) continue;
+    float w = p.master ? p.master[i] : load<T>(p.w, i);
+    adamw_step(p, group, *p.clip, p.grad[i], w, p.m[i], p.v[i]);
+    if (p.master) p.master[i] = w;
+    store<T>(p.w, i, w);
+  }
+}
+
+KERNEL(adamw_f32, AdamWParams, 256) { adamw<float>(p); }
+KERNEL(adamw_bf16, AdamWParams, 256) { adamw<bf16>(p); }

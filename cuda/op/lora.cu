@@ -1,0 +1,64 @@
+// What low-rank adapters need beside matrix products: dropout and a conversion; see src/op/lora.rs.
+#include "lib/dropout.cuh"
+#include "lib/vector.cuh"
+
+struct LoraDropParams {
+  const void* from;
+  void* to;
+  uint64_t n;
+  uint64_t first;  // index of the first element in the whole tensor, a multiple of 4
+  Dropout dropout;
+  uint32_t flags, pad;
+};
+
+// to = from where an element is kept, else 0. The factor 1 / (1 - p) is left to the product, so that nothing is rounded.
+template <class T>
+DEV void lora_drop(const LoraDropParams& p) {
+  const size_t i = vec_start<4>();
+  if (i >= p.n) return;
+  const int n = vec_count<4>(p.n - i);
+  bool keeps[4];
+  float v[4];
+  dropout_keeps(p.dropout, (p.first + i) / 4, keeps);
+  load_vec<T>(p.from, i, n, p.flags & FLAG_ALIGNED, v);
+#pragma unroll
+  for (int k = 0; k < 4; k++) v[k] = keeps[k] ? v[k] : 0.f;
+  store_vec<T>(p.to, i, n, p.flags & FLAG_ALIGNED, v);
+}
+
+// to = from / (1 - p) where an element is kept, else 0; or added.
+template <class T>
+DEV void lora_drop_backward(const LoraDropParams& p) {
+  const size_t i = vec_start<4>();
+  if (i >= p.n) return;
+  const int n = vec_count<4>(p.n - i);
+  bool keeps[4];
+  float v[4];
+  dropout_keeps(p.dropout, (p.first + i) / 4, keeps);
+  load_vec<T>(p.from, i, n, p.flags & FLAG_ALIGNED, v);
+#pragma unroll
+  for (int k = 0; k < 4; k++) v[k] = keeps[k] ? v[k] * p.dropout.kept : 0.f;
+  put_vec<T>(p.to, i, n, p.flags, v);
+}
+
+KERNEL(lora_drop_f32, LoraDropParams, 256) { lora_drop<float>(p); }
+KERNEL(lora_drop_bf16, LoraDropParams, 256) { lora_drop<bf16>(p); }
+KERNEL(lora_drop_backward_f32, LoraDropParams, 256) { lora_drop_backward<float>(p); }
+KERNEL(lora_drop_backward_bf16, LoraDropParams, 256) { lora_drop_backward<bf16>(p); }
+
+struct LoraRoundParams {
+  const float* from;
+  void* to;
+  uint64_t n;
+  uint32_t flags, pad;
+};
+
+// to = from, rounded to bf16.
+KERNEL(lora_round, LoraRoundParams, 256) {
+  const size_t i = vec_start<8>();
+  if (i >= p.n) return;
+  const int n = vec_count<8>(p.n - i);
+  float v[8];
+  load_vec<float>(p.from, i, n, p.flags & FLAG_ALIGNED, v);
+  store_vec<bf16>(p.to, i, n, p.flags & FLAG_ALIGNED, v);
+}

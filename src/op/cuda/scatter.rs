@@ -1,0 +1,79 @@
+//! Scatter-add on CUDA, the gradient of reading rows by index. Entries that name one row are linked in
+//! order, and each row is summed in that order, as in `op/cpu/scatter.rs`: no atomics.
+
+use super::vectors::{THREADS, adding, aligned, row_grid, vec_len};
+use crate::base::{DType, Error, Result};
+use crate::device::{Region, Stream};
+use crate::op::{Arg, CudaGrad};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct LinksParams {
+    index: u64,
+    links: u64,
+    count: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct AddParams {
+    index: u64,
+    links: u64,
+    from: u64,
+    to: u64,
+    count: u32,
+    width: u32,
+    rows: u32,
+    offset: u32,
+    scale: f32,
+    flags: u32,
+}
+
+/// Workspace for `count` entries, in f32 elements.
+pub fn scatter_scratch(count: usize) -> usize {
+    count
+}
+
+/// `to[index[t] + offset] += scale * from[t]` for rows of `width` elements, in order of `t`, summed in
+/// f32. Without `to.acc` the whole of `to` is set. Entries outside `to` are left out.
+pub fn scatter_add(
+    stream: &Stream,
+    index: Arg,
+    offset: usize,
+    from: Arg,
+    width: usize,
+    scale: f32,
+    to: &CudaGrad,
+    scratch: u64,
+) -> Result<()> {
+    let (count, len) = (index.desc.shape.numel(), to.arg.desc.shape.numel());
+    if !to.acc {
+        let to = to.arg;
+        stream.fill(Region { ptr: to.ptr as *mut u8, bytes: to.desc.bytes() }, 0)?;
+    }
+    let links = LinksParams { index: index.ptr, links: scratch, count: count as u32, pad: 0 };
+    let warps = THREADS / 32;
+    stream.launch("scatter_links", [links.count.div_ceil(warps), 1, 1], THREADS, 0, &links)?;
+    let n = vec_len(from.desc.dtype);
+    let params = AddParams {
+        index: index.ptr,
+        links: scratch,
+        from: from.ptr,
+        to: to.arg.ptr,
+        count: count as u32,
+        width: width as u32,
+        rows: (len / width) as u32,
+        offset: offset as u32,
+        scale,
+        // Rows that are not named by an index are 0 by now; those that are hold what to add to.
+        flags: aligned(&[from.ptr, to.arg.ptr], &[width], n) | adding(to.acc),
+    };
+    let kernel = match (from.desc.dtype, to.arg.desc.dtype) {
+        (DType::F32, DType::F32) => "scatter_add_f32",
+        (DType::Bf16, DType::Bf16) => "scatter_add_bf16",
+        (DType::Bf16, DType::F32) => "scatter_add_bf16_f32",
+        (a, b) => return Err(Error::internal(format!("scatter_add of {a} into {b}"))),
+    };
+    stream.launch(kernel, row_grid(count, width, n)?, THREADS, 0, &params)
+}

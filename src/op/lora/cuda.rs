@@ -1,0 +1,214 @@
+//! Adapters on CUDA: matrix products around the kernels of `cuda/op/lora.cu`. The maths is that of the
+//! CPU, in one go rather than in pieces, except that dropout(x) of only [`PIECE`] rows is kept. In bf16
+//! u and du are rounded to bf16, so that products run on tensor cores.
+
+use super::{Lora, Sizes};
+use crate::base::{DType, Result};
+use crate::device::Stream;
+use crate::op::cuda::gemm::{Layout, Mat, Out, gemm};
+use crate::op::cuda::vectors::{THREADS, adding, aligned, flat_grid};
+use crate::op::{Arg, CudaBackward, CudaForward, by_dtype};
+
+/// Rows whose dropout(x) is kept at once.
+pub(super) const PIECE: usize = 4096;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct DropParams {
+    from: u64,
+    to: u64,
+    n: u64,
+    first: u64,
+    seed: u64,
+    site: u64,
+    limit: u32,
+    kept: f32,
+    flags: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct RoundParams {
+    from: u64,
+    to: u64,
+    n: u64,
+    flags: u32,
+    pad: u32,
+}
+
+/// The parts of the workspace, in f32 elements: dropout(x), rounded u, du.
+fn parts(op: &Lora, s: &Sizes, dtype: DType) -> [usize; 3] {
+    let part = |elements: usize| (elements * dtype.size()).div_ceil(256) * 64;
+    let dropped = op.dropout().map_or(0, |_| part(s.tokens.min(PIECE) * s.inner));
+    let rounded = if dtype == DType::Bf16 { part(s.tokens * s.rank) } else { 0 };
+    [dropped, rounded, part(s.tokens * s.rank)]
+}
+
+/// Workspace of forward and backward, in f32 elements.
+pub(super) fn scratch(op: &Lora, s: &Sizes, dtype: DType) -> [usize; 2] {
+    let [dropped, rounded, du] = parts(op, s, dtype);
+    [dropped + rounded, dropped + rounded + du]
+}
+
+/// One call: its sizes, the workspace, and the pieces of x.
+struct Call<'a> {
+    op: &'a Lora,
+    stream: &'a Stream,
+    s: Sizes,
+    dtype: DType,
+    dropped: u64,
+    rounded: u64,
+    du: u64,
+}
+
+impl<'a> Call<'a> {
+    fn new(
+        op: &'a Lora,
+        stream: &'a Stream,
+        [y, x, a, b]: [Arg; 4],
+        scratch: u64,
+    ) -> Result<Call<'a>> {
+        let s = op.sizes(&[y, x, a, b].map(|t| Some(t.desc)))?;
+        let [dropped, rounded, _] = parts(op, &s, x.desc.dtype).map(|n| 4 * n as u64);
+        Ok(Call {
+            op,
+            stream,
+            s,
+            dtype: x.desc.dtype,
+            dropped: scratch,
+            rounded: scratch + dropped,
+            du: scratch + dropped + rounded,
+        })
+    }
+
+    /// First row and number of rows of each piece; one that is empty where there are no tokens.
+    fn pieces(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let tokens = self.s.tokens;
+        let rows = self.op.dropout().map_or(tokens.max(1), |_| PIECE);
+        (0..tokens.max(1)).step_by(rows).map(move |start| (start, rows.min(tokens - start)))
+    }
+
+    /// The matrix of the call's dtype at `ptr`.
+    fn mat(&self, ptr: u64, ld: usize) -> Mat {
+        Mat { ptr, dtype: self.dtype, ld }
+    }
+
+    /// The address of row `row` of x or dx.
+    fn row(&self, x: Arg, row: usize) -> u64 {
+        x.ptr + (row * self.s.inner * self.dtype.size()) as u64
+    }
+
+    /// The columns of y, or of its gradient, that the adapter updates.
+    fn columns(&self, y: Arg) -> u64 {
+        y.ptr + (self.op.offset * self.dtype.size()) as u64
+    }
+
+    /// u as an operand: in the dtype of the call.
+    fn operand(&self, u: Arg) -> Result<Mat> {
+        if self.dtype == DType::F32 {
+            return Ok(self.mat(u.ptr, self.s.rank));
+        }
+        let len = self.s.tokens * self.s.rank;
+        let flags = aligned(&[u.ptr, self.rounded], &[], 8);
+        let params = RoundParams { from: u.ptr, to: self.rounded, n: len as u64, flags, pad: 0 };
+        self.stream.launch("lora_round", flat_grid(len, 8), THREADS, 0, &params)?;
+        Ok(self.mat(self.rounded, self.s.rank))
+    }
+
+    /// `rows` rows of x from `start` with dropped elements 0, and the factor that is left to apply.
+    fn dropped(&self, x: Arg, start: usize, rows: usize) -> Result<(Mat, f32)> {
+        let Some(dropout) = self.op.dropout() else {
+            return Ok((self.mat(self.row(x, start), self.s.inner), 1.0));
+        };
+        let kernel = by_dtype(self.dtype, "lora_drop_f32", "lora_drop_bf16");
+        self.drop(kernel, self.row(x, start), self.dropped, start, rows, 0)?;
+        Ok((self.mat(self.dropped, self.s.inner), dropout.kept()))
+    }
+
+    fn drop(
+        &self,
+        kernel: &str,
+        from: u64,
+        to: u64,
+        start: usize,
+        rows: usize,
+        flags: u32,
+    ) -> Result<()> {
+        let Some(dropout) = self.op.dropout() else { return Ok(()) };
+        let n = rows * self.s.inner;
+        let params = DropParams {
+            from,
+            to,
+            n: n as u64,
+            first: (start * self.s.inner) as u64,
+            seed: dropout.seed,
+            site: dropout.site,
+            limit: dropout.limit(),
+            kept: dropout.kept(),
+            flags: flags | aligned(&[from, to], &[], 4),
+            pad: 0,
+        };
+        self.stream.launch(kernel, flat_grid(n, 4), THREADS, 0, &params)
+    }
+}
+
+/// An output that is set, or added to.
+fn out(ptr: u64, dtype: DType, ld: usize, accumulate: bool, scale: f32) -> Out {
+    Out { ptr, dtype, ld, bias: 0, residual: 0, accumulate, scale }
+}
+
+pub(super) fn forward(op: &Lora, io: &CudaForward<'_>) -> Result<()> {
+    let (y, x, a, b, u) = (io.outs[0], io.input(1), io.input(2), io.input(3), io.outs[1]);
+    let call = Call::new(op, io.stream, [y, x, a, b], io.scratch)?;
+    let s = call.s;
+    for (start, rows) in call.pieces() {
+        let (x, kept) = call.dropped(x, start, rows)?;
+        let to = u.ptr + 4 * (start * s.rank) as u64;
+        let to = out(to, DType::F32, s.rank, false, kept);
+        gemm(io.stream, Layout::Nt, rows, s.rank, s.inner, x, call.mat(a.ptr, s.inner), to)?;
+    }
+    let to = out(call.columns(y), call.dtype, s.total, true, op.scale);
+    let (u, b) = (call.operand(u)?, call.mat(b.ptr, s.rank));
+    gemm(io.stream, Layout::Nt, s.tokens, s.n, s.rank, u, b, to)
+}
+
+/// With dv the gradient of the updated columns: du = scale dv b, da = du^T dropout(x),
+/// db = scale dv^T u, dx = du a through the same dropout.
+pub(super) fn backward(op: &Lora, io: &CudaBackward<'_>) -> Result<()> {
+    let (x, a, b, dy) = (io.input(1), io.input(2), io.input(3), io.dout(0));
+    let call = Call::new(op, io.stream, [dy, x, a, b], io.scratch)?;
+    let s = call.s;
+    let dv = call.mat(call.columns(dy), s.total);
+    if let Some(db) = &io.dins[3] {
+        let (u, to) = (call.operand(io.output(1))?, db.arg.ptr);
+        let to = out(to, DType::F32, s.rank, db.acc, op.scale);
+        gemm(io.stream, Layout::Tn, s.n, s.rank, s.tokens, dv, u, to)?;
+    }
+    if io.dins[1].is_none() && io.dins[2].is_none() {
+        return Ok(());
+    }
+    let to = out(call.du, call.dtype, s.rank, false, op.scale);
+    gemm(io.stream, Layout::Nn, s.tokens, s.rank, s.n, dv, call.mat(b.ptr, s.rank), to)?;
+    for (start, rows) in call.pieces() {
+        let du = call.du + (start * s.rank * call.dtype.size()) as u64;
+        let du = call.mat(du, s.rank);
+        if let Some(da) = &io.dins[2] {
+            let (x, kept) = call.dropped(x, start, rows)?;
+            let to = out(da.arg.ptr, DType::F32, s.inner, da.acc || start > 0, kept);
+            gemm(io.stream, Layout::Tn, s.rank, s.inner, rows, du, x, to)?;
+        }
+        let Some(dx) = &io.dins[1] else { continue };
+        let (a, to) = (call.mat(a.ptr, s.inner), call.row(dx.arg, start));
+        if op.dropout().is_none() {
+            let to = out(to, call.dtype, s.inner, dx.acc, 1.0);
+            gemm(io.stream, Layout::Nn, rows, s.inner, s.rank, du, a, to)?;
+            continue;
+        }
+        let product = out(call.dropped, call.dtype, s.inner, false, 1.0);
+        gemm(io.stream, Layout::Nn, rows, s.inner, s.rank, du, a, product)?;
+        let kernel = by_dtype(call.dtype, "lora_drop_backward_f32", "lora_drop_backward_bf16");
+        call.drop(kernel, call.dropped, to, start, rows, adding(dx.acc))?;
+    }
+    Ok(())
+}
