@@ -32,8 +32,9 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>)
         Some("thread") => (&["-fsanitize=thread"], Some("tsan")),
         Some(other) => return Err(format!("DUPLEX_SANITIZE={other}: address or thread")),
     };
-    // Each kind has its own folder: going back to the last one compiles nothing.
-    let out = compile::folder(out.join(format!("emulator-{}", sanitize.unwrap_or("plain"))))?;
+    let out = compile::folder(out.join("emulator"))?;
+    // Each kind has its own objects: going back to the last one compiles nothing.
+    let objects = compile::folder(out.join(sanitize.unwrap_or("plain")))?;
     let compiler = env("CXX").unwrap_or_else(|| "g++".into());
     let version = compile::version(&compiler).map_err(|e| {
         format!("{e}\nThe emulator needs a C++20 compiler: run tools/setup, or name one in CXX.")
@@ -50,7 +51,7 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>)
             let mut words = vec![compiler.clone()];
             words.extend(FLAGS.iter().chain(flags).map(|flag| flag.to_string()));
             words.extend(["-x".into(), "c++".into()]);
-            units.push(Unit { source, output: out.join(name), words });
+            units.push(Unit { source, output: objects.join(name), words });
         }
     }
     compile::all(&units, &version)?;
@@ -59,12 +60,19 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>)
     }
     archive(&units, &out)?;
 
+    // The sanitizer's library comes before all others: its functions replace those of the C library. (As a linker
+    // argument, -fsanitize=..., it would come last; and rustc's -nodefaultlibs makes gcc ignore that.) It goes by a name of
+    // ours, a linker script, so that all kinds have the same arguments: rustc then has to link again, not to compile.
+    let script = runtime.map_or("/* nothing */\n".into(), |name| format!("INPUT(-l{name})\n"));
+    crate::write(&out.join("libduplex_sanitizer.so"), &script)?;
+    let libraries = [
+        "dylib=duplex_sanitizer",
+        "static:+whole-archive=duplex_emulator",
+        "dylib=stdc++",
+        "dylib=pthread",
+    ];
     notes.push(format!("rustc-link-search=native={}", out.display()));
-    // Before all other libraries: a sanitizer must be found ahead of the C library whose functions it replaces. As a
-    // linker argument, -fsanitize=..., it would come last; and rustc's -nodefaultlibs makes gcc ignore that.
-    notes.extend(runtime.map(|name| format!("rustc-link-lib=dylib={name}")));
-    notes.push("rustc-link-lib=static:+whole-archive=duplex_emulator".into());
-    notes.extend(["stdc++", "pthread"].map(|name| format!("rustc-link-lib=dylib={name}")));
+    notes.extend(libraries.map(|library| format!("rustc-link-lib={library}")));
     Ok(())
 }
 
