@@ -27,7 +27,6 @@ pub(crate) fn build(out: &Path, notes: &mut Vec<String>) -> Result<Vec<PathBuf>>
     let units: Vec<Unit> = ["cuda/op", "cuda/ptx"]
         .iter()
         .flat_map(|folder| compile::sources(folder, "cu"))
-        .into_iter()
         .map(|source| {
             let mut words = vec![nvcc.clone()];
             words.extend(FLAGS.map(String::from));

@@ -26,6 +26,12 @@ const SOURCES: [(&str, &str); 4] =
     [("cuda/emu", "cpp"), ("cuda/op", "cu"), ("cuda/ptx", "cu"), ("cuda/emu/bugs", "cu")];
 
 pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>) -> Result<()> {
+    // Without it every fmaf is a call.
+    #[cfg(target_arch = "x86_64")]
+    let fma: &[&str] =
+        if std::is_x86_feature_detected!("fma") { &["-mavx2", "-mfma"] } else { &[] };
+    #[cfg(not(target_arch = "x86_64"))]
+    let fma: &[&str] = &[];
     let (flags, runtime): (&[&str], _) = match sanitize {
         None => (&[], None),
         Some("address") => (&["-fsanitize=address", "-fno-omit-frame-pointer"], Some("asan")),
@@ -49,7 +55,7 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>)
         for source in compile::sources(folder, extension) {
             let name = format!("{}-{}.o", folder.replace('/', "-"), compile::stem(&source));
             let mut words = vec![compiler.clone()];
-            words.extend(FLAGS.iter().chain(flags).map(|flag| flag.to_string()));
+            words.extend(FLAGS.iter().chain(fma).chain(flags).map(|flag| flag.to_string()));
             words.extend(["-x".into(), "c++".into()]);
             units.push(Unit { source, output: objects.join(name), words });
         }

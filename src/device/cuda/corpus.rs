@@ -70,7 +70,7 @@ fn ldmatrix(kernel: &'static str, matrices: usize, transposed: bool, rng: &mut R
     input.extend((0..32).map(|_| rng.below(64)));
     let half = |row: usize, column: usize| {
         let word = input[4 * input[256 + row] as usize + column / 2];
-        if column % 2 == 0 { word & 0xffff } else { word >> 16 }
+        if column.is_multiple_of(2) { word & 0xffff } else { word >> 16 }
     };
     let mut expected = vec![];
     for lane in 0..32 {
