@@ -3,6 +3,8 @@
 //!
 //! Environment: `DUPLEX_SANITIZE` (build/emulator.rs); `DUPLEX_NVCC`, `DUPLEX_CUDA_ARCHS` (build/cuda.rs);
 //! `DUPLEX_WRITE_RESOURCES`, `DUPLEX_STRICT` (build/resources.rs).
+//!
+//! `$OUT_DIR/fatbins.rs` is always there: the list of what `cuda` compiled.
 
 #[path = "build/compile.rs"]
 mod compile;
@@ -18,35 +20,50 @@ use std::path::Path;
 /// Text for the user where something went wrong; it may have many lines.
 type Result<T> = std::result::Result<T, String>;
 
+/// What the build depends on, apart from files.
+const VARIABLES: [&str; 9] = [
+    "CI",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "CXX",
+    "DUPLEX_CUDA_ARCHS",
+    "DUPLEX_NVCC",
+    "DUPLEX_SANITIZE",
+    "DUPLEX_STRICT",
+    "DUPLEX_WRITE_RESOURCES",
+];
+
 fn main() {
-    for path in ["build.rs", "build", "cuda"] {
-        println!("cargo:rerun-if-changed={path}");
-    }
-    if let Err(message) = run() {
+    // Cargo is told only when all went well: of a script that fails it shows all output, and the error alone is of use.
+    let mut notes = Vec::new();
+    if let Err(message) = run(&mut notes) {
         eprintln!("\n{}\n", message.trim_end());
         std::process::exit(1);
     }
+    notes.extend(["build.rs", "build", "cuda"].map(|path| format!("rerun-if-changed={path}")));
+    notes.extend(VARIABLES.map(|name| format!("rerun-if-env-changed={name}")));
+    notes.iter().for_each(|note| println!("cargo:{note}"));
 }
 
-fn run() -> Result<()> {
+/// `notes` are lines for cargo: libraries to link, warnings to show.
+fn run(notes: &mut Vec<String>) -> Result<()> {
     let out = env("OUT_DIR").ok_or("OUT_DIR is not set: this is run by cargo")?;
     let out = Path::new(&out);
     match (env("CARGO_FEATURE_EMULATOR"), env("DUPLEX_SANITIZE")) {
-        (Some(_), sanitize) => emulator::build(out, sanitize.as_deref())?,
+        (Some(_), sanitize) => emulator::build(out, sanitize.as_deref(), notes)?,
         (None, Some(_)) => return Err("DUPLEX_SANITIZE needs --features emulator".into()),
         (None, None) => {}
     }
     let fatbins = match env("CARGO_FEATURE_CUDA") {
-        Some(_) => cuda::build(out)?,
+        Some(_) => cuda::build(out, notes)?,
         None => Vec::new(),
     };
     write(&out.join("fatbins.rs"), &cuda::list(&fatbins))
 }
 
-/// A variable that is set and not empty. Cargo runs this script again when it changes.
+/// A variable that is set and not empty.
 fn env(name: &str) -> Option<String> {
-    println!("cargo:rerun-if-env-changed={name}");
-    std::env::var(name).ok().filter(|v| !v.is_empty())
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// Writes a file unless it already has this text.

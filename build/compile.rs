@@ -16,8 +16,9 @@ pub(crate) struct Unit {
 
 impl Unit {
     /// What the compiler said, also when it said it in an earlier build.
-    pub(crate) fn messages(&self) -> PathBuf {
-        self.beside("log")
+    pub(crate) fn messages(&self) -> Result<String> {
+        let path = self.beside("log");
+        fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))
     }
 
     fn beside(&self, extension: &str) -> PathBuf {
@@ -53,7 +54,7 @@ impl Unit {
             let _ = fs::remove_file(&self.output);
             return Err(format!("{}: {} failed\n{text}", self.source.display(), self.words[0]));
         }
-        fs::write(self.messages(), text.as_bytes()).map_err(said)
+        fs::write(self.beside("log"), text.as_bytes()).map_err(said)
     }
 }
 

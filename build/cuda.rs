@@ -16,7 +16,7 @@ const FLAGS: [&str; 9] =
     ["-std=c++17", "-O3", "--fmad=false", "-lineinfo", "-I", "cuda", "-Xptxas", "-v", "--fatbin"];
 
 /// Compiles every source; returns the fatbins.
-pub(crate) fn build(out: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn build(out: &Path, notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
     let out = compile::folder(out.join("cuda"))?;
     let archs = archs()?;
     let nvcc = nvcc().ok_or(
@@ -24,8 +24,9 @@ pub(crate) fn build(out: &Path) -> Result<Vec<PathBuf>> {
     )?;
     let version = compile::version(&nvcc)
         .map_err(|e| format!("{e}\nThis nvcc does not run: run tools/setup cuda"))?;
-    let units: Vec<Unit> = compile::sources("cuda/op", "cu")
-        .into_iter()
+    let units: Vec<Unit> = ["cuda/op", "cuda/ptx"]
+        .iter()
+        .flat_map(|folder| compile::sources(folder, "cu"))
         .map(|source| {
             let mut words = vec![nvcc.clone()];
             words.extend(FLAGS.map(String::from));
@@ -40,8 +41,8 @@ pub(crate) fn build(out: &Path) -> Result<Vec<PathBuf>> {
         })
         .collect();
     compile::all(&units, &version)?;
-    let logs: Vec<PathBuf> = units.iter().map(Unit::messages).collect();
-    resources::check(&logs, &archs)?;
+    let messages = units.iter().map(Unit::messages).collect::<Result<Vec<String>>>()?;
+    resources::check(&messages, &archs, notes)?;
     Ok(units.into_iter().map(|unit| unit.output).collect())
 }
 

@@ -21,22 +21,33 @@ const FLAGS: [&str; 10] = [
     "-c",
 ];
 
-pub(crate) fn build(out: &Path, sanitize: Option<&str>) -> Result<()> {
+/// Folders of sources, and what the sources are called.
+const SOURCES: [(&str, &str); 4] =
+    [("cuda/emu", "cpp"), ("cuda/op", "cu"), ("cuda/ptx", "cu"), ("cuda/emu/bugs", "cu")];
+
+pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>) -> Result<()> {
+    // Without it every fmaf is a call.
+    #[cfg(target_arch = "x86_64")]
+    let fma: &[&str] =
+        if std::is_x86_feature_detected!("fma") { &["-mavx2", "-mfma"] } else { &[] };
+    #[cfg(not(target_arch = "x86_64"))]
+    let fma: &[&str] = &[];
     let (flags, runtime): (&[&str], _) = match sanitize {
         None => (&[], None),
         Some("address") => (&["-fsanitize=address", "-fno-omit-frame-pointer"], Some("asan")),
         Some("thread") => (&["-fsanitize=thread"], Some("tsan")),
         Some(other) => return Err(format!("DUPLEX_SANITIZE={other}: address or thread")),
     };
-    // Each kind has its own folder: going back to the last one compiles nothing.
-    let out = compile::folder(out.join(format!("emulator-{}", sanitize.unwrap_or("plain"))))?;
+    let out = compile::folder(out.join("emulator"))?;
+    // Each kind has its own objects: going back to the last one compiles nothing.
+    let objects = compile::folder(out.join(sanitize.unwrap_or("plain")))?;
     let compiler = env("CXX").unwrap_or_else(|| "g++".into());
     let version = compile::version(&compiler).map_err(|e| {
         format!("{e}\nThe emulator needs a C++20 compiler: run tools/setup, or name one in CXX.")
     })?;
 
     let mut units = Vec::new();
-    for (folder, extension) in [("cuda/emu", "cpp"), ("cuda/op", "cu"), ("cuda/emu/bugs", "cu")] {
+    for (folder, extension) in SOURCES {
         // Threads of a kernel are fibers. The thread sanitizer is told about them by the runtime, which it must not
         // watch itself: its switches would look like races.
         let flags =
@@ -44,27 +55,30 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>) -> Result<()> {
         for source in compile::sources(folder, extension) {
             let name = format!("{}-{}.o", folder.replace('/', "-"), compile::stem(&source));
             let mut words = vec![compiler.clone()];
-            words.extend(FLAGS.iter().chain(flags).map(|flag| flag.to_string()));
+            words.extend(FLAGS.iter().chain(fma).chain(flags).map(|flag| flag.to_string()));
             words.extend(["-x".into(), "c++".into()]);
-            units.push(Unit { source, output: out.join(name), words });
+            units.push(Unit { source, output: objects.join(name), words });
         }
     }
     compile::all(&units, &version)?;
     for unit in &units {
-        let text = std::fs::read_to_string(unit.messages()).unwrap_or_default();
-        text.lines().for_each(|line| println!("cargo:warning={line}"));
+        notes.extend(unit.messages()?.lines().map(|line| format!("warning={line}")));
     }
     archive(&units, &out)?;
 
-    println!("cargo:rustc-link-search=native={}", out.display());
-    // First of all libraries: a sanitizer must come before the C library whose functions it replaces. As a linker
-    // argument (-fsanitize) it would come last, and gcc ignores that anyway where rustc names the libraries.
-    if let Some(runtime) = runtime {
-        println!("cargo:rustc-link-lib=dylib={runtime}");
-    }
-    println!("cargo:rustc-link-lib=static:+whole-archive=duplex_emulator");
-    println!("cargo:rustc-link-lib=dylib=stdc++");
-    println!("cargo:rustc-link-lib=dylib=pthread");
+    // The sanitizer's library comes before all others: its functions replace those of the C library. (As a linker
+    // argument, -fsanitize=..., it would come last; and rustc's -nodefaultlibs makes gcc ignore that.) It goes by a name of
+    // ours, a linker script, so that all kinds have the same arguments: rustc then has to link again, not to compile.
+    let script = runtime.map_or("/* nothing */\n".into(), |name| format!("INPUT(-l{name})\n"));
+    crate::write(&out.join("libduplex_sanitizer.so"), &script)?;
+    let libraries = [
+        "dylib=duplex_sanitizer",
+        "static:+whole-archive=duplex_emulator",
+        "dylib=stdc++",
+        "dylib=pthread",
+    ];
+    notes.push(format!("rustc-link-search=native={}", out.display()));
+    notes.extend(libraries.map(|library| format!("rustc-link-lib={library}")));
     Ok(())
 }
 

@@ -1,27 +1,26 @@
-//! Registers, shared memory, spills and stack of every kernel, as ptxas counts them. Spills and stack are errors. The rest is
-//! compared with the committed table, so that a change of it is seen when it is made, not when it has made a run slow.
+//! Registers, shared memory, spills and stack of every kernel, as ptxas counts them. Spills and stack are errors. The
+//! rest is compared with the committed table: a change is to be seen when it is made, not when it has made a run slow.
 //!
-//! `DUPLEX_WRITE_RESOURCES=1` rewrites the table. Differences are warnings, or errors where `CI` or `DUPLEX_STRICT` is set.
+//! `DUPLEX_WRITE_RESOURCES=1` rewrites the table. Differences are warnings, or errors if `CI` or `DUPLEX_STRICT` is set.
 
 use crate::{Result, env};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 const TABLE: &str = "cuda/resources.tsv";
+const REMEDY: &str = "DUPLEX_WRITE_RESOURCES=1 cargo build --release --features cuda";
 /// Of a long list of differences, so many are shown.
 const SHOWN: usize = 12;
 const HEADER: &str = "kernel\tarch\tregisters\tshared\tspills\tstack";
 
-/// By kernel and architecture, in the order of the table: registers per thread; then bytes of static shared memory per block,
-/// of spills (stores and loads) and of stack per thread.
+/// By kernel and architecture, in the order of the table: registers per thread; then bytes of static shared memory per
+/// block, of spills (stores and loads) and of stack per thread.
 type Table = BTreeMap<(String, String), [u64; 4]>;
 
-/// Reads the compiler's messages, one file per source, and checks what they tell about `archs`.
-pub(crate) fn check(logs: &[PathBuf], archs: &[&str]) -> Result<()> {
+/// Checks what the compiler said, a text for each source. `notes` gets its warnings, and those about the table.
+pub(crate) fn check(messages: &[String], archs: &[&str], notes: &mut Vec<String>) -> Result<()> {
     let mut now = Table::new();
-    for log in logs {
-        let text = std::fs::read_to_string(log).map_err(|e| format!("{}: {e}", log.display()))?;
-        read_ptxas(&text, &mut now)?;
+    for text in messages {
+        read_ptxas(text, &mut now, notes)?;
     }
     let wrong: Vec<String> = now
         .iter()
@@ -44,26 +43,19 @@ pub(crate) fn check(logs: &[PathBuf], archs: &[&str]) -> Result<()> {
         return crate::write(TABLE.as_ref(), &write_table(&old));
     }
     old.retain(|(_, arch), _| archs.contains(&arch.as_str()));
-    let strict = env("CI").is_some() | env("DUPLEX_STRICT").is_some();
-    report(&differences(&old, &now), strict)
-}
-
-fn report(differences: &[String], strict: bool) -> Result<()> {
-    if differences.is_empty() {
+    let mut lines = differences(&old, &now);
+    if lines.is_empty() {
         return Ok(());
     }
-    let advice = format!(
-        "{TABLE} differs; if that is meant: DUPLEX_WRITE_RESOURCES=1 cargo build --release --features cuda"
-    );
-    let mut lines = differences[..differences.len().min(SHOWN)].to_vec();
-    if lines.len() < differences.len() {
-        lines.push(format!("and {} more", differences.len() - lines.len()));
+    if lines.len() > SHOWN {
+        let more = lines.split_off(SHOWN).len();
+        lines.push(format!("and {more} more"));
     }
-    lines.push(advice);
-    if strict {
+    lines.push(format!("{TABLE} differs; if that is meant: {REMEDY}"));
+    if env("CI").is_some() || env("DUPLEX_STRICT").is_some() {
         return Err(lines.join("\n"));
     }
-    lines.iter().for_each(|line| println!("cargo:warning={line}"));
+    notes.extend(lines.iter().map(|line| format!("warning={line}")));
     Ok(())
 }
 
@@ -89,30 +81,30 @@ fn differences(old: &Table, now: &Table) -> Vec<String> {
         .collect()
 }
 
-/// Adds what `ptxas -v` said. Other lines than its information are the compiler's warnings and passed on.
-fn read_ptxas(text: &str, table: &mut Table) -> Result<()> {
-    let mut key = None;
+/// Adds what `ptxas -v` said to the table. What is not its usual information is a warning, the same for each
+/// architecture.
+fn read_ptxas(text: &str, table: &mut Table, notes: &mut Vec<String>) -> Result<()> {
+    let mut values = &mut [0; 4];
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("ptxas info    : Compiling entry function '") {
-            let (kernel, rest) = rest.split_once("' for 'sm_").ok_or_else(|| strange(line))?;
-            let new = (kernel.to_string(), rest.trim_end_matches('\'').to_string());
-            table.insert(new.clone(), [0; 4]);
-            key = Some(new);
+            let (kernel, arch) = rest.split_once("' for 'sm_").ok_or_else(|| strange(line))?;
+            let key = (kernel.to_string(), arch.trim_end_matches('\'').to_string());
+            if table.contains_key(&key) {
+                return Err(format!("two kernels in cuda/op are called {kernel}"));
+            }
+            values = table.entry(key).or_default();
         } else if line.contains("bytes stack frame") {
-            // Also follows functions that were not inlined; they count to the kernel they precede or follow.
-            let values = table
-                .get_mut(key.as_ref().ok_or_else(|| strange(line))?)
-                .ok_or_else(|| strange(line))?;
+            // Functions that were not inlined follow the kernel that calls them.
             values[2] += number(line, "bytes spill stores")? + number(line, "bytes spill loads")?;
             values[3] += number(line, "bytes stack frame")?;
         } else if line.starts_with("ptxas info    : Used ") {
-            let values = table
-                .get_mut(key.as_ref().ok_or_else(|| strange(line))?)
-                .ok_or_else(|| strange(line))?;
             values[0] = number(line, "registers")?;
             values[1] = if line.contains("bytes smem") { number(line, "bytes smem")? } else { 0 };
         } else if !line.starts_with("ptxas info") && !line.trim().is_empty() {
-            println!("cargo:warning={line}");
+            let note = format!("warning={line}");
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
         }
     }
     Ok(())

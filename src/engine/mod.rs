@@ -69,7 +69,7 @@ impl Engine {
     /// Switches to generation, with room for `sequences` sequences of `max_len` tokens.
     pub fn eval(&mut self, sequences: usize, max_len: usize) -> Result<()> {
         let pages = max_len.div_ceil(crate::model::PAGE);
-        let fits = |c: &KvCache| c.pages >= pages && c.desc.shape.dims()[0] >= sequences * c.pages;
+        let fits = |c: &KvCache| c.pages >= pages && c.spare() as usize >= sequences * c.pages;
         if !self.cache.as_ref().is_some_and(fits) {
             self.cache = None;
             let (arch, store) = (&self.model.arch, &self.model.store);

@@ -30,7 +30,8 @@ impl KvCache {
         max_len: usize,
     ) -> Result<KvCache> {
         let pages = max_len.div_ceil(PAGE).max(1);
-        let desc = Desc::new(&[sequences * pages, arch.kv_heads, PAGE, arch.head_dim], dtype);
+        let shape = [sequences * pages + 1, arch.kv_heads, PAGE, arch.head_dim];
+        let desc = Desc::new(&shape, dtype);
         let one = || Buffer::zeroed(device, desc.bytes());
         let layers = (0..arch.layers).map(|_| Ok((one()?, one()?))).collect::<Result<Vec<_>>>()?;
         Ok(KvCache { layers, desc, pages })
@@ -39,6 +40,11 @@ impl KvCache {
     /// The pages of sequence `i`.
     pub fn table(&self, i: usize) -> impl Iterator<Item = i32> {
         (i * self.pages..(i + 1) * self.pages).map(|p| p as i32)
+    }
+
+    /// A page that belongs to no sequence.
+    pub fn spare(&self) -> i32 {
+        self.desc.shape.dims()[0] as i32 - 1
     }
 
     /// Size of all layers.

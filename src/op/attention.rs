@@ -11,10 +11,13 @@ use crate::op::cpu::attend::{Block, KEYS, Queries, attend, query_tokens};
 use crate::op::cpu::attend_backward::{Gradient, attend_backward};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run};
+use crate::op::{required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
+
+pub(super) mod cuda;
 
 /// The operator, with what some models do to the scores: scaled, then soft-capped, then biased, then
 /// masked.
@@ -145,6 +148,7 @@ impl Op for Attention {
             saves_ins: 0b11,
             saves_outs: 0b11,
             scratch_backward: rows * (self.head_dim + 1),
+            cuda_scratch_backward: rows,
             flops: 4 * (rows * keys * self.head_dim) as u64,
             ..Plan::default()
         })
@@ -162,6 +166,14 @@ impl Op for Attention {
             DType::Bf16 => backward::<bf16>(self, io),
             _ => backward::<f32>(self, io),
         }
+    }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        cuda::forward(self, io)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        cuda::backward(self, io)
     }
 }
 
@@ -286,7 +298,7 @@ pub(super) fn example(shape: Heads, adjust: Adjust) -> Attention {
 
 fn cases() -> Vec<Case> {
     let mut cases = vec![];
-    let shapes: [(&[i32], Heads, Adjust); 12] = [
+    let shapes: [(&[i32], Heads, Adjust); 17] = [
         (&[1, 17, 31], (4, 2, 16), PLAIN),
         (&[33, 1, 2], (4, 4, 40), PLAIN),
         (&[65], (4, 1, 64), PLAIN),
@@ -299,6 +311,11 @@ fn cases() -> Vec<Case> {
         (&[135, 64], (4, 2, 16), (true, 64, 2.0)),
         (&[140], (2, 1, 40), (true, 5, 0.7)),
         (&[9, 195], (2, 1, 8), (true, 129, 30.0)),
+        (&[67, 5], (3, 1, 20), (true, 0, 0.0)),
+        (&[3, 130], (2, 1, 80), (false, 70, 0.0)),
+        (&[131], (2, 1, 128), PLAIN),
+        (&[66, 70], (3, 1, 104), (true, 65, 2.0)),
+        (&[5, 133], (2, 1, 256), (true, 100, 0.0)),
     ];
     for (lengths, shape, adjust) in shapes {
         let op = example(shape, adjust);

@@ -7,7 +7,7 @@
 use crate::base::{DType, Error, Result};
 use crate::op::conformance::{Case, Input};
 use crate::op::registry::OpDef;
-use crate::op::{Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -83,6 +83,45 @@ impl Op for Gae {
         }
         Ok(())
     }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        const THREADS: u32 = 128;
+        let (tokens, bounds) = (io.input(0).desc.shape.numel(), io.input(2).desc.shape.numel());
+        if bounds == 1 && tokens > 0 {
+            return Err(Error::internal(format!("{tokens} tokens in no sequence")));
+        }
+        let params = Params {
+            rewards: io.input(0).ptr,
+            values: io.input(1).ptr,
+            cu_seqlens: io.input(2).ptr,
+            advantages: io.outs[0].ptr,
+            returns: io.outs[1].ptr,
+            fault: io.stream.fault(),
+            tokens: tokens as u32,
+            sequences: bounds as u32 - 1,
+            gamma: self.gamma,
+            lambda: self.lambda,
+        };
+        // A warp per sequence.
+        let blocks = params.sequences.div_ceil(THREADS / 32);
+        io.stream.launch("gae_f32", [blocks, 1, 1], THREADS, 0, &params)
+    }
+}
+
+/// GaeParams of cuda/op/gae.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    rewards: u64,
+    values: u64,
+    cu_seqlens: u64,
+    advantages: u64,
+    returns: u64,
+    fault: u64,
+    tokens: u32,
+    sequences: u32,
+    gamma: f32,
+    lambda: f32,
 }
 
 /// The reference sums eq. 16 directly: A_t = sum over l of (gamma lambda)^l delta_{t+l}.
@@ -113,4 +152,23 @@ fn cases() -> Vec<Case> {
         case(0.99, 1.0, &[0, 300]),
         case(0.9, 0.0, &[0, 3, 17]),
     ]
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::op::cpu::testing::{Host, emulated};
+
+    #[test]
+    fn kernels_refuse_lengths_that_do_not_fit() {
+        let run = |cu: &[i32]| {
+            let x = Host::new::<f32>(&[4], &[1.0, 2.0, 3.0, 4.0]);
+            let ins = [Some(x.clone()), Some(x), Some(Host::ints(cu))];
+            emulated(&Gae { gamma: 1.0, lambda: 0.9 }, &ins)
+        };
+        assert!(run(&[0, 0, 3, 4]).is_ok());
+        for bad in [&[0, 5][..], &[1, 4], &[0, 3], &[0, 3, 2, 4], &[0, -1, 4], &[0]] {
+            assert!(run(bad).is_err(), "{bad:?}");
+        }
+    }
 }

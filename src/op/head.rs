@@ -8,7 +8,8 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::vec::{axpy, dot};
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run};
+use crate::op::{by_dtype, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -45,6 +46,7 @@ impl Op for Head {
             differentiable: 0b1,
             saves_ins: 0b11,
             cheap: true,
+            cuda_scratch_backward: x.shape.rows().div_ceil(CUDA_PIECE) * d,
             flops: 2 * x.shape.numel() as u64,
             ..Plan::default()
         })
@@ -65,6 +67,71 @@ impl Op for Head {
         }
         Ok(())
     }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let x = io.input(0);
+        let params = Params { b: io.ptr(2), y: io.outs[0].ptr, ..params(x, io.input(1), x.rows()) };
+        let kernel = by_dtype(x.desc.dtype, "head_forward_f32", "head_forward_bf16");
+        // A warp per token.
+        let blocks = params.tokens.div_ceil(CUDA_THREADS / 32);
+        io.stream.launch(kernel, [blocks, 1, 1], CUDA_THREADS, 0, &params)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        let (x, w, dy) = (io.input(0), io.input(1), io.dout(0));
+        let tokens = dy.desc.shape.numel();
+        let params = Params { dy: dy.ptr, partial: io.scratch, ..params(x, w, tokens) };
+        let launch = |kernel: &str, grid: [usize; 2], params: &Params| {
+            let grid = [grid[0] as u32, grid[1] as u32, 1];
+            io.stream.launch(kernel, grid, CUDA_THREADS, 0, params)
+        };
+        let columns = w.last().div_ceil(CUDA_THREADS as usize);
+        if let Some(dx) = io.dins[0] {
+            let params = Params { dx: dx.arg.ptr, acc: dx.acc.into(), ..params };
+            let kernel = by_dtype(x.desc.dtype, "head_dx_f32", "head_dx_bf16");
+            launch(kernel, [tokens, 1], &params)?;
+        }
+        if let Some(dw) = io.dins[1] {
+            let params = Params { dw: dw.arg.ptr, acc: dw.acc.into(), ..params };
+            let kernel = by_dtype(x.desc.dtype, "head_dw_f32", "head_dw_bf16");
+            launch(kernel, [columns, tokens.div_ceil(CUDA_PIECE)], &params)?;
+            launch("head_dw_sum", [columns, 1], &params)?;
+        }
+        if let Some(db) = io.dins[2] {
+            let params = Params { db: db.arg.ptr, acc: db.acc.into(), ..params };
+            launch("head_db", [1, 1], &params)?;
+        }
+        Ok(())
+    }
+}
+
+/// Tokens whose share of the weight's gradient one thread adds up per column.
+const CUDA_PIECE: usize = 64;
+/// Threads of a block.
+const CUDA_THREADS: u32 = 256;
+
+/// HeadParams of cuda/op/head.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    x: u64,
+    w: u64,
+    b: u64,
+    y: u64,
+    dy: u64,
+    dx: u64,
+    partial: u64,
+    dw: u64,
+    db: u64,
+    tokens: u32,
+    hidden: u32,
+    acc: u32,
+    padding: u32,
+}
+
+fn params(x: Arg, w: Arg, tokens: usize) -> Params {
+    let (tokens, hidden) = (tokens as u32, w.last() as u32);
+    Params { x: x.ptr, w: w.ptr, tokens, hidden, ..bytemuck::Zeroable::zeroed() }
 }
 
 fn forward<E: Elem>(io: &mut Forward<'_>) {

@@ -13,9 +13,13 @@ use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::softmax::{self, Slope};
 use crate::op::linear::column_sums;
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run};
+use crate::op::{required, shape_error};
 use crate::tensor::{Desc, Tensor};
+use cuda::Chunks;
 use std::sync::Arc;
+
+mod cuda;
 
 /// The operator.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +80,7 @@ impl Op for LogProb {
             return Err(Error::internal(format!("logprob with softcap {}", self.softcap)));
         }
         let scratch = chunk_rows(n, vocab) * vocab;
+        let cuda = Chunks::new(n, vocab, x.dtype);
         Ok(Plan {
             outs: vec![Place::New(Desc::new(&[n], DType::F32)); 3],
             differentiable: 0b11,
@@ -83,6 +88,8 @@ impl Op for LogProb {
             saves_outs: 0b110,
             scratch,
             scratch_backward: scratch,
+            cuda_scratch: cuda.logits,
+            cuda_scratch_backward: cuda.logits + cuda.slopes + cuda.sums,
             flops: 2 * (n * d * vocab) as u64,
             ..Plan::default()
         })
@@ -109,6 +116,14 @@ impl Op for LogProb {
             _ => backward::<f32>(self, io),
         }
         Ok(())
+    }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        cuda::forward(self, io)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        cuda::backward(self, io)
     }
 }
 

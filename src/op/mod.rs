@@ -7,7 +7,9 @@
 pub mod act;
 pub mod adamw;
 pub mod add;
+pub mod advance;
 pub mod attention;
+pub mod bench;
 pub mod cached_attention;
 pub mod conformance;
 pub mod cpu;
@@ -29,6 +31,7 @@ pub mod ppo_value;
 pub mod registry;
 pub mod rope;
 pub mod sample;
+pub mod shapes;
 pub mod softcap;
 pub mod sum_sq;
 pub mod weighted_sum;

@@ -7,7 +7,7 @@ use crate::base::Result;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Plan, Run};
+use crate::op::{Arg, Backward, CudaBackward, CudaForward, Forward, Op, Plan, Run};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -59,7 +59,7 @@ impl Op for Pairwise {
     }
 
     fn cpu_backward(&self, io: &mut Backward<'_>) -> Result<()> {
-        loss::constants(self, io, 2)?;
+        loss::constants(self, &io.dins, 2)?;
         let [chosen, rejected, weights] = [0, 1, 2].map(|i| io.input(i).f32());
         let slope = |i: usize| {
             let d = f64::from(chosen[i]) - f64::from(rejected[i]);
@@ -68,6 +68,54 @@ impl Op for Pairwise {
         loss::write_grad(io, 0, slope);
         loss::write_grad(io, 1, |i| -slope(i));
         Ok(())
+    }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let [loss, stats] = [0, 1].map(|i| io.outs[i].ptr);
+        let params = Params { loss, stats, ..self.params([0, 1, 2].map(|i| io.input(i))) };
+        io.stream.launch("pairwise_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        loss::constants(self, &io.dins, 2)?;
+        let [chosen, rejected] = [0, 1].map(|i| io.dins[i]);
+        let params = Params {
+            dloss: io.dout(0).ptr,
+            dchosen: chosen.map_or(0, |g| g.arg.ptr),
+            drejected: rejected.map_or(0, |g| g.arg.ptr),
+            acc_chosen: chosen.is_some_and(|g| g.acc).into(),
+            acc_rejected: rejected.is_some_and(|g| g.acc).into(),
+            ..self.params([0, 1, 2].map(|i| io.input(i)))
+        };
+        let grid = loss::token_grid(params.n);
+        io.stream.launch("pairwise_backward_f32", grid, loss::THREADS, 0, &params)
+    }
+}
+
+/// PairwiseParams of cuda/op/pairwise.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    chosen: u64,
+    rejected: u64,
+    weights: u64,
+    loss: u64,
+    stats: u64,
+    dloss: u64,
+    dchosen: u64,
+    drejected: u64,
+    n: u32,
+    scale: f32,
+    acc_chosen: u32,
+    acc_rejected: u32,
+}
+
+impl Pairwise {
+    fn params(&self, ins: [Arg; 3]) -> Params {
+        let [chosen, rejected, weights] = ins.map(|a| a.ptr);
+        let n = ins[0].desc.shape.numel() as u32;
+        let zero: Params = bytemuck::Zeroable::zeroed();
+        Params { chosen, rejected, weights, n, scale: self.scale, ..zero }
     }
 }
 

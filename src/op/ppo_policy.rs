@@ -9,7 +9,7 @@ use crate::base::Result;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Plan, Run};
+use crate::op::{Arg, Backward, CudaBackward, CudaForward, Forward, Op, Plan, Run};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -90,7 +90,7 @@ impl Op for PpoPolicy {
     }
 
     fn cpu_backward(&self, io: &mut Backward<'_>) -> Result<()> {
-        loss::constants(self, io, 1)?;
+        loss::constants(self, &io.dins, 1)?;
         let [logp, old, advantages, mask] = [0, 1, 2, 3].map(|i| io.input(i).f32());
         loss::write_grad(io, 0, |i| {
             if mask[i] == 0.0 {
@@ -102,6 +102,53 @@ impl Op for PpoPolicy {
             f64::from(self.scale) * f64::from(mask[i]) * slope
         });
         Ok(())
+    }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let [loss, stats] = [0, 1].map(|i| io.outs[i].ptr);
+        let params = Params { loss, stats, ..self.params([0, 1, 2, 3].map(|i| io.input(i))) };
+        io.stream.launch("ppo_policy_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        loss::constants(self, &io.dins, 1)?;
+        let Some(grad) = io.dins[0] else { return Ok(()) };
+        let params = Params {
+            dloss: io.dout(0).ptr,
+            dlogp: grad.arg.ptr,
+            acc: grad.acc.into(),
+            ..self.params([0, 1, 2, 3].map(|i| io.input(i)))
+        };
+        let grid = loss::token_grid(params.n);
+        io.stream.launch("ppo_policy_backward_f32", grid, loss::THREADS, 0, &params)
+    }
+}
+
+/// PpoPolicyParams of cuda/op/ppo_policy.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    logp: u64,
+    old_logp: u64,
+    advantages: u64,
+    mask: u64,
+    loss: u64,
+    stats: u64,
+    dloss: u64,
+    dlogp: u64,
+    n: u32,
+    clip: f32,
+    scale: f32,
+    acc: u32,
+}
+
+impl PpoPolicy {
+    fn params(&self, ins: [Arg; 4]) -> Params {
+        let [logp, old_logp, advantages, mask] = ins.map(|a| a.ptr);
+        let n = ins[0].desc.shape.numel() as u32;
+        let zero: Params = bytemuck::Zeroable::zeroed();
+        let PpoPolicy { clip, scale } = *self;
+        Params { logp, old_logp, advantages, mask, n, clip, scale, ..zero }
     }
 }
 

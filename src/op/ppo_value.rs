@@ -9,7 +9,7 @@ use crate::base::Result;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Plan, Run};
+use crate::op::{Arg, Backward, CudaBackward, CudaForward, Forward, Op, Plan, Run};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -81,7 +81,7 @@ impl Op for PpoValue {
     }
 
     fn cpu_backward(&self, io: &mut Backward<'_>) -> Result<()> {
-        loss::constants(self, io, 1)?;
+        loss::constants(self, &io.dins, 1)?;
         let [values, old, returns, mask] = [0, 1, 2, 3].map(|i| io.input(i).f32());
         loss::write_grad(io, 0, |i| {
             let (plain, clipped) = self.errors(values[i], old[i], returns[i]);
@@ -93,6 +93,53 @@ impl Op for PpoValue {
             f64::from(self.scale) * f64::from(mask[i]) * plain
         });
         Ok(())
+    }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let [loss, stats] = [0, 1].map(|i| io.outs[i].ptr);
+        let params = Params { loss, stats, ..self.params([0, 1, 2, 3].map(|i| io.input(i))) };
+        io.stream.launch("ppo_value_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        loss::constants(self, &io.dins, 1)?;
+        let Some(grad) = io.dins[0] else { return Ok(()) };
+        let params = Params {
+            dloss: io.dout(0).ptr,
+            dvalues: grad.arg.ptr,
+            acc: grad.acc.into(),
+            ..self.params([0, 1, 2, 3].map(|i| io.input(i)))
+        };
+        let grid = loss::token_grid(params.n);
+        io.stream.launch("ppo_value_backward_f32", grid, loss::THREADS, 0, &params)
+    }
+}
+
+/// PpoValueParams of cuda/op/ppo_value.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    values: u64,
+    old_values: u64,
+    returns: u64,
+    mask: u64,
+    loss: u64,
+    stats: u64,
+    dloss: u64,
+    dvalues: u64,
+    n: u32,
+    clip: f32,
+    scale: f32,
+    acc: u32,
+}
+
+impl PpoValue {
+    fn params(&self, ins: [Arg; 4]) -> Params {
+        let [values, old_values, returns, mask] = ins.map(|a| a.ptr);
+        let n = ins[0].desc.shape.numel() as u32;
+        let zero: Params = bytemuck::Zeroable::zeroed();
+        let PpoValue { clip, scale } = *self;
+        Params { values, old_values, returns, mask, n, clip, scale, ..zero }
     }
 }
 

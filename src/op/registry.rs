@@ -17,6 +17,7 @@ pub static OPS: &[OpDef] = &[
     crate::op::act::DEF,
     crate::op::adamw::DEF,
     crate::op::add::DEF,
+    crate::op::advance::DEF,
     crate::op::attention::DEF,
     crate::op::cached_attention::DEF,
     crate::op::ema::DEF,

@@ -12,7 +12,7 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::softmax;
 use crate::op::registry::OpDef;
-use crate::op::{Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -106,6 +106,65 @@ impl Op for Sample {
             None => Ok(()),
         }
     }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        /// Threads of a block, which draws for one sequence.
+        const THREADS: u32 = 512;
+        let logits = io.input(0);
+        let vocab = logits.last();
+        let mut eos = [0i32; MAX_EOS];
+        let Some(listed) = eos.get_mut(..self.eos.len()) else {
+            return Err(Error::internal(format!("more than {MAX_EOS} end tokens")));
+        };
+        listed.copy_from_slice(&self.eos);
+        let params = Params {
+            logits: logits.ptr,
+            sequence: io.input(1).ptr,
+            position: io.input(2).ptr,
+            forbid_eos: io.input(3).ptr,
+            tokens: io.outs[0].ptr,
+            logp: io.outs[1].ptr,
+            fault: io.stream.fault(),
+            seed: self.seed,
+            vocab: vocab as u32,
+            top_k: self.top_k.min(vocab) as u32,
+            inv_t: softmax::inverse(self.temperature),
+            top_p: self.top_p,
+            // The largest power of two with which the weights of all tokens add up to less than 2^63.
+            scale: (1u64 << (62 - vocab.next_power_of_two().ilog2())) as f32,
+            greedy: (self.temperature == 0.0).into(),
+            eos_count: self.eos.len() as u32,
+            eos,
+            padding: 0,
+        };
+        io.stream.launch("sample_f32", [logits.rows() as u32, 1, 1], THREADS, 0, &params)
+    }
+}
+
+/// End tokens that fit into the kernel's parameters.
+const MAX_EOS: usize = 64;
+
+/// SampleParams of cuda/op/sample.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    logits: u64,
+    sequence: u64,
+    position: u64,
+    forbid_eos: u64,
+    tokens: u64,
+    logp: u64,
+    fault: u64,
+    seed: u64,
+    vocab: u32,
+    top_k: u32,
+    inv_t: f32,
+    top_p: f32,
+    scale: f32,
+    greedy: u32,
+    eos_count: u32,
+    eos: [i32; MAX_EOS],
+    padding: u32,
 }
 
 /// Uniform in [0, 1) with 53 bits, fine enough for the rarest token.

@@ -9,7 +9,7 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::softmax;
 use crate::op::registry::OpDef;
-use crate::op::{Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -64,6 +64,25 @@ impl Op for Softcap {
         });
         Ok(())
     }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        const THREADS: u64 = 256;
+        let logits = io.outs[0];
+        let n = logits.desc.shape.numel() as u64;
+        let params = Params { logits: logits.ptr, n, cap: self.cap, padding: 0 };
+        let blocks = n.div_ceil(THREADS) as u32;
+        io.stream.launch("softcap_f32", [blocks, 1, 1], THREADS as u32, 0, &params)
+    }
+}
+
+/// SoftcapParams of cuda/op/softcap.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    logits: u64,
+    n: u64,
+    cap: f32,
+    padding: u32,
 }
 
 fn cases() -> Vec<Case> {

@@ -8,7 +8,7 @@ use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::registry::OpDef;
-use crate::op::{Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -26,6 +26,8 @@ pub fn sum_sq(r: &mut dyn Run, x: Tensor) -> Result<Tensor> {
 
 /// Elements a piece.
 const PIECE: usize = 1 << 16;
+/// Elements a piece on CUDA devices.
+const CUDA_PIECE: usize = 1 << 14;
 
 impl Op for SumSq {
     fn name(&self) -> &'static str {
@@ -37,8 +39,14 @@ impl Op for SumSq {
         if x.dtype != DType::F32 {
             return Err(shape_error(self, ins, "x f32"));
         }
-        let outs = vec![Place::New(Desc::new(&[1], DType::F32))];
-        Ok(Plan { outs, flops: 2 * x.shape.numel() as u64, ..Plan::default() })
+        let n = x.shape.numel();
+        Ok(Plan {
+            outs: vec![Place::New(Desc::new(&[1], DType::F32))],
+            // An f64 per piece.
+            cuda_scratch: 2 * n.div_ceil(CUDA_PIECE),
+            flops: 2 * n as u64,
+            ..Plan::default()
+        })
     }
 
     fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
@@ -53,6 +61,26 @@ impl Op for SumSq {
         io.outs[0].f32()[0] = sums.iter().sum::<f64>() as f32;
         Ok(())
     }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        const THREADS: u32 = 256;
+        let x = io.input(0);
+        let n = x.desc.shape.numel();
+        let params = Params { x: x.ptr, partial: io.scratch, sum: io.outs[0].ptr, n: n as u64 };
+        let pieces = n.div_ceil(CUDA_PIECE) as u32;
+        io.stream.launch("sum_sq_pieces", [pieces, 1, 1], THREADS, 0, &params)?;
+        io.stream.launch("sum_sq_total", [1, 1, 1], THREADS, 0, &params)
+    }
+}
+
+/// SumSqParams of cuda/op/sum_sq.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    x: u64,
+    partial: u64,
+    sum: u64,
+    n: u64,
 }
 
 /// Sum in 8 interleaved f64 lanes, then lane by lane: a fixed order the compiler vectorises.

@@ -7,7 +7,7 @@ use crate::base::Result;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
 use crate::op::registry::OpDef;
-use crate::op::{Backward, Forward, Op, Plan, Run};
+use crate::op::{Backward, CudaBackward, CudaForward, Forward, Op, Plan, Run};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -47,11 +47,52 @@ impl Op for WeightedSum {
     }
 
     fn cpu_backward(&self, io: &mut Backward<'_>) -> Result<()> {
-        loss::constants(self, io, 1)?;
+        loss::constants(self, &io.dins, 1)?;
         let w = io.input(1).f32();
         loss::write_grad(io, 0, |k| f64::from(self.scale) * f64::from(w[k]));
         Ok(())
     }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let (x, w) = (io.input(0), io.input(1));
+        let zero: Params = bytemuck::Zeroable::zeroed();
+        let n = x.desc.shape.numel() as u32;
+        let sum = io.outs[0].ptr;
+        let params = Params { x: x.ptr, w: w.ptr, sum, n, scale: self.scale, ..zero };
+        io.stream.launch("weighted_sum_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
+    }
+
+    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        loss::constants(self, &io.dins, 1)?;
+        let Some(grad) = io.dins[0] else { return Ok(()) };
+        let zero: Params = bytemuck::Zeroable::zeroed();
+        let params = Params {
+            w: io.input(1).ptr,
+            dsum: io.dout(0).ptr,
+            dx: grad.arg.ptr,
+            n: grad.arg.desc.shape.numel() as u32,
+            scale: self.scale,
+            acc: grad.acc.into(),
+            ..zero
+        };
+        let grid = loss::token_grid(params.n);
+        io.stream.launch("weighted_sum_backward_f32", grid, loss::THREADS, 0, &params)
+    }
+}
+
+/// WeightedSumParams of cuda/op/weighted_sum.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    x: u64,
+    w: u64,
+    sum: u64,
+    dsum: u64,
+    dx: u64,
+    n: u32,
+    scale: f32,
+    acc: u32,
+    padding: u32,
 }
 
 fn cases() -> Vec<Case> {

@@ -6,8 +6,9 @@
 
 use crate::base::{DType, Result};
 use crate::op::conformance::{Case, Input};
+use crate::op::cpu::loss;
 use crate::op::registry::OpDef;
-use crate::op::{Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -62,6 +63,28 @@ impl Op for Whiten {
         }
         Ok(())
     }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let params = Params {
+            x: io.input(0).ptr,
+            mask: io.input(1).ptr,
+            y: io.outs[0].ptr,
+            n: io.outs[0].desc.shape.numel() as u32,
+            shift_mean: self.shift_mean.into(),
+        };
+        io.stream.launch("whiten_f32", [1, 1, 1], loss::THREADS, 0, &params)
+    }
+}
+
+/// WhitenParams of cuda/op/whiten.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    x: u64,
+    mask: u64,
+    y: u64,
+    n: u32,
+    shift_mean: u32,
 }
 
 fn cases() -> Vec<Case> {

@@ -1,6 +1,8 @@
 //! Generation over the KV-cache: prompts in, tokens and their log-probabilities out. Reads the same
 //! weights as training. A sequence's tokens depend on (seed, sequence, position), never on the batch.
 
+mod decode;
+
 use crate::base::{Error, Result};
 use crate::data::{Packed, micro_batches};
 use crate::model::{Attend, KvCache, Model, Pass};
@@ -34,6 +36,16 @@ impl Sampling {
         let (temperature, top_k, top_p) = (0.0, 0, 1.0);
         Sampling { temperature, top_k, top_p, min_new_tokens: 0, max_new_tokens, eos, seed: 0 }
     }
+
+    fn operator(&self) -> Sample {
+        Sample {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            seed: self.seed,
+            eos: self.eos.clone(),
+        }
+    }
 }
 
 /// One generated answer.
@@ -47,26 +59,26 @@ pub struct Answer {
     pub finished: bool,
 }
 
-/// Inputs of one step: new tokens of some sequences.
-struct Step {
+/// Prompts to be run through the model at once, with an empty cache.
+struct Prefill {
     packed: Packed,
     starts: Vec<i32>,
     table: Vec<i32>,
     pages: usize,
     sequence: Vec<i32>,
-    position: Vec<i32>,
+    draw: Vec<i32>,
     forbid_eos: Vec<i32>,
 }
 
-impl Shaped for Step {
+impl Shaped for Prefill {
     fn dims(&self) -> Vec<usize> {
         vec![self.packed.ids.len(), self.starts.len(), self.pages]
     }
 
-    fn largest(dims: &[usize]) -> Step {
+    fn largest(dims: &[usize]) -> Prefill {
         let [tokens, sequences, pages] = dims else { panic!("three sizes") };
         let zeros = vec![0; *sequences];
-        Step {
+        Prefill {
             packed: Packed {
                 ids: vec![0; *tokens],
                 positions: vec![0; *tokens],
@@ -76,7 +88,7 @@ impl Shaped for Step {
             table: vec![0; sequences * pages],
             pages: *pages,
             sequence: zeros.clone(),
-            position: zeros.clone(),
+            draw: zeros.clone(),
             forbid_eos: zeros,
         }
     }
@@ -86,7 +98,7 @@ impl Shaped for Step {
 const PREFILL_TOKENS: usize = 2048;
 
 /// Generates an answer to each prompt. `sequences` are the numbers under which the draws are made;
-/// `on_token(i, token)` hears of each token of prompt `i` as it is drawn.
+/// `on_token(i, token)` hears of each token of prompt `i`, in order.
 pub fn generate(
     model: &Model,
     ws: &mut Workspace,
@@ -107,74 +119,60 @@ pub fn generate(
         return Err(Error::user("a prompt is empty; give at least one token"));
     }
     let mut answers = vec![Answer::default(); prompts.len()];
-    let mut active: Vec<usize> = (0..prompts.len()).collect();
-    let mut first = true;
-    while !active.is_empty() && sampling.max_new_tokens > 0 {
-        // Prompts go through in pieces of bounded size; later steps have one token a sequence.
-        let lengths: Vec<usize> =
-            active.iter().map(|&i| if first { prompts[i].len() } else { 1 }).collect();
-        for group in micro_batches(&lengths, PREFILL_TOKENS) {
-            let group = &active[group[0]..group[0] + group.len()];
-            let rows: Vec<(usize, &[i32], usize)> = group
-                .iter()
-                .map(|&i| match answers[i].tokens.last() {
-                    None => (i, prompts[i], 0),
-                    Some(last) => (
-                        i,
-                        std::slice::from_ref(last),
-                        prompts[i].len() + answers[i].tokens.len() - 1,
-                    ),
-                })
-                .collect();
-            let step = make_step(&rows, &answers, sequences, cache, sampling);
-            let (tokens, logprobs) = advance(model, ws, cache, &step, sampling, first)?;
-            for (k, &i) in group.iter().enumerate() {
-                answers[i].tokens.push(tokens[k]);
-                answers[i].logprobs.push(logprobs[k]);
-                answers[i].finished = sampling.eos.contains(&tokens[k]);
-                on_token(i, tokens[k]);
-            }
-        }
-        first = false;
-        active
-            .retain(|&i| !answers[i].finished && answers[i].tokens.len() < sampling.max_new_tokens);
+    if sampling.max_new_tokens == 0 {
+        return Ok(answers);
     }
+    // Prompts go through in pieces of bounded size.
+    let lengths: Vec<usize> = prompts.iter().map(|p| p.len()).collect();
+    for group in micro_batches(&lengths, PREFILL_TOKENS) {
+        let step = make_prefill(&group, prompts, sequences, cache, sampling);
+        let (tokens, logprobs) = prefill(model, ws, cache, &step, sampling)?;
+        for (k, &i) in group.iter().enumerate() {
+            answers[i].push(tokens[k], logprobs[k], sampling);
+            on_token(i, tokens[k]);
+        }
+    }
+    let rows = decode::Rows { prompts, sequences, sampling };
+    decode::decode(model, ws, cache, &rows, &mut answers, on_token)?;
     Ok(answers)
 }
 
-fn make_step(
-    rows: &[(usize, &[i32], usize)],
-    answers: &[Answer],
+impl Answer {
+    fn push(&mut self, token: i32, logprob: f32, sampling: &Sampling) {
+        self.tokens.push(token);
+        self.logprobs.push(logprob);
+        self.finished = sampling.eos.contains(&token);
+    }
+}
+
+fn make_prefill(
+    group: &[usize],
+    prompts: &[&[i32]],
     sequences: &[u64],
     cache: &KvCache,
     sampling: &Sampling,
-) -> Step {
-    let ids: Vec<&[i32]> = rows.iter().map(|r| r.1).collect();
-    let mut packed = Packed::from_rows(&ids);
-    let (mut starts, mut table, mut position, mut forbid_eos) = (vec![], vec![], vec![], vec![]);
-    for (k, &(i, ids, start)) in rows.iter().enumerate() {
-        let range = packed.cu_seqlens[k] as usize..packed.cu_seqlens[k + 1] as usize;
-        packed.positions[range].iter_mut().for_each(|p| *p += start as i32);
-        starts.push(start as i32);
-        table.extend(cache.table(i));
-        position.push((start + ids.len()) as i32);
-        forbid_eos.push(i32::from(answers[i].tokens.len() < sampling.min_new_tokens));
+) -> Prefill {
+    let ids: Vec<&[i32]> = group.iter().map(|&i| prompts[i]).collect();
+    Prefill {
+        packed: Packed::from_rows(&ids),
+        starts: vec![0; group.len()],
+        table: group.iter().flat_map(|&i| cache.table(i)).collect(),
+        pages: cache.pages,
+        sequence: group.iter().map(|&i| sequences[i] as i32).collect(),
+        draw: ids.iter().map(|ids| ids.len() as i32).collect(),
+        forbid_eos: vec![i32::from(sampling.min_new_tokens > 0); group.len()],
     }
-    let sequence = rows.iter().map(|r| sequences[r.0] as i32).collect();
-    Step { packed, starts, table, pages: cache.pages, sequence, position, forbid_eos }
 }
 
-/// Runs the new tokens, appends to the cache, and draws the next token of each sequence.
-fn advance(
+/// Runs the prompts, fills the cache, and draws the first token of each answer.
+fn prefill(
     model: &Model,
     ws: &mut Workspace,
     cache: &KvCache,
-    step: &Step,
+    step: &Prefill,
     sampling: &Sampling,
-    prefill: bool,
 ) -> Result<(Vec<i32>, Vec<f32>)> {
-    let key = format!("{} {}", if prefill { "prefill" } else { "decode" }, model.store.id());
-    ws.run(&key, step, |tape, step: &Step| {
+    ws.run(&format!("prefill {}", model.store.id()), step, |tape, step: &Prefill| {
         let ids = tape.input_i32(&step.packed.ids)?;
         let positions = tape.input_i32(&step.packed.positions)?;
         let cu_seqlens = tape.input_i32(&step.packed.cu_seqlens)?;
@@ -186,18 +184,11 @@ fn advance(
         let last: Vec<i32> = step.packed.cu_seqlens[1..].iter().map(|e| e - 1).collect();
         let select = tape.input_i32(&last)?;
         let logits = model.logits(tape, hidden, select)?;
-        let sample = Sample {
-            temperature: sampling.temperature,
-            top_k: sampling.top_k,
-            top_p: sampling.top_p,
-            seed: sampling.seed,
-            eos: sampling.eos.clone(),
-        };
         let sequence = tape.input_i32(&step.sequence)?;
-        let position = tape.input_i32(&step.position)?;
+        let draw = tape.input_i32(&step.draw)?;
         let forbid = tape.input_i32(&step.forbid_eos)?;
-        let (tokens, logprobs) =
-            op::sample::sample(tape, sample, logits, sequence, position, forbid)?;
+        let sample = sampling.operator();
+        let (tokens, logprobs) = op::sample::sample(tape, sample, logits, sequence, draw, forbid)?;
         Ok((tape.read_i32(tokens)?, tape.read_f32(logprobs)?))
     })
 }

@@ -1,5 +1,6 @@
 //! What the scalar losses share: every input f32 `[n]`, a loss `[1]` and sums for reports. All is
-//! added up in f64 in token order: there are few tokens, and the order must not depend on threads.
+//! added up in f64 in token order: there are few tokens, and the order must not depend on threads. On
+//! CUDA devices one block does it (cuda/lib/loss.cuh).
 
 use crate::base::{DType, Error, Result};
 use crate::op::{Backward, Op, Place, Plan, required, shape_error};
@@ -37,9 +38,17 @@ pub fn write_grad(io: &mut Backward<'_>, i: usize, slope: impl Fn(usize) -> f64)
     }
 }
 
+/// Threads of a block of the losses' kernels.
+pub const THREADS: u32 = 512;
+
+/// The grid of a kernel with a thread per token.
+pub fn token_grid(n: u32) -> [u32; 3] {
+    [n.div_ceil(THREADS), 1, 1]
+}
+
 /// Refuses gradients of inputs from `first` on, which the loss treats as constants.
-pub fn constants(op: &dyn Op, io: &Backward<'_>, first: usize) -> Result<()> {
-    match io.dins.iter().skip(first).position(Option::is_some) {
+pub fn constants<G>(op: &dyn Op, dins: &[Option<G>], first: usize) -> Result<()> {
+    match dins.iter().skip(first).position(Option::is_some) {
         Some(i) => Err(Error::internal(format!(
             "{}: input {} is a constant and has no gradient",
             op.name(),

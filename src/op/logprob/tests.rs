@@ -3,15 +3,26 @@
 use super::*;
 use crate::base::Rng;
 use crate::op::conformance::distance;
+#[cfg(feature = "emulator")]
+use crate::op::cpu::testing::emulated;
 use crate::op::cpu::testing::{Host, backward, forward};
 use crate::op::linear::Linear;
 use crate::op::sample::Sample;
 use crate::op::softcap::Softcap;
 
+/// Runs an operator forward somewhere.
+type Run = fn(&dyn Op, &[Option<Host>]) -> Result<Vec<Host>>;
+
 /// Tokens drawn from `linear`'s logits, capped or not, have the same log-probability there and here.
-fn sampled_equals_recomputed<E: Elem>(vocab: usize, op: LogProb, bias: bool, rng: &mut Rng) {
+fn sampled_equals_recomputed<E: Elem>(
+    forward: Run,
+    [n, vocab]: [usize; 2],
+    op: LogProb,
+    bias: bool,
+    rng: &mut Rng,
+) {
     let LogProb { temperature, softcap } = op;
-    let (n, d) = (29, 40);
+    let d = 40;
     let x = Host::normal::<E>(&[n, d], 1.0, rng);
     let w = Some(Host::normal::<E>(&[vocab, d], 0.4, rng));
     let b = bias.then(|| Host::normal::<E>(&[vocab], 1.0, rng));
@@ -52,9 +63,25 @@ fn rollout_and_training_agree_bit_for_bit() {
             (0.0, 1.5, true),
         ] {
             let op = LogProb { temperature, softcap };
-            sampled_equals_recomputed::<f32>(vocab, op, bias, &mut rng);
-            sampled_equals_recomputed::<bf16>(vocab, op, bias, &mut rng);
+            sampled_equals_recomputed::<f32>(forward, [29, vocab], op, bias, &mut rng);
+            sampled_equals_recomputed::<bf16>(forward, [29, vocab], op, bias, &mut rng);
         }
+    }
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn rollout_and_training_agree_bit_for_bit_on_the_emulated_device() {
+    let mut rng = Rng::new(65, 0);
+    for (vocab, temperature, softcap, bias) in [
+        (97, 0.7, 0.0, false),
+        (1003, 1.0, 0.0, true),
+        (520, 0.0, 3.0, false),
+        (1031, 0.6, 30.0, true),
+    ] {
+        let op = LogProb { temperature, softcap };
+        sampled_equals_recomputed::<f32>(emulated, [9, vocab], op, bias, &mut rng);
+        sampled_equals_recomputed::<bf16>(emulated, [21, vocab], op, bias, &mut rng);
     }
 }
 
@@ -155,4 +182,10 @@ fn unknown_tokens_are_refused() {
     let op = LogProb { temperature: 1.0, softcap: 0.0 };
     assert!(forward(&op, &ins(2)).is_ok());
     assert!(forward(&op, &ins(3)).is_err() && forward(&op, &ins(-1)).is_err());
+    #[cfg(feature = "emulator")]
+    assert!(
+        emulated(&op, &ins(2)).is_ok()
+            && emulated(&op, &ins(3)).is_err()
+            && emulated(&op, &ins(-1)).is_err()
+    );
 }

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::base::Rng;
+#[cfg(feature = "emulator")]
+use crate::op::cpu::testing::emulated;
 use crate::op::cpu::testing::{Host, forward};
 
 fn op(temperature: f32, top_k: usize, top_p: f32) -> Sample {
@@ -171,6 +173,47 @@ fn broken_logits_are_an_error() {
         assert!(run(&[f32::INFINITY, 0.0], 0).is_err());
         let only = Sample { eos: vec![0, 1], ..op(temperature, 0, 1.0) };
         assert!(forward(&only, &ins(&[0.0, 1.0], 1)).is_err());
+        #[cfg(feature = "emulator")]
+        {
+            let run = |z: &[f32]| emulated(&op(temperature, 0, 1.0), &ins(z, 0));
+            assert!(run(&[0.0, f32::NAN, 1.0]).is_err() && run(&[f32::INFINITY, 0.0]).is_err());
+            assert!(emulated(&only, &ins(&[0.0, 1.0], 1)).is_err());
+        }
         assert!(forward(&only, &ins(&[0.0, 1.0], 0)).is_ok());
+    }
+}
+
+/// The emulated device draws the CPU's tokens, among ties and forbidden tokens too.
+#[cfg(feature = "emulator")]
+#[test]
+fn kernels_draw_the_same_tokens() {
+    let mut rng = Rng::new(44, 0);
+    for (b, vocab, steps) in [(40, 7, 2.0), (24, 97, 4.0), (12, 1003, 1e6), (4, 5003, 3.0)] {
+        // Logits in few steps have many ties.
+        let logits: Vec<f32> =
+            (0..b * vocab).map(|_| (2.0 * rng.normal() * steps).round() / steps).collect();
+        let mut ids = || Host::ints(&(0..b).map(|_| rng.below(1000) as i32).collect::<Vec<_>>());
+        let ins = [
+            Some(Host::new::<f32>(&[b, vocab], &logits)),
+            Some(ids()),
+            Some(ids()),
+            Some(Host::ints(&(0..b as i32).map(|i| i % 2).collect::<Vec<_>>())),
+        ];
+        for (temperature, top_k, top_p) in [
+            (0.0, 0, 1.0),
+            (1.0, 0, 1.0),
+            (0.7, 5, 1.0),
+            (1.3, 0, 0.8),
+            (0.9, 50, 0.6),
+            (1.0, 0, 0.0),
+        ] {
+            let op = op(temperature, top_k, top_p);
+            let (want, got) =
+                (forward(&op, &ins).expect("cpu"), emulated(&op, &ins).expect("kernel"));
+            assert_eq!(want[0].i32(), got[0].i32(), "vocabulary {vocab}, {op:?}");
+            for (want, got) in want[1].f32().iter().zip(got[1].f32()) {
+                assert!((want - got).abs() < 1e-5, "{want} {got}");
+            }
+        }
     }
 }

@@ -1,0 +1,270 @@
+//! Attention's launches on a CUDA device: which kernel, how many blocks, how much shared memory. What
+//! the kernels do is in cuda/tile/attend*.cuh. Numbers of tiles follow from shapes alone: where a
+//! sequence begins is known to the device only, so there are as many blocks as there could be tiles.
+
+use super::Attention;
+use crate::base::{DType, Error, Result};
+use crate::device::Stream;
+use crate::op::{Arg, CudaBackward, CudaForward};
+
+/// Keys per block, and per page of the cache.
+const KEYS: usize = 64;
+/// Threads that share no rows.
+const THREADS: u32 = 128;
+/// Rows on the left and on the right in f32, and bytes of a tile of probabilities.
+const LEFT: usize = 16;
+const RIGHT: usize = 32;
+const PROBABILITIES: usize = LEFT * (RIGHT + 1) * 4;
+/// ALiBi slopes that fit the parameters.
+const SLOPES: usize = 256;
+
+/// Bits of `Params::flags`.
+const ALIGNED: u32 = 1;
+const ADD: u32 = 2;
+const ALIBI: u32 = 4;
+
+/// A mirror of `AttendParams` in cuda/tile/attend.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(in crate::op) struct Params {
+    qkv: u64,
+    cu_seqlens: u64,
+    pub(in crate::op) starts: u64,
+    pub(in crate::op) page_table: u64,
+    pub(in crate::op) kcache: u64,
+    pub(in crate::op) vcache: u64,
+    pub(in crate::op) o: u64,
+    lse: u64,
+    d_o: u64,
+    delta: u64,
+    dqkv: u64,
+    fault: u64,
+    tokens: u32,
+    sequences: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    pub(in crate::op) columns: u32,
+    pub(in crate::op) pages: u32,
+    reach: u32,
+    flags: u32,
+    scale: f32,
+    softcap: f32,
+    zero: u32,
+    slopes: [f32; SLOPES],
+}
+
+/// The tiles of a head that is `width` wide in shared memory, as the kernels of that width have them.
+#[derive(Clone, Copy)]
+struct Shape {
+    width: usize,
+    /// Query rows of a forward tile.
+    rows: usize,
+    /// Of the pass over keys: query rows per step, columns per block, warps that share keys.
+    step: usize,
+    columns: usize,
+    key_share: usize,
+    /// Of the pass over queries: stages of keys and values, warps that share rows.
+    stages: usize,
+    row_share: usize,
+}
+
+const SHAPES: [Shape; 5] = [
+    Shape { width: 32, rows: 64, step: 64, columns: 32, key_share: 1, stages: 2, row_share: 1 },
+    Shape { width: 64, rows: 64, step: 64, columns: 64, key_share: 1, stages: 2, row_share: 1 },
+    Shape { width: 96, rows: 64, step: 64, columns: 96, key_share: 2, stages: 2, row_share: 1 },
+    Shape { width: 128, rows: 64, step: 64, columns: 128, key_share: 2, stages: 2, row_share: 1 },
+    Shape { width: 256, rows: 32, step: 32, columns: 128, key_share: 2, stages: 1, row_share: 2 },
+];
+
+impl Shape {
+    /// The narrowest that holds a head.
+    fn of(op: &Attention) -> Result<Shape> {
+        SHAPES.into_iter().find(|s| s.width >= op.head_dim).ok_or_else(|| {
+            Error::user(format!(
+                "attention: heads of {} dimensions: CUDA kernels take 256 at most; run this model on the CPU",
+                op.head_dim
+            ))
+        })
+    }
+
+    /// Bytes of a row in bf16 and in f32: spaced apart unless the kernel swaps pieces within it.
+    fn row(self, dtype: DType) -> usize {
+        match (dtype, self.width) {
+            (DType::Bf16, 64 | 128 | 256) => 2 * self.width,
+            (DType::Bf16, _) => 2 * (self.width + 8),
+            _ => 4 * (self.width + 4),
+        }
+    }
+
+    /// Shared memory of a forward tile of `rows`; scores go between warps where some share rows.
+    fn forward(self, dtype: DType, rows: usize) -> usize {
+        match dtype {
+            DType::Bf16 => {
+                let between = if rows < 64 { rows * KEYS * 4 } else { 0 };
+                (rows + 4 * KEYS) * self.row(dtype) + between
+            }
+            _ => (LEFT + 2 * RIGHT) * self.row(dtype) + PROBABILITIES,
+        }
+    }
+
+    /// Shared memory of the pass over keys.
+    fn keys(self, dtype: DType) -> usize {
+        let state = 16;
+        match dtype {
+            DType::Bf16 => {
+                let between = if self.key_share > 1 { 4 * 2 * self.step / 16 * 512 } else { 0 };
+                (2 * KEYS + 4 * self.step) * self.row(dtype) + 2 * self.step * state + between
+            }
+            _ => 2 * (LEFT + RIGHT) * self.row(dtype) + 2 * PROBABILITIES + RIGHT * state,
+        }
+    }
+
+    /// Shared memory of the pass over queries.
+    fn queries(self, dtype: DType) -> usize {
+        match dtype {
+            DType::Bf16 => {
+                let between = if self.row_share > 1 { 4 * KEYS / 16 * 512 } else { 0 };
+                2 * (1 + self.stages) * KEYS * self.row(dtype) + between
+            }
+            _ => 2 * (LEFT + RIGHT) * self.row(dtype) + PROBABILITIES,
+        }
+    }
+}
+
+/// The parameters of `op` without what is not known of both directions.
+pub(in crate::op) fn params(
+    op: &Attention,
+    stream: &Stream,
+    qkv: Arg,
+    cu_seqlens: Arg,
+) -> Result<Params> {
+    let mut slopes = [0.0; SLOPES];
+    if let Some(from) = &op.alibi {
+        let Some(to) = slopes.get_mut(..from.len()) else {
+            return Err(Error::user(format!(
+                "attention: ALiBi for {} heads: CUDA kernels take {SLOPES} at most; run this model on the CPU",
+                op.heads
+            )));
+        };
+        to.copy_from_slice(from);
+    }
+    Ok(Params {
+        qkv: qkv.ptr,
+        cu_seqlens: cu_seqlens.ptr,
+        fault: stream.fault(),
+        tokens: qkv.rows() as u32,
+        sequences: cu_seqlens.desc.shape.numel() as u32 - 1,
+        heads: op.heads as u32,
+        kv_heads: op.kv_heads as u32,
+        head_dim: op.head_dim as u32,
+        reach: op.reach().min(1 << 30) as u32,
+        flags: if op.alibi.is_some() { ALIBI } else { 0 },
+        scale: op.scale,
+        softcap: op.softcap,
+        slopes,
+        ..bytemuck::Zeroable::zeroed()
+    })
+}
+
+impl Params {
+    /// Says whether rows of all tensors may be moved 16 bytes at a time.
+    fn align(&mut self, op: &Attention, dtype: DType) {
+        let tensors = [self.qkv, self.kcache, self.vcache, self.o, self.d_o, self.dqkv];
+        let whole = (op.head_dim * dtype.size()).is_multiple_of(16);
+        if whole && tensors.iter().all(|t| t.is_multiple_of(16)) {
+            self.flags |= ALIGNED;
+        }
+    }
+
+    /// Most tiles of `rows` that the sequences can have, when each token makes `group` rows.
+    fn tiles(&self, group: usize, rows: usize) -> u32 {
+        (self.tokens as usize * group).div_ceil(rows) as u32 + self.sequences
+    }
+}
+
+fn name(dtype: DType) -> &'static str {
+    if dtype == DType::Bf16 { "bf16" } else { "f32" }
+}
+
+/// Appends the new keys and values to the cache.
+pub(in crate::op) fn append(
+    op: &Attention,
+    stream: &Stream,
+    dtype: DType,
+    mut params: Params,
+) -> Result<()> {
+    params.align(op, dtype);
+    let kernel = format!("cached_attention_append_{}", name(dtype));
+    stream.launch(&kernel, [params.tokens, 1, 1], THREADS, 0, &params)
+}
+
+/// Attends, to the cache or to the batch itself.
+pub(in crate::op) fn attend(
+    op: &Attention,
+    stream: &Stream,
+    dtype: DType,
+    mut params: Params,
+) -> Result<()> {
+    if params.tokens == 0 {
+        return Ok(());
+    }
+    params.align(op, dtype);
+    let (shape, group) = (Shape::of(op)?, op.group());
+    let few = params.tokens as usize * group < 32 * params.sequences as usize;
+    let (kernel, rows) = match (params.kcache != 0, dtype) {
+        (false, DType::Bf16) => ("attention_forward", shape.rows),
+        (true, DType::Bf16) if few => ("cached_attention_few", 16),
+        (true, DType::Bf16) => ("cached_attention_many", shape.rows),
+        (false, _) => ("attention_forward", LEFT),
+        (true, _) => ("cached_attention_forward", LEFT),
+    };
+    let kernel = format!("{kernel}_{}_d{}", name(dtype), shape.width);
+    let grid = [params.tiles(group, rows), op.kv_heads as u32, 1];
+    stream.launch(&kernel, grid, THREADS, shape.forward(dtype, rows), &params)
+}
+
+/// `Op::cuda_forward` of packed attention.
+pub(super) fn forward(op: &Attention, io: &CudaForward<'_>) -> Result<()> {
+    let qkv = io.input(0);
+    let base = params(op, io.stream, qkv, io.input(1))?;
+    let params = Params { o: io.outs[0].ptr, lse: io.outs[1].ptr, ..base };
+    attend(op, io.stream, qkv.desc.dtype, params)
+}
+
+/// `Op::cuda_backward` of packed attention; the workspace has room for a delta per token and head.
+pub(super) fn backward(op: &Attention, io: &CudaBackward<'_>) -> Result<()> {
+    let qkv = io.input(0);
+    let Some(grad) = &io.dins[0] else { return Ok(()) };
+    if qkv.rows() == 0 {
+        return Ok(());
+    }
+    let (dtype, base) = (qkv.desc.dtype, params(op, io.stream, qkv, io.input(1))?);
+    let mut params = Params {
+        o: io.output(0).ptr,
+        lse: io.output(1).ptr,
+        d_o: io.dout(0).ptr,
+        delta: io.scratch,
+        dqkv: grad.arg.ptr,
+        flags: base.flags | if grad.acc { ADD } else { 0 },
+        ..base
+    };
+    params.align(op, dtype);
+    let (shape, group, heads) = (Shape::of(op)?, op.group(), op.kv_heads as u32);
+    let launch = |what: &str, grid: [u32; 3], share: usize, shared: usize| {
+        let kernel = format!("attention_backward_{what}_{}_d{}", name(dtype), shape.width);
+        io.stream.launch(&kernel, grid, THREADS * share as u32, shared, &params)
+    };
+    let rows = (qkv.rows() * op.heads) as u32;
+    let delta = format!("attention_delta_{}", name(dtype));
+    io.stream.launch(&delta, [rows.div_ceil(4), 1, 1], THREADS, 0, &params)?;
+    let (keys, queries) = (shape.keys(dtype), shape.queries(dtype));
+    if dtype == DType::Bf16 {
+        let slices = (shape.width / shape.columns) as u32;
+        launch("keys", [params.tiles(1, KEYS), heads, slices], shape.key_share, keys)?;
+        launch("queries", [params.tiles(group, KEYS), heads, 1], shape.row_share, queries)
+    } else {
+        launch("keys", [params.tiles(1, LEFT), heads, 1], 1, keys)?;
+        launch("queries", [params.tiles(group, LEFT), heads, 1], 1, queries)
+    }
+}

@@ -1,0 +1,263 @@
+//! Decoding: one token a step for all sequences that are not finished. The whole state of a step (last
+//! tokens, positions, what may still be drawn, page table) lies on the device, so a step needs nothing
+//! of the host: on a device with kernels it is recorded once as a graph for each number of rows, and
+//! started again for every further token. Between runs of steps the host reads what was drawn and
+//! closes the gaps that finished sequences leave.
+
+use super::{Answer, Sampling};
+use crate::base::{DType, Result};
+use crate::device::{Buffer, Device, Graph, Region};
+use crate::model::{Attend, KvCache, Model, Pass};
+use crate::op::advance::{Advance, State, Written, advance};
+use crate::op::sample::sample;
+use crate::tape::{Shaped, Tape, Workspace};
+use crate::tensor::{Desc, Tensor};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+/// Steps between two looks of the host on a device with kernels.
+const STEPS: usize = 16;
+
+/// What is decoded.
+pub(super) struct Rows<'r> {
+    pub(super) prompts: &'r [&'r [i32]],
+    pub(super) sequences: &'r [u64],
+    pub(super) sampling: &'r Sampling,
+}
+
+/// Goes on with answers that have their first token, until each is finished.
+pub(super) fn decode(
+    model: &Model,
+    ws: &mut Workspace,
+    cache: &KvCache,
+    rows: &Rows<'_>,
+    answers: &mut [Answer],
+    on_token: &mut dyn FnMut(usize, i32),
+) -> Result<()> {
+    let device = model.store.device();
+    let limit = rows.sampling.max_new_tokens;
+    let open = |answers: &[Answer]| -> Vec<usize> {
+        let unfinished = |i: &usize| !answers[*i].finished && answers[*i].tokens.len() < limit;
+        (0..answers.len()).filter(unfinished).collect()
+    };
+    let mut active = open(answers);
+    let room = bucket(device, active.len());
+    let steps = if device.has_kernels() { STEPS } else { 1 };
+    let state = Slots::new(device, room, cache.pages, steps)?;
+    let mut graphs: HashMap<usize, Graph> = HashMap::new();
+    while !active.is_empty() {
+        let sizes = Sizes { rows: bucket(device, active.len()), pages: cache.pages, steps };
+        state.upload(&sizes, &active, rows, cache, answers)?;
+        let left = active.iter().map(|&i| limit - answers[i].tokens.len()).max().unwrap_or(0);
+        let inputs = Inputs { sizes, slots: Some(&state) };
+        if device.has_kernels() {
+            let stream = device.stream()?;
+            let graph = match graphs.entry(sizes.rows) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    // Memory must be there before: a graph cannot allocate.
+                    reserve(ws, model, cache, rows.sampling, &inputs)?;
+                    let record = || step(ws, model, cache, rows.sampling, &inputs);
+                    new.insert(stream.capture(record)?.0)
+                }
+            };
+            for _ in 0..steps.min(left) {
+                stream.replay(graph)?;
+            }
+        } else {
+            step(ws, model, cache, rows.sampling, &inputs)?;
+        }
+        state.download(&sizes, &active, rows.sampling, answers, on_token)?;
+        active = open(answers);
+    }
+    Ok(())
+}
+
+/// Runs one step, or on a stream that records, records it.
+fn step<'a>(
+    ws: &'a mut Workspace,
+    model: &'a Model,
+    cache: &'a KvCache,
+    sampling: &Sampling,
+    inputs: &Inputs<'_>,
+) -> Result<()> {
+    ws.run(&format!("decode {}", model.store.id()), inputs, |tape, inputs: &Inputs<'_>| {
+        one_step(tape, model, cache, sampling, inputs)
+    })
+}
+
+/// Plans a step.
+fn reserve<'a>(
+    ws: &mut Workspace,
+    model: &'a Model,
+    cache: &'a KvCache,
+    sampling: &Sampling,
+    inputs: &Inputs<'_>,
+) -> Result<()> {
+    let key = format!("decode {}", model.store.id());
+    ws.reserve(&key, &inputs.dims(), &mut |tape: &mut Tape<'a>, inputs: &Inputs<'_>| {
+        one_step(tape, model, cache, sampling, inputs)
+    })
+}
+
+/// Rows of a step for `n` sequences: on a device with kernels one of a few numbers, each of which has its
+/// graph.
+fn bucket(device: Device, n: usize) -> usize {
+    match n {
+        _ if !device.has_kernels() => n,
+        0..=8 => n.next_power_of_two(),
+        _ => n.next_multiple_of(8),
+    }
+}
+
+/// Sizes of a step.
+#[derive(Clone, Copy)]
+struct Sizes {
+    rows: usize,
+    pages: usize,
+    steps: usize,
+}
+
+/// A step's inputs; planned without memory.
+struct Inputs<'s> {
+    sizes: Sizes,
+    slots: Option<&'s Slots>,
+}
+
+impl Shaped for Inputs<'_> {
+    fn dims(&self) -> Vec<usize> {
+        vec![self.sizes.rows, self.sizes.pages, self.sizes.steps]
+    }
+
+    fn largest(dims: &[usize]) -> Self {
+        let [rows, pages, steps] = *dims else { panic!("three sizes") };
+        Inputs { sizes: Sizes { rows, pages, steps }, slots: None }
+    }
+}
+
+/// The device memory of the state, for the largest number of rows.
+struct Slots {
+    /// i32 `[7, rows]`.
+    state: Buffer,
+    /// i32 `[rows]`: numbers under which draws are made.
+    sequence: Buffer,
+    /// i32 `[rows + 1]`: 0, 1, 2, ...: one new token each; the first `rows` select all.
+    count: Buffer,
+    /// i32 `[rows, pages]`.
+    table: Buffer,
+    /// i32 and f32 `[rows, steps]`: what was drawn.
+    tokens: Buffer,
+    logprobs: Buffer,
+}
+
+impl Slots {
+    fn new(device: Device, rows: usize, pages: usize, steps: usize) -> Result<Slots> {
+        let words = |n: usize| Buffer::zeroed(device, 4 * n);
+        Ok(Slots {
+            state: words(State::ROWS * rows)?,
+            sequence: words(rows)?,
+            count: words(rows + 1)?,
+            table: words(rows * pages)?,
+            tokens: words(rows * steps)?,
+            logprobs: words(rows * steps)?,
+        })
+    }
+
+    /// Sets the state to that of the `active` answers; rows that are left over have nothing to draw and
+    /// own a page that nobody reads.
+    fn upload(
+        &self,
+        sizes: &Sizes,
+        active: &[usize],
+        rows: &Rows<'_>,
+        cache: &KvCache,
+        answers: &[Answer],
+    ) -> Result<()> {
+        let n = sizes.rows;
+        let mut state = vec![0i32; State::ROWS * n];
+        let mut sequence = vec![0i32; n];
+        let mut table = vec![cache.spare(); n * sizes.pages];
+        for (k, &i) in active.iter().enumerate() {
+            let made = answers[i].tokens.len();
+            let position = rows.prompts[i].len() + made - 1;
+            let before_eos = rows.sampling.min_new_tokens.saturating_sub(made);
+            let mut set = |row: usize, value: usize| state[row * n + k] = value as i32;
+            set(State::POSITION, position);
+            set(State::DRAW, position + 1);
+            set(State::FORBID_EOS, usize::from(before_eos > 0));
+            set(State::LEFT, rows.sampling.max_new_tokens - made);
+            set(State::BEFORE_EOS, before_eos);
+            state[State::TOKEN * n + k] = answers[i].tokens[made - 1];
+            sequence[k] = rows.sequences[i] as i32;
+            let pages = cache.table(i);
+            table[k * sizes.pages..][..sizes.pages].iter_mut().zip(pages).for_each(|(t, p)| *t = p);
+        }
+        let count: Vec<i32> = (0..=n as i32).collect();
+        self.state.write(0, bytemuck::cast_slice(&state))?;
+        self.sequence.write(0, bytemuck::cast_slice(&sequence))?;
+        self.count.write(0, bytemuck::cast_slice(&count))?;
+        self.table.write(0, bytemuck::cast_slice(&table))
+    }
+
+    /// Adds what was drawn to the answers.
+    fn download(
+        &self,
+        sizes: &Sizes,
+        active: &[usize],
+        sampling: &Sampling,
+        answers: &mut [Answer],
+        on_token: &mut dyn FnMut(usize, i32),
+    ) -> Result<()> {
+        let (n, steps) = (sizes.rows, sizes.steps);
+        let mut made = vec![0i32; n];
+        let (mut tokens, mut logprobs) = (vec![0i32; n * steps], vec![0f32; n * steps]);
+        self.state.read(State::MADE * n * 4, bytemuck::cast_slice_mut(&mut made))?;
+        self.tokens.read(0, bytemuck::cast_slice_mut(&mut tokens))?;
+        self.logprobs.read(0, bytemuck::cast_slice_mut(&mut logprobs))?;
+        for (k, &i) in active.iter().enumerate() {
+            for s in k * steps..k * steps + made[k] as usize {
+                answers[i].push(tokens[s], logprobs[s], sampling);
+                on_token(i, tokens[s]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One token for every row.
+fn one_step<'a>(
+    tape: &mut Tape<'a>,
+    model: &'a Model,
+    cache: &'a KvCache,
+    sampling: &Sampling,
+    inputs: &Inputs<'_>,
+) -> Result<()> {
+    let Sizes { rows, pages, steps } = inputs.sizes;
+    let slots = inputs.slots;
+    let state_buffer = slots.map(|s| &s.state);
+    let mut row = |r: usize| ints(tape, state_buffer, r * rows, &[rows]);
+    let (ids, positions) = (row(State::TOKEN), row(State::POSITION));
+    let (draw, forbid) = (row(State::DRAW), row(State::FORBID_EOS));
+    let state = ints(tape, state_buffer, 0, &[State::ROWS, rows]);
+    let sequence = ints(tape, slots.map(|s| &s.sequence), 0, &[rows]);
+    let cu_seqlens = ints(tape, slots.map(|s| &s.count), 0, &[rows + 1]);
+    let select = ints(tape, slots.map(|s| &s.count), 0, &[rows]);
+    let table = ints(tape, slots.map(|s| &s.table), 0, &[rows, pages]);
+    let tokens = ints(tape, slots.map(|s| &s.tokens), 0, &[rows, steps]);
+    let mut logprobs = ints(tape, slots.map(|s| &s.logprobs), 0, &[rows, steps]);
+    logprobs.desc.dtype = DType::F32;
+
+    let attend = Attend::Cached { cu_seqlens, starts: positions, table, cache };
+    let hidden = model.hidden(tape, ids, positions, &attend, Pass::EVAL)?;
+    let logits = model.logits(tape, hidden, select)?;
+    let (drawn, logp) = sample(tape, sampling.operator(), logits, sequence, draw, forbid)?;
+    let to = Written { state, tokens, logprobs };
+    advance(tape, Advance { eos: sampling.eos.clone() }, drawn, logp, to)
+}
+
+/// Words of a buffer from `first` on as an i32 tensor; while planning there is no buffer.
+fn ints(tape: &mut Tape<'_>, buffer: Option<&Buffer>, first: usize, dims: &[usize]) -> Tensor {
+    let desc = Desc::new(dims, DType::I32);
+    let nowhere = Region { ptr: std::ptr::null_mut(), bytes: desc.bytes() };
+    tape.bind(buffer.map_or(nowhere, |b| b.slice(4 * first, desc.bytes())), desc)
+}
