@@ -25,8 +25,9 @@ pub(crate) fn build(out: &Path, notes: &mut Vec<String>) -> Result<Vec<PathBuf>>
     )?;
     let version = compile::version(&nvcc)
         .map_err(|e| format!("{e}\nThis nvcc does not run: run tools/setup cuda"))?;
-    let units: Vec<Unit> = compile::sources("cuda/op", "cu")
-        .into_iter()
+    let units: Vec<Unit> = ["cuda/op", "cuda/ptx"]
+        .iter()
+        .flat_map(|folder| compile::sources(folder, "cu"))
         .map(|source| {
             let mut words = vec![nvcc.clone()];
             words.extend(FLAGS.split(' ').map(String::from));

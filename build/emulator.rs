@@ -11,6 +11,10 @@ use std::process::Command;
 const FLAGS: &str =
     "-std=c++20 -O2 -g1 -ffp-contract=off -fPIC -Wall -Wno-unknown-pragmas -I cuda -c -x c++";
 
+/// Folders of sources, and what the sources are called.
+const SOURCES: [(&str, &str); 4] =
+    [("cuda/emu", "cpp"), ("cuda/op", "cu"), ("cuda/ptx", "cu"), ("cuda/emu/bugs", "cu")];
+
 pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>) -> Result<()> {
     let (flags, runtime): (&[&str], _) = match sanitize {
         None => (&[], None),
@@ -27,7 +31,7 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>)
     })?;
 
     let mut units = Vec::new();
-    for (folder, extension) in [("cuda/emu", "cpp"), ("cuda/op", "cu"), ("cuda/emu/bugs", "cu")] {
+    for (folder, extension) in SOURCES {
         // Threads of a kernel are fibers. The thread sanitizer is told about them by the runtime, which it must not
         // watch itself: its switches would look like races.
         let flags =
@@ -35,7 +39,8 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>)
         for source in compile::sources(folder, extension) {
             let name = format!("{}-{}.o", folder.replace('/', "-"), compile::stem(&source));
             let mut words = vec![compiler.clone()];
-            words.extend(FLAGS.split(' ').chain(flags.iter().copied()).map(String::from));
+            let flags = FLAGS.split(' ').chain(fma().iter().copied()).chain(flags.iter().copied());
+            words.extend(flags.map(String::from));
             units.push(Unit { source, output: objects.join(name), words });
         }
     }
@@ -59,6 +64,15 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>)
     notes.push(format!("rustc-link-search=native={}", out.display()));
     notes.extend(libraries.map(|library| format!("rustc-link-lib={library}")));
     Ok(())
+}
+
+/// Without an instruction for it every fmaf is a call.
+fn fma() -> &'static [&'static str] {
+    #[cfg(target_arch = "x86_64")]
+    if std::is_x86_feature_detected!("fma") && std::is_x86_feature_detected!("avx2") {
+        return &["-mavx2", "-mfma"];
+    }
+    &[]
 }
 
 /// A new archive each time: objects of sources that are gone must not stay in it.

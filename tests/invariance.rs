@@ -48,7 +48,7 @@ fn gradients(
             .unwrap();
         sum += terms[0][0];
     }
-    engine.model.store.settle_grads();
+    engine.model.store.settle_grads().unwrap();
     let n = engine.model.store.params().len();
     (sum, (0..n).filter_map(|i| engine.model.store.read_grad(ParamId(i)).ok()).collect())
 }

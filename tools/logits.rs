@@ -5,6 +5,7 @@
 //! `cargo run --release --example logits -- DIR OUT.safetensors`
 
 use duplex::base::{DType, Error, Result, Rng};
+use duplex::device::Device;
 use duplex::formats::{SaveTensor, SourceDType, write_safetensors};
 use duplex::model::{Head, LoadOptions, Model, Pass};
 use duplex::tape::Workspace;

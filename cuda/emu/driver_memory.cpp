@@ -12,8 +12,9 @@ namespace emu {
 
 namespace {
 
+// The zones hold a row of most tensors, the common overrun.
 struct Allocation {
-  Guarded memory;
+  Guarded<4096> memory;
   std::thread::id owner;
 };
 

@@ -69,11 +69,25 @@ inline unsigned Machine::choose(uint32_t mask) {
   return static_cast<unsigned>(__builtin_ctz(mask));
 }
 
+// When shuffled, warps have ranks, at random but lasting: an even chance for all would keep them side by side, and the
+// races that need one far ahead of another would never be seen. Now and then a warp gets a new rank.
+inline unsigned Machine::choose_warp() {
+  if (schedule != Schedule::Shuffled) return choose(ready_warps);
+  uint64_t luck = random();
+  unsigned best = choose(ready_warps);
+  if (luck >> 55 == 0) ranks[best] = static_cast<uint32_t>(luck);
+  for (uint32_t rest = ready_warps; rest; rest &= rest - 1) {
+    auto w = static_cast<unsigned>(__builtin_ctz(rest));
+    if (ranks[w] > ranks[best]) best = w;
+  }
+  return best;
+}
+
 // Takes the next thread to run from those that are ready; null if there is none. Warps go as far as they can before
-// others have their turn (unless shuffled): that is kind to the cache, and as unkind as can be to a missing barrier.
+// others have their turn: that is kind to the cache, and as unkind as can be to a missing barrier.
 inline Thread* Machine::pick() {
   if (!ready_warps) return nullptr;
-  unsigned w = choose(ready_warps), lane = choose(warps[w].ready);
+  unsigned w = choose_warp(), lane = choose(warps[w].ready);
   warps[w].ready &= ~(1u << lane);
   if (!warps[w].ready) ready_warps &= ~(1u << w);
   return &threads[w * 32 + lane];
@@ -108,6 +122,7 @@ char* Machine::take_stack() {
 }
 
 void Machine::start(Thread* thread) {
+  Unwatched unwatched;
   thread->started = true;
   thread->stack = take_stack();
   // Stacks are apart by multiples of the page: without an offset the same local variable of all lanes would fall into
@@ -119,13 +134,6 @@ void Machine::start(Thread* thread) {
   top -= 6;
   memset(top, 0, 6 * sizeof(void*));
   thread->stack_pointer = top;
-#ifdef EMU_TSAN
-  auto& set = fibers[blocks_run % 2];
-  if (set.empty()) set.resize(MAX_THREADS);
-  void*& fiber = set[thread->thread.x];
-  if (!fiber) fiber = __tsan_create_fiber(0);
-  thread->fiber = fiber;
-#endif
 }
 
 // From the running thread to another. Returns when somebody comes back.
@@ -171,6 +179,7 @@ void Machine::yield() {
 }
 
 void Machine::fail(const std::string& what) {
+  Unwatched unwatched;
   Thread* me = self();
   const Dim3& b = me->block;
   error = what + " (" + launch->kernel->name + ", block " + std::to_string(b.x) + "," + std::to_string(b.y) + "," +
@@ -259,6 +268,7 @@ void Machine::prepare(uint64_t index) {
     t.barriers = t.warp_syncs = 0;
     t.copies.clear();
     t.fake_stack = t.fiber = nullptr;
+    t.unwatched = 0;
   }
   memset(warps, 0, sizeof warps);
   ready_warps = 0;
@@ -273,6 +283,7 @@ void Machine::prepare(uint64_t index) {
   // A block's luck is its own, whichever host thread runs it.
   random_state = (launch->options.seed + 1) * 0x9e3779b97f4a7c15ull ^ (index + 1) * 0xd1342543de82ef95ull;
   if (!random_state) random_state = 1;
+  for (uint32_t& rank : ranks) rank = static_cast<uint32_t>(random() >> 32);
   static_bytes = 0;
   error.clear();
   order = new Order;
@@ -295,6 +306,7 @@ bool Machine::run_block(uint64_t index) {
 #endif
 #ifdef EMU_TSAN
   main_fiber = __tsan_get_current_fiber();
+  take_fibers();
   __tsan_switch_to_fiber(first->fiber, 1);
 #endif
   emu_switch(&main_stack_pointer, first->stack_pointer);
@@ -304,6 +316,36 @@ bool Machine::run_block(uint64_t index) {
   clean_up();
   return error.empty();
 }
+
+#ifdef EMU_TSAN
+int& Unwatched::depth() {
+  static thread_local int outside;
+  return current ? self()->unwatched : outside;
+}
+
+// Gives every thread a fiber. They are made here, outside all threads: a fiber comes after what its maker has done.
+void Machine::take_fibers() {
+  fibers.resize(FIBERS);
+  size_t sets = min(FIBERS / launch->threads, size_t{4});
+  void** set = &fibers[blocks_run % sets * launch->threads];
+  for (unsigned i = 0; i < launch->threads; i++) {
+    if (!set[i]) set[i] = __tsan_create_fiber(0);
+    threads[i].fiber = set[i];
+  }
+}
+
+// After a failure, for the thread sanitizer: ends what threads were in the middle of, so that their fibers serve again.
+void Machine::settle_fibers() {
+  for (unsigned i = 0; i < launch->threads; i++) {
+    Thread& t = threads[i];
+    if (!t.started) continue;
+    __tsan_switch_to_fiber(t.fiber, 1);
+    for (; t.unwatched > 0; t.unwatched--) Unwatched::end();
+    tsan_release(&launch->end);
+    __tsan_switch_to_fiber(main_fiber, 1);
+  }
+}
+#endif
 
 void Machine::clean_up() {
   bool whole = dynamic_shared.intact();
@@ -316,6 +358,7 @@ void Machine::clean_up() {
 #ifdef EMU_TSAN
   for (char* s : stacks) free(s);
   stacks.clear();
+  if (!error.empty()) settle_fibers();
   blocks_run++;
 #else
   free_stacks = stacks;

@@ -11,8 +11,8 @@ namespace emu {
 // A heap allocation of its own, aligned to 256 bytes. It and the zones around it are filled with 0xff, a NaN in every
 // float type: a read outside it spoils the result, a write outside it is found by intact(). Under AddressSanitizer either
 // stops the program.
+template <size_t zone>
 struct Guarded {
-  static constexpr size_t zone = 256;
   char* data = nullptr;
   size_t bytes = 0;
 

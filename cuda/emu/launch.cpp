@@ -55,6 +55,7 @@ struct Pool {
   const unsigned cores = max(1u, std::thread::hardware_concurrency());  // asked once: it reads files
 
   Pool() {
+    catch_faults();
     for (unsigned i = 1; i < cores; i++) std::thread([this] { help(); }).detach();
   }
 

@@ -16,6 +16,7 @@ namespace emu {
 
 constexpr uint32_t ALL_LANES = 0xffffffffu;
 constexpr unsigned MAX_THREADS = 1024;
+constexpr size_t FIBERS = 2048;  // of the thread sanitizer for one machine; it can have some 8000 in all
 
 // In which order threads that could run do: lowest warp and lane first, highest first, or any.
 enum class Schedule : uint32_t { Forward, Reverse, Shuffled };
@@ -120,6 +121,7 @@ struct Thread : Context {
   Copies copies;
   void* fake_stack;  // of the address sanitizer
   void* fiber;       // of the thread sanitizer
+  int unwatched;     // see Unwatched
 };
 
 // Lanes as bits. A lane that is live is running, ready, at the barrier, or arrived at a warp operation.
@@ -135,9 +137,11 @@ struct Order {
   char warp[MAX_THREADS / 32][2];
 };
 
+using SharedMemory = Guarded<256>;
+
 struct SharedArray {
   const void* site;
-  Guarded memory;
+  SharedMemory memory;
 };
 
 struct Machine {
@@ -149,20 +153,21 @@ struct Machine {
   const char* barrier_file;
   int barrier_line;
 
-  Guarded dynamic_shared;
+  SharedMemory dynamic_shared;
   std::vector<SharedArray> arrays;
   size_t static_bytes;
 
   Launch* launch = nullptr;
   Schedule schedule;
   uint64_t random_state;
+  uint32_t ranks[MAX_THREADS / 32];
   std::string error;
   Order* order = nullptr;
 
   std::vector<char*> stacks, free_stacks;
-  // Of the thread sanitizer. Making one is slow, so they are used again, but never in two blocks in a row, or the one
-  // would seem to come before the other.
-  std::vector<void*> fibers[2];
+  // Of the thread sanitizer. Making one is slow, so they are used again, but not in blocks that follow each other: those
+  // would seem to come one before the other, and a race between them would be missed.
+  std::vector<void*> fibers;
   unsigned blocks_run = 0;
   void* main_stack_pointer;
   void* main_fake_stack;
@@ -188,16 +193,22 @@ struct Machine {
  private:
   Thread* pick();
   unsigned choose(uint32_t mask);
+  unsigned choose_warp();
   void start(Thread* thread);
   void resume(Thread* to);
   void leave(Thread* from);
   void finish(Thread* thread);
   void prepare(uint64_t index);
   void clean_up();
+  void take_fibers();
+  void settle_fibers();
   char* take_stack();
   std::string deadlock() const;
   static void fiber_main();
 };
+
+// From now on a wild address in a kernel fails its launch, not the program.
+void catch_faults();
 
 const char* name(Op op);
 inline Thread* self() { return static_cast<Thread*>(current); }

@@ -37,13 +37,23 @@ namespace emu {
 struct Unwatched {
 #ifdef EMU_TSAN
   Unwatched() {
+    begin();
+    depth()++;
+  }
+  ~Unwatched() {
+    depth()--;
+    end();
+  }
+  static void begin() {
     AnnotateIgnoreReadsBegin("", 0);
     AnnotateIgnoreWritesBegin("", 0);
   }
-  ~Unwatched() {
+  static void end() {
     AnnotateIgnoreReadsEnd("", 0);
     AnnotateIgnoreWritesEnd("", 0);
   }
+  // How many the running CUDA thread is in.
+  static int& depth();
 #else
   Unwatched() {}
 #endif

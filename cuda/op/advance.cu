@@ -8,7 +8,7 @@ struct AdvanceParams {
   int32_t* out;    // [b, steps]
   float* out_logprobs;
   uint32_t b, steps;
-  int32_t eos[16];
+  int32_t eos[64];
   uint32_t eos_count, zero;
 };
 enum { TOKEN, POSITION, DRAW, FORBID_EOS, LEFT, BEFORE_EOS, MADE };

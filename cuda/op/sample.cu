@@ -13,8 +13,6 @@ constexpr int MAX_EOS = 64;
 // The search for a logit fixes this many bits of its key at a time.
 constexpr int DIGIT = 2;
 constexpr int DIGITS = 1 << DIGIT;
-// No token can be drawn: logits are not finite, or every token is an end token.
-constexpr uint32_t FAULT_LOGITS = 5;
 
 struct SampleParams {
   const float* logits;  // [b, vocab]

@@ -2,9 +2,9 @@
 // the log-sum-exp. One pass gathers dK and dV of a block of keys over the rows that see it, another dQ of a tile of rows over
 // the keys it sees, each in order: the same bits every time, and no atomics.
 #pragma once
+#include "lib/reduce.cuh"
 #include "tile/attend.cuh"
 #include "tile/fragments.cuh"
-#include "lib/reduce.cuh"
 
 // delta = rowsum(dO O), a warp per token and head.
 template <class T>
@@ -116,8 +116,11 @@ DEV void attend_backward_keys_bf16(const AttendParams& p) {
     }
     if constexpr (SHARE > 1) {
       uint32_t all_p[STEPS][4], all_ds[STEPS][4];
-      exchange_left<SHARE>(all_p, my_p, part, between);
-      exchange_left<SHARE>(all_ds, my_ds, part, between + STEPS * WARP);
+      put_left(between, my_p, part);
+      put_left(between + STEPS * WARP, my_ds, part);
+      __syncthreads();
+      get_left(all_p, between);
+      get_left(all_ds, between + STEPS * WARP);
       multiply(dv, all_p, d_o, 0, column);
       multiply(dk, all_ds, q, 0, column);
     } else {
@@ -200,7 +203,9 @@ DEV void attend_backward_queries_bf16(const AttendParams& p) {
     }
     if constexpr (SHARE > 1) {
       uint32_t all_ds[STEPS][4];
-      exchange_left<SHARE>(all_ds, my_ds, part, between);
+      put_left(between, my_ds, part);
+      __syncthreads();
+      get_left(all_ds, between);
       multiply(dq, all_ds, k, 0, column);
     } else {
       multiply(dq, my_ds, k, 0, column);

@@ -82,20 +82,22 @@ DEV void multiply(float (&d)[N][4], const uint32_t (&left)[K][4], Tile<D> b, int
     }
 }
 
-// Operands that SHARE warps made together, each of them its part, and each gets all. `between` has room for all of one group of warps.
-template <int SHARE, int K>
-DEV void exchange_left(uint32_t (&all)[SHARE * K][4], const uint32_t (&mine)[K][4], int part, uint4* between) {
-  const int lane = lane_id();
+// Operands that some warps make together, each of them its part, and all take, lane for lane; a barrier goes between.
+template <int K>
+DEV void put_left(uint4* between, const uint32_t (&left)[K][4], int part) {
 #pragma unroll
-  for (int k = 0; k < K; k++) between[(part * K + k) * WARP + lane] = {mine[k][0], mine[k][1], mine[k][2], mine[k][3]};
-  __syncthreads();
+  for (int k = 0; k < K; k++)
+    between[(part * K + k) * WARP + lane_id()] = {left[k][0], left[k][1], left[k][2], left[k][3]};
+}
+template <int K>
+DEV void get_left(uint32_t (&left)[K][4], const uint4* between) {
 #pragma unroll
-  for (int k = 0; k < SHARE * K; k++) {
-    const uint4 operand = between[k * WARP + lane];
-    all[k][0] = operand.x;
-    all[k][1] = operand.y;
-    all[k][2] = operand.z;
-    all[k][3] = operand.w;
+  for (int k = 0; k < K; k++) {
+    const uint4 operand = between[k * WARP + lane_id()];
+    left[k][0] = operand.x;
+    left[k][1] = operand.y;
+    left[k][2] = operand.z;
+    left[k][3] = operand.w;
   }
 }
 

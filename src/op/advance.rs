@@ -36,12 +36,12 @@ impl State {
 }
 
 /// End tokens that a kernel can be told of.
-const MAX_EOS: usize = 16;
+const MAX_EOS: usize = 64;
 
 /// The operator.
 #[derive(Clone, Debug)]
 pub struct Advance {
-    /// Tokens that end a row, 16 at most.
+    /// Tokens that end a row; 64 at most on a CUDA device.
     pub eos: Vec<i32>,
 }
 
@@ -95,10 +95,6 @@ impl Op for Advance {
             let expected = "tokens [b], logprobs [b], state [7, b], outputs [b, steps]";
             return Err(shape_error(self, ins, expected));
         }
-        if self.eos.len() > MAX_EOS {
-            let line = format!("{} end tokens; at most {MAX_EOS} are possible", self.eos.len());
-            return Err(Error::user(line));
-        }
         let outs = vec![Place::InPlace(2), Place::InPlace(3), Place::InPlace(4)];
         Ok(Plan { outs, ..Plan::default() })
     }
@@ -131,6 +127,10 @@ impl Op for Advance {
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (tokens, out) = (io.input(0), io.outs[1]);
+        if self.eos.len() > MAX_EOS {
+            let line = format!("{} end tokens; at most {MAX_EOS} are possible", self.eos.len());
+            return Err(Error::user(line));
+        }
         let mut eos = [0; MAX_EOS];
         eos[..self.eos.len()].copy_from_slice(&self.eos);
         let b = tokens.desc.shape.numel() as u32;

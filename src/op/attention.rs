@@ -298,7 +298,7 @@ pub(super) fn example(shape: Heads, adjust: Adjust) -> Attention {
 
 fn cases() -> Vec<Case> {
     let mut cases = vec![];
-    let shapes: [(&[i32], Heads, Adjust); 12] = [
+    let shapes: [(&[i32], Heads, Adjust); 17] = [
         (&[1, 17, 31], (4, 2, 16), PLAIN),
         (&[33, 1, 2], (4, 4, 40), PLAIN),
         (&[65], (4, 1, 64), PLAIN),
@@ -311,6 +311,11 @@ fn cases() -> Vec<Case> {
         (&[135, 64], (4, 2, 16), (true, 64, 2.0)),
         (&[140], (2, 1, 40), (true, 5, 0.7)),
         (&[9, 195], (2, 1, 8), (true, 129, 30.0)),
+        (&[67, 5], (3, 1, 20), (true, 0, 0.0)),
+        (&[3, 130], (2, 1, 80), (false, 70, 0.0)),
+        (&[131], (2, 1, 128), PLAIN),
+        (&[66, 70], (3, 1, 104), (true, 65, 2.0)),
+        (&[5, 133], (2, 1, 256), (true, 100, 0.0)),
     ];
     for (lengths, shape, adjust) in shapes {
         let op = example(shape, adjust);

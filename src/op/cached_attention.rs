@@ -243,7 +243,7 @@ fn cases() -> Vec<Case> {
     let mut cases = vec![];
     // New tokens and cached tokens of each sequence.
     type Lengths = &'static [i32];
-    let shapes: [(Lengths, Lengths, Heads, Adjust); 10] = [
+    let shapes: [(Lengths, Lengths, Heads, Adjust); 13] = [
         (&[1, 17, 31], &[0, 5, 64], (4, 2, 16), PLAIN),
         (&[1, 1, 1, 1], &[0, 63, 64, 130], (4, 4, 40), PLAIN),
         (&[65], &[65], (4, 1, 64), PLAIN),
@@ -254,6 +254,9 @@ fn cases() -> Vec<Case> {
         (&[130, 0, 3], &[1, 9, 127], (4, 2, 8), (false, 0, 1.5)),
         (&[130, 0, 3], &[1, 9, 255], (4, 2, 8), (true, 64, 2.0)),
         (&[1, 1, 90], &[127, 128, 150], (4, 1, 16), (true, 129, 0.7)),
+        (&[1, 9, 40], &[70, 0, 66], (3, 1, 20), PLAIN),
+        (&[1, 1, 2], &[127, 5, 64], (8, 2, 128), PLAIN),
+        (&[2, 50], &[63, 100], (2, 1, 256), (true, 90, 0.0)),
     ];
     for (new, starts, (heads, kv_heads, head_dim), adjust) in shapes {
         let op = example((heads, kv_heads, head_dim), adjust);

@@ -61,14 +61,14 @@ impl Input {
         Input::Ints(vec![values.len()], values.to_vec())
     }
 
-    fn dims(&self) -> &[usize] {
+    pub(super) fn dims(&self) -> &[usize] {
         match self {
             Input::Act(d, _) | Input::Weight(d, _) | Input::F32(d, _) => d,
             Input::Const(d, _) | Input::Ints(d, _) => d,
         }
     }
 
-    fn dtype(&self, dtype: DType) -> DType {
+    pub(super) fn dtype(&self, dtype: DType) -> DType {
         match self {
             Input::Act(..) | Input::Weight(..) => dtype,
             Input::F32(..) | Input::Const(..) => DType::F32,
@@ -76,7 +76,7 @@ impl Input {
         }
     }
 
-    fn grad_dtype(&self, dtype: DType) -> Option<DType> {
+    pub(super) fn grad_dtype(&self, dtype: DType) -> Option<DType> {
         match self {
             Input::Act(..) => Some(dtype),
             Input::Weight(..) | Input::F32(..) => Some(DType::F32),

@@ -70,8 +70,7 @@ impl Op for Head {
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let x = io.input(0);
-        let params =
-            Params { b: io.ptr(2), y: io.outs[0].ptr, ..params(x, io.input(1), x.rows()) };
+        let params = Params { b: io.ptr(2), y: io.outs[0].ptr, ..params(x, io.input(1), x.rows()) };
         let kernel = by_dtype(x.desc.dtype, "head_forward_f32", "head_forward_bf16");
         // A warp per token.
         let blocks = params.tokens.div_ceil(CUDA_THREADS / 32);

@@ -233,26 +233,19 @@ fn one_step<'a>(
     inputs: &Inputs<'_>,
 ) -> Result<()> {
     let Sizes { rows, pages, steps } = inputs.sizes;
-    let nowhere = Region { ptr: std::ptr::null_mut(), bytes: usize::MAX };
-    let mut bind = |buffer: fn(&Slots) -> &Buffer, first: usize, dims: &[usize], dtype: DType| {
-        let desc = Desc::new(dims, dtype);
-        let region = inputs.slots.map_or(nowhere, |s| buffer(s).slice(4 * first, desc.bytes()));
-        tape.bind(region, desc)
-    };
-    let row = |bind: &mut dyn FnMut(fn(&Slots) -> &Buffer, usize, &[usize], DType) -> Tensor, r| {
-        bind(|s| &s.state, r * rows, &[rows], DType::I32)
-    };
-    let ids = row(&mut bind, State::TOKEN);
-    let positions = row(&mut bind, State::POSITION);
-    let draw = row(&mut bind, State::DRAW);
-    let forbid = row(&mut bind, State::FORBID_EOS);
-    let state = bind(|s| &s.state, 0, &[State::ROWS, rows], DType::I32);
-    let sequence = bind(|s| &s.sequence, 0, &[rows], DType::I32);
-    let cu_seqlens = bind(|s| &s.count, 0, &[rows + 1], DType::I32);
-    let select = bind(|s| &s.count, 0, &[rows], DType::I32);
-    let table = bind(|s| &s.table, 0, &[rows, pages], DType::I32);
-    let tokens = bind(|s| &s.tokens, 0, &[rows, steps], DType::I32);
-    let logprobs = bind(|s| &s.logprobs, 0, &[rows, steps], DType::F32);
+    let slots = inputs.slots;
+    let state_buffer = slots.map(|s| &s.state);
+    let mut row = |r: usize| ints(tape, state_buffer, r * rows, &[rows]);
+    let (ids, positions) = (row(State::TOKEN), row(State::POSITION));
+    let (draw, forbid) = (row(State::DRAW), row(State::FORBID_EOS));
+    let state = ints(tape, state_buffer, 0, &[State::ROWS, rows]);
+    let sequence = ints(tape, slots.map(|s| &s.sequence), 0, &[rows]);
+    let cu_seqlens = ints(tape, slots.map(|s| &s.count), 0, &[rows + 1]);
+    let select = ints(tape, slots.map(|s| &s.count), 0, &[rows]);
+    let table = ints(tape, slots.map(|s| &s.table), 0, &[rows, pages]);
+    let tokens = ints(tape, slots.map(|s| &s.tokens), 0, &[rows, steps]);
+    let mut logprobs = ints(tape, slots.map(|s| &s.logprobs), 0, &[rows, steps]);
+    logprobs.desc.dtype = DType::F32;
 
     let attend = Attend::Cached { cu_seqlens, starts: positions, table, cache };
     let hidden = model.hidden(tape, ids, positions, &attend, Pass::EVAL)?;
@@ -260,4 +253,11 @@ fn one_step<'a>(
     let (drawn, logp) = sample(tape, sampling.operator(), logits, sequence, draw, forbid)?;
     let to = Written { state, tokens, logprobs };
     advance(tape, Advance { eos: sampling.eos.clone() }, drawn, logp, to)
+}
+
+/// Words of a buffer from `first` on as an i32 tensor; while planning there is no buffer.
+fn ints(tape: &mut Tape<'_>, buffer: Option<&Buffer>, first: usize, dims: &[usize]) -> Tensor {
+    let desc = Desc::new(dims, DType::I32);
+    let nowhere = Region { ptr: std::ptr::null_mut(), bytes: desc.bytes() };
+    tape.bind(buffer.map_or(nowhere, |b| b.slice(4 * first, desc.bytes())), desc)
 }

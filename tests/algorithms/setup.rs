@@ -142,13 +142,13 @@ pub fn scores(ws: &mut Workspace, engine: &Engine, ids: &[i32]) -> Vec<f64> {
 
 /// All weights of a model.
 pub fn weights(model: &Model) -> Vec<Vec<f32>> {
-    (0..model.store.params().len()).map(|i| model.store.read_f32(ParamId(i))).collect()
+    (0..model.store.params().len()).map(|i| model.store.read_f32(ParamId(i)).unwrap()).collect()
 }
 
 /// The gradients of the last optimizer step (a step forgets gradients but does not wipe them).
 pub fn gradients(model: &Model) -> Vec<f64> {
     let n = model.store.params().len();
-    let all = (0..n).filter_map(|i| model.store.read_grad(ParamId(i)));
+    let all = (0..n).filter_map(|i| model.store.read_grad(ParamId(i)).ok());
     all.flatten().map(f64::from).collect()
 }
 

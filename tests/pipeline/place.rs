@@ -61,7 +61,7 @@ impl Place {
         let options = LoadOptions::frozen(Head::Lm, DType::F32);
         let model = Model::load(&self.path("model"), &options).unwrap();
         for (i, p) in model.store.params().iter().enumerate() {
-            let mut values = model.store.read_f32(ParamId(i));
+            let mut values = model.store.read_f32(ParamId(i)).unwrap();
             if p.spec.shape.len() > 1 {
                 values.iter_mut().for_each(|w| *w *= 10.0);
             }

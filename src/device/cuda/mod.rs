@@ -2,6 +2,7 @@
 //! run time. A missing driver is an error value. No maths.
 
 mod api;
+pub mod corpus;
 mod fault;
 mod graph;
 mod stream;

@@ -41,6 +41,11 @@ impl Stream {
         &self.context.card
     }
 
+    /// The driver's handle, for other libraries that work in this stream.
+    pub fn raw(&self) -> *mut c_void {
+        self.handle
+    }
+
     /// Address of the word in which kernels report faults; it is looked at by [`Stream::copy_out`].
     pub fn fault(&self) -> u64 {
         self.fault

@@ -1,5 +1,6 @@
 //! Memory, streams, graphs and errors, on the emulated device.
 
+use crate::device::cuda::corpus;
 use crate::device::{Buffer, Device};
 
 #[repr(C)]
@@ -75,4 +76,11 @@ fn an_unknown_kernel_and_a_wrong_block_are_errors() {
     assert!(e.to_string().contains("no_such_kernel"), "{e}");
     assert!(stream.launch("linear_pass_on_f32", [1, 1, 1], 1024, 0, &params).is_err());
     assert!(stream.launch("linear_pass_on_f32", [0, 1, 1], 256, 0, &params).is_ok());
+}
+
+#[test]
+fn every_instruction_does_what_its_manual_says() {
+    for seed in 0..20 {
+        assert_eq!(corpus::check(Device::Emulated, seed).unwrap().len(), 8);
+    }
 }

@@ -98,7 +98,8 @@ fn cached<E: Elem>(
         }
         let part: Vec<E> = tokens.iter().flat_map(|t| qkv[t * width..][..width].to_vec()).collect();
         let part = OnDevice::of(&part, &[tokens.len(), width]);
-        let (cu, starts) = (OnDevice::ints(&cu, &[cu.len()]), OnDevice::ints(&starts, &[starts.len()]));
+        let (cu, starts) =
+            (OnDevice::ints(&cu, &[cu.len()]), OnDevice::ints(&starts, &[starts.len()]));
         let o = OnDevice::nan::<E>(&[tokens.len(), row]);
         let ins = [&part, &cu, &starts, &table].map(|t| Some(t.arg()));
         CachedAttention(op.clone())

@@ -56,15 +56,15 @@ impl Host {
         self.view().i32().to_vec()
     }
 
-    fn blank(desc: Desc) -> Host {
+    pub(crate) fn blank(desc: Desc) -> Host {
         Host { words: vec![u32::MAX; desc.bytes().div_ceil(4)], desc }
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &bytemuck::cast_slice(&self.words)[..self.desc.bytes()]
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut bytemuck::cast_slice_mut(&mut self.words)[..self.desc.bytes()]
     }
 

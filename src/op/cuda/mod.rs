@@ -84,3 +84,6 @@ pub fn sum_pieces(
     let blocks = (columns as u32).div_ceil(SUM_COLUMNS);
     stream.launch("column_sums_f32", [blocks, 1, 1], SUM_COLUMNS, 0, &params)
 }
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests;

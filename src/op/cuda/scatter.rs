@@ -37,6 +37,7 @@ pub fn scatter_scratch(count: usize) -> usize {
 
 /// `to[index[t] + offset] += scale * from[t]` for rows of `width` elements, in order of `t`, summed in
 /// f32. Without `to.acc` the whole of `to` is set. Entries outside `to` are left out.
+#[allow(clippy::too_many_arguments)]
 pub fn scatter_add(
     stream: &Stream,
     index: Arg,

@@ -35,7 +35,7 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    pub fn new(n: usize, vocab: usize, dtype: DType) -> Chunks {
+    pub(super) fn new(n: usize, vocab: usize, dtype: DType) -> Chunks {
         let ld = vocab.next_multiple_of(ALIGN);
         let rows = (CHUNK / ld.max(1) / ROWS * ROWS).max(ROWS).min(n);
         let logits = (rows * ld).next_multiple_of(64);
