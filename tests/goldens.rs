@@ -239,8 +239,10 @@ fn logits_match_and_a_row_alone_equals_the_row_in_a_batch() {
 
 #[test]
 fn bf16_is_close_to_f32() {
+    // Tensor cores take the probabilities of attention in bf16 too.
+    let limit = if device().has_kernels() { 2.5e-2 } else { 2e-2 };
     for (name, golden) in MODELS.into_iter().chain(FAMILIES.map(|f| (f, f))) {
-        check_logits(name, golden, 2e-2, DType::Bf16);
+        check_logits(name, golden, limit, DType::Bf16);
     }
 }
 

@@ -4,8 +4,10 @@
 #include "lib/reduce.cuh"
 #include "lib/reduce64.cuh"
 
-// Threads of a block that works on one row; thread t has the elements t, t + ROW_THREADS, ...
+// Threads of a block that works on one row, and of one that works on a row of a small vocabulary (at most 1024): the
+// vocabulary alone decides. Thread t has the elements t, t + THREADS, ...
 constexpr int ROW_THREADS = 512;
+constexpr int SMALL_ROW_THREADS = 64;
 // Elements of a thread after which its running f32 sums are added to f64 totals.
 constexpr int ROW_STRETCH = 16;
 // Below this an exponential counts as 0: it would leave the normal f32 range.
@@ -35,17 +37,18 @@ struct SoftmaxShared {
 };
 
 // A NaN or +inf, or -inf everywhere, makes log_sum NaN. All threads of the block get the result.
+template <int THREADS>
 DEV SoftmaxRow softmax_row(const float* z, uint32_t n, float inv_t, SoftmaxShared& shared) {
   float largest = -INFINITY;
 #pragma unroll 4
-  for (uint32_t i = threadIdx.x; i < n; i += ROW_THREADS) largest = fmaxf(largest, z[i]);
-  float max = block_max<ROW_THREADS>(largest, shared.maxima) * inv_t;
+  for (uint32_t i = threadIdx.x; i < n; i += THREADS) largest = fmaxf(largest, z[i]);
+  float max = block_max<THREADS>(largest, shared.maxima) * inv_t;
   double sum = 0., dot = 0.;
-  for (uint32_t start = 0; start < n; start += ROW_THREADS * ROW_STRETCH) {
+  for (uint32_t start = 0; start < n; start += THREADS * ROW_STRETCH) {
     float sums = 0.f, dots = 0.f;
 #pragma unroll 4
     for (uint32_t k = 0; k < ROW_STRETCH; k++) {
-      uint32_t i = start + k * ROW_THREADS + threadIdx.x;
+      uint32_t i = start + k * THREADS + threadIdx.x;
       // Past the end there is nothing of any weight.
       float d, e = exp_bounded((i < n ? z[i] : -INFINITY) * inv_t - max, d);
       sums += e;
@@ -54,8 +57,8 @@ DEV SoftmaxRow softmax_row(const float* z, uint32_t n, float inv_t, SoftmaxShare
     sum += static_cast<double>(sums);
     dot += static_cast<double>(dots);
   }
-  sum = block_sum_64<ROW_THREADS>(sum, shared.sums);
-  dot = block_sum_64<ROW_THREADS>(dot, shared.sums);
+  sum = block_sum_64<THREADS>(sum, shared.sums);
+  dot = block_sum_64<THREADS>(dot, shared.sums);
   // H = log sum e^d - (sum e^d d) / sum e^d, with d = z / T - max.
   double log_sum = log(sum);
   return {max, static_cast<float>(log_sum), static_cast<float>(log_sum - dot / sum)};

@@ -15,13 +15,14 @@ struct LogProbParams {
 };
 
 // Caps the row in place where there is a cap.
-KERNEL(logprob_rows, LogProbParams, ROW_THREADS) {
+template <int THREADS>
+DEV void logprob_rows_of(const LogProbParams& p) {
   SHARED(SoftmaxShared, shared, 1);
   uint32_t t = blockIdx.x;
   float* z = p.logits + static_cast<size_t>(t) * p.ld;
   if (p.softcap != 0.f)
-    for (uint32_t i = threadIdx.x; i < p.vocab; i += ROW_THREADS) z[i] = softcap(z[i], p.softcap);
-  SoftmaxRow row = softmax_row(z, p.vocab, p.inv_t, shared[0]);
+    for (uint32_t i = threadIdx.x; i < p.vocab; i += THREADS) z[i] = softcap(z[i], p.softcap);
+  SoftmaxRow row = softmax_row<THREADS>(z, p.vocab, p.inv_t, shared[0]);
   if (threadIdx.x != 0) return;
   uint32_t target = static_cast<uint32_t>(p.targets[t]);
   if (target >= p.vocab) {
@@ -34,6 +35,8 @@ KERNEL(logprob_rows, LogProbParams, ROW_THREADS) {
   p.entropy[t] = row.entropy;
   p.lse[t] = row.max + row.log_sum;
 }
+KERNEL(logprob_rows, LogProbParams, ROW_THREADS) { logprob_rows_of<ROW_THREADS>(p); }
+KERNEL(logprob_rows_small, LogProbParams, SMALL_ROW_THREADS) { logprob_rows_of<SMALL_ROW_THREADS>(p); }
 
 struct LogProbSlopeParams {
   const float* logits;  // [rows, ld], before the cap
@@ -60,16 +63,16 @@ DEV void logprob_slope(const LogProbSlopeParams& p) {
   float by_plogp = -(p.dentropy ? p.dentropy[t] : 0.f) * p.inv_t;
   uint32_t target = static_cast<uint32_t>(p.targets[t]);
   // Several logits are read before gradients are written, perhaps to the same memory: then their reads overlap.
-  for (uint32_t start = threadIdx.x; start < p.vocab; start += AT_ONCE * ROW_THREADS) {
+  for (uint32_t start = threadIdx.x; start < p.vocab; start += AT_ONCE * blockDim.x) {
     float logits[AT_ONCE];
 #pragma unroll
     for (uint32_t k = 0; k < AT_ONCE; k++) {
-      uint32_t i = start + k * ROW_THREADS;
+      uint32_t i = start + k * blockDim.x;
       logits[k] = i < p.vocab ? p.logits[row + i] : 0.f;
     }
 #pragma unroll
     for (uint32_t k = 0; k < AT_ONCE; k++) {
-      uint32_t i = start + k * ROW_THREADS;
+      uint32_t i = start + k * blockDim.x;
       if (i >= p.vocab) break;
       float z = softcap(logits[k], p.softcap);
       float logp, prob = exp_bounded(z * p.inv_t - lse, logp);

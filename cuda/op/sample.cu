@@ -8,7 +8,6 @@
 #include "lib/philox.cuh"
 #include "lib/softmax.cuh"
 
-constexpr int WARPS = ROW_THREADS / WARP;
 constexpr int MAX_EOS = 64;
 // The search for a logit fixes this many bits of its key at a time.
 constexpr int DIGIT = 2;
@@ -62,18 +61,19 @@ DEV uint32_t key_of(float x) {
 DEV float float_of(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
 // The sum of `measure` over all tokens.
-template <class F>
+template <int THREADS, class F>
 DEV uint64_t total(uint32_t n, uint64_t* partial, const F& measure) {
   uint64_t sum = 0;
 #pragma unroll 4
-  for (uint32_t i = threadIdx.x; i < n; i += ROW_THREADS) sum += measure(i);
-  return block_sum_64<ROW_THREADS>(sum, partial);
+  for (uint32_t i = threadIdx.x; i < n; i += THREADS) sum += measure(i);
+  return block_sum_64<THREADS>(sum, partial);
 }
 
 // The first token, by index, at which the running sum of `measure` exceeds `goal`, which is below the sum of all. Each
 // warp adds up one part of the range; the part that passes the goal is the next range.
-template <class F>
+template <int THREADS, class F>
 DEV uint32_t find(uint32_t n, uint64_t goal, uint64_t* partial, const F& measure) {
+  constexpr int WARPS = THREADS / WARP;
   uint32_t start = 0, end = n;
   while (end - start > 1) {
     uint32_t width = (end - start + WARPS - 1) / WARPS;
@@ -99,14 +99,14 @@ struct Pass {
   uint64_t above;  // sum over all larger logits
 };
 
-template <class F>
+template <int THREADS, class F>
 DEV Pass pass(const float* z, uint32_t n, uint64_t goal, uint64_t* partial, const F& measure) {
   Pass found = {0, 0};
 #pragma unroll 1
   for (int shift = 32 - DIGIT; shift >= 0; shift -= DIGIT) {
     uint64_t sums[DIGITS] = {};
 #pragma unroll 4
-    for (uint32_t i = threadIdx.x; i < n; i += ROW_THREADS) {
+    for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
       // Digits above the current one agree with the key so far where this is less than DIGITS.
       uint32_t digit = (key_of(z[i]) ^ found.key) >> shift;
       if (digit >= DIGITS) continue;
@@ -115,7 +115,7 @@ DEV Pass pass(const float* z, uint32_t n, uint64_t goal, uint64_t* partial, cons
       for (uint32_t d = 0; d < DIGITS; d++) sums[d] += digit == d ? m : 0;
     }
 #pragma unroll
-    for (int d = 0; d < DIGITS; d++) sums[d] = block_sum_64<ROW_THREADS>(sums[d], partial);
+    for (int d = 0; d < DIGITS; d++) sums[d] = block_sum_64<THREADS>(sums[d], partial);
     uint32_t digit = DIGITS - 1;
 #pragma unroll
     for (int d = DIGITS - 1; d > 0; d--)
@@ -145,55 +145,58 @@ DEV double uniform(const SampleParams& p, uint32_t b) {
 }
 
 // The weight of what top-k, then top-p leave.
+template <int THREADS>
 DEV uint64_t kept_weight(const SampleParams& p, const Row& row, uint32_t choices, uint64_t* partial) {
   uint64_t kept;
   if (p.top_k > 0 && p.top_k < choices) {
     uint64_t k = p.top_k;
-    Pass last = pass(row.z, p.vocab, k - 1, partial, [&](uint32_t i) -> uint64_t { return allowed(p, row, i); });
-    uint64_t above = total(p.vocab, partial, [&](uint32_t i) -> uint64_t {
+    Pass last = pass<THREADS>(row.z, p.vocab, k - 1, partial, [&](uint32_t i) -> uint64_t { return allowed(p, row, i); });
+    uint64_t above = total<THREADS>(p.vocab, partial, [&](uint32_t i) -> uint64_t {
       return key_of(row.z[i]) > last.key ? weight(p, row, i) : 0;
     });
     kept = above + (k - last.above) * weight_of(p, row, float_of(last.key));
   } else {
-    kept = total(p.vocab, partial, [&](uint32_t i) { return weight(p, row, i); });
+    kept = total<THREADS>(p.vocab, partial, [&](uint32_t i) { return weight(p, row, i); });
   }
   if (p.top_p >= 1.f) return kept;
   // The least that must be kept, at least the first token: the goal is passed by the token that reaches it.
   double least = ceil(static_cast<double>(p.top_p) * static_cast<double>(kept));
   uint64_t goal = least > 1. ? static_cast<uint64_t>(least) - 1 : 0;
   goal = goal < kept ? goal : kept - 1;
-  Pass last = pass(row.z, p.vocab, goal, partial, [&](uint32_t i) { return weight(p, row, i); });
+  Pass last = pass<THREADS>(row.z, p.vocab, goal, partial, [&](uint32_t i) { return weight(p, row, i); });
   uint64_t each = weight_of(p, row, float_of(last.key));
   return last.above + ((goal - last.above) / each + 1) * each;
 }
 
+template <int THREADS>
 DEV uint32_t draw(const SampleParams& p, const Row& row, uint32_t choices, double u, uint64_t* partial) {
   auto measure = [&](uint32_t i) { return weight(p, row, i); };
   if (p.top_k == 0 && p.top_p >= 1.f)
-    return find(p.vocab, share(u, total(p.vocab, partial, measure)), partial, measure);
-  uint64_t goal = share(u, kept_weight(p, row, choices, partial));
-  Pass at = pass(row.z, p.vocab, goal, partial, measure);
+    return find<THREADS>(p.vocab, share(u, total<THREADS>(p.vocab, partial, measure)), partial, measure);
+  uint64_t goal = share(u, kept_weight<THREADS>(p, row, choices, partial));
+  Pass at = pass<THREADS>(row.z, p.vocab, goal, partial, measure);
   uint64_t equal = (goal - at.above) / weight_of(p, row, float_of(at.key));
-  return find(p.vocab, equal, partial,
+  return find<THREADS>(p.vocab, equal, partial,
               [&](uint32_t i) -> uint64_t { return key_of(row.z[i]) == at.key && allowed(p, row, i); });
 }
 
-KERNEL(sample_f32, SampleParams, ROW_THREADS) {
+template <int THREADS>
+DEV void sample(const SampleParams& p) {
   SHARED(SoftmaxShared, softmax, 1);
-  SHARED(uint64_t, partial, WARPS);
+  SHARED(uint64_t, partial, THREADS / WARP);
   uint32_t b = blockIdx.x;
   Row row = {p.logits + static_cast<size_t>(b) * p.vocab, p.forbid_eos[b] != 0, 0.f};
-  SoftmaxRow stats = softmax_row(row.z, p.vocab, p.inv_t, softmax[0]);
+  SoftmaxRow stats = softmax_row<THREADS>(row.z, p.vocab, p.inv_t, softmax[0]);
   // The likeliest token, the first of equals (zeros of both signs are equal).
   uint64_t best = 0, choices = 0;
-  for (uint32_t i = threadIdx.x; i < p.vocab; i += ROW_THREADS) {
+  for (uint32_t i = threadIdx.x; i < p.vocab; i += THREADS) {
     if (!allowed(p, row, i)) continue;
     uint64_t key = key_of(row.z[i] == 0.f ? 0.f : row.z[i]);
     best = max(best, key << 32 | ~i);
     choices++;
   }
-  best = block_max_64<ROW_THREADS>(best, partial);
-  choices = block_sum_64<ROW_THREADS>(choices, partial);
+  best = block_max_64<THREADS>(best, partial);
+  choices = block_sum_64<THREADS>(choices, partial);
   uint32_t token = ~static_cast<uint32_t>(best);
   if (choices == 0 || !finite(stats.log_sum) || !finite(row.z[token])) {
     if (threadIdx.x != 0) return;
@@ -204,9 +207,12 @@ KERNEL(sample_f32, SampleParams, ROW_THREADS) {
   }
   if (!p.greedy) {
     row.shift = row.z[token] * p.inv_t;
-    token = draw(p, row, static_cast<uint32_t>(choices), uniform(p, b), partial);
+    token = draw<THREADS>(p, row, static_cast<uint32_t>(choices), uniform(p, b), partial);
   }
   if (threadIdx.x != 0) return;
   p.tokens[b] = static_cast<int32_t>(token);
   p.logp[b] = softmax_logp(stats, row.z[token], p.inv_t);
 }
+
+KERNEL(sample_f32, SampleParams, ROW_THREADS) { sample<ROW_THREADS>(p); }
+KERNEL(sample_small_f32, SampleParams, SMALL_ROW_THREADS) { sample<SMALL_ROW_THREADS>(p); }

@@ -11,6 +11,7 @@ use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::softmax;
+use crate::op::cuda::Rows;
 use crate::op::registry::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
@@ -108,8 +109,6 @@ impl Op for Sample {
     }
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        /// Threads of a block, which draws for one sequence.
-        const THREADS: u32 = 512;
         let logits = io.input(0);
         let vocab = logits.last();
         let mut eos = [0i32; MAX_EOS];
@@ -137,7 +136,9 @@ impl Op for Sample {
             eos,
             padding: 0,
         };
-        io.stream.launch("sample_f32", [logits.rows() as u32, 1, 1], THREADS, 0, &params)
+        let rows = Rows::of(vocab);
+        let kernel = rows.kernel("sample_small_f32", "sample_f32");
+        io.stream.launch(kernel, [logits.rows() as u32, 1, 1], rows.threads(), 0, &params)
     }
 }
 

@@ -10,6 +10,36 @@ use crate::base::Result;
 use crate::device::Stream;
 use crate::op::by_dtype;
 
+/// Which kernels work on rows of logits (`cuda/lib/softmax.cuh`). The vocabulary alone decides, so that
+/// sampling and scoring sum in the same order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// Blocks of few threads, for small vocabularies.
+    Small,
+    /// Blocks of many.
+    Full,
+}
+
+impl Rows {
+    /// The kernels for a vocabulary.
+    pub fn of(vocab: usize) -> Rows {
+        if vocab <= 1024 { Rows::Small } else { Rows::Full }
+    }
+
+    /// Threads of a block, which has one row.
+    pub fn threads(self) -> u32 {
+        match self {
+            Rows::Small => 64,
+            Rows::Full => 512,
+        }
+    }
+
+    /// One of two names.
+    pub fn kernel(self, small: &'static str, full: &'static str) -> &'static str {
+        if self == Rows::Small { small } else { full }
+    }
+}
+
 /// Rows that one block sums.
 const SUM_ROWS: usize = 256;
 /// Columns that one block sums, and its threads.

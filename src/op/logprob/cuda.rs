@@ -6,7 +6,7 @@ use super::LogProb;
 use crate::base::{DType, Result};
 use crate::device::Stream;
 use crate::op::cpu::softmax;
-use crate::op::cuda::{Layout, Mat, Out, column_sums, column_sums_scratch, gemm};
+use crate::op::cuda::{Layout, Mat, Out, Rows, column_sums, column_sums_scratch, gemm};
 use crate::op::{Arg, CudaBackward, CudaForward, by_dtype};
 
 /// Logits that exist at once: 256 MiB, so that a GEMM of their rows is far from waiting for the
@@ -16,8 +16,6 @@ const CHUNK: usize = if cfg!(test) { 1 << 12 } else { 64 << 20 };
 const ALIGN: usize = 8;
 /// Rows of a chunk are a multiple of this, where there are several chunks.
 const ROWS: usize = if cfg!(test) { 2 } else { 128 };
-/// Threads of a block, which has one row.
-const THREADS: u32 = 512;
 
 /// How rows go through, and the parts of the workspace in f32 elements, each a multiple of 256 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +129,9 @@ pub(super) fn forward(op: &LogProb, io: &CudaForward<'_>) -> Result<()> {
             inv_t: softmax::inverse(op.temperature),
             softcap: op.softcap,
         };
-        io.stream.launch("logprob_rows", [rows as u32, 1, 1], THREADS, 0, &params)?;
+        let kind = Rows::of(params.vocab as usize);
+        let kernel = kind.kernel("logprob_rows_small", "logprob_rows");
+        io.stream.launch(kernel, [rows as u32, 1, 1], kind.threads(), 0, &params)?;
     }
     Ok(())
 }
@@ -164,7 +164,8 @@ pub(super) fn backward(op: &LogProb, io: &CudaBackward<'_>) -> Result<()> {
             inv_t: softmax::inverse(op.temperature),
             softcap: op.softcap,
         };
-        io.stream.launch(kernel, [rows as u32, 1, 1], THREADS, 0, &params)?;
+        let threads = Rows::of(vocab).threads();
+        io.stream.launch(kernel, [rows as u32, 1, 1], threads, 0, &params)?;
         if let Some(dx) = io.dins[0] {
             let ptr = dx.arg.ptr + (start * d * dtype.size()) as u64;
             let out = Out { accumulate: dx.acc, ..Out::new(ptr, dtype, d) };
