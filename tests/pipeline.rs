@@ -7,6 +7,8 @@ mod checkpoint;
 mod data;
 #[path = "pipeline/determinism.rs"]
 mod determinism;
+#[path = "pipeline/devices.rs"]
+mod devices;
 #[path = "pipeline/lora.rs"]
 mod lora;
 #[path = "pipeline/options.rs"]

@@ -4,6 +4,7 @@ mod common;
 
 use common::*;
 use duplex::base::DType;
+use duplex::device::Device;
 use duplex::engine::Engine;
 use duplex::model::Head;
 use duplex::rlhf::{KlControl, PpoConfig, PpoEngines, PpoTrainer, RewardSource};
@@ -62,7 +63,13 @@ fn first_minibatch_is_exact_for_every_family_dtype_and_lora() {
     for family in ALL_FAMILIES {
         for dtype in [DType::F32, DType::Bf16] {
             for with_lora in [false, true] {
-                for (temperature, keep) in [(1.0, Keep::All), (0.7, Keep::Input)] {
+                // The emulated device is slow: there the pairs alternate.
+                let settings = match (device() == Device::Emulated, with_lora) {
+                    (false, _) => &[(1.0, Keep::All), (0.7, Keep::Input)][..],
+                    (true, false) => &[(0.7, Keep::Input)],
+                    (true, true) => &[(1.0, Keep::All)],
+                };
+                for &(temperature, keep) in settings {
                     let what =
                         format!("{family} {dtype} lora {with_lora} temperature {temperature}");
                     let mut ws = Workspace::new(device(), usize::MAX).unwrap();
