@@ -62,7 +62,8 @@ fn all_steps_on_the_emulated_device_give_the_metrics_of_the_cpu() {
 fn rollout_and_training_agree_bit_for_bit_on_the_emulated_device() {
     let p = Place::new("opt");
     for dtype in ["f32", "bf16"] {
-        let more = ["--actor-model", "model", "--reward-rule", "no_repetition", "--device", "emulated"];
+        let more =
+            ["--actor-model", "model", "--reward-rule", "no_repetition", "--device", "emulated"];
         let run = p.run("ppo", dtype, &[&more[..], &["--dtype", dtype]].concat());
         let all = metrics(&run, "ppo");
         assert_eq!(all.len(), 2);

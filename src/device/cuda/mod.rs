@@ -2,6 +2,8 @@
 //! run time. A missing driver is an error value. No maths.
 
 mod api;
+#[cfg(all(test, feature = "emulator"))]
+mod bug_tests;
 pub mod corpus;
 mod fault;
 mod graph;
