@@ -20,8 +20,8 @@ pub struct Buffer {
     bytes: usize,
 }
 
-/// A borrowed address range on some device. `ptr` is null on [`Device::Null`], and a host pointer only
-/// on [`Device::Cpu`].
+/// A borrowed address range on some device: host memory only on [`Device::Cpu`]. `ptr` is null where
+/// there is no memory, as while planning.
 #[derive(Clone, Copy, Debug)]
 pub struct Region {
     /// First byte.
@@ -39,7 +39,7 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     /// Allocates `bytes` zeroed bytes on `device`.
     pub fn zeroed(device: Device, bytes: usize) -> Result<Buffer> {
-        if device == Device::Null || bytes == 0 {
+        if bytes == 0 {
             return Ok(Buffer { device, ptr: std::ptr::null_mut(), bytes });
         }
         if device.has_kernels() {

@@ -1,6 +1,5 @@
 //! Where bytes live and code runs: the CPU; a CUDA device; the same device emulated on the CPU, so that
-//! every kernel can be run without a GPU; and Null, which allocates and computes nothing and is used to
-//! plan. The surface is memory, streams, launches and parallelism, no maths.
+//! every kernel can be run without a GPU. The surface is memory, streams, launches and parallelism, no maths.
 
 pub mod cpu;
 pub mod cuda;
@@ -24,8 +23,6 @@ pub enum Device {
     Cuda(u32),
     /// A CUDA device emulated on the CPU: the same kernels, slowly.
     Emulated,
-    /// No memory, no arithmetic: the whole engine can be run on it to plan memory.
-    Null,
 }
 
 impl Device {
@@ -53,7 +50,7 @@ impl Device {
         match self {
             Device::Cuda(ordinal) => cuda::card(ordinal),
             Device::Emulated => cuda::emulated(),
-            Device::Cpu | Device::Null => Err(Error::internal(format!("{self} has no streams"))),
+            Device::Cpu => Err(Error::internal("the CPU has no streams")),
         }
     }
 
@@ -76,7 +73,6 @@ impl fmt::Display for Device {
             Device::Cpu => f.write_str("cpu"),
             Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
             Device::Emulated => f.write_str("emulated"),
-            Device::Null => f.write_str("null"),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The tape: runs operators, records them as flat printable records grouped in segments, and walks
-//! the records backwards. Run on the Null device it only collects lifetimes, from which the static
+//! the records backwards. Without memory it only collects lifetimes, from which the static
 //! plan of the arena follows; run for real with that plan, it allocates nothing.
 //!
 //! It knows operators and memory, not models.

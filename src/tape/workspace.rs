@@ -1,5 +1,5 @@
 //! Arenas and plans of programs. A program is a function of a tape and its inputs; it is run once on
-//! the Null device with the largest inputs it will meet, and from then on in the planned arena.
+//! a planning tape, without memory, with the largest inputs it will meet, and from then on in the planned arena.
 //! All programs of all models share one arena: phases never overlap, so its size is the maximum
 //! over programs, not their sum.
 
