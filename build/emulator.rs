@@ -51,8 +51,9 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>)
     archive(&units, &out)?;
 
     // The sanitizer's library comes before all others: its functions replace those of the C library. (As a linker
-    // argument, -fsanitize=..., it would come last; and rustc's -nodefaultlibs makes gcc ignore that.) It goes by a name of
-    // ours, a linker script, so that all kinds have the same arguments: rustc then has to link again, not to compile.
+    // argument, -fsanitize=..., it would come last; and rustc's -nodefaultlibs makes gcc ignore that.) It goes by a
+    // name of ours, a linker script, so that all kinds have the same arguments: rustc then links again, but does not
+    // compile.
     let script = runtime.map_or("/* nothing */\n".into(), |name| format!("INPUT(-l{name})\n"));
     crate::write(&out.join("libduplex_sanitizer.so"), &script)?;
     let libraries = [
