@@ -1,6 +1,6 @@
 //! Graphs: a run of launches and copies recorded once and started again with one call.
 
-use super::api::Handle;
+use super::api::{Handle, SUCCESS};
 use super::{Context, Stream};
 use crate::base::Result;
 
@@ -31,12 +31,17 @@ impl Stream {
         let (mut graph, mut exec): (Handle, Handle) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: capture began on this stream; the graph is destroyed once it is instantiated.
         unsafe {
-            let code = (api.capture_end)(self.handle, &raw mut graph);
+            let ended = (api.capture_end)(self.handle, &raw mut graph);
+            let made = match (&result, ended) {
+                (Ok(_), SUCCESS) => (api.graph_instantiate)(&raw mut exec, graph, 0),
+                _ => ended,
+            };
+            if !graph.is_null() {
+                (api.graph_destroy)(graph);
+            }
+            // What `work` has to say comes first.
             let value = result?;
-            self.context.check(code, "cannot record a graph")?;
-            let code = (api.graph_instantiate)(&raw mut exec, graph, 0);
-            (api.graph_destroy)(graph);
-            self.context.check(code, "cannot make a graph")?;
+            self.context.check(made, "cannot record a graph")?;
             Ok((Graph { context: self.context, exec }, value))
         }
     }
