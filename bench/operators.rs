@@ -30,7 +30,7 @@ fn main() {
     let mut criterion = Criterion::default().sample_size(10).configure_from_args();
     let size = if device == Device::Emulated { Shape::TINY } else { Shape::OPT_1_3B };
     for case in shapes(&size) {
-        for dtype in [DType::Bf16, DType::F32].into_iter().filter(|d| takes(case.name, *d)) {
+        for dtype in [DType::Bf16, DType::F32].into_iter().filter(|d| takes(&case.name, *d)) {
             let name = format!("{device}/{}/{dtype}", case.name);
             let bench = Bench::new(device, (case.op)(), &case.ins, dtype, 1).expect("inputs fit");
             criterion.bench_function(&format!("{name}/forward"), |b| {

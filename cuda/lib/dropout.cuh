@@ -6,7 +6,7 @@
 struct Dropout {
   uint64_t seed, site;
   uint32_t limit;  // the probability of dropping, in units of 2^-24
-  float kept;      // 1 / (1 - p)
+  float factor;    // what kept elements are multiplied by
 };
 
 // Which of the elements 4 group..4 group + 4 are kept.

@@ -8,6 +8,8 @@
 #include "ptx/ptx.cuh"
 
 #ifdef __CUDACC__
+// How functions of structs are declared; free ones are DEV.
+#define METHOD __device__ __forceinline__
 #define KERNEL(name, Params, threads) \
   extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Params p)
 // Shared memory of fixed size; of a size given at the launch.
@@ -16,6 +18,7 @@
   extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
   T* name = reinterpret_cast<T*>(dynamic_shared)
 #else
+#define METHOD inline
 #define KERNEL(name, Params, threads)                                                                        \
   static void name(const Params& p);                                                                         \
   static const emu::Register name##_registered{#name, sizeof(Params), alignof(Params), threads,              \

@@ -58,19 +58,3 @@ DEV void column_sums(const SumParams& p) {
 
 KERNEL(column_sums_f32, SumParams, 128) { column_sums<float>(p); }
 KERNEL(column_sums_bf16, SumParams, 128) { column_sums<bf16>(p); }
-
-struct PassParams {
-  const void* from;
-  void* to;
-  uint64_t n;
-};
-
-// to += from, the gradient of a residual that has one already.
-template <class T>
-DEV void pass_on(const PassParams& p) {
-  const uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < p.n) store<T>(p.to, i, load<T>(p.from, i), true);
-}
-
-KERNEL(linear_pass_on_f32, PassParams, 256) { pass_on<float>(p); }
-KERNEL(linear_pass_on_bf16, PassParams, 256) { pass_on<bf16>(p); }

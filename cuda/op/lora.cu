@@ -11,7 +11,8 @@ struct LoraDropParams {
   uint32_t flags, pad;
 };
 
-// to = from where an element is kept, else 0. The factor 1 / (1 - p) is left to the product, so that nothing is rounded.
+// to = factor * from where an element is kept, else 0; or added. Before a product the factor 1 / (1 - p) is left to it, so
+// that nothing is rounded.
 template <class T>
 DEV void lora_drop(const LoraDropParams& p) {
   const size_t i = vec_start<4>();
@@ -22,29 +23,12 @@ DEV void lora_drop(const LoraDropParams& p) {
   dropout_keeps(p.dropout, (p.first + i) / 4, keeps);
   load_vec<T>(p.from, i, n, p.flags & FLAG_ALIGNED, v);
 #pragma unroll
-  for (int k = 0; k < 4; k++) v[k] = keeps[k] ? v[k] : 0.f;
-  store_vec<T>(p.to, i, n, p.flags & FLAG_ALIGNED, v);
-}
-
-// to = from / (1 - p) where an element is kept, else 0; or added.
-template <class T>
-DEV void lora_drop_backward(const LoraDropParams& p) {
-  const size_t i = vec_start<4>();
-  if (i >= p.n) return;
-  const int n = vec_count<4>(p.n - i);
-  bool keeps[4];
-  float v[4];
-  dropout_keeps(p.dropout, (p.first + i) / 4, keeps);
-  load_vec<T>(p.from, i, n, p.flags & FLAG_ALIGNED, v);
-#pragma unroll
-  for (int k = 0; k < 4; k++) v[k] = keeps[k] ? v[k] * p.dropout.kept : 0.f;
+  for (int k = 0; k < 4; k++) v[k] = keeps[k] ? v[k] * p.dropout.factor : 0.f;
   put_vec<T>(p.to, i, n, p.flags, v);
 }
 
 KERNEL(lora_drop_f32, LoraDropParams, 256) { lora_drop<float>(p); }
 KERNEL(lora_drop_bf16, LoraDropParams, 256) { lora_drop<bf16>(p); }
-KERNEL(lora_drop_backward_f32, LoraDropParams, 256) { lora_drop_backward<float>(p); }
-KERNEL(lora_drop_backward_bf16, LoraDropParams, 256) { lora_drop_backward<bf16>(p); }
 
 struct LoraRoundParams {
   const float* from;

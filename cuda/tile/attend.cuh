@@ -5,7 +5,6 @@
 #pragma once
 #include "lib/fault.cuh"
 #include "lib/types.cuh"
-#include "tile/method.cuh"
 
 constexpr int MAX_SLOPES = 256;
 constexpr int BLOCK_KEYS = 64;  // keys per block, and per page of the cache; blocks start with the sequence

@@ -4,7 +4,6 @@
 // by side, rounded, are the left operand of the next product.
 #pragma once
 #include "lib/types.cuh"
-#include "tile/method.cuh"
 
 // Rows of D columns, D a multiple of 16, arranged so that eight rows of a column of eight elements lie in different banks:
 // pieces of 16 bytes trade places within a row where D is a power of two, other rows are spaced apart.

@@ -10,8 +10,8 @@ use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::vectors::{THREADS, aligned, flat_grid, vec_len};
 use crate::op::registry::OpDef;
 use crate::op::{
-    Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
-    shape_error,
+    Arg, Backward, CudaBackward, CudaForward, CudaGrad, Forward, Op, Place, Plan, Run, by_dtype,
+    required, shape_error,
 };
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
@@ -62,12 +62,13 @@ impl Op for Add {
     }
 
     fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
-        for grad in io.dins.iter().flatten() {
-            let dx = grad.arg.ptr;
-            launch(io.stream, io.dout(0), if grad.acc { dx } else { 0 }, dx)?;
-        }
-        Ok(())
+        io.dins.iter().flatten().try_for_each(|grad| cuda_pass_on(io.stream, io.dout(0), grad))
     }
+}
+
+/// Sets a gradient, or adds to it, that is the output's own: of a term of a sum.
+pub(crate) fn cuda_pass_on(stream: &Stream, dy: Arg, to: &CudaGrad) -> Result<()> {
+    launch(stream, dy, if to.acc { to.arg.ptr } else { 0 }, to.arg.ptr)
 }
 
 #[repr(C)]

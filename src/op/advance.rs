@@ -5,8 +5,9 @@
 //! `[b, steps]` -> the last three in place. A row that has nothing left to draw stays as it is. The rows
 //! of the state are numbered by the constants of [`State`].
 
-use crate::base::{DType, Error, Result};
+use crate::base::{DType, Result};
 use crate::op::conformance::{Case, Input};
+use crate::op::cuda::{MAX_EOS, eos_list};
 use crate::op::registry::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
@@ -34,9 +35,6 @@ impl State {
     /// Number of rows.
     pub const ROWS: usize = 7;
 }
-
-/// End tokens that a kernel can be told of.
-const MAX_EOS: usize = 64;
 
 /// The operator.
 #[derive(Clone, Debug)]
@@ -127,12 +125,6 @@ impl Op for Advance {
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (tokens, out) = (io.input(0), io.outs[1]);
-        if self.eos.len() > MAX_EOS {
-            let line = format!("{} end tokens; at most {MAX_EOS} are possible", self.eos.len());
-            return Err(Error::user(line));
-        }
-        let mut eos = [0; MAX_EOS];
-        eos[..self.eos.len()].copy_from_slice(&self.eos);
         let b = tokens.desc.shape.numel() as u32;
         let params = Params {
             tokens: tokens.ptr,
@@ -142,7 +134,7 @@ impl Op for Advance {
             out_logprobs: io.outs[2].ptr,
             b,
             steps: out.last() as u32,
-            eos,
+            eos: eos_list(&self.eos)?,
             eos_count: self.eos.len() as u32,
             zero: 0,
         };

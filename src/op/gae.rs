@@ -157,7 +157,8 @@ fn cases() -> Vec<Case> {
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
     use super::*;
-    use crate::op::cpu::testing::{Host, emulated};
+    use crate::op::cpu::testing::Host;
+    use crate::op::cuda::testing::forward as emulated;
 
     #[test]
     fn kernels_refuse_lengths_that_do_not_fit() {

@@ -6,13 +6,13 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
-use crate::device::{Region, Stream};
+use crate::op::add::cuda_pass_on;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::gemm::{Epilogue, Mat, MatMut, gemm_nn, gemm_nt, gemm_tn};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::{self, Layout, Out, gemm};
 use crate::op::registry::OpDef;
-use crate::op::{Arg, CudaBackward, CudaForward, CudaGrad, by_dtype};
+use crate::op::{Arg, CudaBackward, CudaForward, CudaGrad};
 use crate::op::{Backward, Forward, Grad, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
@@ -120,27 +120,6 @@ impl Op for Linear {
 
 fn on_device(x: Arg) -> cuda::Mat {
     cuda::Mat { ptr: x.ptr, dtype: x.desc.dtype, ld: x.last() }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct PassParams {
-    from: u64,
-    to: u64,
-    n: u64,
-}
-
-/// The gradient of the residual is that of the output.
-fn cuda_pass_on(stream: &Stream, dy: Arg, to: &CudaGrad) -> Result<()> {
-    let bytes = dy.desc.bytes();
-    if !to.acc {
-        let region = |ptr: u64| Region { ptr: ptr as *mut u8, bytes };
-        return stream.copy(region(to.arg.ptr), region(dy.ptr));
-    }
-    let n = dy.desc.shape.numel();
-    let params = PassParams { from: dy.ptr, to: to.arg.ptr, n: n as u64 };
-    let kernel = by_dtype(dy.desc.dtype, "linear_pass_on_f32", "linear_pass_on_bf16");
-    stream.launch(kernel, [n.div_ceil(256) as u32, 1, 1], 256, 0, &params)
 }
 
 /// A view as a dense matrix.

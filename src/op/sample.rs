@@ -11,7 +11,7 @@ use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::softmax;
-use crate::op::cuda::Rows;
+use crate::op::cuda::{MAX_EOS, Rows, eos_list};
 use crate::op::registry::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
@@ -111,11 +111,6 @@ impl Op for Sample {
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let logits = io.input(0);
         let vocab = logits.last();
-        let mut eos = [0i32; MAX_EOS];
-        let Some(listed) = eos.get_mut(..self.eos.len()) else {
-            return Err(Error::internal(format!("more than {MAX_EOS} end tokens")));
-        };
-        listed.copy_from_slice(&self.eos);
         let params = Params {
             logits: logits.ptr,
             sequence: io.input(1).ptr,
@@ -133,7 +128,7 @@ impl Op for Sample {
             scale: (1u64 << (62 - vocab.next_power_of_two().ilog2())) as f32,
             greedy: (self.temperature == 0.0).into(),
             eos_count: self.eos.len() as u32,
-            eos,
+            eos: eos_list(&self.eos)?,
             padding: 0,
         };
         let rows = Rows::of(vocab);
@@ -141,9 +136,6 @@ impl Op for Sample {
         io.stream.launch(kernel, [logits.rows() as u32, 1, 1], rows.threads(), 0, &params)
     }
 }
-
-/// End tokens that fit into the kernel's parameters.
-const MAX_EOS: usize = 64;
 
 /// SampleParams of cuda/op/sample.cu.
 #[repr(C)]

@@ -61,7 +61,7 @@ impl Shape {
 /// One operator to be timed.
 pub struct Timed {
     /// Operator and use.
-    pub name: &'static str,
+    pub name: String,
     /// Makes the operator.
     pub op: Box<dyn Fn() -> Box<dyn Op>>,
     /// Its inputs.
@@ -70,15 +70,16 @@ pub struct Timed {
 
 /// All that is timed at the sizes of `s`.
 pub fn shapes(s: &Shape) -> Vec<Timed> {
-    let mut all = layers("train", s, s.train.0 * s.train.1);
-    all.extend(layers("decode", s, s.decode.0));
+    let mut all = layers(s, s.train.0 * s.train.1);
+    let decode = layers(s, s.decode.0);
+    all.extend(decode.into_iter().map(|t| Timed { name: t.name + ", decode", ..t }));
     all.extend([train_attention(s), decode_attention(s), logprob(s), sample(s), sum_sq(s)]);
     all.push(adamw(s));
     all
 }
 
-fn timed<O: Op + Clone + 'static>(name: &'static str, op: O, ins: Vec<Option<Input>>) -> Timed {
-    Timed { name, op: Box::new(move || Box::new(op.clone())), ins }
+fn timed<O: Op + Clone + 'static>(name: &str, op: O, ins: Vec<Option<Input>>) -> Timed {
+    Timed { name: name.to_string(), op: Box::new(move || Box::new(op.clone())), ins }
 }
 
 fn act(dims: &[usize]) -> Option<Input> {
@@ -97,8 +98,7 @@ fn ints(n: usize, below: usize) -> Option<Input> {
 }
 
 /// What works token by token, with `tokens` tokens.
-fn layers(phase: &'static str, s: &Shape, tokens: usize) -> Vec<Timed> {
-    let name = |train, decode| if phase == "train" { train } else { decode };
+fn layers(s: &Shape, tokens: usize) -> Vec<Timed> {
     let linear = Linear { f32_out: false };
     let norm = Norm { mean: true, eps: 1e-5, unit_offset: false };
     let (h, m) = (s.hidden, s.mlp);
@@ -111,34 +111,22 @@ fn layers(phase: &'static str, s: &Shape, tokens: usize) -> Vec<Timed> {
     let gelu = Act { kind: Kind::GeluTanh, gated: false };
     vec![
         timed(
-            name("linear qkv", "linear qkv, decode"),
+            "linear qkv",
             linear,
             vec![act(&[tokens, h]), weight(&[3 * h, h]), weight(&[3 * h]), None],
         ),
         timed(
-            name("linear out + residual", "linear out + residual, decode"),
+            "linear out + residual",
             linear,
             vec![act(&[tokens, h]), weight(&[h, h]), weight(&[h]), act(&[tokens, h])],
         ),
+        timed("linear up", linear, vec![act(&[tokens, h]), weight(&[m, h]), weight(&[m]), None]),
+        timed("linear down", linear, vec![act(&[tokens, m]), weight(&[h, m]), weight(&[h]), None]),
+        timed("norm", norm, vec![act(&[tokens, h]), weight(&[h]), weight(&[h])]),
+        timed("act gelu", gelu, vec![act(&[tokens, m])]),
+        timed("rope", rope, vec![act(&[tokens, 3 * h]), ints(tokens, 512)]),
         timed(
-            name("linear up", "linear up, decode"),
-            linear,
-            vec![act(&[tokens, h]), weight(&[m, h]), weight(&[m]), None],
-        ),
-        timed(
-            name("linear down", "linear down, decode"),
-            linear,
-            vec![act(&[tokens, m]), weight(&[h, m]), weight(&[h]), None],
-        ),
-        timed(
-            name("norm", "norm, decode"),
-            norm,
-            vec![act(&[tokens, h]), weight(&[h]), weight(&[h])],
-        ),
-        timed(name("act gelu", "act gelu, decode"), gelu, vec![act(&[tokens, m])]),
-        timed(name("rope", "rope, decode"), rope, vec![act(&[tokens, 3 * h]), ints(tokens, 512)]),
-        timed(
-            name("embed", "embed, decode"),
+            "embed",
             embed,
             vec![ints(tokens, s.vocab), ints(tokens, 512), weight(&[s.vocab, h]), None],
         ),

@@ -153,10 +153,12 @@ struct Slots {
 impl Slots {
     fn new(device: Device, rows: usize, pages: usize, steps: usize) -> Result<Slots> {
         let words = |n: usize| Buffer::zeroed(device, 4 * n);
+        let count = words(rows + 1)?;
+        count.write(0, bytemuck::cast_slice(&(0..=rows as i32).collect::<Vec<_>>()))?;
         Ok(Slots {
             state: words(State::ROWS * rows)?,
             sequence: words(rows)?,
-            count: words(rows + 1)?,
+            count,
             table: words(rows * pages)?,
             tokens: words(rows * steps)?,
             logprobs: words(rows * steps)?,
@@ -192,10 +194,8 @@ impl Slots {
             let pages = cache.table(i);
             table[k * sizes.pages..][..sizes.pages].iter_mut().zip(pages).for_each(|(t, p)| *t = p);
         }
-        let count: Vec<i32> = (0..=n as i32).collect();
         self.state.write(0, bytemuck::cast_slice(&state))?;
         self.sequence.write(0, bytemuck::cast_slice(&sequence))?;
-        self.count.write(0, bytemuck::cast_slice(&count))?;
         self.table.write(0, bytemuck::cast_slice(&table))
     }
 

@@ -147,7 +147,8 @@ fn operators(device: Device, shape: Shape) -> Result<Vec<Row>> {
     for case in shapes(&shape) {
         for dtype in [DType::Bf16, DType::F32] {
             // The fast mode is timed; f32 only where there is nothing else.
-            if !takes(case.name, dtype) || (dtype == DType::F32 && takes(case.name, DType::Bf16)) {
+            if !takes(&case.name, dtype) || (dtype == DType::F32 && takes(&case.name, DType::Bf16))
+            {
                 continue;
             }
             let copies = (0..3)

@@ -50,7 +50,8 @@ pub(super) struct Context {
     emulated: bool,
     card: Card,
     modules: Vec<Handle>,
-    functions: Mutex<HashMap<String, Handle>>,
+    /// Kernels met so far, with the dynamic shared memory each may take.
+    functions: Mutex<HashMap<String, (Handle, usize)>>,
 }
 
 // SAFETY: the driver's handles may be used from any thread, and the map is locked.
@@ -65,6 +66,8 @@ const CAPABILITY_MINOR: c_int = 76;
 const SHARED_OPTIN: c_int = 97;
 /// CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES.
 const FUNCTION_SHARED: c_int = 8;
+/// Dynamic shared memory in bytes that a kernel may take without asking.
+const UNASKED_SHARED: usize = 48 << 10;
 
 /// The real driver, opened once.
 fn driver() -> Result<&'static Api> {
@@ -191,12 +194,24 @@ impl Context {
         unsafe { (self.api.context_set)(self.handle) };
     }
 
-    /// The kernel of that name, allowed all the shared memory there is.
-    fn function(&self, name: &str) -> Result<Handle> {
+    /// The kernel of that name, allowed `shared` bytes of dynamic shared memory.
+    fn function(&self, name: &str, shared: usize) -> Result<Handle> {
         let mut functions = self.functions.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(function) = functions.get(name) {
-            return Ok(*function);
+        if !functions.contains_key(name) {
+            functions.insert(name.to_string(), (self.find(name)?, UNASKED_SHARED));
         }
+        let (function, allowed) = functions.get_mut(name).expect("just inserted");
+        if shared > *allowed {
+            // SAFETY: a setting of a loaded function.
+            let code =
+                unsafe { (self.api.function_set)(*function, FUNCTION_SHARED, shared as i32) };
+            self.check(code, &format!("{name}: {shared} bytes of shared memory"))?;
+            *allowed = shared;
+        }
+        Ok(*function)
+    }
+
+    fn find(&self, name: &str) -> Result<Handle> {
         let symbol =
             CString::new(name).map_err(|_| Error::internal(format!("kernel name {name:?}")))?;
         for module in &self.modules {
@@ -205,7 +220,6 @@ impl Context {
             let code =
                 unsafe { (self.api.module_function)(&raw mut function, *module, symbol.as_ptr()) };
             if code == SUCCESS {
-                functions.insert(name.to_string(), function);
                 return Ok(function);
             }
         }
@@ -234,7 +248,7 @@ impl Context {
         self.api.describe(code)
     }
 
-    /// `bytes` of device memory, zeroed.
+    /// `bytes` of device memory, of any content.
     pub(super) fn alloc(&self, bytes: usize) -> Result<u64> {
         self.enter();
         let mut address = 0u64;

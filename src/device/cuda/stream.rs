@@ -2,7 +2,7 @@
 //! and order them.
 
 use super::api::Handle;
-use super::{Context, FUNCTION_SHARED, fault};
+use super::{Context, fault};
 use crate::base::{Error, Result};
 use crate::device::Region;
 use std::ffi::c_void;
@@ -65,16 +65,7 @@ impl Stream {
             return Ok(());
         }
         self.context.enter();
-        let function = self.context.function(kernel)?;
-        // More than 48 KiB must be asked for.
-        if shared > 48 << 10 {
-            // SAFETY: a setting of a loaded function.
-            let code = unsafe {
-                (self.context.api.function_set)(function, FUNCTION_SHARED, shared as i32)
-            };
-            let what = format!("{kernel}: {shared} bytes of shared memory");
-            self.context.check(code, &what)?;
-        }
+        let function = self.context.function(kernel, shared)?;
         let mut values: [*mut c_void; 1] = [std::ptr::from_ref(params).cast_mut().cast()];
         // SAFETY: every kernel takes one struct by value, copied before this returns; that its
         // layout is the kernel's is checked by the conformance tests.

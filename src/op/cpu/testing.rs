@@ -1,7 +1,7 @@
 //! For tests: operators on owned host tensors.
 
 use crate::base::{DType, Elem, Result, Rng};
-use crate::op::{Backward, Forward, Grad, Op, Place, View, ViewMut};
+use crate::op::{Backward, Forward, Grad, Op, Place, Plan, View, ViewMut};
 use crate::tensor::Desc;
 
 /// A host tensor.
@@ -78,18 +78,21 @@ impl Host {
     }
 }
 
-/// Plans and runs `op` forward.
-pub(crate) fn forward(op: &dyn Op, ins: &[Option<Host>]) -> Result<Vec<Host>> {
+/// The plan of `op`, and its outputs before it runs: blank, or the inputs that are updated in place.
+pub(crate) fn planned(op: &dyn Op, ins: &[Option<Host>]) -> Result<(Plan, Vec<Host>)> {
     let descs: Vec<Option<Desc>> = ins.iter().map(|h| h.as_ref().map(|h| h.desc)).collect();
     let plan = op.plan(&descs)?;
-    let mut outs: Vec<Host> = plan
-        .outs
-        .iter()
-        .map(|place| match place {
-            Place::New(desc) => Host::blank(*desc),
-            Place::InPlace(i) => ins[*i].clone().expect("in-place input"),
-        })
-        .collect();
+    let made = |place: &Place| match place {
+        Place::New(desc) => Host::blank(*desc),
+        Place::InPlace(i) => ins[*i].clone().expect("in-place input"),
+    };
+    let outs = plan.outs.iter().map(made).collect();
+    Ok((plan, outs))
+}
+
+/// Plans and runs `op` forward.
+pub(crate) fn forward(op: &dyn Op, ins: &[Option<Host>]) -> Result<Vec<Host>> {
+    let (plan, mut outs) = planned(op, ins)?;
     let mut scratch = vec![f32::NAN; plan.scratch];
     let in_place = |i: usize| plan.outs.contains(&Place::InPlace(i));
     op.cpu_forward(&mut Forward {
@@ -99,45 +102,6 @@ pub(crate) fn forward(op: &dyn Op, ins: &[Option<Host>]) -> Result<Vec<Host>> {
         outs: outs.iter_mut().map(Host::view_mut).collect(),
         scratch: &mut scratch,
     })?;
-    Ok(outs)
-}
-
-/// Plans and runs `op` forward on the emulated device.
-#[cfg(feature = "emulator")]
-pub(crate) fn emulated(op: &dyn Op, ins: &[Option<Host>]) -> Result<Vec<Host>> {
-    use crate::device::{Buffer, Device};
-    use crate::op::{Arg, CudaForward};
-    let descs: Vec<Option<Desc>> = ins.iter().map(|h| h.as_ref().map(|h| h.desc)).collect();
-    let plan = op.plan(&descs)?;
-    let mut outs: Vec<Host> = plan
-        .outs
-        .iter()
-        .map(|place| match place {
-            Place::New(desc) => Host::blank(*desc),
-            Place::InPlace(i) => ins[*i].clone().expect("in-place input"),
-        })
-        .collect();
-    let upload = |h: &Host| -> Result<Buffer> {
-        let buffer = Buffer::zeroed(Device::Emulated, h.desc.bytes().max(4))?;
-        buffer.write(0, h.bytes()).map(|()| buffer)
-    };
-    let arg = |b: &Buffer, h: &Host| Arg { ptr: b.region().ptr as u64, desc: h.desc };
-    let from: Vec<Option<Buffer>> =
-        ins.iter().map(|h| h.as_ref().map(upload).transpose()).collect::<Result<_>>()?;
-    let to: Vec<Buffer> = outs.iter().map(upload).collect::<Result<_>>()?;
-    let scratch = upload(&Host::blank(Desc::new(&[plan.cuda_scratch], DType::F32)))?;
-    let in_place = |i: usize| plan.outs.contains(&Place::InPlace(i));
-    op.cuda_forward(&CudaForward {
-        stream: Device::Emulated.stream()?,
-        ins: (0..ins.len())
-            .map(|i| Some(arg(from[i].as_ref()?, ins[i].as_ref()?)).filter(|_| !in_place(i)))
-            .collect(),
-        outs: to.iter().zip(&outs).map(|(b, h)| arg(b, h)).collect(),
-        scratch: scratch.region().ptr as u64,
-    })?;
-    for (buffer, host) in to.iter().zip(&mut outs) {
-        buffer.read(0, host.bytes_mut())?;
-    }
     Ok(outs)
 }
 

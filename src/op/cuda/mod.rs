@@ -6,9 +6,25 @@ pub mod vectors;
 
 pub use gemm::{Layout, Mat, Out, gemm};
 
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::device::Stream;
 use crate::op::by_dtype;
+
+/// End tokens that fit into a kernel's parameters.
+pub const MAX_EOS: usize = 64;
+
+/// End tokens as a kernel takes them; fails where there are too many.
+pub fn eos_list(eos: &[i32]) -> Result<[i32; MAX_EOS]> {
+    let mut list = [0; MAX_EOS];
+    let Some(used) = list.get_mut(..eos.len()) else {
+        return Err(Error::user(format!(
+            "{} end tokens are more than the {MAX_EOS} that run on CUDA; use the CPU",
+            eos.len()
+        )));
+    };
+    used.copy_from_slice(eos);
+    Ok(list)
+}
 
 /// Which kernels work on rows of logits (`cuda/lib/softmax.cuh`). The vocabulary alone decides, so that
 /// sampling and scoring sum in the same order.
@@ -115,5 +131,7 @@ pub fn sum_pieces(
     stream.launch("column_sums_f32", [blocks, 1, 1], SUM_COLUMNS, 0, &params)
 }
 
+#[cfg(all(test, feature = "emulator"))]
+pub(crate) mod testing;
 #[cfg(all(test, feature = "emulator"))]
 mod tests;

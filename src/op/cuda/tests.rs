@@ -1,121 +1,14 @@
 //! Kernels on the emulated device against the CPU, where both promise the same bits, and at the edges
 //! that the conformance cases do not reach: nothing to do, and values that only the device can see.
 
-use crate::base::{DType, Elem, Result, Rng, bf16};
-use crate::device::{Buffer, Device};
+use crate::base::{DType, Elem, Rng, bf16};
+use crate::op::Op;
 use crate::op::cpu::testing::{Host, backward as cpu_backward, forward as cpu_forward};
+use crate::op::cuda::testing::{backward, forward, forward_past_faults};
 use crate::op::embed::Embed;
 use crate::op::gather::Gather;
 use crate::op::head_norm::HeadNorm;
 use crate::op::lora::Lora;
-use crate::op::{Arg, CudaBackward, CudaForward, CudaGrad, Op, Place};
-use crate::tensor::Desc;
-
-/// A tensor on the emulated device.
-struct Held {
-    buffer: Buffer,
-    desc: Desc,
-}
-
-impl Held {
-    fn new(host: &Host) -> Held {
-        let buffer = Buffer::zeroed(Device::Emulated, host.desc.bytes()).expect("memory");
-        buffer.write(0, host.bytes()).expect("copy");
-        Held { buffer, desc: host.desc }
-    }
-
-    fn blank(desc: Desc) -> Held {
-        Held::new(&Host::blank(desc))
-    }
-
-    fn scratch(len: usize) -> Held {
-        Held::blank(Desc::new(&[len], DType::F32))
-    }
-
-    fn ptr(&self) -> u64 {
-        self.buffer.region().ptr as u64
-    }
-
-    fn arg(&self) -> Arg {
-        Arg { ptr: self.ptr(), desc: self.desc }
-    }
-
-    fn read(&self) -> Result<Host> {
-        let mut host = Host::blank(self.desc);
-        self.buffer.read(0, host.bytes_mut())?;
-        Ok(host)
-    }
-}
-
-fn descs(ins: &[Option<Host>]) -> Vec<Option<Desc>> {
-    ins.iter().map(|h| h.as_ref().map(|h| h.desc)).collect()
-}
-
-fn forward(op: &dyn Op, ins: &[Option<Host>]) -> (Vec<Held>, Result<()>) {
-    let plan = op.plan(&descs(ins)).expect("plan");
-    let held: Vec<Option<Held>> = ins.iter().map(|h| h.as_ref().map(Held::new)).collect();
-    let in_place = |i: usize| plan.outs.contains(&Place::InPlace(i));
-    let outs: Vec<Held> = plan
-        .outs
-        .iter()
-        .map(|place| match place {
-            Place::New(desc) => Held::blank(*desc),
-            Place::InPlace(i) => Held::new(ins[*i].as_ref().expect("in-place input")),
-        })
-        .collect();
-    let scratch = Held::scratch(plan.cuda_scratch);
-    let stream = Device::Emulated.stream().expect("stream");
-    let io = CudaForward {
-        stream,
-        ins: (0..ins.len())
-            .map(|i| held[i].as_ref().filter(|_| !in_place(i)).map(Held::arg))
-            .collect(),
-        outs: outs.iter().map(Held::arg).collect(),
-        scratch: scratch.ptr(),
-    };
-    op.cuda_forward(&io).expect("launch");
-    // Faults come out with the first bytes read.
-    let mut none = [0u8; 0];
-    let faults = stream.copy_out(outs[0].buffer.region(), &mut none);
-    (outs, faults)
-}
-
-fn backward(
-    op: &dyn Op,
-    ins: &[Option<Host>],
-    outs: &[Host],
-    douts: &[Option<Host>],
-    wanted: &[Option<DType>],
-) -> Vec<Option<Host>> {
-    let plan = op.plan(&descs(ins)).expect("plan");
-    let hold = |h: &Option<Host>| h.as_ref().map(Held::new);
-    let (ins_held, douts): (Vec<_>, Vec<_>) =
-        (ins.iter().map(hold).collect(), douts.iter().map(hold).collect());
-    let outs: Vec<Held> = outs.iter().map(Held::new).collect();
-    let dins: Vec<Option<Held>> = wanted
-        .iter()
-        .zip(ins)
-        .map(|(dtype, x)| {
-            dtype.map(|dtype| Held::blank(Desc { dtype, ..x.as_ref().expect("wanted").desc }))
-        })
-        .collect();
-    let scratch = Held::scratch(plan.cuda_scratch_backward);
-    let arg = |h: &Option<Held>| h.as_ref().map(Held::arg);
-    let io = CudaBackward {
-        stream: Device::Emulated.stream().expect("stream"),
-        ins: ins_held.iter().map(arg).collect(),
-        outs: outs.iter().map(|h| Some(h.arg())).collect(),
-        douts: douts.iter().map(arg).collect(),
-        dins: dins.iter().map(|h| arg(h).map(|arg| CudaGrad { arg, acc: false })).collect(),
-        scratch: scratch.ptr(),
-    };
-    op.cuda_backward(&io).expect("launch");
-    dins.iter().map(|h| h.as_ref().map(|h| h.read().expect("no faults"))).collect()
-}
-
-fn read(outs: &[Held]) -> Vec<Host> {
-    outs.iter().map(|h| h.read().expect("no faults")).collect()
-}
 
 /// With a = identity u is dropout(x) itself, so the bits of every mask show.
 fn masks_are_those_of_the_cpu<E: Elem>(rng: &mut Rng) {
@@ -131,9 +24,8 @@ fn masks_are_those_of_the_cpu<E: Elem>(rng: &mut Rng) {
     ];
     let seed = u64::from(rng.next_u32()) << 20;
     let op = Lora { scale: 2.0, offset: 1, dropout: 0.3, seed, site: (1 << 33) + 5 };
-    let (outs, faults) = forward(&op, &ins);
-    faults.expect("no faults");
-    let (got, want) = (read(&outs), cpu_forward(&op, &ins).expect("lora"));
+    let got = forward(&op, &ins).expect("no faults");
+    let want = cpu_forward(&op, &ins).expect("lora");
     assert_eq!(got[0], want[0], "b = 0 leaves y alone");
     let bits = |h: &Host| h.f32().iter().map(|v| v.to_bits() << 1).collect::<Vec<_>>();
     assert_eq!(bits(&got[1]), bits(&want[1]));
@@ -161,11 +53,9 @@ fn lookups_have_the_bits_of_the_cpu<E: Elem>(rng: &mut Rng) {
     for (op, ins, wanted) in
         [(&embed as &dyn Op, &ins[..], wanted[0]), (&Gather, &gather_ins, wanted[1])]
     {
-        let (outs, faults) = forward(op, ins);
-        faults.expect("no faults");
         let want = cpu_forward(op, ins).expect("forward");
-        assert_eq!(read(&outs), want, "{op:?}");
-        let got = backward(op, ins, &want, &dy, wanted);
+        assert_eq!(forward(op, ins).expect("no faults"), want, "{op:?}");
+        let got = backward(op, ins, &want, &dy, wanted).expect("no faults");
         let want = cpu_backward(op, ins, &want, &dy, wanted).expect("backward");
         assert_eq!(got, want, "{op:?}");
     }
@@ -188,15 +78,15 @@ fn bad_ids_are_reported_and_harm_no_other_row() {
         let embed = Embed { id_offset: 0, position_offset: 0, scale: 1.0 };
         let picks = [Some(tok.clone()), Some(ids)];
         for (op, ins, table) in [(&embed as &dyn Op, &ins[..], 2), (&Gather, &picks[..], 0)] {
-            let (outs, faults) = forward(op, ins);
+            let (outs, faults) = forward_past_faults(op, ins).expect("launch");
             assert!(faults.is_err(), "{op:?} {bad}");
-            let y = read(&outs)[0].f32();
+            let y = outs[0].f32();
             assert!(y[..2] == [5.0, 6.0] && y[4..] == [1.0, 2.0], "{y:?}");
             assert!(y[2].is_nan() && y[3].is_nan(), "{y:?}");
             let mut wanted = vec![None; ins.len()];
             wanted[table] = Some(DType::F32);
             let dy = [Some(Host::new::<f32>(&[3, 2], &[1.0; 6]))];
-            let grads = backward(op, ins, &read(&outs), &dy, &wanted);
+            let grads = backward(op, ins, &outs, &dy, &wanted).expect("no faults");
             let grad = grads[table].as_ref().expect("wanted").f32();
             assert_eq!(grad, [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]);
         }
@@ -207,9 +97,8 @@ fn bad_ids_are_reported_and_harm_no_other_row() {
 fn without_tokens_gradients_of_weights_are_zero() {
     let f32 = Some(DType::F32);
     let check = |op: &dyn Op, ins: &[Option<Host>], douts: &[Option<Host>], wanted: &[_]| {
-        let (outs, faults) = forward(op, ins);
-        faults.expect("no faults");
-        let grads = backward(op, ins, &read(&outs), douts, wanted);
+        let outs = forward(op, ins).expect("no faults");
+        let grads = backward(op, ins, &outs, douts, wanted).expect("no faults");
         for grad in grads.iter().flatten() {
             assert!(grad.f32().iter().all(|g| *g == 0.0), "{op:?}: {grad:?}");
         }

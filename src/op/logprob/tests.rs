@@ -3,9 +3,9 @@
 use super::*;
 use crate::base::Rng;
 use crate::op::conformance::distance;
-#[cfg(feature = "emulator")]
-use crate::op::cpu::testing::emulated;
 use crate::op::cpu::testing::{Host, backward, forward};
+#[cfg(feature = "emulator")]
+use crate::op::cuda::testing::forward as emulated;
 use crate::op::linear::Linear;
 use crate::op::sample::Sample;
 use crate::op::softcap::Softcap;

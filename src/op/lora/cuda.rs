@@ -22,7 +22,7 @@ struct DropParams {
     seed: u64,
     site: u64,
     limit: u32,
-    kept: f32,
+    factor: f32,
     flags: u32,
     pad: u32,
 }
@@ -121,18 +121,18 @@ impl<'a> Call<'a> {
         let Some(dropout) = self.op.dropout() else {
             return Ok((self.mat(self.row(x, start), self.s.inner), 1.0));
         };
-        let kernel = by_dtype(self.dtype, "lora_drop_f32", "lora_drop_bf16");
-        self.drop(kernel, self.row(x, start), self.dropped, start, rows, 0)?;
+        self.drop(self.row(x, start), self.dropped, start, rows, 1.0, 0)?;
         Ok((self.mat(self.dropped, self.s.inner), dropout.kept()))
     }
 
+    /// Sets `to`, or adds to it, to `factor` times what dropout leaves of `from`.
     fn drop(
         &self,
-        kernel: &str,
         from: u64,
         to: u64,
         start: usize,
         rows: usize,
+        factor: f32,
         flags: u32,
     ) -> Result<()> {
         let Some(dropout) = self.op.dropout() else { return Ok(()) };
@@ -145,10 +145,11 @@ impl<'a> Call<'a> {
             seed: dropout.seed,
             site: dropout.site,
             limit: dropout.limit(),
-            kept: dropout.kept(),
+            factor,
             flags: flags | aligned(&[from, to], &[], 4),
             pad: 0,
         };
+        let kernel = by_dtype(self.dtype, "lora_drop_f32", "lora_drop_bf16");
         self.stream.launch(kernel, flat_grid(n, 4), THREADS, 0, &params)
     }
 }
@@ -200,15 +201,14 @@ pub(super) fn backward(op: &Lora, io: &CudaBackward<'_>) -> Result<()> {
         }
         let Some(dx) = &io.dins[1] else { continue };
         let (a, to) = (call.mat(a.ptr, s.inner), call.row(dx.arg, start));
-        if op.dropout().is_none() {
+        let Some(dropout) = op.dropout() else {
             let to = out(to, call.dtype, s.inner, dx.acc, 1.0);
             gemm(io.stream, Layout::Nn, rows, s.inner, s.rank, du, a, to)?;
             continue;
-        }
+        };
         let product = out(call.dropped, call.dtype, s.inner, false, 1.0);
         gemm(io.stream, Layout::Nn, rows, s.inner, s.rank, du, a, product)?;
-        let kernel = by_dtype(call.dtype, "lora_drop_backward_f32", "lora_drop_backward_bf16");
-        call.drop(kernel, call.dropped, to, start, rows, adding(dx.acc))?;
+        call.drop(call.dropped, to, start, rows, dropout.kept(), adding(dx.acc))?;
     }
     Ok(())
 }

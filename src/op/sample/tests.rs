@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::base::Rng;
-#[cfg(feature = "emulator")]
-use crate::op::cpu::testing::emulated;
 use crate::op::cpu::testing::{Host, forward};
+#[cfg(feature = "emulator")]
+use crate::op::cuda::testing::forward as emulated;
 
 fn op(temperature: f32, top_k: usize, top_p: f32) -> Sample {
     Sample { temperature, top_k, top_p, seed: 77, eos: vec![2, 5] }
