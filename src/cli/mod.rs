@@ -8,6 +8,7 @@ mod flags;
 mod tests;
 
 use crate::base::{Error, Kind, Result};
+use crate::device::cpu::set_threads;
 use crate::pipeline;
 use args::Request;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -37,16 +38,16 @@ fn run(arguments: Vec<OsString>) -> Result<()> {
         Request::Print(text) => print(&text),
         Request::Run(config) => {
             one_rank(|name| std::env::var(name).ok())?;
-            set_threads(config.threads)?;
+            set_threads(config.threads);
             pipeline::train(&config)
         }
         Request::Chat(config) => {
-            set_threads(config.threads)?;
+            set_threads(config.threads);
             end_with_the_reader();
             pipeline::chat(&config)
         }
         Request::Eval(config) => {
-            set_threads(config.threads)?;
+            set_threads(config.threads);
             end_with_the_reader();
             pipeline::eval(&config)
         }
@@ -64,15 +65,6 @@ fn one_rank(variable: impl Fn(&str) -> Option<String>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Sizes the one thread pool of the process; 0 leaves it at all cores.
-fn set_threads(threads: usize) -> Result<()> {
-    if threads == 0 {
-        return Ok(());
-    }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-    pool.build_global().map_err(|e| Error::resource(format!("cannot start {threads} threads: {e}")))
 }
 
 /// Lets a reader that goes away (`duplex chat | head`) end the process quietly, as it ends any

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::Rng;
+use crate::device::cpu::with_threads;
 use crate::op::{Grad, View, ViewMut};
 
 /// Heads used by the invariance tests: GQA 4/2, 4/4 and 4/1.
@@ -105,9 +106,8 @@ fn alone_equals_batched<E: Elem>() {
             let alone = gradient(&op, part, &cu, d_part);
             assert!(same_bits(&alone, &dqkv[a * op.width()..b * op.width()]), "{op:?} gradient");
         }
-        let single = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         let (one, d_one) =
-            single.install(|| (packed(&op, &qkv, &cu), gradient(&op, &qkv, &cu, &d_o)));
+            with_threads(1, || (packed(&op, &qkv, &cu), gradient(&op, &qkv, &cu, &d_o)));
         assert!(same_bits(&one.0, &o) && same_bits(&one.1, &lse) && same_bits(&d_one, &dqkv));
     }
 }

@@ -106,6 +106,7 @@ fn cases() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::cpu::with_threads;
     use crate::op::cpu::testing::{Host, forward};
 
     #[test]
@@ -113,8 +114,7 @@ mod tests {
         let n = 5 * PIECE + 17;
         let x = Host::normal::<f32>(&[n], 1.0, &mut crate::base::Rng::new(23, 0));
         let run = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
-            pool.install(|| forward(&SumSq, &[Some(x.clone())])).expect("sum")
+            with_threads(threads, || forward(&SumSq, &[Some(x.clone())])).expect("sum")
         };
         let one = run(1);
         assert!((2..6).all(|t| run(t) == one));

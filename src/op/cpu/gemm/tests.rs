@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::{Rng, bf16};
+use crate::device::cpu::with_threads;
 use crate::op::cpu::simd::Level;
 use crate::op::cpu::vec;
 
@@ -173,9 +174,8 @@ fn threads_do_not_matter() {
         let (a, b) = (random::<f32>(&mut rng, ar * ac), random::<bf16>(&mut rng, br * bc));
         for level in LEVELS {
             let run = |threads| {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let mut c = vec![f32::NAN; m * n];
-                pool.install(|| {
+                with_threads(threads, || {
                     let c = MatMut::dense(&mut c, m, n);
                     multiply(p, level, Mat::dense(&a, ar, ac), Mat::dense(&b, br, bc), c, false);
                 });
