@@ -16,6 +16,7 @@ using CUstream = struct EmuStream*;
 using CUevent = struct EmuEvent*;
 using CUgraph = struct EmuGraph*;
 using CUgraphExec = struct EmuGraphExec*;
+using CUmemoryPool = struct EmuMemoryPool*;
 
 constexpr CUresult CUDA_SUCCESS = 0;
 constexpr CUresult CUDA_ERROR_INVALID_VALUE = 1;

@@ -82,7 +82,19 @@ CUresult emu_cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
   return CUDA_SUCCESS;
 }
 
-CUresult emu_cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
+CUresult emu_cuDeviceGetDefaultMemPool(CUmemoryPool* pool, CUdevice device) {
+  if (device != 0) return error(CUDA_ERROR_INVALID_DEVICE, "there is one emulated device");
+  *pool = reinterpret_cast<CUmemoryPool>(&heap());
+  return CUDA_SUCCESS;
+}
+
+// The heap gives memory back at once, whatever it is told to keep.
+CUresult emu_cuMemPoolSetAttribute(CUmemoryPool pool, int, void* value) {
+  if (pool == reinterpret_cast<CUmemoryPool>(&heap()) && value) return CUDA_SUCCESS;
+  return error(CUDA_ERROR_INVALID_VALUE, "not a pool of this device, or no value");
+}
+
+CUresult emu_cuMemAllocAsync(CUdeviceptr* address, size_t bytes, CUstream) {
   if (CUresult e = need_context()) return e;
   if (CUresult e = forbid_capture("an allocation")) return e;
   if (!bytes) return error(CUDA_ERROR_INVALID_VALUE, "an allocation of 0 bytes");
@@ -104,7 +116,7 @@ CUresult emu_cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
   return CUDA_SUCCESS;
 }
 
-CUresult emu_cuMemFree_v2(CUdeviceptr address) {
+CUresult emu_cuMemFreeAsync(CUdeviceptr address, CUstream) {
   if (CUresult e = need_context()) return e;
   if (CUresult e = forbid_capture("a free")) return e;
   if (!address) return CUDA_SUCCESS;
@@ -121,9 +133,6 @@ CUresult emu_cuMemFree_v2(CUdeviceptr address) {
   a.memory.release();
   return whole ? CUDA_SUCCESS : error(CUDA_ERROR_ILLEGAL_ADDRESS, damage(a));
 }
-
-CUresult emu_cuMemAllocAsync(CUdeviceptr* address, size_t bytes, CUstream) { return emu_cuMemAlloc_v2(address, bytes); }
-CUresult emu_cuMemFreeAsync(CUdeviceptr address, CUstream) { return emu_cuMemFree_v2(address); }
 
 CUresult emu_cuMemHostAlloc(void** p, size_t bytes, unsigned) {
   if (CUresult e = need_context()) return e;

@@ -39,6 +39,18 @@ FMAS(Nt, nt)
 FMAS(Nn, nn)
 FMAS(Tn, tn)
 
+// With an activation, for passes that keep nothing for backward.
+#define GEMM_ACT(name, tile, aligned)                                                         \
+  KERNEL(gemm_nt_##name##_act_bf16, GemmParams, (GemmTile<Layout::Nt, tile>::THREADS)) {      \
+    gemm_mma<Layout::Nt, tile, bf16, aligned, true>(p);                                       \
+  }
+
+GEMM_ACT(large, LARGE, true)
+GEMM_ACT(medium, MEDIUM, true)
+GEMM_ACT(skinny, SKINNY, true)
+GEMM_ACT(unaligned, MEDIUM, false)
+KERNEL(gemm_fma_nt_act_f32_f32_f32, GemmParams, 256) { gemm_fma<Layout::Nt, float, float, float, true>(p); }
+
 struct SumParams {
   const void* x;
   float* out;

@@ -7,6 +7,7 @@
 // computes WM x WN of it with ldmatrix and mma. Rows in shared memory are padded by 16 bytes, which spreads the eight rows
 // that ldmatrix reads at once over all banks.
 #pragma once
+#include "lib/activation.cuh"
 #include "lib/types.cuh"
 
 // What is multiplied: Nt: a [m, k] by b [n, k]; Nn: a [m, k] by b [k, n]; Tn: a [k, m] by b [k, n].
@@ -25,6 +26,8 @@ struct GemmParams {
   uint64_t b_stride, c_stride;
   float scale;
   uint32_t accumulate;  // add to what c holds
+  uint32_t activation;  // its kind, in kernels with one
+  uint32_t pad;
 };
 
 // Offset of column j in a row of blocks.
@@ -32,13 +35,20 @@ DEV size_t blocked(uint32_t j, uint32_t block, uint64_t stride) {
   return block == 0 ? j : static_cast<size_t>(j / block) * stride + j % block;
 }
 
-// Sets one element of c from its sum; `offset` is that of its column in a row. TB is the dtype of the bias.
-template <class TB, class TC>
+// Sets one element of c from its sum; `offset` is that of its column in a row. TB is the dtype of the bias. With an
+// activation c is that of the product with its bias, rounded first, as it is where backward needs both.
+template <class TB, class TC, bool ACT>
 DEV void gemm_finish(const GemmParams& p, uint32_t row, uint32_t column, size_t offset, float sum) {
   if (row >= p.m || column >= p.n) return;
   float v = sum * p.scale;
   if (p.bias) v += load<TB>(p.bias, column);
   const size_t at = static_cast<size_t>(row) * p.ldc + offset;
+  if (ACT) {
+    float slope;
+    value_and_slope(p.activation, to_f32(from_f32<TC>(v)), v, slope);
+    store<TC>(p.c, at, v);
+    return;
+  }
   // Where the product is 0 the old value keeps its bits: -0 + 0 is not -0.
   if (p.accumulate) {
     if (v != 0.f) store<TC>(p.c, at, load<TC>(p.c, at) + v);
@@ -81,7 +91,7 @@ struct GemmTile {
   static constexpr int SHARED_BYTES = STAGES * (A_SIZE + B_SIZE) * 2;
 };
 
-template <Layout L, int BM, int BN, int BK, int WM, int WN, int STAGES, class TC, bool ALIGNED>
+template <Layout L, int BM, int BN, int BK, int WM, int WN, int STAGES, class TC, bool ALIGNED, bool ACT = false>
 DEV void gemm_mma(const GemmParams& p) {
   using Tile = GemmTile<L, BM, BN, BK, WM, WN, STAGES>;
   DYN_SHARED(bf16, ring);
@@ -161,14 +171,14 @@ DEV void gemm_mma(const GemmParams& p) {
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         const uint32_t row = m0 + warp_m + i * 16 + lane / 4 + e / 2 * 8;
-        gemm_finish<bf16, TC>(p, row, column + e % 2, offset + e % 2, sum[i][j][e]);
+        gemm_finish<bf16, TC, ACT>(p, row, column + e % 2, offset + e % 2, sum[i][j][e]);
       }
   }
 }
 
 // The same product by plain FMA, for operands of any dtype: the exact mode. 64 x 64 tiles, 4 x 4 elements a thread; one
 // accumulator per element, K in order.
-template <Layout L, class TA, class TB, class TC>
+template <Layout L, class TA, class TB, class TC, bool ACT = false>
 DEV void gemm_fma(const GemmParams& p) {
   constexpr int TILE = 64, BK = 16, THREADS = 256;
   SHARED(float, ta, BK * (TILE + 1));
@@ -210,6 +220,6 @@ DEV void gemm_fma(const GemmParams& p) {
     const uint32_t column = n0 + tn + j;
     const size_t offset = blocked(column, p.c_block, p.c_stride);
 #pragma unroll
-    for (int i = 0; i < 4; i++) gemm_finish<TB, TC>(p, m0 + tm + i, column, offset, sum[i][j]);
+    for (int i = 0; i < 4; i++) gemm_finish<TB, TC, ACT>(p, m0 + tm + i, column, offset, sum[i][j]);
   }
 }

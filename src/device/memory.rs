@@ -44,7 +44,7 @@ impl Buffer {
         }
         if device.has_kernels() {
             let stream = device.stream()?;
-            let ptr = device.context()?.alloc(bytes)? as *mut u8;
+            let ptr = stream.alloc(bytes)? as *mut u8;
             stream.fill(Region { ptr, bytes }, 0)?;
             // Other threads' streams may use it next.
             stream.synchronize()?;
@@ -131,8 +131,8 @@ impl Drop for Buffer {
             return;
         }
         if self.device.has_kernels() {
-            if let Ok(context) = self.device.context() {
-                context.free(self.ptr as u64);
+            if let Ok(stream) = self.device.stream() {
+                stream.free(self.ptr as u64);
             }
             return;
         }

@@ -174,7 +174,7 @@ impl Model {
     ) -> Result<Tensor> {
         let (arch, p) = (&self.arch, &self.params.blocks[layer]);
         let (heads, kv_heads, head_dim) = (arch.heads, arch.kv_heads, arch.head_dim);
-        let mut qkv = self.linear(tape, &p.qkv, n, None, pass)?;
+        let mut qkv = self.linear(tape, &p.qkv, n, None, None, pass)?;
         if let Some([q, k]) = p.qk_norm {
             let norm = HeadNorm { heads, kv_heads, head_dim, eps: arch.norm.eps };
             let (q, k) = (tape.param(&self.store, q), tape.param(&self.store, k));
@@ -186,7 +186,7 @@ impl Model {
             qkv = op::rope::rope(tape, rope, qkv, positions)?;
         }
         let o = self.attend(tape, layer, qkv, attend)?;
-        self.linear(tape, &p.out, o, residual, pass)
+        self.linear(tape, &p.out, o, residual, None, pass)
     }
 
     /// The MLP of `layer` on `n`, with `residual` added.
@@ -199,15 +199,22 @@ impl Model {
         pass: Pass,
     ) -> Result<Tensor> {
         let (arch, p) = (&self.arch, &self.params.blocks[layer]);
-        let up = self.linear(tape, &p.up, n, None, pass)?;
         let kind = match arch.activation {
             Activation::Relu => Kind::Relu,
             Activation::GeluErf => Kind::GeluErf,
             Activation::GeluTanh => Kind::GeluTanh,
             Activation::Silu => Kind::Silu,
         };
-        let a = op::act::act(tape, Act { kind, gated: arch.gated }, up)?;
-        self.linear(tape, &p.down, a, residual, pass)
+        let adapted = pass.adapters && !p.up.adapters.is_empty();
+        // Backward needs the activation's argument; without one it need not be stored.
+        let fused = !(arch.gated || adapted || tape.is_recording());
+        let a = if fused {
+            self.linear(tape, &p.up, n, None, Some(kind), pass)?
+        } else {
+            let up = self.linear(tape, &p.up, n, None, None, pass)?;
+            op::act::act(tape, Act { kind, gated: arch.gated }, up)?
+        };
+        self.linear(tape, &p.down, a, residual, None, pass)
     }
 
     /// A projection between the embedding's width and the model's.
@@ -219,7 +226,7 @@ impl Model {
         residual: Option<Tensor>,
     ) -> Result<Tensor> {
         let weight = tape.param(&self.store, weight);
-        let linear = op::linear::Linear { f32_out: false };
+        let linear = op::linear::Linear::PLAIN;
         op::linear::linear(tape, linear, x, weight, None, residual)
     }
 
@@ -270,11 +277,12 @@ impl Model {
         p: &Linear,
         x: Tensor,
         residual: Option<Tensor>,
+        activation: Option<Kind>,
         pass: Pass,
     ) -> Result<Tensor> {
         let weight = tape.param(&self.store, p.weight);
         let bias = p.bias.map(|b| tape.param(&self.store, b));
-        let linear = op::linear::Linear { f32_out: false };
+        let linear = op::linear::Linear { activation, ..op::linear::Linear::PLAIN };
         let mut y = op::linear::linear(tape, linear, x, weight, bias, residual)?;
         for adapter in p.adapters.iter().filter(|_| pass.adapters) {
             let config = self.lora.as_ref().expect("adapters come with a config");
@@ -320,7 +328,7 @@ impl Model {
         let rows = op::gather::gather(tape, hidden, select)?;
         let weight = tape.param(&self.store, self.params.head);
         let bias = self.params.head_bias.map(|b| tape.param(&self.store, b));
-        let linear = op::linear::Linear { f32_out: true };
+        let linear = op::linear::Linear::LOGITS;
         let logits = op::linear::linear(tape, linear, rows, weight, bias, None)?;
         match self.arch.head_softcap {
             0.0 => Ok(logits),

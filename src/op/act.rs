@@ -179,7 +179,7 @@ fn backward<E: Elem>(op: &Act, io: &mut Backward<'_>) {
 }
 
 /// The float64 reference.
-fn reference(kind: Kind, x: f64) -> f64 {
+pub(crate) fn reference(kind: Kind, x: f64) -> f64 {
     match kind {
         Kind::Relu => x.max(0.0),
         Kind::GeluTanh => {

@@ -2,12 +2,15 @@
 //!
 //! x `[tokens, in]`, w `[out, in]`, b `[out]` or none, residual `[tokens, out]` or none (in the
 //! dtype of the output) -> y `[tokens, out]` = x w^T + b + residual, summed in f32 and rounded once.
-//! With `f32_out` y is f32 whatever the dtype of x: logits.
+//! With `f32_out` y is f32 whatever the dtype of x: logits. With an activation y = act(x w^T + b), its
+//! argument rounded as if it had been stored: for passes without a backward, which needs the argument.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
+use crate::op::act::{Kind, reference};
 use crate::op::add::cuda_pass_on;
 use crate::op::conformance::{Case, Input};
+use crate::op::cpu::act;
 use crate::op::cpu::gemm::{Epilogue, Mat, MatMut, gemm_nn, gemm_nt, gemm_tn};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::{self, Layout, Out, gemm};
@@ -22,6 +25,15 @@ use std::sync::Arc;
 pub struct Linear {
     /// Keep the f32 sums as the output.
     pub f32_out: bool,
+    /// Applied last. Then there is no residual, and no gradient.
+    pub activation: Option<Kind>,
+}
+
+impl Linear {
+    /// x w^T + b + residual.
+    pub const PLAIN: Linear = Linear { f32_out: false, activation: None };
+    /// The same, not rounded.
+    pub const LOGITS: Linear = Linear { f32_out: true, activation: None };
 }
 
 /// Registry entry.
@@ -53,14 +65,15 @@ impl Op for Linear {
             && x == Desc::new(&[tokens, inner], x.dtype)
             && w == Desc::new(&[outer, inner], x.dtype)
             && ins[2].is_none_or(|b| b == Desc::new(&[outer], x.dtype))
-            && ins[3].is_none_or(|r| r == y);
+            && ins[3].is_none_or(|r| r == y)
+            && (self.activation.is_none() || (ins[3].is_none() && !self.f32_out));
         if !fits {
             let expected = "x [tokens, in], w [out, in], b [out], residual [tokens, out]";
             return Err(shape_error(self, ins, expected));
         }
         Ok(Plan {
             outs: vec![Place::New(y)],
-            differentiable: 0b1,
+            differentiable: u64::from(self.activation.is_none()),
             saves_ins: 0b11,
             cuda_scratch_backward: cuda::column_sums_scratch(tokens, outer),
             flops: 2 * (tokens * inner * outer) as u64,
@@ -70,9 +83,9 @@ impl Op for Linear {
 
     fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
         match (io.input(0).desc.dtype, self.f32_out) {
-            (DType::Bf16, false) => forward::<bf16, bf16>(io),
-            (DType::Bf16, true) => forward::<bf16, f32>(io),
-            _ => forward::<f32, f32>(io),
+            (DType::Bf16, false) => forward::<bf16, bf16>(self, io),
+            (DType::Bf16, true) => forward::<bf16, f32>(self, io),
+            _ => forward::<f32, f32>(self, io),
         }
         Ok(())
     }
@@ -88,8 +101,12 @@ impl Op for Linear {
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (x, w, y) = (io.input(0), io.input(1), io.outs[0]);
-        let out =
-            Out { bias: io.ptr(2), residual: io.ptr(3), ..Out::new(y.ptr, y.desc.dtype, y.last()) };
+        let out = Out {
+            bias: io.ptr(2),
+            residual: io.ptr(3),
+            activation: self.activation,
+            ..Out::new(y.ptr, y.desc.dtype, y.last())
+        };
         gemm(io.stream, Layout::Nt, x.rows(), w.rows(), x.last(), on_device(x), on_device(w), out)
     }
 
@@ -119,7 +136,7 @@ impl Op for Linear {
 }
 
 fn on_device(x: Arg) -> cuda::Mat {
-    cuda::Mat { ptr: x.ptr, dtype: x.desc.dtype, ld: x.last() }
+    cuda::Mat::new(x.ptr, x.desc.dtype, x.last())
 }
 
 /// A view as a dense matrix.
@@ -127,7 +144,7 @@ fn matrix<'a, E: Elem>(view: crate::op::View<'a>) -> Mat<'a, E> {
     Mat::dense(view.get(), view.desc.shape.rows(), view.desc.shape.last())
 }
 
-fn forward<E: Elem, Y: Elem>(io: &mut Forward<'_>) {
+fn forward<E: Elem, Y: Elem>(op: &Linear, io: &mut Forward<'_>) {
     let (x, w) = (io.input(0), io.input(1));
     let bias = io.ins[2].map(|b| b.get::<E>());
     let residual = io.ins[3].map(|r| r.get::<Y>());
@@ -137,8 +154,15 @@ fn forward<E: Elem, Y: Elem>(io: &mut Forward<'_>) {
         y.copy_from_slice(residual);
     }
     let epilogue = Epilogue { bias, accumulate: residual.is_some(), ..Epilogue::default() };
-    let y = MatMut::dense(y, x.desc.shape.rows(), w.desc.shape.rows());
-    gemm_nt(matrix::<E>(x), matrix::<E>(w), y, &epilogue);
+    let out = MatMut::dense(y, x.desc.shape.rows(), w.desc.shape.rows());
+    gemm_nt(matrix::<E>(x), matrix::<E>(w), out, &epilogue);
+    let Some(kind) = op.activation else { return };
+    let chunks = row_chunks(y.len(), 1);
+    let y = SharedMut::new(y);
+    parallel_for(chunks.len(), |c| {
+        // SAFETY: the range belongs to this task alone.
+        act::in_place(kind, unsafe { y.slice(chunks[c].start, chunks[c].len()) });
+    });
 }
 
 /// dx = dy w, dw = dy^T x, db = column sums of dy, dresidual = dy.
@@ -200,9 +224,9 @@ fn pass_on<E: Elem>(dy: &[E], out: &mut [E], acc: bool) {
 }
 
 fn cases() -> Vec<Case> {
-    let case = |[tokens, inner, outer]: [usize; 3], f32_out: bool, bias: bool, residual: bool| {
+    let case = |[tokens, inner, outer]: [usize; 3], op: Linear, bias: bool, residual: bool| {
         let y = [tokens, outer];
-        let residual = residual.then(|| match f32_out {
+        let residual = residual.then(|| match op.f32_out {
             true => Input::f32(&y, 1.0),
             false => Input::act(&y, 1.0),
         });
@@ -212,23 +236,28 @@ fn cases() -> Vec<Case> {
             bias.then(|| Input::weight(&[outer], 1.0)),
             residual,
         ];
-        Case::new(Linear { f32_out }, ins, move |ins| {
+        Case::new(op, ins, move |ins| {
             let mut y = vec![0.0; tokens * outer];
             for (i, y) in y.iter_mut().enumerate() {
                 let (t, o) = (i / outer, i % outer);
                 let (x, w) = (&ins[0][t * inner..][..inner], &ins[1][o * inner..][..inner]);
                 *y = x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
                 *y += ins[2].get(o).unwrap_or(&0.0) + ins[3].get(i).unwrap_or(&0.0);
+                *y = op.activation.map_or(*y, |kind| reference(kind, *y));
             }
             vec![y]
         })
     };
+    let with = |kind: Kind| Linear { activation: Some(kind), ..Linear::PLAIN };
     vec![
-        case([5, 32, 48], false, true, true),
-        case([1, 17, 9], false, false, false),
-        case([33, 100, 65], false, true, false),
-        case([7, 24, 31], true, true, true),
-        case([3, 64, 130], true, false, false),
+        case([5, 32, 48], Linear::PLAIN, true, true),
+        case([1, 17, 9], Linear::PLAIN, false, false),
+        case([33, 100, 65], Linear::PLAIN, true, false),
+        case([7, 24, 31], Linear::LOGITS, true, true),
+        case([3, 64, 130], Linear::LOGITS, false, false),
+        case([6, 32, 48], with(Kind::GeluTanh), true, false),
+        case([33, 19, 70], with(Kind::Silu), false, false),
+        case([65, 64, 72], with(Kind::GeluErf), true, false),
     ]
 }
 
@@ -246,7 +275,7 @@ mod tests {
         let r = Host::normal::<f32>(&[tokens, outer], 1.0, rng);
         let run = |at: &[usize]| {
             let ins = [Some(x.rows(at)), w.clone(), b.clone(), Some(r.rows(at))];
-            forward(&Linear { f32_out: true }, &ins).expect("linear").remove(0)
+            forward(&Linear::LOGITS, &ins).expect("linear").remove(0)
         };
         let all = run(&(0..tokens).collect::<Vec<_>>());
         for at in [vec![0], vec![40, 3], (5..30).rev().collect()] {

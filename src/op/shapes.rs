@@ -99,7 +99,7 @@ fn ints(n: usize, below: usize) -> Option<Input> {
 
 /// What works token by token, with `tokens` tokens.
 fn layers(s: &Shape, tokens: usize) -> Vec<Timed> {
-    let linear = Linear { f32_out: false };
+    let linear = Linear::PLAIN;
     let norm = Norm { mean: true, eps: 1e-5, unit_offset: false };
     let (h, m) = (s.hidden, s.mlp);
     let head_dim = h / s.heads;

@@ -86,6 +86,20 @@ fn step<'a>(
     })
 }
 
+/// Kernels that a step for one sequence launches.
+pub(super) fn launches(model: &Model, ws: &mut Workspace) -> Result<u64> {
+    let device = model.store.device();
+    let cache = KvCache::new(&model.arch, device, model.store.dtype(), 1, 1)?;
+    let sizes = Sizes { rows: 1, pages: cache.pages, steps: 1 };
+    let state = Slots::new(device, sizes.rows, sizes.pages, sizes.steps)?;
+    let (sampling, inputs) = (Sampling::greedy(1, vec![0]), Inputs { sizes, slots: Some(&state) });
+    reserve(ws, model, &cache, &sampling, &inputs)?;
+    let stream = device.stream()?;
+    let before = stream.launches();
+    stream.capture(|| step(ws, model, &cache, &sampling, &inputs))?;
+    Ok(stream.launches() - before)
+}
+
 /// Plans a step.
 fn reserve<'a>(
     ws: &mut Workspace,
@@ -260,4 +274,36 @@ fn ints(tape: &mut Tape<'_>, buffer: Option<&Buffer>, first: usize, dims: &[usiz
     let desc = Desc::new(dims, DType::I32);
     let nowhere = Region { ptr: std::ptr::null_mut(), bytes: desc.bytes() };
     tape.bind(buffer.map_or(nowhere, |b| b.slice(4 * first, desc.bytes())), desc)
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::arch::Config;
+    use crate::model::{Head, LoadOptions};
+
+    /// Launches of a token in a model of `layers`.
+    fn launches_of(family: &str, layers: usize) -> u64 {
+        let fields = serde_json::json!({"model_type": family, "vocab_size": 40, "hidden_size": 32,
+            "num_hidden_layers": layers, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "intermediate_size": 64, "ffn_dim": 64, "max_position_embeddings": 64,
+            "word_embed_proj_dim": 32});
+        let config = Config::from_map(fields.as_object().expect("an object").clone());
+        let options = LoadOptions::frozen(Head::Lm, DType::Bf16).on(Device::Emulated);
+        let model = Model::random(&config, &options).expect("model");
+        let mut ws = Workspace::new(Device::Emulated, 1 << 28).expect("workspace");
+        launches(&model, &mut ws).expect("launches")
+    }
+
+    #[test]
+    fn kernels_launched_on_the_emulated_device_for_a_token() {
+        // Norm, product, rotary, append, attend, product; norm, product, gate, product. The activation of
+        // OPT is the end of its product, and its positions are embedded.
+        for (family, layer) in [("opt", 8), ("llama", 10)] {
+            let one = launches_of(family, 1);
+            assert_eq!(launches_of(family, 3), one + 2 * layer, "{family}");
+            // Embedding, last norm, choice of rows, logits, draw, and what follows from it.
+            assert_eq!(one, layer + 6, "{family}");
+        }
+    }
 }

@@ -137,6 +137,11 @@ pub fn generate(
     Ok(answers)
 }
 
+/// Kernels launched for one token of every sequence, on a device with kernels; nothing is computed.
+pub fn launches_per_step(model: &Model, ws: &mut Workspace) -> Result<u64> {
+    decode::launches(model, ws)
+}
+
 impl Answer {
     fn push(&mut self, token: i32, logprob: f32, sampling: &Sampling) {
         self.tokens.push(token);

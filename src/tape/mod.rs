@@ -121,6 +121,11 @@ impl<'a> Tape<'a> {
         self.recording = true;
     }
 
+    /// Whether what runs is recorded for backward.
+    pub fn is_recording(&self) -> bool {
+        self.recording
+    }
+
     /// Starts a new segment, kept as `keep` says.
     pub fn segment(&mut self, keep: Keep) {
         self.keep = keep;

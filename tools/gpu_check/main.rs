@@ -2,10 +2,11 @@
 //! operator against float64, the engine's exactness, then times beside cuBLAS and PyTorch on the same
 //! card where they are there. Writes `gpu-check.json` and `gpu-check.md`.
 //!
-//! `gpu-check [--device cuda:0] [--out DIR] [--only instructions|operators|exactness|timings] [--commit HASH]`
+//! `gpu-check [--device cuda:0] [--out DIR] [--only instructions|operators|exactness|launches|timings] [--commit HASH]`
 
 mod cublas;
 mod exactness;
+mod launches;
 mod timing;
 
 use duplex::base::{Error, Result};
@@ -84,6 +85,7 @@ fn check(options: &Options) -> Result<bool> {
     part("instructions", &mut || instructions(device, seed));
     part("operators", &mut || operators(device, seed));
     part("exactness", &mut || exactness::check(device));
+    part("launches", &mut || launches::count(device));
     if device != Device::Emulated && options.only.is_none() {
         part("sanitizer", &mut || sanitizer(device));
     }

@@ -120,7 +120,7 @@ fn products(device: Device, tiny: bool) -> Result<Vec<Row>> {
             .collect::<Result<Vec<(Buffer, Buffer)>>>()?;
         let y = Buffer::zeroed(device, 2 * m * n)?;
         let address = |b: &Buffer| b.region().ptr as u64;
-        let mat = |b: &Buffer| Mat { ptr: address(b), dtype: DType::Bf16, ld: k };
+        let mat = |b: &Buffer| Mat::new(address(b), DType::Bf16, k);
         let ours = median(device, &mut |i| {
             let (x, w) = &operands[i % copies];
             let out = Out::new(address(&y), DType::Bf16, n);

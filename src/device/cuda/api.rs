@@ -64,8 +64,10 @@ driver_api! {
     event_record = "cuEventRecord" (event: Handle, stream: Handle);
     event_synchronize = "cuEventSynchronize" (event: Handle);
     event_elapsed = "cuEventElapsedTime" (ms: *mut f32, start: Handle, end: Handle);
-    memory_alloc = "cuMemAlloc_v2" (address: *mut u64, bytes: usize);
-    memory_free = "cuMemFree_v2" (address: u64);
+    pool_default = "cuDeviceGetDefaultMemPool" (pool: *mut Handle, device: c_int);
+    pool_set = "cuMemPoolSetAttribute" (pool: Handle, attribute: c_int, value: *mut c_void);
+    memory_alloc = "cuMemAllocAsync" (address: *mut u64, bytes: usize, stream: Handle);
+    memory_free = "cuMemFreeAsync" (address: u64, stream: Handle);
     copy_in = "cuMemcpyHtoDAsync_v2" (to: u64, from: *const c_void, bytes: usize, stream: Handle);
     copy_out = "cuMemcpyDtoHAsync_v2" (to: *mut c_void, from: u64, bytes: usize, stream: Handle);
     copy = "cuMemcpyDtoDAsync_v2" (to: u64, from: u64, bytes: usize, stream: Handle);

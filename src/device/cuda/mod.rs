@@ -66,6 +66,8 @@ const CAPABILITY_MINOR: c_int = 76;
 const SHARED_OPTIN: c_int = 97;
 /// CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES.
 const FUNCTION_SHARED: c_int = 8;
+/// CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: bytes that a pool keeps.
+const RELEASE_THRESHOLD: c_int = 4;
 /// Dynamic shared memory in bytes that a kernel may take without asking.
 const UNASKED_SHARED: usize = 48 << 10;
 
@@ -148,6 +150,10 @@ impl Context {
                 return Err(fail("cannot be used", code));
             }
             (api.context_set)(handle);
+            let code = keep_memory(api, device);
+            if code != SUCCESS {
+                return Err(fail("has no memory pool", code));
+            }
         }
         let card = describe(api, device);
         let mut context = Context {
@@ -247,22 +253,22 @@ impl Context {
         }
         self.api.describe(code)
     }
+}
 
-    /// `bytes` of device memory, of any content.
-    pub(super) fn alloc(&self, bytes: usize) -> Result<u64> {
-        self.enter();
-        let mut address = 0u64;
-        // SAFETY: the pointer is to a local.
-        let code = unsafe { (self.api.memory_alloc)(&raw mut address, bytes) };
-        self.check(code, &format!("cannot allocate {} MiB", bytes.div_ceil(1 << 20)))?;
-        Ok(address)
-    }
-
-    /// Gives memory back, once nothing uses it any more.
-    pub(super) fn free(&self, address: u64) {
-        self.enter();
-        // SAFETY: the address came from `alloc`; cuMemFree waits for work that uses it.
-        unsafe { (self.api.memory_free)(address) };
+/// Lets the device's memory pool keep what is given back, so that the cache of keys and values, made and
+/// dropped in every iteration, costs no call into the operating system.
+///
+/// # Safety
+/// The device's context must be current.
+unsafe fn keep_memory(api: &Api, device: c_int) -> c_int {
+    let mut pool: Handle = std::ptr::null_mut();
+    let mut threshold = u64::MAX;
+    // SAFETY: the pointers are to locals; the attribute's value is a u64.
+    unsafe {
+        match (api.pool_default)(&raw mut pool, device) {
+            SUCCESS => (api.pool_set)(pool, RELEASE_THRESHOLD, (&raw mut threshold).cast()),
+            code => code,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use super::api::Handle;
 use super::{Context, fault};
 use crate::base::{Error, Result};
 use crate::device::Region;
+use std::cell::Cell;
 use std::ffi::c_void;
 
 /// A queue of device work, used by one host thread. Lives as long as the process.
@@ -13,6 +14,7 @@ pub struct Stream {
     pub(super) handle: Handle,
     /// One u32 in which kernels report faults.
     fault: u64,
+    launches: Cell<u64>,
 }
 
 impl std::fmt::Debug for Stream {
@@ -31,7 +33,8 @@ impl Stream {
         // SAFETY: the pointer is to a local.
         let code = unsafe { (context.api.stream_create)(&raw mut handle, NON_BLOCKING) };
         context.check(code, "cannot make a stream")?;
-        let stream = Stream { context, handle, fault: context.alloc(256)? };
+        let mut stream = Stream { context, handle, fault: 0, launches: Cell::new(0) };
+        stream.fault = stream.alloc(256)?;
         stream.fill(Region { ptr: stream.fault as *mut u8, bytes: 256 }, 0)?;
         Ok(stream)
     }
@@ -51,6 +54,28 @@ impl Stream {
         self.fault
     }
 
+    /// Kernels launched or recorded so far; those of a graph count once, when it is recorded.
+    pub fn launches(&self) -> u64 {
+        self.launches.get()
+    }
+
+    /// `bytes` of device memory, of any content, for work of this stream after this call.
+    pub(in crate::device) fn alloc(&self, bytes: usize) -> Result<u64> {
+        self.context.enter();
+        let mut address = 0u64;
+        // SAFETY: the pointer is to a local.
+        let code = unsafe { (self.context.api.memory_alloc)(&raw mut address, bytes, self.handle) };
+        self.context.check(code, &format!("cannot allocate {} MiB", bytes.div_ceil(1 << 20)))?;
+        Ok(address)
+    }
+
+    /// Gives memory back, once this stream is done with all work so far. Other streams must be done with it.
+    pub(in crate::device) fn free(&self, address: u64) {
+        self.context.enter();
+        // SAFETY: the address came from `alloc`, and its owner is gone.
+        unsafe { (self.context.api.memory_free)(address, self.handle) };
+    }
+
     /// Starts `kernel` on `grid` blocks of `threads` threads with `shared` bytes of dynamic shared
     /// memory. Nothing is started where the grid is empty.
     pub fn launch<P: bytemuck::Pod>(
@@ -65,6 +90,7 @@ impl Stream {
             return Ok(());
         }
         self.context.enter();
+        self.launches.set(self.launches.get() + 1);
         let function = self.context.function(kernel, shared)?;
         let mut values: [*mut c_void; 1] = [std::ptr::from_ref(params).cast_mut().cast()];
         // SAFETY: every kernel takes one struct by value, copied before this returns; that its

@@ -27,6 +27,28 @@ pub fn backward<E: Elem>(
     dispatch(level(), Backward { kind, gated, width, x, dy, dx, acc });
 }
 
+/// `y = act(y)`.
+pub fn in_place<E: Elem>(kind: Kind, y: &mut [E]) {
+    dispatch(level(), InPlace { kind, y });
+}
+
+struct InPlace<'a, E> {
+    kind: Kind,
+    y: &'a mut [E],
+}
+
+impl<E: Elem> Kernel for InPlace<'_, E> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for y in self.y.chunks_mut(LANES) {
+            let v = value_and_slope(s, self.kind, s.take(y)).0;
+            s.put(y, v);
+        }
+    }
+}
+
 struct Forward<'a, E> {
     kind: Kind,
     gated: bool,

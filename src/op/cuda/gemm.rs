@@ -1,8 +1,9 @@
 //! Matrix products on CUDA devices (`cuda/tile/gemm.cuh`): which kernel and tile takes which operands.
 //! Every element of the result is one f32 sum over K in order, so the choice of tile changes no bit.
 
-use crate::base::{DType, Result};
+use crate::base::{DType, Error, Result};
 use crate::device::Stream;
+use crate::op::act::Kind;
 
 /// What is multiplied, all row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,25 @@ pub struct Mat {
     pub dtype: DType,
     /// Elements from one row to the next.
     pub ld: usize,
+    /// How its columns lie.
+    pub columns: Columns,
+}
+
+/// How the columns of a matrix lie: side by side, or as a gather of column blocks left them, `width` columns
+/// of all rows and then the next, `stride` elements from block to block. `width` is a multiple of 8.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Columns {
+    /// Columns of a block; 0: all are side by side.
+    pub width: usize,
+    /// Elements from one block to the next.
+    pub stride: usize,
+}
+
+impl Mat {
+    /// A matrix with its columns side by side.
+    pub fn new(ptr: u64, dtype: DType, ld: usize) -> Mat {
+        Mat { ptr, dtype, ld, columns: Columns::default() }
+    }
 }
 
 /// The result, and what is added to the product: `scale * a b + bias + residual`.
@@ -43,12 +63,19 @@ pub struct Out {
     pub accumulate: bool,
     /// Multiplies the product.
     pub scale: f32,
+    /// Applied to the product with its bias, rounded; excludes `residual` and `accumulate`. For `Nt` and
+    /// operands all in one dtype.
+    pub activation: Option<Kind>,
+    /// How its columns lie.
+    pub columns: Columns,
 }
 
 impl Out {
     /// A plain result, set.
     pub fn new(ptr: u64, dtype: DType, ld: usize) -> Out {
-        Out { ptr, dtype, ld, bias: 0, residual: 0, accumulate: false, scale: 1.0 }
+        let columns = Columns::default();
+        let (accumulate, activation) = (false, None);
+        Out { ptr, dtype, ld, bias: 0, residual: 0, accumulate, scale: 1.0, activation, columns }
     }
 }
 
@@ -72,6 +99,8 @@ struct Params {
     c_stride: u64,
     scale: f32,
     accumulate: u32,
+    activation: u32,
+    pad: u32,
 }
 
 /// A tile of the tensor-core kernels, as `cuda/op/linear.cu` names them.
@@ -130,17 +159,34 @@ pub fn gemm(
         lda: a.ld as u32,
         ldb: b.ld as u32,
         ldc: out.ld as u32,
-        b_block: 0,
-        c_block: 0,
-        b_stride: 0,
-        c_stride: 0,
+        b_block: b.columns.width as u32,
+        c_block: out.columns.width as u32,
+        b_stride: b.columns.stride as u64,
+        c_stride: out.columns.stride as u64,
         scale: out.scale,
         accumulate: u32::from(out.accumulate),
+        activation: out.activation.map_or(0, |kind| kind as u32),
+        pad: 0,
     };
-    launch(stream, layout, [a.dtype, b.dtype, out.dtype], &params)
+    let whole = |x: Columns| x.width.is_multiple_of(8);
+    let added = out.accumulate || out.residual != 0;
+    if a.columns.width != 0 || !whole(b.columns) || !whole(out.columns) {
+        return Err(Error::internal("matrix product: blocks of columns that do not fit"));
+    }
+    if out.activation.is_some() && (layout != Layout::Nt || added || a.dtype != out.dtype) {
+        return Err(Error::internal("matrix product: an activation that does not fit"));
+    }
+    let act = if out.activation.is_some() { "_act" } else { "" };
+    launch(stream, layout, act, [a.dtype, b.dtype, out.dtype], &params)
 }
 
-fn launch(stream: &Stream, layout: Layout, dtypes: [DType; 3], params: &Params) -> Result<()> {
+fn launch(
+    stream: &Stream,
+    layout: Layout,
+    act: &str,
+    dtypes: [DType; 3],
+    params: &Params,
+) -> Result<()> {
     let name = match layout {
         Layout::Nt => "nt",
         Layout::Nn => "nn",
@@ -148,12 +194,12 @@ fn launch(stream: &Stream, layout: Layout, dtypes: [DType; 3], params: &Params) 
     };
     let (m, n) = (params.m as usize, params.n as usize);
     if dtypes[0] != DType::Bf16 || dtypes[1] != DType::Bf16 {
-        let kernel = format!("gemm_fma_{name}_{}_{}_{}", dtypes[0], dtypes[1], dtypes[2]);
+        let kernel = format!("gemm_fma_{name}{act}_{}_{}_{}", dtypes[0], dtypes[1], dtypes[2]);
         let grid = [n.div_ceil(64) as u32, m.div_ceil(64) as u32, 1];
         return stream.launch(&kernel, grid, 256, 0, params);
     }
     let tile = choose(stream, layout, params);
-    let kernel = format!("gemm_{name}_{}_{}", tile.name, dtypes[2]);
+    let kernel = format!("gemm_{name}_{}{act}_{}", tile.name, dtypes[2]);
     let grid = [n.div_ceil(tile.columns) as u32, m.div_ceil(tile.rows) as u32, 1];
     stream.launch(&kernel, grid, tile.threads, tile.shared(layout), params)
 }

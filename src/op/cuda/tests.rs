@@ -2,9 +2,13 @@
 //! that the conformance cases do not reach: nothing to do, and values that only the device can see.
 
 use crate::base::{DType, Elem, Rng, bf16};
+use crate::device::{Buffer, Device};
 use crate::op::Op;
+use crate::op::act::Kind;
 use crate::op::cpu::testing::{Host, backward as cpu_backward, forward as cpu_forward};
+use crate::op::cuda::gemm::Columns;
 use crate::op::cuda::testing::{backward, forward, forward_past_faults};
+use crate::op::cuda::{Layout, Mat, Out, gemm};
 use crate::op::embed::Embed;
 use crate::op::gather::Gather;
 use crate::op::head_norm::HeadNorm;
@@ -116,4 +120,94 @@ fn without_tokens_gradients_of_weights_are_zero() {
     let op = Embed { id_offset: 0, position_offset: 0, scale: 1.0 };
     let ins = [Some(Host::ints(&[])), Some(Host::ints(&[])), ones(&[3, 2]), ones(&[4, 2])];
     check(&op, &ins, &[none(&[0, 2])], &[None, None, f32, f32]);
+}
+
+/// The matrix as a gather of column blocks of `width` leaves it: block by block, all rows of each.
+fn gathered(x: &[f32], rows: usize, columns: usize, width: usize) -> Vec<f32> {
+    let mut y = vec![];
+    for first in (0..columns).step_by(width) {
+        for row in 0..rows {
+            y.extend(&x[row * columns + first..][..width]);
+        }
+    }
+    y
+}
+
+fn device_copy<E: Elem>(values: &[f32]) -> Buffer {
+    let values: Vec<E> = values.iter().map(|v| E::from_f32(*v)).collect();
+    let bytes: &[u8] = bytemuck::cast_slice(&values);
+    let buffer = Buffer::zeroed(Device::Emulated, bytes.len()).expect("memory");
+    buffer.write(0, bytes).expect("copy");
+    buffer
+}
+
+/// A weight that was gathered from several ranks, as it lies and as a plain matrix: the same bits. How many rows
+/// multiply it decides the tile.
+fn blocked_columns_change_no_bit<E: Elem>(rng: &mut Rng, m: usize) {
+    let (rows, columns, width) = (72, 48, 16);
+    let dtype = if size_of::<E>() == 2 { DType::Bf16 } else { DType::F32 };
+    let stream = Device::Emulated.stream().expect("stream");
+    let mut normal = |n: usize| (0..n).map(|_| rng.normal()).collect::<Vec<_>>();
+    // w [rows, columns], as x w^T, dy w, and dw = dy^T x.
+    let w = normal(rows * columns);
+    let (x, dy) = (normal(m * columns), normal(m * rows));
+    let at = |b: &Buffer| b.region().ptr as u64;
+    let blocks = Columns { width, stride: rows * width };
+    let (x, dy) = (device_copy::<E>(&x), device_copy::<E>(&dy));
+    let run = |layout, w: &Buffer, columns_of: Columns| {
+        let ld = if columns_of.width == 0 { columns } else { width };
+        let w = Mat { columns: columns_of, ..Mat::new(at(w), dtype, ld) };
+        let (x, dy) = (Mat::new(at(&x), dtype, columns), Mat::new(at(&dy), dtype, rows));
+        let [m1, n, k] = match layout {
+            Layout::Nt => [m, rows, columns],
+            Layout::Nn => [m, columns, rows],
+            Layout::Tn => [rows, columns, m],
+        };
+        let c = device_copy::<f32>(&vec![f32::NAN; m1 * n]);
+        let plain = Out::new(at(&c), DType::F32, n);
+        match layout {
+            Layout::Nt => gemm(stream, layout, m1, n, k, x, w, plain),
+            Layout::Nn => gemm(stream, layout, m1, n, k, dy, w, plain),
+            Layout::Tn => {
+                let ld = if columns_of.width == 0 { n } else { width };
+                let out = Out { columns: columns_of, ..Out::new(at(&c), DType::F32, ld) };
+                gemm(stream, layout, m1, n, k, dy, x, out)
+            }
+        }
+        .expect("launch");
+        let mut values = vec![0f32; m1 * n];
+        c.read(0, bytemuck::cast_slice_mut(&mut values)).expect("read");
+        assert!(values.iter().all(|v| v.is_finite()), "{layout:?}");
+        values
+    };
+    let (plain, blocked) =
+        (device_copy::<E>(&w), device_copy::<E>(&gathered(&w, rows, columns, width)));
+    for layout in [Layout::Nt, Layout::Nn] {
+        let want = run(layout, &plain, Columns::default());
+        assert_eq!(run(layout, &blocked, blocks), want, "{layout:?} {m}");
+    }
+    let want = run(Layout::Tn, &plain, Columns::default());
+    let got = run(Layout::Tn, &plain, blocks);
+    assert_eq!(got, gathered(&want, rows, columns, width), "{m}");
+}
+
+#[test]
+fn weights_gathered_from_ranks_multiply_as_they_lie() {
+    let mut rng = Rng::new(77, 0);
+    for m in [3, 16, 40, 136] {
+        blocked_columns_change_no_bit::<f32>(&mut rng, m);
+        blocked_columns_change_no_bit::<bf16>(&mut rng, m);
+    }
+}
+
+#[test]
+fn blocks_that_do_not_fit_are_an_error() {
+    let stream = Device::Emulated.stream().expect("stream");
+    let odd = Columns { width: 12, stride: 96 };
+    let (x, w) = (Mat::new(0, DType::Bf16, 24), Mat::new(0, DType::Bf16, 12));
+    let out = Out::new(0, DType::Bf16, 8);
+    let odd = Mat { columns: odd, ..w };
+    assert!(gemm(stream, Layout::Nt, 8, 8, 24, x, odd, out).is_err());
+    let both = Out { activation: Some(Kind::Relu), accumulate: true, ..out };
+    assert!(gemm(stream, Layout::Nt, 8, 8, 24, x, x, both).is_err());
 }

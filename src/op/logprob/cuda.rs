@@ -89,11 +89,11 @@ impl Layer<'_> {
     fn rows(&self, start: usize) -> Mat {
         let d = self.w.last();
         let offset = start * d * self.x.desc.dtype.size();
-        Mat { ptr: self.x.ptr + offset as u64, dtype: self.x.desc.dtype, ld: d }
+        Mat::new(self.x.ptr + offset as u64, self.x.desc.dtype, d)
     }
 
     fn weight(&self) -> Mat {
-        Mat { ptr: self.w.ptr, dtype: self.w.desc.dtype, ld: self.w.last() }
+        Mat::new(self.w.ptr, self.w.desc.dtype, self.w.last())
     }
 
     /// Logits of the rows `start..start + n`, as `linear` makes them.
@@ -142,7 +142,7 @@ pub(super) fn backward(op: &LogProb, io: &CudaBackward<'_>) -> Result<()> {
     let chunks = Chunks::new(n, vocab, dtype);
     let layer = Layer { stream: io.stream, x, w, bias: io.ptr(2), chunks };
     let dlogits = if dtype == DType::Bf16 { at(io.scratch, chunks.logits) } else { io.scratch };
-    let slopes = Mat { ptr: dlogits, dtype, ld: chunks.ld };
+    let slopes = Mat::new(dlogits, dtype, chunks.ld);
     let sums = at(io.scratch, chunks.logits + chunks.slopes);
     let dout = |i: usize, start: usize| at(io.douts[i].map_or(0, |g| g.ptr), start);
     let kernel = by_dtype(dtype, "logprob_slope_f32", "logprob_slope_bf16");

@@ -31,7 +31,7 @@ fn sampled_equals_recomputed<E: Elem>(
     // Decode in batches of other sizes than the training batch.
     for rows in [&(0..5).collect::<Vec<_>>()[..], &[5], &(6..n).collect::<Vec<_>>()] {
         let linear = [Some(x.rows(rows)), w.clone(), b.clone(), None];
-        let mut logits = forward(&Linear { f32_out: true }, &linear).expect("logits").remove(0);
+        let mut logits = forward(&Linear::LOGITS, &linear).expect("logits").remove(0);
         if softcap > 0.0 {
             logits = forward(&Softcap { cap: softcap }, &[Some(logits)]).expect("cap").remove(0);
             assert!(logits.f32().iter().all(|z| z.abs() <= softcap));

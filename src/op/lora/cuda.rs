@@ -91,7 +91,7 @@ impl<'a> Call<'a> {
 
     /// The matrix of the call's dtype at `ptr`.
     fn mat(&self, ptr: u64, ld: usize) -> Mat {
-        Mat { ptr, dtype: self.dtype, ld }
+        Mat::new(ptr, self.dtype, ld)
     }
 
     /// The address of row `row` of x or dx.
@@ -156,7 +156,7 @@ impl<'a> Call<'a> {
 
 /// An output that is set, or added to.
 fn out(ptr: u64, dtype: DType, ld: usize, accumulate: bool, scale: f32) -> Out {
-    Out { ptr, dtype, ld, bias: 0, residual: 0, accumulate, scale }
+    Out { accumulate, scale, ..Out::new(ptr, dtype, ld) }
 }
 
 pub(super) fn forward(op: &Lora, io: &CudaForward<'_>) -> Result<()> {
