@@ -143,6 +143,9 @@ impl Drop for Buffer {
 }
 
 impl Region {
+    /// No memory.
+    pub const NOWHERE: Region = Region { ptr: std::ptr::null_mut(), bytes: 0 };
+
     /// The region as shared bytes.
     ///
     /// # Safety

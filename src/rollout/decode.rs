@@ -1,16 +1,15 @@
 //! Decoding: one token a step for all sequences that are not finished. The whole state of a step (last
 //! tokens, positions, what may still be drawn, page table) lies on the device, so a step needs nothing
-//! of the host: on a device with kernels it is recorded once as a graph for each number of rows, and
-//! started again for every further token. Between runs of steps the host reads what was drawn and
-//! closes the gaps that finished sequences leave.
+//! of the host: it is recorded once for each number of rows, and run again for every further token.
+//! Between runs of steps the host reads what was drawn and closes the gaps that finished sequences leave.
 
 use super::{Answer, Sampling};
 use crate::base::{DType, Result};
-use crate::device::{Buffer, Device, Graph, Region};
+use crate::device::{Buffer, Device, Region};
 use crate::model::{Attend, KvCache, Model, Pass};
 use crate::op::advance::{Advance, State, Written, advance};
 use crate::op::sample::sample;
-use crate::tape::{Shaped, Tape, Workspace};
+use crate::tape::{Program, Shaped, Tape, Workspace};
 use crate::tensor::{Desc, Tensor};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -36,54 +35,39 @@ pub(super) fn decode(
 ) -> Result<()> {
     let device = model.store.device();
     let limit = rows.sampling.max_new_tokens;
-    let open = |answers: &[Answer]| -> Vec<usize> {
-        let unfinished = |i: &usize| !answers[*i].finished && answers[*i].tokens.len() < limit;
-        (0..answers.len()).filter(unfinished).collect()
-    };
-    let mut active = open(answers);
-    let room = bucket(device, active.len());
+    let is_open = |a: &Answer| !a.finished && a.tokens.len() < limit;
+    let mut active: Vec<usize> = (0..answers.len()).filter(|i| is_open(&answers[*i])).collect();
+    if active.is_empty() {
+        return Ok(());
+    }
     let steps = if device.has_kernels() { STEPS } else { 1 };
-    let state = Slots::new(device, room, cache.pages, steps)?;
-    let mut graphs: HashMap<usize, Graph> = HashMap::new();
+    let most = Sizes { rows: bucket(device, active.len()), pages: cache.pages, steps };
+    let step = Step { model, cache, sampling: rows.sampling };
+    step.reserve(ws, most)?;
+    let mut slots = Slots::new(device, most)?;
+    let mut programs: HashMap<usize, Program<'_>> = HashMap::new();
+    let mut changed = true;
     while !active.is_empty() {
-        let sizes = Sizes { rows: bucket(device, active.len()), pages: cache.pages, steps };
-        state.upload(&sizes, &active, rows, cache, answers)?;
-        let left = active.iter().map(|&i| limit - answers[i].tokens.len()).max().unwrap_or(0);
-        let inputs = Inputs { sizes, slots: Some(&state) };
-        if device.has_kernels() {
-            let stream = device.stream()?;
-            let graph = match graphs.entry(sizes.rows) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(new) => {
-                    // Memory must be there before: a graph cannot allocate.
-                    reserve(ws, model, cache, rows.sampling, &inputs)?;
-                    let record = || step(ws, model, cache, rows.sampling, &inputs);
-                    new.insert(stream.capture(record)?.0)
-                }
-            };
-            for _ in 0..steps.min(left) {
-                stream.replay(graph)?;
-            }
+        let sizes = Sizes { rows: bucket(device, active.len()), ..most };
+        if changed {
+            slots.upload(&sizes, &active, rows, cache, answers)?;
         } else {
-            step(ws, model, cache, rows.sampling, &inputs)?;
+            slots.restart(&sizes)?;
         }
-        state.download(&sizes, &active, rows.sampling, answers, on_token)?;
-        active = open(answers);
+        let program = match programs.entry(sizes.rows) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(step.capture(ws, sizes, &slots)?),
+        };
+        let left = active.iter().map(|&i| limit - answers[i].tokens.len()).max().unwrap_or(0);
+        for _ in 0..steps.min(left) {
+            program.run()?;
+        }
+        slots.download(&sizes, &active, rows.sampling, answers, on_token)?;
+        let before = active.len();
+        active.retain(|i| is_open(&answers[*i]));
+        changed = active.len() < before;
     }
     Ok(())
-}
-
-/// Runs one step, or on a stream that records, records it.
-fn step<'a>(
-    ws: &'a mut Workspace,
-    model: &'a Model,
-    cache: &'a KvCache,
-    sampling: &Sampling,
-    inputs: &Inputs<'_>,
-) -> Result<()> {
-    ws.run(&format!("decode {}", model.store.id()), inputs, |tape, inputs: &Inputs<'_>| {
-        one_step(tape, model, cache, sampling, inputs)
-    })
 }
 
 /// Kernels that a step for one sequence launches.
@@ -91,27 +75,40 @@ pub(super) fn launches(model: &Model, ws: &mut Workspace) -> Result<u64> {
     let device = model.store.device();
     let cache = KvCache::new(&model.arch, device, model.store.dtype(), 1, 1)?;
     let sizes = Sizes { rows: 1, pages: cache.pages, steps: 1 };
-    let state = Slots::new(device, sizes.rows, sizes.pages, sizes.steps)?;
-    let (sampling, inputs) = (Sampling::greedy(1, vec![0]), Inputs { sizes, slots: Some(&state) });
-    reserve(ws, model, &cache, &sampling, &inputs)?;
+    let slots = Slots::new(device, sizes)?;
+    let step = Step { model, cache: &cache, sampling: &Sampling::greedy(1, vec![0]) };
+    step.reserve(ws, sizes)?;
     let stream = device.stream()?;
     let before = stream.launches();
-    stream.capture(|| step(ws, model, &cache, &sampling, &inputs))?;
+    step.capture(ws, sizes, &slots)?;
     Ok(stream.launches() - before)
 }
 
-/// Plans a step.
-fn reserve<'a>(
-    ws: &mut Workspace,
+/// What all steps have in common.
+#[derive(Clone, Copy)]
+struct Step<'a> {
     model: &'a Model,
     cache: &'a KvCache,
-    sampling: &Sampling,
-    inputs: &Inputs<'_>,
-) -> Result<()> {
-    let key = format!("decode {}", model.store.id());
-    ws.reserve(&key, &inputs.dims(), &mut |tape: &mut Tape<'a>, inputs: &Inputs<'_>| {
-        one_step(tape, model, cache, sampling, inputs)
-    })
+    sampling: &'a Sampling,
+}
+
+impl<'a> Step<'a> {
+    fn key(&self) -> String {
+        format!("decode {}", self.model.store.id())
+    }
+
+    /// Plans steps of up to these sizes.
+    fn reserve(self, ws: &mut Workspace, sizes: Sizes) -> Result<()> {
+        let inputs = Inputs { sizes, slots: None };
+        let mut program = |tape: &mut Tape<'a>, inputs: &Inputs<'_>| self.run(tape, inputs);
+        ws.reserve(&self.key(), &inputs.dims(), &mut program)
+    }
+
+    /// Records a step.
+    fn capture(self, ws: &'a Workspace, sizes: Sizes, slots: &Slots) -> Result<Program<'a>> {
+        let inputs = Inputs { sizes, slots: Some(slots) };
+        ws.capture(&self.key(), &inputs, |tape, inputs: &Inputs<'_>| self.run(tape, inputs))
+    }
 }
 
 /// Rows of a step for `n` sequences: on a device with kernels one of a few numbers, each of which has its
@@ -162,21 +159,41 @@ struct Slots {
     /// i32 and f32 `[rows, steps]`: what was drawn.
     tokens: Buffer,
     logprobs: Buffer,
+    /// The host's copies of what is read.
+    read: Read,
+}
+
+/// Tokens made by each row, and what was drawn, as in [`Slots`].
+struct Read {
+    made: Vec<i32>,
+    tokens: Vec<i32>,
+    logprobs: Vec<f32>,
 }
 
 impl Slots {
-    fn new(device: Device, rows: usize, pages: usize, steps: usize) -> Result<Slots> {
+    fn new(device: Device, sizes: Sizes) -> Result<Slots> {
+        let Sizes { rows, pages, steps } = sizes;
         let words = |n: usize| Buffer::zeroed(device, 4 * n);
         let count = words(rows + 1)?;
         count.write(0, bytemuck::cast_slice(&(0..=rows as i32).collect::<Vec<_>>()))?;
+        let drawn = rows * steps;
+        let (tokens, logprobs) = (vec![0; drawn], vec![0.0; drawn]);
         Ok(Slots {
             state: words(State::ROWS * rows)?,
             sequence: words(rows)?,
             count,
             table: words(rows * pages)?,
-            tokens: words(rows * steps)?,
-            logprobs: words(rows * steps)?,
+            tokens: words(drawn)?,
+            logprobs: words(drawn)?,
+            read: Read { made: vec![0; rows], tokens, logprobs },
         })
+    }
+
+    /// Lets the same rows go on, with nothing drawn yet.
+    fn restart(&mut self, sizes: &Sizes) -> Result<()> {
+        let made = &mut self.read.made[..sizes.rows];
+        made.fill(0);
+        self.state.write(State::MADE * sizes.rows * 4, bytemuck::cast_slice(made))
     }
 
     /// Sets the state to that of the `active` answers; rows that are left over have nothing to draw and
@@ -215,7 +232,7 @@ impl Slots {
 
     /// Adds what was drawn to the answers.
     fn download(
-        &self,
+        &mut self,
         sizes: &Sizes,
         active: &[usize],
         sampling: &Sampling,
@@ -223,11 +240,10 @@ impl Slots {
         on_token: &mut dyn FnMut(usize, i32),
     ) -> Result<()> {
         let (n, steps) = (sizes.rows, sizes.steps);
-        let mut made = vec![0i32; n];
-        let (mut tokens, mut logprobs) = (vec![0i32; n * steps], vec![0f32; n * steps]);
-        self.state.read(State::MADE * n * 4, bytemuck::cast_slice_mut(&mut made))?;
-        self.tokens.read(0, bytemuck::cast_slice_mut(&mut tokens))?;
-        self.logprobs.read(0, bytemuck::cast_slice_mut(&mut logprobs))?;
+        let Read { made, tokens, logprobs } = &mut self.read;
+        self.state.read(State::MADE * n * 4, bytemuck::cast_slice_mut(&mut made[..n]))?;
+        self.tokens.read(0, bytemuck::cast_slice_mut(&mut tokens[..n * steps]))?;
+        self.logprobs.read(0, bytemuck::cast_slice_mut(&mut logprobs[..n * steps]))?;
         for (k, &i) in active.iter().enumerate() {
             for s in k * steps..k * steps + made[k] as usize {
                 answers[i].push(tokens[s], logprobs[s], sampling);
@@ -238,41 +254,38 @@ impl Slots {
     }
 }
 
-/// One token for every row.
-fn one_step<'a>(
-    tape: &mut Tape<'a>,
-    model: &'a Model,
-    cache: &'a KvCache,
-    sampling: &Sampling,
-    inputs: &Inputs<'_>,
-) -> Result<()> {
-    let Sizes { rows, pages, steps } = inputs.sizes;
-    let slots = inputs.slots;
-    let state_buffer = slots.map(|s| &s.state);
-    let mut row = |r: usize| ints(tape, state_buffer, r * rows, &[rows]);
-    let (ids, positions) = (row(State::TOKEN), row(State::POSITION));
-    let (draw, forbid) = (row(State::DRAW), row(State::FORBID_EOS));
-    let state = ints(tape, state_buffer, 0, &[State::ROWS, rows]);
-    let sequence = ints(tape, slots.map(|s| &s.sequence), 0, &[rows]);
-    let cu_seqlens = ints(tape, slots.map(|s| &s.count), 0, &[rows + 1]);
-    let select = ints(tape, slots.map(|s| &s.count), 0, &[rows]);
-    let table = ints(tape, slots.map(|s| &s.table), 0, &[rows, pages]);
-    let tokens = ints(tape, slots.map(|s| &s.tokens), 0, &[rows, steps]);
-    let mut logprobs = ints(tape, slots.map(|s| &s.logprobs), 0, &[rows, steps]);
-    logprobs.desc.dtype = DType::F32;
+impl<'a> Step<'a> {
+    /// One token for every row.
+    fn run(self, tape: &mut Tape<'a>, inputs: &Inputs<'_>) -> Result<()> {
+        let Step { model, cache, sampling } = self;
+        let Sizes { rows, pages, steps } = inputs.sizes;
+        let slots = inputs.slots;
+        let state_buffer = slots.map(|s| &s.state);
+        let mut row = |r: usize| ints(tape, state_buffer, r * rows, &[rows]);
+        let (ids, positions) = (row(State::TOKEN), row(State::POSITION));
+        let (draw, forbid) = (row(State::DRAW), row(State::FORBID_EOS));
+        let state = ints(tape, state_buffer, 0, &[State::ROWS, rows]);
+        let sequence = ints(tape, slots.map(|s| &s.sequence), 0, &[rows]);
+        let cu_seqlens = ints(tape, slots.map(|s| &s.count), 0, &[rows + 1]);
+        let select = ints(tape, slots.map(|s| &s.count), 0, &[rows]);
+        let table = ints(tape, slots.map(|s| &s.table), 0, &[rows, pages]);
+        let tokens = ints(tape, slots.map(|s| &s.tokens), 0, &[rows, steps]);
+        let mut logprobs = ints(tape, slots.map(|s| &s.logprobs), 0, &[rows, steps]);
+        logprobs.desc.dtype = DType::F32;
 
-    let attend = Attend::Cached { cu_seqlens, starts: positions, table, cache };
-    let hidden = model.hidden(tape, ids, positions, &attend, Pass::EVAL)?;
-    let logits = model.logits(tape, hidden, select)?;
-    let (drawn, logp) = sample(tape, sampling.operator(), logits, sequence, draw, forbid)?;
-    let to = Written { state, tokens, logprobs };
-    advance(tape, Advance { eos: sampling.eos.clone() }, drawn, logp, to)
+        let attend = Attend::Cached { cu_seqlens, starts: positions, table, cache };
+        let hidden = model.hidden(tape, ids, positions, &attend, Pass::EVAL)?;
+        let logits = model.logits(tape, hidden, select)?;
+        let (drawn, logp) = sample(tape, sampling.operator(), logits, sequence, draw, forbid)?;
+        let to = Written { state, tokens, logprobs };
+        advance(tape, Advance { eos: sampling.eos.clone() }, drawn, logp, to)
+    }
 }
 
 /// Words of a buffer from `first` on as an i32 tensor; while planning there is no buffer.
 fn ints(tape: &mut Tape<'_>, buffer: Option<&Buffer>, first: usize, dims: &[usize]) -> Tensor {
     let desc = Desc::new(dims, DType::I32);
-    let nowhere = Region { ptr: std::ptr::null_mut(), bytes: desc.bytes() };
+    let nowhere = Region { bytes: desc.bytes(), ..Region::NOWHERE };
     tape.bind(buffer.map_or(nowhere, |b| b.slice(4 * first, desc.bytes())), desc)
 }
 

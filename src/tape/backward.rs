@@ -126,8 +126,7 @@ impl Tape<'_> {
         };
         self.grads.insert(tensor.slot, grad);
         self.touch(&grad);
-        let nowhere = Region { ptr: std::ptr::null_mut(), bytes: 0 };
-        let region = if self.is_planning() { nowhere } else { self.region(&grad) };
+        let region = if self.is_planning() { Region::NOWHERE } else { self.region(&grad) };
         Ok(Target { region, desc: grad.desc, acc })
     }
 }

@@ -5,11 +5,13 @@
 //! It knows operators and memory, not models.
 
 mod backward;
+mod program;
 mod replay;
 #[cfg(test)]
 mod tests;
 mod workspace;
 
+pub use program::Program;
 pub use workspace::{Arena, Shaped, Workspace};
 
 use crate::base::{DType, Error, Result};
@@ -79,12 +81,14 @@ pub struct Tape<'a> {
     keep: Keep,
     grads: HashMap<Slot, Tensor>,
     flops: u64,
+    /// Operators that are recorded instead of run.
+    captured: Option<Vec<program::Step>>,
 }
 
 impl<'a> Tape<'a> {
     /// A tape that only plans what will run on `device`.
     pub fn planning(device: Device) -> Tape<'a> {
-        Tape::new(device, Region { ptr: std::ptr::null_mut(), bytes: 0 }, None)
+        Tape::new(device, Region::NOWHERE, None)
     }
 
     /// A tape that runs in `arena` as `plan` says.
@@ -108,6 +112,7 @@ impl<'a> Tape<'a> {
             keep: Keep::All,
             grads: HashMap::new(),
             flops: 0,
+            captured: None,
         }
     }
 
@@ -171,6 +176,7 @@ impl<'a> Tape<'a> {
     }
 
     fn input(&mut self, desc: Desc, bytes: &[u8]) -> Result<Tensor> {
+        self.refuse_captured("copies from the host")?;
         self.clock += 1;
         let tensor = self.alloc(desc, false)?;
         if !self.is_planning() {
@@ -193,6 +199,7 @@ impl<'a> Tape<'a> {
         if tensor.desc.dtype != dtype {
             return Err(Error::internal(format!("read {} as {dtype}", tensor.desc.dtype)));
         }
+        self.refuse_captured("copies to the host")?;
         self.clock += 1;
         self.touch(&tensor);
         if self.is_planning() {
@@ -297,6 +304,17 @@ impl<'a> Tape<'a> {
         let in_place = |i: usize| plan.outs.contains(&Place::InPlace(i));
         let read: Vec<Option<Tensor>> =
             ins.iter().enumerate().map(|(i, t)| t.filter(|_| !in_place(i))).collect();
+        if self.captured.is_some() {
+            let place = |t: &Tensor| (self.region(t), t.desc);
+            let step = program::Step {
+                op: op.clone(),
+                ins: read.iter().map(|t| t.as_ref().map(place)).collect(),
+                outs: outs.iter().map(place).collect(),
+                scratch: scratch.map_or(Region::NOWHERE, |t| self.region(&t)),
+            };
+            self.captured.get_or_insert_default().push(step);
+            return Ok(outs);
+        }
         let done = if kernels {
             op.cuda_forward(&CudaForward {
                 stream: self.device.stream()?,

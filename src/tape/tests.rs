@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::base::Rng;
+use crate::device::Buffer;
 use crate::op::norm::{Norm, norm};
+use crate::op::softcap::{Softcap, softcap};
 use crate::pool::{Cut, ParamSpec};
 
 struct Rows(Vec<f32>);
@@ -110,4 +112,64 @@ fn a_program_over_the_limit_names_the_way_out() {
         .unwrap_err();
     assert_eq!(e.exit_code(), 3);
     assert!(e.to_string().contains("smaller micro-batch"), "{e}");
+}
+
+/// Values in memory of their own.
+struct Bound<'b>(Option<&'b Buffer>, usize);
+
+impl Shaped for Bound<'_> {
+    fn dims(&self) -> Vec<usize> {
+        vec![self.1]
+    }
+    fn largest(dims: &[usize]) -> Self {
+        Bound(None, dims[0])
+    }
+}
+
+/// Caps the values where they lie.
+fn cap(tape: &mut Tape<'_>, x: &Bound<'_>) -> Result<Tensor> {
+    let desc = Desc::new(&[1, x.1], DType::F32);
+    let nowhere = Region { bytes: desc.bytes(), ..Region::NOWHERE };
+    let x = tape.bind(x.0.map_or(nowhere, Buffer::region), desc);
+    softcap(tape, Softcap { cap: 2.0 }, x)
+}
+
+#[test]
+fn a_captured_program_runs_each_time_it_is_told_to() {
+    let values = [0.5f32, -3.0, 100.0];
+    let buffer = Buffer::zeroed(Device::Cpu, 12).unwrap();
+    buffer.write(0, bytemuck::cast_slice(&values)).unwrap();
+    let x = Bound(Some(&buffer), 3);
+    let now = || {
+        let mut values = [0f32; 3];
+        buffer.read(0, bytemuck::cast_slice_mut(&mut values)).unwrap();
+        values
+    };
+    let capped = |x: [f32; 3]| x.map(|x| 2.0 * (x / 2.0).tanh());
+    let near = |a: [f32; 3], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+
+    let mut ws = Workspace::new(Device::Cpu, usize::MAX).unwrap();
+    assert!(ws.capture("cap", &x, |_, _| Ok(())).is_err(), "not planned");
+    ws.reserve("cap", &[3], &mut |tape, x: &Bound<'_>| cap(tape, x)).unwrap();
+    let mut program = ws.capture("cap", &x, |tape, x| cap(tape, x).map(|_| ())).unwrap();
+    assert_eq!(now(), values, "captured, not run");
+    program.run().unwrap();
+    assert!(near(now(), capped(values)));
+    program.run().unwrap();
+    assert!(near(now(), capped(capped(values))));
+}
+
+#[test]
+fn a_captured_program_has_no_business_with_the_host() {
+    let buffer = Buffer::zeroed(Device::Cpu, 12).unwrap();
+    let x = Bound(Some(&buffer), 3);
+    let mut ws = Workspace::new(Device::Cpu, usize::MAX).unwrap();
+    ws.reserve("cap", &[3], &mut |tape, x: &Bound<'_>| cap(tape, x)).unwrap();
+    let reads = ws.capture("cap", &x, |tape, x| {
+        let y = cap(tape, x)?;
+        tape.read_f32(y).map(|_| ())
+    });
+    assert!(reads.unwrap_err().to_string().contains("copies to the host"));
+    let writes = ws.capture("cap", &x, |tape, _| tape.input_f32(&[1.0]).map(|_| ()));
+    assert!(writes.unwrap_err().to_string().contains("copies from the host"));
 }

@@ -112,7 +112,14 @@ impl Workspace {
         mut program: impl FnMut(&mut Tape<'a>, &I) -> Result<T>,
     ) -> Result<T> {
         self.reserve(key, &inputs.dims(), &mut program)?;
-        let mut tape = Tape::running(&self.arena, &self.plans[key].1);
-        program(&mut tape, inputs)
+        program(&mut self.tape(key)?, inputs)
+    }
+
+    /// A tape that runs as planned under `key`.
+    pub(super) fn tape(&self, key: &str) -> Result<Tape<'_>> {
+        match self.plans.get(key) {
+            Some((_, plan)) => Ok(Tape::running(&self.arena, plan)),
+            None => Err(Error::internal(format!("{key} was not planned"))),
+        }
     }
 }
