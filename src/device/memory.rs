@@ -170,6 +170,18 @@ impl Region {
         unsafe { std::slice::from_raw_parts_mut(self.ptr, self.bytes) }
     }
 
+    /// The region as exclusive f32 values.
+    ///
+    /// # Safety
+    /// As for [`Region::as_bytes_mut`].
+    pub unsafe fn as_f32_mut<'a>(self) -> &'a mut [f32] {
+        if self.bytes == 0 {
+            return &mut [];
+        }
+        // SAFETY: promised by the caller.
+        bytemuck::cast_slice_mut(unsafe { self.as_bytes_mut() })
+    }
+
     /// Whether two regions share a byte.
     pub fn overlaps(&self, other: &Region) -> bool {
         let (a, b) = (self.ptr as usize, other.ptr as usize);

@@ -268,7 +268,7 @@ impl<'a> Tape<'a> {
     fn scratch_slice<'s>(&self, tensor: Option<Tensor>) -> &'s mut [f32] {
         match tensor {
             // SAFETY: the slot is fresh and seen by the current operator only.
-            Some(t) => bytemuck::cast_slice_mut(unsafe { self.region(&t).as_bytes_mut() }),
+            Some(t) => unsafe { self.region(&t).as_f32_mut() },
             None => &mut [],
         }
     }

@@ -74,7 +74,7 @@ impl Operators<'_> {
                 outs.extend(step.outs.iter().map(view));
             }
             // SAFETY: as above; the workspace belongs to this operator alone.
-            let scratch = bytemuck::cast_slice_mut(unsafe { step.scratch.as_bytes_mut() });
+            let scratch = unsafe { step.scratch.as_f32_mut() };
             let mut io = Forward { ins, outs, scratch };
             let done = step.op.cpu_forward(&mut io);
             io.ins.clear();
