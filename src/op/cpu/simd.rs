@@ -182,6 +182,17 @@ pub trait Simd: Copy {
         unsafe { self.load(pairs.as_ptr()) }
     }
 
+    /// Pairs of the first sixteen elements of `a` and of `b`, zero past the end of each.
+    #[inline(always)]
+    fn zip_pairs(self, a: &[bf16], b: &[bf16]) -> Self::V {
+        let mut pairs = [[bf16::ZERO; 2]; LANES];
+        for (i, pair) in pairs.iter_mut().enumerate() {
+            *pair = [a, b].map(|x| x.get(i).copied().unwrap_or_default());
+        }
+        let pairs: [f32; LANES] = bytemuck::cast(pairs);
+        self.take(&pairs)
+    }
+
     /// `c + a1 b1 + a0 b0` in each lane, for the pairs of bf16 (a0, a1) and (b0, b1) in a lane.
     #[inline(always)]
     fn dot_pairs(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {

@@ -106,6 +106,15 @@ impl<const PAIRS: bool> Simd for Avx512<PAIRS> {
         }
     }
     #[inline(always)]
+    fn zip_pairs(self, a: &[bf16], b: &[bf16]) -> __m512 {
+        // A widened element lies in the upper half of its lane.
+        // SAFETY: the token.
+        unsafe {
+            let first = _mm512_srli_epi32::<16>(_mm512_castps_si512(self.take(a)));
+            _mm512_castsi512_ps(_mm512_or_si512(first, _mm512_castps_si512(self.take(b))))
+        }
+    }
+    #[inline(always)]
     fn dot_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         assert!(PAIRS, "a processor without AVX512_BF16");
         // SAFETY: the token; the types are of the same bits.

@@ -2,7 +2,9 @@
 
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, is_f32, prefetch};
 use super::super::vec::convert;
-use super::{Blocks, Epilogue, Mat, MatMut, Output, RowEnd, Scratch, finish, with_scratch};
+use super::{
+    Blocks, Epilogue, Mat, MatMut, Output, RowEnd, Scratch, finish, pairs, with_scratch,
+};
 use crate::base::Elem;
 use std::ops::Range;
 
@@ -204,12 +206,6 @@ unsafe fn step<S: Simd, A: Elem, B: Elem, const ROWS: usize>(
             *sum = if pairs { s.dot_pairs(a, b, *sum) } else { s.fma(a, b, *sum) };
         }
     }
-}
-
-/// Whether products are of pairs of bf16.
-#[inline(always)]
-fn pairs<S: Simd, A: Elem, B: Elem>() -> bool {
-    S::PAIRS && !is_f32::<A>() && !is_f32::<B>()
 }
 
 /// Loads `n` elements: at most 32 bf16 as pairs, or at most 16 to be widened.

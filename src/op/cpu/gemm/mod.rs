@@ -8,8 +8,8 @@
 mod dot;
 mod outer;
 
-use super::simd::{LANES, Simd, level};
-use crate::base::Elem;
+use super::simd::{LANES, Simd, is_f32, level};
+use crate::base::{Elem, bf16};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -111,6 +111,18 @@ pub fn gemm_nn<A: Elem, B: Elem, C: Elem>(a: Mat<A>, b: Mat<B>, c: MatMut<C>, ac
 /// is added to the old C. Panics if the shapes disagree.
 pub fn gemm_tn<A: Elem, B: Elem, C: Elem>(a: Mat<A>, b: Mat<B>, c: MatMut<C>, accumulate: bool) {
     outer::run::<A, B, C, true>(level(), a, b, c, accumulate);
+}
+
+/// Whether a product of `A` and `B` is one of pairs of bf16 at this level.
+#[inline(always)]
+fn pairs<S: Simd, A: Elem, B: Elem>() -> bool {
+    S::PAIRS && !is_f32::<A>() && !is_f32::<B>()
+}
+
+/// A bf16 matrix under its own name. Panics on any other.
+#[inline(always)]
+fn bf16s<E: Elem>(x: Mat<E>) -> Mat<bf16> {
+    Mat { data: bytemuck::cast_slice(x.data), rows: x.rows, cols: x.cols, ld: x.ld }
 }
 
 /// The output as the tasks see it: each writes its own block.
