@@ -86,8 +86,8 @@ pub trait Kernel {
 pub fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Out {
     #[cfg(target_arch = "x86_64")]
     match level.min(Level::detected()) {
-        // SAFETY: the processor was just found to have these instructions.
         Level::Avx512Bf16 | Level::Amx => {
+            // SAFETY: the processor was just found to have these instructions.
             return unsafe { super::simd_x86::run_avx512bf16(kernel) };
         }
         // SAFETY: as above.
@@ -107,7 +107,7 @@ pub(super) fn is_f32<E: Elem>() -> bool {
     TypeId::of::<E>() == TypeId::of::<f32>()
 }
 
-/// Asks for the cache line at `p`, which may be any address.
+/// Asks for the cache line at `p`, which may be any address, for level 1.
 #[inline(always)]
 pub(super) fn prefetch<E>(p: *const E) {
     #[cfg(target_arch = "x86_64")]
@@ -115,6 +115,19 @@ pub(super) fn prefetch<E>(p: *const E) {
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// [`prefetch`] for level 2.
+#[inline(always)]
+pub(super) fn prefetch_far<E>(p: *const E) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
@@ -166,6 +179,24 @@ pub trait Simd: Copy {
     /// The sums over the lanes of four vectors, each by the one fixed tree: lanes `l` and `l + 8`,
     /// then `l` and `l + 4`, `l + 2`, `l + 1`.
     fn sum4(self, v: [Self::V; 4]) -> [f32; 4];
+
+    /// Lane `i` of vector `j` of the result is lane `j` of vector `i`. The bits are kept.
+    #[inline(always)]
+    fn transpose(self, v: [Self::V; LANES]) -> [Self::V; LANES] {
+        let mut rows = [[0.0; LANES]; LANES];
+        for (row, v) in rows.iter_mut().zip(v) {
+            *row = self.lanes(v);
+        }
+        let mut columns = v;
+        for (j, column) in columns.iter_mut().enumerate() {
+            let mut x = [0.0; LANES];
+            for (x, row) in x.iter_mut().zip(&rows) {
+                *x = row[j];
+            }
+            *column = self.take(&x);
+        }
+        columns
+    }
 
     /// Loads `n <= 32` bf16 as sixteen pairs, the missing ones zero: a vector for
     /// [`dot_pairs`](Simd::dot_pairs) only.

@@ -12,7 +12,7 @@ pub(super) fn detect() -> Level {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl");
     match (avx2, avx512, is_x86_feature_detected!("avx512bf16")) {
-        (true, true, true) if false => Level::Amx,
+        (true, true, true) if super::amx::available() => Level::Amx,
         (true, true, true) => Level::Avx512Bf16,
         (true, true, false) => Level::Avx512,
         (true, false, _) => Level::Avx2,
@@ -94,6 +94,34 @@ impl<const PAIRS: bool> Simd for Avx512<PAIRS> {
     const PAIRS: bool = PAIRS;
 
     #[inline(always)]
+    fn transpose(self, mut v: [__m512; LANES]) -> [__m512; LANES] {
+        // SAFETY: the token.
+        unsafe {
+            // Four by four lanes inside each quarter, then four by four quarters.
+            for i in [0, 4, 8, 12] {
+                let low = _mm512_unpacklo_ps(v[i], v[i + 1]);
+                let high = _mm512_unpackhi_ps(v[i], v[i + 1]);
+                let next_low = _mm512_unpacklo_ps(v[i + 2], v[i + 3]);
+                let next_high = _mm512_unpackhi_ps(v[i + 2], v[i + 3]);
+                v[i] = _mm512_shuffle_ps::<0x44>(low, next_low);
+                v[i + 1] = _mm512_shuffle_ps::<0xee>(low, next_low);
+                v[i + 2] = _mm512_shuffle_ps::<0x44>(high, next_high);
+                v[i + 3] = _mm512_shuffle_ps::<0xee>(high, next_high);
+            }
+            for i in 0..4 {
+                let low = _mm512_shuffle_f32x4::<0x44>(v[i], v[i + 4]);
+                let high = _mm512_shuffle_f32x4::<0xee>(v[i], v[i + 4]);
+                let next_low = _mm512_shuffle_f32x4::<0x44>(v[i + 8], v[i + 12]);
+                let next_high = _mm512_shuffle_f32x4::<0xee>(v[i + 8], v[i + 12]);
+                v[i] = _mm512_shuffle_f32x4::<0x88>(low, next_low);
+                v[i + 4] = _mm512_shuffle_f32x4::<0xdd>(low, next_low);
+                v[i + 8] = _mm512_shuffle_f32x4::<0x88>(high, next_high);
+                v[i + 12] = _mm512_shuffle_f32x4::<0xdd>(high, next_high);
+            }
+            v
+        }
+    }
+    #[inline(always)]
     unsafe fn load_pairs(self, p: *const bf16, n: usize) -> __m512 {
         // SAFETY: the token, and the caller's promise: masked lanes are not read.
         unsafe {
@@ -119,7 +147,8 @@ impl<const PAIRS: bool> Simd for Avx512<PAIRS> {
         assert!(PAIRS, "a processor without AVX512_BF16");
         // SAFETY: the token; the types are of the same bits.
         unsafe {
-            let (a, b): (__m512bh, __m512bh) = (std::mem::transmute(a), std::mem::transmute(b));
+            let a = std::mem::transmute::<__m512, __m512bh>(a);
+            let b = std::mem::transmute::<__m512, __m512bh>(b);
             _mm512_dpbf16_ps(c, a, b)
         }
     }

@@ -2,9 +2,7 @@
 
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, is_f32, prefetch};
 use super::super::vec::convert;
-use super::{
-    Blocks, Epilogue, Mat, MatMut, Output, RowEnd, Scratch, finish, pairs, with_scratch,
-};
+use super::{Blocks, Epilogue, Mat, MatMut, Output, RowEnd, Scratch, finish, pairs, with_scratch};
 use crate::base::Elem;
 use std::ops::Range;
 

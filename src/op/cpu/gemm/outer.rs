@@ -65,7 +65,8 @@ impl<A: Elem, B: Elem, C: Elem, const TRANS: bool> Kernel for Block<'_, A, B, C,
         let tall = rows.len().next_multiple_of(UNIT[0]);
         let width = cols.len().next_multiple_of(UNIT[1]);
         let Scratch { a: a_copy, b: b_copy, sums } = scratch;
-        let (a_copy, b_copy) = (a_copy.get(tall.next_multiple_of(LANES) * DEPTH), b_copy.get(width * DEPTH));
+        let (a_copy, b_copy) =
+            (a_copy.get(tall.next_multiple_of(LANES) * DEPTH), b_copy.get(width * DEPTH));
         let sums = sums.get(tall * width);
         sums.fill(0.0);
         for start in (0..depth).step_by(DEPTH) {
@@ -253,13 +254,7 @@ fn add_products<
 
 /// Adds `terms` outer products, or such of pairs, to the tile at the start of `sums`.
 #[inline(always)]
-fn tile<
-    S: Simd,
-    const TRANS: bool,
-    const PAIRS: bool,
-    const ROWS: usize,
-    const VECS: usize,
->(
+fn tile<S: Simd, const TRANS: bool, const PAIRS: bool, const ROWS: usize, const VECS: usize>(
     s: S,
     a: &[f32],
     b: &[f32],
