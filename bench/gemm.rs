@@ -1,14 +1,15 @@
-//! Speed of the CPU matrix products beside this machine's floors: f32 multiply-adds and reading
-//! from memory, both measured here on all threads. Each line gives the best sample.
+//! Speed of the CPU matrix products beside this machine's floors: multiply-adds of f32, dot products
+//! of bf16 pairs and reading from memory, all measured here on all threads. Each line gives the best
+//! sample. Tiles (`amx`) can exceed the floor of pairs.
 //!
 //! `cargo bench --bench gemm -- nt/f32/1024` runs the lines whose names hold the argument.
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion};
-use duplex::base::{Elem, Rng, bf16};
+use duplex::base::{DType, Elem, Rng, bf16};
 use duplex::device::cpu::{parallel_for, threads};
 use duplex::op::cpu::gemm::{Epilogue, Mat, MatMut, gemm_nn, gemm_nt, gemm_tn};
-use duplex::op::cpu::simd::{Kernel, Simd, dispatch, level};
+use duplex::op::cpu::simd::{Kernel, Level, Simd, dispatch, level};
 use duplex::op::cpu::vec;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -16,8 +17,10 @@ use std::time::{Duration, Instant};
 const ROUNDS: usize = 4_000_000;
 const CHAINS: usize = 16;
 
-/// Independent chains of multiply-adds.
-struct Peak;
+/// Independent chains of multiply-adds, or of dot products of bf16 pairs.
+struct Peak {
+    pairs: bool,
+}
 
 impl Kernel for Peak {
     type Out = f32;
@@ -27,7 +30,8 @@ impl Kernel for Peak {
         let mut sums = [s.splat(1.0); CHAINS];
         for _ in 0..ROUNDS {
             for sum in &mut sums {
-                *sum = s.fma(*sum, x, y);
+                let pairs = self.pairs && S::PAIRS;
+                *sum = if pairs { s.dot_pairs(x, y, *sum) } else { s.fma(*sum, x, y) };
             }
         }
         sums.into_iter().map(|v| s.sum(v)).sum()
@@ -44,13 +48,27 @@ fn best(f: impl Fn()) -> f64 {
     (0..8).map(|_| time()).fold(f64::INFINITY, f64::min)
 }
 
-/// GFLOP/s and GB/s of the machine.
-fn floors() -> [f64; 2] {
-    let peak = best(|| {
-        parallel_for(threads(), |_| {
-            black_box(dispatch(level(), Peak));
+/// The machine's limits.
+#[derive(Clone, Copy)]
+struct Floors {
+    /// GFLOP/s of f32, and of bf16: the same where there are no products of pairs.
+    f32: f64,
+    bf16: f64,
+    /// GB/s.
+    read: f64,
+}
+
+fn floors() -> Floors {
+    let peak = |pairs| {
+        let time = best(|| {
+            parallel_for(threads(), |_| {
+                black_box(dispatch(level(), Peak { pairs }));
+            });
         });
-    });
+        (threads() * ROUNDS * CHAINS * 16 * 2) as f64 / time / 1e9
+    };
+    let f32 = peak(false);
+    let bf16 = if level() >= Level::Avx512Bf16 { 2.0 * peak(true) } else { f32 };
     let data = vec![1f32; 64 << 20];
     let chunk = 1 << 18;
     let read = best(|| {
@@ -58,8 +76,7 @@ fn floors() -> [f64; 2] {
             black_box(vec::sum(&data[i * chunk..][..chunk]));
         });
     });
-    let flops = threads() * ROUNDS * CHAINS * 16 * 2;
-    [flops as f64 / peak / 1e9, (data.len() * 4) as f64 / read / 1e9]
+    Floors { f32, bf16, read: (data.len() * 4) as f64 / read / 1e9 }
 }
 
 /// One line: `run` does `m * n * k` multiply-adds on `bytes` of matrices.
@@ -68,7 +85,7 @@ fn line(
     name: &str,
     mnk: [usize; 3],
     bytes: usize,
-    floors: [f64; 2],
+    [peak, read]: [f64; 2],
     mut run: impl FnMut(),
 ) {
     let mut shortest = f64::INFINITY;
@@ -90,16 +107,17 @@ fn line(
         let rate = bytes as f64 / shortest / 1e9;
         println!(
             "{name}: {flops:.1} GFLOP/s ({:.0}%), {rate:.1} GB/s ({:.0}%)",
-            100.0 * flops / floors[0],
-            100.0 * rate / floors[1],
+            100.0 * flops / peak,
+            100.0 * rate / read,
         );
     }
 }
 
-fn products<E: Elem>(group: &mut BenchmarkGroup<WallTime>, floors: [f64; 2]) {
+fn products<E: Elem>(group: &mut BenchmarkGroup<WallTime>, floors: Floors) {
+    let floors = [if E::DTYPE == DType::F32 { floors.f32 } else { floors.bf16 }, floors.read];
     let mut rng = Rng::new(1, 0);
-    for (n, k) in [(576, 576), (1536, 576), (49152, 576), (768, 3072)] {
-        for m in [1, 8, 64, 1024] {
+    for (n, k) in [(768, 768), (3072, 768), (768, 3072), (50272, 768)] {
+        for m in [1, 8, 32, 512] {
             let mut random = |len| -> Vec<E> {
                 let some: Vec<E> = (0..4096).map(|_| E::from_f32(rng.normal())).collect();
                 some.into_iter().cycle().take(len).collect()
@@ -128,7 +146,13 @@ fn products<E: Elem>(group: &mut BenchmarkGroup<WallTime>, floors: [f64; 2]) {
 
 fn main() {
     let floors = floors();
-    println!("floors: {:.0} GFLOP/s, {:.1} GB/s, {:?}", floors[0], floors[1], level());
+    println!(
+        "floors: {:.0} GFLOP/s f32, {:.0} GFLOP/s bf16, {:.1} GB/s, {:?}",
+        floors.f32,
+        floors.bf16,
+        floors.read,
+        level()
+    );
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))

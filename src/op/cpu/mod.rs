@@ -2,6 +2,7 @@
 //! elementwise functions and sums that operators are made of. Knows nothing of tensors.
 
 pub mod act;
+mod amx;
 pub mod attend;
 pub mod attend_backward;
 pub mod dropout;

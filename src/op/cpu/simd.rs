@@ -1,11 +1,12 @@
 //! Sixteen-lane f32 vectors at three levels (AVX-512, AVX2 with FMA, portable), chosen at run time.
-//! A kernel is written once over [`Simd`] and compiled for every level. This is not a general
-//! vector library: it holds what the CPU kernels use.
+//! A kernel is written once over [`Simd`] and compiled for every level. Two levels more differ in
+//! products of bf16 matrices alone. This is not a general vector library: it holds what the CPU
+//! kernels use.
 //!
 //! A value of a type implementing [`Simd`] proves that the processor has the level's instructions;
 //! only [`dispatch`] makes one.
 
-use crate::base::{Elem, Error, Result};
+use crate::base::{Elem, Error, Result, bf16};
 use std::any::TypeId;
 use std::sync::OnceLock;
 
@@ -21,41 +22,49 @@ pub enum Level {
     Avx2,
     /// x86-64 AVX-512 F, BW and VL.
     Avx512,
+    /// The same, and AVX512_BF16: dot products of bf16 pairs.
+    Avx512Bf16,
+    /// The same, and AMX: products of bf16 tiles.
+    Amx,
 }
+
+/// Every level by its name in `DUPLEX_CPU`, the weakest first.
+const NAMES: [(&str, Level); 5] = [
+    ("portable", Level::Portable),
+    ("avx2", Level::Avx2),
+    ("avx512", Level::Avx512),
+    ("avx512bf16", Level::Avx512Bf16),
+    ("amx", Level::Amx),
+];
 
 impl Level {
     /// The best level of this processor.
     pub fn detected() -> Level {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl");
-            match (avx2, avx512) {
-                (true, true) => return Level::Avx512,
-                (true, false) => return Level::Avx2,
-                _ => {}
-            }
+            static FOUND: OnceLock<Level> = OnceLock::new();
+            *FOUND.get_or_init(super::simd_x86::detect)
         }
+        #[cfg(not(target_arch = "x86_64"))]
         Level::Portable
     }
 
     /// Parses the value of the environment variable `DUPLEX_CPU`.
     pub fn parse(s: &str) -> Result<Level> {
-        match s {
-            "avx512" => Ok(Level::Avx512),
-            "avx2" => Ok(Level::Avx2),
-            "portable" => Ok(Level::Portable),
-            _ => Err(Error::user(format!(
-                "DUPLEX_CPU={s:?} is not known; use avx512, avx2 or portable, or unset it"
-            ))),
+        match NAMES.into_iter().find(|(name, _)| *name == s) {
+            Some((_, level)) => Ok(level),
+            None => {
+                let names = NAMES.map(|(name, _)| name).join(", ");
+                Err(Error::user(format!(
+                    "DUPLEX_CPU={s:?} is not known; use one of {names}, or unset it"
+                )))
+            }
         }
     }
 }
 
-/// The level in use: the processor's best, masked downward by `DUPLEX_CPU` (`avx512`, `avx2`,
-/// `portable`; see [`Level::parse`] for checking it). The variable is read once.
+/// The level in use: the processor's best, masked downward by `DUPLEX_CPU` (see [`Level::parse`]
+/// for checking it). The variable is read once.
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {
@@ -77,7 +86,11 @@ pub trait Kernel {
 pub fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Out {
     #[cfg(target_arch = "x86_64")]
     match level.min(Level::detected()) {
-        // SAFETY: the processor was just found to have these instructions.
+        Level::Avx512Bf16 | Level::Amx => {
+            // SAFETY: the processor was just found to have these instructions.
+            return unsafe { super::simd_x86::run_avx512bf16(kernel) };
+        }
+        // SAFETY: as above.
         Level::Avx512 => return unsafe { super::simd_x86::run_avx512(kernel) },
         // SAFETY: as above.
         Level::Avx2 => return unsafe { super::simd_x86::run_avx2(kernel) },
@@ -94,7 +107,7 @@ pub(super) fn is_f32<E: Elem>() -> bool {
     TypeId::of::<E>() == TypeId::of::<f32>()
 }
 
-/// Asks for the cache line at `p`, which may be any address.
+/// Asks for the cache line at `p`, which may be any address, for level 1.
 #[inline(always)]
 pub(super) fn prefetch<E>(p: *const E) {
     #[cfg(target_arch = "x86_64")]
@@ -107,12 +120,27 @@ pub(super) fn prefetch<E>(p: *const E) {
     let _ = p;
 }
 
+/// [`prefetch`] for level 2.
+#[inline(always)]
+pub(super) fn prefetch_far<E>(p: *const E) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// Operations on vectors of sixteen f32.
 pub trait Simd: Copy {
     /// The vector.
     type V: Copy;
     /// Whether there are 32 registers of a whole vector each, which sets the size of tiles.
     const WIDE: bool;
+    /// Whether there is an instruction for [`dot_pairs`](Simd::dot_pairs).
+    const PAIRS: bool = false;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
@@ -151,6 +179,63 @@ pub trait Simd: Copy {
     /// The sums over the lanes of four vectors, each by the one fixed tree: lanes `l` and `l + 8`,
     /// then `l` and `l + 4`, `l + 2`, `l + 1`.
     fn sum4(self, v: [Self::V; 4]) -> [f32; 4];
+
+    /// Lane `i` of vector `j` of the result is lane `j` of vector `i`. The bits are kept.
+    #[inline(always)]
+    fn transpose(self, v: [Self::V; LANES]) -> [Self::V; LANES] {
+        let mut rows = [[0.0; LANES]; LANES];
+        for (row, v) in rows.iter_mut().zip(v) {
+            *row = self.lanes(v);
+        }
+        let mut columns = v;
+        for (j, column) in columns.iter_mut().enumerate() {
+            let mut x = [0.0; LANES];
+            for (x, row) in x.iter_mut().zip(&rows) {
+                *x = row[j];
+            }
+            *column = self.take(&x);
+        }
+        columns
+    }
+
+    /// Loads `n <= 32` bf16 as sixteen pairs, the missing ones zero: a vector for
+    /// [`dot_pairs`](Simd::dot_pairs) only.
+    ///
+    /// # Safety
+    /// `p` must be valid for reading `n` elements.
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const bf16, n: usize) -> Self::V {
+        let mut pairs = [[bf16::ZERO; 2]; LANES];
+        // SAFETY: the caller's promise; there is room for 32.
+        unsafe { std::ptr::copy_nonoverlapping(p, pairs.as_mut_ptr().cast(), n) };
+        let pairs: [f32; LANES] = bytemuck::cast(pairs);
+        // SAFETY: there are 16.
+        unsafe { self.load(pairs.as_ptr()) }
+    }
+
+    /// Pairs of the first sixteen elements of `a` and of `b`, zero past the end of each.
+    #[inline(always)]
+    fn zip_pairs(self, a: &[bf16], b: &[bf16]) -> Self::V {
+        let mut pairs = [[bf16::ZERO; 2]; LANES];
+        for (i, pair) in pairs.iter_mut().enumerate() {
+            *pair = [a, b].map(|x| x.get(i).copied().unwrap_or_default());
+        }
+        let pairs: [f32; LANES] = bytemuck::cast(pairs);
+        self.take(&pairs)
+    }
+
+    /// `c + a1 b1 + a0 b0` in each lane, for the pairs of bf16 (a0, a1) and (b0, b1) in a lane.
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        let halves = |v| {
+            let bits = self.lanes(v).map(f32::to_bits);
+            let low: [f32; LANES] = bits.map(|x| f32::from_bits(x << 16));
+            let high: [f32; LANES] = bits.map(|x| f32::from_bits(x & 0xffff_0000));
+            [self.take(&low), self.take(&high)]
+        };
+        let ([a0, a1], [b0, b1]) = (halves(a), halves(b));
+        self.fma(a0, b0, self.fma(a1, b1, c))
+    }
 
     /// Loads the first `n < 16` elements; the other lanes are zero.
     ///

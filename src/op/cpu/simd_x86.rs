@@ -1,20 +1,44 @@
 //! The AVX-512 and AVX2 vectors behind [`super::simd`]. Empty on other processors.
 #![cfg(target_arch = "x86_64")]
 
-use super::simd::{Kernel, LANES, Simd, is_f32};
-use crate::base::Elem;
+use super::simd::{Kernel, LANES, Level, Simd, is_f32};
+use crate::base::{Elem, bf16};
 use std::arch::x86_64::*;
 
-/// AVX-512 F, BW, VL: one register a vector.
+/// The best level of this processor, and of the system: AMX needs its leave.
+pub(super) fn detect() -> Level {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl");
+    match (avx2, avx512, is_x86_feature_detected!("avx512bf16")) {
+        (true, true, true) if super::amx::available() => Level::Amx,
+        (true, true, true) => Level::Avx512Bf16,
+        (true, true, false) => Level::Avx512,
+        (true, false, _) => Level::Avx2,
+        _ => Level::Portable,
+    }
+}
+
+/// AVX-512 F, BW, VL: one register a vector. With `PAIRS` also AVX512_BF16.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(());
+pub(super) struct Avx512<const PAIRS: bool>(());
 
 /// AVX2 and FMA: two registers a vector, lanes 0..8 and 8..16.
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(());
 
 // In all that follows a token of the type proves that the processor has the instructions: only the
-// two functions below make one, and their callers vouch for the processor.
+// three functions below make one, and their callers vouch for the processor.
+
+/// Runs `k` with AVX-512 and AVX512_BF16.
+///
+/// # Safety
+/// The processor must have AVX-512 F, BW, VL, AVX512_BF16 and AVX2, FMA.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma")]
+pub(super) unsafe fn run_avx512bf16<K: Kernel>(k: K) -> K::Out {
+    k.run(Avx512::<true>(()))
+}
 
 /// Runs `k` with AVX-512.
 ///
@@ -22,7 +46,7 @@ pub(super) struct Avx2(());
 /// The processor must have AVX-512 F, BW, VL and AVX2, FMA.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
 pub(super) unsafe fn run_avx512<K: Kernel>(k: K) -> K::Out {
-    k.run(Avx512(()))
+    k.run(Avx512::<false>(()))
 }
 
 /// Runs `k` with AVX2 and FMA.
@@ -41,7 +65,7 @@ fn first(n: usize) -> u16 {
     (1u16 << n) - 1
 }
 
-impl Avx512 {
+impl<const PAIRS: bool> Avx512<PAIRS> {
     #[inline(always)]
     fn widen(self, x: __m256i) -> __m512 {
         // SAFETY: the token.
@@ -64,9 +88,70 @@ impl Avx512 {
     }
 }
 
-impl Simd for Avx512 {
+impl<const PAIRS: bool> Simd for Avx512<PAIRS> {
     type V = __m512;
     const WIDE: bool = true;
+    const PAIRS: bool = PAIRS;
+
+    #[inline(always)]
+    fn transpose(self, mut v: [__m512; LANES]) -> [__m512; LANES] {
+        // SAFETY: the token.
+        unsafe {
+            // Four by four lanes inside each quarter, then four by four quarters.
+            for i in [0, 4, 8, 12] {
+                let low = _mm512_unpacklo_ps(v[i], v[i + 1]);
+                let high = _mm512_unpackhi_ps(v[i], v[i + 1]);
+                let next_low = _mm512_unpacklo_ps(v[i + 2], v[i + 3]);
+                let next_high = _mm512_unpackhi_ps(v[i + 2], v[i + 3]);
+                v[i] = _mm512_shuffle_ps::<0x44>(low, next_low);
+                v[i + 1] = _mm512_shuffle_ps::<0xee>(low, next_low);
+                v[i + 2] = _mm512_shuffle_ps::<0x44>(high, next_high);
+                v[i + 3] = _mm512_shuffle_ps::<0xee>(high, next_high);
+            }
+            for i in 0..4 {
+                let low = _mm512_shuffle_f32x4::<0x44>(v[i], v[i + 4]);
+                let high = _mm512_shuffle_f32x4::<0xee>(v[i], v[i + 4]);
+                let next_low = _mm512_shuffle_f32x4::<0x44>(v[i + 8], v[i + 12]);
+                let next_high = _mm512_shuffle_f32x4::<0xee>(v[i + 8], v[i + 12]);
+                v[i] = _mm512_shuffle_f32x4::<0x88>(low, next_low);
+                v[i + 4] = _mm512_shuffle_f32x4::<0xdd>(low, next_low);
+                v[i + 8] = _mm512_shuffle_f32x4::<0x88>(high, next_high);
+                v[i + 12] = _mm512_shuffle_f32x4::<0xdd>(high, next_high);
+            }
+            v
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const bf16, n: usize) -> __m512 {
+        // SAFETY: the token, and the caller's promise: masked lanes are not read.
+        unsafe {
+            let pairs = if n == 2 * LANES {
+                _mm512_loadu_si512(p.cast())
+            } else {
+                _mm512_maskz_loadu_epi16((1u32 << n) - 1, p.cast())
+            };
+            _mm512_castsi512_ps(pairs)
+        }
+    }
+    #[inline(always)]
+    fn zip_pairs(self, a: &[bf16], b: &[bf16]) -> __m512 {
+        // A widened element lies in the upper half of its lane.
+        // SAFETY: the token.
+        unsafe {
+            let first = _mm512_srli_epi32::<16>(_mm512_castps_si512(self.take(a)));
+            _mm512_castsi512_ps(_mm512_or_si512(first, _mm512_castps_si512(self.take(b))))
+        }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        assert!(PAIRS, "a processor without AVX512_BF16");
+        // SAFETY: the token; the types are of the same bits.
+        unsafe {
+            let a = std::mem::transmute::<__m512, __m512bh>(a);
+            let b = std::mem::transmute::<__m512, __m512bh>(b);
+            _mm512_dpbf16_ps(c, a, b)
+        }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

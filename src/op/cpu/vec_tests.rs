@@ -4,7 +4,7 @@ use super::*;
 use crate::base::{Rng, bf16};
 use crate::op::cpu::simd::Level;
 
-const LEVELS: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
+const LEVELS: [Level; 4] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
 
 fn random<E: Elem>(rng: &mut Rng, n: usize) -> Vec<E> {
     (0..n).map(|_| E::from_f32(rng.normal())).collect()
@@ -165,4 +165,54 @@ fn conversions_equal_the_scalar_ones() {
             assert_eq!(z[i].to_bits(), want.to_f32().to_bits());
         }
     }
+}
+
+/// What the kernels of bf16 products build on: loaded and zipped pairs, a transposed square, dot
+/// products of pairs.
+struct Pairs<'a>(&'a [bf16], &'a [bf16]);
+
+impl Kernel for Pairs<'_> {
+    type Out = (Vec<u32>, [f32; LANES]);
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Out {
+        let Pairs(a, b) = self;
+        let mut square = [s.splat(0.0); LANES];
+        for (i, v) in square.iter_mut().enumerate() {
+            // SAFETY: as many as there are, at most 32.
+            *v = unsafe { s.load_pairs(a[i..].as_ptr(), (2 * i + 2).min(a.len() - i)) };
+        }
+        let zipped = s.zip_pairs(a, b);
+        let mut bits = s.lanes(zipped).map(f32::to_bits).to_vec();
+        for v in s.transpose(square) {
+            bits.extend(s.lanes(v).map(f32::to_bits));
+        }
+        (bits, s.lanes(s.dot_pairs(zipped, square[LANES - 1], s.splat(1.5))))
+    }
+}
+
+#[test]
+fn pairs_are_those_of_plain_rust() {
+    if Level::detected() < Level::Avx512Bf16 {
+        return;
+    }
+    let mut rng = Rng::new(9, 0);
+    for n in [47, 60] {
+        let (a, b) = (random::<bf16>(&mut rng, n), random::<bf16>(&mut rng, n % 20));
+        let (bits, dots) = dispatch(Level::Portable, Pairs(&a, &b));
+        let (same_bits, same_dots) = dispatch(Level::Avx512Bf16, Pairs(&a, &b));
+        assert_eq!(bits, same_bits);
+        for (x, y) in dots.into_iter().zip(same_dots) {
+            assert!((x - y).abs() <= 1e-6 * (1.0 + x.abs() + y.abs()), "{x} {y}");
+        }
+    }
+}
+
+#[test]
+fn levels_are_known_by_their_names() {
+    for name in ["portable", "avx2", "avx512", "avx512bf16", "amx"] {
+        let level = Level::parse(name).expect(name);
+        assert_eq!(format!("{level:?}").to_lowercase(), name);
+    }
+    let line = Level::parse("sse").expect_err("no such level").to_string();
+    assert!(line.contains("avx512bf16") && line.contains("amx"), "{line}");
 }

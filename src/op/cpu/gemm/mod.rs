@@ -3,13 +3,15 @@
 //!
 //! Every output element is computed by one fixed chain of operations on its own row and column, so
 //! its bits depend neither on the other rows, nor on blocks, tiles or threads. Blocks and threads
-//! divide the output only.
+//! divide the output only. Where both operands are bf16 the chain is the level's own: terms in
+//! pairs at `Avx512Bf16`, in tiles of 32 at `Amx`.
 
 mod dot;
 mod outer;
+mod tiled;
 
-use super::simd::{LANES, Simd, level};
-use crate::base::Elem;
+use super::simd::{LANES, Level, Simd, is_f32, level};
+use crate::base::{Elem, bf16};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -91,26 +93,92 @@ impl<E> Default for Epilogue<'_, E> {
 /// C = A B^T with an epilogue: `C[m, n] = sum_k A[m, k] * B[n, k]`.
 ///
 /// Sixteen running sums, lane l over k = l mod 16 ascending, are added by a fixed tree: the order
-/// of [`dot`](super::vec::dot). Panics if the shapes disagree.
+/// of [`dot`](super::vec::dot), but for two bf16 operands where the level multiplies pairs or tiles.
+/// Panics if the shapes disagree.
 pub fn gemm_nt<A: Elem, B: Elem, C: Elem, E: Elem>(
     a: Mat<A>,
     b: Mat<B>,
     c: MatMut<C>,
     epilogue: &Epilogue<E>,
 ) {
-    dot::run(level(), a, b, c, epilogue);
+    nt(level(), a, b, c, epilogue);
 }
 
 /// C = A B: `C[m, k] = sum_n A[m, n] * B[n, k]`, n ascending from 0; with `accumulate` the sum is
 /// added to the old C. Panics if the shapes disagree.
 pub fn gemm_nn<A: Elem, B: Elem, C: Elem>(a: Mat<A>, b: Mat<B>, c: MatMut<C>, accumulate: bool) {
-    outer::run::<A, B, C, false>(level(), a, b, c, accumulate);
+    nn(level(), a, b, c, accumulate);
 }
 
 /// C = A^T B: `C[n, k] = sum_m A[m, n] * B[m, k]`, m ascending from 0; with `accumulate` the sum
 /// is added to the old C. Panics if the shapes disagree.
 pub fn gemm_tn<A: Elem, B: Elem, C: Elem>(a: Mat<A>, b: Mat<B>, c: MatMut<C>, accumulate: bool) {
-    outer::run::<A, B, C, true>(level(), a, b, c, accumulate);
+    tn(level(), a, b, c, accumulate);
+}
+
+/// [`gemm_nt`] at a given level.
+fn nt<A: Elem, B: Elem, C: Elem, E: Elem>(
+    level: Level,
+    a: Mat<A>,
+    b: Mat<B>,
+    c: MatMut<C>,
+    epilogue: &Epilogue<E>,
+) {
+    if tiles::<A, B>(level) {
+        tiled::on_processor(level, tiled::Product::Nt, bf16s(a), bf16s(b), c, epilogue);
+    } else {
+        dot::run(level, a, b, c, epilogue);
+    }
+}
+
+/// [`gemm_nn`] at a given level.
+fn nn<A: Elem, B: Elem, C: Elem>(
+    level: Level,
+    a: Mat<A>,
+    b: Mat<B>,
+    c: MatMut<C>,
+    accumulate: bool,
+) {
+    if tiles::<A, B>(level) {
+        let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
+        tiled::on_processor(level, tiled::Product::Nn, bf16s(a), bf16s(b), c, &epilogue);
+    } else {
+        outer::run::<A, B, C, false>(level, a, b, c, accumulate);
+    }
+}
+
+/// [`gemm_tn`] at a given level.
+fn tn<A: Elem, B: Elem, C: Elem>(
+    level: Level,
+    a: Mat<A>,
+    b: Mat<B>,
+    c: MatMut<C>,
+    accumulate: bool,
+) {
+    if tiles::<A, B>(level) {
+        let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
+        tiled::on_processor(level, tiled::Product::Tn, bf16s(a), bf16s(b), c, &epilogue);
+    } else {
+        outer::run::<A, B, C, true>(level, a, b, c, accumulate);
+    }
+}
+
+/// Whether a product of `A` and `B` is one of tiles at this level, or at the best one below it that
+/// this processor has.
+fn tiles<A: Elem, B: Elem>(level: Level) -> bool {
+    level.min(Level::detected()) == Level::Amx && !is_f32::<A>() && !is_f32::<B>()
+}
+
+/// Whether a product of `A` and `B` is one of pairs of bf16 at this level.
+#[inline(always)]
+fn pairs<S: Simd, A: Elem, B: Elem>() -> bool {
+    S::PAIRS && !is_f32::<A>() && !is_f32::<B>()
+}
+
+/// A bf16 matrix under its own name. Panics on any other.
+#[inline(always)]
+fn bf16s<E: Elem>(x: Mat<E>) -> Mat<bf16> {
+    Mat { data: bytemuck::cast_slice(x.data), rows: x.rows, cols: x.cols, ld: x.ld }
 }
 
 /// The output as the tasks see it: each writes its own block.

@@ -1,17 +1,20 @@
 //! A B and A^T B: the second operand is contiguous along the output's rows, so a tile of the
-//! output grows by outer products. Both operands are first copied as f32 into the order in which
-//! the tiles read them.
+//! output grows by outer products. Both operands are first copied into the order in which the tiles
+//! read them: as f32, or where the level multiplies pairs of bf16, as pairs of consecutive terms,
+//! each in the place of one f32.
 
-use super::super::simd::{Kernel, LANES, Level, Simd, dispatch};
+use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, prefetch};
 use super::super::vec::convert;
-use super::{Blocks, Mat, MatMut, Output, RowEnd, Scratch, finish, with_scratch};
-use crate::base::Elem;
+use super::{Blocks, Mat, MatMut, Output, RowEnd, Scratch, bf16s, finish, pairs, with_scratch};
+use crate::base::{Elem, bf16};
 use std::ops::Range;
 
 /// Terms summed between two visits of a tile; the sums rest in f32 memory, which is exact.
 const DEPTH: usize = 256;
 /// Rows and columns of a block, at most: its sums and copies fit level 2.
 const MAX_BLOCK: [usize; 2] = [192, 288];
+/// Rows asked for ahead of their copying: parts of rows are too short for the processor to foresee.
+const AHEAD: usize = 16;
 /// What the tiles of every level divide.
 const UNIT: [usize; 2] = [24, 48];
 
@@ -62,20 +65,26 @@ impl<A: Elem, B: Elem, C: Elem, const TRANS: bool> Kernel for Block<'_, A, B, C,
         let tall = rows.len().next_multiple_of(UNIT[0]);
         let width = cols.len().next_multiple_of(UNIT[1]);
         let Scratch { a: a_copy, b: b_copy, sums } = scratch;
-        let (a_copy, b_copy) = (a_copy.get(tall * DEPTH), b_copy.get(width * DEPTH));
+        let (a_copy, b_copy) =
+            (a_copy.get(tall.next_multiple_of(LANES) * DEPTH), b_copy.get(width * DEPTH));
         let sums = sums.get(tall * width);
         sums.fill(0.0);
         for start in (0..depth).step_by(DEPTH) {
             let terms = start..(start + DEPTH).min(depth);
             // 8 x 3 vectors fill the 32 registers of AVX-512, 6 x 1 pairs the 16 of AVX2.
-            if S::WIDE {
+            if pairs::<S, A, B>() {
+                copy_a_pairs::<S, TRANS>(s, bf16s(a), &rows, &terms, a_copy);
+                copy_b_pairs::<S, 3>(s, bf16s(b), &terms, &cols, b_copy);
+                let n = terms.len().div_ceil(2);
+                add_products::<S, TRANS, true, 8, 3>(s, a_copy, b_copy, n, sums, width);
+            } else if S::WIDE {
                 copy_a::<S, A, TRANS, 8>(s, a, &rows, &terms, a_copy);
                 copy_b::<S, B, 3>(s, b, &terms, &cols, b_copy);
-                add_products::<S, TRANS, 8, 3>(s, a_copy, b_copy, terms.len(), sums, width);
+                add_products::<S, TRANS, false, 8, 3>(s, a_copy, b_copy, terms.len(), sums, width);
             } else {
                 copy_a::<S, A, TRANS, 6>(s, a, &rows, &terms, a_copy);
                 copy_b::<S, B, 1>(s, b, &terms, &cols, b_copy);
-                add_products::<S, TRANS, 6, 1>(s, a_copy, b_copy, terms.len(), sums, width);
+                add_products::<S, TRANS, false, 6, 1>(s, a_copy, b_copy, terms.len(), sums, width);
             }
         }
         for (i, sums) in rows.zip(sums.chunks_exact(width)) {
@@ -87,9 +96,14 @@ impl<A: Elem, B: Elem, C: Elem, const TRANS: bool> Kernel for Block<'_, A, B, C,
     }
 }
 
-/// Copies the terms of A: row by row, `DEPTH` apart; if `TRANS`, for each group of `ROWS` output
-/// rows their values term by term. What lies beyond `rows` is left as it was: it only reaches sums
-/// in padding.
+/// Rows of A copied together if it is transposed: tiles of half as many share a group, which one
+/// vector fills.
+const fn group(rows: usize) -> usize {
+    if LANES.is_multiple_of(rows) { LANES } else { rows }
+}
+
+/// Copies the terms of A: row by row, `DEPTH` apart; if `TRANS`, for each [`group`] of output rows
+/// their values term by term. What lies beyond `rows` only reaches sums in padding.
 #[inline(always)]
 fn copy_a<S: Simd, A: Elem, const TRANS: bool, const ROWS: usize>(
     s: S,
@@ -104,19 +118,22 @@ fn copy_a<S: Simd, A: Elem, const TRANS: bool, const ROWS: usize>(
         }
         return;
     }
-    for (t, i) in terms.clone().enumerate() {
-        for (group, src) in a.row(i, rows.clone()).chunks(ROWS).enumerate() {
-            let dst = &mut copy[(group * DEPTH + t) * ROWS..][..ROWS];
-            if let Ok(src) = <&[A; ROWS]>::try_from(src) {
-                for r in 0..ROWS {
-                    dst[r] = src[r].to_f32();
-                }
-            } else {
-                for (d, x) in dst.iter_mut().zip(src) {
-                    *d = x.to_f32();
-                }
-            }
+    let group = group(ROWS);
+    for (t, term) in terms.clone().enumerate() {
+        prefetch_row(a, term + AHEAD, rows);
+        let src = a.row(term, rows.clone());
+        for i in (0..src.len()).step_by(group) {
+            s.put(&mut copy[i * DEPTH + t * group..][..group], s.take(&src[i..]));
         }
+    }
+}
+
+/// Asks for columns `cols` of row `i`, which need not exist.
+#[inline(always)]
+fn prefetch_row<E: Elem>(x: Mat<E>, i: usize, cols: &Range<usize>) {
+    let row = x.data.as_ptr().wrapping_add(i * x.ld);
+    for j in cols.clone().step_by(64 / size_of::<E>()) {
+        prefetch(row.wrapping_add(j));
     }
 }
 
@@ -132,6 +149,7 @@ fn copy_b<S: Simd, B: Elem, const VECS: usize>(
 ) {
     let group_len = VECS * LANES;
     for (t, i) in terms.clone().enumerate() {
+        prefetch_row(b, i + AHEAD, cols);
         for (group, src) in b.row(i, cols.clone()).chunks(group_len).enumerate() {
             let dst = &mut copy[(group * DEPTH + t) * group_len..][..group_len];
             for v in (0..group_len).step_by(LANES) {
@@ -141,9 +159,81 @@ fn copy_b<S: Simd, B: Elem, const VECS: usize>(
     }
 }
 
-/// Adds `terms` outer products to all `sums`, whose rows are `width` long.
+/// [`copy_a`] in pairs of terms, an odd one followed by zero; groups are of 16 rows.
 #[inline(always)]
-fn add_products<S: Simd, const TRANS: bool, const ROWS: usize, const VECS: usize>(
+fn copy_a_pairs<S: Simd, const TRANS: bool>(
+    s: S,
+    a: Mat<bf16>,
+    rows: &Range<usize>,
+    terms: &Range<usize>,
+    copy: &mut [f32],
+) {
+    if !TRANS {
+        for (i, dst) in rows.clone().zip(copy.chunks_exact_mut(DEPTH)) {
+            let dst: &mut [bf16] = bytemuck::cast_slice_mut(dst);
+            dst[..terms.len()].copy_from_slice(a.row(i, terms.clone()));
+            dst[terms.len()] = bf16::ZERO;
+        }
+        return;
+    }
+    for (t, [first, second]) in two_rows(a, terms, rows).enumerate() {
+        for i in (0..rows.len()).step_by(LANES) {
+            let pairs = s.zip_pairs(from(first, i), from(second, i));
+            s.put(&mut copy[i * DEPTH + t * LANES..][..LANES], pairs);
+        }
+    }
+}
+
+/// Columns `cols` of rows `terms`, two rows at a time; the partner of an odd one is empty.
+#[inline(always)]
+fn two_rows<'a>(
+    x: Mat<'a, bf16>,
+    terms: &Range<usize>,
+    cols: &Range<usize>,
+) -> impl Iterator<Item = [&'a [bf16]; 2]> {
+    let (end, cols) = (terms.end, cols.clone());
+    terms.clone().step_by(2).map(move |t| {
+        prefetch_row(x, t + AHEAD, &cols);
+        prefetch_row(x, t + AHEAD + 1, &cols);
+        let second = if t + 1 < end { x.row(t + 1, cols.clone()) } else { &[] };
+        [x.row(t, cols.clone()), second]
+    })
+}
+
+/// What there is of `x` from `at` on.
+#[inline(always)]
+fn from(x: &[bf16], at: usize) -> &[bf16] {
+    &x[at.min(x.len())..]
+}
+
+/// [`copy_b`] in pairs of terms; an odd one is followed by zeros.
+#[inline(always)]
+fn copy_b_pairs<S: Simd, const VECS: usize>(
+    s: S,
+    b: Mat<bf16>,
+    terms: &Range<usize>,
+    cols: &Range<usize>,
+    copy: &mut [f32],
+) {
+    let group_len = VECS * LANES;
+    for (t, [first, second]) in two_rows(b, terms, cols).enumerate() {
+        for j in (0..cols.len().next_multiple_of(group_len)).step_by(LANES) {
+            let (group, v) = (j / group_len, j % group_len);
+            let pairs = s.zip_pairs(from(first, j), from(second, j));
+            s.put(&mut copy[(group * DEPTH + t) * group_len + v..], pairs);
+        }
+    }
+}
+
+/// Adds `terms` outer products, or such of pairs, to all `sums`, whose rows are `width` long.
+#[inline(always)]
+fn add_products<
+    S: Simd,
+    const TRANS: bool,
+    const PAIRS: bool,
+    const ROWS: usize,
+    const VECS: usize,
+>(
     s: S,
     a: &[f32],
     b: &[f32],
@@ -152,17 +242,19 @@ fn add_products<S: Simd, const TRANS: bool, const ROWS: usize, const VECS: usize
     width: usize,
 ) {
     let tall = sums.len() / width;
-    for i in (0..tall).step_by(ROWS) {
-        for j in (0..width).step_by(VECS * LANES) {
-            let (a, b) = (&a[i * DEPTH..][..ROWS * DEPTH], &b[j * DEPTH..]);
-            tile::<S, TRANS, ROWS, VECS>(s, a, b, terms, &mut sums[i * width + j..], width);
+    for j in (0..width).step_by(VECS * LANES) {
+        for i in (0..tall).step_by(ROWS) {
+            // Where tiles share a group, the second starts inside it.
+            let inside = if TRANS { i % group(ROWS) } else { 0 };
+            let (a, b) = (&a[(i - inside) * DEPTH + inside..], &b[j * DEPTH..]);
+            tile::<S, TRANS, PAIRS, ROWS, VECS>(s, a, b, terms, &mut sums[i * width + j..], width);
         }
     }
 }
 
-/// Adds `terms` outer products to the tile at the start of `sums`.
+/// Adds `terms` outer products, or such of pairs, to the tile at the start of `sums`.
 #[inline(always)]
-fn tile<S: Simd, const TRANS: bool, const ROWS: usize, const VECS: usize>(
+fn tile<S: Simd, const TRANS: bool, const PAIRS: bool, const ROWS: usize, const VECS: usize>(
     s: S,
     a: &[f32],
     b: &[f32],
@@ -170,7 +262,10 @@ fn tile<S: Simd, const TRANS: bool, const ROWS: usize, const VECS: usize>(
     sums: &mut [f32],
     width: usize,
 ) {
-    assert!(terms <= DEPTH && a.len() >= ROWS * DEPTH && b.len() >= terms * VECS * LANES);
+    // From one term, and from one row, of A to the next.
+    let (next_term, next_row) = if TRANS { (group(ROWS), 1) } else { (1, DEPTH) };
+    assert!(a.len() > terms.saturating_sub(1) * next_term + (ROWS - 1) * next_row);
+    assert!(b.len() >= terms * VECS * LANES);
     assert!(sums.len() >= (ROWS - 1) * width + VECS * LANES);
     let (a, b, sums) = (a.as_ptr(), b.as_ptr(), sums.as_mut_ptr());
     let mut tile = [[s.splat(0.0); VECS]; ROWS];
@@ -187,11 +282,10 @@ fn tile<S: Simd, const TRANS: bool, const ROWS: usize, const VECS: usize>(
             *x = unsafe { s.load(b.add((t * VECS + v) * LANES)) };
         }
         for (r, row) in tile.iter_mut().enumerate() {
-            let at = if TRANS { t * ROWS + r } else { r * DEPTH + t };
             // SAFETY: inside `a`, as asserted.
-            let a = s.splat(unsafe { *a.add(at) });
+            let a = s.splat(unsafe { *a.add(t * next_term + r * next_row) });
             for (sum, b) in row.iter_mut().zip(b_row) {
-                *sum = s.fma(a, b, *sum);
+                *sum = if PAIRS { s.dot_pairs(a, b, *sum) } else { s.fma(a, b, *sum) };
             }
         }
     }

@@ -1,20 +1,32 @@
 //! Against f64 at every level and dtype; bits must not depend on batch, place or threads.
 
+use super::tiled::Product;
 use super::*;
 use crate::base::{Rng, bf16};
 use crate::device::cpu::with_threads;
+use crate::op::cpu::amx::Model;
 use crate::op::cpu::simd::Level;
 use crate::op::cpu::vec;
 
-const LEVELS: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
+/// A level, and whether products of tiles are computed by the model of them.
+#[derive(Clone, Copy, Debug)]
+enum Path {
+    At(Level),
+    Model(Level),
+}
+
+/// Those that this processor lacks run as the best one that it has.
+const PATHS: [Path; 7] = [
+    Path::At(Level::Portable),
+    Path::At(Level::Avx2),
+    Path::At(Level::Avx512),
+    Path::At(Level::Avx512Bf16),
+    Path::At(Level::Amx),
+    Path::Model(Level::Portable),
+    Path::Model(Level::Avx512),
+];
 const SIZES: [usize; 11] = [1, 2, 3, 5, 16, 17, 31, 33, 64, 100, 257];
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Product {
-    Nt,
-    Nn,
-    Tn,
-}
 const PRODUCTS: [Product; 3] = [Product::Nt, Product::Nn, Product::Tn];
 
 fn random<E: Elem>(rng: &mut Rng, n: usize) -> Vec<E> {
@@ -32,19 +44,20 @@ fn shapes(p: Product, m: usize, n: usize, depth: usize) -> [[usize; 2]; 2] {
 
 fn multiply<A: Elem, B: Elem, C: Elem>(
     p: Product,
-    level: Level,
+    path: Path,
     a: Mat<A>,
     b: Mat<B>,
     c: MatMut<C>,
     accumulate: bool,
 ) {
-    match p {
-        Product::Nt => {
-            let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
-            dot::run(level, a, b, c, &epilogue);
+    let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
+    match (p, path) {
+        (_, Path::Model(level)) if !is_f32::<A>() && !is_f32::<B>() => {
+            tiled::run(level, Model::new, p, bf16s(a), bf16s(b), c, &epilogue);
         }
-        Product::Nn => outer::run::<A, B, C, false>(level, a, b, c, accumulate),
-        Product::Tn => outer::run::<A, B, C, true>(level, a, b, c, accumulate),
+        (Product::Nt, Path::At(level) | Path::Model(level)) => nt(level, a, b, c, &epilogue),
+        (Product::Nn, Path::At(level) | Path::Model(level)) => nn(level, a, b, c, accumulate),
+        (Product::Tn, Path::At(level) | Path::Model(level)) => tn(level, a, b, c, accumulate),
     }
 }
 
@@ -75,11 +88,11 @@ fn ragged<A: Elem, B: Elem, C: Elem>(seed: u64) {
             let (lda, ldb, ldc) = (ac + round % 3, bc + round % 2, n + round % 4);
             let (a, b) = (random::<A>(&mut rng, ar * lda), random::<B>(&mut rng, br * ldb));
             let (a, b) = (Mat::new(&a, ar, ac, lda), Mat::new(&b, br, bc, ldb));
-            for level in LEVELS {
+            for path in PATHS {
                 let mut c = vec![C::from_f32(f32::NAN); m * ldc];
-                multiply(p, level, a, b, MatMut::new(&mut c, m, n, ldc), false);
+                multiply(p, path, a, b, MatMut::new(&mut c, m, n, ldc), false);
                 let once = c.clone();
-                multiply(p, level, a, b, MatMut::new(&mut c, m, n, ldc), true);
+                multiply(p, path, a, b, MatMut::new(&mut c, m, n, ldc), true);
                 for (at, (once, twice)) in once.into_iter().zip(c).enumerate() {
                     let (i, j) = (at / ldc, at % ldc);
                     if j >= n {
@@ -87,7 +100,7 @@ fn ragged<A: Elem, B: Elem, C: Elem>(seed: u64) {
                         continue;
                     }
                     let want = exact(p, a, b, i, j);
-                    let what = || format!("{p:?} {level:?} {m}x{n}x{depth} at ({i}, {j})");
+                    let what = || format!("{p:?} {path:?} {m}x{n}x{depth} at ({i}, {j})");
                     assert!(close(once, want, depth), "{}: {} {want}", what(), once.to_f32());
                     assert!(close(twice, 2.0 * want, depth), "{} accumulated", what());
                 }
@@ -114,11 +127,11 @@ fn empty_dimensions() {
         let mut c = [f32::NAN; 6];
         let [[ar, ac], [br, bc]] = shapes(p, 2, 3, 0);
         let (a, b) = (Mat::<f32>::dense(&[], ar, ac), Mat::<f32>::dense(&[], br, bc));
-        multiply(p, level(), a, b, MatMut::dense(&mut c, 2, 3), false);
+        multiply(p, Path::At(level()), a, b, MatMut::dense(&mut c, 2, 3), false);
         assert_eq!(c, [0.0; 6]);
         let [[ar, ac], [br, bc]] = shapes(p, 0, 3, 2);
         let (a, b) = (Mat::<f32>::dense(&[], ar, ac), Mat::<f32>::dense(&[1.0; 6], br, bc));
-        multiply(p, level(), a, b, MatMut::dense(&mut [0f32; 0], 0, 3), false);
+        multiply(p, Path::At(level()), a, b, MatMut::dense(&mut [0f32; 0], 0, 3), false);
     }
 }
 
@@ -136,7 +149,7 @@ fn invariant<A: Elem, B: Elem, C: Elem>(seed: u64) {
             let [_, [br, bc]] = shapes(p, 1, n, depth);
             let b: Vec<B> = random(&mut rng, br * bc);
             let b = Mat::dense(&b, br, bc);
-            for level in LEVELS {
+            for path in PATHS {
                 let mut want: Option<Vec<u32>> = None;
                 for m in batches {
                     let at = rng.below(m as u32) as usize;
@@ -147,10 +160,10 @@ fn invariant<A: Elem, B: Elem, C: Elem>(seed: u64) {
                     }
                     let mut c = vec![C::from_f32(f32::NAN); m * n];
                     let out = MatMut::dense(&mut c, m, n);
-                    multiply(p, level, Mat::dense(&a, ar, ac), b, out, false);
+                    multiply(p, path, Mat::dense(&a, ar, ac), b, out, false);
                     let got = bits(&c[at * n..][..n]);
                     let want = want.get_or_insert_with(|| got.clone());
-                    assert_eq!(&got, want, "{p:?} {level:?} row {at} of {m}, {n}x{depth}");
+                    assert_eq!(&got, want, "{p:?} {path:?} row {at} of {m}, {n}x{depth}");
                 }
             }
         }
@@ -162,52 +175,109 @@ fn rows_do_not_depend_on_the_batch() {
     invariant::<f32, f32, f32>(20);
     invariant::<f32, bf16, f32>(21);
     invariant::<bf16, bf16, bf16>(22);
+    invariant::<bf16, bf16, f32>(24);
     invariant::<bf16, f32, f32>(23);
 }
 
-#[test]
-fn threads_do_not_matter() {
-    let mut rng = Rng::new(30, 0);
+fn alike_on_any_threads<A: Elem>(seed: u64) {
+    let mut rng = Rng::new(seed, 0);
     let (m, n, depth) = (201, 333, 577);
     for p in PRODUCTS {
         let [[ar, ac], [br, bc]] = shapes(p, m, n, depth);
-        let (a, b) = (random::<f32>(&mut rng, ar * ac), random::<bf16>(&mut rng, br * bc));
-        for level in LEVELS {
+        let (a, b) = (random::<A>(&mut rng, ar * ac), random::<bf16>(&mut rng, br * bc));
+        for path in PATHS {
             let run = |threads| {
                 let mut c = vec![f32::NAN; m * n];
                 with_threads(threads, || {
                     let c = MatMut::dense(&mut c, m, n);
-                    multiply(p, level, Mat::dense(&a, ar, ac), Mat::dense(&b, br, bc), c, false);
+                    multiply(p, path, Mat::dense(&a, ar, ac), Mat::dense(&b, br, bc), c, false);
                 });
                 bits(&c)
             };
-            assert_eq!(run(1), run(2), "{p:?} {level:?}");
-            assert_eq!(run(1), run(7), "{p:?} {level:?}");
+            assert_eq!(run(1), run(2), "{p:?} {path:?}");
+            assert_eq!(run(1), run(7), "{p:?} {path:?}");
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_matter() {
+    alike_on_any_threads::<f32>(30);
+    alike_on_any_threads::<bf16>(35);
+}
+
+/// All depths up to past a step of every path, with operands that begin anywhere.
+#[test]
+fn ends_of_rows_match_f64() {
+    let mut rng = Rng::new(36, 0);
+    for depth in 1..=67 {
+        let mut pick = || 1 + rng.below(40) as usize;
+        let (m, n, at) = (pick(), pick(), pick());
+        for p in PRODUCTS {
+            let [[ar, ac], [br, bc]] = shapes(p, m, n, depth);
+            let a = random::<bf16>(&mut rng, at + ar * ac);
+            let b = random::<bf16>(&mut rng, at + br * (bc + 1));
+            let (a, b) = (Mat::dense(&a[at..], ar, ac), Mat::new(&b[at..], br, bc, bc + 1));
+            for path in PATHS {
+                let mut c = vec![f32::NAN; m * n];
+                multiply(p, path, a, b, MatMut::dense(&mut c, m, n), false);
+                for (e, x) in c.into_iter().enumerate() {
+                    let want = exact(p, a, b, e / n, e % n);
+                    assert!(close(x, want, depth), "{p:?} {path:?} {m}x{n}x{depth}: {x} {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_processor_and_the_model_of_tiles_agree() {
+    if Level::detected() < Level::Amx {
+        return;
+    }
+    let mut rng = Rng::new(37, 0);
+    for p in PRODUCTS {
+        let (m, n, depth) = (70, 90, 1100);
+        let [[ar, ac], [br, bc]] = shapes(p, m, n, depth);
+        let (a, b) = (random::<bf16>(&mut rng, ar * ac), random::<bf16>(&mut rng, br * bc));
+        let run = |path| {
+            let mut c = vec![f32::NAN; m * n];
+            let c_mat = MatMut::dense(&mut c, m, n);
+            multiply(p, path, Mat::dense(&a, ar, ac), Mat::dense(&b, br, bc), c_mat, false);
+            c
+        };
+        for (x, y) in run(Path::At(Level::Amx)).into_iter().zip(run(Path::Model(Level::Avx512))) {
+            assert!((x - y).abs() <= 1e-4, "{p:?}: {x} {y}");
+        }
+    }
+}
+
+fn alike_in_any_width<A: Elem>(seed: u64) {
+    let mut rng = Rng::new(seed, 0);
+    let (m, n, depth) = (9, 130, 300);
+    for p in [Product::Nn, Product::Tn] {
+        let [[ar, ac], _] = shapes(p, m, n, depth);
+        let (a, b) = (random::<A>(&mut rng, ar * ac), random::<A>(&mut rng, depth * n));
+        let a = Mat::dense(&a, ar, ac);
+        for path in PATHS {
+            let mut c = vec![f32::NAN; m * n];
+            multiply(p, path, a, Mat::dense(&b, depth, n), MatMut::dense(&mut c, m, n), false);
+            for j in [0, 1, 15, 16, 47, 48, 129] {
+                let mut one = vec![f32::NAN; m];
+                let column = Mat::new(&b[j..], depth, 1, n);
+                multiply(p, path, a, column, MatMut::dense(&mut one, m, 1), false);
+                for i in 0..m {
+                    assert_eq!(one[i].to_bits(), c[i * n + j].to_bits(), "{p:?} {path:?}");
+                }
+            }
         }
     }
 }
 
 #[test]
 fn columns_do_not_depend_on_the_width() {
-    let mut rng = Rng::new(31, 0);
-    let (m, n, depth) = (9, 130, 300);
-    for p in [Product::Nn, Product::Tn] {
-        let [[ar, ac], _] = shapes(p, m, n, depth);
-        let (a, b) = (random::<f32>(&mut rng, ar * ac), random::<f32>(&mut rng, depth * n));
-        let a = Mat::dense(&a, ar, ac);
-        for level in LEVELS {
-            let mut c = vec![f32::NAN; m * n];
-            multiply(p, level, a, Mat::dense(&b, depth, n), MatMut::dense(&mut c, m, n), false);
-            for j in [0, 1, 15, 16, 47, 48, 129] {
-                let mut one = vec![f32::NAN; m];
-                let column = Mat::new(&b[j..], depth, 1, n);
-                multiply(p, level, a, column, MatMut::dense(&mut one, m, 1), false);
-                for i in 0..m {
-                    assert_eq!(one[i].to_bits(), c[i * n + j].to_bits(), "{p:?} {level:?}");
-                }
-            }
-        }
-    }
+    alike_in_any_width::<f32>(31);
+    alike_in_any_width::<bf16>(38);
 }
 
 #[test]
@@ -229,9 +299,25 @@ fn a_dot_is_an_element() {
     }
 }
 
-fn epilogue_order<E: Elem, C: Elem>(rng: &mut Rng) {
+/// [`gemm_nt`] on a path.
+fn finish_with<A: Elem, C: Elem, E: Elem>(
+    path: Path,
+    a: Mat<A>,
+    b: Mat<A>,
+    c: MatMut<C>,
+    epilogue: &Epilogue<E>,
+) {
+    match path {
+        Path::Model(level) if !is_f32::<A>() => {
+            tiled::run(level, Model::new, Product::Nt, bf16s(a), bf16s(b), c, epilogue);
+        }
+        Path::At(level) | Path::Model(level) => nt(level, a, b, c, epilogue),
+    }
+}
+
+fn epilogue_order<A: Elem, E: Elem, C: Elem>(rng: &mut Rng) {
     let (m, n, k) = (19, 37, 50);
-    let (a, b) = (random::<f32>(rng, m * k), random::<f32>(rng, n * k));
+    let (a, b) = (random::<A>(rng, m * k), random::<A>(rng, n * k));
     let (bias, residual) = (random::<E>(rng, n), random::<E>(rng, m * (n + 3)));
     let old: Vec<C> = random(rng, m * n);
     for choice in 0..8 {
@@ -242,12 +328,12 @@ fn epilogue_order<E: Elem, C: Elem>(rng: &mut Rng) {
             alpha: 0.37,
             accumulate,
         };
-        for level in LEVELS {
+        for path in PATHS {
             let (am, bm) = (Mat::dense(&a, m, k), Mat::dense(&b, n, k));
             let mut sums = vec![f32::NAN; m * n];
-            multiply(Product::Nt, level, am, bm, MatMut::dense(&mut sums, m, n), false);
+            multiply(Product::Nt, path, am, bm, MatMut::dense(&mut sums, m, n), false);
             let mut c = old.clone();
-            dot::run(level, am, bm, MatMut::dense(&mut c, m, n), &epilogue);
+            finish_with(path, am, bm, MatMut::dense(&mut c, m, n), &epilogue);
             for (at, c) in c.into_iter().enumerate() {
                 let (i, j) = (at / n, at % n);
                 let mut want = 0.37 * sums[at];
@@ -269,10 +355,12 @@ fn epilogue_order<E: Elem, C: Elem>(rng: &mut Rng) {
 #[test]
 fn the_epilogue_rounds_once_in_its_order() {
     let mut rng = Rng::new(33, 0);
-    epilogue_order::<f32, f32>(&mut rng);
-    epilogue_order::<bf16, f32>(&mut rng);
-    epilogue_order::<f32, bf16>(&mut rng);
-    epilogue_order::<bf16, bf16>(&mut rng);
+    epilogue_order::<f32, f32, f32>(&mut rng);
+    epilogue_order::<f32, bf16, f32>(&mut rng);
+    epilogue_order::<f32, f32, bf16>(&mut rng);
+    epilogue_order::<f32, bf16, bf16>(&mut rng);
+    epilogue_order::<bf16, f32, f32>(&mut rng);
+    epilogue_order::<bf16, bf16, bf16>(&mut rng);
 }
 
 #[test]
@@ -287,9 +375,10 @@ fn vector_levels_agree() {
         let run = |level| {
             let mut c = vec![f32::NAN; 50 * 60];
             let (a, b) = (Mat::dense(&a, ar, ac), Mat::dense(&b, br, bc));
-            multiply(p, level, a, b, MatMut::dense(&mut c, 50, 60), false);
+            multiply(p, Path::At(level), a, b, MatMut::dense(&mut c, 50, 60), false);
             bits(&c)
         };
         assert_eq!(run(Level::Avx2), run(Level::Avx512), "{p:?}");
+        assert_eq!(run(Level::Avx2), run(Level::Amx), "{p:?} of other types than two bf16");
     }
 }
