@@ -26,14 +26,15 @@ pub fn bench(cfg: &BenchConfig, progress: &mut dyn FnMut(&str)) -> Result<String
     let subject = Subject::open(cfg)?;
     let parameters = count::Cost::of(&subject.config.arch()?, Head::Lm)?.parameters;
     let cases = cfg.cases()?;
-    // Before the work, not after it: an unwritable place is found at once.
+    let bench = Bench { cfg, subject: &subject, device };
+    // What cannot be done is found before the work.
+    cases.iter().try_for_each(|case| bench.fits(*case))?;
     if let Some(path) = &cfg.json {
         write(path, "")?;
     }
     let mut ceilings = Ceilings::default();
     progress("this machine");
     ceilings.measure(device, dtype)?;
-    let bench = Bench { cfg, subject: &subject, device };
     let mut all: Vec<Measured> = vec![];
     for case in cases {
         progress(&case.to_string());

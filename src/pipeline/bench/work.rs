@@ -45,7 +45,6 @@ const SCHEDULE: Schedule = Schedule { kind: ScheduleKind::Constant, warmup: 0, t
 impl Bench<'_> {
     /// Builds what the case needs, runs it once to warm up, and then as often as asked.
     pub(super) fn measure(&self, case: BenchCase) -> Result<Measured> {
-        self.fits(case)?;
         reset_peak();
         match case {
             BenchCase::Generate(batch) => self.generate(case, batch),
@@ -55,7 +54,7 @@ impl Bench<'_> {
     }
 
     /// Refuses sequences that are longer than the model's positions.
-    fn fits(&self, case: BenchCase) -> Result<()> {
+    pub(super) fn fits(&self, case: BenchCase) -> Result<()> {
         let longest = match case {
             BenchCase::Train(tokens) => tokens,
             _ => self.cfg.prompt_tokens + self.cfg.new_tokens,
