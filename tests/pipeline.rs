@@ -3,6 +3,8 @@
 #[path = "common/checkpoint.rs"]
 mod checkpoint;
 
+#[path = "pipeline/bench.rs"]
+mod bench;
 #[path = "pipeline/data.rs"]
 mod data;
 #[path = "pipeline/determinism.rs"]

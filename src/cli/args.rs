@@ -4,10 +4,11 @@
 use super::deepspeed;
 use super::flags::{COMMANDS, Entry, command};
 use crate::base::{Error, Result};
-use crate::pipeline::config::keys::{CHAT, EVAL, INSPECT, Kind};
+use crate::pipeline::config::keys::{BENCH, CHAT, EVAL, INSPECT, Kind};
 use crate::pipeline::config::{
-    ChatConfig, EVALUATION, EvalConfig, INSPECTION, InspectConfig, RUN, RunConfig, Setting, TALK,
-    flag_setting, nearest, preset_settings, read_toml, set_setting, to_toml,
+    BENCHMARK, BenchConfig, ChatConfig, EVALUATION, EvalConfig, INSPECTION, InspectConfig, RUN,
+    RunConfig, Setting, TALK, flag_setting, nearest, preset_settings, read_toml, set_setting,
+    to_toml,
 };
 use clap::ArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -27,6 +28,8 @@ pub(super) enum Request {
     Eval(EvalConfig),
     /// `duplex inspect`
     Inspect(InspectConfig),
+    /// `duplex bench`
+    Bench(BenchConfig),
 }
 
 /// Reads a command line, the program's name first.
@@ -57,6 +60,11 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<Request> {
             let config = InspectConfig::resolve(&settings)?;
             let text = || to_toml(INSPECTION, &config);
             Ok(if print { Request::Print(text()?) } else { Request::Inspect(config) })
+        }
+        BENCH => {
+            let config = BenchConfig::resolve(&settings)?;
+            let text = || to_toml(BENCHMARK, &config);
+            Ok(if print { Request::Print(text()?) } else { Request::Bench(config) })
         }
         _ => {
             let mut config = RunConfig::resolve(settings)?;

@@ -2,11 +2,11 @@
 //! command has the bare name in several sections, the section goes before it (`--sft-learning-rate`).
 
 use crate::pipeline::config::keys::{
-    CHAT, Commands, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN,
+    BENCH, CHAT, Commands, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN,
 };
 use crate::pipeline::config::{
-    ChatConfig, EVALUATION, EvalConfig, INSPECTION, InspectConfig, PRESETS, RUN, RunConfig, TALK,
-    defaults,
+    BENCHMARK, BenchConfig, ChatConfig, EVALUATION, EvalConfig, INSPECTION, InspectConfig, PRESETS,
+    RUN, RunConfig, TALK, defaults,
 };
 use clap::{Arg, ArgAction, Command};
 
@@ -46,6 +46,12 @@ pub(super) static COMMANDS: &[Entry] = &[
         about: "Tell what a model is, what of it would be trained, and the memory it takes",
         bit: INSPECT,
         keys: INSPECTION,
+    },
+    Entry {
+        name: "bench",
+        about: "Measure generation, training and PPO on this machine",
+        bit: BENCH,
+        keys: BENCHMARK,
     },
 ];
 
@@ -92,6 +98,7 @@ impl Entry {
             CHAT => defaults::<ChatConfig>(self.keys),
             EVAL => defaults::<EvalConfig>(self.keys),
             INSPECT => defaults::<InspectConfig>(self.keys),
+            BENCH => defaults::<BenchConfig>(self.keys),
             _ => defaults::<RunConfig>(self.keys),
         }
     }

@@ -133,6 +133,7 @@ fn the_printed_configuration_is_the_same_configuration() {
         assert_eq!(again, config);
     }
     assert!(printed("chat m --print-config").contains("path = \"m\"\nmax_new_tokens = 256\n"));
+    assert!(printed("bench --case ppo --print-config").contains("case = [\"ppo\"]\nrepeat = 5\n"));
     assert!(printed("eval --path m --reward-rule r --print-config").contains("# baseline is not"));
 }
 
@@ -177,6 +178,16 @@ fn error_lines() {
         ("chat a b", "unexpected argument \"b\"; see `duplex chat --help`"),
         ("chat a --path b", "FOLDER and --path exclude each other"),
         ("chat a --preset demo", "unknown flag --preset; see `duplex chat --help`"),
+        (
+            "bench --shape nothing",
+            "--shape (\"shape\") must be one of opt-125m, gpt2, smollm2-135m, tiny, not \"nothing\"",
+        ),
+        ("bench --case generate-8,sft", "--case \"sft\" is not a case; write generate-N"),
+        ("bench --case train-1", "--case \"train-1\" is not a case"),
+        ("bench --case generate-0", "--case \"generate-0\" is not a case"),
+        ("bench --model m --shape tiny", "--model and --shape exclude each other"),
+        ("bench --repeat 0", "--repeat (\"repeat\") must be a whole number from 1 to 1000, not 0"),
+        ("bench --preset demo", "unknown flag --preset; see `duplex bench --help`"),
         ("eval a", "set either --reward-model or --reward-rule: one of them scores the answers"),
     ];
     for (line, expected) in cases {

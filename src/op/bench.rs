@@ -137,7 +137,8 @@ impl Bench {
         }
         let room = |cpu: usize, cuda: usize| {
             let len = if device.has_kernels() { cuda } else { cpu };
-            Held::new(device, Desc::new(&[len], DType::F32))
+            // An empty buffer has no address that is aligned for floats.
+            Held::new(device, Desc::new(&[len.max(1)], DType::F32))
         };
         let scratch = room(plan.scratch, plan.cuda_scratch)?;
         let scratch_backward = room(plan.scratch_backward, plan.cuda_scratch_backward)?;

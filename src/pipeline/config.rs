@@ -16,6 +16,7 @@
 //!
 //! `--preset deepspeed-chat` sets those that have an equivalent here.
 
+mod bench;
 mod check;
 pub mod keys;
 mod layers;
@@ -25,6 +26,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use bench::{BenchCase, BenchConfig};
 pub use check::DataSource;
 pub(crate) use layers::defaults;
 pub use layers::{Setting, flag_setting, nearest, read_toml, set_setting, to_toml, toml_settings};
@@ -33,7 +35,7 @@ pub use steps::{
     KlController, LoraSection, OptimizerSection, PpoSection, RewardLoss, RewardScaling,
     RewardSection, Scheduler, SftSection,
 };
-pub use table::{EVALUATION, INSPECTION, RUN, TALK};
+pub use table::{BENCHMARK, EVALUATION, INSPECTION, RUN, TALK};
 
 use crate::base::{DType, Error, Result};
 use crate::device::Device;

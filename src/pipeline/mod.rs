@@ -1,6 +1,7 @@
 //! The three steps as one run: configuration, run directory, models and data in, models out, the
-//! embedded demo. Knows no argument parsing.
+//! embedded demo, and the measurement of a machine. Knows no argument parsing.
 
+mod bench;
 mod chat;
 pub mod config;
 mod datasets;
@@ -15,6 +16,7 @@ mod settings;
 mod sft;
 mod sources;
 
+pub use bench::bench;
 pub use chat::chat;
 pub use eval::eval;
 pub use inspect::inspect;

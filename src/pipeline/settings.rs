@@ -10,6 +10,9 @@ use crate::rollout::Sampling;
 use crate::tape::Keep;
 use crate::train::{AdamWConfig, Schedule, ScheduleKind};
 
+/// Packed tokens of a micro-batch that keep the matrix kernels busy.
+pub(super) const MICRO_BATCH_TOKENS: usize = 2048;
+
 fn lora(cfg: &RunConfig, rank: usize) -> Option<LoraConfig> {
     let l = &cfg.lora;
     (rank > 0).then(|| LoraConfig {
@@ -99,9 +102,9 @@ pub(super) fn keep(cfg: &RunConfig) -> Keep {
     }
 }
 
-/// Packed tokens of a micro-batch: as given, or enough to keep the matrix kernels busy.
+/// Packed tokens of a micro-batch: as given, or chosen.
 fn micro_batch_tokens(cfg: &RunConfig) -> usize {
-    if cfg.micro_batch_tokens > 0 { cfg.micro_batch_tokens } else { 2048 }
+    if cfg.micro_batch_tokens > 0 { cfg.micro_batch_tokens } else { MICRO_BATCH_TOKENS }
 }
 
 pub(super) fn reward_loss(cfg: &RunConfig) -> RewardLoss {

@@ -110,6 +110,8 @@ pub struct PpoTrainer {
     pub kl_coef: f32,
     /// Running statistics of scores.
     pub reward_stats: RunningStats,
+    /// Seconds that drawing the last answers took, the first part of making experience.
+    pub generate_seconds: f64,
     iteration: u64,
     /// Answers drawn for training so far; each has a number of its own for its draws.
     answers: u64,
@@ -141,6 +143,15 @@ impl PpoTrainer {
         let kl_coef = config.kl_coef;
         let reward_stats = RunningStats::default();
         let (iteration, answers, updates) = (0, 0, 0);
-        Ok(PpoTrainer { engines, config, kl_coef, reward_stats, iteration, answers, updates })
+        Ok(PpoTrainer {
+            engines,
+            config,
+            kl_coef,
+            reward_stats,
+            generate_seconds: 0.0,
+            iteration,
+            answers,
+            updates,
+        })
     }
 }

@@ -22,6 +22,8 @@ pub const CHAT: Commands = 16;
 pub const EVAL: Commands = 32;
 /// `duplex inspect`
 pub const INSPECT: Commands = 64;
+/// `duplex bench`
+pub const BENCH: Commands = 128;
 
 /// One configuration key.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! The one table of keys. Flags, `--help`, the check of the TOML file, `--set` and `--print-config`
 //! are all derived from it; defaults are those of the configuration structs. A test compares both.
 
-use super::keys::{CHAT, Commands, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN};
+use super::keys::{BENCH, CHAT, Commands, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN};
 
 const RUNS: Commands = TRAIN | SFT | REWARD | PPO;
 /// Most tokens of a sequence, a batch or a step anyone can mean.
@@ -18,6 +18,7 @@ const SOME_COUNT: Kind = Kind::int(1, COUNT);
 const TEXTS: Kind = Kind::List(&Kind::Text);
 const DTYPES: Kind = Kind::Choice(&["bf16", "f32"]);
 const FORMATS: Kind = Kind::Choice(&["auto", "template", "human_assistant"]);
+const SHAPES: Kind = Kind::Choice(&["opt-125m", "gpt2", "smollm2-135m", "tiny"]);
 const SCHEDULES: Kind = Kind::Choice(&["linear", "cosine", "constant", "constant_with_warmup"]);
 
 const fn key(path: &'static str, commands: Commands, kind: Kind, help: &'static str) -> Key {
@@ -183,4 +184,21 @@ pub static EVALUATION: &[Key] = &[
     key("dtype", EVAL, DTYPES, "dtype of weights and activations"),
     key("threads", EVAL, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
     key("print_samples", EVAL, Kind::int(0, 1000), "answers shown"),
+];
+
+/// Keys of a measurement.
+#[rustfmt::skip]
+pub static BENCHMARK: &[Key] = &[
+    key("model", BENCH, Kind::Text, "model to measure with: a folder or a Hugging Face name; left out: random weights in --shape"),
+    key("shape", BENCH, SHAPES, "published shape with random weights"),
+    key("case", BENCH, TEXTS, "what to measure: generate-N with N sequences, train-N with sequences of N tokens, ppo-N with N prompts"),
+    key("repeat", BENCH, Kind::int(1, 1000), "timed runs of each case, after one to warm up; the median counts"),
+    key("prompt_tokens", BENCH, LENGTH, "tokens of a prompt"),
+    key("new_tokens", BENCH, LENGTH, "tokens of an answer; end tokens are not drawn"),
+    key("train_sequences", BENCH, BATCH, "sequences of a training step"),
+    key("device", BENCH, Kind::Device, "where to compute; auto: CUDA where it can be used, else the CPU"),
+    key("dtype", BENCH, DTYPES, "dtype of weights and activations"),
+    key("threads", BENCH, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
+    key("seed", BENCH, Kind::int(0, i64::MAX), "seed of weights, tokens and draws"),
+    key("json", BENCH, Kind::Text, "file to write the results to, as JSON"),
 ];

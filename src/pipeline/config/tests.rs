@@ -39,7 +39,8 @@ fn every_field_has_a_key_and_every_key_a_field() {
     assert_eq!(fields(&ChatConfig::default()), paths(TALK));
     assert_eq!(fields(&EvalConfig::default()), paths(EVALUATION));
     assert_eq!(fields(&InspectConfig::default()), paths(INSPECTION));
-    for keys in [RUN, TALK, EVALUATION, INSPECTION] {
+    assert_eq!(fields(&BenchConfig::default()), paths(BENCHMARK));
+    for keys in [RUN, TALK, EVALUATION, INSPECTION, BENCHMARK] {
         assert_eq!(paths(keys).len(), keys.len(), "a key stands twice");
         assert!(keys.iter().all(|k| k.commands != 0 && !k.help.is_empty()));
         // A section that came twice would be written twice.

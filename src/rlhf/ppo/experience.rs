@@ -8,6 +8,7 @@ use crate::engine::Engine;
 use crate::op::gae::{Gae, gae};
 use crate::tape::{Shaped, Workspace};
 use crate::train::Batch;
+use std::time::Instant;
 
 /// One answered prompt with all that training needs. Vectors have one entry per answer token.
 #[derive(Clone, Debug, Default)]
@@ -89,8 +90,10 @@ impl PpoTrainer {
     ) -> Result<Vec<Rollout>> {
         let sequences: Vec<u64> = (0..prompts.len() as u64).map(|i| first + i).collect();
         let sampling = self.config.sampling.clone();
+        let clock = Instant::now();
         let answers =
             self.engines.actor.generate(ws, prompts, &sequences, &sampling, &mut |_, _| {})?;
+        self.generate_seconds = clock.elapsed().as_secs_f64();
         let mut rollouts: Vec<Rollout> = prompts
             .iter()
             .zip(answers)
