@@ -53,7 +53,7 @@ fn run(arguments: Vec<OsString>) -> Result<()> {
         }
         Request::Inspect(config) => print(&pipeline::inspect(&config)?),
         Request::Bench(config) => {
-            set_threads(config.threads)?;
+            set_threads(config.threads);
             print(&pipeline::bench(&config, &mut |what| say(&format!("measuring {what}")))?)
         }
     }

@@ -45,7 +45,7 @@ impl Ceilings {
         for &[m, n, k] in sizes {
             let weight = Input::weight(&[n, k], (k as f32).powf(-0.5));
             let ins = [Some(Input::act(&[m, k], 1.0)), Some(weight), None, None];
-            let op = Box::new(Linear { f32_out: false });
+            let op = Box::new(Linear::PLAIN);
             let bench = Bench::new(device, op, &ins, dtype, 1)?;
             let seconds = fastest(|| run(&bench, device))?;
             let rate = (2 * m * n * k) as f64 / seconds;
