@@ -7,10 +7,8 @@
 
 use crate::base::{Error, Result};
 use crate::device::Device;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 
-/// Alignment of every buffer, in bytes: a cache line and an AVX-512 register.
-const ALIGN: usize = 64;
+mod host;
 
 /// An owned range of device memory, zero-initialised.
 #[derive(Debug)]
@@ -50,17 +48,13 @@ impl Buffer {
             stream.synchronize()?;
             return Ok(Buffer { device, ptr, bytes });
         }
-        let layout = Layout::from_size_align(bytes, ALIGN)
-            .map_err(|_| Error::resource(format!("cannot allocate {bytes} bytes")))?;
-        // SAFETY: the layout has a non-zero size.
-        let ptr = unsafe { alloc_zeroed(layout) };
-        if ptr.is_null() {
-            let mib = bytes >> 20;
-            return Err(Error::resource(format!(
-                "out of memory: cannot allocate {mib} MiB; use a smaller model, batch or sequence length"
-            )));
+        match host::alloc(bytes) {
+            Some(ptr) => Ok(Buffer { device, ptr, bytes }),
+            None => Err(Error::resource(format!(
+                "out of memory: cannot allocate {} MiB; use a smaller model, batch or sequence length",
+                bytes >> 20
+            ))),
         }
-        Ok(Buffer { device, ptr, bytes })
     }
 
     /// The device it lives on.
@@ -136,9 +130,8 @@ impl Drop for Buffer {
             }
             return;
         }
-        let layout = Layout::from_size_align(self.bytes, ALIGN).expect("layout was valid");
-        // SAFETY: allocated in `zeroed` with this very layout.
-        unsafe { dealloc(self.ptr, layout) };
+        // SAFETY: allocated in `zeroed` with this very size, and nobody uses it any more.
+        unsafe { host::free(self.ptr, self.bytes) };
     }
 }
 

@@ -179,7 +179,7 @@ fn backward<E: Elem, Y: Elem>(io: &mut Backward<'_>) {
         gemm_tn(matrix::<Y>(dy), matrix::<E>(x), dw, *acc);
     }
     if let Some(Grad { view, acc }) = db {
-        column_sums(dy.get::<Y>(), view.f32(), *acc);
+        column_sums(matrix::<Y>(dy), view.f32(), *acc);
     }
     if let Some(Grad { view, acc }) = dresidual {
         pass_on(dy.get::<Y>(), view.get::<Y>(), *acc);
@@ -187,10 +187,8 @@ fn backward<E: Elem, Y: Elem>(io: &mut Backward<'_>) {
 }
 
 /// Sums (or adds) the rows of `x` into `out`, in row order. Columns are split over tasks.
-pub(crate) fn column_sums<E: Elem>(x: &[E], out: &mut [f32], acc: bool) {
-    let width = out.len();
-    let rows = x.len() / width.max(1);
-    let columns = row_chunks(width, rows);
+pub(crate) fn column_sums<E: Elem>(x: Mat<'_, E>, out: &mut [f32], acc: bool) {
+    let columns = row_chunks(out.len(), x.rows());
     let out = SharedMut::new(out);
     parallel_for(columns.len(), |c| {
         let range = columns[c].clone();
@@ -199,8 +197,8 @@ pub(crate) fn column_sums<E: Elem>(x: &[E], out: &mut [f32], acc: bool) {
         if !acc {
             out.fill(0.0);
         }
-        for row in x.chunks_exact(width.max(1)) {
-            for (o, v) in out.iter_mut().zip(&row[range.clone()]) {
+        for row in 0..x.rows() {
+            for (o, v) in out.iter_mut().zip(x.row(row, range.clone())) {
                 *o += v.to_f32();
             }
         }

@@ -50,10 +50,11 @@ pub fn logprob(
     Ok((outs[0], outs[1]))
 }
 
-/// Rows whose logits exist at once: about 16 MiB, but not so few that the weights are read for
-/// next to nothing.
+/// Rows whose logits exist at once: even shares of at most about 128 MiB, so that reading the weights and
+/// adding to their gradients, once for each share, is little beside the products.
 fn chunk_rows(n: usize, vocab: usize) -> usize {
-    ((16 << 20) / 4 / vocab.max(1)).max(8).min(n)
+    let most = ((128 << 20) / 4 / vocab.max(1)).max(8);
+    n.div_ceil(n.div_ceil(most).max(1))
 }
 
 impl Op for LogProb {
@@ -187,7 +188,7 @@ fn forward<E: Elem>(op: &LogProb, io: &mut Forward<'_>) {
     }
 }
 
-/// Per chunk: the logits again, then their gradient in place, then dx, dw and db from it.
+/// Per chunk: the logits again, then their gradient in place in the dtype of x, then dx, dw and db from it.
 fn backward<E: Elem>(op: &LogProb, io: &mut Backward<'_>) {
     let (x, w, targets) = (io.input(0), io.input(1), io.input(3).i32());
     let bias = io.ins[2].map(|b| b.get::<E>());
@@ -220,10 +221,12 @@ fn backward<E: Elem>(op: &LogProb, io: &mut Backward<'_>) {
                 // SAFETY: row i belongs to this task alone.
                 let z = unsafe { shared.slice(i * vocab, vocab) };
                 softmax::softcap(z, op.softcap);
-                slope(start + i).apply(z);
+                slope(start + i).apply::<E>(z);
             }
         });
-        let dlogits = Mat::dense(&*logits, rows, vocab);
+        // Rows start where those of the logits did.
+        let dlogits = bytemuck::cast_slice::<f32, E>(logits);
+        let dlogits = Mat::new(dlogits, rows, vocab, vocab * size_of::<f32>() / size_of::<E>());
         if let Some(dx) = dx {
             let out = &mut dx.view.get::<E>()[start * d..][..rows * d];
             gemm_nn(dlogits, layer.weight(), MatMut::dense(out, rows, d), dx.acc);
@@ -233,7 +236,7 @@ fn backward<E: Elem>(op: &LogProb, io: &mut Backward<'_>) {
             gemm_tn(dlogits, layer.rows(start, rows), out, dw.acc || c > 0);
         }
         if let Some(db) = db {
-            column_sums(logits, db.view.f32(), db.acc || c > 0);
+            column_sums(dlogits, db.view.f32(), db.acc || c > 0);
         }
     }
 }

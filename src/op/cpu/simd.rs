@@ -76,6 +76,8 @@ pub fn level() -> Level {
 /// Code written once for every level. `run` and all it calls must be `#[inline(always)]`, and may
 /// not hide work in closures: only inlined code is compiled with the level's instructions.
 pub trait Kernel {
+    /// Whether it gains by dot products of bf16 pairs; only then is it compiled for them.
+    const PAIRS: bool = false;
     /// What the kernel returns.
     type Out;
     /// Runs at the level of `s`.
@@ -86,12 +88,14 @@ pub trait Kernel {
 pub fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Out {
     #[cfg(target_arch = "x86_64")]
     match level.min(Level::detected()) {
-        Level::Avx512Bf16 | Level::Amx => {
-            // SAFETY: the processor was just found to have these instructions.
-            return unsafe { super::simd_x86::run_avx512bf16(kernel) };
+        found @ (Level::Avx512 | Level::Avx512Bf16 | Level::Amx) => {
+            if K::PAIRS && found > Level::Avx512 {
+                // SAFETY: the processor was just found to have these instructions.
+                return unsafe { super::simd_x86::run_avx512bf16(kernel) };
+            }
+            // SAFETY: as above.
+            return unsafe { super::simd_x86::run_avx512(kernel) };
         }
-        // SAFETY: as above.
-        Level::Avx512 => return unsafe { super::simd_x86::run_avx512(kernel) },
         // SAFETY: as above.
         Level::Avx2 => return unsafe { super::simd_x86::run_avx2(kernel) },
         Level::Portable => {}

@@ -6,6 +6,8 @@
 
 use super::simd::{Kernel, LANES, Simd, dispatch, level};
 use super::{vec, vec_math};
+use crate::base::Elem;
+use std::marker::PhantomData;
 
 /// Elements after which the running sums are added to the f64 totals.
 const BLOCK: usize = 1024;
@@ -90,12 +92,10 @@ pub struct Slope {
 }
 
 impl Slope {
-    /// Works in place on the row's logits.
-    pub fn apply(self, logits: &mut [f32]) {
-        let capped = self.softcap != 0.0;
-        let t = if capped { logits[self.target] / self.softcap } else { 0.0 };
-        dispatch(level(), SlopeRow(self, &mut *logits));
-        logits[self.target] += self.g_logp * self.inv_t * (1.0 - t * t);
+    /// Works in place on the row's logits: their gradients, rounded to `E`, lie at its front.
+    pub fn apply<E: Elem>(self, logits: &mut [f32]) {
+        assert!(self.target < logits.len() && size_of::<E>() <= size_of::<f32>());
+        dispatch(level(), SlopeRow::<E>(self, logits, PhantomData));
     }
 }
 
@@ -168,26 +168,34 @@ impl Kernel for Softcap<'_> {
     }
 }
 
-struct SlopeRow<'a>(Slope, &'a mut [f32]);
+struct SlopeRow<'a, E>(Slope, &'a mut [f32], PhantomData<E>);
 
-impl Kernel for SlopeRow<'_> {
+impl<E: Elem> Kernel for SlopeRow<'_, E> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let SlopeRow(r, row) = self;
+        let SlopeRow(r, row, _) = self;
         let (inv_t, lse, entropy) = (s.splat(r.inv_t), s.splat(r.lse), s.splat(r.entropy));
         let (by_p, by_plogp) = (s.splat(-r.g_logp * r.inv_t), s.splat(-r.g_entropy * r.inv_t));
         let (one, cap) = (s.splat(1.0), s.splat(r.softcap));
-        for out in row.chunks_mut(LANES) {
-            let z = take(s, out);
+        for at in (0..row.len()).step_by(LANES) {
+            let n = (row.len() - at).min(LANES);
+            let z = take(s, &row[at..at + n]);
             let (p, logp) = exp(s, s.sub(s.mul(z, inv_t), lse));
             let mut slope = s.mul(p, s.fma(by_plogp, s.add(logp, entropy), by_p));
+            if (at..at + n).contains(&r.target) {
+                let mut drawn = [0.0; LANES];
+                drawn[r.target - at] = r.g_logp * r.inv_t;
+                slope = s.add(slope, s.take(&drawn));
+            }
             if r.softcap != 0.0 {
                 let t = s.div(z, cap);
                 slope = s.mul(slope, s.sub(one, s.mul(t, t)));
             }
-            s.put(out, slope);
+            // An element of E is no larger than the logit it comes from, so what is written was read.
+            let slopes = bytemuck::cast_slice_mut::<f32, E>(row);
+            s.put(&mut slopes[at..at + n], slope);
         }
     }
 }

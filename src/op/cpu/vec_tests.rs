@@ -172,6 +172,7 @@ fn conversions_equal_the_scalar_ones() {
 struct Pairs<'a>(&'a [bf16], &'a [bf16]);
 
 impl Kernel for Pairs<'_> {
+    const PAIRS: bool = true;
     type Out = (Vec<u32>, [f32; LANES]);
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Out {

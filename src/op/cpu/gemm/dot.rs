@@ -2,7 +2,9 @@
 
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, is_f32, prefetch};
 use super::super::vec::convert;
-use super::{Blocks, Epilogue, Mat, MatMut, Output, RowEnd, Scratch, finish, pairs, with_scratch};
+use super::{
+    Blocks, Epilogue, Mat, MatMut, Output, RowEnd, Scratch, both_bf16, finish, pairs, with_scratch,
+};
 use crate::base::Elem;
 use std::ops::Range;
 
@@ -59,6 +61,7 @@ struct Block<'a, A, B, C, E> {
 }
 
 impl<A: Elem, B: Elem, C: Elem, E: Elem> Kernel for Block<'_, A, B, C, E> {
+    const PAIRS: bool = both_bf16::<A, B>();
     type Out = ();
 
     #[inline(always)]

@@ -11,7 +11,7 @@ mod outer;
 mod tiled;
 
 use super::simd::{LANES, Level, Simd, is_f32, level};
-use crate::base::{Elem, bf16};
+use crate::base::{DType, Elem, bf16};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -36,9 +36,14 @@ impl<'a, E: Elem> Mat<'a, E> {
         Mat::new(data, rows, cols, cols)
     }
 
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Columns `cols` of row `i`.
     #[inline(always)]
-    fn row(&self, i: usize, cols: Range<usize>) -> &'a [E] {
+    pub fn row(&self, i: usize, cols: Range<usize>) -> &'a [E] {
         &self.data[i * self.ld + cols.start..i * self.ld + cols.end]
     }
 }
@@ -166,13 +171,17 @@ fn tn<A: Elem, B: Elem, C: Elem>(
 /// Whether a product of `A` and `B` is one of tiles at this level, or at the best one below it that
 /// this processor has.
 fn tiles<A: Elem, B: Elem>(level: Level) -> bool {
-    level.min(Level::detected()) == Level::Amx && !is_f32::<A>() && !is_f32::<B>()
+    level.min(Level::detected()) == Level::Amx && both_bf16::<A, B>()
 }
 
 /// Whether a product of `A` and `B` is one of pairs of bf16 at this level.
 #[inline(always)]
 fn pairs<S: Simd, A: Elem, B: Elem>() -> bool {
-    S::PAIRS && !is_f32::<A>() && !is_f32::<B>()
+    S::PAIRS && both_bf16::<A, B>()
+}
+
+const fn both_bf16<A: Elem, B: Elem>() -> bool {
+    matches!((A::DTYPE, B::DTYPE), (DType::Bf16, DType::Bf16))
 }
 
 /// A bf16 matrix under its own name. Panics on any other.

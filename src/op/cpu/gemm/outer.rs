@@ -5,7 +5,9 @@
 
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, prefetch};
 use super::super::vec::convert;
-use super::{Blocks, Mat, MatMut, Output, RowEnd, Scratch, bf16s, finish, pairs, with_scratch};
+use super::{
+    Blocks, Mat, MatMut, Output, RowEnd, Scratch, bf16s, both_bf16, finish, pairs, with_scratch,
+};
 use crate::base::{Elem, bf16};
 use std::ops::Range;
 
@@ -57,6 +59,7 @@ struct Block<'a, A, B, C, const TRANS: bool> {
 }
 
 impl<A: Elem, B: Elem, C: Elem, const TRANS: bool> Kernel for Block<'_, A, B, C, TRANS> {
+    const PAIRS: bool = both_bf16::<A, B>();
     type Out = ();
 
     #[inline(always)]
