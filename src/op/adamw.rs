@@ -8,6 +8,7 @@
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
+use crate::op::cpu::adamw::{self as kernel, Scalars};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cuda::vectors::{THREADS, aligned, flat_grid};
 use crate::op::registry::OpDef;
@@ -179,22 +180,6 @@ struct Params {
     group: [CudaGroup; CUDA_GROUPS],
 }
 
-/// The scalars of one group, rounded to f32 once.
-#[derive(Clone, Copy)]
-struct Scalars {
-    clip: f32,
-    /// 1 - lr * weight decay.
-    keep: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    /// lr / (1 - beta1^t).
-    step_size: f32,
-    /// 1 / sqrt(1 - beta2^t).
-    v_factor: f32,
-    eps: f32,
-}
-
 impl AdamW {
     fn scalars(&self, group: &Group, clip: f32) -> Scalars {
         let (b1, b2) = (f64::from(self.beta1), f64::from(self.beta2));
@@ -233,26 +218,10 @@ fn forward<E: Elem>(op: &AdamW, io: &mut Forward<'_>) {
         let grad = &grad[at..][..n];
         // SAFETY: groups are disjoint, and so are their pieces.
         let (w, m, v) = unsafe { (w.slice(at, n), m.slice(at, n), v.slice(at, n)) };
-        match &master {
-            Some(master) => {
-                // SAFETY: as above.
-                let master = unsafe { master.slice(at, n) };
-                update(s, grad, master, m, v);
-                w.iter_mut().zip(master).for_each(|(w, p)| *w = E::from_f32(*p));
-            }
-            None => update(s, grad, w, m, v),
-        }
+        // SAFETY: as above.
+        let master = master.as_ref().map(|p| unsafe { p.slice(at, n) });
+        kernel::update(s, grad, w, master, m, v);
     });
-}
-
-fn update<P: Elem>(s: Scalars, grad: &[f32], param: &mut [P], m: &mut [f32], v: &mut [f32]) {
-    for (((p, g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
-        let g = g * s.clip;
-        *m += s.one_minus_beta1 * (g - *m);
-        *v = s.beta2 * *v + s.one_minus_beta2 * g * g;
-        let denominator = v.sqrt() * s.v_factor + s.eps;
-        *p = P::from_f32(p.to_f32() * s.keep - s.step_size * (*m / denominator));
-    }
 }
 
 /// One step in f64: weights (or master) and moments afterwards.

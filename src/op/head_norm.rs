@@ -8,10 +8,11 @@ use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
+use crate::op::cpu::norm;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::sum_pieces;
 use crate::op::cuda::vectors::{adding, aligned};
-use crate::op::norm::{self, Norm};
+use crate::op::norm::Norm;
 use crate::op::registry::OpDef;
 use crate::op::{
     Arg, Backward, CudaBackward, CudaForward, CudaGrad, Forward, Op, Place, Plan, Run, by_dtype,
@@ -257,7 +258,7 @@ fn forward<E: Elem>(op: &HeadNorm, io: &mut Forward<'_>) {
                 unsafe { (y.slice(t * width, width), stats.slice(t * normed, normed)) };
             for h in 0..normed {
                 let (x, y) = (&x[h * d..][..d], &mut y[h * d..][..d]);
-                let [_, rstd] = norm::forward_row(&op.norm(), x, op.weight(h, q, k), None, y);
+                let [_, rstd] = norm::forward(op.norm(), x, op.weight(h, q, k), None, y);
                 stats[h] = rstd;
             }
             y[normed * d..].copy_from_slice(&x[normed * d..]);
@@ -284,7 +285,7 @@ fn backward<E: Elem>(op: &HeadNorm, io: &mut Backward<'_>) {
                     let (x, dy, out) =
                         (&x[h * d..][..d], &dy[h * d..][..d], &mut out[h * d..][..d]);
                     let (weight, rstd) = (op.weight(h, q, k), rstd[t * normed + h]);
-                    norm::backward_row(&op.norm(), x, dy, weight, 0.0, rstd, out, acc);
+                    norm::backward(op.norm(), x, dy, weight, [0.0, rstd], out, acc);
                 }
                 for (o, g) in out[normed * d..].iter_mut().zip(&dy[normed * d..]) {
                     *o = if acc { E::from_f32(o.to_f32() + g.to_f32()) } else { *g };

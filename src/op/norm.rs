@@ -9,6 +9,7 @@ use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
+use crate::op::cpu::norm as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::registry::OpDef;
 use crate::op::{Arg, CudaBackward, CudaForward, by_dtype, cuda};
@@ -25,13 +26,6 @@ pub struct Norm {
     pub eps: f32,
     /// The weight is stored less 1.
     pub unit_offset: bool,
-}
-
-impl Norm {
-    /// Gamma from the stored weight.
-    fn gamma<E: Elem>(&self, weight: E) -> f32 {
-        if self.unit_offset { 1.0 + weight.to_f32() } else { weight.to_f32() }
-    }
 }
 
 /// Registry entry.
@@ -235,44 +229,9 @@ fn forward<E: Elem>(op: &Norm, io: &mut Forward<'_>) {
             let row = &x[t * d..][..d];
             // SAFETY: row t belongs to this task alone.
             let (y, stats) = unsafe { (y.slice(t * d, d), stats.slice(2 * t, 2)) };
-            stats.copy_from_slice(&forward_row(op, row, gamma, beta, y));
+            stats.copy_from_slice(&kernel::forward(*op, row, gamma, beta, y));
         }
     });
-}
-
-/// Normalises one row; returns its mean and 1/std.
-pub(crate) fn forward_row<E: Elem>(
-    op: &Norm,
-    x: &[E],
-    gamma: &[E],
-    beta: Option<&[E]>,
-    y: &mut [E],
-) -> [f32; 2] {
-    let d = x.len() as f32;
-    let mean = if op.mean { sum(x, |v| v) / d } else { 0.0 };
-    let var = sum(x, |v| (v - mean) * (v - mean)) / d;
-    let rstd = 1.0 / (var + op.eps).sqrt();
-    for i in 0..x.len() {
-        let n = (x[i].to_f32() - mean) * rstd * op.gamma(gamma[i]);
-        y[i] = E::from_f32(beta.map_or(n, |b| n + b[i].to_f32()));
-    }
-    [mean, rstd]
-}
-
-/// Sum of `f(x)` in 16 interleaved lanes, then lane by lane: a fixed order the compiler vectorises.
-fn sum<E: Elem>(x: &[E], f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0f32; 16];
-    let chunks = x.chunks_exact(16);
-    let tail = chunks.remainder();
-    for c in chunks {
-        for l in 0..16 {
-            lanes[l] += f(c[l].to_f32());
-        }
-    }
-    for (l, v) in tail.iter().enumerate() {
-        lanes[l] += f(v.to_f32());
-    }
-    lanes.iter().sum()
 }
 
 /// With n = (x - mean) rstd and g = dy gamma:
@@ -290,66 +249,31 @@ fn backward<E: Elem>(op: &Norm, io: &mut Backward<'_>) {
         parallel_for(chunks.len(), |c| {
             for t in chunks[c].clone() {
                 let (x, dy) = (&x[t * d..][..d], &dy[t * d..][..d]);
-                let (mean, rstd) = (stats[2 * t], stats[2 * t + 1]);
+                let stats = [stats[2 * t], stats[2 * t + 1]];
                 // SAFETY: row t belongs to this task alone.
                 let out = unsafe { out.slice(t * d, d) };
-                backward_row(op, x, dy, gamma, mean, rstd, out, acc);
+                kernel::backward(*op, x, dy, gamma, stats, out, acc);
             }
         });
     }
+    if dgamma.is_none() && dbeta.is_none() {
+        return;
+    }
+    let grads = [dgamma, dbeta].map(|g| g.as_mut().map(|g| (g.acc, SharedMut::new(g.view.f32()))));
     // Blocks of columns are split over tasks; each walks the tokens in order.
-    const BLOCK: usize = 64;
-    for (grad, with_n) in [(dgamma, true), (dbeta, false)] {
-        let Some(grad) = grad else { continue };
-        let acc = grad.acc;
-        let out = SharedMut::new(grad.view.f32());
-        parallel_for(d.div_ceil(BLOCK), |c| {
-            let first = c * BLOCK;
-            let width = BLOCK.min(d - first);
+    parallel_for(d.div_ceil(kernel::COLUMNS), |c| {
+        let first = c * kernel::COLUMNS;
+        let width = kernel::COLUMNS.min(d - first);
+        let sums = kernel::weights(x, dy, stats, d, first, width);
+        for (grad, sums) in grads.iter().zip(&sums) {
+            let Some((acc, out)) = grad else { continue };
             // SAFETY: the block of columns belongs to this task alone.
             let out = unsafe { out.slice(first, width) };
-            let mut sums = [0f32; BLOCK];
-            for t in 0..rows {
-                let (mean, rstd) = (stats[2 * t], stats[2 * t + 1]);
-                let at = t * d + first;
-                for (i, s) in sums[..width].iter_mut().enumerate() {
-                    let n = if with_n { (x[at + i].to_f32() - mean) * rstd } else { 1.0 };
-                    *s += dy[at + i].to_f32() * n;
-                }
+            for (o, s) in out.iter_mut().zip(sums) {
+                *o = if *acc { *o + s } else { *s };
             }
-            for (o, s) in out.iter_mut().zip(&sums) {
-                *o = if acc { *o + s } else { *s };
-            }
-        });
-    }
-}
-
-/// Sets, or with `acc` adds to, the gradient of one row.
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn backward_row<E: Elem>(
-    op: &Norm,
-    x: &[E],
-    dy: &[E],
-    gamma: &[E],
-    mean: f32,
-    rstd: f32,
-    out: &mut [E],
-    acc: bool,
-) {
-    let d = x.len() as f32;
-    let (mut sum_g, mut sum_gn) = (0f32, 0f32);
-    for i in 0..x.len() {
-        let g = dy[i].to_f32() * op.gamma(gamma[i]);
-        sum_g += g;
-        sum_gn += g * (x[i].to_f32() - mean) * rstd;
-    }
-    let (mean_g, mean_gn) = (if op.mean { sum_g / d } else { 0.0 }, sum_gn / d);
-    for i in 0..x.len() {
-        let g = dy[i].to_f32() * op.gamma(gamma[i]);
-        let n = (x[i].to_f32() - mean) * rstd;
-        let v = rstd * (g - mean_g - n * mean_gn);
-        out[i] = E::from_f32(if acc { out[i].to_f32() + v } else { v });
-    }
+        }
+    });
 }
 
 fn cases() -> Vec<Case> {

@@ -2,12 +2,14 @@
 //! elementwise functions and sums that operators are made of. Knows nothing of tensors.
 
 pub mod act;
+pub mod adamw;
 mod amx;
 pub mod attend;
 pub mod attend_backward;
 pub mod dropout;
 pub mod gemm;
 pub mod loss;
+pub mod norm;
 pub mod scatter;
 mod scores;
 pub mod shared;

@@ -10,7 +10,7 @@ mod dot;
 mod outer;
 mod tiled;
 
-use super::simd::{LANES, Level, Simd, is_f32, level};
+use super::simd::{LANES, Level, Simd, level};
 use crate::base::{DType, Elem, bf16};
 use std::cell::RefCell;
 use std::ops::Range;
