@@ -52,7 +52,7 @@ fn multiply<A: Elem, B: Elem, C: Elem>(
 ) {
     let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
     match (p, path) {
-        (_, Path::Model(level)) if !is_f32::<A>() && !is_f32::<B>() => {
+        (_, Path::Model(level)) if both_bf16::<A, B>() => {
             tiled::run(level, Model::new, p, bf16s(a), bf16s(b), c, &epilogue);
         }
         (Product::Nt, Path::At(level) | Path::Model(level)) => nt(level, a, b, c, &epilogue),
@@ -308,7 +308,7 @@ fn finish_with<A: Elem, C: Elem, E: Elem>(
     epilogue: &Epilogue<E>,
 ) {
     match path {
-        Path::Model(level) if !is_f32::<A>() => {
+        Path::Model(level) if both_bf16::<A, A>() => {
             tiled::run(level, Model::new, Product::Nt, bf16s(a), bf16s(b), c, epilogue);
         }
         Path::At(level) | Path::Model(level) => nt(level, a, b, c, epilogue),
