@@ -104,17 +104,6 @@ pub fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Out {
     kernel.run(Portable(()))
 }
 
-/// Runs `kernel`, which lives on dot products of pairs, where the processor has them, or else in plain
-/// Rust.
-pub fn dispatch_pairs<K: Kernel>(kernel: K) -> K::Out {
-    #[cfg(target_arch = "x86_64")]
-    if Level::detected() >= Level::Avx512Bf16 {
-        // SAFETY: the processor was just found to have these instructions.
-        return unsafe { super::simd_x86::run_avx512bf16(kernel) };
-    }
-    kernel.run(Portable(()))
-}
-
 /// Whether `E` is f32; otherwise it is bf16. Known at compile time.
 #[inline(always)]
 pub(super) fn is_f32<E: Elem>() -> bool {

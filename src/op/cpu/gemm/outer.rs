@@ -12,9 +12,9 @@ use crate::base::{Elem, bf16};
 use std::ops::Range;
 
 /// Terms summed between two visits of a tile; the sums rest in f32 memory, which is exact.
-pub(super) const DEPTH: usize = 256;
+const DEPTH: usize = 256;
 /// Rows and columns of a block, at most: its sums and copies fit level 2.
-pub(super) const MAX_BLOCK: [usize; 2] = [192, 288];
+const MAX_BLOCK: [usize; 2] = [192, 288];
 /// Rows asked for ahead of their copying: parts of rows are too short for the processor to foresee.
 const AHEAD: usize = 16;
 /// What the tiles of every level divide.
@@ -164,7 +164,7 @@ fn copy_b<S: Simd, B: Elem, const VECS: usize>(
 
 /// [`copy_a`] in pairs of terms, an odd one followed by zero; groups are of 16 rows.
 #[inline(always)]
-pub(super) fn copy_a_pairs<S: Simd, const TRANS: bool>(
+fn copy_a_pairs<S: Simd, const TRANS: bool>(
     s: S,
     a: Mat<bf16>,
     rows: &Range<usize>,
@@ -230,7 +230,7 @@ fn copy_b_pairs<S: Simd, const VECS: usize>(
 
 /// Adds `terms` outer products, or such of pairs, to all `sums`, whose rows are `width` long.
 #[inline(always)]
-pub(super) fn add_products<
+fn add_products<
     S: Simd,
     const TRANS: bool,
     const PAIRS: bool,
