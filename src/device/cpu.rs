@@ -7,11 +7,11 @@ mod workers;
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use workers::Workers;
 
 /// The number of threads that was asked for; 0 for as many as the process may use.
-static ASKED: Mutex<usize> = Mutex::new(0);
+static ASKED: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     /// The workers of this thread's parallel loops.
@@ -36,7 +36,7 @@ pub fn threads() -> usize {
 /// Sets the number of threads of loops started from threads that have not started one yet; 0 for as
 /// many as the process may use.
 pub fn set_threads(threads: usize) {
-    *ASKED.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+    ASKED.store(threads, Ordering::Relaxed);
 }
 
 /// Runs `f` with parallel loops of `threads` threads.
@@ -60,7 +60,7 @@ fn mine() -> Rc<Workers> {
 }
 
 fn asked() -> usize {
-    match *ASKED.lock().unwrap_or_else(PoisonError::into_inner) {
+    match ASKED.load(Ordering::Relaxed) {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     }

@@ -1,7 +1,7 @@
 //! Loops: each task once, from any thread, nested, with panics, and many short ones.
 
 use super::*;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 #[test]
 fn each_task_runs_once_whatever_the_number_of_threads() {

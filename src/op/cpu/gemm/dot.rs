@@ -2,9 +2,7 @@
 
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, is_f32, prefetch};
 use super::super::vec::convert;
-use super::{
-    Blocks, Epilogue, Mat, MatMut, Output, RowEnd, Scratch, both_bf16, finish, pairs, with_scratch,
-};
+use super::{Blocks, Ends, Epilogue, Mat, MatMut, Output, Scratch, both_bf16, pairs, with_scratch};
 use crate::base::Elem;
 use std::ops::Range;
 
@@ -32,7 +30,7 @@ pub(super) fn run<A: Elem, B: Elem, C: Elem, E: Elem>(
     }
     let residual = epilogue.residual.map(|(x, ld)| Mat::new(x, m, n, ld));
     let output = Output { data: c.data.as_mut_ptr(), ld: c.ld };
-    let pairs = level >= Level::Avx512Bf16 && !is_f32::<A>() && !is_f32::<B>();
+    let pairs = level >= Level::Avx512Bf16 && both_bf16::<A, B>();
     let row_bytes = if pairs { 2 } else { 4 } * k.max(LANES);
     let rows = (A_BYTES / row_bytes).clamp(24, 192);
     let cols = if m <= FEW_ROWS { 64 } else { (B_BYTES / row_bytes).clamp(32, 192) };
@@ -40,8 +38,8 @@ pub(super) fn run<A: Elem, B: Elem, C: Elem, E: Elem>(
     Blocks::new(m, n, [rows.max(unit), cols], [unit, COLS]).for_each(m * n * k, |rows, cols| {
         with_scratch(|scratch| {
             let wide = m > FEW_ROWS && !pairs;
-            let output = &output;
-            dispatch(level, Block { a, b, output, epilogue, residual, rows, cols, wide, scratch });
+            let ends = Ends { output: &output, epilogue, residual };
+            dispatch(level, Block { a, b, ends, rows, cols, wide, scratch });
         });
     });
 }
@@ -50,9 +48,7 @@ pub(super) fn run<A: Elem, B: Elem, C: Elem, E: Elem>(
 struct Block<'a, A, B, C, E> {
     a: Mat<'a, A>,
     b: Mat<'a, B>,
-    output: &'a Output<C>,
-    epilogue: &'a Epilogue<'a, E>,
-    residual: Option<Mat<'a, E>>,
+    ends: Ends<'a, C, E>,
     rows: Range<usize>,
     cols: Range<usize>,
     /// Whether bf16 operands are copied as f32 first.
@@ -66,7 +62,7 @@ impl<A: Elem, B: Elem, C: Elem, E: Elem> Kernel for Block<'_, A, B, C, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Block { a, b, output, epilogue, residual, rows, cols, wide, scratch } = self;
+        let Block { a, b, ends, rows, cols, wide, scratch } = self;
         let Scratch { a: a_copy, b: b_copy, sums } = scratch;
         let k = a.cols;
         let width = cols.len().next_multiple_of(COLS);
@@ -78,17 +74,7 @@ impl<A: Elem, B: Elem, C: Elem, E: Elem> Kernel for Block<'_, A, B, C, E> {
         } else {
             products(s, part(a, &rows), part(b, &cols), sums, width);
         }
-        for (i, sums) in rows.zip(sums.chunks_exact(width)) {
-            // SAFETY: blocks are disjoint and inside the matrix.
-            let c = unsafe { output.row(i, &cols) };
-            let end = RowEnd {
-                bias: epilogue.bias.map(|x| &x[cols.clone()]),
-                residual: residual.map(|x| x.row(i, cols.clone())),
-                alpha: epilogue.alpha,
-                accumulate: epilogue.accumulate,
-            };
-            finish(s, c, sums, &end);
-        }
+        ends.store(s, rows, &cols, sums, width);
     }
 }
 

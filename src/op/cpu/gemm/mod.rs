@@ -112,13 +112,13 @@ pub fn gemm_nt<A: Elem, B: Elem, C: Elem, E: Elem>(
 /// C = A B: `C[m, k] = sum_n A[m, n] * B[n, k]`, n ascending from 0; with `accumulate` the sum is
 /// added to the old C. Panics if the shapes disagree.
 pub fn gemm_nn<A: Elem, B: Elem, C: Elem>(a: Mat<A>, b: Mat<B>, c: MatMut<C>, accumulate: bool) {
-    nn(level(), a, b, c, accumulate);
+    outer::<A, B, C, false>(level(), a, b, c, accumulate);
 }
 
 /// C = A^T B: `C[n, k] = sum_m A[m, n] * B[m, k]`, m ascending from 0; with `accumulate` the sum
 /// is added to the old C. Panics if the shapes disagree.
 pub fn gemm_tn<A: Elem, B: Elem, C: Elem>(a: Mat<A>, b: Mat<B>, c: MatMut<C>, accumulate: bool) {
-    tn(level(), a, b, c, accumulate);
+    outer::<A, B, C, true>(level(), a, b, c, accumulate);
 }
 
 /// [`gemm_nt`] at a given level.
@@ -136,8 +136,8 @@ fn nt<A: Elem, B: Elem, C: Elem, E: Elem>(
     }
 }
 
-/// [`gemm_nn`] at a given level.
-fn nn<A: Elem, B: Elem, C: Elem>(
+/// [`gemm_nn`], or [`gemm_tn`] if `TRANS`, at a given level.
+fn outer<A: Elem, B: Elem, C: Elem, const TRANS: bool>(
     level: Level,
     a: Mat<A>,
     b: Mat<B>,
@@ -145,26 +145,11 @@ fn nn<A: Elem, B: Elem, C: Elem>(
     accumulate: bool,
 ) {
     if tiles::<A, B>(level) {
+        let product = if TRANS { tiled::Product::Tn } else { tiled::Product::Nn };
         let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
-        tiled::on_processor(level, tiled::Product::Nn, bf16s(a), bf16s(b), c, &epilogue);
+        tiled::on_processor(level, product, bf16s(a), bf16s(b), c, &epilogue);
     } else {
-        outer::run::<A, B, C, false>(level, a, b, c, accumulate);
-    }
-}
-
-/// [`gemm_tn`] at a given level.
-fn tn<A: Elem, B: Elem, C: Elem>(
-    level: Level,
-    a: Mat<A>,
-    b: Mat<B>,
-    c: MatMut<C>,
-    accumulate: bool,
-) {
-    if tiles::<A, B>(level) {
-        let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
-        tiled::on_processor(level, tiled::Product::Tn, bf16s(a), bf16s(b), c, &epilogue);
-    } else {
-        outer::run::<A, B, C, true>(level, a, b, c, accumulate);
+        outer::run::<A, B, C, TRANS>(level, a, b, c, accumulate);
     }
 }
 
@@ -210,6 +195,39 @@ impl<C: Elem> Output<C> {
         // SAFETY: the caller's promise.
         unsafe {
             std::slice::from_raw_parts_mut(self.data.add(i * self.ld + cols.start), cols.len())
+        }
+    }
+}
+
+/// Where sums go.
+#[derive(Clone, Copy)]
+struct Ends<'a, C, E> {
+    output: &'a Output<C>,
+    epilogue: &'a Epilogue<'a, E>,
+    residual: Option<Mat<'a, E>>,
+}
+
+impl<C: Elem, E: Elem> Ends<'_, C, E> {
+    /// Finishes a block of sums, whose rows are `width` long.
+    #[inline(always)]
+    fn store<S: Simd>(
+        self,
+        s: S,
+        rows: Range<usize>,
+        cols: &Range<usize>,
+        sums: &[f32],
+        width: usize,
+    ) {
+        for (i, sums) in rows.zip(sums.chunks_exact(width)) {
+            // SAFETY: blocks are disjoint and inside the matrix.
+            let c = unsafe { self.output.row(i, cols) };
+            let end = RowEnd {
+                bias: self.epilogue.bias.map(|x| &x[cols.clone()]),
+                residual: self.residual.map(|x| x.row(i, cols.clone())),
+                alpha: self.epilogue.alpha,
+                accumulate: self.epilogue.accumulate,
+            };
+            finish(s, c, sums, &end);
         }
     }
 }

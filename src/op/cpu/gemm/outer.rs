@@ -6,7 +6,7 @@
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, prefetch};
 use super::super::vec::convert;
 use super::{
-    Blocks, Mat, MatMut, Output, RowEnd, Scratch, bf16s, both_bf16, finish, pairs, with_scratch,
+    Blocks, Ends, Epilogue, Mat, MatMut, Output, Scratch, bf16s, both_bf16, pairs, with_scratch,
 };
 use crate::base::{Elem, bf16};
 use std::ops::Range;
@@ -35,13 +35,11 @@ pub(super) fn run<A: Elem, B: Elem, C: Elem, const TRANS: bool>(
         return;
     }
     let output = Output { data: c.data.as_mut_ptr(), ld: c.ld };
+    let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
     Blocks::new(m, n, MAX_BLOCK, UNIT).for_each(m * n * depth, |rows, cols| {
         with_scratch(|scratch| {
-            let output = &output;
-            dispatch(
-                level,
-                Block::<A, B, C, TRANS> { a, b, output, rows, cols, depth, accumulate, scratch },
-            );
+            let ends = Ends { output: &output, epilogue: &epilogue, residual: None };
+            dispatch(level, Block::<A, B, C, TRANS> { a, b, ends, rows, cols, depth, scratch });
         });
     });
 }
@@ -50,11 +48,10 @@ pub(super) fn run<A: Elem, B: Elem, C: Elem, const TRANS: bool>(
 struct Block<'a, A, B, C, const TRANS: bool> {
     a: Mat<'a, A>,
     b: Mat<'a, B>,
-    output: &'a Output<C>,
+    ends: Ends<'a, C, f32>,
     rows: Range<usize>,
     cols: Range<usize>,
     depth: usize,
-    accumulate: bool,
     scratch: &'a mut Scratch,
 }
 
@@ -64,7 +61,7 @@ impl<A: Elem, B: Elem, C: Elem, const TRANS: bool> Kernel for Block<'_, A, B, C,
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Block { a, b, output, rows, cols, depth, accumulate, scratch } = self;
+        let Block { a, b, ends, rows, cols, depth, scratch } = self;
         let tall = rows.len().next_multiple_of(UNIT[0]);
         let width = cols.len().next_multiple_of(UNIT[1]);
         let Scratch { a: a_copy, b: b_copy, sums } = scratch;
@@ -90,12 +87,7 @@ impl<A: Elem, B: Elem, C: Elem, const TRANS: bool> Kernel for Block<'_, A, B, C,
                 add_products::<S, TRANS, false, 6, 1>(s, a_copy, b_copy, terms.len(), sums, width);
             }
         }
-        for (i, sums) in rows.zip(sums.chunks_exact(width)) {
-            // SAFETY: blocks are disjoint and inside the matrix.
-            let c = unsafe { output.row(i, &cols) };
-            let end = RowEnd::<f32> { bias: None, residual: None, alpha: 1.0, accumulate };
-            finish(s, c, sums, &end);
-        }
+        ends.store(s, rows, &cols, sums, width);
     }
 }
 

@@ -56,8 +56,12 @@ fn multiply<A: Elem, B: Elem, C: Elem>(
             tiled::run(level, Model::new, p, bf16s(a), bf16s(b), c, &epilogue);
         }
         (Product::Nt, Path::At(level) | Path::Model(level)) => nt(level, a, b, c, &epilogue),
-        (Product::Nn, Path::At(level) | Path::Model(level)) => nn(level, a, b, c, accumulate),
-        (Product::Tn, Path::At(level) | Path::Model(level)) => tn(level, a, b, c, accumulate),
+        (Product::Nn, Path::At(level) | Path::Model(level)) => {
+            outer::<A, B, C, false>(level, a, b, c, accumulate)
+        }
+        (Product::Tn, Path::At(level) | Path::Model(level)) => {
+            outer::<A, B, C, true>(level, a, b, c, accumulate)
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 
 use super::super::amx::{ROWS, Tiles};
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, prefetch_far};
-use super::{Blocks, Epilogue, Mat, MatMut, Output, RowEnd, Scratch, finish, with_scratch};
+use super::{Blocks, Ends, Epilogue, Mat, MatMut, Output, Scratch, with_scratch};
 use crate::base::{Elem, bf16};
 use std::ops::Range;
 
@@ -150,39 +150,6 @@ impl<T: Tiles, C: Elem, E: Elem> Kernel for Block<'_, T, C, E> {
             turn(s, &sums[j..], width, turned, features);
             let rows = rows.start + j..(rows.start + j + LANES).min(rows.end);
             ends.store(s, rows, &cols, turned, features);
-        }
-    }
-}
-
-/// Where sums go.
-#[derive(Clone, Copy)]
-struct Ends<'a, C, E> {
-    output: &'a Output<C>,
-    epilogue: &'a Epilogue<'a, E>,
-    residual: Option<Mat<'a, E>>,
-}
-
-impl<C: Elem, E: Elem> Ends<'_, C, E> {
-    /// Finishes a block of sums, whose rows are `width` long.
-    #[inline(always)]
-    fn store<S: Simd>(
-        self,
-        s: S,
-        rows: Range<usize>,
-        cols: &Range<usize>,
-        sums: &[f32],
-        width: usize,
-    ) {
-        for (i, sums) in rows.zip(sums.chunks_exact(width)) {
-            // SAFETY: blocks are disjoint and inside the matrix.
-            let c = unsafe { self.output.row(i, cols) };
-            let end = RowEnd {
-                bias: self.epilogue.bias.map(|x| &x[cols.clone()]),
-                residual: self.residual.map(|x| x.row(i, cols.clone())),
-                alpha: self.epilogue.alpha,
-                accumulate: self.epilogue.accumulate,
-            };
-            finish(s, c, sums, &end);
         }
     }
 }
