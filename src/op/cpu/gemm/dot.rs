@@ -2,7 +2,7 @@
 
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, is_f32, prefetch};
 use super::super::vec::convert;
-use super::{Blocks, Ends, Epilogue, Mat, MatMut, Output, Scratch, both_bf16, pairs, with_scratch};
+use super::{Blocks, Ends, Epilogue, Mat, MatMut, Output, Scratch, with_scratch};
 use crate::base::Elem;
 use std::ops::Range;
 
@@ -30,14 +30,13 @@ pub(super) fn run<A: Elem, B: Elem, C: Elem, E: Elem>(
     }
     let residual = epilogue.residual.map(|(x, ld)| Mat::new(x, m, n, ld));
     let output = Output { data: c.data.as_mut_ptr(), ld: c.ld };
-    let pairs = level >= Level::Avx512Bf16 && both_bf16::<A, B>();
-    let row_bytes = if pairs { 2 } else { 4 } * k.max(LANES);
+    let row_bytes = 4 * k.max(LANES);
     let rows = (A_BYTES / row_bytes).clamp(24, 192);
     let cols = if m <= FEW_ROWS { 64 } else { (B_BYTES / row_bytes).clamp(32, 192) };
     let unit = if m <= FEW_ROWS { m } else { 6 };
     Blocks::new(m, n, [rows.max(unit), cols], [unit, COLS]).for_each(m * n * k, |rows, cols| {
         with_scratch(|scratch| {
-            let wide = m > FEW_ROWS && !pairs;
+            let wide = m > FEW_ROWS;
             let ends = Ends { output: &output, epilogue, residual };
             dispatch(level, Block { a, b, ends, rows, cols, wide, scratch });
         });
@@ -57,7 +56,6 @@ struct Block<'a, A, B, C, E> {
 }
 
 impl<A: Elem, B: Elem, C: Elem, E: Elem> Kernel for Block<'_, A, B, C, E> {
-    const PAIRS: bool = both_bf16::<A, B>();
     type Out = ();
 
     #[inline(always)]
@@ -145,16 +143,15 @@ fn tile<S: Simd, A: Elem, B: Elem, const ROWS: usize>(
     let a_rows = a_rows.map(|x| x.as_ptr());
     let b_rows = b_rows.map(|x| x.as_ptr());
     let mut sums = [[s.splat(0.0); COLS]; ROWS];
-    let terms = if pairs::<S, A, B>() { 2 * LANES } else { LANES };
-    let (whole, tail) = (a.cols / terms * terms, a.cols % terms);
-    for k in (0..whole).step_by(terms) {
+    let (whole, tail) = (a.cols / LANES * LANES, a.cols % LANES);
+    for k in (0..whole).step_by(LANES) {
         if ahead > 0 {
             for p in b_rows {
                 prefetch(p.wrapping_add(ahead + k));
             }
         }
-        // SAFETY: k + terms is at most the length of every row.
-        unsafe { step::<S, A, B, ROWS>(s, a_rows, b_rows, k, terms, &mut sums) };
+        // SAFETY: k + 16 is at most the length of every row.
+        unsafe { step::<S, A, B, ROWS>(s, a_rows, b_rows, k, LANES, &mut sums) };
     }
     if tail > 0 {
         // SAFETY: whole + tail is the length of every row.
@@ -180,27 +177,16 @@ unsafe fn step<S: Simd, A: Elem, B: Elem, const ROWS: usize>(
     sums: &mut [[S::V; COLS]; ROWS],
 ) {
     // Loops, not closures: see `Kernel`.
-    let pairs = pairs::<S, A, B>();
     let mut b = [s.splat(0.0); COLS];
     for (b, p) in b.iter_mut().zip(b_rows) {
         // SAFETY: the caller's promise.
-        *b = unsafe { load::<S, B>(s, pairs, p.add(k), n) };
+        *b = unsafe { s.load_some(p.add(k), n) };
     }
     for (sums, p) in sums.iter_mut().zip(a_rows) {
         // SAFETY: the caller's promise.
-        let a = unsafe { load::<S, A>(s, pairs, p.add(k), n) };
+        let a = unsafe { s.load_some(p.add(k), n) };
         for (sum, b) in sums.iter_mut().zip(b) {
-            *sum = if pairs { s.dot_pairs(a, b, *sum) } else { s.fma(a, b, *sum) };
+            *sum = s.fma(a, b, *sum);
         }
     }
-}
-
-/// Loads `n` elements: at most 32 bf16 as pairs, or at most 16 to be widened.
-///
-/// # Safety
-/// They must be readable.
-#[inline(always)]
-unsafe fn load<S: Simd, E: Elem>(s: S, pairs: bool, p: *const E, n: usize) -> S::V {
-    // SAFETY: the caller's promise; pairs are of bf16.
-    unsafe { if pairs { s.load_pairs(p.cast(), n) } else { s.load_some(p, n) } }
 }

@@ -9,6 +9,7 @@
 mod dot;
 mod outer;
 mod tiled;
+mod turned;
 
 use super::simd::{LANES, Level, Simd, level};
 use crate::base::{DType, Elem, bf16};
@@ -131,6 +132,8 @@ fn nt<A: Elem, B: Elem, C: Elem, E: Elem>(
 ) {
     if tiles::<A, B>(level) {
         tiled::on_processor(level, tiled::Product::Nt, bf16s(a), bf16s(b), c, epilogue);
+    } else if level.min(Level::detected()) >= Level::Avx512Bf16 && both_bf16::<A, B>() {
+        turned::run(bf16s(a), bf16s(b), c, epilogue);
     } else {
         dot::run(level, a, b, c, epilogue);
     }
