@@ -10,6 +10,7 @@ use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
+use crate::op::cpu::rope as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::vectors::{OWN, adding, aligned, vec_len};
 use crate::op::registry::OpDef;
@@ -47,13 +48,6 @@ pub const DEF: OpDef = OpDef {
 /// Rotates the q and k heads of `qkv`. Returns the shape of `qkv`.
 pub fn rope(r: &mut dyn Run, op: Rope, qkv: Tensor, positions: Tensor) -> Result<Tensor> {
     Ok(r.run(Arc::new(op), &[Some(qkv), Some(positions)])?[0])
-}
-
-impl Rope {
-    /// Where the two dimensions of pair `i` are in a head.
-    fn pair(&self, i: usize) -> (usize, usize) {
-        if self.interleaved { (2 * i, 2 * i + 1) } else { (i, i + self.inv_freq.len()) }
-    }
 }
 
 impl Op for Rope {
@@ -181,34 +175,35 @@ fn rotate<E: Elem>(op: &Rope, x: &[E], at: &[i32], sign: f32, out: &mut [E], acc
     let (d, half) = (op.head_dim, op.inv_freq.len());
     let width = (op.heads + 2 * op.kv_heads) * d;
     let turned = (op.heads + op.kv_heads) * d;
+    // Packed sequences share their positions: sines are computed once for each.
+    let last = at.iter().copied().max().unwrap_or(0);
+    let shared = (last as usize) < at.len();
+    let positions = if shared { last as usize + 1 } else { at.len() };
+    let mut angles = vec![0f32; positions * 2 * half];
+    let table = SharedMut::new(&mut angles);
+    let chunks = row_chunks(positions, 16 * half);
+    parallel_for(chunks.len(), |c| {
+        for p in chunks[c].clone() {
+            let position = if shared { p as f32 } else { at[p] as f32 };
+            // SAFETY: row p belongs to this task alone.
+            let (cosines, sines) = unsafe { table.slice(p * 2 * half, 2 * half) }.split_at_mut(half);
+            for ((cosine, sine), freq) in cosines.iter_mut().zip(sines).zip(op.inv_freq.iter()) {
+                let (sin, cos) = (position * freq).sin_cos();
+                (*cosine, *sine) = (cos * op.scale, sign * sin * op.scale);
+            }
+        }
+    });
     let out = SharedMut::new(out);
     let chunks = row_chunks(at.len(), width);
-    let put = |o: &mut E, v: f32| *o = E::from_f32(if acc { o.to_f32() + v } else { v });
     parallel_for(chunks.len(), |c| {
-        let mut angles = vec![(0f32, 0f32); half];
         for t in chunks[c].clone() {
-            for (a, freq) in angles.iter_mut().zip(op.inv_freq.iter()) {
-                let (sin, cos) = (at[t] as f32 * freq).sin_cos();
-                *a = (sign * sin * op.scale, cos * op.scale);
-            }
-            let x = &x[t * width..][..width];
+            let p = if shared { at[t] as usize } else { t };
+            let (cosines, sines) = angles[p * 2 * half..][..2 * half].split_at(half);
             // SAFETY: row t belongs to this task alone.
             let out = unsafe { out.slice(t * width, width) };
-            let (heads, v) = out.split_at_mut(turned);
-            for (x, out) in x.chunks_exact(d).zip(heads.chunks_exact_mut(d)) {
-                for (i, (sin, cos)) in angles.iter().enumerate() {
-                    let (p, q) = op.pair(i);
-                    let (a, b) = (x[p].to_f32(), x[q].to_f32());
-                    put(&mut out[p], a * cos - b * sin);
-                    put(&mut out[q], b * cos + a * sin);
-                }
-                for (o, x) in out.iter_mut().zip(x).skip(2 * half) {
-                    put(o, x.to_f32());
-                }
-            }
-            for (o, x) in v.iter_mut().zip(&x[turned..]) {
-                put(o, x.to_f32());
-            }
+            let x = &x[t * width..][..width];
+            let interleaved = op.interleaved;
+            kernel::turn(kernel::Turn { x, turned, d, interleaved, cosines, sines, acc, out });
         }
     });
 }

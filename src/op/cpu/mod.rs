@@ -10,6 +10,7 @@ pub mod dropout;
 pub mod gemm;
 pub mod loss;
 pub mod norm;
+pub mod rope;
 pub mod scatter;
 mod scores;
 pub mod shared;
