@@ -15,7 +15,7 @@ use duplex::op::weighted_sum::{WeightedSum, weighted_sum};
 use duplex::pool::ParamId;
 use duplex::rollout::Sampling;
 use duplex::tape::{Keep, Workspace};
-use duplex::train::{AdamWConfig, Batch};
+use duplex::train::{AdamWConfig, AdamWState, Batch};
 use std::path::{Path, PathBuf};
 
 struct Golden {
@@ -124,6 +124,7 @@ fn adamw() -> AdamWConfig {
         eps: 1e-8,
         weight_decay: 0.0,
         max_grad_norm: 1.0,
+        state: AdamWState::Full,
     }
 }
 

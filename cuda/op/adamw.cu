@@ -1,13 +1,6 @@
 // Adam with decoupled weight decay on a flat partition; see src/op/adamw.rs, whose arithmetic this repeats.
+#include "lib/adamw.cuh"
 #include "lib/vector.cuh"
-
-constexpr int ADAMW_GROUPS = 160;
-
-struct AdamWGroup {
-  uint64_t start, end;
-  float keep;       // 1 - lr * weight decay
-  float step_size;  // lr / (1 - beta1^t)
-};
 
 struct AdamWParams {
   void* w;
@@ -21,19 +14,6 @@ struct AdamWParams {
   uint32_t groups, flags, pad;
   AdamWGroup group[ADAMW_GROUPS];  // by start, disjoint
 };
-
-// The last group that starts at or before element i, or the first one.
-DEV const AdamWGroup& group_of(const AdamWParams& p, size_t i) {
-  uint32_t low = 0, high = p.groups;
-  while (low + 1 < high) {
-    const uint32_t middle = (low + high) / 2;
-    if (p.group[middle].start <= i)
-      low = middle;
-    else
-      high = middle;
-  }
-  return p.group[low];
-}
 
 // One element: the weight w (or master weight), its gradient, its moments.
 DEV void adamw_step(const AdamWParams& p, const AdamWGroup& group, float clip, float grad, float& w, float& m, float& v) {

@@ -12,6 +12,8 @@ pub enum DType {
     Bf16,
     /// 32-bit signed integer: token ids, positions, offsets.
     I32,
+    /// Bytes: codes of quantised optimizer state.
+    U8,
 }
 
 impl DType {
@@ -20,7 +22,13 @@ impl DType {
         match self {
             DType::F32 | DType::I32 => 4,
             DType::Bf16 => 2,
+            DType::U8 => 1,
         }
+    }
+
+    /// Whether elements are numbers to compute with, and not indices or codes.
+    pub fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::Bf16)
     }
 
     /// The name used in flags and files.
@@ -29,6 +37,7 @@ impl DType {
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
             DType::I32 => "i32",
+            DType::U8 => "u8",
         }
     }
 

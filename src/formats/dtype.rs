@@ -100,6 +100,7 @@ impl From<DType> for SourceDType {
             DType::F32 => F32,
             DType::Bf16 => Bf16,
             DType::I32 => I32,
+            DType::U8 => U8,
         }
     }
 }

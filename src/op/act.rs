@@ -65,7 +65,7 @@ impl Op for Act {
     fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
         let x = required(self, ins, 0)?;
         let last = x.shape.last();
-        if x.dtype == DType::I32 || last == 0 || !last.is_multiple_of(self.wide()) {
+        if !x.dtype.is_float() || last == 0 || !last.is_multiple_of(self.wide()) {
             return Err(shape_error(self, ins, "x [tokens, width], gated [tokens, 2 width]"));
         }
         let y = Desc::new(&[x.shape.rows(), last / self.wide()], x.dtype);

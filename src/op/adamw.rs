@@ -81,15 +81,10 @@ impl Op for AdamW {
         let flat = Desc::new(&[n], DType::F32);
         let state = [required(self, ins, 1)?, required(self, ins, 3)?, required(self, ins, 4)?];
         let fits = w == Desc { dtype: w.dtype, ..flat }
-            && w.dtype != DType::I32
+            && w.dtype.is_float()
             && clip == Desc::new(&[1], DType::F32)
             && state.iter().chain(&ins[5]).all(|d| *d == flat);
-        let mut bounds: Vec<(usize, usize)> =
-            self.groups.iter().map(|g| (g.start, g.end)).collect();
-        bounds.sort_unstable();
-        let apart = bounds.iter().all(|b| b.0 <= b.1 && b.1 <= n)
-            && bounds.windows(2).all(|p| p[0].1 <= p[1].0);
-        if !fits || !apart || self.step == 0 {
+        if !fits || !self.settings_fit(n) {
             let expected = "w [n], grad f32 [n], clip f32 [1], m, v, master f32 [n], disjoint groups in 0..n, step from 1";
             return Err(shape_error(self, ins, expected));
         }
@@ -111,10 +106,8 @@ impl Op for AdamW {
         let [m, v] = [1, 2].map(|i| io.outs[i].ptr);
         let master = io.outs.get(3).map_or(0, |p| p.ptr);
         let (grad, kernel) = (io.ptr(1), by_dtype(w.desc.dtype, "adamw_f32", "adamw_bf16"));
-        let mut groups: Vec<&Group> = self.groups.iter().filter(|g| g.start < g.end).collect();
-        groups.sort_unstable_by_key(|g| g.start);
-        for groups in groups.chunks(CUDA_GROUPS) {
-            let s = self.scalars(groups[0], 1.0);
+        let s = self.scalars(0.0, 0.0, 1.0);
+        for groups in self.cuda_groups().chunks(CUDA_GROUPS) {
             let mut params = Params {
                 w: w.ptr,
                 grad,
@@ -122,8 +115,8 @@ impl Op for AdamW {
                 m,
                 v,
                 master,
-                start: groups[0].start as u64 / 4 * 4,
-                end: groups[groups.len() - 1].end as u64,
+                start: groups[0].start / 4 * 4,
+                end: groups[groups.len() - 1].end,
                 one_minus_beta1: s.one_minus_beta1,
                 beta2: s.beta2,
                 one_minus_beta2: s.one_minus_beta2,
@@ -134,11 +127,7 @@ impl Op for AdamW {
                 pad: 0,
                 group: [CudaGroup::default(); CUDA_GROUPS],
             };
-            for (to, group) in params.group.iter_mut().zip(groups) {
-                let Scalars { keep, step_size, .. } = self.scalars(group, 1.0);
-                let (start, end) = (group.start as u64, group.end as u64);
-                *to = CudaGroup { start, end, keep, step_size };
-            }
+            params.group[..groups.len()].copy_from_slice(groups);
             let len = (params.end - params.start) as usize;
             io.stream.launch(kernel, flat_grid(len, 4), THREADS, 0, &params)?;
         }
@@ -147,13 +136,14 @@ impl Op for AdamW {
 }
 
 /// Groups of one launch: what fits in 4 KiB of arguments.
-const CUDA_GROUPS: usize = 160;
+pub(super) const CUDA_GROUPS: usize = 160;
 
+/// A group as kernels take it (`cuda/lib/adamw.cuh`).
 #[repr(C)]
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
-struct CudaGroup {
-    start: u64,
-    end: u64,
+pub(super) struct CudaGroup {
+    pub(super) start: u64,
+    pub(super) end: u64,
     keep: f32,
     step_size: f32,
 }
@@ -181,12 +171,22 @@ struct Params {
 }
 
 impl AdamW {
-    fn scalars(&self, group: &Group, clip: f32) -> Scalars {
+    /// Whether groups are disjoint and within `n` elements, and steps count from 1.
+    pub(super) fn settings_fit(&self, n: usize) -> bool {
+        let mut bounds: Vec<(usize, usize)> =
+            self.groups.iter().map(|g| (g.start, g.end)).collect();
+        bounds.sort_unstable();
+        self.step > 0
+            && bounds.iter().all(|b| b.0 <= b.1 && b.1 <= n)
+            && bounds.windows(2).all(|p| p[0].1 <= p[1].0)
+    }
+
+    pub(super) fn scalars(&self, lr: f32, weight_decay: f32, clip: f32) -> Scalars {
         let (b1, b2) = (f64::from(self.beta1), f64::from(self.beta2));
-        let (lr, t) = (f64::from(group.lr), f64::from(self.step));
+        let (lr, t) = (f64::from(lr), f64::from(self.step));
         Scalars {
             clip,
-            keep: (1.0 - lr * f64::from(group.weight_decay)) as f32,
+            keep: (1.0 - lr * f64::from(weight_decay)) as f32,
             one_minus_beta1: (1.0 - b1) as f32,
             beta2: self.beta2,
             one_minus_beta2: (1.0 - b2) as f32,
@@ -194,6 +194,27 @@ impl AdamW {
             v_factor: (1.0 / (1.0 - b2.powf(t)).sqrt()) as f32,
             eps: self.eps,
         }
+    }
+
+    /// All elements of all groups, cut into tasks: first element, number, scalars.
+    pub(super) fn pieces(&self, clip: f32) -> Vec<(usize, usize, Scalars)> {
+        let of_group = |g: &Group| {
+            let (end, s) = (g.end, self.scalars(g.lr, g.weight_decay, clip));
+            (g.start..end).step_by(PIECE).map(move |at| (at, PIECE.min(end - at), s))
+        };
+        self.groups.iter().flat_map(of_group).collect()
+    }
+
+    /// The groups that have elements, by their start.
+    pub(super) fn cuda_groups(&self) -> Vec<CudaGroup> {
+        let group = |g: &Group| {
+            let Scalars { keep, step_size, .. } = self.scalars(g.lr, g.weight_decay, 1.0);
+            CudaGroup { start: g.start as u64, end: g.end as u64, keep, step_size }
+        };
+        let mut groups: Vec<CudaGroup> =
+            self.groups.iter().filter(|g| g.start < g.end).map(group).collect();
+        groups.sort_unstable_by_key(|g| g.start);
+        groups
     }
 }
 
@@ -205,14 +226,7 @@ fn forward<E: Elem>(op: &AdamW, io: &mut Forward<'_>) {
     let w = SharedMut::new(w.get::<E>());
     let (m, v) = (SharedMut::new(m.f32()), SharedMut::new(v.f32()));
     let master = master.first_mut().map(|p| SharedMut::new(p.f32()));
-    let pieces: Vec<(usize, usize, Scalars)> = op
-        .groups
-        .iter()
-        .flat_map(|g| {
-            let s = op.scalars(g, clip);
-            (g.start..g.end).step_by(PIECE).map(move |at| (at, PIECE.min(g.end - at), s))
-        })
-        .collect();
+    let pieces = op.pieces(clip);
     parallel_for(pieces.len(), |i| {
         let (at, n, s) = pieces[i];
         let grad = &grad[at..][..n];
@@ -225,7 +239,14 @@ fn forward<E: Elem>(op: &AdamW, io: &mut Forward<'_>) {
 }
 
 /// One step in f64: weights (or master) and moments afterwards.
-fn reference(op: &AdamW, p: &mut [f64], grad: &[f64], clip: f64, m: &mut [f64], v: &mut [f64]) {
+pub(super) fn reference(
+    op: &AdamW,
+    p: &mut [f64],
+    grad: &[f64],
+    clip: f64,
+    m: &mut [f64],
+    v: &mut [f64],
+) {
     let (b1, b2) = (f64::from(op.beta1), f64::from(op.beta2));
     let t = op.step as i32;
     for g in &op.groups {

@@ -92,7 +92,7 @@ impl Attention {
             && self.alibi.as_ref().is_none_or(|slopes| slopes.len() == self.heads)
             && self.softcap.is_finite()
             && self.softcap >= 0.0
-            && qkv.dtype != DType::I32
+            && qkv.dtype.is_float()
             && qkv.shape.dims() == [qkv.shape.rows(), self.width()]
             && cu_seqlens.dtype == DType::I32
             && cu_seqlens.shape.numel() > 0

@@ -40,6 +40,10 @@ impl Held {
                 let whole: Vec<i32> = values.iter().map(|v| *v as i32).collect();
                 self.buffer.write(0, bytemuck::cast_slice(&whole))
             }
+            DType::U8 => {
+                let codes: Vec<u8> = values.iter().map(|v| *v as u8).collect();
+                self.buffer.write(0, &codes)
+            }
         }
     }
 
@@ -105,6 +109,11 @@ impl Bench {
                         Input::Ints(_, v) => {
                             let held = Held::new(device, desc)?;
                             held.buffer.write(0, bytemuck::cast_slice(v))?;
+                            held
+                        }
+                        Input::Bytes(_, v) => {
+                            let held = Held::new(device, desc)?;
+                            held.buffer.write(0, v)?;
                             held
                         }
                     })

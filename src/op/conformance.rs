@@ -11,6 +11,9 @@ use crate::tensor::Desc;
 /// A float64 implementation: inputs in order (absent ones empty) to differentiable outputs in order.
 pub type Reference = Box<dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>>>;
 
+/// What is compared, made of all outputs.
+pub type Decode = fn(&[Vec<f64>]) -> Vec<Vec<f64>>;
+
 /// One test case of an operator.
 pub struct Case {
     /// The operator with its attributes.
@@ -19,6 +22,8 @@ pub struct Case {
     pub ins: Vec<Option<Input>>,
     /// The float64 reference.
     pub reference: Reference,
+    /// What the codes that an operator leaves mean; for one without gradients.
+    pub decode: Option<Decode>,
     /// Fixed dtype of the case, or both.
     pub dtypes: &'static [DType],
     /// Multiplies the tolerances, with its reason at the case.
@@ -38,6 +43,8 @@ pub enum Input {
     Const(Vec<usize>, Vec<f32>),
     /// Token ids, offsets, positions.
     Ints(Vec<usize>, Vec<i32>),
+    /// Codes.
+    Bytes(Vec<usize>, Vec<u8>),
 }
 
 impl Input {
@@ -64,7 +71,7 @@ impl Input {
     pub(super) fn dims(&self) -> &[usize] {
         match self {
             Input::Act(d, _) | Input::Weight(d, _) | Input::F32(d, _) => d,
-            Input::Const(d, _) | Input::Ints(d, _) => d,
+            Input::Const(d, _) | Input::Ints(d, _) | Input::Bytes(d, _) => d,
         }
     }
 
@@ -73,6 +80,7 @@ impl Input {
             Input::Act(..) | Input::Weight(..) => dtype,
             Input::F32(..) | Input::Const(..) => DType::F32,
             Input::Ints(..) => DType::I32,
+            Input::Bytes(..) => DType::U8,
         }
     }
 
@@ -80,7 +88,7 @@ impl Input {
         match self {
             Input::Act(..) => Some(dtype),
             Input::Weight(..) | Input::F32(..) => Some(DType::F32),
-            Input::Const(..) | Input::Ints(..) => None,
+            Input::Const(..) | Input::Ints(..) | Input::Bytes(..) => None,
         }
     }
 }
@@ -93,7 +101,8 @@ impl Case {
         reference: impl Fn(&[Vec<f64>]) -> Vec<Vec<f64>> + 'static,
     ) -> Case {
         let dtypes = &[DType::F32, DType::Bf16];
-        Case { op: Box::new(op), ins, reference: Box::new(reference), dtypes, slack: 1.0 }
+        let (op, reference) = (Box::new(op), Box::new(reference));
+        Case { op, ins, reference, decode: None, dtypes, slack: 1.0 }
     }
 }
 
@@ -168,7 +177,7 @@ impl Guarded {
     fn poisoned(desc: Desc) -> Guarded {
         let mut g = Guarded { words: vec![0; (desc.bytes() + 2 * RED_ZONE).div_ceil(8)], desc };
         bytemuck::cast_slice_mut::<u64, u8>(&mut g.words).fill(RED);
-        g.bytes_mut().fill(0xFF); // NaN in f32 and bf16, -1 in i32
+        g.bytes_mut().fill(0xFF); // NaN in f32 and bf16, -1 in i32, 255 in u8
         g
     }
 
@@ -180,6 +189,9 @@ impl Guarded {
             DType::I32 => {
                 let out: &mut [i32] = bytemuck::cast_slice_mut(g.bytes_mut());
                 out.iter_mut().zip(values).for_each(|(o, v)| *o = *v as i32);
+            }
+            DType::U8 => {
+                g.bytes_mut().iter_mut().zip(values).for_each(|(o, v)| *o = *v as u8);
             }
         }
         g
@@ -207,6 +219,7 @@ impl Guarded {
             DType::F32 => self.view().f32().iter().map(|v| f64::from(*v)).collect(),
             DType::Bf16 => self.view().get::<bf16>().iter().map(|v| v.to_f64()).collect(),
             DType::I32 => self.view().i32().iter().map(|v| f64::from(*v)).collect(),
+            DType::U8 => self.bytes().iter().map(|v| f64::from(*v)).collect(),
         }
     }
 
@@ -243,6 +256,7 @@ pub fn check(case: &Case, device: Device, dtype: DType, seed: u64) -> Result<()>
                 }
                 Input::Const(_, v) => v.iter().map(|v| f64::from(*v)).collect(),
                 Input::Ints(_, v) => v.iter().map(|v| f64::from(*v)).collect(),
+                Input::Bytes(_, v) => v.iter().map(|v| f64::from(*v)).collect(),
             };
             Some(Guarded::from_f64(desc, &values))
         })
@@ -256,10 +270,14 @@ pub fn check(case: &Case, device: Device, dtype: DType, seed: u64) -> Result<()>
     let want = (case.reference)(&exact);
     let differentiable: Vec<usize> =
         (0..outs.len()).filter(|i| plan.differentiable >> i & 1 == 1).collect();
+    let mut made: Vec<Vec<f64>> = outs.iter().map(Guarded::values).collect();
+    if let Some(decode) = case.decode {
+        made = decode(&made);
+    }
     for (k, want) in want.iter().enumerate() {
         // References may go on to describe outputs without gradients, after those with.
         let i = differentiable.get(k).copied().unwrap_or(k);
-        compare(&format!("{:?} {dtype} output {i}", case.op), &outs[i].values(), want, limit)?;
+        compare(&format!("{:?} {dtype} output {i}", case.op), &made[i], want, limit)?;
     }
     if !differentiable.is_empty() {
         gradients(case, device, dtype, &plan, &inputs, &exact, &outs, &differentiable, &mut rng)?;

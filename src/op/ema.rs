@@ -35,7 +35,7 @@ impl Op for Ema {
 
     fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
         let (ema, w) = (required(self, ins, 0)?, required(self, ins, 1)?);
-        if ema.dtype != DType::F32 || w.dtype == DType::I32 || w.shape != ema.shape {
+        if ema.dtype != DType::F32 || !w.dtype.is_float() || w.shape != ema.shape {
             return Err(shape_error(self, ins, "ema f32 [n], w [n]"));
         }
         let flops = 3 * w.shape.numel() as u64;

@@ -79,7 +79,7 @@ impl Op for Embed {
         };
         if ids.dtype != DType::I32
             || at != ids
-            || tok.dtype == DType::I32
+            || !tok.dtype.is_float()
             || !matrix(&tok)
             || !pos.as_ref().is_none_or(matrix)
         {

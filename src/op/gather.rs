@@ -44,7 +44,7 @@ impl Op for Gather {
             [_, width] if width > 0 => vec![n, width],
             _ => vec![],
         };
-        if dims.is_empty() || x.dtype == DType::I32 || index.dtype != DType::I32 {
+        if dims.is_empty() || !x.dtype.is_float() || index.dtype != DType::I32 {
             return Err(shape_error(self, ins, "x [rows, width] or [rows], index i32 [n]"));
         }
         Ok(Plan {

@@ -34,7 +34,7 @@ impl Op for Head {
         let (x, w) = (required(self, ins, 0)?, required(self, ins, 1)?);
         let b = ins.get(2).copied().flatten();
         let d = x.shape.last();
-        if x.dtype == DType::I32
+        if !x.dtype.is_float()
             || d == 0
             || w != Desc::new(&[1, d], x.dtype)
             || b.is_some_and(|b| b != Desc::new(&[1], x.dtype))

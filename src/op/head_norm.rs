@@ -84,7 +84,7 @@ impl Op for HeadNorm {
         let x = required(self, ins, 0)?;
         let tokens = x.shape.rows();
         let weight = Some(Desc::new(&[self.head_dim], x.dtype));
-        if x.dtype == DType::I32
+        if !x.dtype.is_float()
             || x.shape.dims() != [tokens, self.width()]
             || (1..3).any(|i| ins.get(i).copied().flatten() != weight)
         {

@@ -80,6 +80,12 @@ impl<'a> View<'a> {
         bytemuck::cast_slice(self.bytes)
     }
 
+    /// The elements of a tensor of bytes.
+    pub fn u8(&self) -> &'a [u8] {
+        assert_eq!(self.desc.dtype, DType::U8);
+        self.bytes
+    }
+
     /// Dimensions, outermost first.
     pub fn dims(&self) -> &[usize] {
         self.desc.shape.dims()
@@ -108,6 +114,12 @@ impl<'a> ViewMut<'a> {
     pub fn i32(&mut self) -> &mut [i32] {
         assert_eq!(self.desc.dtype, DType::I32);
         bytemuck::cast_slice_mut(self.bytes)
+    }
+
+    /// The elements of a tensor of bytes.
+    pub fn u8(&mut self) -> &mut [u8] {
+        assert_eq!(self.desc.dtype, DType::U8);
+        self.bytes
     }
 }
 

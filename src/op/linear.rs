@@ -61,7 +61,7 @@ impl Op for Linear {
         let (tokens, inner, outer) = (x.shape.rows(), x.shape.last(), w.shape.rows());
         let dtype = if self.f32_out { DType::F32 } else { x.dtype };
         let y = Desc::new(&[tokens, outer], dtype);
-        let fits = x.dtype != DType::I32
+        let fits = x.dtype.is_float()
             && x == Desc::new(&[tokens, inner], x.dtype)
             && w == Desc::new(&[outer, inner], x.dtype)
             && ins[2].is_none_or(|b| b == Desc::new(&[outer], x.dtype))

@@ -65,7 +65,7 @@ impl Op for LogProb {
     fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
         let (x, w) = (required(self, ins, 0)?, required(self, ins, 1)?);
         let (n, d, vocab) = (x.shape.rows(), x.shape.last(), w.shape.rows());
-        let fits = x.dtype != DType::I32
+        let fits = x.dtype.is_float()
             && x == Desc::new(&[n, d], x.dtype)
             && w == Desc::new(&[vocab, d], x.dtype)
             && ins[2].is_none_or(|b| b == Desc::new(&[vocab], x.dtype))

@@ -78,7 +78,7 @@ impl Lora {
             rank: a.shape.rows(),
             n: b.shape.rows(),
         };
-        let fits = x.dtype != DType::I32
+        let fits = x.dtype.is_float()
             && y == Desc::new(&[s.tokens, s.total], x.dtype)
             && x == Desc::new(&[s.tokens, s.inner], x.dtype)
             && a == Desc::new(&[s.rank, s.inner], x.dtype)

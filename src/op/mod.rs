@@ -6,6 +6,7 @@
 
 pub mod act;
 pub mod adamw;
+pub mod adamw_compact;
 pub mod add;
 pub mod advance;
 pub mod attention;

@@ -16,6 +16,7 @@ pub struct OpDef {
 pub static OPS: &[OpDef] = &[
     crate::op::act::DEF,
     crate::op::adamw::DEF,
+    crate::op::adamw_compact::DEF,
     crate::op::add::DEF,
     crate::op::advance::DEF,
     crate::op::attention::DEF,

@@ -58,7 +58,7 @@ impl Op for Rope {
     fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
         let (qkv, at) = (required(self, ins, 0)?, required(self, ins, 1)?);
         let width = (self.heads + 2 * self.kv_heads) * self.head_dim;
-        if qkv.dtype == DType::I32
+        if !qkv.dtype.is_float()
             || at.dtype != DType::I32
             || qkv.shape.dims() != [at.shape.numel(), width]
             || 2 * self.inv_freq.len() > self.head_dim

@@ -4,9 +4,11 @@ use crate::base::{DType, Rng};
 use crate::op::Op;
 use crate::op::act::{Act, Kind};
 use crate::op::adamw::{AdamW, Group};
+use crate::op::adamw_compact::AdamWCompact;
 use crate::op::attention::Attention;
 use crate::op::cached_attention::{CachedAttention, PAGE};
 use crate::op::conformance::Input;
+use crate::op::cpu::adamw_compact::BLOCK;
 use crate::op::embed::Embed;
 use crate::op::linear::Linear;
 use crate::op::logprob::LogProb;
@@ -74,7 +76,7 @@ pub fn shapes(s: &Shape) -> Vec<Timed> {
     let decode = layers(s, s.decode.0);
     all.extend(decode.into_iter().map(|t| Timed { name: t.name + ", decode", ..t }));
     all.extend([train_attention(s), decode_attention(s), logprob(s), sample(s), sum_sq(s)]);
-    all.push(adamw(s));
+    all.extend([adamw(s), adamw_compact(s)]);
     all
 }
 
@@ -194,10 +196,29 @@ fn adamw(s: &Shape) -> Timed {
     timed("adamw", op, vec![w, flat(), clip, flat(), ones, flat()])
 }
 
-/// Whether an operator takes that dtype: the optimizer's master copy is only beside bf16 weights.
+/// The same on a compact state.
+fn adamw_compact(s: &Shape) -> Timed {
+    let n = s.params.next_multiple_of(BLOCK);
+    let group = Group { start: 0, end: n, lr: 1e-4, weight_decay: 0.1 };
+    let op = AdamW { groups: vec![group], beta1: 0.9, beta2: 0.95, eps: 1e-8, step: 10 };
+    let codes = || Some(Input::Bytes(vec![n], (0..n).map(|i| (i % 128) as u8).collect()));
+    let scales = n / BLOCK * 2;
+    let ins = vec![
+        Some(Input::weight(&[n], 1e-3)),
+        Some(Input::f32(&[n], 1e-3)),
+        Some(Input::Const(vec![1], vec![1.0])),
+        codes(),
+        codes(),
+        codes(),
+        Some(Input::Const(vec![scales], vec![1e-3; scales])),
+    ];
+    timed("adamw_compact", AdamWCompact(op), ins)
+}
+
+/// Whether an operator takes that dtype: what the optimizer keeps of weights is only beside bf16.
 pub fn takes(name: &str, dtype: DType) -> bool {
     match name {
-        "adamw" => dtype == DType::Bf16,
+        "adamw" | "adamw_compact" => dtype == DType::Bf16,
         "sample" | "sum_sq" => dtype == DType::F32,
         _ => true,
     }

@@ -39,6 +39,7 @@ pub use table::{BENCHMARK, EVALUATION, INSPECTION, RUN, TALK};
 
 use crate::base::{DType, Error, Result};
 use crate::device::Device;
+use crate::train::AdamWState;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -168,6 +169,26 @@ pub enum Checkpointing {
     Full,
 }
 
+/// How the optimizer keeps its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerState {
+    /// In f32.
+    Full,
+    /// In codes of 8 bits, for bf16 weights.
+    Compact,
+}
+
+impl OptimizerState {
+    /// The state meant.
+    pub fn adamw(self) -> AdamWState {
+        match self {
+            OptimizerState::Full => AdamWState::Full,
+            OptimizerState::Compact => AdamWState::Compact,
+        }
+    }
+}
+
 /// A training run: `duplex train`, `sft`, `reward` and `ppo`. The table of keys documents each field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunConfig {
@@ -213,6 +234,8 @@ pub struct RunConfig {
     pub micro_batch_tokens: usize,
     /// What is computed again in the backward pass.
     pub gradient_checkpointing: Checkpointing,
+    /// How the optimizers keep their state.
+    pub optimizer_state: OptimizerState,
     /// How conversations become text.
     pub chat_format: ConversationFormat,
     /// Answers shown now and then during PPO.
@@ -260,6 +283,7 @@ impl Default for RunConfig {
             max_answer_seq_len: 256,
             micro_batch_tokens: 0,
             gradient_checkpointing: Checkpointing::None,
+            optimizer_state: OptimizerState::Full,
             chat_format: ConversationFormat::Auto,
             print_samples: 2,
             max_shard_size: "5GB".into(),

@@ -33,7 +33,7 @@ pub(super) fn critic_lora(cfg: &RunConfig) -> Option<LoraConfig> {
     lora(cfg, cfg.lora.critic_lora_dim)
 }
 
-fn adamw(s: &OptimizerSection, lora_learning_rate: f64) -> AdamWConfig {
+fn adamw(cfg: &RunConfig, s: &OptimizerSection, lora_learning_rate: f64) -> AdamWConfig {
     AdamWConfig {
         learning_rate: s.learning_rate as f32,
         lora_learning_rate: lora_learning_rate as f32,
@@ -42,15 +42,16 @@ fn adamw(s: &OptimizerSection, lora_learning_rate: f64) -> AdamWConfig {
         eps: s.adam_eps as f32,
         weight_decay: s.weight_decay as f32,
         max_grad_norm: s.max_grad_norm as f32,
+        state: cfg.optimizer_state.adamw(),
     }
 }
 
 pub(super) fn sft_adamw(cfg: &RunConfig) -> AdamWConfig {
-    adamw(&cfg.sft.optimizer, cfg.lora.actor_lora_learning_rate)
+    adamw(cfg, &cfg.sft.optimizer, cfg.lora.actor_lora_learning_rate)
 }
 
 pub(super) fn reward_adamw(cfg: &RunConfig) -> AdamWConfig {
-    adamw(&cfg.reward.optimizer, cfg.lora.critic_lora_learning_rate)
+    adamw(cfg, &cfg.reward.optimizer, cfg.lora.critic_lora_learning_rate)
 }
 
 pub(super) fn actor_adamw(cfg: &RunConfig) -> AdamWConfig {
@@ -63,6 +64,7 @@ pub(super) fn actor_adamw(cfg: &RunConfig) -> AdamWConfig {
         eps: p.adam_eps as f32,
         weight_decay: p.actor_weight_decay as f32,
         max_grad_norm: p.max_grad_norm as f32,
+        state: cfg.optimizer_state.adamw(),
     }
 }
 

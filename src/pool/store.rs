@@ -14,8 +14,9 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Alignment of a parameter within its block, in elements: 64 bytes of bf16.
-const ALIGN: usize = 32;
+/// Alignment of a parameter within its block, in elements. The compact optimizer state has a scale for every 64
+/// neighbours (`op/adamw_compact.rs`), which must be of one parameter: others have other magnitudes.
+const ALIGN: usize = 64;
 
 /// How a weight is cut over ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]

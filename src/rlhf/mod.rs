@@ -9,7 +9,7 @@
 //! ```
 //! use duplex::{arch::Config, base::DType, device::Device, engine::Engine, rlhf::*, rollout::Sampling};
 //! use duplex::{data::{PairExample, SftExample}, model::{Head, LoadOptions, Model}, tape::{Keep, Workspace}};
-//! use duplex::train::{AdamWConfig, Schedule, ScheduleKind};
+//! use duplex::train::{AdamWConfig, AdamWState, Schedule, ScheduleKind};
 //! # fn main() -> duplex::base::Result<()> {
 //! let shape = serde_json::json!({"model_type": "gpt2", "vocab_size": 50, "n_embd": 16,
 //!     "n_layer": 2, "n_head": 2, "n_positions": 64});
@@ -18,7 +18,7 @@
 //!     Model::random(&config, &LoadOptions { train, seed: 1, ..LoadOptions::frozen(head, DType::F32) })
 //! };
 //! let adamw = AdamWConfig { learning_rate: 1e-2, lora_learning_rate: 1e-2, beta1: 0.9,
-//!     beta2: 0.95, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
+//!     beta2: 0.95, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0, state: AdamWState::Full };
 //! let schedule = Schedule { kind: ScheduleKind::Cosine, warmup: 0, total: 20 };
 //! let step = StepConfig { schedule, micro_batch_tokens: 512, seed: 1 };
 //! let mut ws = Workspace::new(Device::Cpu, 1 << 30)?;

@@ -5,8 +5,10 @@ mod batch;
 mod ema;
 mod optimizer;
 mod schedule;
+mod state;
 
 pub use batch::Batch;
 pub use ema::Ema;
 pub use optimizer::{AdamWConfig, Optimizer, StepStats};
 pub use schedule::{Schedule, ScheduleKind};
+pub use state::AdamWState;

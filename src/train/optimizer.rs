@@ -1,14 +1,14 @@
 //! AdamW on the flat partitions of a store: one launch per flat, global gradient clipping, no weight
-//! decay on vectors, a learning rate of their own for adapters. With bf16 weights an f32 master copy
-//! is kept.
+//! decay on vectors, a learning rate of their own for adapters. What is kept of a flat between steps
+//! is in `state.rs`.
 
 use crate::base::{DType, Result};
-use crate::device::Buffer;
 use crate::model::Model;
-use crate::op::adamw::{AdamW, Group, adamw};
+use crate::op::adamw::{AdamW, Group};
 use crate::op::sum_sq::sum_sq;
 use crate::tape::{Tape, Workspace};
 use crate::tensor::{Desc, Tensor};
+use crate::train::state::{AdamWState, State};
 
 /// Settings of the optimizer.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,8 @@ pub struct AdamWConfig {
     pub weight_decay: f32,
     /// Gradients are scaled down to this global norm; 0 = never.
     pub max_grad_norm: f32,
+    /// How moments and what bf16 weights lack are kept.
+    pub state: AdamWState,
 }
 
 /// What one optimizer step did.
@@ -38,13 +40,11 @@ pub struct StepStats {
     pub skipped: bool,
 }
 
-/// Optimizer state of one flat.
+/// One flat and its optimizer state.
 #[derive(Debug)]
-struct State {
+struct Part {
     flat: usize,
-    m: Buffer,
-    v: Buffer,
-    master: Option<Buffer>,
+    state: State,
     /// Element ranges: start, end, has weight decay, is an adapter.
     ranges: Vec<(usize, usize, bool, bool)>,
 }
@@ -54,17 +54,16 @@ struct State {
 pub struct Optimizer {
     /// The settings.
     pub config: AdamWConfig,
-    states: Vec<State>,
+    parts: Vec<Part>,
     steps: u32,
 }
 
 impl Optimizer {
-    /// Fresh state for the trained parameters of `model`.
+    /// Fresh state for the trained parameters of `model`. Compact state needs bf16 weights.
     pub fn new(model: &Model, config: AdamWConfig) -> Result<Optimizer> {
         let store = &model.store;
-        let mut states = vec![];
+        let mut parts = vec![];
         for (flat, f) in store.flats().iter().enumerate().filter(|(_, f)| f.trained) {
-            let one = || Buffer::zeroed(store.device(), f.block * 4);
             let ranges = store
                 .params()
                 .iter()
@@ -75,35 +74,14 @@ impl Optimizer {
                     (p.offset, p.offset + n, matrix, p.spec.name.contains(".lora."))
                 })
                 .collect();
-            let master = (store.dtype() == DType::Bf16).then(one).transpose()?;
-            states.push(State { flat, m: one()?, v: one()?, master, ranges });
+            parts.push(Part { flat, state: State::new(config.state, store, f)?, ranges });
         }
-        let optimizer = Optimizer { config, states, steps: 0 };
-        optimizer.reset_master(model)?;
-        Ok(optimizer)
-    }
-
-    /// Sets the f32 master copies from the weights.
-    fn reset_master(&self, model: &Model) -> Result<()> {
-        for s in &self.states {
-            let Some(master) = &s.master else { continue };
-            let flat = &model.store.flats()[s.flat];
-            let mut raw = vec![0u8; flat.block * 2];
-            flat.weights.read(0, &mut raw)?;
-            let wide: Vec<u8> = raw
-                .chunks_exact(2)
-                .flat_map(|b| [0, 0, b[0], b[1]]) // bf16 is the upper half of a little-endian f32
-                .collect();
-            master.write(0, &wide)?;
-        }
-        Ok(())
+        Ok(Optimizer { config, parts, steps: 0 })
     }
 
     /// Size of the optimizer state.
     pub fn bytes(&self) -> usize {
-        let size =
-            |s: &State| s.m.bytes() + s.v.bytes() + s.master.as_ref().map_or(0, Buffer::bytes);
-        self.states.iter().map(size).sum()
+        self.parts.iter().map(|p| p.state.bytes()).sum()
     }
 
     /// Steps done so far.
@@ -126,8 +104,8 @@ impl Optimizer {
         let this: &Optimizer = self;
         ws.run(&format!("adamw {}", model.store.id()), &(), |tape, ()| {
             let clip = tape.input_f32(&[clip])?;
-            for s in &this.states {
-                this.update(tape, model, s, clip, factor)?;
+            for part in &this.parts {
+                this.update(tape, model, part, clip, factor)?;
             }
             Ok(())
         })?;
@@ -138,8 +116,8 @@ impl Optimizer {
     fn grad_norm(&self, ws: &mut Workspace, model: &Model) -> Result<f32> {
         let sums = ws.run(&format!("grad norm {}", model.store.id()), &(), |tape, ()| {
             let mut sums = vec![];
-            for s in &self.states {
-                let flat = &model.store.flats()[s.flat];
+            for part in &self.parts {
+                let flat = &model.store.flats()[part.flat];
                 let grads = flat.grads.as_ref().expect("trained");
                 let g = tape.bind(grads.region(), Desc::new(&[flat.block], DType::F32));
                 let sum = sum_sq(tape, g)?;
@@ -154,19 +132,16 @@ impl Optimizer {
         &self,
         tape: &mut Tape<'_>,
         model: &Model,
-        s: &State,
+        part: &Part,
         clip: Tensor,
         factor: f32,
     ) -> Result<()> {
         let c = &self.config;
-        let flat = &model.store.flats()[s.flat];
+        let flat = &model.store.flats()[part.flat];
         let n = Desc::new(&[flat.block], DType::F32);
         let w = tape.bind(flat.weights.region(), Desc { dtype: model.store.dtype(), ..n });
         let g = tape.bind(flat.grads.as_ref().expect("trained").region(), n);
-        let m = tape.bind(s.m.region(), n);
-        let v = tape.bind(s.v.region(), n);
-        let master = s.master.as_ref().map(|b| tape.bind(b.region(), n));
-        let groups = s
+        let groups = part
             .ranges
             .iter()
             .map(|&(start, end, decay, adapter)| Group {
@@ -177,6 +152,6 @@ impl Optimizer {
             })
             .collect();
         let op = AdamW { groups, beta1: c.beta1, beta2: c.beta2, eps: c.eps, step: self.steps };
-        adamw(tape, op, w, g, clip, m, v, master)
+        part.state.update(tape, op, w, g, clip)
     }
 }

@@ -8,7 +8,7 @@ use duplex::arch::Config;
 use duplex::base::{DType, Rng};
 use duplex::model::{Head, LoadOptions, LoraConfig, Model};
 use duplex::tape::Keep;
-use duplex::train::{AdamWConfig, Schedule, ScheduleKind};
+use duplex::train::{AdamWConfig, AdamWState, Schedule, ScheduleKind};
 use serde_json::{Value, json};
 
 /// The three whose parts the others are made of.
@@ -140,6 +140,7 @@ pub fn adamw(learning_rate: f32) -> AdamWConfig {
         eps: 1e-8,
         weight_decay: 0.1,
         max_grad_norm: 1.0,
+        state: AdamWState::Full,
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod act;
 pub mod adamw;
+pub mod adamw_compact;
 mod amx;
 pub mod attend;
 pub mod attend_backward;

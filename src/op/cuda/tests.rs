@@ -5,6 +5,8 @@ use crate::base::{DType, Elem, Rng, bf16};
 use crate::device::{Buffer, Device};
 use crate::op::Op;
 use crate::op::act::Kind;
+use crate::op::adamw::{AdamW, Group};
+use crate::op::adamw_compact::AdamWCompact;
 use crate::op::cpu::testing::{Host, backward as cpu_backward, forward as cpu_forward};
 use crate::op::cuda::gemm::Columns;
 use crate::op::cuda::testing::{backward, forward, forward_past_faults};
@@ -13,6 +15,7 @@ use crate::op::embed::Embed;
 use crate::op::gather::Gather;
 use crate::op::head_norm::HeadNorm;
 use crate::op::lora::Lora;
+use crate::tensor::Desc;
 
 /// With a = identity u is dropout(x) itself, so the bits of every mask show.
 fn masks_are_those_of_the_cpu<E: Elem>(rng: &mut Rng) {
@@ -71,6 +74,44 @@ fn rows_and_their_gradients_have_the_bits_of_the_cpu() {
     let mut rng = Rng::new(42, 0);
     lookups_have_the_bits_of_the_cpu::<f32>(&mut rng);
     lookups_have_the_bits_of_the_cpu::<bf16>(&mut rng);
+}
+
+/// Twelve steps of the optimizer on a compact state, in blocks of many magnitudes, in more groups than
+/// one launch takes.
+fn compact_steps_have_the_bits_of_the_cpu<G: Elem>(rng: &mut Rng) {
+    let (blocks, groups) = (400, 333);
+    let n = 64 * blocks;
+    let group = |i: usize| Group {
+        start: 64 * (i * blocks / groups),
+        end: 64 * (i * blocks / groups) + 1 + 7 * i % 64,
+        lr: 0.001 * (i % 9) as f32,
+        weight_decay: 0.01 * (i % 7) as f32,
+    };
+    let mut zeros = Host::blank(Desc::new(&[n], DType::U8));
+    zeros.bytes_mut().fill(0);
+    let scales = Host::new::<f32>(&[n / 32], &vec![0.0; n / 32]);
+    let w = Host::normal::<bf16>(&[n], 0.5, rng);
+    let mut state = vec![w, zeros.clone(), zeros.clone(), zeros, scales];
+    for step in 1..=12 {
+        let groups = (0..groups).map(group).collect();
+        let op = AdamWCompact(AdamW { groups, beta1: 0.9, beta2: 0.95, eps: 1e-8, step });
+        let size = |i: usize| 10f32.powi((i / 64 % 13) as i32 - 9) * f32::from(i / 64 % 17 != 0);
+        let grad: Vec<f32> = (0..n).map(|i| size(i) * rng.normal()).collect();
+        let at = |i: usize| state.get(i).cloned();
+        let (grad, clip) = (Host::new::<G>(&[n], &grad), Host::new::<f32>(&[1], &[rng.uniform()]));
+        let ins = [at(0), Some(grad), Some(clip), at(1), at(2), at(3), at(4)];
+        let want = cpu_forward(&op, &ins).expect("step");
+        assert_eq!(forward(&op, &ins).expect("no faults"), want, "step {step}");
+        assert_ne!(want[0], state[0]);
+        state = want;
+    }
+}
+
+#[test]
+fn a_compact_optimizer_state_has_the_bits_of_the_cpu() {
+    let mut rng = Rng::new(43, 0);
+    compact_steps_have_the_bits_of_the_cpu::<f32>(&mut rng);
+    compact_steps_have_the_bits_of_the_cpu::<bf16>(&mut rng);
 }
 
 #[test]

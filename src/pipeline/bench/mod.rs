@@ -8,7 +8,7 @@ mod measured;
 mod shapes;
 mod work;
 
-use super::config::BenchConfig;
+use super::config::{BenchConfig, OptimizerState};
 use crate::base::{Error, Result};
 use crate::model::Head;
 use machine::Ceilings;
@@ -52,6 +52,7 @@ pub fn bench(cfg: &BenchConfig, progress: &mut dyn FnMut(&str)) -> Result<String
             "model": subject.name,
             "parameters": parameters,
             "dtype": dtype.to_string(),
+            "optimizer_state": cfg.optimizer_state,
             "prompt_tokens": cfg.prompt_tokens,
             "new_tokens": cfg.new_tokens,
             "repeat": cfg.repeat,
@@ -60,8 +61,12 @@ pub fn bench(cfg: &BenchConfig, progress: &mut dyn FnMut(&str)) -> Result<String
         });
         write(path, &format!("{report:#}\n"))?;
     }
+    let state = match cfg.optimizer_state {
+        OptimizerState::Full => "full",
+        OptimizerState::Compact => "compact",
+    };
     Ok(format!(
-        "{} ({:.1} M parameters), {dtype}, {}, {device_name}; medians of {}\n\
+        "{} ({:.1} M parameters), {dtype}, {state} optimizer state, {}, {device_name}; medians of {}\n\
          ceilings measured here: reads {:.1} GB/s, our fastest matrix product {:.1} GFLOP/s\n\n{}",
         subject.name,
         parameters as f64 / 1e6,

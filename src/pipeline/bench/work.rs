@@ -30,16 +30,6 @@ pub(super) struct Bench<'b> {
 /// Seconds of the parts of one run, in order, and the tokens made or trained on.
 type Run = (Vec<f64>, usize);
 
-const ADAMW: AdamWConfig = AdamWConfig {
-    learning_rate: 1e-5,
-    lora_learning_rate: 1e-5,
-    beta1: 0.9,
-    beta2: 0.95,
-    eps: 1e-8,
-    weight_decay: 0.0,
-    max_grad_norm: 1.0,
-};
-
 const SCHEDULE: Schedule = Schedule { kind: ScheduleKind::Constant, warmup: 0, total: 1 };
 
 impl Bench<'_> {
@@ -72,6 +62,19 @@ impl Bench<'_> {
     /// Options of a model that is trained, or only asked.
     fn options(&self, train: bool) -> LoadOptions {
         LoadOptions { train, ..LoadOptions::frozen(Head::Lm, self.dtype()).on(self.device) }
+    }
+
+    fn adamw(&self) -> AdamWConfig {
+        AdamWConfig {
+            learning_rate: 1e-5,
+            lora_learning_rate: 1e-5,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            state: self.cfg.optimizer_state.adamw(),
+        }
     }
 
     fn dtype(&self) -> DType {
@@ -179,7 +182,7 @@ impl Bench<'_> {
             micro_batch_tokens: MICRO_BATCH_TOKENS,
             seed: self.cfg.seed,
         };
-        let engine = Engine::trained(model, ADAMW, Keep::All)?;
+        let engine = Engine::trained(model, self.adamw(), Keep::All)?;
         let mut trainer = SftTrainer::new(engine, SftConfig { step, loss_on_prompt: true });
         let mut ws = Workspace::new(self.device, usize::MAX)?;
         let runs = self.repeat(|_| {
@@ -204,9 +207,9 @@ impl Bench<'_> {
         let critic = self.subject.critic(&self.options(true))?;
         let (reference, reward) = (copy(&actor)?, copy(&critic)?);
         Ok(PpoEngines {
-            actor: Engine::trained(actor, ADAMW, Keep::All)?,
+            actor: Engine::trained(actor, self.adamw(), Keep::All)?,
             reference: Some(reference),
-            critic: Engine::trained(critic, ADAMW, Keep::All)?,
+            critic: Engine::trained(critic, self.adamw(), Keep::All)?,
             reward: RewardSource::Model(Box::new(reward)),
         })
     }

@@ -1,7 +1,8 @@
 //! The configuration of `duplex bench`, and the names of what it measures.
 
+use super::check::state_fits;
 use super::layers::{self, Setting};
-use super::{BENCHMARK, DeviceChoice, Precision};
+use super::{BENCHMARK, DeviceChoice, OptimizerState, Precision};
 use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -28,6 +29,8 @@ pub struct BenchConfig {
     pub device: DeviceChoice,
     /// Dtype of weights and activations.
     pub dtype: Precision,
+    /// How the optimizer keeps its state.
+    pub optimizer_state: OptimizerState,
     /// CPU threads; 0 = all cores.
     pub threads: usize,
     /// Seed of weights, tokens and draws.
@@ -49,6 +52,7 @@ impl Default for BenchConfig {
             train_sequences: 8,
             device: DeviceChoice::Auto,
             dtype: Precision::Bf16,
+            optimizer_state: OptimizerState::Full,
             threads: 0,
             seed: 1234,
             json: None,
@@ -100,6 +104,7 @@ impl BenchConfig {
             return Err(Error::user("--model and --shape exclude each other"));
         }
         config.cases()?;
+        state_fits(config.optimizer_state, config.dtype)?;
         Ok(config)
     }
 

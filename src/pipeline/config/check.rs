@@ -2,7 +2,7 @@
 //! sizes) in the form the pipeline uses.
 
 use super::keys::parse_bytes;
-use super::{Deployment, EvalConfig, KlController, RunConfig};
+use super::{Deployment, EvalConfig, KlController, OptimizerState, Precision, RunConfig};
 use crate::base::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -96,6 +96,7 @@ impl RunConfig {
         if self.lora.lora_module_name.is_empty() {
             return refuse("\"lora.lora_module_name\" is empty; use \"all\" or name modules");
         }
+        state_fits(self.optimizer_state, self.dtype)?;
         self.check_ppo()
     }
 
@@ -142,6 +143,16 @@ impl EvalConfig {
             );
         }
         Ok(())
+    }
+}
+
+/// Refuses a compact optimizer state beside f32 weights.
+pub(super) fn state_fits(state: OptimizerState, dtype: Precision) -> Result<()> {
+    match (state, dtype) {
+        (OptimizerState::Compact, Precision::F32) => refuse(
+            "\"optimizer_state\" compact is for bf16 weights; use \"dtype\" bf16 or \"optimizer_state\" full",
+        ),
+        _ => Ok(()),
     }
 }
 

@@ -18,6 +18,7 @@ const SOME_COUNT: Kind = Kind::int(1, COUNT);
 const TEXTS: Kind = Kind::List(&Kind::Text);
 const DTYPES: Kind = Kind::Choice(&["bf16", "f32"]);
 const FORMATS: Kind = Kind::Choice(&["auto", "template", "human_assistant"]);
+const STATES: Kind = Kind::Choice(&["full", "compact"]);
 const SHAPES: Kind = Kind::Choice(&["opt-125m", "gpt2", "smollm2-135m", "tiny"]);
 const SCHEDULES: Kind = Kind::Choice(&["linear", "cosine", "constant", "constant_with_warmup"]);
 
@@ -37,7 +38,7 @@ pub static RUN: &[Key] = &[
     key("overwrite", RUNS, Kind::Bool, "replace another run found in the output folder"),
     key("deployment_type", RUNS, Kind::Choice(&["single_gpu", "single_node", "multi_node"]), "ranks to run on; this version runs one"),
     key("device", RUNS, Kind::Device, "where to compute; auto: CUDA where it can be used, else the CPU"),
-    key("dtype", RUNS, DTYPES, "dtype of weights and activations; sums and optimizer state are always f32"),
+    key("dtype", RUNS, DTYPES, "dtype of weights and activations; sums are always f32"),
     key("threads", RUNS, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
     key("seed", RUNS, Kind::int(0, i64::MAX), "seed of every random number in the run"),
     key("data_path", RUNS, TEXTS, "data files or folders, each PATH or PATH:WEIGHT; left out: the demonstration's data"),
@@ -52,6 +53,7 @@ pub static RUN: &[Key] = &[
     key("micro_batch_tokens", RUNS, Kind::int(0, TOKENS), "most packed tokens in a micro-batch; 0 = chosen. Changes memory and speed, never the result"),
     key("gradient_checkpointing", RUNS, Kind::Choice(&["none", "cheap", "full"]), "what is computed again in the backward pass to save memory; alone: full")
         .or(&[(PPO, "actor-gradient-checkpointing")]).alone("full"),
+    key("optimizer_state", RUNS, STATES, "what the optimizer keeps beside bf16 weights and gradients: full, 12 bytes a parameter, or compact, 3.1"),
     key("chat_format", RUNS, FORMATS, "how conversations become text; auto: the tokenizer's chat template, else Human/Assistant turns"),
     key("print_samples", RUNS, Kind::int(0, 1000), "answers shown now and then during PPO"),
     key("max_shard_size", RUNS, Kind::Bytes, "largest file of a saved model"),
@@ -198,6 +200,7 @@ pub static BENCHMARK: &[Key] = &[
     key("train_sequences", BENCH, BATCH, "sequences of a training step"),
     key("device", BENCH, Kind::Device, "where to compute; auto: CUDA where it can be used, else the CPU"),
     key("dtype", BENCH, DTYPES, "dtype of weights and activations"),
+    key("optimizer_state", BENCH, STATES, "what the optimizer keeps: full, or compact (bf16 weights only)"),
     key("threads", BENCH, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
     key("seed", BENCH, Kind::int(0, i64::MAX), "seed of weights, tokens and draws"),
     key("json", BENCH, Kind::Text, "file to write the results to, as JSON"),
