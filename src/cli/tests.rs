@@ -4,7 +4,7 @@ use super::args::{Request, parse};
 use super::flags::{COMMANDS, command};
 use super::*;
 use crate::pipeline::config::keys::Kind as Values;
-use crate::pipeline::config::{Checkpointing, RUN, RunConfig, toml_settings};
+use crate::pipeline::config::{Checkpointing, OptimizerState, RUN, RunConfig, toml_settings};
 use std::collections::BTreeSet;
 
 fn request(line: &str) -> Result<Request> {
@@ -90,6 +90,10 @@ fn lists_gather_and_flags_may_stand_alone() {
     assert_eq!(c.gradient_checkpointing, Checkpointing::Full);
     let c = run_config("train --gradient-checkpointing cheap --sft-max-steps 4 --kl-coef 0.5");
     assert_eq!(c.gradient_checkpointing, Checkpointing::Cheap);
+    assert_eq!(c.optimizer_state, OptimizerState::Full);
+    let c = run_config("ppo --optimizer-state compact --dtype bf16");
+    assert_eq!(c.optimizer_state, OptimizerState::Compact);
+    let c = run_config("train --sft-max-steps 4 --kl-coef 0.5");
     assert_eq!((c.sft.optimizer.max_steps, c.reward.optimizer.max_steps), (4, 0));
     assert_eq!(c.ppo.kl_coef, 0.5);
     assert_eq!(run_config("ppo --ppo-kl-coef 0.25").ppo.kl_coef, 0.25);

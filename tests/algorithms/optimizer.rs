@@ -1,5 +1,6 @@
 //! The optimizer under a trainer: AdamW with global clipping, no decay on vectors, schedules, a
-//! learning rate of their own for adapters, the f32 master copy of bf16 weights.
+//! learning rate of their own for adapters, the f32 master copy of bf16 weights, and the compact state
+//! instead of it.
 
 use crate::common::*;
 use crate::setup::*;
@@ -10,7 +11,7 @@ use duplex::model::Head;
 use duplex::pool::ParamId;
 use duplex::rlhf::{SftConfig, SftTrainer, StepConfig};
 use duplex::tape::Keep;
-use duplex::train::{AdamWConfig, Schedule, ScheduleKind};
+use duplex::train::{AdamWConfig, AdamWState, Schedule, ScheduleKind};
 
 /// AdamW (Loshchilov and Hutter 2019) in f64 on the gradients that the trainer leaves.
 #[derive(Default)]
@@ -90,4 +91,54 @@ fn steps_are_those_of_adamw() {
             }
         }
     }
+}
+
+/// The loss after each of so many steps on the same two batches in turn, and the bytes of weights and
+/// of optimizer state.
+fn losses(
+    family: &str,
+    with_lora: bool,
+    state: AdamWState,
+    steps: usize,
+) -> (Vec<f64>, [usize; 2]) {
+    let mut ws = workspace();
+    let l = lora(family);
+    let model = model(family, Head::Lm, DType::Bf16, true, with_lora.then_some(&l), 6);
+    let config = AdamWConfig { lora_learning_rate: 1e-2, state, ..adamw(3e-3) };
+    let engine = Engine::trained(model, config, Keep::All).unwrap();
+    let [weights, _, optimizer, _] = engine.memory();
+    let config = SftConfig { step: step_config(400), loss_on_prompt: true };
+    let mut trainer = SftTrainer::new(engine, config);
+    let mut rng = Rng::new(3, 0);
+    let examples: Vec<SftExample> =
+        (0..8).map(|_| SftExample { ids: random_ids(&mut rng, 40), prompt_len: 1 }).collect();
+    let train = |i: usize| {
+        let batch: Vec<&SftExample> = examples[i % 2 * 4..][..4].iter().collect();
+        f64::from(trainer.train(&mut ws, &batch).unwrap().loss)
+    };
+    ((0..steps).map(train).collect(), [weights, optimizer])
+}
+
+#[test]
+fn a_compact_state_learns_as_a_full_one() {
+    for (family, with_lora) in [("gpt2", false), ("llama", true)] {
+        let (full, [_, bytes]) = losses(family, with_lora, AdamWState::Full, 36);
+        let (compact, [weights, fewer]) = losses(family, with_lora, AdamWState::Compact, 36);
+        assert!(full[35] < 0.7 * full[0], "something is learned: {full:?}");
+        for (f, c) in full.iter().zip(&compact) {
+            assert!((c / f - 1.0).abs() < 0.03, "{family}: {f} {c}");
+        }
+        // 12 bytes a trained parameter, and three codes of a byte and two scales for 64: 3.125.
+        assert_eq!(fewer * 12 * 8, bytes * 25);
+        assert!(with_lora || fewer * 16 == weights * 25, "{weights} {fewer}");
+    }
+}
+
+#[test]
+fn a_compact_state_needs_bf16_weights() {
+    let config = AdamWConfig { state: AdamWState::Compact, ..adamw(1e-3) };
+    let model = model("gpt2", Head::Lm, DType::F32, true, None, 1);
+    let error = Engine::trained(model, config, Keep::All).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().contains("--optimizer-state full"), "{error}");
 }

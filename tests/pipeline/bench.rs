@@ -83,7 +83,8 @@ fn three_kinds_of_work_are_measured_and_counted() {
 fn a_model_of_ones_own_is_measured() {
     let p = Place::new("llama");
     let words = ["--model", "model", "--repeat", "1", "--case", "ppo-2,train-9,generate-1"];
-    let report = bench(&p, &words);
+    let report = bench(&p, &[&words[..], &["--optimizer-state", "compact"]].concat());
+    assert_eq!(report["optimizer_state"], "compact");
     assert_eq!((&report["model"], &report["dtype"]), (&"model".into(), &"bf16".into()));
     let cases = checked(&report, ["ppo-2", "train-9", "generate-1"]);
     let bytes = number(&cases[2]["decode"], "weight_bytes");
@@ -113,6 +114,10 @@ fn mistakes_are_one_line() {
         (
             &["--shape", "tiny", "--new-tokens", "1020", "--case", "ppo"],
             "--case ppo-8 has sequences of 1084 tokens",
+        ),
+        (
+            &["--dtype", "f32", "--optimizer-state", "compact"],
+            "\"optimizer_state\" compact is for bf16 weights",
         ),
         (&["--shape", "tiny", "--json", "no/such/folder"], "cannot write no/such/folder"),
     ];

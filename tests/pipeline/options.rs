@@ -1,10 +1,11 @@
 //! Options of step 3 and of saving that change what comes out.
 
 use crate::checkpoint;
-use crate::place::{Place, bytes, distance, events, metrics, number, values};
+use crate::place::{Place, all_bytes, bytes, distance, events, metrics, number, values};
 use duplex::arch::Config;
 use duplex::base::DType;
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
+use duplex::pool::ParamId;
 use serde_json::{Value, json};
 
 #[test]
@@ -77,6 +78,36 @@ fn bf16_is_as_exact_in_its_first_ratio() {
             assert!(header.contains("\"BF16\"") && !header.contains("\"F32\""), "{header}");
             let config = std::fs::read_to_string(run.join(name).join("config.json")).unwrap();
             assert!(config.contains("\"bfloat16\""), "{config}");
+        }
+    }
+}
+
+#[test]
+fn a_compact_optimizer_state_trains_every_step() {
+    let p = Place::new("llama");
+    let weights = |folder: &std::path::Path| -> Vec<f32> {
+        let model = Model::load(folder, &LoadOptions::frozen(Head::Lm, DType::F32)).unwrap();
+        let all = (0..model.store.params().len()).map(ParamId);
+        all.flat_map(|id| model.store.read_f32(id).unwrap()).collect()
+    };
+    let apart = |a: &[f32], b: &[f32]| {
+        a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+    };
+    let settings = ["--dtype", "bf16", "--optimizer-state", "compact"];
+    let lora = ["--actor-lora-dim", "4", "--critic-lora-dim", "4"];
+    for (name, more) in [("whole", &[][..]), ("adapters", &lora)] {
+        let full = p.train(&format!("{name}_full"), &[&settings[..2], more].concat());
+        let run = p.train(name, &[&settings[..], more].concat());
+        let one =
+            p.train(&format!("{name}_one"), &[&settings[..], more, &["--threads", "1"]].concat());
+        assert_eq!(all_bytes(&run), all_bytes(&one), "{name} on one thread");
+        // Near to what the full state gives, and not the same.
+        let [start, full, compact] =
+            [p.path("model"), full.join("sft"), run.join("sft")].map(|f| weights(&f));
+        let (far, moved) = (apart(&compact, &full), apart(&start, &full));
+        assert!(0.0 < far && far < 0.2 * moved, "{name} {far} {moved}");
+        for row in metrics(&run, "ppo") {
+            assert_eq!(number(&row, "first_ratio_deviation"), 0.0);
         }
     }
 }

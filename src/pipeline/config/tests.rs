@@ -191,6 +191,11 @@ fn error_lines() {
         ("output_dir = \"\"", "\"output_dir\" must be text, not empty, not \"\""),
         ("dtype = \"fp16\"", "\"dtype\" must be one of bf16, f32, not \"fp16\""),
         ("data_path = [1]", "\"data_path\" must be a list of texts, none empty, not [1]"),
+        ("optimizer_state = \"half\"", "\"optimizer_state\" must be one of full, compact, not"),
+        (
+            "dtype = \"f32\"\noptimizer_state = \"compact\"",
+            "compact is for bf16 weights; use \"dtype\" bf16",
+        ),
         ("step = 4", "\"step\" must be a list, each item a whole number from 1 to 3, not 4"),
         ("step = []", "\"step\" must name each of steps 1, 2, 3 at most once, in order"),
         ("step = [2, 1]", "\"step\" must name"),
