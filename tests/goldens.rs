@@ -46,7 +46,7 @@ fn dir(name: &str) -> PathBuf {
 }
 
 fn load(name: &str, head: Head, dtype: DType, train: bool) -> Model {
-    let options = LoadOptions { head, dtype, train, device: device(), lora: None, seed: 0 };
+    let options = LoadOptions { train, ..LoadOptions::frozen(head, dtype) }.on(device());
     Model::load(&dir(name), &options).unwrap()
 }
 

@@ -5,22 +5,66 @@ mod common;
 
 use common::*;
 use duplex::base::{DType, Rng};
-use duplex::engine::Engine;
-use duplex::model::Head;
+use duplex::device::Device;
+use duplex::model::{Head, LoadOptions, Model, Pass};
 use duplex::op::weighted_sum::{WeightedSum, weighted_sum};
 use duplex::pool::ParamId;
 use duplex::tape::{Keep, Workspace};
 use duplex::train::Batch;
 
-/// Sum of losses, and all gradients of trained parameters.
-fn gradients(
-    family: &str,
+/// What gradients are made with.
+#[derive(Clone, Copy)]
+struct Setup {
+    device: Device,
+    dtype: DType,
+    grads: DType,
     keep: Keep,
-    with_lora: bool,
-    batches: &[Vec<Vec<i32>>],
-) -> (f32, Vec<Vec<f32>>) {
-    let lora = with_lora.then(|| lora(family));
-    let model = model(family, Head::Lm, DType::F32, true, lora.as_ref(), 7);
+    lora: bool,
+}
+
+/// All in f32.
+fn exact(keep: Keep, lora: bool) -> Setup {
+    Setup { device: device(), dtype: DType::F32, grads: DType::F32, keep, lora }
+}
+
+/// bf16 weights, and gradients of which type.
+fn bf16(grads: DType, lora: bool) -> Setup {
+    Setup { dtype: DType::Bf16, grads, ..exact(Keep::All, lora) }
+}
+
+/// Sum of losses, and all gradients of trained parameters.
+fn gradients(family: &str, setup: Setup, batches: &[Vec<Vec<i32>>]) -> (f32, Vec<Vec<f32>>) {
+    let model = trained_model(family, setup);
+    let mut ws = Workspace::new(setup.device, usize::MAX).unwrap();
+    let total: usize = batches.iter().flatten().map(|r| r.len() - 1).sum();
+    let op = WeightedSum { scale: -1.0 / total as f32 };
+    let pass = Pass { keep: setup.keep, adapters: true, dropout: None };
+    let mut sum = 0.0;
+    for rows in batches {
+        let rows: Vec<_> = rows.iter().map(|r| (r.as_slice(), 0..r.len() - 1)).collect();
+        let loss = ws.run("nll", &Batch::new(&rows), |tape, batch: &Batch| {
+            tape.record();
+            let (hidden, select) = batch.hidden(tape, &model, pass)?;
+            let targets = tape.input_i32(&batch.targets)?;
+            let (logp, _) = model.logprobs(tape, hidden, select, targets, 1.0)?;
+            let weights = tape.input_f32(&vec![1.0; batch.select.len()])?;
+            let loss = weighted_sum(tape, op, logp, weights)?;
+            tape.backward(loss)?;
+            tape.read_f32(loss)
+        });
+        sum += loss.unwrap()[0];
+    }
+    model.store.settle_grads().unwrap();
+    let n = model.store.params().len();
+    (sum, (0..n).filter_map(|i| model.store.read_grad(ParamId(i)).ok()).collect())
+}
+
+fn trained_model(family: &str, setup: Setup) -> Model {
+    let Setup { device, dtype, grads, .. } = setup;
+    let lora = setup.lora.then(|| lora(family));
+    let options =
+        LoadOptions { train: true, grads, lora, seed: 7, ..LoadOptions::frozen(Head::Lm, dtype) };
+    let model = model_as(family, &options.on(device));
     // B of fresh adapters is zero, which would hide the gradient of A.
     for adapter in model.adapters() {
         let n = model.store.param(adapter.b).spec.shape.iter().product::<usize>();
@@ -28,29 +72,7 @@ fn gradients(
         let b: Vec<f32> = (0..n).map(|_| 0.1 * rng.normal()).collect();
         model.store.write_f32(adapter.b, &b).unwrap();
     }
-    let engine = Engine::trained(model, adamw(1e-3), keep).unwrap();
-    let mut ws = Workspace::new(device(), usize::MAX).unwrap();
-    let total: usize = batches.iter().flatten().map(|r| r.len() - 1).sum();
-    let scale = -1.0 / total as f32;
-    let mut sum = 0.0;
-    for rows in batches {
-        let rows: Vec<_> = rows.iter().map(|r| (r.as_slice(), 0..r.len() - 1)).collect();
-        let mut batch = Batch::new(&rows);
-        batch.columns = vec![vec![1.0; batch.select.len()]];
-        let terms = engine
-            .accumulate(&mut ws, "nll", &batch, None, &|tape, model, batch, hidden, select| {
-                let targets = tape.input_i32(&batch.targets)?;
-                let (logp, _) = model.logprobs(tape, hidden, select, targets, 1.0)?;
-                let weights = tape.input_f32(&batch.columns[0])?;
-                let loss = weighted_sum(tape, WeightedSum { scale }, logp, weights)?;
-                Ok(duplex::engine::Terms { losses: vec![loss], stats: vec![] })
-            })
-            .unwrap();
-        sum += terms[0][0];
-    }
-    engine.model.store.settle_grads().unwrap();
-    let n = engine.model.store.params().len();
-    (sum, (0..n).filter_map(|i| engine.model.store.read_grad(ParamId(i)).ok()).collect())
+    model
 }
 
 fn relative(a: &[f32], b: &[f32]) -> f64 {
@@ -70,12 +92,12 @@ fn rows() -> Vec<Vec<i32>> {
 fn micro_batches_in_any_order_give_the_same_loss_and_gradients() {
     for family in ALL_FAMILIES {
         for with_lora in [false, true] {
-            let (loss, whole) = gradients(family, Keep::All, with_lora, &[rows()]);
+            let (loss, whole) = gradients(family, exact(Keep::All, with_lora), &[rows()]);
             assert!(loss.is_finite() && whole.iter().all(|g| g.iter().any(|v| *v != 0.0)));
             let single: Vec<Vec<Vec<i32>>> = rows().into_iter().map(|r| vec![r]).collect();
             let backward: Vec<Vec<Vec<i32>>> = single.iter().rev().cloned().collect();
             for batches in [single, backward] {
-                let (l, grads) = gradients(family, Keep::All, with_lora, &batches);
+                let (l, grads) = gradients(family, exact(Keep::All, with_lora), &batches);
                 assert!((l - loss).abs() < 1e-5 * loss.abs(), "{family} {l} {loss}");
                 for (i, (a, b)) in grads.iter().zip(&whole).enumerate() {
                     assert!(relative(a, b) < 1e-5, "{family} gradient {i}: {}", relative(a, b));
@@ -89,10 +111,68 @@ fn micro_batches_in_any_order_give_the_same_loss_and_gradients() {
 fn checkpointing_changes_no_bit() {
     for family in ALL_FAMILIES {
         for with_lora in [false, true] {
-            let all = gradients(family, Keep::All, with_lora, &[rows()]);
-            for keep in [Keep::Cheap, Keep::Input] {
-                let other = gradients(family, keep, with_lora, &[rows()]);
-                assert_eq!(all, other, "{family} {keep:?} lora {with_lora}");
+            for setup in [exact(Keep::All, with_lora), bf16(DType::Bf16, with_lora)] {
+                let all = gradients(family, setup, &[rows()]);
+                for keep in [Keep::Cheap, Keep::Input] {
+                    let other = gradients(family, Setup { keep, ..setup }, &[rows()]);
+                    assert_eq!(all, other, "{family} {keep:?} lora {with_lora} {}", setup.grads);
+                }
+            }
+        }
+    }
+}
+
+/// Trained parameters that get gradients from two operators: an embedding that is the head too.
+fn tied(family: &str, setup: Setup) -> Vec<bool> {
+    let model = trained_model(family, setup);
+    let both = model.params.head == model.params.tokens;
+    let trained =
+        model.store.params().iter().enumerate().filter(|(_, p)| p.spec.trained).map(|(i, _)| i);
+    trained.map(|i| both && ParamId(i) == model.params.head).collect()
+}
+
+#[test]
+fn bf16_gradients_are_f32_ones_rounded_once_or_nearly() {
+    for family in ALL_FAMILIES {
+        for with_lora in [false, true] {
+            let [wide, narrow] = [DType::F32, DType::Bf16].map(|grads| bf16(grads, with_lora));
+            let two: Vec<Vec<Vec<i32>>> = rows().chunks(4).map(|c| c.to_vec()).collect();
+            for batches in [vec![rows()], two] {
+                let (loss, want) = gradients(family, wide, &batches);
+                let (same, got) = gradients(family, narrow, &batches);
+                assert_eq!(loss, same, "{family}");
+                let tied = tied(family, wide);
+                assert_eq!(tied.len(), want.len());
+                for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                    assert!(got.iter().any(|g| *g != 0.0), "{family} gradient {i}");
+                    if batches.len() == 1 && !tied[i] {
+                        let once: Vec<f32> =
+                            want.iter().map(|w| half::bf16::from_f32(*w).to_f32()).collect();
+                        assert!(*got == once, "{family} gradient {i} lora {with_lora}");
+                    }
+                    let far = relative(got, want);
+                    assert!(far < 1.0 / 256.0, "{family} gradient {i}: {far}");
+                }
+            }
+        }
+    }
+}
+
+/// Sums that are zero but for rounding have no relative distance.
+#[cfg(feature = "emulator")]
+#[test]
+fn bf16_gradients_of_the_emulated_device_are_near_those_of_the_cpu() {
+    for family in FAMILIES {
+        for with_lora in [false, true] {
+            let on = |device| {
+                let setup = Setup { device, ..bf16(DType::Bf16, with_lora) };
+                gradients(family, setup, &[rows()]).1
+            };
+            let (cpu, emulated) = (on(Device::Cpu), on(Device::Emulated));
+            let largest = cpu.iter().flatten().fold(0f32, |m, g| m.max(g.abs()));
+            for (i, (a, b)) in emulated.iter().zip(&cpu).enumerate() {
+                let tiny = b.iter().all(|g| g.abs() < 1e-3 * largest);
+                assert!(tiny || relative(a, b) < 0.03, "{family} gradient {i}: {}", relative(a, b));
             }
         }
     }

@@ -74,8 +74,7 @@ impl Buffer {
 
     /// The bytes `offset..offset + bytes` as a region.
     pub fn slice(&self, offset: usize, bytes: usize) -> Region {
-        assert!(offset + bytes <= self.bytes, "region {offset}+{bytes} of {}", self.bytes);
-        Region { ptr: self.ptr.wrapping_add(offset), bytes }
+        self.region().slice(offset, bytes)
     }
 
     /// Copies host bytes to `offset`.
@@ -101,6 +100,19 @@ impl Device {
         }
         // SAFETY: the region is live host memory; `src` is host memory borrowed from elsewhere.
         unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to.ptr, src.len()) };
+        Ok(())
+    }
+
+    /// Sets a region of this device's memory to zero bytes.
+    pub fn clear(self, region: Region) -> Result<()> {
+        if region.bytes == 0 || region.ptr.is_null() {
+            return Ok(());
+        }
+        if self.has_kernels() {
+            return self.stream()?.fill(region, 0);
+        }
+        // SAFETY: the region is live host memory.
+        unsafe { std::ptr::write_bytes(region.ptr, 0, region.bytes) };
         Ok(())
     }
 
@@ -138,6 +150,12 @@ impl Drop for Buffer {
 impl Region {
     /// No memory.
     pub const NOWHERE: Region = Region { ptr: std::ptr::null_mut(), bytes: 0 };
+
+    /// The bytes `offset..offset + bytes` of the region.
+    pub fn slice(self, offset: usize, bytes: usize) -> Region {
+        assert!(offset + bytes <= self.bytes, "region {offset}+{bytes} of {}", self.bytes);
+        Region { ptr: self.ptr.wrapping_add(offset), bytes }
+    }
 
     /// The region as shared bytes.
     ///

@@ -19,6 +19,8 @@ pub struct LoadOptions {
     pub dtype: DType,
     /// Whether it will be trained.
     pub train: bool,
+    /// Storage type of gradients: f32, or for bf16 weights bf16.
+    pub grads: DType,
     /// Where the weights live.
     pub device: Device,
     /// Adapters to add.
@@ -30,7 +32,8 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// A frozen model without new adapters, on the CPU.
     pub fn frozen(head: Head, dtype: DType) -> LoadOptions {
-        LoadOptions { head, dtype, train: false, device: Device::Cpu, lora: None, seed: 0 }
+        let (grads, device) = (DType::F32, Device::Cpu);
+        LoadOptions { head, dtype, train: false, grads, device, lora: None, seed: 0 }
     }
 
     /// The same, on `device`.

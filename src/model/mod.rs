@@ -55,7 +55,8 @@ impl Model {
         let LoadOptions { head, train, .. } = *options;
         let arch = config.arch()?;
         let (specs, params) = Params::lay_out(&arch, head, train, options.lora.as_ref())?;
-        let store = Store::new(options.device, options.dtype, 1, specs)?;
+        let LoadOptions { device, dtype, grads, .. } = *options;
+        let store = Store::with_grads(device, dtype, grads, 1, specs)?;
         let (config, lora) = (config.clone(), options.lora.clone());
         Ok(Model { arch, config, head, lora, store, params, notes: vec![], score_is_random: false })
     }

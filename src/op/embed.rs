@@ -93,6 +93,7 @@ impl Op for Embed {
             outs: vec![Place::New(Desc::new(&[tokens, d], tok.dtype))],
             differentiable: 0b1,
             saves_ins: 0b11,
+            narrow_grads: 0b1100,
             cheap: true,
             cuda_scratch_backward: scatter_scratch(tokens),
             flops: if pos.is_some() { (tokens * d) as u64 } else { 0 },
@@ -211,7 +212,11 @@ fn backward<E: Elem>(op: &Embed, io: &mut Backward<'_>) {
         [(2, ids, op.id_offset, op.scale::<E>()), (3, at, op.position_offset, 1.0)]
     {
         if let Some(grad) = io.dins.get_mut(i).and_then(Option::as_mut) {
-            scatter_add(index, offset, dx, d, scale, grad.view.f32(), grad.acc);
+            if grad.view.desc.dtype == DType::F32 {
+                scatter_add(index, offset, dx, d, scale, grad.view.f32(), grad.acc);
+            } else {
+                scatter_add(index, offset, dx, d, scale, grad.view.get::<E>(), grad.acc);
+            }
         }
     }
 }

@@ -24,7 +24,8 @@ pub struct ViewMut<'a> {
 /// The gradient of an input: where to put it, and whether to set it or add to it.
 #[derive(Debug)]
 pub struct Grad<'a> {
-    /// Where the gradient goes. Weights have f32 gradients, activations their own dtype.
+    /// Where the gradient goes. Weights have f32 gradients, or bf16 where the plan allows it;
+    /// activations their own dtype.
     pub view: ViewMut<'a>,
     /// Add to what is there, instead of setting it.
     pub acc: bool,

@@ -75,6 +75,7 @@ impl Op for Linear {
             outs: vec![Place::New(y)],
             differentiable: u64::from(self.activation.is_none()),
             saves_ins: 0b11,
+            narrow_grads: 0b10,
             cuda_scratch_backward: cuda::column_sums_scratch(tokens, outer),
             flops: 2 * (tokens * inner * outer) as u64,
             ..Plan::default()
@@ -175,8 +176,12 @@ fn backward<E: Elem, Y: Elem>(io: &mut Backward<'_>) {
         gemm_nn(matrix::<Y>(dy), matrix::<E>(w), dx, *acc);
     }
     if let Some(Grad { view, acc }) = dw {
-        let dw = MatMut::dense(view.f32(), outer, inner);
-        gemm_tn(matrix::<Y>(dy), matrix::<E>(x), dw, *acc);
+        let (dy, x) = (matrix::<Y>(dy), matrix::<E>(x));
+        if view.desc.dtype == DType::F32 {
+            gemm_tn(dy, x, MatMut::dense(view.f32(), outer, inner), *acc);
+        } else {
+            gemm_tn(dy, x, MatMut::dense(view.get::<E>(), outer, inner), *acc);
+        }
     }
     if let Some(Grad { view, acc }) = db {
         column_sums(matrix::<Y>(dy), view.f32(), *acc);

@@ -87,6 +87,7 @@ impl Op for LogProb {
             differentiable: 0b11,
             saves_ins: 0b1111,
             saves_outs: 0b110,
+            narrow_grads: 0b10,
             scratch,
             scratch_backward: scratch,
             cuda_scratch: cuda.logits,
@@ -232,8 +233,12 @@ fn backward<E: Elem>(op: &LogProb, io: &mut Backward<'_>) {
             gemm_nn(dlogits, layer.weight(), MatMut::dense(out, rows, d), dx.acc);
         }
         if let Some(dw) = dw {
-            let out = MatMut::dense(dw.view.f32(), vocab, d);
-            gemm_tn(dlogits, layer.rows(start, rows), out, dw.acc || c > 0);
+            let (x, acc) = (layer.rows(start, rows), dw.acc || c > 0);
+            if dw.view.desc.dtype == DType::F32 {
+                gemm_tn(dlogits, x, MatMut::dense(dw.view.f32(), vocab, d), acc);
+            } else {
+                gemm_tn(dlogits, x, MatMut::dense(dw.view.get::<E>(), vocab, d), acc);
+            }
         }
         if let Some(db) = db {
             column_sums(dlogits, db.view.f32(), db.acc || c > 0);

@@ -25,6 +25,7 @@ mod io;
 pub mod linear;
 pub mod logprob;
 pub mod lora;
+pub mod narrow;
 pub mod norm;
 pub mod pairwise;
 pub mod ppo_policy;
@@ -66,6 +67,9 @@ pub struct Plan {
     pub saves_ins: u64,
     /// Bit `i`: backward reads output `i`.
     pub saves_outs: u64,
+    /// Bit `i`: on the CPU the gradient of input `i` may be bf16, where the input is; sums are f32 and
+    /// rounded as they are stored.
+    pub narrow_grads: u64,
     /// Cheaper to redo than to keep (memory-bound, not compute-bound).
     pub cheap: bool,
     /// Workspace of forward, in f32 elements.

@@ -1,15 +1,16 @@
 //! Sum of squares, for the global gradient norm. Cut into pieces of fixed size that are added in
 //! order, so the result does not depend on the number of threads.
 //!
-//! x f32, any shape -> f32 `[1]`. No gradient.
+//! x f32 or bf16, any shape -> f32 `[1]`. No gradient.
 
-use crate::base::{DType, Result};
+use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cpu::vec;
+use crate::op::cuda::vectors::aligned;
 use crate::op::registry::OpDef;
-use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -39,8 +40,8 @@ impl Op for SumSq {
 
     fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
         let x = required(self, ins, 0)?;
-        if x.dtype != DType::F32 {
-            return Err(shape_error(self, ins, "x f32"));
+        if !matches!(x.dtype, DType::F32 | DType::Bf16) {
+            return Err(shape_error(self, ins, "x f32 or bf16"));
         }
         let n = x.shape.numel();
         Ok(Plan {
@@ -53,15 +54,11 @@ impl Op for SumSq {
     }
 
     fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
-        let x = io.input(0).f32();
-        let mut sums = vec![0f64; x.len().div_ceil(PIECE)];
-        let out = SharedMut::new(&mut sums);
-        parallel_for(x.len().div_ceil(PIECE), |i| {
-            // SAFETY: sum i belongs to this task alone.
-            let out = unsafe { out.slice(i, 1) };
-            out[0] = piece(&x[i * PIECE..x.len().min((i + 1) * PIECE)]);
-        });
-        io.outs[0].f32()[0] = sums.iter().sum::<f64>() as f32;
+        let x = io.input(0);
+        io.outs[0].f32()[0] = match x.desc.dtype {
+            DType::Bf16 => total::<bf16>(x.get()),
+            _ => total::<f32>(x.get()),
+        };
         Ok(())
     }
 
@@ -69,9 +66,17 @@ impl Op for SumSq {
         const THREADS: u32 = 256;
         let x = io.input(0);
         let n = x.desc.shape.numel();
-        let params = Params { x: x.ptr, partial: io.scratch, sum: io.outs[0].ptr, n: n as u64 };
+        let params = Params {
+            x: x.ptr,
+            partial: io.scratch,
+            sum: io.outs[0].ptr,
+            n: n as u64,
+            flags: aligned(&[x.ptr], &[], 4),
+            pad: 0,
+        };
         let pieces = n.div_ceil(CUDA_PIECE) as u32;
-        io.stream.launch("sum_sq_pieces", [pieces, 1, 1], THREADS, 0, &params)?;
+        let kernel = by_dtype(x.desc.dtype, "sum_sq_pieces_f32", "sum_sq_pieces_bf16");
+        io.stream.launch(kernel, [pieces, 1, 1], THREADS, 0, &params)?;
         io.stream.launch("sum_sq_total", [1, 1, 1], THREADS, 0, &params)
     }
 }
@@ -84,16 +89,30 @@ struct Params {
     partial: u64,
     sum: u64,
     n: u64,
+    flags: u32,
+    pad: u32,
+}
+
+/// The sums of pieces, added in order.
+fn total<E: Elem>(x: &[E]) -> f32 {
+    let mut sums = vec![0f64; x.len().div_ceil(PIECE)];
+    let out = SharedMut::new(&mut sums);
+    parallel_for(x.len().div_ceil(PIECE), |i| {
+        // SAFETY: sum i belongs to this task alone.
+        let out = unsafe { out.slice(i, 1) };
+        out[0] = piece(&x[i * PIECE..x.len().min((i + 1) * PIECE)]);
+    });
+    sums.iter().sum::<f64>() as f32
 }
 
 /// Sums of blocks in f32, added in f64 in order.
-fn piece(x: &[f32]) -> f64 {
+fn piece<E: Elem>(x: &[E]) -> f64 {
     x.chunks(BLOCK).map(|x| f64::from(vec::sum_sq(x))).sum()
 }
 
 fn cases() -> Vec<Case> {
     let case = |dims: &[usize]| {
-        Case::new(SumSq, vec![Some(Input::f32(dims, 3.0))], |ins| {
+        Case::new(SumSq, vec![Some(Input::act(dims, 3.0))], |ins| {
             vec![vec![ins[0].iter().map(|x| x * x).sum::<f64>()]]
         })
     };

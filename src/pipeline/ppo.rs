@@ -107,7 +107,7 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
     let with_lora = lora.is_some();
     let actor = source.load(&run.trained(Head::Lm, lora), &mut run.reporter)?;
     run.describe("actor", &actor);
-    let keep = settings::keep(cfg);
+    let keep = settings::keep(cfg.gradient_checkpointing);
     let actor = Engine::trained(actor, settings::actor_adamw(cfg), keep)?;
     let reference = if with_lora {
         None

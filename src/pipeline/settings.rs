@@ -96,8 +96,8 @@ fn schedule(kind: Scheduler, warmup: usize, total: u64) -> Schedule {
     Schedule { kind, warmup: warmup as u64, total }
 }
 
-pub(super) fn keep(cfg: &RunConfig) -> Keep {
-    match cfg.gradient_checkpointing {
+pub(super) fn keep(checkpointing: Checkpointing) -> Keep {
+    match checkpointing {
         Checkpointing::None => Keep::All,
         Checkpointing::Cheap => Keep::Cheap,
         Checkpointing::Full => Keep::Input,

@@ -23,7 +23,11 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let s = &cfg.sft.optimizer;
     let batches = data.batches(s.rows_per_step(), s.num_train_epochs, s.max_steps, cfg.seed);
     let total = batches.len() as u64;
-    let engine = Engine::trained(model, settings::sft_adamw(cfg), settings::keep(cfg))?;
+    let engine = Engine::trained(
+        model,
+        settings::sft_adamw(cfg),
+        settings::keep(cfg.gradient_checkpointing),
+    )?;
     let step = settings::step(cfg, s, total);
     let mut trainer =
         SftTrainer::new(engine, SftConfig { step, loss_on_prompt: cfg.sft.loss_on_prompt });

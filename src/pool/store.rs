@@ -3,12 +3,13 @@
 //! (gather the blocks, reduce-scatter the gradients) and tensor-parallel generation (use the own
 //! block in place), so a phase switch moves nothing.
 //!
-//! A segment has up to two flats: frozen parameters, and trained ones, which have f32 gradients of
-//! the same layout. Dimensions that do not divide by the number of blocks are padded with zeros;
+//! A segment has up to two flats: frozen parameters, and trained ones, which have gradients of the
+//! same layout, in f32 or beside bf16 weights in bf16. Dimensions that do not divide by the number of blocks are padded with zeros;
 //! reading and writing whole parameters hides the cut.
 
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::{Buffer, Device, Region};
+use crate::pool::grads::{Grads, Memory};
 use crate::tensor::Desc;
 use std::cell::Cell;
 use std::ops::Range;
@@ -74,8 +75,8 @@ pub struct Flat {
     pub block: usize,
     /// Weights in the store's dtype.
     pub weights: Buffer,
-    /// Gradients in f32, if trained.
-    pub grads: Option<Buffer>,
+    /// Gradients, if trained.
+    pub grads: Option<Grads>,
 }
 
 /// All parameters of one model.
@@ -87,17 +88,37 @@ pub struct Store {
     blocks: usize,
     params: Vec<Param>,
     flats: Vec<Flat>,
+    grad_dtype: DType,
+    grads: Memory,
+    /// The memory of the gradients is counted as another store's.
+    lodges: bool,
 }
 
 impl Store {
-    /// Lays out and allocates `specs` in `blocks` blocks (the number of ranks), zeroed.
+    /// Lays out and allocates `specs` in `blocks` blocks (the number of ranks), zeroed. Gradients are
+    /// f32.
     pub fn new(
         device: Device,
         dtype: DType,
         blocks: usize,
         specs: Vec<ParamSpec>,
     ) -> Result<Store> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Store::with_grads(device, dtype, DType::F32, blocks, specs)
+    }
+
+    /// The same with gradients in `grads`: f32, or with bf16 weights bf16.
+    pub fn with_grads(
+        device: Device,
+        dtype: DType,
+        grads: DType,
+        blocks: usize,
+        specs: Vec<ParamSpec>,
+    ) -> Result<Store> {
+        if grads != DType::F32 && (grads, dtype) != (DType::Bf16, DType::Bf16) {
+            return Err(Error::internal(format!("{grads} gradients of {dtype} weights")));
+        }
+        // 0 is no store.
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut keys: Vec<(usize, bool)> = specs.iter().map(|s| (s.segment, s.trained)).collect();
         keys.sort_unstable();
         keys.dedup();
@@ -110,18 +131,25 @@ impl Store {
             sizes[flat] += slice.iter().product::<usize>().next_multiple_of(ALIGN);
             params.push(Param { spec, flat, offset, slice, grad_set: Cell::new(false) });
         }
+        let bytes = |&((_, trained), block): &((usize, bool), usize)| {
+            if trained { block * blocks * grads.size() } else { 0 }
+        };
+        let keys: Vec<((usize, bool), usize)> = keys.into_iter().zip(sizes).collect();
+        let memory = Memory::zeroed(device, keys.iter().map(bytes).sum())?;
+        let mut at = 0;
         let flats = keys
             .iter()
-            .zip(sizes)
-            .map(|(&(segment, trained), block)| {
+            .map(|key| {
+                let &((segment, trained), block) = key;
                 let weights = Buffer::zeroed(device, block * blocks * dtype.size())?;
-                let grads =
-                    if trained { Some(Buffer::zeroed(device, block * blocks * 4)?) } else { None };
+                let grads = trained.then(|| Grads::new(&memory, at, bytes(key)));
+                at += bytes(key);
                 Ok(Flat { segment, trained, block, weights, grads })
             })
             .collect::<Result<Vec<_>>>()?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Store { id, device, dtype, blocks, params, flats })
+        let (grad_dtype, grads) = (grads, memory);
+        Ok(Store { id, device, dtype, blocks, params, flats, grad_dtype, grads, lodges: false })
     }
 
     /// A number unique to this store within the process.
@@ -137,6 +165,32 @@ impl Store {
     /// Storage type of the weights.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// Storage type of the gradients.
+    pub fn grad_dtype(&self) -> DType {
+        self.grad_dtype
+    }
+
+    /// Puts the gradients of both stores into the larger of their two buffers: for models that are
+    /// trained in turn, where those of one are applied before the other gets any, which is checked.
+    /// [`Store::bytes`] counts the buffer as this store's.
+    pub fn share_grads(&mut self, other: &mut Store) -> Result<()> {
+        if (self.device, self.grad_dtype) != (other.device, other.grad_dtype) {
+            return Err(Error::internal("gradients on two devices or of two types to be shared"));
+        }
+        self.grads.claim(self.id)?;
+        other.grads.claim(other.id)?;
+        [&*self, other].iter().for_each(|store| store.reset_grads());
+        let mine = self.grads.bytes() >= other.grads.bytes();
+        let memory = if mine { self.grads.clone() } else { other.grads.clone() };
+        for store in [&mut *self, &mut *other] {
+            let grads = store.flats.iter_mut().filter_map(|f| f.grads.as_mut());
+            grads.for_each(|g| g.move_to(&memory));
+            store.grads = memory.clone();
+        }
+        other.lodges = true;
+        Ok(())
     }
 
     /// All parameters, in order of their ids.
@@ -159,19 +213,18 @@ impl Store {
         &self.flats
     }
 
-    /// Bytes of weights and of gradients.
+    /// Bytes of weights and of gradients; a buffer of gradients that two stores share is counted once.
     pub fn bytes(&self) -> (usize, usize) {
         let weights = self.flats.iter().map(|f| f.weights.bytes()).sum();
-        let grads = self.flats.iter().filter_map(|f| f.grads.as_ref()).map(Buffer::bytes).sum();
-        (weights, grads)
+        (weights, if self.lodges { 0 } else { self.grads.bytes() })
     }
 
     /// Memory of the weights of a parameter (one block) and of its gradient if it is trained.
     pub fn regions(&self, id: ParamId) -> (Region, Option<Region>) {
         let p = &self.params[id.0];
         let (flat, n) = (&self.flats[p.flat], p.slice.iter().product::<usize>());
-        let size = self.dtype.size();
-        let grad = flat.grads.as_ref().map(|g| g.slice(p.offset * 4, n * 4));
+        let (size, of_grad) = (self.dtype.size(), self.grad_dtype.size());
+        let grad = flat.grads.as_ref().map(|g| g.slice(p.offset * of_grad, n * of_grad));
         (flat.weights.slice(p.offset * size, n * size), grad)
     }
 
@@ -181,24 +234,32 @@ impl Store {
     }
 
     /// Marks the gradient of `id` as holding a value and says whether it already did: the first
-    /// writer sets, later ones add, so nothing is zero-filled.
-    pub fn mark_grad(&self, id: ParamId) -> bool {
-        self.params[id.0].grad_set.replace(true)
+    /// writer sets, later ones add, so nothing is zero-filled. Fails while the memory holds gradients
+    /// of another store.
+    pub fn mark_grad(&self, id: ParamId) -> Result<bool> {
+        self.grads.claim(self.id)?;
+        Ok(self.params[id.0].grad_set.replace(true))
     }
 
     /// Forgets all gradients.
     pub fn reset_grads(&self) {
+        self.grads.release(self.id);
         self.params.iter().for_each(|p| p.grad_set.set(false));
     }
 
-    /// Zeroes the gradients of trained parameters that received none since the last reset.
+    /// Makes whole flats of gradients readable: zeroes those of parameters that received none since
+    /// the last reset, and the gaps between parameters, where a store that shares the memory may have
+    /// left something. Fails while the memory holds gradients of another store.
     pub fn settle_grads(&self) -> Result<()> {
-        for p in self.params.iter().filter(|p| p.spec.trained && !p.grad_set.get()) {
-            let flat = &self.flats[p.flat];
-            let zeros = vec![0u8; p.slice.iter().product::<usize>() * 4];
+        self.grads.claim(self.id)?;
+        let size = self.grad_dtype.size();
+        for p in self.params.iter().filter(|p| p.spec.trained) {
+            let (flat, n) = (&self.flats[p.flat], p.slice.iter().product::<usize>());
+            let from = if p.grad_set.get() { n } else { 0 };
+            let bytes = (n.next_multiple_of(ALIGN) - from) * size;
             for r in 0..self.blocks {
-                let at = (r * flat.block + p.offset) * 4;
-                flat.grads.as_ref().expect("trained").write(at, &zeros)?;
+                let at = (r * flat.block + p.offset + from) * size;
+                self.device.clear(flat.grads.as_ref().expect("trained").slice(at, bytes))?;
             }
         }
         Ok(())
@@ -222,7 +283,7 @@ impl Store {
     /// A whole parameter as row-major full-shape elements in the store's dtype.
     pub fn read_raw(&self, id: ParamId) -> Result<Vec<u8>> {
         let p = &self.params[id.0];
-        self.gather(p, &self.flats[p.flat].weights, self.dtype.size())
+        self.gather(p, self.flats[p.flat].weights.region(), self.dtype.size())
     }
 
     /// Sets a whole parameter from f32 values, rounding to the store's dtype.
@@ -239,30 +300,25 @@ impl Store {
 
     /// A whole parameter widened to f32.
     pub fn read_f32(&self, id: ParamId) -> Result<Vec<f32>> {
-        let raw = self.read_raw(id)?;
-        Ok(match self.dtype {
-            DType::Bf16 => bytemuck::allocation::pod_collect_to_vec::<u8, bf16>(&raw)
-                .into_iter()
-                .map(Elem::to_f32)
-                .collect(),
-            _ => bytemuck::allocation::pod_collect_to_vec(&raw),
-        })
+        Ok(widened(self.read_raw(id)?, self.dtype))
     }
 
-    /// The whole gradient of a trained parameter.
+    /// The whole gradient of a trained parameter, widened to f32.
     pub fn read_grad(&self, id: ParamId) -> Result<Vec<f32>> {
         let p = &self.params[id.0];
         let Some(grads) = &self.flats[p.flat].grads else {
             return Err(Error::internal(format!("{} has no gradient", p.spec.name)));
         };
-        Ok(bytemuck::allocation::pod_collect_to_vec(&self.gather(p, grads, 4)?))
+        let raw = self.gather(p, grads.region(), self.grad_dtype.size())?;
+        Ok(widened(raw, self.grad_dtype))
     }
 
-    fn gather(&self, p: &Param, from: &Buffer, size: usize) -> Result<Vec<u8>> {
+    fn gather(&self, p: &Param, from: Region, size: usize) -> Result<Vec<u8>> {
         let mut full = vec![0u8; p.spec.shape.iter().product::<usize>() * size];
         for piece in pieces(p, self.blocks) {
             let at = piece.block * self.flats[p.flat].block + p.offset + piece.at;
-            from.read(at * size, &mut full[piece.full.start * size..piece.full.end * size])?;
+            let to = &mut full[piece.full.start * size..piece.full.end * size];
+            self.device.read(from.slice(at * size, to.len()), to)?;
         }
         Ok(full)
     }
@@ -273,7 +329,11 @@ impl Store {
             let Some(from) = other.find(&p.spec.name) else {
                 return Err(Error::internal(format!("{} is not in the other store", p.spec.name)));
             };
-            self.write_f32(ParamId(i), &other.read_f32(from)?)?;
+            if self.dtype == other.dtype {
+                self.write_raw(ParamId(i), &other.read_raw(from)?)?;
+            } else {
+                self.write_f32(ParamId(i), &other.read_f32(from)?)?;
+            }
         }
         Ok(())
     }
@@ -286,6 +346,16 @@ struct Piece {
     at: usize,
     /// Elements of the full row-major parameter.
     full: Range<usize>,
+}
+
+/// Values of `dtype` as f32.
+fn widened(raw: Vec<u8>, dtype: DType) -> Vec<f32> {
+    match dtype {
+        DType::Bf16 => {
+            raw.chunks_exact(2).map(|b| bytemuck::pod_read_unaligned::<bf16>(b).to_f32()).collect()
+        }
+        _ => bytemuck::allocation::pod_collect_to_vec(&raw),
+    }
 }
 
 fn slice_shape(spec: &ParamSpec, blocks: usize) -> Result<Vec<usize>> {
@@ -393,12 +463,80 @@ mod tests {
     #[test]
     fn gradients_are_set_first_then_added_and_settled() {
         let store = Store::new(Device::Cpu, DType::F32, 1, specs()).unwrap();
-        assert!(!store.mark_grad(ParamId(1)));
-        assert!(store.mark_grad(ParamId(1)));
-        store.flats()[0].grads.as_ref().unwrap().write(0, &7f32.to_ne_bytes()).unwrap();
+        assert!(!store.mark_grad(ParamId(1)).unwrap());
+        assert!(store.mark_grad(ParamId(1)).unwrap());
+        let grads = store.flats()[0].grads.as_ref().unwrap();
+        Device::Cpu.write(grads.slice(0, 4), &7f32.to_ne_bytes()).unwrap();
         store.settle_grads().unwrap();
         assert_eq!(store.read_grad(ParamId(0)).unwrap(), [0.0; 70]);
         store.reset_grads();
-        assert!(!store.mark_grad(ParamId(1)));
+        assert!(!store.mark_grad(ParamId(1)).unwrap());
+    }
+
+    /// Sets the gradient of the norm.
+    fn put(store: &Store, values: &[f32]) {
+        store.mark_grad(ParamId(2)).unwrap();
+        let to = store.regions(ParamId(2)).1.unwrap();
+        match store.grad_dtype() {
+            DType::Bf16 => {
+                let v: Vec<bf16> = values.iter().map(|v| Elem::from_f32(*v)).collect();
+                Device::Cpu.write(to, bytemuck::cast_slice(&v)).unwrap();
+            }
+            _ => Device::Cpu.write(to, bytemuck::cast_slice(values)).unwrap(),
+        }
+    }
+
+    #[test]
+    fn stores_trained_in_turn_share_one_buffer_of_gradients() {
+        for (dtype, grads) in
+            [(DType::F32, DType::F32), (DType::Bf16, DType::F32), (DType::Bf16, DType::Bf16)]
+        {
+            let new = |specs| Store::with_grads(Device::Cpu, dtype, grads, 1, specs).unwrap();
+            let mut small = new(specs());
+            let mut wider = specs();
+            wider.push(ParamSpec { segment: 1, ..spec("more", &[40, 3], Cut::Cols) });
+            let mut large = new(wider);
+            let alone = [&small, &large].map(|s| s.bytes().1);
+            assert_eq!(alone[0], (96 + 64 + 32 + 32) * grads.size());
+            small.share_grads(&mut large).unwrap();
+            assert_eq!([&small, &large].map(|s| s.bytes().1), [alone[1], 0]);
+
+            let values = [1.0, -2.5, 3.0, 0.0, 7.0];
+            put(&small, &values);
+            assert!(large.mark_grad(ParamId(4)).is_err(), "the other's are not applied yet");
+            assert!(large.settle_grads().is_err());
+            assert!(large.share_grads(&mut new(specs())).is_err());
+            large.reset_grads();
+            small.settle_grads().unwrap();
+            assert_eq!(small.read_grad(ParamId(2)).unwrap(), values);
+            assert_eq!(small.read_grad(ParamId(0)).unwrap(), [0.0; 70]);
+
+            small.reset_grads();
+            let all = large.flats()[0].grads.as_ref().unwrap().region();
+            Device::Cpu.write(all, &vec![0x40; all.bytes]).unwrap();
+            put(&small, &values);
+            small.settle_grads().unwrap();
+            let all = small.flats()[0].grads.as_ref().unwrap().region();
+            let mut raw = vec![0; all.bytes];
+            Device::Cpu.read(all, &mut raw).unwrap();
+            let set = widened(raw, grads).into_iter().filter(|v| *v != 0.0).collect::<Vec<_>>();
+            assert_eq!(set, [1.0, -2.5, 3.0, 7.0], "nothing of the other is left, in gaps neither");
+
+            small.reset_grads();
+            put(&large, &values);
+            large.settle_grads().unwrap();
+            assert_eq!(large.read_grad(ParamId(2)).unwrap(), values);
+            assert_eq!(large.read_grad(ParamId(4)).unwrap(), [0.0; 120]);
+            assert!(small.mark_grad(ParamId(2)).is_err());
+        }
+    }
+
+    #[test]
+    fn only_bf16_weights_have_bf16_gradients() {
+        let new = |dtype, grads| Store::with_grads(Device::Cpu, dtype, grads, 1, specs());
+        assert!(new(DType::F32, DType::Bf16).is_err());
+        assert!(new(DType::Bf16, DType::I32).is_err());
+        let mut wide = new(DType::Bf16, DType::F32).unwrap();
+        assert!(wide.share_grads(&mut new(DType::Bf16, DType::Bf16).unwrap()).is_err());
     }
 }

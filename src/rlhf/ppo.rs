@@ -119,8 +119,8 @@ pub struct PpoTrainer {
 }
 
 impl PpoTrainer {
-    /// A trainer at iteration 0.
-    pub fn new(engines: PpoEngines, config: PpoConfig) -> Result<PpoTrainer> {
+    /// A trainer at iteration 0. Actor and critic, trained in turn, share the memory of gradients.
+    pub fn new(mut engines: PpoEngines, config: PpoConfig) -> Result<PpoTrainer> {
         for (name, value) in [
             ("max_new_tokens", config.sampling.max_new_tokens),
             ("ppo_epochs", config.ppo_epochs),
@@ -139,6 +139,10 @@ impl PpoTrainer {
             return Err(Error::user(format!(
                 "adaptive KL control with target {target} and horizon {horizon}; both must be above 0"
             )));
+        }
+        let (actor, critic) = (&mut engines.actor.model.store, &mut engines.critic.model.store);
+        if (actor.device(), actor.grad_dtype()) == (critic.device(), critic.grad_dtype()) {
+            actor.share_grads(critic)?;
         }
         let kl_coef = config.kl_coef;
         let reward_stats = RunningStats::default();

@@ -4,8 +4,10 @@
 use super::{Home, Tape};
 use crate::base::{DType, Error, Result};
 use crate::device::Region;
-use crate::op::{Arg, Backward, CudaBackward, CudaGrad, Grad, Place, View, ViewMut};
+use crate::op::narrow::Narrow;
+use crate::op::{Arg, Backward, CudaBackward, CudaGrad, Grad, Op, Place, View, ViewMut};
 use crate::tensor::{Desc, Tensor};
+use std::sync::Arc;
 
 impl Tape<'_> {
     /// Propagates d(loss) = 1 to every trained parameter. `loss` is f32 `[1]`.
@@ -73,52 +75,59 @@ impl Tape<'_> {
         for t in saved_ins.iter().chain(&saved_outs).chain(&douts).flatten() {
             self.touch(t);
         }
+        let kernels = self.device.has_kernels();
         let mut targets: Vec<Option<Target>> = vec![];
         for i in 0..ins.len() {
-            targets.push(if wanted[i] {
-                Some(self.grad_target(&ins[i].expect("wanted"))?)
-            } else {
-                None
+            let narrow = !kernels && plan.narrow_grads >> i & 1 == 1;
+            targets.push(match ins[i].filter(|_| wanted[i]) {
+                Some(input) => Some(self.grad_target(&input, narrow)?),
+                None => None,
             });
         }
-        let kernels = self.device.has_kernels();
         let room = if kernels { plan.cuda_scratch_backward } else { plan.scratch_backward };
         let scratch = self.scratch(room)?;
         self.flops += 2 * plan.flops;
-        if self.is_planning() {
-            return Ok(());
+        if !self.is_planning() {
+            let views = |list: &[Option<Tensor>]| -> Vec<Option<View<'_>>> {
+                list.iter().map(|t| t.map(|t| self.view(&t))).collect()
+            };
+            let done = if kernels {
+                op.cuda_backward(&CudaBackward {
+                    stream: self.device.stream()?,
+                    ins: self.args(&saved_ins),
+                    outs: self.args(&saved_outs),
+                    douts: self.args(&douts),
+                    dins: targets.iter().map(|t| t.as_ref().map(Target::cuda)).collect(),
+                    scratch: self.scratch_address(scratch),
+                })
+            } else {
+                op.cpu_backward(&mut Backward {
+                    ins: views(&saved_ins),
+                    outs: views(&saved_outs),
+                    douts: views(&douts),
+                    dins: targets.iter().map(|t| t.as_ref().map(Target::host)).collect(),
+                    scratch: self.scratch_slice(scratch),
+                })
+            };
+            done.map_err(|e| e.context(format!("{} backward", op.name())))?;
         }
-        let views = |list: &[Option<Tensor>]| -> Vec<Option<View<'_>>> {
-            list.iter().map(|t| t.map(|t| self.view(&t))).collect()
-        };
-        let done = if kernels {
-            op.cuda_backward(&CudaBackward {
-                stream: self.device.stream()?,
-                ins: self.args(&saved_ins),
-                outs: self.args(&saved_outs),
-                douts: self.args(&douts),
-                dins: targets.iter().map(|t| t.as_ref().map(Target::cuda)).collect(),
-                scratch: self.scratch_address(scratch),
-            })
-        } else {
-            op.cpu_backward(&mut Backward {
-                ins: views(&saved_ins),
-                outs: views(&saved_outs),
-                douts: views(&douts),
-                dins: targets.iter().map(|t| t.as_ref().map(Target::host)).collect(),
-                scratch: self.scratch_slice(scratch),
-            })
-        };
-        done.map_err(|e| e.context(format!("{} backward", op.name())))
+        targets.iter().flatten().filter_map(|t| t.kept).try_for_each(|kept| self.keep_grad(kept))
     }
 
-    /// Where the gradient of `tensor` goes, and whether something is there already.
-    fn grad_target(&mut self, tensor: &Tensor) -> Result<Target> {
+    /// Where the gradient of `tensor` goes, and whether something is there already; `narrow`: it may be
+    /// bf16 where it is kept so.
+    fn grad_target(&mut self, tensor: &Tensor, narrow: bool) -> Result<Target> {
+        let wide = Desc { shape: tensor.desc.shape, dtype: DType::F32 };
         if let Home::Param(store, id) = self.slots[tensor.slot.0 as usize].home {
-            let desc = Desc { shape: tensor.desc.shape, dtype: DType::F32 };
+            let desc = Desc { dtype: store.grad_dtype(), ..wide };
             let region = store.regions(id).1.ok_or_else(|| Error::internal("frozen parameter"))?;
-            let acc = !self.is_planning() && store.mark_grad(id);
-            return Ok(Target { region, desc, acc });
+            let acc = !self.is_planning() && store.mark_grad(id)?;
+            if desc == wide || narrow {
+                return Ok(Target { region, desc, acc, kept: None });
+            }
+            let made = self.alloc(wide, false)?;
+            let kept = Some(Kept { made, region, desc, acc });
+            return Ok(Target { region: self.grad_region(&made), desc: wide, acc: false, kept });
         }
         let (grad, acc) = match self.grads.get(&tensor.slot) {
             Some(grad) => (*grad, true),
@@ -126,13 +135,35 @@ impl Tape<'_> {
         };
         self.grads.insert(tensor.slot, grad);
         self.touch(&grad);
-        let region = if self.is_planning() { Region::NOWHERE } else { self.region(&grad) };
-        Ok(Target { region, desc: grad.desc, acc })
+        Ok(Target { region: self.grad_region(&grad), desc: grad.desc, acc, kept: None })
+    }
+
+    fn grad_region(&self, grad: &Tensor) -> Region {
+        if self.is_planning() { Region::NOWHERE } else { self.region(grad) }
+    }
+
+    /// Rounds a gradient that was made in f32 into the one that is kept.
+    fn keep_grad(&mut self, kept: Kept) -> Result<()> {
+        let op: Arc<dyn Op> = Arc::new(Narrow { add: kept.acc });
+        let ins = [kept.made, self.bind(kept.region, kept.desc)].map(Some);
+        let plan = op.plan(&ins.map(|t| t.map(|t| t.desc)))?;
+        self.forward(&op, &plan, &ins).map(|_| ())
     }
 }
 
 /// Where a gradient goes.
 struct Target {
+    region: Region,
+    desc: Desc,
+    acc: bool,
+    /// Where it goes from there.
+    kept: Option<Kept>,
+}
+
+/// A parameter's bf16 gradient, and the f32 one that is to be rounded into it.
+#[derive(Clone, Copy)]
+struct Kept {
+    made: Tensor,
     region: Region,
     desc: Desc,
     acc: bool,

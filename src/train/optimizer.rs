@@ -119,7 +119,8 @@ impl Optimizer {
             for part in &self.parts {
                 let flat = &model.store.flats()[part.flat];
                 let grads = flat.grads.as_ref().expect("trained");
-                let g = tape.bind(grads.region(), Desc::new(&[flat.block], DType::F32));
+                let desc = Desc::new(&[flat.block], model.store.grad_dtype());
+                let g = tape.bind(grads.region(), desc);
                 let sum = sum_sq(tape, g)?;
                 sums.push(tape.read_f32(sum)?[0]);
             }
@@ -140,7 +141,8 @@ impl Optimizer {
         let flat = &model.store.flats()[part.flat];
         let n = Desc::new(&[flat.block], DType::F32);
         let w = tape.bind(flat.weights.region(), Desc { dtype: model.store.dtype(), ..n });
-        let g = tape.bind(flat.grads.as_ref().expect("trained").region(), n);
+        let grads = flat.grads.as_ref().expect("trained");
+        let g = tape.bind(grads.region(), Desc { dtype: model.store.grad_dtype(), ..n });
         let groups = part
             .ranges
             .iter()

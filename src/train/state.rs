@@ -19,6 +19,16 @@ pub enum AdamWState {
     Compact,
 }
 
+impl AdamWState {
+    /// The storage type of gradients that goes with it.
+    pub fn grads(self) -> DType {
+        match self {
+            AdamWState::Full => DType::F32,
+            AdamWState::Compact => DType::Bf16,
+        }
+    }
+}
+
 /// The state of one flat of `block` parameters.
 #[derive(Debug)]
 pub(super) enum State {
@@ -32,6 +42,9 @@ impl State {
         let n = flat.block;
         let zeros = |bytes: usize| Buffer::zeroed(store.device(), bytes);
         match (kind, store.dtype()) {
+            (AdamWState::Full, _) if store.grad_dtype() != DType::F32 => {
+                Err(Error::internal("the full optimizer state takes f32 gradients"))
+            }
             (AdamWState::Full, dtype) => {
                 let master = match dtype {
                     DType::Bf16 => Some(master(flat, zeros(n * 4)?)?),
@@ -90,14 +103,18 @@ impl State {
     }
 }
 
-/// The weights of `flat`, bf16, as f32 in `to`.
+/// The weights of `flat`, bf16, as f32 in `to`; in pieces, for a copy of a whole flat would be more
+/// than what is there later.
 fn master(flat: &Flat, to: Buffer) -> Result<Buffer> {
-    let mut raw = vec![0u8; flat.block * 2];
-    flat.weights.read(0, &mut raw)?;
-    let wide: Vec<u8> = raw
-        .chunks_exact(2)
-        .flat_map(|b| [0, 0, b[0], b[1]]) // bf16 is the upper half of a little-endian f32
-        .collect();
-    to.write(0, &wide)?;
+    const PIECE: usize = 1 << 20;
+    for start in (0..flat.block).step_by(PIECE) {
+        let mut raw = vec![0u8; PIECE.min(flat.block - start) * 2];
+        flat.weights.read(start * 2, &mut raw)?;
+        let wide: Vec<u8> = raw
+            .chunks_exact(2)
+            .flat_map(|b| [0, 0, b[0], b[1]]) // bf16 is the upper half of a little-endian f32
+            .collect();
+        to.write(start * 4, &wide)?;
+    }
     Ok(to)
 }

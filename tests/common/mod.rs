@@ -109,11 +109,15 @@ pub fn model(
     with: Option<&LoraConfig>,
     seed: u64,
 ) -> Model {
-    let model = {
-        let lora = with.cloned();
-        let options = LoadOptions { head, dtype, train, device: device(), lora, seed };
-        Model::random(&config(family), &options).unwrap()
-    };
+    let options =
+        LoadOptions { train, lora: with.cloned(), seed, ..LoadOptions::frozen(head, dtype) };
+    model_as(family, &options.on(device()))
+}
+
+/// The same with every option.
+pub fn model_as(family: &str, options: &LoadOptions) -> Model {
+    let seed = options.seed;
+    let model = Model::random(&config(family), options).unwrap();
     for (i, p) in model.store.params().iter().enumerate() {
         if p.spec.name.contains(".lora.") {
             continue;

@@ -123,6 +123,25 @@ pub fn narrow<E: Elem>(dst: &mut [E], src: &[f32]) {
     dispatch(level(), Convert(dst, src));
 }
 
+struct AddTo<'a, D>(&'a mut [D], &'a [f32]);
+
+impl<D: Elem> Kernel for AddTo<'_, D> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (d, x) in self.0.chunks_mut(LANES).zip(self.1.chunks(LANES)) {
+            let sum = s.add(s.take(d), s.take(x));
+            s.put(d, sum);
+        }
+    }
+}
+
+/// `dst += src`, of equal length, each sum rounded to nearest, ties to even.
+pub fn add_to<D: Elem>(dst: &mut [D], src: &[f32]) {
+    assert_eq!(dst.len(), src.len(), "add_to of different lengths");
+    dispatch(level(), AddTo(dst, src));
+}
+
 /// A function of one element.
 #[derive(Clone, Copy, Debug)]
 enum Function {

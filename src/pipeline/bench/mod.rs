@@ -56,6 +56,7 @@ pub fn bench(cfg: &BenchConfig, progress: &mut dyn FnMut(&str)) -> Result<String
             "prompt_tokens": cfg.prompt_tokens,
             "new_tokens": cfg.new_tokens,
             "repeat": cfg.repeat,
+            "gradient_checkpointing": cfg.gradient_checkpointing,
             "machine": ceilings,
             "cases": all.iter().map(|m| m.json(&ceilings)).collect::<Vec<_>>(),
         });

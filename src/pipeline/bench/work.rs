@@ -11,12 +11,12 @@ use crate::device::Device;
 use crate::engine::Engine;
 use crate::model::{Head, LoadOptions, Model};
 use crate::pipeline::config::{BenchCase, BenchConfig};
-use crate::pipeline::settings::MICRO_BATCH_TOKENS;
+use crate::pipeline::settings::{self, MICRO_BATCH_TOKENS};
 use crate::rlhf::{
     KlControl, PpoConfig, PpoEngines, PpoTrainer, RewardSource, SftConfig, SftTrainer, StepConfig,
 };
 use crate::rollout::Sampling;
-use crate::tape::{Keep, Workspace};
+use crate::tape::Workspace;
 use crate::train::{AdamWConfig, Schedule, ScheduleKind};
 use std::time::Instant;
 
@@ -64,8 +64,8 @@ impl Bench<'_> {
         LoadOptions { train, ..LoadOptions::frozen(Head::Lm, self.dtype()).on(self.device) }
     }
 
-    fn adamw(&self) -> AdamWConfig {
-        AdamWConfig {
+    fn trained(&self, model: Model) -> Result<Engine> {
+        let adamw = AdamWConfig {
             learning_rate: 1e-5,
             lora_learning_rate: 1e-5,
             beta1: 0.9,
@@ -74,7 +74,8 @@ impl Bench<'_> {
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             state: self.cfg.optimizer_state.adamw(),
-        }
+        };
+        Engine::trained(model, adamw, settings::keep(self.cfg.gradient_checkpointing))
     }
 
     fn dtype(&self) -> DType {
@@ -182,7 +183,7 @@ impl Bench<'_> {
             micro_batch_tokens: MICRO_BATCH_TOKENS,
             seed: self.cfg.seed,
         };
-        let engine = Engine::trained(model, self.adamw(), Keep::All)?;
+        let engine = self.trained(model)?;
         let mut trainer = SftTrainer::new(engine, SftConfig { step, loss_on_prompt: true });
         let mut ws = Workspace::new(self.device, usize::MAX)?;
         let runs = self.repeat(|_| {
@@ -207,9 +208,9 @@ impl Bench<'_> {
         let critic = self.subject.critic(&self.options(true))?;
         let (reference, reward) = (copy(&actor)?, copy(&critic)?);
         Ok(PpoEngines {
-            actor: Engine::trained(actor, self.adamw(), Keep::All)?,
+            actor: self.trained(actor)?,
             reference: Some(reference),
-            critic: Engine::trained(critic, self.adamw(), Keep::All)?,
+            critic: self.trained(critic)?,
             reward: RewardSource::Model(Box::new(reward)),
         })
     }

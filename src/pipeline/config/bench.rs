@@ -2,7 +2,7 @@
 
 use super::check::state_fits;
 use super::layers::{self, Setting};
-use super::{BENCHMARK, DeviceChoice, OptimizerState, Precision};
+use super::{BENCHMARK, Checkpointing, DeviceChoice, OptimizerState, Precision};
 use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -25,6 +25,8 @@ pub struct BenchConfig {
     pub new_tokens: usize,
     /// Sequences of a training step.
     pub train_sequences: usize,
+    /// What the backward pass computes again.
+    pub gradient_checkpointing: Checkpointing,
     /// Where to compute.
     pub device: DeviceChoice,
     /// Dtype of weights and activations.
@@ -50,6 +52,7 @@ impl Default for BenchConfig {
             prompt_tokens: 64,
             new_tokens: 64,
             train_sequences: 8,
+            gradient_checkpointing: Checkpointing::None,
             device: DeviceChoice::Auto,
             dtype: Precision::Bf16,
             optimizer_state: OptimizerState::Full,

@@ -20,6 +20,7 @@ const DTYPES: Kind = Kind::Choice(&["bf16", "f32"]);
 const FORMATS: Kind = Kind::Choice(&["auto", "template", "human_assistant"]);
 const STATES: Kind = Kind::Choice(&["full", "compact"]);
 const SHAPES: Kind = Kind::Choice(&["opt-125m", "gpt2", "smollm2-135m", "tiny"]);
+const CHECKPOINTING: Kind = Kind::Choice(&["none", "cheap", "full"]);
 const SCHEDULES: Kind = Kind::Choice(&["linear", "cosine", "constant", "constant_with_warmup"]);
 
 const fn key(path: &'static str, commands: Commands, kind: Kind, help: &'static str) -> Key {
@@ -51,7 +52,7 @@ pub static RUN: &[Key] = &[
     key("max_prompt_seq_len", RUNS, LENGTH, "longest prompt, in tokens"),
     key("max_answer_seq_len", RUNS, LENGTH, "longest generated answer, in tokens"),
     key("micro_batch_tokens", RUNS, Kind::int(0, TOKENS), "most packed tokens in a micro-batch; 0 = chosen. Changes memory and speed, never the result"),
-    key("gradient_checkpointing", RUNS, Kind::Choice(&["none", "cheap", "full"]), "what is computed again in the backward pass to save memory; alone: full")
+    key("gradient_checkpointing", RUNS, CHECKPOINTING, "what is computed again in the backward pass to save memory; alone: full")
         .or(&[(PPO, "actor-gradient-checkpointing")]).alone("full"),
     key("optimizer_state", RUNS, STATES, "what the optimizer keeps beside bf16 weights and gradients: full, 12 bytes a parameter, or compact, 3.1"),
     key("chat_format", RUNS, FORMATS, "how conversations become text; auto: the tokenizer's chat template, else Human/Assistant turns"),
@@ -198,6 +199,8 @@ pub static BENCHMARK: &[Key] = &[
     key("prompt_tokens", BENCH, LENGTH, "tokens of a prompt"),
     key("new_tokens", BENCH, LENGTH, "tokens of an answer; end tokens are not drawn"),
     key("train_sequences", BENCH, BATCH, "sequences of a training step"),
+    key("gradient_checkpointing", BENCH, CHECKPOINTING, "what is computed again in the backward pass to save memory; alone: full")
+        .alone("full"),
     key("device", BENCH, Kind::Device, "where to compute; auto: CUDA where it can be used, else the CPU"),
     key("dtype", BENCH, DTYPES, "dtype of weights and activations"),
     key("optimizer_state", BENCH, STATES, "what the optimizer keeps: full, or compact (bf16 weights only)"),

@@ -99,7 +99,7 @@ impl PpoTrainer {
         Ok(())
     }
 
-    /// One optimizer step of actor and critic.
+    /// One optimizer step of the actor, then one of the critic: their gradients never exist together.
     fn update(
         &mut self,
         ws: &mut Workspace,
@@ -112,7 +112,6 @@ impl PpoTrainer {
         let batches = self.batches(rollouts);
         for batch in &batches {
             self.accumulate_actor(ws, batch, scale, &mut stats)?;
-            self.accumulate_critic(ws, batch, scale, &mut stats)?;
         }
         if !text.is_empty() && self.config.unsup_coef > 0.0 {
             stats.unsup_loss = Some(self.accumulate_text(ws, text)?);
@@ -120,6 +119,9 @@ impl PpoTrainer {
         let factor = self.config.actor_schedule.factor(self.updates);
         let step = self.engines.actor.step(ws, factor)?;
         (stats.actor_grad_norm, stats.skipped) = (step.grad_norm, usize::from(step.skipped));
+        for batch in &batches {
+            self.accumulate_critic(ws, batch, scale, &mut stats)?;
+        }
         let factor = self.config.critic_schedule.factor(self.updates);
         let step = self.engines.critic.step(ws, factor)?;
         stats.critic_grad_norm = step.grad_norm;

@@ -1,0 +1,19 @@
+// A gradient made in f32 goes to where gradients are kept in bf16; see src/op/narrow.rs.
+#include "lib/vector.cuh"
+
+struct NarrowParams {
+  const float* x;
+  bf16* y;
+  uint64_t n;
+  uint32_t flags, pad;
+};
+
+KERNEL(narrow, NarrowParams, 256) {
+  constexpr int N = VEC<bf16>;
+  const size_t i = vec_start<N>();
+  if (i >= p.n) return;
+  const int n = vec_count<N>(p.n - i);
+  float v[N];
+  load_vec<float>(p.x, i, n, p.flags & FLAG_ALIGNED, v);
+  put_vec<bf16>(p.y, i, n, p.flags, v);
+}
