@@ -115,7 +115,7 @@ fn gradients_are_those_of_the_formulas() {
         let mut ws = workspace();
         let mut config = PpoConfig { entropy_coef: 0.1, ..ppo_config() };
         config.micro_batch_tokens = 90;
-        let mut trainer = PpoTrainer::new(engines(family, 0.0), config.clone()).unwrap();
+        let mut trainer = unshared(family, 0.0, config.clone());
         let experience = foreign(&mut trainer, &mut ws, 52, 6);
         trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
         let white = whitening(&experience);
@@ -138,6 +138,34 @@ fn gradients_are_those_of_the_formulas() {
             at(0.0);
             assert!((slope / length - 1.0).abs() < 0.01, "{family} {slope} {length}");
         }
+    }
+}
+
+#[test]
+fn actor_and_critic_share_the_memory_of_gradients_without_a_trace() {
+    for family in FAMILIES {
+        let mut config = PpoConfig { minibatch: 3, unsup_coef: 2.0, ppo_epochs: 2, ..ppo_config() };
+        config.micro_batch_tokens = 60;
+        let shared = PpoTrainer::new(engines(family, 1e-3), config.clone()).unwrap();
+        let apart = unshared(family, 1e-3, config);
+        let grads = |t: &PpoTrainer| [&t.engines.actor, &t.engines.critic].map(|e| e.memory()[1]);
+        let both = grads(&apart);
+        assert!(grads(&shared) == [both[0].max(both[1]), 0] && both[1] > 0, "{both:?}");
+        let text: Vec<Vec<i32>> =
+            prompts(62, 4).into_iter().map(|p| [p, vec![1, 2]].concat()).collect();
+        let text: Vec<&[i32]> = text.iter().map(Vec::as_slice).collect();
+        let [one, two] = [shared, apart].map(|mut t| {
+            let mut ws = workspace();
+            let experience = experience(&mut t, &mut ws, &prompts(61, 7));
+            let stats = t.train_rlhf(&mut ws, &experience, &text).unwrap();
+            (
+                stats.actor_grad_norm,
+                stats.critic_grad_norm,
+                weights(&t.engines.actor.model),
+                weights(&t.engines.critic.model),
+            )
+        });
+        assert!(one == two, "{family}");
     }
 }
 
@@ -294,7 +322,7 @@ fn the_mixture_adds_the_gradients_of_its_language_model_loss() {
     let coef = 3.5;
     let mut run = |coef: f32, minibatch: usize, text: &[Vec<i32>]| {
         let config = PpoConfig { unsup_coef: coef, minibatch, ..ppo_config() };
-        let mut trainer = PpoTrainer::new(engines("gpt2", 0.0), config).unwrap();
+        let mut trainer = unshared("gpt2", 0.0, config);
         let experience = foreign(&mut trainer, &mut ws, 53, 6);
         let rows: Vec<&[i32]> = text.iter().map(Vec::as_slice).collect();
         let stats = trainer.train_rlhf(&mut ws, &experience, &rows).unwrap();
