@@ -111,7 +111,8 @@ impl Run<'_> {
 
     /// Options for a model to be trained.
     fn trained(&self, head: Head, lora: Option<LoraConfig>) -> LoadOptions {
-        LoadOptions { train: true, lora, seed: self.cfg.seed, ..self.frozen(head) }
+        let grads = self.cfg.optimizer_state.adamw().grads();
+        LoadOptions { train: true, grads, lora, seed: self.cfg.seed, ..self.frozen(head) }
     }
 
     /// Says where to look next.

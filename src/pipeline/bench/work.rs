@@ -61,7 +61,8 @@ impl Bench<'_> {
 
     /// Options of a model that is trained, or only asked.
     fn options(&self, train: bool) -> LoadOptions {
-        LoadOptions { train, ..LoadOptions::frozen(Head::Lm, self.dtype()).on(self.device) }
+        let grads = self.cfg.optimizer_state.adamw().grads();
+        LoadOptions { train, grads, ..LoadOptions::frozen(Head::Lm, self.dtype()).on(self.device) }
     }
 
     fn trained(&self, model: Model) -> Result<Engine> {
