@@ -186,7 +186,8 @@ fn rotate<E: Elem>(op: &Rope, x: &[E], at: &[i32], sign: f32, out: &mut [E], acc
         for p in chunks[c].clone() {
             let position = if shared { p as f32 } else { at[p] as f32 };
             // SAFETY: row p belongs to this task alone.
-            let (cosines, sines) = unsafe { table.slice(p * 2 * half, 2 * half) }.split_at_mut(half);
+            let (cosines, sines) =
+                unsafe { table.slice(p * 2 * half, 2 * half) }.split_at_mut(half);
             for ((cosine, sine), freq) in cosines.iter_mut().zip(sines).zip(op.inv_freq.iter()) {
                 let (sin, cos) = (position * freq).sin_cos();
                 (*cosine, *sine) = (cos * op.scale, sign * sin * op.scale);

@@ -54,7 +54,7 @@ pub static RUN: &[Key] = &[
     key("micro_batch_tokens", RUNS, Kind::int(0, TOKENS), "most packed tokens in a micro-batch; 0 = chosen. Changes memory and speed, never the result"),
     key("gradient_checkpointing", RUNS, CHECKPOINTING, "what is computed again in the backward pass to save memory; alone: full")
         .or(&[(PPO, "actor-gradient-checkpointing")]).alone("full"),
-    key("optimizer_state", RUNS, STATES, "what the optimizer keeps beside bf16 weights and gradients: full, 12 bytes a parameter, or compact, 3.1"),
+    key("optimizer_state", RUNS, STATES, "what training keeps beside bf16 weights: full, f32 gradients and state, 16 bytes a parameter, or compact, bf16 gradients and 8-bit state, 5.1"),
     key("chat_format", RUNS, FORMATS, "how conversations become text; auto: the tokenizer's chat template, else Human/Assistant turns"),
     key("print_samples", RUNS, Kind::int(0, 1000), "answers shown now and then during PPO"),
     key("max_shard_size", RUNS, Kind::Bytes, "largest file of a saved model"),
