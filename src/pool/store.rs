@@ -497,7 +497,7 @@ mod tests {
             wider.push(ParamSpec { segment: 1, ..spec("more", &[40, 3], Cut::Cols) });
             let mut large = new(wider);
             let alone = [&small, &large].map(|s| s.bytes().1);
-            assert_eq!(alone[0], (96 + 64 + 32 + 32) * grads.size());
+            assert_eq!(alone[0], (128 + 64 + 64 + 64) * grads.size());
             small.share_grads(&mut large).unwrap();
             assert_eq!([&small, &large].map(|s| s.bytes().1), [alone[1], 0]);
 
