@@ -50,10 +50,10 @@ pub fn logprob(
     Ok((outs[0], outs[1]))
 }
 
-/// Rows whose logits exist at once: even shares of at most about 32 MiB, so that reading the weights and
+/// Rows whose logits exist at once: even shares of at most about 128 MiB, so that reading the weights and
 /// adding to their gradients, once for each share, is little beside the products.
 fn chunk_rows(n: usize, vocab: usize) -> usize {
-    let most = ((32 << 20) / 4 / vocab.max(1)).max(8);
+    let most = ((128 << 20) / 4 / vocab.max(1)).max(8);
     n.div_ceil(n.div_ceil(most).max(1))
 }
 

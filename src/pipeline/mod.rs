@@ -224,13 +224,14 @@ impl Run<'_> {
     ) {
         let mib = |bytes: usize| bytes >> 20;
         let [weights, grads, optimizer, _] = memory;
+        let activations = self.ws.programs().iter().map(|p| p.1).max().unwrap_or(0);
         self.reporter.emit(Event::note(format!(
             "{step}: saved {}; weights {} MiB, gradients {} MiB, optimizer {} MiB, activations {} MiB",
             dir.display(),
             mib(weights),
             mib(grads),
             mib(optimizer),
-            mib(self.ws.bytes())
+            mib(activations)
         )));
         self.reporter.emit(Event::step_end(step, started.elapsed().as_secs_f64(), summary));
     }

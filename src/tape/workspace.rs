@@ -58,7 +58,7 @@ impl Workspace {
         Ok(Workspace { arena, plans: HashMap::new(), limit })
     }
 
-    /// Size of the arena: the peak of activations over all programs so far.
+    /// Size of the arena: the peak of activations over all programs since it was last given back.
     pub fn bytes(&self) -> usize {
         self.arena.buffer.bytes()
     }
@@ -78,9 +78,9 @@ impl Workspace {
         program: &mut dyn FnMut(&mut Tape<'a>, &I) -> Result<T>,
     ) -> Result<()> {
         let mut caps = dims.to_vec();
-        if let Some((old, _)) = self.plans.get(key) {
+        if let Some((old, plan)) = self.plans.get(key) {
             if old.iter().zip(dims).all(|(a, b)| a >= b) {
-                return Ok(());
+                return self.grow(plan.total);
             }
             caps.iter_mut().zip(old).for_each(|(c, o)| *c = (*c).max(*o));
         }
@@ -95,12 +95,24 @@ impl Workspace {
                 self.limit >> 20
             )));
         }
-        if plan.total > self.bytes() {
-            // Nothing lives in the arena between programs, so the old one can go first.
-            self.arena = Arena { buffer: Buffer::zeroed(device, 0)? };
-            self.arena = Arena { buffer: Buffer::zeroed(device, plan.total)? };
-        }
+        let total = plan.total;
         self.plans.insert(key.to_string(), (caps, plan));
+        self.grow(total)
+    }
+
+    fn grow(&mut self, bytes: usize) -> Result<()> {
+        if bytes > self.bytes() {
+            // Nothing lives in the arena between programs, so the old one can go first.
+            self.release()?;
+            self.arena.buffer = Buffer::zeroed(self.arena.device(), bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the arena back, for a phase that needs memory elsewhere. Plans stay, and the next program
+    /// gets an arena of the size it needs.
+    pub fn release(&mut self) -> Result<()> {
+        self.arena.buffer = Buffer::zeroed(self.arena.device(), 0)?;
         Ok(())
     }
 
@@ -118,7 +130,8 @@ impl Workspace {
     /// A tape that runs as planned under `key`.
     pub(super) fn tape(&self, key: &str) -> Result<Tape<'_>> {
         match self.plans.get(key) {
-            Some((_, plan)) => Ok(Tape::running(&self.arena, plan)),
+            Some((_, plan)) if plan.total <= self.bytes() => Ok(Tape::running(&self.arena, plan)),
+            Some(_) => Err(Error::internal(format!("{key} has no arena"))),
             None => Err(Error::internal(format!("{key} was not planned"))),
         }
     }
