@@ -10,8 +10,8 @@ use std::ops::Range;
 
 /// Up to this many rows of A, their sums and the turned rows of B stay in registers.
 const FEW: usize = 8;
-/// Columns of a block of few rows, at most.
-const FEW_COLUMNS: usize = 64;
+/// Columns of a block of few rows, at most: its first rows of B come from memory unasked.
+const FEW_COLUMNS: usize = 512;
 /// A block of many rows, at most: its sums and the copy of B fit level 2.
 const MANY: [usize; 2] = [512, COLUMNS];
 /// Rows and vectors of columns of a tile of many rows: with one of B they fill the 32 registers.
