@@ -89,6 +89,7 @@ DEV void adamw_compact(const AdamWCompactParams& p) {
     compact_weights(p, group, at, dither, m, root);
   }
   const float m_largest = block_largest(m), v_largest = block_largest(root);
+  __syncwarp();  // one thread writes the scales that all have read, and shuffles order no memory
   if (!active) return;
   const float m_scale = m_largest == 0.f ? 1.f : m_largest, v_scale = v_largest == 0.f ? 1.f : v_largest;
   uint32_t m_codes = 0, v_codes = 0;

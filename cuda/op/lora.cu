@@ -29,20 +29,3 @@ DEV void lora_drop(const LoraDropParams& p) {
 
 KERNEL(lora_drop_f32, LoraDropParams, 256) { lora_drop<float>(p); }
 KERNEL(lora_drop_bf16, LoraDropParams, 256) { lora_drop<bf16>(p); }
-
-struct LoraRoundParams {
-  const float* from;
-  void* to;
-  uint64_t n;
-  uint32_t flags, pad;
-};
-
-// to = from, rounded to bf16.
-KERNEL(lora_round, LoraRoundParams, 256) {
-  const size_t i = vec_start<8>();
-  if (i >= p.n) return;
-  const int n = vec_count<8>(p.n - i);
-  float v[8];
-  load_vec<float>(p.from, i, n, p.flags & FLAG_ALIGNED, v);
-  store_vec<bf16>(p.to, i, n, p.flags & FLAG_ALIGNED, v);
-}

@@ -1,4 +1,4 @@
-// A gradient made in f32 goes to where gradients are kept in bf16; see src/op/narrow.rs.
+// f32 rounded into bf16, or added to it; see src/op/narrow.rs. Adapters round their u by it too.
 #include "lib/vector.cuh"
 
 struct NarrowParams {

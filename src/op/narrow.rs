@@ -4,6 +4,7 @@
 //! x f32, y bf16 of its shape -> y in place: x, or y + x; summed in f32 and rounded once. No gradient.
 
 use crate::base::{DType, Result, bf16};
+use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
@@ -51,12 +52,17 @@ impl Op for Narrow {
     }
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        let (x, y, n) = (io.input(0), io.outs[0].ptr, vec_len(DType::Bf16));
-        let len = x.desc.shape.numel();
-        let flags = aligned(&[x.ptr, y], &[], n) | adding(self.add);
-        let params = Params { x: x.ptr, y, n: len as u64, flags, pad: 0 };
-        io.stream.launch("narrow", flat_grid(len, n), THREADS, 0, &params)
+        let x = io.input(0);
+        launch(io.stream, x.ptr, io.outs[0].ptr, x.desc.shape.numel(), self.add)
     }
+}
+
+/// Rounds `len` f32 at `x` into the bf16 at `y`, or adds them to those.
+pub(super) fn launch(stream: &Stream, x: u64, y: u64, len: usize, add: bool) -> Result<()> {
+    let n = vec_len(DType::Bf16);
+    let flags = aligned(&[x, y], &[], n) | adding(add);
+    let params = Params { x, y, n: len as u64, flags, pad: 0 };
+    stream.launch("narrow", flat_grid(len, n), THREADS, 0, &params)
 }
 
 /// NarrowParams of cuda/op/narrow.cu.

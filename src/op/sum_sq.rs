@@ -40,7 +40,7 @@ impl Op for SumSq {
 
     fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
         let x = required(self, ins, 0)?;
-        if !matches!(x.dtype, DType::F32 | DType::Bf16) {
+        if !x.dtype.is_float() {
             return Err(shape_error(self, ins, "x f32 or bf16"));
         }
         let n = x.shape.numel();

@@ -7,6 +7,7 @@ use crate::base::{DType, Result};
 use crate::device::Stream;
 use crate::op::cuda::gemm::{Layout, Mat, Out, gemm};
 use crate::op::cuda::vectors::{THREADS, adding, aligned, flat_grid};
+use crate::op::narrow;
 use crate::op::{Arg, CudaBackward, CudaForward, by_dtype};
 
 /// Rows whose dropout(x) is kept at once.
@@ -23,16 +24,6 @@ struct DropParams {
     site: u64,
     limit: u32,
     factor: f32,
-    flags: u32,
-    pad: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct RoundParams {
-    from: u64,
-    to: u64,
-    n: u64,
     flags: u32,
     pad: u32,
 }
@@ -109,10 +100,7 @@ impl<'a> Call<'a> {
         if self.dtype == DType::F32 {
             return Ok(self.mat(u.ptr, self.s.rank));
         }
-        let len = self.s.tokens * self.s.rank;
-        let flags = aligned(&[u.ptr, self.rounded], &[], 8);
-        let params = RoundParams { from: u.ptr, to: self.rounded, n: len as u64, flags, pad: 0 };
-        self.stream.launch("lora_round", flat_grid(len, 8), THREADS, 0, &params)?;
+        narrow::launch(self.stream, u.ptr, self.rounded, self.s.tokens * self.s.rank, false)?;
         Ok(self.mat(self.rounded, self.s.rank))
     }
 

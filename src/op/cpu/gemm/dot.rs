@@ -2,7 +2,7 @@
 
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, is_f32, prefetch};
 use super::super::vec::convert;
-use super::{Blocks, Ends, Epilogue, Mat, MatMut, Output, Scratch, with_scratch};
+use super::{Ends, Epilogue, Mat, MatMut, Scratch, each_block};
 use crate::base::Elem;
 use std::ops::Range;
 
@@ -23,23 +23,15 @@ pub(super) fn run<A: Elem, B: Elem, C: Elem, E: Elem>(
     epilogue: &Epilogue<E>,
 ) {
     let (m, n, k) = (a.rows, b.rows, a.cols);
-    assert!(b.cols == k && (c.rows, c.cols) == (m, n), "gemm_nt: shapes disagree");
-    assert!(epilogue.bias.is_none_or(|x| x.len() >= n), "gemm_nt: bias too short");
-    if m == 0 || n == 0 {
-        return;
-    }
-    let residual = epilogue.residual.map(|(x, ld)| Mat::new(x, m, n, ld));
-    let output = Output { data: c.data.as_mut_ptr(), ld: c.ld };
+    assert!(b.cols == k, "gemm_nt: shapes disagree");
     let row_bytes = 4 * k.max(LANES);
     let rows = (A_BYTES / row_bytes).clamp(24, 192);
     let cols = if m <= FEW_ROWS { 64 } else { (B_BYTES / row_bytes).clamp(32, 192) };
     let unit = if m <= FEW_ROWS { m } else { 6 };
-    Blocks::new(m, n, [rows.max(unit), cols], [unit, COLS]).for_each(m * n * k, |rows, cols| {
-        with_scratch(|scratch| {
-            let wide = m > FEW_ROWS;
-            let ends = Ends { output: &output, epilogue, residual };
-            dispatch(level, Block { a, b, ends, rows, cols, wide, scratch });
-        });
+    let (max, unit) = ([rows.max(unit), cols], [unit, COLS]);
+    each_block([m, n, k], c, epilogue, max, unit, |ends, rows, cols, scratch| {
+        let wide = m > FEW_ROWS;
+        dispatch(level, Block { a, b, ends, rows, cols, wide, scratch });
     });
 }
 

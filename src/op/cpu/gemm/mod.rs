@@ -235,6 +235,30 @@ impl<C: Elem, E: Elem> Ends<'_, C, E> {
     }
 }
 
+/// Runs `task` on every block of the `m` x `n` output `c` of `depth` terms, at most `max` rows and
+/// columns, multiples of `unit`: with where its sums go and a thread's scratch. Panics if `c` or the
+/// epilogue is not of that shape.
+fn each_block<C: Elem, E: Elem>(
+    [m, n, depth]: [usize; 3],
+    c: MatMut<C>,
+    epilogue: &Epilogue<E>,
+    max: [usize; 2],
+    unit: [usize; 2],
+    task: impl Fn(Ends<C, E>, Range<usize>, Range<usize>, &mut Scratch) + Sync + Send,
+) {
+    assert!((c.rows, c.cols) == (m, n), "gemm: shapes disagree");
+    assert!(epilogue.bias.is_none_or(|x| x.len() >= n), "gemm: bias too short");
+    if m == 0 || n == 0 {
+        return;
+    }
+    let residual = epilogue.residual.map(|(x, ld)| Mat::new(x, m, n, ld));
+    let output = Output { data: c.data.as_mut_ptr(), ld: c.ld };
+    Blocks::new(m, n, max, unit).for_each(m * n * depth, |rows, cols| {
+        let ends = Ends { output: &output, epilogue, residual };
+        with_scratch(|scratch| task(ends, rows, cols, scratch));
+    });
+}
+
 /// One row's share of an epilogue.
 struct RowEnd<'a, E> {
     bias: Option<&'a [E]>,

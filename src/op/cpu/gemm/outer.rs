@@ -5,9 +5,7 @@
 
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, prefetch};
 use super::super::vec::convert;
-use super::{
-    Blocks, Ends, Epilogue, Mat, MatMut, Output, Scratch, bf16s, both_bf16, pairs, with_scratch,
-};
+use super::{Ends, Epilogue, Mat, MatMut, Scratch, bf16s, both_bf16, each_block, pairs};
 use crate::base::{Elem, bf16};
 use std::ops::Range;
 
@@ -30,17 +28,10 @@ pub(super) fn run<A: Elem, B: Elem, C: Elem, const TRANS: bool>(
 ) {
     let (m, depth) = if TRANS { (a.cols, a.rows) } else { (a.rows, a.cols) };
     let n = b.cols;
-    assert!(b.rows == depth && (c.rows, c.cols) == (m, n), "gemm_nn, gemm_tn: shapes disagree");
-    if m == 0 || n == 0 {
-        return;
-    }
-    let output = Output { data: c.data.as_mut_ptr(), ld: c.ld };
+    assert!(b.rows == depth, "gemm_nn, gemm_tn: shapes disagree");
     let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
-    Blocks::new(m, n, MAX_BLOCK, UNIT).for_each(m * n * depth, |rows, cols| {
-        with_scratch(|scratch| {
-            let ends = Ends { output: &output, epilogue: &epilogue, residual: None };
-            dispatch(level, Block::<A, B, C, TRANS> { a, b, ends, rows, cols, depth, scratch });
-        });
+    each_block([m, n, depth], c, &epilogue, MAX_BLOCK, UNIT, |ends, rows, cols, scratch| {
+        dispatch(level, Block::<A, B, C, TRANS> { a, b, ends, rows, cols, depth, scratch });
     });
 }
 

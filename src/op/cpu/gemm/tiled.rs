@@ -9,7 +9,7 @@
 
 use super::super::amx::{ROWS, Tiles};
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, prefetch_far};
-use super::{Blocks, Ends, Epilogue, Mat, MatMut, Output, Scratch, with_scratch};
+use super::{Ends, Epilogue, Mat, MatMut, Scratch, each_block};
 use crate::base::{Elem, bf16};
 use std::ops::Range;
 
@@ -63,13 +63,7 @@ pub(super) fn run<T: Tiles, C: Elem, E: Elem>(
 ) {
     let (m, depth) = if product == Product::Tn { (a.cols, a.rows) } else { (a.rows, a.cols) };
     let (n, terms) = if product == Product::Nt { (b.rows, b.cols) } else { (b.cols, b.rows) };
-    assert!(depth == terms && (c.rows, c.cols) == (m, n), "gemm: shapes disagree");
-    assert!(epilogue.bias.is_none_or(|x| x.len() >= n), "gemm: bias too short");
-    if m == 0 || n == 0 {
-        return;
-    }
-    let residual = epilogue.residual.map(|(x, ld)| Mat::new(x, m, n, ld));
-    let output = Output { data: c.data.as_mut_ptr(), ld: c.ld };
+    assert!(depth == terms, "gemm: shapes disagree");
     // Many columns share the copy of what becomes the right operand of A B^T. Few rows stay
     // together, so that B is read once.
     let max = match product {
@@ -78,21 +72,9 @@ pub(super) fn run<T: Tiles, C: Elem, E: Elem>(
         _ => [128, 768],
     };
     let unit = [SIDE.min(m), SIDE];
-    Blocks::new(m, n, max, unit).for_each(m * n * depth, |rows, cols| {
-        with_scratch(|scratch| {
-            let block = Block {
-                tiles: tiles(),
-                product,
-                a,
-                b,
-                depth,
-                ends: Ends { output: &output, epilogue, residual },
-                rows,
-                cols,
-                scratch,
-            };
-            dispatch(level, block);
-        });
+    each_block([m, n, depth], c, epilogue, max, unit, |ends, rows, cols, scratch| {
+        let tiles = tiles();
+        dispatch(level, Block { tiles, product, a, b, depth, ends, rows, cols, scratch });
     });
 }
 

@@ -4,7 +4,7 @@
 //! use a copy of them. Both add the same pairs in the same order.
 
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, prefetch};
-use super::{Blocks, Ends, Epilogue, Mat, MatMut, Output, Scratch, with_scratch};
+use super::{Ends, Epilogue, Mat, MatMut, Scratch, each_block};
 use crate::base::{Elem, bf16};
 use std::ops::Range;
 
@@ -31,20 +31,11 @@ pub(super) fn run<C: Elem, E: Elem>(
     epilogue: &Epilogue<E>,
 ) {
     let (m, n, k) = (a.rows, b.rows, a.cols);
-    assert!(b.cols == k && (c.rows, c.cols) == (m, n), "gemm_nt: shapes disagree");
-    assert!(epilogue.bias.is_none_or(|x| x.len() >= n), "gemm_nt: bias too short");
-    if m == 0 || n == 0 {
-        return;
-    }
-    let residual = epilogue.residual.map(|(x, ld)| Mat::new(x, m, n, ld));
-    let output = Output { data: c.data.as_mut_ptr(), ld: c.ld };
+    assert!(b.cols == k, "gemm_nt: shapes disagree");
     let (max, unit) =
         if m <= FEW { ([m, FEW_COLUMNS], [m, LANES]) } else { (MANY, [ROWS, COLUMNS]) };
-    Blocks::new(m, n, max, unit).for_each(m * n * k, |rows, cols| {
-        with_scratch(|scratch| {
-            let ends = Ends { output: &output, epilogue, residual };
-            dispatch(Level::Avx512Bf16, Block { a, b, ends, rows, cols, scratch });
-        });
+    each_block([m, n, k], c, epilogue, max, unit, |ends, rows, cols, scratch| {
+        dispatch(Level::Avx512Bf16, Block { a, b, ends, rows, cols, scratch });
     });
 }
 
@@ -151,28 +142,41 @@ fn few<S: Simd, const R: usize>(
         let n = STEP.min(a.cols - start);
         let tile = turned(s, b, first, start, n);
         let at = a.data.as_ptr().wrapping_add(start);
-        if n == STEP {
-            for (t, x) in tile.iter().enumerate() {
-                for (r, sum) in acc.iter_mut().enumerate() {
-                    // SAFETY: inside row r, as asserted.
-                    let a = s.splat(unsafe { pair(at.add(r * a.ld), t, STEP) });
-                    *sum = s.dot_pairs(a, *x, *sum);
-                }
-            }
-        } else {
-            for (t, x) in tile.iter().enumerate() {
-                if 2 * t < n {
-                    for (r, sum) in acc.iter_mut().enumerate() {
-                        // SAFETY: as above.
-                        let a = s.splat(unsafe { pair(at.add(r * a.ld), t, n) });
-                        *sum = s.dot_pairs(a, *x, *sum);
-                    }
-                }
+        // SAFETY: `n` elements from `start` on are inside each row, as asserted.
+        unsafe {
+            // Whole steps, of a length known at compile time, are unrolled.
+            match n {
+                STEP => add_tile(s, at, a.ld, STEP, &tile, &mut acc),
+                _ => add_tile(s, at, a.ld, n, &tile, &mut acc),
             }
         }
     }
     for (r, v) in acc.into_iter().enumerate() {
         s.put(&mut sums[r * width..][..LANES], v);
+    }
+}
+
+/// Adds the products of `R` rows of `n` terms and as many turned ones.
+///
+/// # Safety
+/// `at` must be readable for `R` rows of `n` elements, `ld` apart.
+#[inline(always)]
+unsafe fn add_tile<S: Simd, const R: usize>(
+    s: S,
+    at: *const bf16,
+    ld: usize,
+    n: usize,
+    tile: &[S::V; LANES],
+    acc: &mut [S::V; R],
+) {
+    for (t, x) in tile.iter().enumerate() {
+        if 2 * t < n {
+            for (r, sum) in acc.iter_mut().enumerate() {
+                // SAFETY: the caller's promise.
+                let a = s.splat(unsafe { pair(at.add(r * ld), t, n) });
+                *sum = s.dot_pairs(a, *x, *sum);
+            }
+        }
     }
 }
 
