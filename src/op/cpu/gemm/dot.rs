@@ -2,7 +2,7 @@
 
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, is_f32, prefetch};
 use super::super::vec::convert;
-use super::{Ends, Epilogue, Mat, MatMut, Scratch, each_block};
+use super::{Ends, Epilogue, Mat, MatMut, Product, Scratch, each_block};
 use crate::base::Elem;
 use std::ops::Range;
 
@@ -22,8 +22,7 @@ pub(super) fn run<A: Elem, B: Elem, C: Elem, E: Elem>(
     c: MatMut<C>,
     epilogue: &Epilogue<E>,
 ) {
-    let (m, n, k) = (a.rows, b.rows, a.cols);
-    assert!(b.cols == k, "gemm_nt: shapes disagree");
+    let [m, n, k] = Product::Nt.sizes(&a, &b);
     let row_bytes = 4 * k.max(LANES);
     let rows = (A_BYTES / row_bytes).clamp(24, 192);
     let cols = if m <= FEW_ROWS { 64 } else { (B_BYTES / row_bytes).clamp(32, 192) };

@@ -8,10 +8,11 @@
 
 mod dot;
 mod outer;
+mod pairs;
 mod tiled;
 mod turned;
 
-use super::simd::{LANES, Level, Simd, level};
+use super::simd::{LANES, Level, Simd, level, prefetch};
 use crate::base::{DType, Elem, bf16};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -107,69 +108,65 @@ pub fn gemm_nt<A: Elem, B: Elem, C: Elem, E: Elem>(
     c: MatMut<C>,
     epilogue: &Epilogue<E>,
 ) {
-    nt(level(), a, b, c, epilogue);
+    multiply(level(), Product::Nt, a, b, c, epilogue);
 }
 
 /// C = A B: `C[m, k] = sum_n A[m, n] * B[n, k]`, n ascending from 0; with `accumulate` the sum is
 /// added to the old C. Panics if the shapes disagree.
 pub fn gemm_nn<A: Elem, B: Elem, C: Elem>(a: Mat<A>, b: Mat<B>, c: MatMut<C>, accumulate: bool) {
-    outer::<A, B, C, false>(level(), a, b, c, accumulate);
+    let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
+    multiply(level(), Product::Nn, a, b, c, &epilogue);
 }
 
 /// C = A^T B: `C[n, k] = sum_m A[m, n] * B[m, k]`, m ascending from 0; with `accumulate` the sum
 /// is added to the old C. Panics if the shapes disagree.
 pub fn gemm_tn<A: Elem, B: Elem, C: Elem>(a: Mat<A>, b: Mat<B>, c: MatMut<C>, accumulate: bool) {
-    outer::<A, B, C, true>(level(), a, b, c, accumulate);
+    let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
+    multiply(level(), Product::Tn, a, b, c, &epilogue);
 }
 
-/// [`gemm_nt`] at a given level.
-fn nt<A: Elem, B: Elem, C: Elem, E: Elem>(
+/// Which product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Product {
+    /// A B^T.
+    Nt,
+    /// A B.
+    Nn,
+    /// A^T B.
+    Tn,
+}
+
+impl Product {
+    /// Rows and columns of the output, and the terms of each sum. Panics if the operands disagree.
+    fn sizes<A, B>(self, a: &Mat<A>, b: &Mat<B>) -> [usize; 3] {
+        let (m, depth) = if self == Product::Tn { (a.cols, a.rows) } else { (a.rows, a.cols) };
+        let (n, terms) = if self == Product::Nt { (b.rows, b.cols) } else { (b.cols, b.rows) };
+        assert!(depth == terms, "gemm: shapes disagree");
+        [m, n, depth]
+    }
+}
+
+/// A product at a given level, or at the best one below it that this processor has.
+fn multiply<A: Elem, B: Elem, C: Elem, E: Elem>(
     level: Level,
+    product: Product,
     a: Mat<A>,
     b: Mat<B>,
     c: MatMut<C>,
     epilogue: &Epilogue<E>,
 ) {
-    if tiles::<A, B>(level) {
-        tiled::on_processor(level, tiled::Product::Nt, bf16s(a), bf16s(b), c, epilogue);
-    } else if level.min(Level::detected()) >= Level::Avx512Bf16 && both_bf16::<A, B>() {
-        turned::run(bf16s(a), bf16s(b), c, epilogue);
-    } else {
-        dot::run(level, a, b, c, epilogue);
+    let both_bf16 = matches!((A::DTYPE, B::DTYPE), (DType::Bf16, DType::Bf16));
+    match level.min(Level::detected()) {
+        Level::Amx if both_bf16 => {
+            tiled::on_processor(level, product, bf16s(a), bf16s(b), c, epilogue);
+        }
+        Level::Avx512Bf16 if both_bf16 => pairs::run(product, bf16s(a), bf16s(b), c, epilogue),
+        _ => match product {
+            Product::Nt => dot::run(level, a, b, c, epilogue),
+            Product::Nn => outer::run::<A, B, C, E, false>(level, a, b, c, epilogue),
+            Product::Tn => outer::run::<A, B, C, E, true>(level, a, b, c, epilogue),
+        },
     }
-}
-
-/// [`gemm_nn`], or [`gemm_tn`] if `TRANS`, at a given level.
-fn outer<A: Elem, B: Elem, C: Elem, const TRANS: bool>(
-    level: Level,
-    a: Mat<A>,
-    b: Mat<B>,
-    c: MatMut<C>,
-    accumulate: bool,
-) {
-    if tiles::<A, B>(level) {
-        let product = if TRANS { tiled::Product::Tn } else { tiled::Product::Nn };
-        let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
-        tiled::on_processor(level, product, bf16s(a), bf16s(b), c, &epilogue);
-    } else {
-        outer::run::<A, B, C, TRANS>(level, a, b, c, accumulate);
-    }
-}
-
-/// Whether a product of `A` and `B` is one of tiles at this level, or at the best one below it that
-/// this processor has.
-fn tiles<A: Elem, B: Elem>(level: Level) -> bool {
-    level.min(Level::detected()) == Level::Amx && both_bf16::<A, B>()
-}
-
-/// Whether a product of `A` and `B` is one of pairs of bf16 at this level.
-#[inline(always)]
-fn pairs<S: Simd, A: Elem, B: Elem>() -> bool {
-    S::PAIRS && both_bf16::<A, B>()
-}
-
-const fn both_bf16<A: Elem, B: Elem>() -> bool {
-    matches!((A::DTYPE, B::DTYPE), (DType::Bf16, DType::Bf16))
 }
 
 /// A bf16 matrix under its own name. Panics on any other.
@@ -290,6 +287,15 @@ fn finish<S: Simd, C: Elem, E: Elem>(s: S, c: &mut [C], sums: &[f32], end: &RowE
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([f32; LANES]);
+
+/// Asks for columns `cols` of row `i`, which need not exist.
+#[inline(always)]
+fn prefetch_row<E: Elem>(x: Mat<E>, i: usize, cols: &Range<usize>) {
+    let row = x.data.as_ptr().wrapping_add(i * x.ld);
+    for j in cols.clone().step_by(64 / size_of::<E>()) {
+        prefetch(row.wrapping_add(j));
+    }
+}
 
 /// A growing buffer of f32, aligned to a cache line. Its contents are whatever was left there.
 #[derive(Default)]

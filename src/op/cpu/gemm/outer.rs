@@ -1,12 +1,11 @@
 //! A B and A^T B: the second operand is contiguous along the output's rows, so a tile of the
-//! output grows by outer products. Both operands are first copied into the order in which the tiles
-//! read them: as f32, or where the level multiplies pairs of bf16, as pairs of consecutive terms,
-//! each in the place of one f32.
+//! output grows by outer products. Both operands are first copied, as f32, into the order in which the
+//! tiles read them.
 
-use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, prefetch};
+use super::super::simd::{Kernel, LANES, Level, Simd, dispatch};
 use super::super::vec::convert;
-use super::{Ends, Epilogue, Mat, MatMut, Scratch, bf16s, both_bf16, each_block, pairs};
-use crate::base::{Elem, bf16};
+use super::{Ends, Epilogue, Mat, MatMut, Product, Scratch, each_block, prefetch_row};
+use crate::base::Elem;
 use std::ops::Range;
 
 /// Terms summed between two visits of a tile; the sums rest in f32 memory, which is exact.
@@ -19,35 +18,34 @@ const AHEAD: usize = 16;
 const UNIT: [usize; 2] = [24, 48];
 
 /// C = A B, or A^T B if `TRANS`; see [`super::gemm_nn`].
-pub(super) fn run<A: Elem, B: Elem, C: Elem, const TRANS: bool>(
+pub(super) fn run<A: Elem, B: Elem, C: Elem, E: Elem, const TRANS: bool>(
     level: Level,
     a: Mat<A>,
     b: Mat<B>,
     c: MatMut<C>,
-    accumulate: bool,
+    epilogue: &Epilogue<E>,
 ) {
-    let (m, depth) = if TRANS { (a.cols, a.rows) } else { (a.rows, a.cols) };
-    let n = b.cols;
-    assert!(b.rows == depth, "gemm_nn, gemm_tn: shapes disagree");
-    let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
-    each_block([m, n, depth], c, &epilogue, MAX_BLOCK, UNIT, |ends, rows, cols, scratch| {
-        dispatch(level, Block::<A, B, C, TRANS> { a, b, ends, rows, cols, depth, scratch });
+    let product = if TRANS { Product::Tn } else { Product::Nn };
+    let [m, n, depth] = product.sizes(&a, &b);
+    each_block([m, n, depth], c, epilogue, MAX_BLOCK, UNIT, |ends, rows, cols, scratch| {
+        dispatch(level, Block::<A, B, C, E, TRANS> { a, b, ends, rows, cols, depth, scratch });
     });
 }
 
 /// One block of the output.
-struct Block<'a, A, B, C, const TRANS: bool> {
+struct Block<'a, A, B, C, E, const TRANS: bool> {
     a: Mat<'a, A>,
     b: Mat<'a, B>,
-    ends: Ends<'a, C, f32>,
+    ends: Ends<'a, C, E>,
     rows: Range<usize>,
     cols: Range<usize>,
     depth: usize,
     scratch: &'a mut Scratch,
 }
 
-impl<A: Elem, B: Elem, C: Elem, const TRANS: bool> Kernel for Block<'_, A, B, C, TRANS> {
-    const PAIRS: bool = both_bf16::<A, B>();
+impl<A: Elem, B: Elem, C: Elem, E: Elem, const TRANS: bool> Kernel
+    for Block<'_, A, B, C, E, TRANS>
+{
     type Out = ();
 
     #[inline(always)]
@@ -63,19 +61,14 @@ impl<A: Elem, B: Elem, C: Elem, const TRANS: bool> Kernel for Block<'_, A, B, C,
         for start in (0..depth).step_by(DEPTH) {
             let terms = start..(start + DEPTH).min(depth);
             // 8 x 3 vectors fill the 32 registers of AVX-512, 6 x 1 pairs the 16 of AVX2.
-            if pairs::<S, A, B>() {
-                copy_a_pairs::<S, TRANS>(s, bf16s(a), &rows, &terms, a_copy);
-                copy_b_pairs::<S, 3>(s, bf16s(b), &terms, &cols, b_copy);
-                let n = terms.len().div_ceil(2);
-                add_products::<S, TRANS, true, 8, 3>(s, a_copy, b_copy, n, sums, width);
-            } else if S::WIDE {
+            if S::WIDE {
                 copy_a::<S, A, TRANS, 8>(s, a, &rows, &terms, a_copy);
                 copy_b::<S, B, 3>(s, b, &terms, &cols, b_copy);
-                add_products::<S, TRANS, false, 8, 3>(s, a_copy, b_copy, terms.len(), sums, width);
+                add_products::<S, TRANS, 8, 3>(s, a_copy, b_copy, terms.len(), sums, width);
             } else {
                 copy_a::<S, A, TRANS, 6>(s, a, &rows, &terms, a_copy);
                 copy_b::<S, B, 1>(s, b, &terms, &cols, b_copy);
-                add_products::<S, TRANS, false, 6, 1>(s, a_copy, b_copy, terms.len(), sums, width);
+                add_products::<S, TRANS, 6, 1>(s, a_copy, b_copy, terms.len(), sums, width);
             }
         }
         ends.store(s, rows, &cols, sums, width);
@@ -114,15 +107,6 @@ fn copy_a<S: Simd, A: Elem, const TRANS: bool, const ROWS: usize>(
     }
 }
 
-/// Asks for columns `cols` of row `i`, which need not exist.
-#[inline(always)]
-fn prefetch_row<E: Elem>(x: Mat<E>, i: usize, cols: &Range<usize>) {
-    let row = x.data.as_ptr().wrapping_add(i * x.ld);
-    for j in cols.clone().step_by(64 / size_of::<E>()) {
-        prefetch(row.wrapping_add(j));
-    }
-}
-
 /// Copies the terms of B: for each group of `VECS` vectors of columns their values term by term,
 /// zero beyond `cols`.
 #[inline(always)]
@@ -145,81 +129,9 @@ fn copy_b<S: Simd, B: Elem, const VECS: usize>(
     }
 }
 
-/// [`copy_a`] in pairs of terms, an odd one followed by zero; groups are of 16 rows.
+/// Adds `terms` outer products to all `sums`, whose rows are `width` long.
 #[inline(always)]
-fn copy_a_pairs<S: Simd, const TRANS: bool>(
-    s: S,
-    a: Mat<bf16>,
-    rows: &Range<usize>,
-    terms: &Range<usize>,
-    copy: &mut [f32],
-) {
-    if !TRANS {
-        for (i, dst) in rows.clone().zip(copy.chunks_exact_mut(DEPTH)) {
-            let dst: &mut [bf16] = bytemuck::cast_slice_mut(dst);
-            dst[..terms.len()].copy_from_slice(a.row(i, terms.clone()));
-            dst[terms.len()] = bf16::ZERO;
-        }
-        return;
-    }
-    for (t, [first, second]) in two_rows(a, terms, rows).enumerate() {
-        for i in (0..rows.len()).step_by(LANES) {
-            let pairs = s.zip_pairs(from(first, i), from(second, i));
-            s.put(&mut copy[i * DEPTH + t * LANES..][..LANES], pairs);
-        }
-    }
-}
-
-/// Columns `cols` of rows `terms`, two rows at a time; the partner of an odd one is empty.
-#[inline(always)]
-fn two_rows<'a>(
-    x: Mat<'a, bf16>,
-    terms: &Range<usize>,
-    cols: &Range<usize>,
-) -> impl Iterator<Item = [&'a [bf16]; 2]> {
-    let (end, cols) = (terms.end, cols.clone());
-    terms.clone().step_by(2).map(move |t| {
-        prefetch_row(x, t + AHEAD, &cols);
-        prefetch_row(x, t + AHEAD + 1, &cols);
-        let second = if t + 1 < end { x.row(t + 1, cols.clone()) } else { &[] };
-        [x.row(t, cols.clone()), second]
-    })
-}
-
-/// What there is of `x` from `at` on.
-#[inline(always)]
-fn from(x: &[bf16], at: usize) -> &[bf16] {
-    &x[at.min(x.len())..]
-}
-
-/// [`copy_b`] in pairs of terms; an odd one is followed by zeros.
-#[inline(always)]
-fn copy_b_pairs<S: Simd, const VECS: usize>(
-    s: S,
-    b: Mat<bf16>,
-    terms: &Range<usize>,
-    cols: &Range<usize>,
-    copy: &mut [f32],
-) {
-    let group_len = VECS * LANES;
-    for (t, [first, second]) in two_rows(b, terms, cols).enumerate() {
-        for j in (0..cols.len().next_multiple_of(group_len)).step_by(LANES) {
-            let (group, v) = (j / group_len, j % group_len);
-            let pairs = s.zip_pairs(from(first, j), from(second, j));
-            s.put(&mut copy[(group * DEPTH + t) * group_len + v..], pairs);
-        }
-    }
-}
-
-/// Adds `terms` outer products, or such of pairs, to all `sums`, whose rows are `width` long.
-#[inline(always)]
-fn add_products<
-    S: Simd,
-    const TRANS: bool,
-    const PAIRS: bool,
-    const ROWS: usize,
-    const VECS: usize,
->(
+fn add_products<S: Simd, const TRANS: bool, const ROWS: usize, const VECS: usize>(
     s: S,
     a: &[f32],
     b: &[f32],
@@ -233,14 +145,14 @@ fn add_products<
             // Where tiles share a group, the second starts inside it.
             let inside = if TRANS { i % group(ROWS) } else { 0 };
             let (a, b) = (&a[(i - inside) * DEPTH + inside..], &b[j * DEPTH..]);
-            tile::<S, TRANS, PAIRS, ROWS, VECS>(s, a, b, terms, &mut sums[i * width + j..], width);
+            tile::<S, TRANS, ROWS, VECS>(s, a, b, terms, &mut sums[i * width + j..], width);
         }
     }
 }
 
-/// Adds `terms` outer products, or such of pairs, to the tile at the start of `sums`.
+/// Adds `terms` outer products to the tile at the start of `sums`.
 #[inline(always)]
-fn tile<S: Simd, const TRANS: bool, const PAIRS: bool, const ROWS: usize, const VECS: usize>(
+fn tile<S: Simd, const TRANS: bool, const ROWS: usize, const VECS: usize>(
     s: S,
     a: &[f32],
     b: &[f32],
@@ -271,7 +183,7 @@ fn tile<S: Simd, const TRANS: bool, const PAIRS: bool, const ROWS: usize, const 
             // SAFETY: inside `a`, as asserted.
             let a = s.splat(unsafe { *a.add(t * next_term + r * next_row) });
             for (sum, b) in row.iter_mut().zip(b_row) {
-                *sum = if PAIRS { s.dot_pairs(a, b, *sum) } else { s.fma(a, b, *sum) };
+                *sum = s.fma(a, b, *sum);
             }
         }
     }

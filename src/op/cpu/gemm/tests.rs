@@ -1,6 +1,5 @@
 //! Against f64 at every level and dtype; bits must not depend on batch, place or threads.
 
-use super::tiled::Product;
 use super::*;
 use crate::base::{Rng, bf16};
 use crate::device::cpu::with_threads;
@@ -51,17 +50,11 @@ fn multiply<A: Elem, B: Elem, C: Elem>(
     accumulate: bool,
 ) {
     let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
-    match (p, path) {
-        (_, Path::Model(level)) if both_bf16::<A, B>() => {
+    match path {
+        Path::Model(level) if (A::DTYPE, B::DTYPE) == (DType::Bf16, DType::Bf16) => {
             tiled::run(level, Model::new, p, bf16s(a), bf16s(b), c, &epilogue);
         }
-        (Product::Nt, Path::At(level) | Path::Model(level)) => nt(level, a, b, c, &epilogue),
-        (Product::Nn, Path::At(level) | Path::Model(level)) => {
-            outer::<A, B, C, false>(level, a, b, c, accumulate)
-        }
-        (Product::Tn, Path::At(level) | Path::Model(level)) => {
-            outer::<A, B, C, true>(level, a, b, c, accumulate)
-        }
+        Path::At(level) | Path::Model(level) => super::multiply(level, p, a, b, c, &epilogue),
     }
 }
 
@@ -312,10 +305,12 @@ fn finish_with<A: Elem, C: Elem, E: Elem>(
     epilogue: &Epilogue<E>,
 ) {
     match path {
-        Path::Model(level) if both_bf16::<A, A>() => {
+        Path::Model(level) if A::DTYPE == DType::Bf16 => {
             tiled::run(level, Model::new, Product::Nt, bf16s(a), bf16s(b), c, epilogue);
         }
-        Path::At(level) | Path::Model(level) => nt(level, a, b, c, epilogue),
+        Path::At(level) | Path::Model(level) => {
+            super::multiply(level, Product::Nt, a, b, c, epilogue)
+        }
     }
 }
 

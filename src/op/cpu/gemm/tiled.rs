@@ -9,7 +9,7 @@
 
 use super::super::amx::{ROWS, Tiles};
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch, prefetch_far};
-use super::{Ends, Epilogue, Mat, MatMut, Scratch, each_block};
+use super::{Ends, Epilogue, Mat, MatMut, Product, Scratch, each_block};
 use crate::base::{Elem, bf16};
 use std::ops::Range;
 
@@ -21,17 +21,6 @@ const DEPTH: usize = 1024;
 const SIDE: usize = 2 * ROWS;
 /// f32 in a tile.
 const TILE: usize = ROWS * LANES;
-
-/// Which product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Product {
-    /// A B^T.
-    Nt,
-    /// A B.
-    Nn,
-    /// A^T B.
-    Tn,
-}
 
 /// [`run`] on the tile registers. Panics if the processor has none.
 pub(super) fn on_processor<C: Elem, E: Elem>(
@@ -61,9 +50,7 @@ pub(super) fn run<T: Tiles, C: Elem, E: Elem>(
     c: MatMut<C>,
     epilogue: &Epilogue<E>,
 ) {
-    let (m, depth) = if product == Product::Tn { (a.cols, a.rows) } else { (a.rows, a.cols) };
-    let (n, terms) = if product == Product::Nt { (b.rows, b.cols) } else { (b.cols, b.rows) };
-    assert!(depth == terms, "gemm: shapes disagree");
+    let [m, n, depth] = product.sizes(&a, &b);
     // Many columns share the copy of what becomes the right operand of A B^T. Few rows stay
     // together, so that B is read once.
     let max = match product {
