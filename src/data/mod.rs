@@ -22,6 +22,6 @@ pub use example::{
 };
 pub use mt19937::{Mt19937, permutation};
 pub use packed::{Packed, micro_batches};
-pub use source::{BadRows, Message, OnBadRow, Prompt, Row, Stamp, read_rows, stamp};
+pub use source::{BadRows, Message, OnBadRow, Prompt, Row, read_rows};
 pub use template::ChatTemplate;
 pub use tokenizer::{TextStream, Tokenizer};

@@ -91,34 +91,6 @@ impl BadRows {
     }
 }
 
-/// Size and content hash of a file, to notice a change between stop and resume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
-    /// Size in bytes.
-    pub bytes: u64,
-    /// FNV-1a, 64 bit.
-    pub hash: u64,
-}
-
-/// The stamp of one file.
-pub fn stamp(path: &Path) -> Result<Stamp> {
-    use std::io::Read;
-    let fail = |e: std::io::Error| Error::io("read", path, &e);
-    let mut file = std::fs::File::open(path).map_err(fail)?;
-    let mut buffer = vec![0; 1 << 16];
-    let mut stamp = Stamp { bytes: 0, hash: 0xcbf2_9ce4_8422_2325 };
-    loop {
-        let n = file.read(&mut buffer).map_err(fail)?;
-        if n == 0 {
-            return Ok(stamp);
-        }
-        stamp.bytes += n as u64;
-        for &b in &buffer[..n] {
-            stamp.hash = (stamp.hash ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-}
-
 /// Collects the rows of one file under its policy for bad ones.
 struct Reader {
     file: Arc<str>,

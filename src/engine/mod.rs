@@ -1,9 +1,10 @@
 //! The hybrid engine: one model, one weight allocation, two phases. `generate` and `accumulate` read
 //! the same store; switching phases moves no weight, it only makes or drops the KV-cache.
 //!
-//! Knows phases and their memory, no losses and no files.
+//! Knows phases and their memory, no losses and no files: what is to be saved it hands out by name.
 
 use crate::base::{Error, Result};
+use crate::formats::{Draft, Snapshot};
 use crate::model::{Head, KvCache, Model, Pass};
 use crate::rollout::{Answer, Sampling, generate};
 use crate::tape::{Keep, Tape, Workspace};
@@ -186,6 +187,34 @@ impl Engine {
             ema.update(ws, &self.model)?;
         }
         Ok(stats)
+    }
+
+    /// Adds to `out` under `at` what training changes: trained weights, optimizer state, moving average.
+    /// To be asked between steps, when no gradients wait.
+    pub fn save(&self, at: &str, out: &mut Draft) -> Result<()> {
+        let store = &self.model.store;
+        for (id, p) in store.trained() {
+            let name = format!("{at}/weight/{}", p.spec.name);
+            out.tensor(name, store.dtype(), &p.spec.shape, store.read_raw(id)?);
+        }
+        if let Some(optimizer) = &self.optimizer {
+            optimizer.save(&self.model, at, out)?;
+        }
+        self.ema.as_ref().map_or(Ok(()), |ema| ema.save(&self.model, at, out))
+    }
+
+    /// Takes from `from` what [`Engine::save`] put there. The engine must be made and set up as that one
+    /// was: frozen weights are not in a snapshot.
+    pub fn restore(&mut self, at: &str, from: &Snapshot) -> Result<()> {
+        let store = &self.model.store;
+        for (id, p) in store.trained() {
+            let name = format!("{at}/weight/{}", p.spec.name);
+            store.write_raw(id, &from.tensor(&name, store.dtype(), &p.spec.shape)?)?;
+        }
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.restore(&self.model, at, from)?;
+        }
+        self.ema.as_ref().map_or(Ok(()), |ema| ema.restore(&self.model, at, from))
     }
 
     /// Bytes of weights, gradients, optimizer state and KV-cache.

@@ -45,7 +45,7 @@ fn fill(
 }
 
 /// Makes renames and removals in `dir` last.
-pub(super) fn sync_dir(dir: &Path) -> Result<()> {
+pub fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io("sync", dir, &e))
 }
 

@@ -3,7 +3,7 @@
 
 use super::safetensors::SafetensorsFile;
 use super::torch::TorchFile;
-use super::{TensorInfo, clipped, not_here, quoted};
+use super::{TensorInfo, clipped, is_plain_name, not_here, quoted};
 use crate::base::{Error, Result};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs;
-use std::path::{Component, Path};
+use std::path::Path;
 
 /// What [`Checkpoint::open`] looks for, in this order.
 const LOOKED_FOR: [&str; 4] = [
@@ -226,13 +226,6 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
         return Err(Error::user(format!("{shown} names no tensors; download it again")));
     }
     Ok(map)
-}
-
-/// Whether `name` is one plain component: no `..`, no separator, not absolute.
-fn is_plain_name(name: &str) -> bool {
-    let mut parts = Path::new(name).components();
-    let plain = matches!(parts.next(), Some(Component::Normal(part)) if part == name);
-    plain && parts.next().is_none() && !name.contains(['\\', '\0'])
 }
 
 #[derive(Deserialize)]

@@ -1,5 +1,5 @@
 //! Files of weights and metrics: safetensors, PyTorch `.bin` (read without executing its pickle),
-//! TensorBoard events, and reversible layout permutations.
+//! TensorBoard events, snapshots of a run, and reversible layout permutations.
 //!
 //! Knows bytes, shapes and names, no models. Every file read here is taken as hostile: sizes are
 //! checked against the file before anything is allocated, and nothing in a file is ever executed.
@@ -14,20 +14,35 @@ mod map;
 mod pickle;
 mod safetensors;
 mod save;
+mod snapshot;
+mod stamp;
 #[cfg(test)]
 mod tests;
 mod torch;
 
-pub use atomic::write_atomic;
+pub use atomic::{sync_dir, write_atomic};
 pub use checkpoint::Checkpoint;
 pub use dtype::{SourceDType, TensorInfo};
 pub use events::EventWriter;
 pub use safetensors::{SaveTensor, write_safetensors};
 pub use save::save_sharded;
+pub use snapshot::{
+    Draft, Found, Input, Label, Snapshot, list_snapshots, remove_leftovers, remove_snapshot,
+    write_snapshot,
+};
+pub use stamp::{Stamp, Sum, stamp};
 
 /// The error of asking `place`, a file or a directory, for a tensor it does not hold.
 fn not_here(name: &str, place: &std::path::Path) -> crate::base::Error {
     crate::base::Error::user(format!("tensor {} is not in {}", quoted(name), place.display()))
+}
+
+/// Whether `name` is one plain component: no `..`, no separator, not absolute.
+fn is_plain_name(name: &str) -> bool {
+    use std::path::{Component, Path};
+    let mut parts = Path::new(name).components();
+    let plain = matches!(parts.next(), Some(Component::Normal(part)) if part == name);
+    plain && parts.next().is_none() && !name.contains(['\\', '\0'])
 }
 
 /// `name` in quotes for a message, cut when a hostile file made it long.

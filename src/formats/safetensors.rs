@@ -44,6 +44,11 @@ impl SafetensorsFile {
         &self.path
     }
 
+    /// All bytes before those of the first tensor.
+    pub(super) fn header(&self) -> &[u8] {
+        &self.map[..self.data_start]
+    }
+
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }

@@ -50,7 +50,7 @@ pub fn save_sharded<'a>(
 }
 
 /// Cuts the list, in order, into runs of at most `max` bytes; at least one run.
-fn split(tensors: &[SaveTensor], max: usize) -> Result<Vec<Range<usize>>> {
+pub(super) fn split(tensors: &[SaveTensor], max: usize) -> Result<Vec<Range<usize>>> {
     let (mut shards, mut start, mut size) = (Vec::new(), 0, 0usize);
     for (i, tensor) in tensors.iter().enumerate() {
         let bytes = tensor.bytes()?;

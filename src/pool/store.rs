@@ -4,7 +4,8 @@
 //! block in place), so a phase switch moves nothing.
 //!
 //! A segment has up to two flats: frozen parameters, and trained ones, which have gradients of the
-//! same layout, in f32 or beside bf16 weights in bf16. Dimensions that do not divide by the number of blocks are padded with zeros;
+//! same layout, in f32 or beside bf16 weights in bf16. Dimensions that do not divide by the number of
+//! blocks are padded with zeros;
 //! reading and writing whole parameters hides the cut.
 
 use crate::base::{DType, Elem, Error, Result, bf16};
@@ -267,23 +268,13 @@ impl Store {
 
     /// Sets a whole parameter from its row-major full-shape elements in the store's dtype.
     pub fn write_raw(&self, id: ParamId, full: &[u8]) -> Result<()> {
-        let p = &self.params[id.0];
-        let size = self.dtype.size();
-        if full.len() != p.spec.shape.iter().product::<usize>() * size {
-            return Err(Error::internal(format!("{}: {} bytes written", p.spec.name, full.len())));
-        }
-        for piece in pieces(p, self.blocks) {
-            let at = piece.block * self.flats[p.flat].block + p.offset + piece.at;
-            let src = piece.full.start * size..piece.full.end * size;
-            self.flats[p.flat].weights.write(at * size, &full[src])?;
-        }
-        Ok(())
+        self.scatter(id, &self.flats[self.params[id.0].flat].weights, self.dtype.size(), full)
     }
 
     /// A whole parameter as row-major full-shape elements in the store's dtype.
     pub fn read_raw(&self, id: ParamId) -> Result<Vec<u8>> {
-        let p = &self.params[id.0];
-        self.gather(p, self.flats[p.flat].weights.region(), self.dtype.size())
+        let weights = self.flats[self.params[id.0].flat].weights.region();
+        self.gather(id, weights, self.dtype.size())
     }
 
     /// Sets a whole parameter from f32 values, rounding to the store's dtype.
@@ -309,11 +300,14 @@ impl Store {
         let Some(grads) = &self.flats[p.flat].grads else {
             return Err(Error::internal(format!("{} has no gradient", p.spec.name)));
         };
-        let raw = self.gather(p, grads.region(), self.grad_dtype.size())?;
+        let raw = self.gather(id, grads.region(), self.grad_dtype.size())?;
         Ok(widened(raw, self.grad_dtype))
     }
 
-    fn gather(&self, p: &Param, from: Region, size: usize) -> Result<Vec<u8>> {
+    /// What `from` has for a whole parameter, row-major: memory cut like the weights of its flat, with
+    /// elements of `size` bytes.
+    pub fn gather(&self, id: ParamId, from: Region, size: usize) -> Result<Vec<u8>> {
+        let p = &self.params[id.0];
         let mut full = vec![0u8; p.spec.shape.iter().product::<usize>() * size];
         for piece in pieces(p, self.blocks) {
             let at = piece.block * self.flats[p.flat].block + p.offset + piece.at;
@@ -321,6 +315,25 @@ impl Store {
             self.device.read(from.slice(at * size, to.len()), to)?;
         }
         Ok(full)
+    }
+
+    /// Sets what `to` has for a whole parameter; see [`Store::gather`].
+    pub fn scatter(&self, id: ParamId, to: &Buffer, size: usize, full: &[u8]) -> Result<()> {
+        let p = &self.params[id.0];
+        if full.len() != p.spec.shape.iter().product::<usize>() * size {
+            return Err(Error::internal(format!("{}: {} bytes written", p.spec.name, full.len())));
+        }
+        for piece in pieces(p, self.blocks) {
+            let at = piece.block * self.flats[p.flat].block + p.offset + piece.at;
+            to.write(at * size, &full[piece.full.start * size..piece.full.end * size])?;
+        }
+        Ok(())
+    }
+
+    /// The trained parameters.
+    pub fn trained(&self) -> impl Iterator<Item = (ParamId, &Param)> {
+        let all = self.params.iter().enumerate().map(|(i, p)| (ParamId(i), p));
+        all.filter(|(_, p)| p.spec.trained)
     }
 
     /// Copies all weights from a store of the same layout.
@@ -378,6 +391,10 @@ fn pieces(p: &Param, blocks: usize) -> Vec<Piece> {
     let shape = &p.spec.shape;
     let columns: usize = shape[1..].iter().product();
     let mut out = vec![];
+    if blocks == 1 {
+        // Nothing is cut: no row needs a transfer of its own.
+        return vec![Piece { block: 0, at: 0, full: 0..shape[0] * columns }];
+    }
     for block in 0..blocks {
         match &p.spec.cut {
             Cut::Whole => out.push(Piece { block, at: 0, full: 0..shape[0] * columns }),

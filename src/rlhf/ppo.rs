@@ -12,6 +12,7 @@ pub use update::PpoStats;
 
 use crate::base::{Error, Result};
 use crate::engine::Engine;
+use crate::formats::{Draft, Snapshot};
 use crate::rlhf::{RewardRule, RunningStats};
 use crate::rollout::Sampling;
 use crate::train::Schedule;
@@ -158,4 +159,33 @@ impl PpoTrainer {
             updates,
         })
     }
+
+    /// Adds all that training has changed to `out`. To be asked between iterations, when all experience
+    /// made has been trained on. Random numbers have no state but the counters.
+    pub fn save(&self, out: &mut Draft) -> Result<()> {
+        out.set("iteration", self.iteration);
+        out.set("answers", self.answers);
+        out.set("updates", self.updates);
+        out.set("kl_coef", self.kl_coef);
+        for (name, part) in REWARD_STATS.iter().zip(self.reward_stats.parts()) {
+            out.set(name, part);
+        }
+        self.engines.actor.save("actor", out)?;
+        self.engines.critic.save("critic", out)
+    }
+
+    /// Goes on from a snapshot of a trainer with the same models and settings.
+    pub fn restore(&mut self, from: &Snapshot) -> Result<()> {
+        self.iteration = from.get("iteration")?;
+        self.answers = from.get("answers")?;
+        self.updates = from.get("updates")?;
+        self.kl_coef = from.get("kl_coef")?;
+        let [count, mean, m2] = REWARD_STATS.map(|name| from.get(name));
+        self.reward_stats = RunningStats::from_parts([count?, mean?, m2?]);
+        self.engines.actor.restore("actor", from)?;
+        self.engines.critic.restore("critic", from)
+    }
 }
+
+/// Names in a snapshot of [`RunningStats::parts`].
+const REWARD_STATS: [&str; 3] = ["rewards.count", "rewards.mean", "rewards.m2"];

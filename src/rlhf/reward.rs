@@ -5,6 +5,7 @@
 use crate::base::Result;
 use crate::data::{PairExample, micro_batches};
 use crate::engine::{Engine, LossFn, Terms};
+use crate::formats::{Draft, Snapshot};
 use crate::op::gather::gather;
 use crate::op::pairwise::{Pairwise, pairwise};
 use crate::rlhf::{StepConfig, add, optimize};
@@ -82,6 +83,18 @@ impl RewardTrainer {
         self.steps += 1;
         let stats = report(&sums, &batches, pairs.len());
         Ok(RewardStats { grad_norm: step.grad_norm, skipped: step.skipped, ..stats })
+    }
+
+    /// Adds all that training has changed to `out`.
+    pub fn save(&self, out: &mut Draft) -> Result<()> {
+        out.set("steps", self.steps);
+        self.engine.save("model", out)
+    }
+
+    /// Goes on from a snapshot of a trainer with the same model and settings.
+    pub fn restore(&mut self, from: &Snapshot) -> Result<()> {
+        self.steps = from.get("steps")?;
+        self.engine.restore("model", from)
     }
 
     /// Loss and accuracy on `pairs`; all zeros without pairs.

@@ -4,6 +4,7 @@
 use crate::base::Result;
 use crate::data::{SftExample, micro_batches};
 use crate::engine::{Engine, Terms};
+use crate::formats::{Draft, Snapshot};
 use crate::op::weighted_sum::{WeightedSum, weighted_sum};
 use crate::rlhf::{StepConfig, add, optimize};
 use crate::tape::Workspace;
@@ -58,6 +59,18 @@ impl SftTrainer {
             optimize(&mut self.engine, ws, "sft", &batches, &self.config.step, self.steps, &loss)?;
         self.steps += 1;
         Ok(SftStats { loss: sums[0][0], grad_norm: step.grad_norm, skipped: step.skipped, tokens })
+    }
+
+    /// Adds all that training has changed to `out`.
+    pub fn save(&self, out: &mut Draft) -> Result<()> {
+        out.set("steps", self.steps);
+        self.engine.save("model", out)
+    }
+
+    /// Goes on from a snapshot of a trainer with the same model and settings.
+    pub fn restore(&mut self, from: &Snapshot) -> Result<()> {
+        self.steps = from.get("steps")?;
+        self.engine.restore("model", from)
     }
 
     /// Mean negative log-likelihood per predicted token of `examples`; 0 if they predict none.

@@ -24,6 +24,16 @@ impl RunningStats {
         self.count = total;
     }
 
+    /// Count, mean and sum of squared differences, which are all there is.
+    pub fn parts(&self) -> [f64; 3] {
+        [self.count, self.mean, self.m2]
+    }
+
+    /// Statistics from their [`RunningStats::parts`].
+    pub fn from_parts([count, mean, m2]: [f64; 3]) -> RunningStats {
+        RunningStats { count, mean, m2 }
+    }
+
     /// Mean so far.
     pub fn mean(&self) -> f32 {
         self.mean as f32

@@ -1,7 +1,8 @@
 //! Exponential moving average of trained weights, in f32 on the same flat cut.
 
-use crate::base::{DType, Elem, Result, bf16};
+use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::Buffer;
+use crate::formats::{Draft, Snapshot};
 use crate::model::Model;
 use crate::op;
 use crate::pool::ParamId;
@@ -45,6 +46,30 @@ impl Ema {
             }
             Ok(())
         })
+    }
+
+    /// Adds the averages to `out`, as tensors `at/ema/PARAMETER`.
+    pub fn save(&self, model: &Model, at: &str, out: &mut Draft) -> Result<()> {
+        for (id, p) in model.store.trained() {
+            let bytes = model.store.gather(id, self.flat(p.flat)?.region(), 4)?;
+            out.tensor(format!("{at}/ema/{}", p.spec.name), DType::F32, &p.spec.shape, bytes);
+        }
+        Ok(())
+    }
+
+    /// Takes the averages from where [`Ema::save`] put them.
+    pub fn restore(&self, model: &Model, at: &str, from: &Snapshot) -> Result<()> {
+        for (id, p) in model.store.trained() {
+            let name = format!("{at}/ema/{}", p.spec.name);
+            let bytes = from.tensor(&name, DType::F32, &p.spec.shape)?;
+            model.store.scatter(id, self.flat(p.flat)?, 4, &bytes)?;
+        }
+        Ok(())
+    }
+
+    fn flat(&self, flat: usize) -> Result<&Buffer> {
+        let found = self.flats.iter().find(|(i, _)| *i == flat).map(|(_, buffer)| buffer);
+        found.ok_or_else(|| Error::internal("a trained flat without an average"))
     }
 
     /// The average of a parameter, or `None` if it is not trained.

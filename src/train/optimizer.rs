@@ -2,7 +2,8 @@
 //! decay on vectors, a learning rate of their own for adapters. What is kept of a flat between steps
 //! is in `state.rs`.
 
-use crate::base::{DType, Result};
+use crate::base::{DType, Error, Result};
+use crate::formats::{Draft, Snapshot};
 use crate::model::Model;
 use crate::op::adamw::{AdamW, Group};
 use crate::op::sum_sq::sum_sq;
@@ -87,6 +88,31 @@ impl Optimizer {
     /// Steps done so far.
     pub fn steps(&self) -> u32 {
         self.steps
+    }
+
+    /// Adds the state of every trained parameter to `out`, under `at`.
+    pub fn save(&self, model: &Model, at: &str, out: &mut Draft) -> Result<()> {
+        out.set(&format!("{at}.optimizer_steps"), self.steps);
+        let store = &model.store;
+        for (id, p) in store.trained() {
+            self.part(p.flat)?.state.save(store, id, at, out)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the state from where [`Optimizer::save`] put it.
+    pub fn restore(&mut self, model: &Model, at: &str, from: &Snapshot) -> Result<()> {
+        self.steps = from.get(&format!("{at}.optimizer_steps"))?;
+        let store = &model.store;
+        for (id, p) in store.trained() {
+            self.part(p.flat)?.state.restore(store, id, at, from)?;
+        }
+        Ok(())
+    }
+
+    fn part(&self, flat: usize) -> Result<&Part> {
+        let part = self.parts.iter().find(|p| p.flat == flat);
+        part.ok_or_else(|| Error::internal("a trained flat without optimizer state"))
     }
 
     /// Applies the gradients in the store at `factor` of the peak learning rates, and forgets them.

@@ -3,9 +3,11 @@
 
 use crate::base::{DType, Error, Result};
 use crate::device::Buffer;
+use crate::formats::{Draft, Snapshot};
 use crate::op::adamw::{AdamW, adamw};
 use crate::op::adamw_compact::{AdamWCompact, Codes, adamw_compact};
-use crate::pool::{Flat, Store};
+use crate::op::cpu::adamw_compact::BLOCK;
+use crate::pool::{Flat, ParamId, Store};
 use crate::tape::Tape;
 use crate::tensor::{Desc, Tensor};
 
@@ -76,6 +78,60 @@ impl State {
         }
     }
 
+    /// Adds the state of one parameter to `out`, as tensors `at/KIND/PARAMETER`: whole, without padding.
+    pub(super) fn save(&self, store: &Store, id: ParamId, at: &str, out: &mut Draft) -> Result<()> {
+        let spec = &store.param(id).spec;
+        for (kind, buffer, dtype) in self.columns() {
+            let bytes = store.gather(id, buffer.region(), dtype.size())?;
+            out.tensor(format!("{at}/{kind}/{}", spec.name), dtype, &spec.shape, bytes);
+        }
+        if let State::Compact { scales, .. } = self {
+            let (offset, shape) = scales_of(store, id)?;
+            let mut bytes = vec![0; shape[0] * SCALES];
+            scales.read(offset, &mut bytes)?;
+            out.tensor(format!("{at}/scales/{}", spec.name), DType::F32, &shape, bytes);
+        }
+        Ok(())
+    }
+
+    /// Takes the state of one parameter from where [`State::save`] put it.
+    pub(super) fn restore(
+        &self,
+        store: &Store,
+        id: ParamId,
+        at: &str,
+        from: &Snapshot,
+    ) -> Result<()> {
+        let spec = &store.param(id).spec;
+        for (kind, buffer, dtype) in self.columns() {
+            let name = format!("{at}/{kind}/{}", spec.name);
+            let bytes = from.tensor(&name, dtype, &spec.shape)?;
+            store.scatter(id, buffer, dtype.size(), &bytes)?;
+        }
+        if let State::Compact { scales, .. } = self {
+            let (offset, shape) = scales_of(store, id)?;
+            let name = format!("{at}/scales/{}", spec.name);
+            scales.write(offset, &from.tensor(&name, DType::F32, &shape)?)?;
+        }
+        Ok(())
+    }
+
+    /// What has an element for each parameter.
+    fn columns(&self) -> Vec<(&'static str, &Buffer, DType)> {
+        match self {
+            State::Full { m, v, master } => {
+                let moments = [("m", m, DType::F32), ("v", v, DType::F32)];
+                let master = master.as_ref().map(|b| ("master", b, DType::F32));
+                moments.into_iter().chain(master).collect()
+            }
+            State::Compact { correction, m, v, .. } => {
+                [("correction", correction), ("m", m), ("v", v)]
+                    .map(|(kind, buffer)| (kind, buffer, DType::U8))
+                    .to_vec()
+            }
+        }
+    }
+
     /// Updates `w` by its gradient `g`, times `clip`.
     pub(super) fn update(
         &self,
@@ -101,6 +157,21 @@ impl State {
             }
         }
     }
+}
+
+/// Bytes of the scales of a block of 64 elements: one of each moment, f32.
+const SCALES: usize = 8;
+
+/// Where the scales of a parameter begin, in bytes, and their shape: blocks of 64, moments.
+fn scales_of(store: &Store, id: ParamId) -> Result<(usize, [usize; 2])> {
+    let p = store.param(id);
+    // A cut has blocks of other neighbours.
+    if p.slice != p.spec.shape {
+        let name = &p.spec.name;
+        return Err(Error::internal(format!("{name}: compact state of a parameter that is cut")));
+    }
+    let blocks = p.slice.iter().product::<usize>().div_ceil(BLOCK);
+    Ok((p.offset / BLOCK * SCALES, [blocks, 2]))
 }
 
 /// The weights of `flat`, bf16, as f32 in `to`; in pieces, for a copy of a whole flat would be more

@@ -13,14 +13,14 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// A generator that differs from run to run; the seed is printed when a test fails.
-fn fresh_rng() -> Rng {
+pub(super) fn fresh_rng() -> Rng {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let seed = now.as_nanos() as u64;
     println!("seed {seed}");
     Rng::new(seed, 0)
 }
 
-fn random_bytes(rng: &mut Rng, n: usize) -> Vec<u8> {
+pub(super) fn random_bytes(rng: &mut Rng, n: usize) -> Vec<u8> {
     (0..n).map(|_| rng.next_u32() as u8).collect()
 }
 

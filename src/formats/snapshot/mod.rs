@@ -1,0 +1,198 @@
+//! A snapshot: the state of a run as a directory of safetensors shards and `manifest.json`. It is whole
+//! or absent, every byte of it is covered by a checksum, and all is checked before anything is used.
+//!
+//! Tensors are whole and have canonical names: nothing here knows of ranks or shards of a model. What
+//! the names mean, and when to save, is not decided here. [`write_snapshot`] tells how a directory comes
+//! to be, `manifest.rs` what it says of itself.
+
+mod manifest;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use manifest::{Input, Label};
+pub use write::{Found, list_snapshots, remove_leftovers, remove_snapshot, write_snapshot};
+
+use super::safetensors::SafetensorsFile;
+use super::{SaveTensor, SourceDType, Sum, TensorInfo, quoted};
+use crate::base::{Error, Result};
+use manifest::{MANIFEST, Manifest, Shard};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// A snapshot to be: tensors and values by name, in memory.
+#[derive(Debug, Default)]
+pub struct Draft {
+    tensors: Vec<(SaveTensor, Vec<u8>)>,
+    values: BTreeMap<String, String>,
+}
+
+impl Draft {
+    /// Adds a tensor by its row-major little-endian bytes. Its name must be new.
+    pub fn tensor(
+        &mut self,
+        name: String,
+        dtype: impl Into<SourceDType>,
+        shape: &[usize],
+        bytes: Vec<u8>,
+    ) {
+        self.tensors.push((SaveTensor::new(name, dtype, shape), bytes));
+    }
+
+    /// Adds a value, or replaces it. Numbers are kept as Rust writes them, which reads back exactly.
+    pub fn set(&mut self, name: &str, value: impl Display) {
+        self.values.insert(name.to_string(), value.to_string());
+    }
+}
+
+/// A snapshot that has been opened, all of whose bytes were found to be as written.
+pub struct Snapshot {
+    dir: PathBuf,
+    manifest: Manifest,
+    shards: Vec<SafetensorsFile>,
+    /// Tensor to position in `shards`.
+    places: BTreeMap<String, usize>,
+}
+
+impl Snapshot {
+    /// Opens the snapshot in `dir` and checks everything: names, sizes, checksums. Errors name the file
+    /// and the tensor at fault.
+    pub fn open(dir: &Path) -> Result<Snapshot> {
+        let manifest = manifest::read(dir)?;
+        refuse_others(dir, &manifest)?;
+        let (mut shards, mut places) = (vec![], BTreeMap::new());
+        for shard in &manifest.files {
+            let file = open_shard(dir, shard)?;
+            for name in shard.tensors.keys() {
+                if places.insert(name.clone(), shards.len()).is_some() {
+                    let (path, name) = (dir.join(MANIFEST), quoted(name));
+                    return Err(damaged(&path, format!("tensor {name} stands in two files")));
+                }
+            }
+            shards.push(file);
+        }
+        Ok(Snapshot { dir: dir.to_owned(), manifest, shards, places })
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Of what moment of which run it is.
+    pub fn label(&self) -> &Label {
+        &self.manifest.label
+    }
+
+    /// Names, dtypes and shapes of all tensors, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        let info = |name: &str, i: usize| self.shards[i].info(name);
+        self.places.iter().filter_map(move |(name, i)| Some((name.as_str(), info(name, *i)?)))
+    }
+
+    /// The bytes of a tensor that must have this dtype and shape.
+    pub fn tensor(
+        &self,
+        name: &str,
+        dtype: impl Into<SourceDType>,
+        shape: &[usize],
+    ) -> Result<Cow<'_, [u8]>> {
+        let wanted = TensorInfo { dtype: dtype.into(), shape: shape.to_vec() };
+        let Some(shard) = self.places.get(name).map(|i| &self.shards[*i]) else {
+            return Err(self.unfit(format!("holds no tensor {}", quoted(name))));
+        };
+        match shard.info(name) {
+            Some(info) if *info == wanted => shard.bytes(name),
+            info => Err(self.unfit(format!(
+                "tensor {} is {}, but {} is needed",
+                quoted(name),
+                info.map_or_else(String::new, ToString::to_string),
+                wanted
+            ))),
+        }
+    }
+
+    /// Numbers in a float tensor that are infinite or not a number; 0 for other tensors.
+    pub fn count_not_finite(&self, name: &str) -> Result<usize> {
+        let Some(shard) = self.places.get(name).map(|i| &self.shards[*i]) else { return Ok(0) };
+        let values = shard
+            .info(name)
+            .map_or(Ok(None), |info| shard.bytes(name).map(|bytes| info.dtype.to_f32(&bytes)))?;
+        Ok(values.map_or(0, |v| v.iter().filter(|x| !x.is_finite()).count()))
+    }
+
+    /// A value that must be there.
+    pub fn get<T: FromStr>(&self, name: &str) -> Result<T> {
+        self.find(name)?.ok_or_else(|| self.unfit(format!("holds no value {}", quoted(name))))
+    }
+
+    /// A value that may be there.
+    pub fn find<T: FromStr>(&self, name: &str) -> Result<Option<T>> {
+        let Some(text) = self.manifest.values.get(name) else { return Ok(None) };
+        let unreadable = |_| self.unfit(format!("value {} is {}", quoted(name), quoted(text)));
+        text.parse().map(Some).map_err(unreadable)
+    }
+
+    fn unfit(&self, what: String) -> Error {
+        Error::user(format!("{}: {what}; it is not of this model and version", self.dir.display()))
+    }
+}
+
+impl Display for TensorInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?}", self.dtype.name(), self.shape)
+    }
+}
+
+/// The error of a file that is not as it was written.
+fn damaged(path: &Path, what: impl Display) -> Error {
+    Error::user(format!("{} is damaged: {what}", path.display()))
+}
+
+/// Refuses files that the manifest does not name, hidden ones aside.
+fn refuse_others(dir: &Path, manifest: &Manifest) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(|e| Error::io("read", dir, &e))? {
+        let name = entry.map_err(|e| Error::io("read", dir, &e))?.file_name();
+        let name = name.to_string_lossy();
+        let known = name == MANIFEST || manifest.files.iter().any(|f| f.name == name);
+        if !known && !name.starts_with('.') {
+            let what = format!("it holds {}, which its manifest does not name", quoted(&name));
+            return Err(damaged(dir, what));
+        }
+    }
+    Ok(())
+}
+
+/// Opens a shard whose name is a plain one, and checks each of its bytes.
+fn open_shard(dir: &Path, shard: &Shard) -> Result<SafetensorsFile> {
+    let path = dir.join(&shard.name);
+    // Not followed: a link would lead outside the snapshot.
+    let meta = fs::symlink_metadata(&path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => damaged(dir, format!("{} is missing", shard.name)),
+        _ => Error::io("read", &path, &e),
+    })?;
+    if !meta.is_file() {
+        return Err(damaged(&path, "it is not a regular file"));
+    }
+    if meta.len() != shard.bytes {
+        return Err(damaged(&path, format!("{} bytes instead of {}", meta.len(), shard.bytes)));
+    }
+    let file = SafetensorsFile::open(&path).map_err(|e| damaged(&path, e))?;
+    if Sum::of(file.header()) != shard.header {
+        return Err(damaged(&path, "its header does not have the checksum in the manifest"));
+    }
+    if !file.names().eq(shard.tensors.keys()) {
+        return Err(damaged(&path, "its tensors are not those of the manifest"));
+    }
+    for (name, sum) in &shard.tensors {
+        if Sum::of(&file.bytes(name)?) != *sum {
+            let what = format!("tensor {} does not have its checksum", quoted(name));
+            return Err(damaged(&path, what));
+        }
+    }
+    Ok(file)
+}
