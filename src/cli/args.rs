@@ -4,11 +4,11 @@
 use super::deepspeed;
 use super::flags::{COMMANDS, Entry, command};
 use crate::base::{Error, Result};
-use crate::pipeline::config::keys::{BENCH, CHAT, EVAL, INSPECT, Kind};
+use crate::pipeline::config::keys::{BENCH, CHAT, EVAL, INSPECT, Kind, VERIFY};
 use crate::pipeline::config::{
     BENCHMARK, BenchConfig, ChatConfig, EVALUATION, EvalConfig, INSPECTION, InspectConfig, RUN,
-    RunConfig, Setting, TALK, flag_setting, nearest, preset_settings, read_toml, set_setting,
-    to_toml,
+    RunConfig, Setting, TALK, VERIFICATION, VerifyConfig, flag_setting, nearest, preset_settings,
+    read_toml, set_setting, to_toml,
 };
 use clap::ArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -28,6 +28,8 @@ pub(super) enum Request {
     Eval(EvalConfig),
     /// `duplex inspect`
     Inspect(InspectConfig),
+    /// `duplex verify`
+    Verify(VerifyConfig),
     /// `duplex bench`
     Bench(BenchConfig),
 }
@@ -60,6 +62,11 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<Request> {
             let config = InspectConfig::resolve(&settings)?;
             let text = || to_toml(INSPECTION, &config);
             Ok(if print { Request::Print(text()?) } else { Request::Inspect(config) })
+        }
+        VERIFY => {
+            let config = VerifyConfig::resolve(&settings)?;
+            let text = || to_toml(VERIFICATION, &config);
+            Ok(if print { Request::Print(text()?) } else { Request::Verify(config) })
         }
         BENCH => {
             let config = BenchConfig::resolve(&settings)?;

@@ -2,11 +2,11 @@
 //! command has the bare name in several sections, the section goes before it (`--sft-learning-rate`).
 
 use crate::pipeline::config::keys::{
-    BENCH, CHAT, Commands, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN,
+    BENCH, CHAT, Commands, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN, VERIFY,
 };
 use crate::pipeline::config::{
     BENCHMARK, BenchConfig, ChatConfig, EVALUATION, EvalConfig, INSPECTION, InspectConfig, PRESETS,
-    RUN, RunConfig, TALK, defaults,
+    RUN, RunConfig, TALK, VERIFICATION, VerifyConfig, defaults,
 };
 use clap::{Arg, ArgAction, Command};
 
@@ -46,6 +46,12 @@ pub(super) static COMMANDS: &[Entry] = &[
         about: "Tell what a model is, what of it would be trained, and the memory it takes",
         bit: INSPECT,
         keys: INSPECTION,
+    },
+    Entry {
+        name: "verify",
+        about: "Check a checkpoint, the folder of a run, or a model: checksums, shapes, finite values",
+        bit: VERIFY,
+        keys: VERIFICATION,
     },
     Entry {
         name: "bench",
@@ -99,6 +105,7 @@ impl Entry {
             EVAL => defaults::<EvalConfig>(self.keys),
             INSPECT => defaults::<InspectConfig>(self.keys),
             BENCH => defaults::<BenchConfig>(self.keys),
+            VERIFY => defaults::<VerifyConfig>(self.keys),
             _ => defaults::<RunConfig>(self.keys),
         }
     }
@@ -138,6 +145,7 @@ fn flag(entry: &Entry, key: &'static Key, default: Option<String>) -> Arg {
         Kind::Int { .. } => ("N", String::new()),
         Kind::Float { .. } => ("X", String::new()),
         Kind::Bytes => ("SIZE", String::new()),
+        Kind::Every => ("N|TIME", String::new()),
         Kind::Choice(words) => ("WORD", format!(" [{}]", words.join("|"))),
         Kind::Device => ("DEVICE", " [auto|cpu|cuda|cuda:N|emulated]".into()),
         Kind::Text | Kind::List(_) => ("TEXT", String::new()),

@@ -52,6 +52,7 @@ fn run(arguments: Vec<OsString>) -> Result<()> {
             pipeline::eval(&config)
         }
         Request::Inspect(config) => print(&pipeline::inspect(&config)?),
+        Request::Verify(config) => pipeline::verify(&config, &mut |line| print(line)),
         Request::Bench(config) => {
             set_threads(config.threads);
             print(&pipeline::bench(&config, &mut |what| say(&format!("measuring {what}")))?)

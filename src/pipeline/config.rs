@@ -27,15 +27,17 @@ mod table;
 mod tests;
 
 pub use bench::{BenchCase, BenchConfig};
-pub use check::DataSource;
+pub use check::{DataSource, lower_is_better};
 pub(crate) use layers::defaults;
-pub use layers::{Setting, flag_setting, nearest, read_toml, set_setting, to_toml, toml_settings};
+pub use layers::{
+    Setting, flag_setting, flat, nearest, read_toml, set_setting, to_toml, toml_settings,
+};
 pub use presets::{PRESETS, Preset, preset_settings};
 pub use steps::{
     KlController, LoraSection, OptimizerSection, PpoSection, RewardLoss, RewardScaling,
     RewardSection, Scheduler, SftSection,
 };
-pub use table::{BENCHMARK, EVALUATION, INSPECTION, RUN, TALK};
+pub use table::{BENCHMARK, EVALUATION, INSPECTION, RUN, TALK, VERIFICATION};
 
 use crate::base::{DType, Error, Result};
 use crate::device::Device;
@@ -202,6 +204,16 @@ pub struct RunConfig {
     pub output_dir: PathBuf,
     /// Whether another run in the directory is replaced.
     pub overwrite: bool,
+    /// `auto`, `never`, or a checkpoint.
+    pub resume: String,
+    /// How often a checkpoint is saved; see [`RunConfig::save_every`].
+    pub save_every: String,
+    /// Newest checkpoints kept.
+    pub keep_checkpoints: usize,
+    /// Metric whose best checkpoint is kept too.
+    pub keep_best: Option<String>,
+    /// Whether a run goes on with changed data.
+    pub allow_changed_data: bool,
     /// Ranks; only one is accepted so far.
     pub deployment_type: Deployment,
     /// Where to compute.
@@ -267,6 +279,11 @@ impl Default for RunConfig {
             reward_model: None,
             output_dir: "output".into(),
             overwrite: false,
+            resume: "auto".into(),
+            save_every: "10m".into(),
+            keep_checkpoints: 2,
+            keep_best: None,
+            allow_changed_data: false,
             deployment_type: Deployment::SingleGpu,
             device: DeviceChoice::Auto,
             dtype: Precision::Bf16,
@@ -392,6 +409,22 @@ impl InspectConfig {
     pub fn resolve(settings: &[Setting]) -> Result<InspectConfig> {
         let config: InspectConfig = layers::merge(INSPECTION, settings)?;
         check::model_given(&config.path, "inspect")?;
+        Ok(config)
+    }
+}
+
+/// A check of saved files: `duplex verify`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerifyConfig {
+    /// Checkpoint, run or model folder.
+    pub path: PathBuf,
+}
+
+impl VerifyConfig {
+    /// Puts `settings` over the defaults and checks the whole.
+    pub fn resolve(settings: &[Setting]) -> Result<VerifyConfig> {
+        let config: VerifyConfig = layers::merge(VERIFICATION, settings)?;
+        check::folder_given(&config.path, "verify")?;
         Ok(config)
     }
 }

@@ -90,7 +90,7 @@ pub(super) fn prompts(run: &mut Run<'_>, source: &Source) -> Result<Examples<Pro
 }
 
 /// Blocks of text for the mixture loss of step 3; none where no data is given for it.
-pub(super) fn texts(run: &Run<'_>, source: &Source) -> Result<Vec<Vec<i32>>> {
+pub(super) fn texts(run: &mut Run<'_>, source: &Source) -> Result<Vec<Vec<i32>>> {
     let cfg = run.cfg;
     let data = specs(&cfg.unsupervised_sources()?);
     if data.is_empty() {
@@ -98,6 +98,7 @@ pub(super) fn texts(run: &Run<'_>, source: &Source) -> Result<Vec<Vec<i32>>> {
     }
     let config = BlendConfig { sft_only: data, data: vec![], ..blend_config(cfg)? };
     let blend = Blend::load(&BlendConfig { split: [1.0, 0.0, 0.0], eval_fraction: 0.0, ..config })?;
+    run.note_data(&blend.files)?;
     let rows = in_order(blend.step(0)?, cfg.seed);
     let block = rollout_limits(cfg, source)?.max_seq_len;
     data::text_blocks(&rows, &source.tokenizer, block, false)
@@ -223,7 +224,11 @@ fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
         return Err(Error::user("no data given; name it with --data-path FILE"));
     }
     let blend = Rc::new(Blend::load(&config)?);
+    run.note_data(&blend.files)?;
+    // An earlier program has told of them.
+    let repeats = run.reporter.repeat(run.goes_on);
     report_left_out(run, "rows could not be read", &blend.bad);
+    run.reporter.repeat(repeats);
     run.blend = Some(blend.clone());
     Ok(blend)
 }

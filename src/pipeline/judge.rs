@@ -4,7 +4,11 @@
 use super::Run;
 use crate::base::Result;
 use crate::data::Tokenizer;
+use crate::formats::{Draft, Snapshot};
 use crate::rlhf::PpoTrainer;
+
+/// Answers shown at the end, beside those of before.
+pub(super) const SHOWN: usize = 8;
 
 /// One judged answer.
 #[derive(Clone, Debug)]
@@ -30,6 +34,30 @@ impl Judged {
         kl: &'static str,
     ) -> Vec<(&'static str, f64)> {
         self.score.map_or(vec![], |s| vec![(score, s), (kl, self.kl)])
+    }
+
+    /// Adds to `out` under `at` what is told of it at the end.
+    pub(super) fn save(&self, at: &str, out: &mut Draft) {
+        self.score.iter().for_each(|score| out.set(&format!("{at}.score"), score));
+        out.set(&format!("{at}.kl"), self.kl);
+        for (i, a) in self.answers.iter().take(SHOWN).enumerate() {
+            out.set(&format!("{at}.{i}.prompt"), &a.prompt);
+            out.set(&format!("{at}.{i}.answer"), &a.answer);
+            out.set(&format!("{at}.{i}.score"), a.score);
+        }
+    }
+
+    /// Reads back what [`Judged::save`] put there.
+    pub(super) fn restore(at: &str, from: &Snapshot) -> Result<Judged> {
+        let mut answers = vec![];
+        while let Some(prompt) = from.find(&format!("{at}.{}.prompt", answers.len()))? {
+            let i = answers.len();
+            let answer = from.get(&format!("{at}.{i}.answer"))?;
+            let score = from.get(&format!("{at}.{i}.score"))?;
+            answers.push(JudgedAnswer { prompt, answer, score });
+        }
+        let (score, kl) = (from.find(&format!("{at}.score"))?, from.get(&format!("{at}.kl"))?);
+        Ok(Judged { answers, score, kl })
     }
 }
 

@@ -10,26 +10,37 @@ mod eval;
 mod inspect;
 mod judge;
 mod ppo;
+mod resume;
 mod reward;
 mod run_dir;
+mod saver;
 mod settings;
 mod sft;
 mod sources;
+mod stage;
+mod stop;
+mod verify;
 
 pub use bench::bench;
 pub use chat::chat;
 pub use eval::eval;
 pub use inspect::inspect;
+pub use verify::verify;
 
 use crate::base::{DType, Error, Result};
 use crate::data::Blend;
 use crate::device::Device;
+use crate::formats::{Input, Snapshot};
 use crate::model::{Head, LoadOptions, LoraConfig, Model, resolve_model};
-use crate::report::{Event, Reporter};
+use crate::report::{Event, Reporter, cut_log};
 use crate::rlhf::RewardRule;
 use crate::tape::Workspace;
 use config::RunConfig;
+use resume::{Resumed, steps_of};
 use run_dir::RunDir;
+use saver::{Best, Saver};
+use stage::Stage;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::rc::Rc;
@@ -41,6 +52,8 @@ const MAX_SKIPPED: usize = 10;
 /// A run in progress.
 struct Run<'c> {
     cfg: &'c RunConfig,
+    // Before the directory: what is being written ends before the lock is given up.
+    saver: Saver,
     dir: RunDir,
     device: Device,
     /// What to tell of the device.
@@ -54,29 +67,52 @@ struct Run<'c> {
     judge: Option<&'c dyn RewardRule>,
     /// Optimizer steps skipped in a row.
     skipped: usize,
+    /// The configuration as the user gave it, by key.
+    keys: BTreeMap<String, String>,
+    /// The data files read so far.
+    data: Vec<Input>,
+    /// What the first step to be run goes on from.
+    resumed: Option<Snapshot>,
+    /// Whether this program goes on with what another has begun.
+    goes_on: bool,
+    started: Instant,
+    /// Seconds that earlier programs spent on the run.
+    earlier: f64,
 }
 
 /// Runs the steps named in the configuration, one after the other; without models and data, the
 /// demo's.
 pub fn train(cfg: &RunConfig) -> Result<()> {
+    stop::listen();
+    let keys = config::flat(config::RUN, cfg)?;
     if !cfg.is_demo() {
-        return run_steps(cfg, None, &|_| Ok(()));
+        return run_steps(cfg, keys, None, &|_| Ok(()));
     }
     let cfg = demo::configure(cfg);
-    run_steps(&cfg, Some(&demo::HiddenRule), &|dir| demo::prepare(dir, &cfg))
+    run_steps(&cfg, keys, Some(&demo::HiddenRule), &|dir| demo::prepare(dir, &cfg))
 }
 
-/// Runs the steps in the run directory, which `prepare` may fill first.
+/// Runs the steps in the run directory, which `prepare` may fill first. `keys` is the configuration as
+/// the user gave it.
 fn run_steps(
     cfg: &RunConfig,
+    keys: BTreeMap<String, String>,
     judge: Option<&dyn RewardRule>,
     prepare: &dyn Fn(&Path) -> Result<()>,
 ) -> Result<()> {
     let started = Instant::now();
     let (device, device_name) = cfg.device.open()?;
-    let dir = RunDir::open(&cfg.output_dir, &cfg.step, cfg.overwrite)?;
+    let dir = RunDir::open(&cfg.output_dir, cfg.overwrite)?;
+    let resumed = resume::find(&dir, cfg, &keys)?;
+    if !resumed.as_ref().is_some_and(|r| r.here) {
+        dir.claim(&cfg.step, cfg.overwrite)?;
+    }
     dir.write_config(&config::to_toml(config::RUN, cfg)?)?;
     prepare(dir.path())?;
+    if let Some(from) = resumed.as_ref().filter(|r| r.here) {
+        cut_log(&dir.metrics(), from.snapshot.get("log_bytes")?)?;
+    }
+    let resumed = resumed.filter(|r| !r.is_beginning());
     let mut run = Run {
         cfg,
         device,
@@ -84,26 +120,87 @@ fn run_steps(
         dtype: cfg.dtype.dtype(),
         ws: Workspace::new(device, usize::MAX)?,
         reporter: Reporter::open(dir.path(), cfg.quiet, cfg.tensorboard)?,
+        saver: saver(cfg, &dir)?,
         dir,
         blend: None,
         judge,
         skipped: 0,
+        keys,
+        data: vec![],
+        resumed: None,
+        goes_on: false,
+        started,
+        earlier: 0.0,
     };
-    run.announce();
-    run.look_ahead()?;
-    for step in &cfg.step {
-        match step {
-            1 => sft::run(&mut run)?,
-            2 => reward::run(&mut run)?,
-            _ => ppo::run(&mut run)?,
+    run.begin(resumed)?;
+    for step in steps_of(cfg) {
+        if run.resumed.as_ref().is_some_and(|s| stage::is_behind(s.label(), step)) {
+            continue;
         }
+        run.stop_before(step)?;
+        if !run.resumed.as_ref().is_some_and(|s| stage::is_within(s.label(), step)) {
+            run.reporter.repeat(false);
+        }
+        let (stage, iterations) = match step {
+            "sft" => sft::run(&mut run)?,
+            "reward" => reward::run(&mut run)?,
+            _ => ppo::run(&mut run)?,
+        };
+        if Some(&step) == steps_of(cfg).last() {
+            run.point_at_results();
+            run.reporter.emit(Event::RunEnd { seconds: run.seconds() });
+        }
+        // Last: what comes before it is done again where this is not reached.
+        run.mark_finished(&stage, iterations)?;
     }
-    run.point_at_results();
-    run.reporter.emit(Event::RunEnd { seconds: started.elapsed().as_secs_f64() });
     Ok(())
 }
 
+fn saver(cfg: &RunConfig, dir: &RunDir) -> Result<Saver> {
+    let best = match &cfg.keep_best {
+        Some(metric) => {
+            let lower = config::lower_is_better(metric)?;
+            Some(Best { metric: metric.clone(), lower, found: vec![] })
+        }
+        None => None,
+    };
+    let (root, steps) = (dir.checkpoints(), steps_of(cfg));
+    Ok(Saver::new(root, steps, cfg.save_every()?, cfg.keep_checkpoints, best))
+}
+
 impl Run<'_> {
+    /// Begins the run, or takes over where another program has left it.
+    fn begin(&mut self, resumed: Option<Resumed>) -> Result<()> {
+        let (root, steps) = (self.dir.checkpoints(), steps_of(self.cfg));
+        let log = self.log_bytes();
+        self.goes_on = resumed.is_some();
+        self.reporter.repeat(resumed.as_ref().is_some_and(|r| r.here));
+        self.announce();
+        let Some(Resumed { snapshot, here, notes }) = resumed else {
+            self.look_ahead()?;
+            // Of another run, which this one replaces from here on.
+            resume::forget(&root, &steps, None)?;
+            return self.mark_beginning(steps[0], log);
+        };
+        let from = snapshot.dir().display();
+        self.reporter.emit(Event::note(format!("goes on from the checkpoint {from}")));
+        if !notes.is_empty() {
+            let changed = notes.join(", ");
+            self.reporter
+                .emit(Event::note(format!("changed since, which does not matter: {changed}")));
+        }
+        self.take_over(&snapshot)?;
+        self.look_ahead()?;
+        resume::forget(&root, &steps, Some(&snapshot).filter(|_| here))?;
+        self.resumed = Some(snapshot);
+        Ok(())
+    }
+
+    /// Seconds spent on the run.
+    fn seconds(&self) -> f64 {
+        self.earlier + self.started.elapsed().as_secs_f64()
+    }
+
     /// Options for a model that is only asked.
     fn frozen(&self, head: Head) -> LoadOptions {
         LoadOptions::frozen(head, self.dtype).on(self.device)
@@ -194,11 +291,6 @@ impl Run<'_> {
         )));
     }
 
-    fn start(&mut self, step: &str, title: &str, total: u64, unit: &str) {
-        let (step, title, unit) = (step.to_string(), title.to_string(), unit.to_string());
-        self.reporter.emit(Event::StepStart { step, title, total, unit });
-    }
-
     /// Counts steps skipped in a row and stops the run when there are too many.
     fn health(&mut self, skipped: bool, step: &str) -> Result<()> {
         self.skipped = if skipped { self.skipped + 1 } else { 0 };
@@ -214,14 +306,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn finish(
-        &mut self,
-        step: &str,
-        started: Instant,
-        summary: &[(&str, f64)],
-        dir: &Path,
-        memory: [usize; 4],
-    ) {
+    fn finish(&mut self, stage: &Stage, summary: &[(&str, f64)], dir: &Path, memory: [usize; 4]) {
+        let step = stage.step;
         let mib = |bytes: usize| bytes >> 20;
         let [weights, grads, optimizer, _] = memory;
         let activations = self.ws.programs().iter().map(|p| p.1).max().unwrap_or(0);
@@ -233,7 +319,7 @@ impl Run<'_> {
             mib(optimizer),
             mib(activations)
         )));
-        self.reporter.emit(Event::step_end(step, started.elapsed().as_secs_f64(), summary));
+        self.reporter.emit(Event::step_end(step, stage.seconds(), summary));
     }
 }
 

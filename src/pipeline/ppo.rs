@@ -1,6 +1,8 @@
 //! Step 3 as a run: prompts in, actor and critic directories out.
 
+use super::judge::Judged;
 use super::sources::{self, Source};
+use super::stage::Stage;
 use super::{Run, datasets, judge, settings};
 use crate::base::{Error, Result};
 use crate::data::Tokenizer;
@@ -12,13 +14,15 @@ use crate::rlhf::{
 };
 use std::time::Instant;
 
-/// Runs step 3.
-pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
+/// Runs step 3. Returns it with its number of iterations.
+pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     let cfg = run.cfg;
     let source = Source::open(&run.ppo_actor()?)?;
     let data = datasets::prompts(run, &source)?;
     let texts = datasets::texts(run, &source)?;
-    let started = Instant::now();
+    let others = other_sources(run)?;
+    let read: Vec<&Source> = std::iter::once(&source).chain(&others).collect();
+    let (stage, from) = run.enter("ppo", &read)?;
     let engines = build(run, &source)?;
     let p = &cfg.ppo;
     let per_iteration = p.answers_per_iteration();
@@ -31,12 +35,17 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     if p.enable_ema {
         trainer.engines.actor.enable_ema(&mut run.ws, p.ema_decay as f32)?;
     }
-    run.start("ppo", "PPO", total, "iterations");
+    run.start(&stage, "PPO", total, "iterations");
     let held_out = data.held_out(p.eval_prompts);
     let held_out: Vec<&[i32]> = held_out.iter().map(|e| e.ids.as_slice()).collect();
-    let before = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
-    let mut text = 0;
-    for (i, batch) in batches.iter().enumerate() {
+    let (before, mut text) = match from {
+        Some(from) => {
+            trainer.restore(&from)?;
+            (Judged::restore("before", &from)?, from.get("texts")?)
+        }
+        None => (judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?, 0),
+    };
+    for (i, batch) in batches.iter().enumerate().skip(stage.done) {
         let clock = Instant::now();
         let prompts: Vec<&[i32]> =
             batch.rows.iter().map(|&i| data.train[i].ids.as_slice()).collect();
@@ -59,6 +68,11 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
         if shows_samples(iteration, total) {
             print_samples(run, &experience, &source.tokenizer, iteration)?;
         }
+        run.boundary(&stage, iteration, &values, &|draft| {
+            draft.set("texts", text);
+            before.save("before", draft);
+            trainer.save(draft)
+        })?;
     }
     let after = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
     show(run, &before, &after, total);
@@ -74,8 +88,14 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     }
     let mut summary = before.numbers("score_before", "kl_before");
     summary.extend(after.numbers("score_after", "kl_after"));
-    run.finish("ppo", started, &summary, &actor, trainer.engines.actor.memory());
-    Ok(())
+    run.finish(&stage, &summary, &actor, trainer.engines.actor.memory());
+    Ok((stage, total))
+}
+
+/// The models that are read beside the actor.
+fn other_sources(run: &Run<'_>) -> Result<Vec<Source>> {
+    let names = [run.ppo_reward(), run.cfg.ppo.critic_model.clone()];
+    names.iter().flatten().map(|name| Source::open(name)).collect()
 }
 
 /// Finds before an earlier step runs what would stop this one.
@@ -215,9 +235,8 @@ fn shows_samples(iteration: u64, total: u64) -> bool {
 }
 
 /// Before and after, side by side, for a few held-out prompts.
-fn show(run: &mut Run<'_>, before: &judge::Judged, after: &judge::Judged, total: u64) {
-    const SHOWN: usize = 8;
-    for (b, a) in before.answers.iter().zip(&after.answers).take(SHOWN) {
+fn show(run: &mut Run<'_>, before: &Judged, after: &Judged, total: u64) {
+    for (b, a) in before.answers.iter().zip(&after.answers).take(judge::SHOWN) {
         run.reporter.emit(Event::Sample(Sample {
             step: "ppo".into(),
             iteration: total,

@@ -1,6 +1,7 @@
 //! Step 2 as a run: pairs in, a reward model directory out.
 
 use super::sources::Source;
+use super::stage::Stage;
 use super::{Run, datasets, evaluates, settings};
 use crate::base::Result;
 use crate::data::PairExample;
@@ -11,12 +12,12 @@ use crate::rlhf::{RewardConfig, RewardTrainer};
 use crate::tape::Workspace;
 use std::time::Instant;
 
-/// Runs step 2.
-pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
+/// Runs step 2. Returns it with its number of iterations.
+pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     let cfg = run.cfg;
     let source = Source::open(&run.reward_start()?)?;
     let data = datasets::pairs(run, &source)?;
-    let started = Instant::now();
+    let (stage, from) = run.enter("reward", &[&source])?;
     let options = run.trained(Head::Score, settings::critic_lora(cfg));
     let model = source.load(&options, &mut run.reporter)?;
     run.describe("reward", &model);
@@ -31,11 +32,20 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let step = settings::step(cfg, s, total);
     let loss = settings::reward_loss(cfg);
     let mut trainer = RewardTrainer::new(engine, RewardConfig { step, loss });
-    run.start("reward", "Reward model", total, "batches");
+    run.start(&stage, "Reward model", total, "batches");
     let held_out = data.held_out(s.eval_batches * s.rows_per_step());
-    let before = judge_pairs(&trainer, &mut run.ws, &held_out)?;
-    let mut ends = (f32::NAN, f32::NAN);
-    for (i, batch) in batches.iter().enumerate() {
+    // Of the evaluation before, the accuracy is all that is told at the end.
+    let (before, mut ends) = match from {
+        Some(from) => {
+            trainer.restore(&from)?;
+            (from.find("eval_accuracy_before")?, (from.get("loss_first")?, from.get("loss_last")?))
+        }
+        None => {
+            let eval = judge_pairs(&trainer, &mut run.ws, &held_out)?;
+            (eval.map(|(_, accuracy)| accuracy), (f32::NAN, f32::NAN))
+        }
+    };
+    for (i, batch) in batches.iter().enumerate().skip(stage.done) {
         let clock = Instant::now();
         let pairs: Vec<&PairExample> = batch.rows.iter().map(|&i| &data.train[i]).collect();
         let stats = trainer.train(&mut run.ws, &pairs)?;
@@ -56,16 +66,23 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
                 }),
             );
         }
-        run.reporter.emit(Event::metrics("reward", i as u64 + 1, &values));
+        let done = i as u64 + 1;
+        run.reporter.emit(Event::metrics("reward", done, &values));
+        run.boundary(&stage, done, &values, &|draft| {
+            draft.set("loss_first", ends.0);
+            draft.set("loss_last", ends.1);
+            before.iter().for_each(|accuracy| draft.set("eval_accuracy_before", accuracy));
+            trainer.save(draft)
+        })?;
     }
     let after = judge_pairs(&trainer, &mut run.ws, &held_out)?;
     let dir = run.dir.reward();
     source.save(&trainer.engine.model, &dir, &settings::save_as(cfg)?, None)?;
     let mut summary = vec![("loss_first", f64::from(ends.0)), ("loss_last", f64::from(ends.1))];
-    summary.extend(before.map(|(_, accuracy)| ("eval_accuracy_before", accuracy)));
+    summary.extend(before.map(|accuracy| ("eval_accuracy_before", accuracy)));
     summary.extend(after.map(|(_, accuracy)| ("eval_accuracy_after", accuracy)));
-    run.finish("reward", started, &summary, &dir, trainer.engine.memory());
-    Ok(())
+    run.finish(&stage, &summary, &dir, trainer.engine.memory());
+    Ok((stage, total))
 }
 
 /// Loss and accuracy on the pairs held out; `None` if none were.

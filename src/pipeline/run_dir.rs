@@ -1,7 +1,7 @@
 //! The run directory: one process at a time, one run, its resolved config and where results go.
 
 use crate::base::{Error, Result};
-use crate::formats::write_atomic;
+use crate::formats::{remove_leftovers, write_atomic};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsRawFd;
@@ -13,14 +13,16 @@ const LOCK: &str = "duplex.lock";
 #[derive(Debug)]
 pub(super) struct RunDir {
     path: PathBuf,
+    /// Whether it was one before.
+    is_run: bool,
     // Held for its lock, which the kernel drops when the process ends, however it ends.
     _lock: File,
 }
 
 impl RunDir {
     /// Opens or creates `path` and locks it. Refused, without `overwrite`: a directory that holds
-    /// something else, and one that holds results of `steps` already.
-    pub(super) fn open(path: &Path, steps: &[u32], overwrite: bool) -> Result<RunDir> {
+    /// something else.
+    pub(super) fn open(path: &Path, overwrite: bool) -> Result<RunDir> {
         if path.is_file() {
             return Err(Error::user(format!("--output-dir {}: is a file", path.display())));
         }
@@ -36,8 +38,15 @@ impl RunDir {
             )));
         }
         std::fs::create_dir_all(path).map_err(|e| Error::io("create", path, &e))?;
-        let dir = RunDir { path: path.to_path_buf(), _lock: lock(path)? };
-        let results = [dir.sft(), dir.reward(), dir.path.join("ppo")];
+        let dir = RunDir { path: path.to_path_buf(), is_run, _lock: lock(path)? };
+        remove_leftovers(&dir.checkpoints())?;
+        Ok(dir)
+    }
+
+    /// Takes the directory for a run of `steps` that begins anew. Refused, without `overwrite`: one that
+    /// holds results of them already.
+    pub(super) fn claim(&self, steps: &[u32], overwrite: bool) -> Result<()> {
+        let results = [self.sft(), self.reward(), self.path.join("ppo")];
         let old = steps.iter().map(|s| &results[*s as usize - 1]).find(|dir| dir.exists());
         if let Some(old) = old.filter(|_| !overwrite) {
             return Err(Error::user(format!(
@@ -45,10 +54,11 @@ impl RunDir {
                 old.display()
             )));
         }
-        if is_run && overwrite && steps.len() == results.len() {
-            dir.forget_reports()?;
+        // Of a run that left no result, or is replaced with all of them.
+        match self.is_run && steps.len() == results.len() {
+            true => self.forget_reports(),
+            false => Ok(()),
         }
-        Ok(dir)
     }
 
     /// Removes what an earlier run reported.
@@ -76,6 +86,16 @@ impl RunDir {
         write_atomic(&path, |out| {
             out.write_all(toml.as_bytes()).map_err(|e| Error::io("write", &path, &e))
         })
+    }
+
+    /// Where checkpoints go.
+    pub(super) fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// The log of the run.
+    pub(super) fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
     }
 
     /// The model of step 1.
@@ -128,22 +148,23 @@ mod tests {
     #[test]
     fn one_process_at_a_time_and_no_foreign_files() {
         let tmp = tempfile::tempdir().unwrap();
-        let run = RunDir::open(&tmp.path().join("run"), &[1, 2, 3], false).unwrap();
-        let again = RunDir::open(run.path(), &[1], false).unwrap_err();
+        let run = RunDir::open(&tmp.path().join("run"), false).unwrap();
+        let again = RunDir::open(run.path(), false).unwrap_err();
         assert!(again.to_string().contains(&format!("process {}", std::process::id())), "{again}");
         let path = run.path().to_path_buf();
         drop(run);
         std::fs::create_dir(path.join("sft")).unwrap();
-        let e = RunDir::open(&path, &[1], false).unwrap_err();
+        let run = RunDir::open(&path, false).unwrap();
+        let e = run.claim(&[1], false).unwrap_err();
         assert!(e.to_string().contains("sft exists already; give --overwrite"), "{e}");
-        RunDir::open(&path, &[2, 3], false).unwrap();
+        run.claim(&[2, 3], false).unwrap();
         std::fs::write(path.join("metrics.jsonl"), "x").unwrap();
-        RunDir::open(&path, &[1], true).unwrap();
+        run.claim(&[1], true).unwrap();
         assert!(path.join("metrics.jsonl").exists());
-        RunDir::open(&path, &[1, 2, 3], true).unwrap();
+        run.claim(&[1, 2, 3], true).unwrap();
         assert!(!path.join("metrics.jsonl").exists());
         std::fs::write(tmp.path().join("thesis.txt"), "x").unwrap();
-        let e = RunDir::open(tmp.path(), &[1], false).unwrap_err();
+        let e = RunDir::open(tmp.path(), false).unwrap_err();
         assert_eq!(e.exit_code(), 2);
         assert!(e.to_string().contains("not of a run"));
     }

@@ -1,6 +1,7 @@
 //! Step 1 as a run: data in, a finetuned model directory out.
 
 use super::sources::Source;
+use super::stage::Stage;
 use super::{Run, datasets, evaluates, settings};
 use crate::base::Result;
 use crate::data::SftExample;
@@ -11,12 +12,12 @@ use crate::rlhf::{SftConfig, SftTrainer};
 use crate::tape::Workspace;
 use std::time::Instant;
 
-/// Runs step 1.
-pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
+/// Runs step 1. Returns it with its number of iterations.
+pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     let cfg = run.cfg;
     let source = Source::open(&run.sft_start()?)?;
     let data = datasets::sft(run, &source)?;
-    let started = Instant::now();
+    let (stage, from) = run.enter("sft", &[&source])?;
     let options = run.trained(Head::Lm, settings::actor_lora(cfg));
     let model = source.load(&options, &mut run.reporter)?;
     run.describe("actor", &model);
@@ -31,12 +32,16 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let step = settings::step(cfg, s, total);
     let mut trainer =
         SftTrainer::new(engine, SftConfig { step, loss_on_prompt: cfg.sft.loss_on_prompt });
-    run.start("sft", "Supervised finetuning", total, "batches");
+    run.start(&stage, "Supervised finetuning", total, "batches");
     let held_out = data.held_out(s.eval_batches * s.rows_per_step());
-    let before = eval_loss(&trainer, &mut run.ws, &held_out)?;
-    let mut first = f32::NAN;
-    let mut last = f32::NAN;
-    for (i, batch) in batches.iter().enumerate() {
+    let (before, mut first, mut last) = match from {
+        Some(from) => {
+            trainer.restore(&from)?;
+            (from.find("eval_loss_before")?, from.get("loss_first")?, from.get("loss_last")?)
+        }
+        None => (eval_loss(&trainer, &mut run.ws, &held_out)?, f32::NAN, f32::NAN),
+    };
+    for (i, batch) in batches.iter().enumerate().skip(stage.done) {
         let clock = Instant::now();
         let examples: Vec<&SftExample> = batch.rows.iter().map(|&i| &data.train[i]).collect();
         let stats = trainer.train(&mut run.ws, &examples)?;
@@ -54,7 +59,14 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
             let loss = eval_loss(&trainer, &mut run.ws, &held_out)?;
             values.extend(loss.map(|loss| ("eval_loss", loss)));
         }
-        run.reporter.emit(Event::metrics("sft", i as u64 + 1, &values));
+        let done = i as u64 + 1;
+        run.reporter.emit(Event::metrics("sft", done, &values));
+        run.boundary(&stage, done, &values, &|draft| {
+            draft.set("loss_first", first);
+            draft.set("loss_last", last);
+            before.iter().for_each(|loss| draft.set("eval_loss_before", loss));
+            trainer.save(draft)
+        })?;
     }
     let after = eval_loss(&trainer, &mut run.ws, &held_out)?;
     let dir = run.dir.sft();
@@ -62,8 +74,8 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<()> {
     let mut summary = vec![("loss_first", f64::from(first)), ("loss_last", f64::from(last))];
     summary.extend(before.map(|loss| ("eval_loss_before", loss)));
     summary.extend(after.map(|loss| ("eval_loss_after", loss)));
-    run.finish("sft", started, &summary, &dir, trainer.engine.memory());
-    Ok(())
+    run.finish(&stage, &summary, &dir, trainer.engine.memory());
+    Ok((stage, total))
 }
 
 /// The loss on what was held out; `None` if nothing was.

@@ -3,6 +3,7 @@
 use crate::arch::Config;
 use crate::base::{Error, Result};
 use crate::data::Tokenizer;
+use crate::formats::{Checkpoint, sync_dir};
 use crate::model::{
     LoadOptions, Model, SaveAs, Values, base_dir, resolve_model, save_adapters, save_model,
 };
@@ -62,6 +63,28 @@ impl Source {
             )));
         }
         Ok(model)
+    }
+
+    /// The files that the model and its tokenizer are read from.
+    pub(super) fn files(&self) -> Result<Vec<PathBuf>> {
+        let base = base_dir(&self.dir)?;
+        let mut files: Vec<PathBuf> =
+            Checkpoint::open(&base)?.files().map(Path::to_path_buf).collect();
+        for dir in [&self.dir, &base] {
+            let small = std::fs::read_dir(dir).map_err(|e| Error::io("read", dir, &e))?;
+            let small = small.filter_map(|e| e.ok().map(|e| e.path()));
+            files.extend(small.filter(|p| {
+                let settings = ["json", "jinja", "model"];
+                let of = |p: &Path, ends: &[&str]| {
+                    p.extension().and_then(|e| e.to_str()).is_some_and(|e| ends.contains(&e))
+                };
+                let adapter = p.file_name().is_some_and(|n| n == "adapter_model.safetensors");
+                p.is_file() && (of(p, &settings) || adapter)
+            }));
+        }
+        files.sort();
+        files.dedup();
+        Ok(files)
     }
 
     /// Whether ids mean the same to both.
@@ -143,6 +166,8 @@ fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()>
         rename(dir, &old)?;
     }
     rename(&new, dir)?;
+    // What is told of it afterwards must not outlive it.
+    dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), sync_dir)?;
     clear(&old)
 }
 

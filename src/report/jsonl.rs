@@ -61,6 +61,29 @@ impl Sink for Jsonl {
     }
 }
 
+/// Drops what `path` holds after its first `bytes` bytes, which end a line: the events after the snapshot
+/// that a run goes on from. One call of the operating system cuts the file, so a crash leaves either
+/// length. A file that is shorter, or that has no line end there, is another one and left alone.
+pub fn cut_log(path: &Path, bytes: u64) -> Result<()> {
+    let failed = |e| Error::io("cut", path, &e);
+    let mut file = match File::options().read(true).write(true).open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    let mut last = [b'\n'];
+    if bytes > 0 {
+        let read = file.seek(SeekFrom::Start(bytes - 1)).and_then(|_| file.read_exact(&mut last));
+        match read {
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
+            other => other.map_err(failed)?,
+        }
+    }
+    if last != *b"\n" {
+        return Ok(());
+    }
+    file.set_len(bytes).and_then(|()| file.sync_all()).map_err(failed)
+}
+
 /// Whether the last byte is there and is no line end. Devices and pipes have no last byte.
 fn ends_torn(file: &mut File) -> std::io::Result<bool> {
     let metadata = file.metadata()?;

@@ -18,7 +18,7 @@ mod tests;
 
 pub use event::{Event, Sample};
 pub use html::Html;
-pub use jsonl::Jsonl;
+pub use jsonl::{Jsonl, cut_log};
 pub use reporter::{Reporter, Sink};
 pub use tensorboard::TensorBoard;
 pub use terminal::Terminal;

@@ -19,11 +19,14 @@ pub trait Sink: Send {
 #[derive(Default)]
 pub struct Reporter {
     sinks: Vec<Slot>,
+    repeats: bool,
 }
 
 struct Slot {
     sink: Box<dyn Sink>,
     failed: bool,
+    /// Holds what it was told by an earlier program too.
+    remembers: bool,
 }
 
 impl Reporter {
@@ -49,12 +52,19 @@ impl Reporter {
             reporter.add(TensorBoard::create(&run_dir.join("tensorboard"))?);
         }
         reporter.add(html);
+        reporter.sinks.iter_mut().skip(1).for_each(|slot| slot.remembers = true);
         Ok(reporter)
     }
 
     /// Adds a sink; it sees the events from here on.
     pub fn add(&mut self, sink: impl Sink + 'static) {
-        self.sinks.push(Slot { sink: Box::new(sink), failed: false });
+        self.sinks.push(Slot { sink: Box::new(sink), failed: false, remembers: false });
+    }
+
+    /// From here on tells the terminal alone, or everyone again; returns what was so before. A resumed
+    /// run says on its way to where it goes on what its files know already.
+    pub fn repeat(&mut self, repeats: bool) -> bool {
+        std::mem::replace(&mut self.repeats, repeats)
     }
 
     /// Tells every sink. A sink's first error becomes a warning to all of them.
@@ -64,7 +74,8 @@ impl Reporter {
 
     fn deliver(&mut self, time: f64, event: &Event) {
         let mut warnings = Vec::new();
-        for slot in &mut self.sinks {
+        let repeats = self.repeats;
+        for slot in self.sinks.iter_mut().filter(|s| !(repeats && s.remembers)) {
             if let Err(e) = slot.sink.write(time, event)
                 && !slot.failed
             {

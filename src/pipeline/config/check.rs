@@ -1,7 +1,7 @@
 //! Checks of what several keys say together, and the values written as text (data sources, splits,
 //! sizes) in the form the pipeline uses.
 
-use super::keys::parse_bytes;
+use super::keys::{Every, parse_bytes, parse_every};
 use super::{Deployment, EvalConfig, KlController, OptimizerState, Precision, RunConfig};
 use crate::base::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -78,6 +78,12 @@ impl RunConfig {
             .ok_or_else(|| Error::user(format!("\"max_shard_size\" {:?}", self.max_shard_size)))
     }
 
+    /// How often a checkpoint is saved.
+    pub fn save_every(&self) -> Result<Every> {
+        let every = &self.save_every;
+        parse_every(every).ok_or_else(|| Error::user(format!("\"save_every\" {every:?}")))
+    }
+
     /// Checks what the single keys cannot.
     pub(super) fn check(&self) -> Result<()> {
         if self.deployment_type != Deployment::SingleGpu {
@@ -93,6 +99,8 @@ impl RunConfig {
         self.unsupervised_sources()?;
         self.split()?;
         self.max_shard_bytes()?;
+        self.save_every()?;
+        self.keep_best.as_deref().map_or(Ok(true), lower_is_better)?;
         if self.lora.lora_module_name.is_empty() {
             return refuse("\"lora.lora_module_name\" is empty; use \"all\" or name modules");
         }
@@ -154,6 +162,28 @@ pub(super) fn state_fits(state: OptimizerState, dtype: Precision) -> Result<()> 
         ),
         _ => Ok(()),
     }
+}
+
+/// The metrics by which a checkpoint can be the best: those that fall, and those that rise.
+const FALLING: [&str; 5] = ["loss", "eval_loss", "value_loss", "kl", "eval_kl"];
+const RISING: [&str; 5] = ["accuracy", "eval_accuracy", "margin", "reward", "eval_score"];
+
+/// Whether a checkpoint is the better the lower `metric` is.
+pub fn lower_is_better(metric: &str) -> Result<bool> {
+    if FALLING.contains(&metric) || RISING.contains(&metric) {
+        return Ok(FALLING.contains(&metric));
+    }
+    let known = [FALLING, RISING].concat().join(", ");
+    Err(Error::user(format!("\"keep_best\" {metric:?} is no metric to go by; use one of {known}")))
+}
+
+/// Refuses an empty path.
+pub(super) fn folder_given(path: &Path, command: &str) -> Result<()> {
+    if path.as_os_str().is_empty() {
+        let line = format!("no folder given; write `duplex {command} FOLDER`");
+        return Err(Error::user(line));
+    }
+    Ok(())
 }
 
 /// Refuses an empty model path.

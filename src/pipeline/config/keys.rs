@@ -4,10 +4,11 @@
 
 use crate::base::{Error, Result};
 use crate::device::Device;
+use std::time::Duration;
 use toml::Value;
 
 /// A set of commands, one bit each.
-pub type Commands = u8;
+pub type Commands = u16;
 /// `duplex train`
 pub const TRAIN: Commands = 1;
 /// `duplex sft`
@@ -24,6 +25,8 @@ pub const EVAL: Commands = 32;
 pub const INSPECT: Commands = 64;
 /// `duplex bench`
 pub const BENCH: Commands = 128;
+/// `duplex verify`
+pub const VERIFY: Commands = 512;
 
 /// One configuration key.
 #[derive(Debug)]
@@ -69,6 +72,8 @@ pub enum Kind {
     Text,
     /// A number of bytes with a unit, such as "5GB".
     Bytes,
+    /// A number of iterations, or a time with a unit such as "10m".
+    Every,
     /// A device, or `auto`.
     Device,
     /// One of these words.
@@ -159,6 +164,11 @@ impl Kind {
             }
             Kind::Text => value.as_str().filter(|s| !s.is_empty()).map(|_| value.clone()),
             Kind::Bytes => value.as_str().and_then(parse_bytes).map(|_| value.clone()),
+            Kind::Every => {
+                let text = value.as_integer().map(|n| n.to_string());
+                let text = text.or_else(|| value.as_str().map(str::to_string))?;
+                parse_every(&text).map(|_| Value::String(text))
+            }
             Kind::Device => {
                 let known = |s: &&str| *s == "auto" || s.parse::<Device>().is_ok();
                 value.as_str().filter(known).map(|_| value.clone())
@@ -182,7 +192,7 @@ impl Kind {
             Kind::Int { .. } => word.parse().map_or_else(|_| text(), Value::Integer),
             Kind::Float { .. } => word.parse().map_or_else(|_| text(), Value::Float),
             Kind::List(item) => item.parse(word),
-            Kind::Text | Kind::Bytes | Kind::Device | Kind::Choice(_) => text(),
+            Kind::Text | Kind::Bytes | Kind::Every | Kind::Device | Kind::Choice(_) => text(),
         }
     }
 
@@ -200,6 +210,9 @@ impl Kind {
             }
             Kind::Text => "text, not empty".into(),
             Kind::Bytes => "a size of at least 1MB such as \"5GB\" or \"500MB\"".into(),
+            Kind::Every => {
+                "a number of iterations such as 50, or a time such as 90s, 10m or 2h".into()
+            }
             Kind::Device => "one of auto, cpu, cuda, cuda:N, emulated".into(),
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
             Kind::List(item) => match item {
@@ -224,6 +237,29 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
         _ => return None,
     };
     number.checked_mul(unit).filter(|bytes| *bytes > 0 && *bytes <= i64::MAX as u64)
+}
+
+/// How often something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Every {
+    /// After so many iterations.
+    Iterations(u64),
+    /// After so much time.
+    Time(Duration),
+}
+
+/// What "50", "90s", "10m" or "2h" says.
+pub fn parse_every(text: &str) -> Option<Every> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok().filter(|n| (1..=1_000_000_000).contains(n))?;
+    let seconds = match text[digits..].trim() {
+        "" => return Some(Every::Iterations(number)),
+        "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        _ => return None,
+    };
+    Some(Every::Time(Duration::from_secs(number * seconds)))
 }
 
 /// A value as shown in an error line, cut where it is long.
@@ -251,6 +287,20 @@ mod tests {
         for bad in ["", "5", "GB", "0GB", "-1GB", "5.5GB", "5XB", "99999999999TB"] {
             assert_eq!(parse_bytes(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn iterations_and_times() {
+        assert_eq!(parse_every("50"), Some(Every::Iterations(50)));
+        let time = |s| Some(Every::Time(Duration::from_secs(s)));
+        assert_eq!(parse_every("10m"), time(600));
+        assert_eq!(parse_every("10 min"), time(600));
+        assert_eq!((parse_every("90s"), parse_every("2h")), (time(90), time(7200)));
+        for bad in ["", "0", "0m", "m", "-1", "1.5h", "1d", "99999999999"] {
+            assert_eq!(parse_every(bad), None, "{bad}");
+        }
+        let whole = Kind::Every.accept(&Value::Integer(7));
+        assert_eq!(whole, Some(Value::String("7".into())));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::keys::Key;
 use crate::base::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 use toml::{Table, Value};
@@ -181,6 +182,13 @@ pub fn to_toml<T: Serialize>(keys: &'static [Key], config: &T) -> Result<String>
         }
     }
     Ok(text)
+}
+
+/// Every key with its value as TOML; empty where it is not set.
+pub fn flat<T: Serialize>(keys: &'static [Key], config: &T) -> Result<BTreeMap<String, String>> {
+    let table = as_table(config)?;
+    let value = |key| value_of(&table, key).map_or(String::new(), |v| written(&v));
+    Ok(keys.iter().map(|key| (key.path.to_string(), value(key))).collect())
 }
 
 /// A value in TOML, small numbers with an exponent: 1e-5, not 0.00001.

@@ -1,7 +1,9 @@
 //! The one table of keys. Flags, `--help`, the check of the TOML file, `--set` and `--print-config`
 //! are all derived from it; defaults are those of the configuration structs. A test compares both.
 
-use super::keys::{BENCH, CHAT, Commands, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN};
+use super::keys::{
+    BENCH, CHAT, Commands, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN, VERIFY,
+};
 
 const RUNS: Commands = TRAIN | SFT | REWARD | PPO;
 /// Most tokens of a sequence, a batch or a step anyone can mean.
@@ -36,7 +38,12 @@ pub static RUN: &[Key] = &[
     key("reward_model", TRAIN | REWARD | PPO, Kind::Text, "reward model to start from (step 2) or to score with (step 3); left out: the actor model")
         .or(&[(REWARD, "model-name-or-path"), (PPO, "critic-model-name-or-path")]),
     key("output_dir", RUNS, Kind::Text, "folder of the run: models, checkpoints, metrics, report"),
-    key("overwrite", RUNS, Kind::Bool, "replace another run found in the output folder"),
+    key("overwrite", RUNS, Kind::Bool, "replace another run found in the output folder; an unfinished one of the same configuration goes on"),
+    key("resume", RUNS, Kind::Text, "auto: go on with an unfinished run found in the output folder; never: begin anew; else the checkpoint to go on from"),
+    key("save_every", RUNS, Kind::Every, "how often a checkpoint is saved: iterations, or a time such as 10m"),
+    key("keep_checkpoints", RUNS, Kind::int(1, COUNT), "the newest checkpoints that are kept"),
+    key("keep_best", RUNS, Kind::Text, "also save and keep each step's checkpoint with the best value of this metric, such as eval_loss"),
+    key("allow_changed_data", RUNS, Kind::Bool, "go on although data files are not those the run began with"),
     key("deployment_type", RUNS, Kind::Choice(&["single_gpu", "single_node", "multi_node"]), "ranks to run on; this version runs one"),
     key("device", RUNS, Kind::Device, "where to compute; auto: CUDA where it can be used, else the CPU"),
     key("dtype", RUNS, DTYPES, "dtype of weights and activations; sums are always f32"),
@@ -160,6 +167,10 @@ pub static TALK: &[Key] = &[
     key("threads", CHAT, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
     key("system", CHAT, Kind::Text, "system message at the head of the conversation"),
 ];
+
+/// Keys of a check of saved files.
+pub static VERIFICATION: &[Key] =
+    &[key("path", VERIFY, Kind::Text, "checkpoint, folder of a run, or model folder")];
 
 /// Keys of a look at a model.
 #[rustfmt::skip]

@@ -40,6 +40,7 @@ fn every_field_has_a_key_and_every_key_a_field() {
     assert_eq!(fields(&EvalConfig::default()), paths(EVALUATION));
     assert_eq!(fields(&InspectConfig::default()), paths(INSPECTION));
     assert_eq!(fields(&BenchConfig::default()), paths(BENCHMARK));
+    assert_eq!(fields(&VerifyConfig::default()), paths(VERIFICATION));
     for keys in [RUN, TALK, EVALUATION, INSPECTION, BENCHMARK] {
         assert_eq!(paths(keys).len(), keys.len(), "a key stands twice");
         assert!(keys.iter().all(|k| k.commands != 0 && !k.help.is_empty()));
@@ -89,6 +90,9 @@ fn sample(kind: &Kind, rng: &mut Rng) -> Value {
             let length = 1 + rng.below(12);
             let text = (0..length).map(|_| signs[rng.below(signs.len() as u32) as usize]);
             Value::String(text.collect())
+        }
+        Kind::Every => {
+            Value::String(format!("{}{}", 1 + rng.below(9999), ["", "m"][rng.below(2) as usize]))
         }
         Kind::Bytes => Value::String(format!("{}MB", 1 + rng.below(9999))),
         Kind::Choice(words) => Value::String(words[rng.below(words.len() as u32) as usize].into()),

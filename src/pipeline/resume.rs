@@ -1,0 +1,207 @@
+//! What a run goes on from: the newest checkpoint of an unfinished run of the same configuration, or the
+//! one asked for. Refuses what would not end as the uninterrupted run would have.
+
+use super::config::RunConfig;
+use super::run_dir::RunDir;
+use super::saver::in_order;
+use crate::base::{Error, Result};
+use crate::formats::{Found, Input, Snapshot, remove_snapshot};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Short names of the steps, in order.
+pub(super) const STEPS: [&str; 3] = ["sft", "reward", "ppo"];
+
+/// The names of the steps that a run consists of.
+pub(super) fn steps_of(cfg: &RunConfig) -> Vec<&'static str> {
+    cfg.step.iter().map(|s| STEPS[*s as usize - 1]).collect()
+}
+
+/// Keys that change no number of the result, or only as far as sums are rounded.
+pub(super) const HARMLESS: &[&str] = &[
+    "output_dir",
+    "overwrite",
+    "resume",
+    "save_every",
+    "keep_checkpoints",
+    "keep_best",
+    "allow_changed_data",
+    "device",
+    "threads",
+    "micro_batch_tokens",
+    "gradient_checkpointing",
+    "print_samples",
+    "max_shard_size",
+    "quiet",
+    "tensorboard",
+    "sft.eval_interval",
+    "sft.eval_batches",
+    "reward.eval_interval",
+    "reward.eval_batches",
+    "ppo.eval_interval",
+    "ppo.eval_prompts",
+];
+
+/// Keys that name data.
+pub(super) const DATA: &[&str] = &["data_path", "sft_only_data_path", "ppo.unsupervised_data_path"];
+
+/// What to go on from, if there is something; harmless differences in configuration as notes.
+pub(super) struct Resumed {
+    pub(super) snapshot: Snapshot,
+    /// Whether it is of this run directory.
+    pub(super) here: bool,
+    pub(super) notes: Vec<String>,
+}
+
+impl Resumed {
+    /// Whether nothing was done yet: the mark of a run that has begun.
+    pub(super) fn is_beginning(&self) -> bool {
+        let label = self.snapshot.label();
+        label.iteration == 0 && !label.finished
+    }
+}
+
+/// Looks for what the run in `dir` goes on from. `config` is the configuration by key.
+pub(super) fn find(
+    dir: &RunDir,
+    cfg: &RunConfig,
+    config: &BTreeMap<String, String>,
+) -> Result<Option<Resumed>> {
+    let all = in_order(&dir.checkpoints(), &steps_of(cfg))?;
+    let newest = all.last().filter(|f| !is_end(f, cfg));
+    match (cfg.resume.as_str(), newest) {
+        ("auto", None) => Ok(None),
+        ("auto", Some(newest)) => {
+            let snapshot = Snapshot::open(&newest.dir).map_err(|e| offer(&e, &all))?;
+            match compare(&snapshot, cfg, config) {
+                Ok(notes) => Ok(Some(Resumed { snapshot, here: true, notes })),
+                // Another run, which is to be replaced, or has done nothing.
+                Err(_) if cfg.overwrite || newest.iteration == Some(0) => Ok(None),
+                Err(e) => Err(e),
+            }
+        }
+        ("never", Some(f)) if !cfg.overwrite && f.iteration != Some(0) => {
+            Err(Error::user(format!(
+                "{} is of an unfinished run; leave out --resume never to go on with it, or give \
+             --overwrite to replace it",
+                f.dir.display()
+            )))
+        }
+        ("never", _) => Ok(None),
+        (path, _) => {
+            let snapshot = Snapshot::open(Path::new(path)).map_err(|e| e.context("--resume"))?;
+            let notes = compare(&snapshot, cfg, config)?;
+            let here = same_place(snapshot.dir().parent(), &dir.checkpoints());
+            Ok(Some(Resumed { snapshot, here, notes }))
+        }
+    }
+}
+
+/// Whether nothing comes after `found`.
+fn is_end(found: &Found, cfg: &RunConfig) -> bool {
+    found.iteration.is_none() && steps_of(cfg).last() == Some(&found.step.as_str())
+}
+
+fn same_place(a: Option<&Path>, b: &Path) -> bool {
+    let real = |p: &Path| p.canonicalize().ok();
+    a.and_then(real).is_some_and(|a| Some(a) == real(b))
+}
+
+/// The error of a damaged checkpoint, with the newest whole one before it.
+fn offer(e: &Error, all: &[Found]) -> Error {
+    let whole = all.iter().rev().skip(1).find(|f| Snapshot::open(&f.dir).is_ok());
+    Error::user(match whole {
+        Some(found) => {
+            let before = found.dir.display();
+            format!("{e}; the checkpoint before it is whole: --resume {before} goes on from there")
+        }
+        None => {
+            format!("{e}; no checkpoint before it is left: --overwrite --resume never begins anew")
+        }
+    })
+}
+
+/// Refuses a snapshot of a run that would have ended otherwise; returns notes on what differs, but
+/// does not matter.
+fn compare(
+    snapshot: &Snapshot,
+    cfg: &RunConfig,
+    config: &BTreeMap<String, String>,
+) -> Result<Vec<String>> {
+    let label = snapshot.label();
+    if !steps_of(cfg).contains(&label.step.as_str()) {
+        return Err(Error::user(format!(
+            "{} is of step {}, which is not to be run",
+            snapshot.dir().display(),
+            label.step
+        )));
+    }
+    let last_begun = STEPS.iter().position(|s| *s == label.step);
+    let begun = |key: &str| {
+        let step = STEPS.iter().position(|s| key.split('.').next() == Some(*s));
+        step.is_none() || step <= last_begun
+    };
+    let (mut matter, mut harmless) = (vec![], vec![]);
+    for (key, now) in config {
+        // A key that the writer did not have.
+        let Some(then) = label.config.get(key).filter(|then| *then != now) else { continue };
+        let free = HARMLESS.contains(&key.as_str())
+            || !begun(key)
+            || cfg.allow_changed_data && DATA.contains(&key.as_str());
+        let told = format!("{key} ({}, now {})", shown(then), shown(now));
+        let list = if free { &mut harmless } else { &mut matter };
+        list.push(told);
+    }
+    if !matter.is_empty() {
+        return Err(Error::user(format!(
+            "{} is of a run with another configuration: {}; give the same, another --output-dir, or \
+             --overwrite to begin anew",
+            snapshot.dir().display(),
+            matter.join(", ")
+        )));
+    }
+    harmless.retain(|told| !told.starts_with("resume (") && !told.starts_with("overwrite ("));
+    Ok(harmless)
+}
+
+fn shown(value: &str) -> &str {
+    if value.is_empty() { "not set" } else { value }
+}
+
+/// Refuses files that are not those the run has read before.
+pub(super) fn same_inputs(snapshot: &Snapshot, now: &[Input], allow_data: bool) -> Result<()> {
+    let changed = |then: &&Input| !now.contains(then) && !(allow_data && then.data);
+    let Some(first) = snapshot.label().inputs.iter().find(changed) else { return Ok(()) };
+    let way_out = match first.data {
+        true => "give --allow-changed-data to go on all the same",
+        false => {
+            "put back the files the run began with, or begin anew with --overwrite --resume never"
+        }
+    };
+    Err(Error::user(format!(
+        "{} is not what it was when the run in {} began; {way_out}",
+        first.path,
+        snapshot.dir().display()
+    )))
+}
+
+/// Removes the checkpoints of these steps that come after `snapshot`, or all.
+pub(super) fn forget(root: &Path, steps: &[&str], after: Option<&Snapshot>) -> Result<()> {
+    let mut all = in_order(root, steps)?;
+    let kept = after.and_then(|s| all.iter().position(|f| same_place(Some(&f.dir), s.dir())));
+    all.drain(..kept.map_or(0, |i| i + 1));
+    all.iter().rev().try_for_each(|found| remove_snapshot(&found.dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::config::RUN;
+
+    #[test]
+    fn the_lists_name_keys() {
+        for name in HARMLESS.iter().chain(DATA) {
+            assert!(RUN.iter().any(|k| k.path == *name), "{name}");
+        }
+    }
+}

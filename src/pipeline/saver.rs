@@ -1,0 +1,239 @@
+//! Saving of checkpoints while training goes on: when it is time, one writer at a time, and which of the
+//! checkpoints are kept. What is in them the steps know, how they are written `formats::snapshot` does.
+
+use super::config::keys::Every;
+use crate::base::{Error, Kind, Result};
+use crate::formats::{Draft, Found, Label, list_snapshots, remove_snapshot, write_snapshot};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// Saves the checkpoints of one run.
+pub(super) struct Saver {
+    /// Where they are.
+    root: PathBuf,
+    /// The steps of the run, in order.
+    steps: Vec<&'static str>,
+    every: Every,
+    /// How many of the newest are kept.
+    keep: usize,
+    best: Option<Best>,
+    /// When the last one was taken.
+    last: Instant,
+    writing: Option<JoinHandle<Result<()>>>,
+}
+
+/// The metric whose best checkpoint is kept.
+#[derive(Clone, Debug)]
+pub(super) struct Best {
+    pub(super) metric: String,
+    /// Whether lower is better.
+    pub(super) lower: bool,
+    /// Step, iteration and value of the best so far, for each step that has one.
+    pub(super) found: Vec<(String, u64, f64)>,
+}
+
+impl Best {
+    /// Takes in the metrics of an iteration; true if it is the step's best so far.
+    fn improves(&mut self, step: &str, iteration: u64, values: &[(&str, f64)]) -> bool {
+        let value = values.iter().find(|v| v.0 == self.metric).map(|v| v.1);
+        let Some(value) = value.filter(|v| v.is_finite()) else { return false };
+        let old = self.found.iter().position(|f| f.0 == step);
+        let better = |old: f64| if self.lower { value < old } else { value > old };
+        match old {
+            Some(i) if !better(self.found[i].2) => return false,
+            Some(i) => self.found[i] = (step.to_string(), iteration, value),
+            None => self.found.push((step.to_string(), iteration, value)),
+        }
+        true
+    }
+
+    fn names(&self, found: &Found) -> bool {
+        self.found.iter().any(|f| f.0 == found.step && Some(f.1) == found.iteration)
+    }
+
+    /// The best so far in one line.
+    pub(super) fn written(&self) -> String {
+        let one =
+            |(step, iteration, value): &(String, u64, f64)| format!("{step} {iteration} {value}");
+        self.found.iter().map(one).collect::<Vec<_>>().join(",")
+    }
+
+    /// Reads back what was [`Best::written`] for the same metric.
+    pub(super) fn read(&mut self, text: &str) {
+        let one = |part: &str| {
+            let mut words = part.split(' ');
+            let step = words.next()?.to_string();
+            Some((step, words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+        };
+        self.found = text.split(',').filter_map(one).collect();
+    }
+}
+
+impl Saver {
+    pub(super) fn new(
+        root: PathBuf,
+        steps: Vec<&'static str>,
+        every: Every,
+        keep: usize,
+        best: Option<Best>,
+    ) -> Saver {
+        Saver { root, steps, every, keep, best, last: Instant::now(), writing: None }
+    }
+
+    /// The best so far.
+    pub(super) fn best(&mut self) -> Option<&mut Best> {
+        self.best.as_mut()
+    }
+
+    /// Whether a checkpoint is due after this iteration, with these metrics.
+    pub(super) fn is_due(&mut self, step: &str, iteration: u64, values: &[(&str, f64)]) -> bool {
+        let best = self.best.as_mut().is_some_and(|b| b.improves(step, iteration, values));
+        best || match self.every {
+            Every::Iterations(n) => iteration.is_multiple_of(n),
+            Every::Time(pause) => self.last.elapsed() >= pause,
+        }
+    }
+
+    /// Hears of an error of the writer, if it has ended with one.
+    pub(super) fn check(&mut self) -> Result<()> {
+        match &self.writing {
+            Some(writing) if writing.is_finished() => self.wait(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until nothing is being written. Before a draft is made: there is one copy of the state in
+    /// memory at most, and a disk that cannot follow slows the run down.
+    pub(super) fn wait(&mut self) -> Result<()> {
+        let Some(writing) = self.writing.take() else { return Ok(()) };
+        let done = writing.join();
+        done.unwrap_or_else(|_| Err(Error::internal("the writer of checkpoints panicked")))
+    }
+
+    /// Has `draft` written while training goes on.
+    pub(super) fn write(&mut self, label: Label, draft: Draft) -> Result<()> {
+        self.wait()?;
+        self.last = Instant::now();
+        let (root, steps, keep) = (self.root.clone(), self.steps.clone(), self.keep);
+        let best = self.best.clone();
+        let write = move || {
+            write_snapshot(&root, &label, &draft).map_err(missing)?;
+            // Given back before old ones are removed, which may take a while.
+            drop(draft);
+            prune(&root, &steps, keep, best.as_ref()).map_err(missing)
+        };
+        let thread = std::thread::Builder::new().name("checkpoint".into());
+        let started = thread.spawn(write);
+        self.writing =
+            Some(started.map_err(|e| Error::resource(format!("cannot start a thread: {e}")))?);
+        Ok(())
+    }
+}
+
+impl Drop for Saver {
+    /// A run that ends by an error elsewhere still has its last checkpoint written.
+    fn drop(&mut self) {
+        let _ = self.wait();
+    }
+}
+
+/// The disk was fit for the run when it began; that it is not any more is no mistake in the command.
+fn missing(e: Error) -> Error {
+    match e.kind() {
+        Kind::User => Error::resource(format!("{e}; the checkpoints before are as they were")),
+        _ => e,
+    }
+}
+
+/// Checkpoints of these steps, oldest first.
+pub(super) fn in_order(root: &Path, steps: &[&str]) -> Result<Vec<Found>> {
+    let place = |found: &Found| {
+        let step = steps.iter().position(|s| *s == found.step)?;
+        Some((step, found.iteration.unwrap_or(u64::MAX)))
+    };
+    let mut all = list_snapshots(root)?;
+    all.retain(|found| place(found).is_some());
+    all.sort_by_key(place);
+    Ok(all)
+}
+
+/// Removes all but the newest `keep`, the best, and the marks of finished steps, which are small.
+fn prune(root: &Path, steps: &[&str], keep: usize, best: Option<&Best>) -> Result<()> {
+    let all = in_order(root, steps)?;
+    let newest = all.last().cloned();
+    let (begun, mut old): (Vec<Found>, Vec<Found>) =
+        all.into_iter().filter(|f| f.iteration.is_some()).partition(|f| f.iteration == Some(0));
+    old.truncate(old.len().saturating_sub(keep));
+    old.retain(|found| !best.is_some_and(|b| b.names(found)));
+    // The mark of the beginning, once there is more.
+    old.extend(begun.into_iter().filter(|f| Some(f) != newest.as_ref()));
+    old.iter().try_for_each(|found| remove_snapshot(&found.dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saver(root: &Path, keep: usize, best: Option<Best>) -> Saver {
+        Saver::new(root.to_owned(), vec!["sft", "ppo"], Every::Iterations(3), keep, best)
+    }
+
+    fn label(step: &str, iteration: u64, finished: bool) -> Label {
+        Label { step: step.into(), iteration, finished, ..Label::default() }
+    }
+
+    fn names(root: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(root)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_newest_the_best_and_the_marks_are_kept() {
+        let tmp = tempfile::tempdir().unwrap();
+        let found = vec![("sft".to_string(), 2, 0.5)];
+        let best = Best { metric: "eval_loss".into(), lower: true, found };
+        let mut saver = saver(tmp.path(), 2, Some(best));
+        let mut save = |label| saver.write(label, Draft::default()).unwrap();
+        (1..=4).for_each(|i| save(label("sft", i, false)));
+        save(label("sft", 4, true));
+        // Of another run.
+        std::fs::create_dir(tmp.path().join("reward-00000009")).unwrap();
+        (8..=10).for_each(|i| save(label("ppo", i, false)));
+        saver.wait().unwrap();
+        assert_eq!(
+            names(tmp.path()),
+            ["ppo-00000009", "ppo-00000010", "reward-00000009", "sft-00000002", "sft-finished"]
+        );
+    }
+
+    #[test]
+    fn the_best_is_by_step_and_direction() {
+        let mut best = Best { metric: "loss".into(), lower: true, found: vec![] };
+        let mut given = |step, i, loss| best.improves(step, i, &[("kl", 0.0), ("loss", loss)]);
+        assert!(given("sft", 1, 2.0) && !given("sft", 2, 2.0) && given("sft", 3, 1.5));
+        assert!(!given("sft", 4, f64::NAN) && given("ppo", 5, 7.25));
+        let mut again = Best { found: vec![], ..best.clone() };
+        again.read(&best.written());
+        assert_eq!(again.found, [("sft".into(), 3, 1.5), ("ppo".into(), 5, 7.25)]);
+        again.lower = false;
+        assert!(!again.improves("sft", 9, &[("loss", 1.25)]));
+        assert!(again.improves("sft", 9, &[("loss", 1.75)]));
+    }
+
+    #[test]
+    fn an_error_of_the_writer_is_a_missing_resource() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path().join("file");
+        std::fs::write(&root, "").unwrap();
+        let mut saver = saver(&root, 1, None);
+        saver.write(label("sft", 1, false), Draft::default()).unwrap();
+        let e = saver.wait().unwrap_err();
+        assert_eq!(e.exit_code(), 3, "{e}");
+        assert!(saver.is_due("sft", 3, &[]) && !saver.is_due("sft", 4, &[]));
+    }
+}

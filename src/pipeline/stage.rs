@@ -1,0 +1,230 @@
+//! A step under way and its checkpoints: what it goes on from, what is saved after an iteration beside its
+//! trainer, and where the run stops when it is asked to.
+
+use super::resume::{STEPS, same_inputs, steps_of};
+use super::sources::Source;
+use super::{Run, stop};
+use crate::base::{Error, Result};
+use crate::formats::{Draft, Input, Label, Snapshot, stamp};
+use crate::report::Event;
+use std::path::Path;
+use std::time::Instant;
+
+/// A step that has been entered.
+pub(super) struct Stage {
+    /// Its short name.
+    pub(super) step: &'static str,
+    /// Iterations done before.
+    pub(super) done: usize,
+    started: Instant,
+    /// Seconds spent on it before.
+    earlier: f64,
+    /// What it reads, and the data read so far.
+    inputs: Vec<Input>,
+}
+
+impl Stage {
+    /// Seconds spent on it.
+    pub(super) fn seconds(&self) -> f64 {
+        self.earlier + self.started.elapsed().as_secs_f64()
+    }
+}
+
+/// Whether `step` is finished at the moment that `label` tells of.
+pub(super) fn is_behind(label: &Label, step: &str) -> bool {
+    let place = |step: &str| STEPS.iter().position(|s| *s == step);
+    place(step) < place(&label.step) || label.finished && step == label.step
+}
+
+/// Whether `label` tells of a moment within `step`.
+pub(super) fn is_within(label: &Label, step: &str) -> bool {
+    label.step == step && !label.finished
+}
+
+impl Run<'_> {
+    /// Enters a step that reads the models of `sources`, once its data is read. Returns also the snapshot
+    /// to go on from, where it does not begin.
+    pub(super) fn enter(
+        &mut self,
+        step: &'static str,
+        sources: &[&Source],
+    ) -> Result<(Stage, Option<Snapshot>)> {
+        let mut inputs = self.data.clone();
+        for source in sources {
+            for file in source.files()? {
+                inputs.push(self.input(&file, false)?);
+            }
+        }
+        let from = self.resumed.take();
+        if let Some(snapshot) = &from {
+            same_inputs(snapshot, &inputs, self.cfg.allow_changed_data)?;
+        }
+        let from = from.filter(|s| is_within(s.label(), step));
+        let earlier = from.as_ref().map_or(Ok(0.0), |s| s.get("seconds_of_step"))?;
+        let done = from.as_ref().map_or(0, |s| s.label().iteration as usize);
+        Ok((Stage { step, done, started: Instant::now(), earlier, inputs }, from))
+    }
+
+    /// Tells that a step begins, or goes on.
+    pub(super) fn start(&mut self, stage: &Stage, title: &str, total: u64, unit: &str) {
+        let (step, title) = (stage.step.to_string(), title.to_string());
+        let unit = unit.to_string();
+        let goes_on = format!("goes on after {} of {total} {unit}", stage.done);
+        self.reporter.emit(Event::StepStart { step, title, total, unit });
+        if stage.done > 0 {
+            self.reporter.emit(Event::note(goes_on));
+        }
+        self.reporter.repeat(false);
+    }
+
+    /// Ends an iteration, with its metrics: saves a checkpoint when it is time, and stops where the run
+    /// was asked to. `save` adds what the step knows to the checkpoint.
+    pub(super) fn boundary(
+        &mut self,
+        stage: &Stage,
+        iteration: u64,
+        values: &[(&str, f64)],
+        save: &dyn Fn(&mut Draft) -> Result<()>,
+    ) -> Result<()> {
+        self.saver.check()?;
+        let signal = stop::asked();
+        if self.saver.is_due(stage.step, iteration, values) || signal.is_some() {
+            self.saver.wait()?;
+            let mut draft = Draft::default();
+            save(&mut draft)?;
+            self.save(stage, iteration, false, draft, self.log_bytes())?;
+        }
+        let Some(signal) = signal else { return Ok(()) };
+        self.saver.wait()?;
+        Err(Error::stopped(format!(
+            "stopped by {signal} after iteration {iteration} of {}, which is saved; the same command goes \
+             on from there",
+            stage.step
+        )))
+    }
+
+    /// Marks a step as finished, once its results are saved.
+    pub(super) fn mark_finished(&mut self, stage: &Stage, iterations: u64) -> Result<()> {
+        self.save(stage, iterations, true, Draft::default(), self.log_bytes())?;
+        self.saver.wait()
+    }
+
+    /// Marks the run as begun, when the log had `log` bytes: from here on the same command may replace
+    /// what it finds.
+    pub(super) fn mark_beginning(&mut self, step: &'static str, log: u64) -> Result<()> {
+        let stage = Stage { step, done: 0, started: self.started, earlier: 0.0, inputs: vec![] };
+        self.save(&stage, 0, false, Draft::default(), log)?;
+        self.saver.wait()
+    }
+
+    /// What is in the log up to here.
+    pub(super) fn log_bytes(&self) -> u64 {
+        std::fs::metadata(self.dir.metrics()).map_or(0, |m| m.len())
+    }
+
+    /// Stops between steps, where the run was asked to.
+    pub(super) fn stop_before(&self, step: &str) -> Result<()> {
+        match stop::asked() {
+            None => Ok(()),
+            Some(signal) => Err(Error::stopped(format!(
+                "stopped by {signal} before {step}; the same command goes on from there"
+            ))),
+        }
+    }
+
+    fn save(
+        &mut self,
+        stage: &Stage,
+        iteration: u64,
+        finished: bool,
+        mut draft: Draft,
+        log: u64,
+    ) -> Result<()> {
+        draft.set("seconds_of_step", stage.seconds());
+        draft.set("seconds_of_run", self.seconds());
+        draft.set("skipped", self.skipped);
+        draft.set("device", self.hardware());
+        draft.set("log_bytes", log);
+        if let Some(best) = self.saver.best() {
+            draft.set("best_metric", best.metric.clone());
+            draft.set("best", best.written());
+        }
+        let label = Label {
+            step: stage.step.to_string(),
+            iteration,
+            finished,
+            config: self.keys.clone(),
+            // Later steps read other models.
+            inputs: if finished { self.data.clone() } else { stage.inputs.clone() },
+        };
+        self.saver.write(label, draft)
+    }
+
+    /// Takes over from a snapshot what belongs to no step; says what is different now.
+    pub(super) fn take_over(&mut self, from: &Snapshot) -> Result<()> {
+        self.skipped = from.get("skipped")?;
+        self.earlier = from.get("seconds_of_run")?;
+        if let Some(best) = self.saver.best()
+            && from.find::<String>("best_metric")?.as_ref() == Some(&best.metric)
+        {
+            best.read(&from.get::<String>("best")?);
+        }
+        let (then, now) = (from.get::<String>("device")?, self.hardware());
+        if then != now {
+            self.reporter.emit(Event::warning(format!(
+                "the run began on {then}, this is {now}: it goes on, but not bit for bit as it would have"
+            )));
+        }
+        self.check_results(from.label())
+    }
+
+    /// Refuses to go on where the results of a finished step are gone.
+    fn check_results(&self, label: &Label) -> Result<()> {
+        for step in steps_of(self.cfg).iter().filter(|s| is_behind(label, s)) {
+            let dir = match *step {
+                "sft" => self.dir.sft(),
+                "reward" => self.dir.reward(),
+                _ => self.dir.ppo("actor"),
+            };
+            if !dir.join("config.json").is_file() {
+                return Err(Error::user(format!(
+                    "step {step} is finished, but its model is not in {}; put it back, or begin anew with \
+                     --overwrite --resume never",
+                    dir.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What decides on the bits of sums.
+    fn hardware(&self) -> String {
+        match self.device {
+            crate::device::Device::Cpu => {
+                let level = format!("{:?}", crate::op::cpu::simd::level());
+                format!("a CPU with {}", level.to_lowercase())
+            }
+            _ => self.device_name.clone(),
+        }
+    }
+
+    /// Notes data files that have been read.
+    pub(super) fn note_data(&mut self, files: &[std::path::PathBuf]) -> Result<()> {
+        for file in files {
+            let input = self.input(file, true)?;
+            if !self.data.contains(&input) {
+                self.data.push(input);
+            }
+        }
+        Ok(())
+    }
+
+    /// The stamp of a file. What lies in the run directory goes where that goes.
+    fn input(&self, file: &Path, data: bool) -> Result<Input> {
+        let path = match file.strip_prefix(self.dir.path()) {
+            Ok(inside) => format!("(run)/{}", inside.display()),
+            Err(_) => file.display().to_string(),
+        };
+        Ok(Input { path, data, stamp: stamp(file)? })
+    }
+}

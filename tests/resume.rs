@@ -1,0 +1,17 @@
+//! Runs that are killed, stopped, damaged and gone on with, through the binary: what comes out is, byte for
+//! byte, what comes out of a run that nothing happened to.
+
+#[path = "common/checkpoint.rs"]
+mod checkpoint;
+#[allow(dead_code)]
+#[path = "pipeline/place.rs"]
+mod place;
+
+#[path = "resume/damage.rs"]
+mod damage;
+#[path = "resume/killed.rs"]
+mod killed;
+#[path = "resume/process.rs"]
+mod process;
+#[path = "resume/stopped.rs"]
+mod stopped;
