@@ -96,7 +96,10 @@ pub(crate) fn log(run: &Path) -> Vec<Value> {
         ["time", "seconds", "name", "run_dir"].iter().for_each(|k| drop(event.remove(*k)));
         if let Some(text) = event.get("text").and_then(Value::as_str).map(String::from) {
             let folder = run.file_name().unwrap().to_str().unwrap();
-            event.insert("text".into(), text.replace(folder, "RUN").into());
+            // The memory told of is that of the program that reached the end of the step.
+            let text = text.replace(folder, "RUN");
+            let text = text.split("; weights").next().unwrap();
+            event.insert("text".into(), text.into());
         }
         if let Some(values) = event.get_mut("values").and_then(Value::as_object_mut) {
             let of_time = ["tokens_per_s", "seconds", "generate_seconds"];
@@ -110,5 +113,9 @@ pub(crate) fn log(run: &Path) -> Vec<Value> {
 #[track_caller]
 pub(crate) fn same(a: &Path, b: &Path) {
     assert_eq!(crate::place::all_bytes(a), crate::place::all_bytes(b), "weights");
-    assert_eq!(log(a), log(b), "logs");
+    let (a, b) = (log(a), log(b));
+    for (i, (a, b)) in a.iter().zip(&b).enumerate() {
+        assert_eq!(a, b, "line {} of the logs", i + 1);
+    }
+    assert_eq!(a.len(), b.len(), "lines of the logs");
 }
