@@ -170,8 +170,10 @@ fn shown(value: &str) -> &str {
 
 /// Refuses files that are not those the run has read before.
 pub(super) fn same_inputs(snapshot: &Snapshot, now: &[Input], allow_data: bool) -> Result<()> {
-    let changed = |then: &&Input| !now.contains(then) && !(allow_data && then.data);
-    let Some(first) = snapshot.label().inputs.iter().find(changed) else { return Ok(()) };
+    let allowed = |then: &Input| allow_data && then.data || now.contains(then);
+    let Some(first) = snapshot.label().inputs.iter().find(|then| !allowed(then)) else {
+        return Ok(());
+    };
     let way_out = match first.data {
         true => "give --allow-changed-data to go on all the same",
         false => {
