@@ -42,7 +42,7 @@ fn stop_at(p: &Place, words: &[&str], step: &str) {
     signal(&child, libc::SIGINT);
     let out = child.wait_with_output().unwrap();
     ended(&out, 75, &["SIGINT", "the same command goes on"]);
-    let newest = checkpoints(&run).into_iter().filter(|n| n.starts_with(step)).next_back();
+    let newest = checkpoints(&run).into_iter().rfind(|n| n.starts_with(step));
     assert!(newest.is_some(), "{:?}", checkpoints(&run));
 }
 
