@@ -254,6 +254,29 @@ fn another_run_is_never_overwritten_unasked() {
     refused(p.sft(&model, &data, &["--set", "output_dir=/proc/duplex"]), 2, &["/proc/duplex"]);
 }
 
+#[test]
+fn a_template_that_takes_all_memory_ends_in_one_line() {
+    let p = Place::new();
+    let (model, data) = (p.model(), p.data());
+    let double = "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
+    for template in
+        [double, "{{ 'a\nb' | indent(10 ** 12) }}", "{{ '%999999999999s' | format('a') }}"]
+    {
+        std::fs::write(model.join("chat_template.jinja"), template).unwrap();
+        let (code, stderr) = p.sft(&model, &data, &["--overwrite"]);
+        // What the engine itself refuses is no use of this template.
+        if code != 0 {
+            refused(
+                (code, stderr),
+                2,
+                &["the chat template of a model asks for memory without end"],
+            );
+        }
+    }
+    std::fs::write(model.join("chat_template.jinja"), double).unwrap();
+    refused(p.sft(&model, &data, &["--overwrite"]), 2, &["asks for memory without end"]);
+}
+
 /// The file-size limit of the shell stands for a full disk: a write fails in the middle.
 #[test]
 fn a_full_disk_leaves_the_old_model_whole() {

@@ -12,6 +12,7 @@ mod row;
 mod source;
 mod template;
 mod tokenizer;
+mod tokenizer_checks;
 mod tokenizer_files;
 
 pub use blend::{Blend, BlendConfig, Part, Spec, epoch_order, split_indices};

@@ -4,7 +4,7 @@
 
 use super::pystr;
 use super::source::Message;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, with_limit};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Object, Value};
 use minijinja::{Environment, ErrorKind};
@@ -12,8 +12,13 @@ use std::sync::Arc;
 
 const NAME: &str = "chat_template";
 
-/// Template instructions one rendering may take; a turn of a conversation takes about a hundred.
-const FUEL: u64 = 5_000_000;
+/// Template instructions one rendering may take, in all and at most: a turn of a conversation takes about a
+/// hundred. A value can be nested a seventh as deep, and is dropped on the stack.
+const FUEL: (u64, u64) = (20_000, 150_000);
+const FUEL_OF_A_TURN: u64 = 2_000;
+
+/// Bytes one rendering may allocate: a string doubled forty times would be all of memory.
+const MEMORY: usize = 256 << 20;
 
 /// A compiled chat template.
 pub struct ChatTemplate {
@@ -31,15 +36,14 @@ impl ChatTemplate {
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|e| Error::internal(e.to_string()))?);
-        env.set_fuel(Some(FUEL));
         env.set_unknown_method_callback(pystr::method);
         env.add_filter("tojson", pystr::tojson);
         env.add_function("raise_exception", |message: String| -> Raised {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
         env.add_function("strftime_now", move |format: String| pystr::strftime(&format, now));
-        env.add_template_owned(NAME, without_generation_marks(source))
-            .map_err(|e| describe(origin, &e))?;
+        let source = without_generation_marks(source);
+        limited(|| env.add_template_owned(NAME, source)).map_err(|e| describe(origin, &e))?;
         let (origin, bos, eos) = (origin.to_owned(), bos.to_owned(), eos.to_owned());
         Ok(ChatTemplate { env, origin, bos, eos })
     }
@@ -48,6 +52,7 @@ impl ChatTemplate {
     /// the tokenizer and the template's line.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let turn = |m: &Message| Value::from_object(Turn(m.clone()));
+        let turns = messages.len();
         let messages: Vec<Value> = messages.iter().map(turn).collect();
         let context = Value::from_pairs([
             ("messages", Value::from(messages)),
@@ -57,8 +62,11 @@ impl ChatTemplate {
             ("tools", Value::from(())),
             ("documents", Value::from(())),
         ]);
-        let template = self.env.get_template(NAME).map_err(|e| describe(&self.origin, &e))?;
-        template.render(context).map_err(|e| describe(&self.origin, &e))
+        // A copy of a few pointers.
+        let mut env = self.env.clone();
+        env.set_fuel(Some(FUEL.1.min(FUEL.0 + FUEL_OF_A_TURN * turns as u64)));
+        let render = || env.get_template(NAME)?.render(context);
+        limited(render).map_err(|e| describe(&self.origin, &e))
     }
 }
 
@@ -78,6 +86,11 @@ impl Object for Turn {
     fn enumerate(self: &Arc<Self>) -> Enumerator {
         Enumerator::Str(&["role", "content"])
     }
+}
+
+/// Runs the template engine on what may be a template without end.
+fn limited<T>(f: impl FnOnce() -> T) -> T {
+    with_limit(MEMORY, "the chat template of a model", f)
 }
 
 type Raised = std::result::Result<Value, minijinja::Error>;

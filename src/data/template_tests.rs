@@ -220,6 +220,9 @@ fn endless_templates_are_stopped() {
     let nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
     let line = problem(nested);
     assert!(line.ends_with("it does not come to an end"), "{line}");
+    // A value nested deeper than the stack that it is dropped on.
+    let deep = "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}";
+    assert!(problem(deep).ends_with("it does not come to an end"));
     assert!(problem("{{ range(10 ** 12) | list }}").starts_with("chat template of dir line 1"));
     assert!(problem("{{ 'x' * 10 ** 12 }}").starts_with("chat template of dir line 1"));
     assert!(problem("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}").contains("recursion"));

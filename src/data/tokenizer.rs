@@ -5,8 +5,8 @@
 use super::source::Message;
 use super::template::ChatTemplate;
 use super::tokenizer_files::{
-    bos_prefix, config_of, end_ids, failed, inner_tokenizer, parse, read, template_source,
-    token_text,
+    bos_prefix, config_of, end_ids, inner_tokenizer, parse, read, template_source, token_text,
+    using,
 };
 use crate::base::{Error, Result};
 use serde_json::json;
@@ -209,7 +209,7 @@ impl Tokenizer {
     /// Some vocabularies (unigram, word level) hold the text of a control token as an ordinary
     /// piece. Cutting such a piece in two leaves the model no way to choose it.
     fn encode_cut(&self, text: &str) -> Result<Vec<i32>> {
-        let encoding = self.plain.encode(text, false).map_err(failed)?;
+        let encoding = using(|| self.plain.encode(text, false))?;
         let mut ids = Vec::new();
         let mut start = 0;
         let spans = encoding.get_ids().iter().zip(encoding.get_offsets());
@@ -243,7 +243,7 @@ impl Tokenizer {
     /// The text of `ids`, where asked without special tokens. Unknown ids are left out.
     pub fn decode(&self, ids: &[i32], skip_special: bool) -> Result<String> {
         let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
-        self.special.decode(&ids, skip_special).map_err(failed)
+        using(|| self.special.decode(&ids, skip_special))
     }
 
     /// Decodes one token at a time, for a chat.
@@ -371,7 +371,7 @@ fn control_tokens(
 }
 
 fn encode_with(tokenizer: &HfTokenizer, text: &str) -> Result<Vec<i32>> {
-    let encoding = tokenizer.encode_fast(text, false).map_err(failed)?;
+    let encoding = using(|| tokenizer.encode_fast(text, false))?;
     Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
 }
 

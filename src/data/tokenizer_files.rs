@@ -1,7 +1,8 @@
 //! What Hugging Face's tokenizer files say, in the several spellings they say it: special tokens,
 //! end tokens, the chat template. Only reading; the tokenizer itself is next door.
 
-use crate::base::{Error, Result};
+use super::tokenizer_checks::refusal;
+use crate::base::{Error, Result, caught};
 use serde_json::{Map, Value};
 use std::path::Path;
 use tokenizers::Tokenizer as HfTokenizer;
@@ -17,9 +18,12 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Value> {
     serde_json::from_slice(bytes).map_err(|e| Error::user(format!("{name}: bad JSON: {e}")))
 }
 
-/// A tokenizer library's error about a text or a list of ids.
-pub(super) fn failed(e: tokenizers::Error) -> Error {
-    Error::user(format!("the tokenizer failed: {e}"))
+/// What `f`, a call of the tokenizer library about a text or a list of ids, gives. Files of others can make it panic.
+pub(super) fn using<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match caught(f) {
+        Some(outcome) => outcome.map_err(|e| Error::user(format!("the tokenizer failed: {e}"))),
+        None => Err(Error::user("the tokenizer failed: a table in its tokenizer.json is broken")),
+    }
 }
 
 fn file<'a>(files: &'a Files, name: &str) -> Option<&'a [u8]> {
@@ -35,9 +39,12 @@ pub(super) fn inner_tokenizer(files: &Files, origin: &str) -> Result<HfTokenizer
     let fail = |e: tokenizers::Error| unusable(&e);
     // The library panics on some files: on broken JSON where it expects a decoder, hence the look
     // at the whole first, and on some broken tables.
-    serde_json::from_slice::<Value>(bytes).map_err(|e| unusable(&e))?;
-    let mut tokenizer = std::panic::catch_unwind(|| HfTokenizer::from_bytes(bytes))
-        .map_err(|_| unusable(&"a table in it is broken"))?
+    let whole = serde_json::from_slice::<Value>(bytes).map_err(|e| unusable(&e))?;
+    if let Some(why) = refusal(&whole) {
+        return Err(unusable(&why));
+    }
+    let mut tokenizer = caught(|| HfTokenizer::from_bytes(bytes))
+        .ok_or_else(|| unusable(&"a table in it is broken"))?
         .map_err(fail)?;
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(fail)?;
@@ -115,7 +122,7 @@ pub(super) fn bos_prefix(
     bos: Option<i32>,
 ) -> Result<Vec<i32>> {
     let ids = |special| -> Result<Vec<i32>> {
-        let encoding = tokenizer.encode_fast("a", special).map_err(failed)?;
+        let encoding = using(|| tokenizer.encode_fast("a", special))?;
         Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
     };
     let (bare, dressed) = (ids(false)?, ids(true)?);

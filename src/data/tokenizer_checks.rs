@@ -1,0 +1,84 @@
+//! What the tokenizer library takes on trust from `tokenizer.json`, looked at before it does.
+
+use serde_json::Value;
+
+/// Why this `tokenizer.json` must not be given to the library.
+pub(super) fn refusal(file: &Value) -> Option<&'static str> {
+    if merges_cut_characters(&file["model"]) {
+        return Some("a merge does not begin with \"continuing_subword_prefix\"");
+    }
+    maps_are_short(file).then_some("a \"precompiled_charsmap\" is cut short")
+}
+
+/// The library joins the pieces of a merge without the second one's prefix, whatever it begins with, and takes
+/// what is left for text.
+fn merges_cut_characters(model: &Value) -> bool {
+    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
+    let second = |merge: &Value| match merge {
+        Value::String(both) => both.split_once(' ').map(|(_, second)| second.to_owned()),
+        pair => pair[1].as_str().map(str::to_owned),
+    };
+    let merges = model["merges"].as_array().map_or(&[][..], Vec::as_slice);
+    !prefix.is_empty() && merges.iter().filter_map(second).any(|s| !s.starts_with(prefix))
+}
+
+/// A map begins with the size of a table, for which the library makes room before it looks for it: anywhere in
+/// the file, since normalizers nest.
+fn maps_are_short(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(maps_are_short),
+        Value::Object(object) => object.iter().any(|(key, value)| match value.as_str() {
+            Some(map) if key == "precompiled_charsmap" => table_is_short(map),
+            _ => maps_are_short(value),
+        }),
+        _ => false,
+    }
+}
+
+/// Whether the table of a map in base64 is larger than the map. What is no base64 the library refuses.
+fn table_is_short(map: &str) -> bool {
+    let digit = |c: u8| match c {
+        b'A'..=b'Z' => c - b'A',
+        b'a'..=b'z' => c - b'a' + 26,
+        b'0'..=b'9' => c - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    // Six digits hold the first four bytes and a few bits more.
+    let Some(head) = map.as_bytes().first_chunk::<6>() else { return false };
+    let bits = head.iter().fold(0u64, |bits, c| bits << 6 | u64::from(digit(*c)));
+    let size = ((bits >> 4) as u32).swap_bytes();
+    size as usize > map.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn claims_larger_than_the_file_are_refused() {
+        let with = |map: &str| {
+            json!({"normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Precompiled", "precompiled_charsmap": map}]}})
+        };
+        // Four bytes of size, little-endian, then the table.
+        assert_eq!(refusal(&with("CAAAAAAEAAAAAAAAYQA=")), None);
+        assert_eq!(refusal(&with("AAAAAA==")), None);
+        assert!(refusal(&with("/////wAA")).is_some());
+        assert!(refusal(&with("AAAAgAAA")).is_some());
+        assert_eq!(refusal(&json!(7)), None);
+    }
+
+    #[test]
+    fn merges_must_have_their_prefix() {
+        let with = |prefix: &str, merges: Value| {
+            refusal(&json!({"model": {"continuing_subword_prefix": prefix, "merges": merges}}))
+        };
+        assert_eq!(with("@@", json!([["a", "@@b"]])), None);
+        assert_eq!(with("@@", json!(["a @@b"])), None);
+        assert_eq!(with("", json!([["a", "é"]])), None);
+        assert!(with("@", json!([["a", "é"]])).is_some());
+        assert!(with("@", json!(["a é"])).is_some());
+    }
+}
