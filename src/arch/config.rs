@@ -1,9 +1,18 @@
 //! Typed access to a Hugging Face `config.json`, with errors that name the file and the key.
 
-use crate::arch::{Activation, Arch, FAMILIES, Family};
+use crate::arch::{Activation, Arch, FAMILIES, Family, Position};
 use crate::base::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
+
+/// Most layers or heads: both make tables before any weight is seen.
+const MOST_PARTS: u64 = 4096;
+/// Most dims of a head that rotary positions turn, for the same reason.
+const MOST_ROTATED: usize = 1 << 16;
+/// Widest residual stream, and all heads together: the rows of a fused layer are listed.
+const MOST_WIDE: usize = 1 << 20;
+/// More parameters than any machine holds; below it no product of sizes overflows.
+const MOST_PARAMETERS: f64 = 1e15;
 
 /// A parsed `config.json`.
 #[derive(Clone, Debug)]
@@ -59,6 +68,7 @@ impl Config {
             ("number of heads", arch.heads),
             ("head size", arch.head_dim),
             ("MLP width", arch.ffn),
+            ("embedding width", arch.embed_width),
             ("number of positions", arch.max_positions),
         ] {
             if value == 0 {
@@ -69,7 +79,41 @@ impl Config {
             let what = format!("{} does not divide the {} heads", arch.kv_heads, arch.heads);
             return Err(self.error("num_key_value_heads", &what));
         }
+        self.check_numbers(&arch)?;
         Ok(arch)
+    }
+
+    /// Refuses numbers that nothing can be computed with.
+    fn check_numbers(&self, arch: &Arch) -> Result<()> {
+        if let Position::Rotary(r) = &arch.position
+            && 2 * r.inv_freq.len() > arch.head_dim
+        {
+            let (dims, head) = (2 * r.inv_freq.len(), arch.head_dim);
+            return Err(
+                self.error("rotary positions", &format!("turn {dims} dims of a head of {head}"))
+            );
+        }
+        for (key, x) in [
+            ("the epsilon of norms", arch.norm.eps),
+            ("the scale of attention", arch.scale),
+            ("a soft cap", arch.attention_softcap),
+            ("a soft cap", arch.head_softcap),
+        ] {
+            if !(0.0..f32::INFINITY).contains(&x) {
+                return Err(self.error(key, &format!("is {x}")));
+            }
+        }
+        let width = arch.hidden.max(arch.heads * arch.head_dim);
+        if width > MOST_WIDE {
+            return Err(self.error("sizes", &format!("are up to {width}, more than {MOST_WIDE}")));
+        }
+        let parameters = arch.parameters();
+        if parameters > MOST_PARAMETERS {
+            return Err(
+                self.error("sizes", &format!("make a model of {parameters:.0e} parameters"))
+            );
+        }
+        Ok(())
     }
 
     /// An error about `key`.
@@ -79,10 +123,20 @@ impl Config {
 
     /// A required size.
     pub fn size(&self, key: &str) -> Result<usize> {
+        self.size_up_to(key, 1 << 32)
+    }
+
+    /// A required number of layers or heads.
+    pub fn count(&self, key: &str) -> Result<usize> {
+        self.size_up_to(key, MOST_PARTS)
+    }
+
+    fn size_up_to(&self, key: &str, most: u64) -> Result<usize> {
         match self.map.get(key) {
             None | Some(Value::Null) => Err(self.error(key, "is missing")),
             Some(v) => match v.as_u64() {
-                Some(n) if n <= 1 << 32 => Ok(n as usize),
+                Some(n) if n <= most => Ok(n as usize),
+                Some(n) => Err(self.error(key, &format!("is {n}, more than {most}"))),
                 _ => Err(self.error(key, &format!("is {v}, expected a size"))),
             },
         }
@@ -161,6 +215,17 @@ impl Config {
     /// Inverse rotary frequencies for `dims` rotated dims of base `theta`, with the scaling the
     /// config asks for: none, linear (positions divided), or LLaMA 3's by wavelength.
     pub fn inv_freq(&self, dims: usize, theta: f64) -> Result<Vec<f32>> {
+        if !(1..=MOST_ROTATED).contains(&dims) {
+            return Err(self.error("rotary positions", &format!("turn {dims} dims of a head")));
+        }
+        let frequencies = self.scaled_frequencies(dims, theta)?;
+        if !frequencies.iter().all(|f| f.is_finite()) {
+            return Err(self.error("rotary positions", "have a frequency that is not finite"));
+        }
+        Ok(frequencies)
+    }
+
+    fn scaled_frequencies(&self, dims: usize, theta: f64) -> Result<Vec<f32>> {
         // An odd number of dims has its last pair reach one dim further.
         let plain = (0..dims.div_ceil(2)).map(|i| theta.powf(-2.0 * i as f64 / dims as f64));
         let Some((key, rope)) = self.rope() else { return Ok(plain.map(|f| f as f32).collect()) };
@@ -289,5 +354,32 @@ mod tests {
             with("num_key_value_heads", json!(3)).contains("num_key_value_heads 3 does not divide")
         );
         assert!(with("rope_parameters", json!({"rope_type": "yarn"})).contains("yarn"));
+    }
+
+    #[test]
+    fn sizes_without_measure_are_refused() {
+        let cases = [
+            ("num_hidden_layers", json!(4_000_000_000u32), "num_hidden_layers is 4000000000"),
+            ("num_attention_heads", json!(5000), "num_attention_heads is 5000"),
+            ("hidden_size", json!(1 << 30), "sizes are up to"),
+            ("head_dim", json!(1u64 << 31), "rotary positions turn"),
+            ("vocab_size", json!(1u64 << 32), "sizes make a model of"),
+            ("partial_rotary_factor", json!(1e18), "rotary positions turn"),
+            ("partial_rotary_factor", json!(2.0), "rotary positions turn 16 dims of a head of 8"),
+            ("partial_rotary_factor", json!(-1), "rotary positions turn 0 dims"),
+            ("rms_norm_eps", json!(-1e-5), "the epsilon of norms is"),
+            ("rope_parameters", json!({"rope_theta": 0}), "not finite"),
+            ("rope_parameters", json!({"rope_theta": -5}), "not finite"),
+        ];
+        for (key, value, expected) in cases {
+            let mut c = llama();
+            if key == "vocab_size" {
+                c["hidden_size"] = json!(1 << 20);
+                c["num_attention_heads"] = json!(64);
+            }
+            c[key] = value.clone();
+            let e = config(c).arch().unwrap_err().to_string();
+            assert!(e.contains(expected), "{key} {value}: {e}");
+        }
     }
 }

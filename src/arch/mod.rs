@@ -205,6 +205,22 @@ impl Arch {
         }
     }
 
+    /// About how many parameters there are, whatever the sizes.
+    pub fn parameters(&self) -> f64 {
+        let [hidden, ffn, head] = [self.hidden, self.ffn, self.head_dim].map(|n| n as f64);
+        let [vocab, width] = [self.vocab, self.embed_width].map(|n| n as f64);
+        let positions = match self.position {
+            Position::Learned { rows, .. } => rows as f64 * hidden,
+            Position::Rotary(_) | Position::Alibi { .. } => 0.0,
+        };
+        let attention = 2.0 * head * (self.heads + self.kv_heads) as f64 * hidden;
+        let mlp = if self.gated { 3.0 } else { 2.0 } * hidden * ffn;
+        2.0 * vocab * width
+            + 2.0 * width * hidden
+            + positions
+            + self.layers as f64 * (attention + mlp)
+    }
+
     /// For each of our q|k|v rows the row of the checkpoint's fused layer; None where they are the
     /// same.
     pub fn qkv_source_rows(&self) -> Option<Vec<usize>> {

@@ -42,8 +42,17 @@ impl LoadOptions {
     }
 }
 
+/// The local Hugging Face cache: `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else in `~/.cache/huggingface`.
+pub fn hub_cache() -> PathBuf {
+    let env = |key: &str| std::env::var_os(key).filter(|v| !v.is_empty()).map(PathBuf::from);
+    env("HF_HUB_CACHE")
+        .or_else(|| env("HF_HOME").map(|h| h.join("hub")))
+        .or_else(|| env("HOME").map(|h| h.join(".cache/huggingface/hub")))
+        .unwrap_or_default()
+}
+
 /// The directory of a model given as a path or as a name in the local Hugging Face cache
-/// (`HF_HUB_CACHE`, `HF_HOME`, `~/.cache/huggingface`).
+/// ([`hub_cache`]).
 pub fn resolve_model(name: &str) -> Result<PathBuf> {
     let path = Path::new(name);
     if path.is_dir() {
@@ -55,15 +64,14 @@ pub fn resolve_model(name: &str) -> Result<PathBuf> {
     if !looks_like_name {
         return Err(Error::user(format!("{name}: no such model directory")));
     }
-    let env = |key: &str| std::env::var_os(key).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let hub = env("HF_HUB_CACHE")
-        .or_else(|| env("HF_HOME").map(|h| h.join("hub")))
-        .or_else(|| env("HOME").map(|h| h.join(".cache/huggingface/hub")))
-        .unwrap_or_default();
+    let hub = hub_cache();
     let repo = hub.join(format!("models--{}", name.replace('/', "--")));
     if let Ok(commit) = std::fs::read_to_string(repo.join("refs/main")) {
-        let snapshot = repo.join("snapshots").join(commit.trim());
-        if !commit.contains("..") && snapshot.join("config.json").is_file() {
+        // A hash. Anything else could lead out of the cache.
+        let commit = commit.trim();
+        let plain = !commit.is_empty() && commit.chars().all(|c| c.is_ascii_alphanumeric());
+        let snapshot = repo.join("snapshots").join(commit);
+        if plain && snapshot.join("config.json").is_file() {
             return Ok(snapshot);
         }
     }
@@ -268,14 +276,21 @@ fn read_param(
     names: &[String],
     dir: &Path,
 ) -> Result<Vec<f32>> {
-    let mut out = Vec::with_capacity(param.spec.shape.iter().product());
-    for (name, (_, rows)) in names.iter().zip(&source.tensors) {
+    let shape_of = |rows: usize| {
         let mut shape = param.spec.shape.clone();
-        shape[0] = *rows;
+        shape[0] = rows;
         if source.transposed {
             shape.reverse();
         }
-        check_shape(checkpoint, name, &shape, dir)?;
+        shape
+    };
+    // Before there is room made for them: a config may say anything.
+    for (name, (_, rows)) in names.iter().zip(&source.tensors) {
+        check_shape(checkpoint, name, &shape_of(*rows), dir)?;
+    }
+    let mut out = Vec::with_capacity(param.spec.shape.iter().product());
+    for (name, (_, rows)) in names.iter().zip(&source.tensors) {
+        let shape = shape_of(*rows);
         let values = checkpoint.read_f32(name)?;
         if source.transposed {
             let mut turned = vec![0.0; values.len()];

@@ -6,6 +6,9 @@ use crate::model::{Adapter, Model};
 use serde_json::Value;
 use std::path::Path;
 
+/// Largest rank of adapters that are read, and of those that a run can ask for.
+const MOST_RANK: usize = 4096;
+
 /// Adapter settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
@@ -98,6 +101,9 @@ pub(crate) fn read_adapter_config(dir: &Path) -> Result<(LoraConfig, String)> {
         return Err(bad("peft_type is not LORA"));
     }
     let rank = v.get("r").and_then(Value::as_u64).ok_or_else(|| bad("r is missing"))? as usize;
+    if !(1..=MOST_RANK).contains(&rank) {
+        return Err(bad(&format!("r is {rank}, expected 1 to {MOST_RANK}")));
+    }
     let alpha = v.get("lora_alpha").and_then(Value::as_f64).unwrap_or(rank as f64) as f32;
     let dropout = v.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0) as f32;
     let modules = match v.get("target_modules") {

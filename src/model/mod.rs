@@ -10,7 +10,7 @@ mod save;
 
 pub use cache::{KvCache, PAGE};
 pub use forward::{Attend, Pass};
-pub use load::{LoadOptions, base_dir, resolve_model};
+pub use load::{LoadOptions, base_dir, hub_cache, resolve_model};
 pub use lora::{LoraConfig, linear_modules};
 pub use params::{Adapter, BlockParams, Linear, NormParams, Params, Source};
 pub use save::{SaveAs, Values, save_adapters, save_model};

@@ -130,6 +130,7 @@ impl Params {
             train_base: train && lora.is_none(),
             train,
             lora,
+            qkv_order: arch.qkv_source_rows().map(Arc::from),
         };
         let names = &arch.family.names;
         let full = |name: &str| format!("{}{name}", names.prefix);
@@ -205,6 +206,8 @@ struct Layout<'a> {
     train_base: bool,
     train: bool,
     lora: Option<&'a LoraConfig>,
+    /// Of all blocks; see [`Source::order`].
+    qkv_order: Option<Arc<[usize]>>,
 }
 
 impl Layout<'_> {
@@ -311,7 +314,7 @@ impl Layout<'_> {
         let total: usize = groups.iter().sum();
         // Only qkv has three groups.
         let mixed = modules.len() == 1 && groups.len() == 3;
-        let order = mixed.then(|| self.arch.qkv_source_rows()).flatten().map(Arc::from);
+        let order = self.qkv_order.clone().filter(|_| mixed);
         let groups = if modules.len() == 1 { vec![total] } else { groups.to_vec() };
         let source = |part: &str, transposed: bool| Source {
             order: order.clone(),

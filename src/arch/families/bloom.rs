@@ -30,13 +30,15 @@ pub(super) static BLOOM: Family = Family {
 fn read(c: &Config, family: &'static Family) -> Result<Arch> {
     c.only("apply_residual_connection_post_layernorm", &json!(false))?;
     // Some published configs say n_embed and num_attention_heads.
-    let either = |new: &str, old: &str| c.size(new).or_else(|e| c.size(old).map_err(|_| e));
-    let hidden = either("n_embed", "hidden_size")?;
+    let either = |read: fn(&Config, &str) -> Result<usize>, new: &str, old: &str| {
+        read(c, new).or_else(|e| read(c, old).map_err(|_| e))
+    };
+    let hidden = either(Config::size, "n_embed", "hidden_size")?;
     let sizes = Sizes {
         vocab: c.size("vocab_size")?,
         hidden,
-        layers: either("n_layer", "num_hidden_layers")?,
-        heads: either("n_head", "num_attention_heads")?,
+        layers: either(Config::count, "n_layer", "num_hidden_layers")?,
+        heads: either(Config::count, "n_head", "num_attention_heads")?,
         ffn: 4 * hidden,
         // ALiBi has no limit; this is the length it was trained at.
         max_positions: c.size_or("seq_length", 2048)?,

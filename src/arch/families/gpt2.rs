@@ -49,8 +49,8 @@ pub(super) fn sizes(c: &Config) -> Result<Sizes> {
     Ok(Sizes {
         vocab: c.size("vocab_size")?,
         hidden,
-        layers: c.size("n_layer")?,
-        heads: c.size("n_head")?,
+        layers: c.count("n_layer")?,
+        heads: c.count("n_head")?,
         ffn: c.size_or("n_inner", 4 * hidden)?,
         max_positions: c.size("n_positions")?,
     })

@@ -24,8 +24,8 @@ fn read(c: &Config, family: &'static Family) -> Result<Arch> {
     let sizes = Sizes {
         vocab: c.size("vocab_size")?,
         hidden,
-        layers: c.size("num_layers")?,
-        heads: c.size("num_heads")?,
+        layers: c.count("num_layers")?,
+        heads: c.count("num_heads")?,
         ffn: c.size_or("intermediate_size", 4 * hidden)?,
         max_positions: c.size("max_position_embeddings")?,
     };
@@ -69,6 +69,9 @@ fn local_layers(c: &Config, layers: usize) -> Result<Vec<bool>> {
                 }
                 for kind in std::iter::repeat_n(kinds, repeats as usize).flatten() {
                     out.push(local(key, kind)?);
+                    if out.len() > layers {
+                        return Err(bad(key));
+                    }
                 }
             }
         }

@@ -120,8 +120,8 @@ pub(super) fn sizes(c: &Config) -> Result<Sizes> {
     Ok(Sizes {
         vocab: c.size("vocab_size")?,
         hidden: c.size("hidden_size")?,
-        layers: c.size("num_hidden_layers")?,
-        heads: c.size("num_attention_heads")?,
+        layers: c.count("num_hidden_layers")?,
+        heads: c.count("num_attention_heads")?,
         ffn: c.size("intermediate_size")?,
         max_positions: c.size_or("max_position_embeddings", 2048)?,
     })

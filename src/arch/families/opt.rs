@@ -37,8 +37,8 @@ fn read(c: &Config, family: &'static Family) -> Result<Arch> {
     let sizes = Sizes {
         vocab: c.size("vocab_size")?,
         hidden,
-        layers: c.size("num_hidden_layers")?,
-        heads: c.size("num_attention_heads")?,
+        layers: c.count("num_hidden_layers")?,
+        heads: c.count("num_attention_heads")?,
         ffn: c.size("ffn_dim")?,
         max_positions: c.size("max_position_embeddings")?,
     };
