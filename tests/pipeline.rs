@@ -11,6 +11,8 @@ mod data;
 mod determinism;
 #[path = "pipeline/devices.rs"]
 mod devices;
+#[path = "pipeline/doctor.rs"]
+mod doctor;
 #[path = "pipeline/lora.rs"]
 mod lora;
 #[path = "pipeline/options.rs"]

@@ -4,10 +4,11 @@
 use super::deepspeed;
 use super::flags::{COMMANDS, Entry, command};
 use crate::base::{Error, Result};
-use crate::pipeline::config::keys::{BENCH, CHAT, EVAL, INSPECT, Kind, VERIFY};
+use crate::pipeline::config::keys::{BENCH, CHAT, DOCTOR, EVAL, INSPECT, Kind, VERIFY};
 use crate::pipeline::config::{
-    BENCHMARK, BenchConfig, ChatConfig, EVALUATION, EvalConfig, INSPECTION, InspectConfig, RUN,
-    RunConfig, Setting, TALK, VERIFICATION, VerifyConfig, flag_setting, nearest, preset_settings,
+    BENCHMARK, BenchConfig, CHECKUP, ChatConfig, DoctorConfig, EVALUATION, EvalConfig, INSPECTION,
+    InspectConfig, RUN, RunConfig, Setting, TALK, VERIFICATION, VerifyConfig, flag_setting, nearest,
+    preset_settings,
     read_toml, set_setting, to_toml,
 };
 use clap::ArgMatches;
@@ -32,6 +33,8 @@ pub(super) enum Request {
     Verify(VerifyConfig),
     /// `duplex bench`
     Bench(BenchConfig),
+    /// `duplex doctor`
+    Doctor(DoctorConfig),
 }
 
 /// Reads a command line, the program's name first.
@@ -72,6 +75,11 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<Request> {
             let config = BenchConfig::resolve(&settings)?;
             let text = || to_toml(BENCHMARK, &config);
             Ok(if print { Request::Print(text()?) } else { Request::Bench(config) })
+        }
+        DOCTOR => {
+            let config = DoctorConfig::resolve(&settings)?;
+            let text = || to_toml(CHECKUP, &config);
+            Ok(if print { Request::Print(text()?) } else { Request::Doctor(config) })
         }
         _ => {
             let mut config = RunConfig::resolve(settings)?;

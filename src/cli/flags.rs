@@ -2,11 +2,11 @@
 //! command has the bare name in several sections, the section goes before it (`--sft-learning-rate`).
 
 use crate::pipeline::config::keys::{
-    BENCH, CHAT, Commands, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN, VERIFY,
+    BENCH, CHAT, Commands, DOCTOR, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN, VERIFY,
 };
 use crate::pipeline::config::{
-    BENCHMARK, BenchConfig, ChatConfig, EVALUATION, EvalConfig, INSPECTION, InspectConfig, PRESETS,
-    RUN, RunConfig, TALK, VERIFICATION, VerifyConfig, defaults,
+    BENCHMARK, BenchConfig, CHECKUP, ChatConfig, DoctorConfig, EVALUATION, EvalConfig, INSPECTION,
+    InspectConfig, PRESETS, RUN, RunConfig, TALK, VERIFICATION, VerifyConfig, defaults,
 };
 use clap::{Arg, ArgAction, Command};
 
@@ -59,6 +59,12 @@ pub(super) static COMMANDS: &[Entry] = &[
         bit: BENCH,
         keys: BENCHMARK,
     },
+    Entry {
+        name: "doctor",
+        about: "Look at this machine: what a run would use, and what would stop it",
+        bit: DOCTOR,
+        keys: CHECKUP,
+    },
 ];
 
 impl Entry {
@@ -106,6 +112,7 @@ impl Entry {
             INSPECT => defaults::<InspectConfig>(self.keys),
             BENCH => defaults::<BenchConfig>(self.keys),
             VERIFY => defaults::<VerifyConfig>(self.keys),
+            DOCTOR => defaults::<DoctorConfig>(self.keys),
             _ => defaults::<RunConfig>(self.keys),
         }
     }

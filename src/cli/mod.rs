@@ -7,7 +7,7 @@ mod flags;
 #[cfg(test)]
 mod tests;
 
-use crate::base::{Error, Kind, Result};
+use crate::base::{Error, Kind, Result, is_caught};
 use crate::device::cpu::set_threads;
 use crate::pipeline;
 use args::Request;
@@ -20,7 +20,11 @@ use std::process::ExitCode;
 /// Runs the command line of this process and gives its exit code: 0 done, 1 a bug of ours, 2 the
 /// user's input, 3 a missing resource, 75 stopped but resumable. An error is one line on stderr.
 pub fn main() -> ExitCode {
-    std::panic::set_hook(Box::new(|info| say(&panic_line(info))));
+    std::panic::set_hook(Box::new(|info| {
+        if !is_caught() {
+            say(&panic_line(info));
+        }
+    }));
     let arguments: Vec<OsString> = std::env::args_os().collect();
     match std::panic::catch_unwind(|| run(arguments)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -57,7 +61,17 @@ fn run(arguments: Vec<OsString>) -> Result<()> {
             set_threads(config.threads);
             print(&pipeline::bench(&config, &mut |what| say(&format!("measuring {what}")))?)
         }
+        Request::Doctor(config) => {
+            let findings = pipeline::doctor(&config)?;
+            print(&findings.table())?;
+            findings.verdict()
+        }
     }
+}
+
+/// Reads a command line, the program's name first, and does nothing else: an error is what [`main`] would tell.
+pub fn check(arguments: Vec<OsString>) -> Result<()> {
+    args::parse(arguments).map(|_| ())
 }
 
 /// Refuses to be one of several ranks of a launcher: each would write the same run directory.

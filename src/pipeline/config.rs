@@ -18,6 +18,7 @@
 
 mod bench;
 mod check;
+mod doctor;
 pub mod keys;
 mod layers;
 mod presets;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use bench::{BenchCase, BenchConfig};
 pub use check::{DataSource, lower_is_better};
+pub use doctor::DoctorConfig;
 pub(crate) use layers::defaults;
 pub use layers::{
     Setting, flag_setting, flat, nearest, read_toml, set_setting, to_toml, toml_settings,
@@ -37,7 +39,7 @@ pub use steps::{
     KlController, LoraSection, OptimizerSection, PpoSection, RewardLoss, RewardScaling,
     RewardSection, Scheduler, SftSection,
 };
-pub use table::{BENCHMARK, EVALUATION, INSPECTION, RUN, TALK, VERIFICATION};
+pub use table::{BENCHMARK, CHECKUP, EVALUATION, INSPECTION, RUN, TALK, VERIFICATION};
 
 use crate::base::{DType, Error, Result};
 use crate::device::Device;

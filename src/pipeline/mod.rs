@@ -6,6 +6,7 @@ mod chat;
 pub mod config;
 mod datasets;
 pub mod demo;
+mod doctor;
 mod eval;
 mod inspect;
 mod judge;
@@ -23,6 +24,7 @@ mod verify;
 
 pub use bench::bench;
 pub use chat::chat;
+pub use doctor::{Finding, Findings, Mark, doctor};
 pub use eval::eval;
 pub use inspect::inspect;
 pub use verify::verify;

@@ -87,6 +87,27 @@ fn start(api: Api) -> std::result::Result<Api, String> {
     }
 }
 
+/// What the driver knows, without making a context on any. Fails where there is no driver, or none that
+/// starts; whether this binary has kernels for them is another question.
+pub fn cards() -> Result<Vec<Card>> {
+    let api = driver()?;
+    let mut count: c_int = 0;
+    // SAFETY: a plain query with a pointer to a local.
+    let code = unsafe { (api.device_count)(&raw mut count) };
+    if code != SUCCESS {
+        return Err(Error::resource(format!("cannot count GPUs: {}", api.describe(code))));
+    }
+    let card = |ordinal: c_int| {
+        let mut device: c_int = 0;
+        // SAFETY: as above.
+        match unsafe { (api.device_get)(&raw mut device, ordinal) } {
+            SUCCESS => Ok(describe(api, device)),
+            code => Err(Error::resource(format!("GPU {ordinal}: {}", api.describe(code)))),
+        }
+    };
+    (0..count).map(card).collect()
+}
+
 /// The context of CUDA device `ordinal`.
 pub(super) fn card(ordinal: u32) -> Result<&'static Context> {
     static CARDS: Mutex<Option<HashMap<u32, &'static Context>>> = Mutex::new(None);

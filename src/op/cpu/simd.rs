@@ -49,6 +49,11 @@ impl Level {
         Level::Portable
     }
 
+    /// Its name in `DUPLEX_CPU`.
+    pub fn name(self) -> &'static str {
+        NAMES.into_iter().find(|(_, level)| *level == self).map_or("", |(name, _)| name)
+    }
+
     /// Parses the value of the environment variable `DUPLEX_CPU`.
     pub fn parse(s: &str) -> Result<Level> {
         match NAMES.into_iter().find(|(name, _)| *name == s) {
@@ -61,6 +66,17 @@ impl Level {
             }
         }
     }
+}
+
+/// The instruction sets that levels are made of, by their usual names, and whether this process may use
+/// them. None where there is only [`Level::Portable`].
+pub fn features() -> Vec<(&'static str, bool)> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        super::simd_x86::features()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    vec![]
 }
 
 /// The level in use: the processor's best, masked downward by `DUPLEX_CPU` (see [`Level::parse`]

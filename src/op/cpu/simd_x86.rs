@@ -20,6 +20,18 @@ pub(super) fn detect() -> Level {
     }
 }
 
+pub(super) fn features() -> Vec<(&'static str, bool)> {
+    vec![
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bw", is_x86_feature_detected!("avx512bw")),
+        ("avx512vl", is_x86_feature_detected!("avx512vl")),
+        ("avx512_bf16", is_x86_feature_detected!("avx512bf16")),
+        ("amx_bf16", super::amx::available()),
+    ]
+}
+
 /// AVX-512 F, BW, VL: one register a vector. With `PAIRS` also AVX512_BF16.
 #[derive(Clone, Copy)]
 pub(super) struct Avx512<const PAIRS: bool>(());

@@ -133,7 +133,7 @@ pub(super) fn peak_bytes() -> Option<u64> {
 }
 
 /// The processor's name and number of cores, as the system tells.
-pub(super) fn processor() -> String {
+pub(in crate::pipeline) fn processor() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = text.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": "));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

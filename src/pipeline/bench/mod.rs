@@ -8,6 +8,8 @@ mod measured;
 mod shapes;
 mod work;
 
+pub(super) use machine::processor;
+
 use super::config::{BenchConfig, OptimizerState};
 use crate::base::{Error, Result};
 use crate::model::Head;
@@ -46,7 +48,7 @@ pub fn bench(cfg: &BenchConfig, progress: &mut dyn FnMut(&str)) -> Result<String
     if let Some(path) = &cfg.json {
         let report = json!({
             "duplex": env!("CARGO_PKG_VERSION"),
-            "processor": machine::processor(),
+            "processor": processor(),
             "device": device.to_string(),
             "threads": crate::device::cpu::threads(),
             "model": subject.name,
@@ -71,7 +73,7 @@ pub fn bench(cfg: &BenchConfig, progress: &mut dyn FnMut(&str)) -> Result<String
          ceilings measured here: reads {:.1} GB/s, our fastest matrix product {:.1} GFLOP/s\n\n{}",
         subject.name,
         parameters as f64 / 1e6,
-        machine::processor(),
+        processor(),
         cfg.repeat,
         ceilings.read_bytes_per_s / 1e9,
         ceilings.matmul_flop_per_s / 1e9,

@@ -26,7 +26,9 @@ pub const INSPECT: Commands = 64;
 /// `duplex bench`
 pub const BENCH: Commands = 128;
 /// `duplex verify`
-pub const VERIFY: Commands = 512;
+pub const VERIFY: Commands = 256;
+/// `duplex doctor`
+pub const DOCTOR: Commands = 512;
 
 /// One configuration key.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //! are all derived from it; defaults are those of the configuration structs. A test compares both.
 
 use super::keys::{
-    BENCH, CHAT, Commands, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN, VERIFY,
+    BENCH, CHAT, Commands, DOCTOR, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN, VERIFY,
 };
 
 const RUNS: Commands = TRAIN | SFT | REWARD | PPO;
@@ -218,4 +218,12 @@ pub static BENCHMARK: &[Key] = &[
     key("threads", BENCH, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
     key("seed", BENCH, Kind::int(0, i64::MAX), "seed of weights, tokens and draws"),
     key("json", BENCH, Kind::Text, "file to write the results to, as JSON"),
+];
+
+/// Keys of a look at the machine.
+#[rustfmt::skip]
+pub static CHECKUP: &[Key] = &[
+    key("output_dir", DOCTOR, Kind::Text, "folder of the run to come: a small file is written beside it, synced and removed"),
+    key("device", DOCTOR, Kind::Device, "device the run is meant for; one that cannot be used is a problem"),
+    key("json", DOCTOR, Kind::Text, "file to write the findings to, as JSON"),
 ];

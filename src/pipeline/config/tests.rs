@@ -41,7 +41,8 @@ fn every_field_has_a_key_and_every_key_a_field() {
     assert_eq!(fields(&InspectConfig::default()), paths(INSPECTION));
     assert_eq!(fields(&BenchConfig::default()), paths(BENCHMARK));
     assert_eq!(fields(&VerifyConfig::default()), paths(VERIFICATION));
-    for keys in [RUN, TALK, EVALUATION, INSPECTION, BENCHMARK] {
+    assert_eq!(fields(&DoctorConfig::default()), paths(CHECKUP));
+    for keys in [RUN, TALK, EVALUATION, INSPECTION, BENCHMARK, VERIFICATION, CHECKUP] {
         assert_eq!(paths(keys).len(), keys.len(), "a key stands twice");
         assert!(keys.iter().all(|k| k.commands != 0 && !k.help.is_empty()));
         // A section that came twice would be written twice.
@@ -70,6 +71,7 @@ fn defaults_are_values_their_keys_take() {
     all::<ChatConfig>(TALK);
     all::<EvalConfig>(EVALUATION);
     all::<InspectConfig>(INSPECTION);
+    all::<DoctorConfig>(CHECKUP);
 }
 
 /// A random value that `kind` takes.
