@@ -37,3 +37,52 @@ fn every_operator_has_a_file_a_purpose_and_cases() {
     }
     assert!(OPS.is_sorted_by_key(|op| op.name));
 }
+
+/// Adds the names of all tests in the files below `dir`.
+fn tests_below(dir: &std::path::Path, names: &mut std::collections::BTreeSet<String>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            tests_below(&path, names);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let mut marked = false;
+            for line in text.lines().map(str::trim) {
+                let name = line.strip_prefix("fn ").and_then(|rest| rest.split('(').next());
+                if let Some(name) = name.filter(|_| marked) {
+                    names.insert(name.to_string());
+                }
+                // Attributes and comments may stand between the mark and its function.
+                marked = line == "#[test]"
+                    || marked && (line.starts_with("#[") || line.starts_with("//"));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_test_named_in_reliability_md_exists() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut tests = std::collections::BTreeSet::new();
+    tests_below(&root.join("src"), &mut tests);
+    tests_below(&root.join("tests"), &mut tests);
+    let text = std::fs::read_to_string(root.join("docs/reliability.md")).unwrap();
+    let (mut rows, mut missing) = (0, vec![]);
+    for line in text.lines().filter(|l| l.starts_with("| ")) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [fault, _, named] = cells[..] else { panic!("not three cells: {line}") };
+        if fault == "fault" {
+            continue;
+        }
+        rows += 1;
+        let names: Vec<&str> = named.split(", ").map(|n| n.trim_matches('`')).collect();
+        if names == ["not yet"] {
+            continue;
+        }
+        missing.extend(
+            names.into_iter().filter(|n| !tests.contains(*n)).map(|n| format!("{fault}: {n}")),
+        );
+    }
+    assert!(rows > 50, "{rows} rows");
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
