@@ -8,6 +8,9 @@ use std::fmt::Write;
 /// Room for labels: left, right, top, bottom.
 const MARGIN: [f64; 4] = [46.0, 14.0, 8.0, 24.0];
 
+/// Marks along the iterations, which are some 90 units apart.
+const MOST_MARKS: u32 = 100;
+
 type Points = Vec<(u64, f64)>;
 
 /// Where data lands in the picture.
@@ -122,13 +125,12 @@ fn grid(svg: &mut String, frame: &Frame, y_ticks: &[f64], percent: bool) {
     }
     let (first, last) = frame.x;
     let step = round_step(((last - first) / (width / 90.0)).max(1.0)).max(1.0);
-    let mut tick = (first / step).ceil() * step;
-    // The scale begins with the data, not with the round number below it.
-    let mut marks = vec![];
-    while tick <= last {
-        marks.push(tick);
-        tick += step;
-    }
+    // The scale begins with the data, not with the round number below it. Where iterations are so large that
+    // a step adds nothing to them, a few marks are enough.
+    let start = (first / step).ceil() * step;
+    let all = (0..MOST_MARKS).map(|i| start + f64::from(i) * step);
+    let mut marks: Vec<f64> = all.take_while(|tick| *tick <= last).collect();
+    marks.dedup();
     if marks.first().is_none_or(|m| m - first > 0.6 * step) || first == last {
         marks.insert(0, first);
         marks.dedup();
@@ -202,6 +204,15 @@ mod tests {
             let svg = chart("a", &series(values), Some(&series(&[f64::NAN])), size);
             assert_drawn(&svg);
             assert!(svg.contains("class=\"dot\""), "{svg}");
+        }
+    }
+
+    #[test]
+    fn iterations_too_large_to_count_are_drawn() {
+        for first in [u64::MAX, u64::MAX - 1, 1 << 63, (1 << 53) + 1] {
+            let mut values = Series::new(first, 1.0);
+            values.push(first.saturating_add(1), 2.0);
+            assert_drawn(&chart("a", &values, None, (400.0, 200.0)));
         }
     }
 

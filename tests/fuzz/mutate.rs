@@ -56,8 +56,9 @@ impl Mutator<'_> {
         let mut input = self.base(rng).to_vec();
         let edits = match below(rng, 256) {
             0 => 0,
-            n if n < 128 => 1 + below(rng, 3),
-            n if n < 240 => 1 + below(rng, 8),
+            n if n < 120 => 1,
+            n if n < 200 => 2 + below(rng, 2),
+            n if n < 246 => 1 + below(rng, 8),
             _ => 1 + below(rng, 64),
         };
         for _ in 0..edits {

@@ -73,7 +73,8 @@ impl Space {
         #[allow(clippy::unnecessary_cast)]
         let (files_free, files_total) = (stat.f_favail as u64, stat.f_files as u64);
         let (free, total) = (free.saturating_mul(unit), total.saturating_mul(unit));
-        Some(Space { free, total, files_free, files_total })
+        // What has no size, as /proc, is no disk.
+        (total > 0).then_some(Space { free, total, files_free, files_total })
     }
 }
 
