@@ -12,10 +12,15 @@ use std::sync::Arc;
 
 const NAME: &str = "chat_template";
 
-/// Template instructions one rendering may take, in all and at most: a turn of a conversation takes about a
-/// hundred. A value can be nested a seventh as deep, and is dropped on the stack.
-const FUEL: (u64, u64) = (20_000, 150_000);
-const FUEL_OF_A_TURN: u64 = 2_000;
+/// Template instructions that a rendering may take where it stands. A turn of a conversation takes about a hundred.
+const FUEL: u64 = 2_000;
+
+/// Instructions that it may take on a stack of its own: so many, so many more for a turn, and so many at most. Each
+/// can nest a value one level deeper, and values are written and dropped on the stack.
+const MORE_FUEL: [u64; 3] = [20_000, 2_000, 150_000];
+
+/// Stack of an instruction in bytes: writing a nested value was seen to take 720.
+const STACK: usize = 1 << 10;
 
 /// Bytes one rendering may allocate: a string doubled forty times would be all of memory.
 const MEMORY: usize = 256 << 20;
@@ -62,11 +67,26 @@ impl ChatTemplate {
             ("tools", Value::from(())),
             ("documents", Value::from(())),
         ]);
+        let [base, turn, most] = MORE_FUEL;
+        let fuel = most.min(base + turn * turns as u64);
+        let rendered = match self.rendered(&context, FUEL) {
+            Err(e) if e.kind() == ErrorKind::OutOfFuel => {
+                on_stack(fuel as usize * STACK, || self.rendered(&context, fuel))?
+            }
+            rendered => rendered,
+        };
+        rendered.map_err(|e| describe(&self.origin, &e))
+    }
+
+    fn rendered(
+        &self,
+        context: &Value,
+        fuel: u64,
+    ) -> std::result::Result<String, minijinja::Error> {
         // A copy of a few pointers.
         let mut env = self.env.clone();
-        env.set_fuel(Some(FUEL.1.min(FUEL.0 + FUEL_OF_A_TURN * turns as u64)));
-        let render = || env.get_template(NAME)?.render(context);
-        limited(render).map_err(|e| describe(&self.origin, &e))
+        env.set_fuel(Some(fuel));
+        limited(|| env.get_template(NAME)?.render(context.clone()))
     }
 }
 
@@ -86,6 +106,17 @@ impl Object for Turn {
     fn enumerate(self: &Arc<Self>) -> Enumerator {
         Enumerator::Str(&["role", "content"])
     }
+}
+
+/// Runs `f` on a thread with so many bytes of stack.
+fn on_stack<T: Send>(bytes: usize, f: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(bytes).spawn_scoped(scope, f);
+        let thread = thread.map_err(|e| {
+            Error::resource(format!("cannot start a thread for a chat template: {e}"))
+        })?;
+        thread.join().map_err(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Runs the template engine on what may be a template without end.

@@ -223,6 +223,8 @@ fn endless_templates_are_stopped() {
     // A value nested deeper than the stack that it is dropped on.
     let deep = "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}";
     assert!(problem(deep).ends_with("it does not come to an end"));
+    let deep = "{% set ns = namespace(x=[]) %}{% for i in range(1000) %}{% set ns.x = [[[[[[[[ns.x]]]]]]]] %}{% endfor %}{{ ns.x }}";
+    assert_eq!(rendered(deep).len(), 2 * 8001);
     assert!(problem("{{ range(10 ** 12) | list }}").starts_with("chat template of dir line 1"));
     assert!(problem("{{ 'x' * 10 ** 12 }}").starts_with("chat template of dir line 1"));
     assert!(problem("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}").contains("recursion"));

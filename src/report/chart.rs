@@ -200,7 +200,9 @@ mod tests {
     fn there_is_no_chart_of_nothing_and_one_of_little() {
         let size = (400.0, 200.0);
         assert_eq!(chart("a", &series(&[f64::NAN, f64::NEG_INFINITY]), None, size), "");
-        for values in [&[7.0][..], &[0.0, 0.0], &[1e300, 1.0], &[-1e-300, 1e-300], &[5.0; 99]] {
+        for values in
+            [&[7.0][..], &[0.0, 0.0], &[1e300, 1.0], &[-1e-300, 1e-300], &[1e-320], &[5.0; 99]]
+        {
             let svg = chart("a", &series(values), Some(&series(&[f64::NAN])), size);
             assert_drawn(&svg);
             assert!(svg.contains("class=\"dot\""), "{svg}");

@@ -117,8 +117,9 @@ pub(super) fn date(time: f64) -> String {
 pub(super) fn ticks(lo: f64, hi: f64, target: usize) -> Vec<f64> {
     let size = lo.abs().max(hi.abs());
     let (lo, hi) = match hi - lo > size * 1e-6 {
+        // Below it a step would be 0.
+        _ if size < 1e-100 => (0.0, 1.0),
         true => (lo, hi),
-        false if size == 0.0 => (0.0, 1.0),
         false => (lo - size * 0.1, hi + size * 0.1),
     };
     let step = round_step((hi - lo) / target as f64);

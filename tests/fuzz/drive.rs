@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// Inputs for each seed where none are asked for.
-const FEW: u64 = 1500;
+const FEW: u64 = 1000;
 /// The seed that stays.
 const FIXED: u64 = 20;
 /// An input that takes so long on the clock hangs.

@@ -1,6 +1,7 @@
 //! One bad input out of good ones.
 
 use duplex::base::Rng;
+use std::ops::Range;
 
 /// Longest input, in bytes: a repeated part must not make parsers slow by its size alone.
 const LONGEST: usize = 1 << 16;
@@ -77,7 +78,7 @@ impl Mutator<'_> {
         // Mostly a short part from there, at times a long one.
         let most = if below(rng, 8) == 0 { input.len() } else { 16 };
         let end = input.len().min(at + below(rng, most + 1));
-        match below(rng, 14) {
+        match below(rng, 17) {
             0 | 1 if at < input.len() => input[at] ^= 1 << below(rng, 8),
             2 if at < input.len() => input[at] = rng.next_u32() as u8,
             3 if at < input.len() => {
@@ -109,6 +110,8 @@ impl Mutator<'_> {
             }
             11 => length_field(input, at, rng),
             12 | 13 => number(input, at, rng),
+            14 => part(input, self.base(rng), &quoted, rng),
+            15 => part(input, self.base(rng), &between, rng),
             _ => {
                 let to = below(rng, input.len() - (end - at) + 1);
                 let part: Vec<u8> = input.drain(at..end).collect();
@@ -144,6 +147,34 @@ fn number(input: &mut Vec<u8>, at: usize, rng: &mut Rng) {
         _ => NUMBERS[below(rng, NUMBERS.len())].to_string(),
     };
     input.splice(start..start + digits, text.into_bytes());
+}
+
+/// Replaces a part of the input, found by `find`, by one of another input: the grammar stays, the meaning does not.
+fn part(input: &mut Vec<u8>, other: &[u8], find: Find, rng: &mut Rng) {
+    let (Some(to), Some(from)) = (find(input, rng), find(other, rng)) else { return };
+    input.splice(to, other[from].iter().copied());
+}
+
+/// Finds a part at random.
+type Find<'f> = &'f dyn Fn(&[u8], &mut Rng) -> Option<Range<usize>>;
+
+/// A text in quotes.
+fn quoted(text: &[u8], rng: &mut Rng) -> Option<Range<usize>> {
+    let start = next(text, below(rng, text.len() + 1), b"\"")?;
+    let end = next(text, start + 1, b"\"")?;
+    Some(start..end + 1)
+}
+
+/// What stands between two marks, as a member of a list or an object.
+fn between(text: &[u8], rng: &mut Rng) -> Option<Range<usize>> {
+    let start = next(text, below(rng, text.len() + 1), b",:[{(\n")? + 1;
+    let end = next(text, start, b",]})\n")?;
+    Some(start..end)
+}
+
+/// The first byte from `at` on that is one of `marks`.
+fn next(text: &[u8], at: usize, marks: &[u8]) -> Option<usize> {
+    Some(at + text.get(at..)?.iter().position(|b| marks.contains(b))?)
 }
 
 fn insert(input: &mut Vec<u8>, at: usize, bytes: &[u8]) {
