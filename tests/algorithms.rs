@@ -17,5 +17,7 @@ mod sampling;
 mod setup;
 #[path = "algorithms/sft.rs"]
 mod sft;
+#[path = "algorithms/state.rs"]
+mod state;
 #[path = "algorithms/update.rs"]
 mod update;

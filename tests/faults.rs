@@ -307,3 +307,18 @@ fn a_full_disk_leaves_the_old_model_whole() {
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[test]
+fn weights_that_are_no_numbers_are_told_with_tensor_and_count() {
+    let p = Place::new();
+    let (model, data) = (p.model(), p.data());
+    let file = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let n = bytes.len();
+    bytes[n - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    bytes[n - 12..n - 8].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&file, &bytes).unwrap();
+    let (_, stderr) = p.sft(&model, &data, &[]);
+    let told = stderr.lines().find(|l| l.contains("2 values are not finite in "));
+    assert!(told.is_some_and(|l| l.contains("model") && l.contains("weight")), "{stderr}");
+}

@@ -53,6 +53,11 @@ fn indexes() {
 }
 
 #[test]
+fn manifests() {
+    drive::fuzz("manifests");
+}
+
+#[test]
 fn configs() {
     drive::fuzz("configs");
 }
@@ -113,12 +118,13 @@ fn flags() {
 }
 
 /// The tests above, by name.
-const TESTED: [&str; 17] = [
+const TESTED: [&str; 18] = [
     "safetensors",
     "safetensors_headers",
     "pickles",
     "archives",
     "indexes",
+    "manifests",
     "configs",
     "models",
     "adapters",

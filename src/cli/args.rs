@@ -7,9 +7,8 @@ use crate::base::{Error, Result};
 use crate::pipeline::config::keys::{BENCH, CHAT, DOCTOR, EVAL, INSPECT, Kind, VERIFY};
 use crate::pipeline::config::{
     BENCHMARK, BenchConfig, CHECKUP, ChatConfig, DoctorConfig, EVALUATION, EvalConfig, INSPECTION,
-    InspectConfig, RUN, RunConfig, Setting, TALK, VERIFICATION, VerifyConfig, flag_setting, nearest,
-    preset_settings,
-    read_toml, set_setting, to_toml,
+    InspectConfig, RUN, RunConfig, Setting, TALK, VERIFICATION, VerifyConfig, flag_setting,
+    nearest, preset_settings, read_toml, set_setting, to_toml,
 };
 use clap::ArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};

@@ -190,9 +190,12 @@ impl Engine {
     }
 
     /// Adds to `out` under `at` what training changes: trained weights, optimizer state, moving average.
-    /// To be asked between steps, when no gradients wait.
+    /// Between steps only: gradients are no state, those that wait are an error.
     pub fn save(&self, at: &str, out: &mut Draft) -> Result<()> {
         let store = &self.model.store;
+        if store.has_grads() {
+            return Err(Error::internal(format!("{at}: saved with gradients that wait")));
+        }
         for (id, p) in store.trained() {
             let name = format!("{at}/weight/{}", p.spec.name);
             out.tensor(name, store.dtype(), &p.spec.shape, store.read_raw(id)?);

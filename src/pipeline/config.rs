@@ -26,6 +26,7 @@ mod steps;
 mod table;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 pub use bench::{BenchCase, BenchConfig};
 pub use check::{DataSource, lower_is_better};
@@ -40,6 +41,7 @@ pub use steps::{
     RewardSection, Scheduler, SftSection,
 };
 pub use table::{BENCHMARK, CHECKUP, EVALUATION, INSPECTION, RUN, TALK, VERIFICATION};
+pub use verify::VerifyConfig;
 
 use crate::base::{DType, Error, Result};
 use crate::device::Device;
@@ -411,22 +413,6 @@ impl InspectConfig {
     pub fn resolve(settings: &[Setting]) -> Result<InspectConfig> {
         let config: InspectConfig = layers::merge(INSPECTION, settings)?;
         check::model_given(&config.path, "inspect")?;
-        Ok(config)
-    }
-}
-
-/// A check of saved files: `duplex verify`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct VerifyConfig {
-    /// Checkpoint, run or model folder.
-    pub path: PathBuf,
-}
-
-impl VerifyConfig {
-    /// Puts `settings` over the defaults and checks the whole.
-    pub fn resolve(settings: &[Setting]) -> Result<VerifyConfig> {
-        let config: VerifyConfig = layers::merge(VERIFICATION, settings)?;
-        check::folder_given(&config.path, "verify")?;
         Ok(config)
     }
 }

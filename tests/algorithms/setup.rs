@@ -3,14 +3,14 @@
 use crate::common::*;
 use duplex::base::{DType, Result, Rng};
 use duplex::engine::Engine;
-use duplex::model::{Head, Model};
+use duplex::model::{Head, LoadOptions, Model};
 use duplex::pool::ParamId;
 use duplex::rlhf::{
     Experience, KlControl, PpoConfig, PpoEngines, PpoTrainer, RewardRule, RewardSource, StepConfig,
 };
 use duplex::rollout::Sampling;
 use duplex::tape::{Keep, Workspace};
-use duplex::train::Batch;
+use duplex::train::{AdamWConfig, Batch};
 use std::sync::Arc;
 
 /// A score of no meaning that every answer's tokens change, within -6..6.
@@ -77,11 +77,18 @@ pub fn ppo_config() -> PpoConfig {
 
 /// f32 engines whose reference is another model than the actor, under the rule [`Noise`].
 pub fn engines(family: &str, learning_rate: f32) -> PpoEngines {
+    engines_as(family, DType::F32, adamw(learning_rate))
+}
+
+/// The same in `dtype`, with gradients of the type that goes with the optimizer's state.
+pub fn engines_as(family: &str, dtype: DType, config: AdamWConfig) -> PpoEngines {
     let trained = |head, seed| {
-        let m = model(family, head, DType::F32, true, None, seed);
-        Engine::trained(m, adamw(learning_rate), Keep::All).unwrap()
+        let grads = config.state.grads();
+        let options = LoadOptions { train: true, grads, seed, ..LoadOptions::frozen(head, dtype) };
+        let m = model_as(family, &options.on(device()));
+        Engine::trained(m, config.clone(), Keep::All).unwrap()
     };
-    let reference = Engine::frozen(model(family, Head::Lm, DType::F32, false, None, 3));
+    let reference = Engine::frozen(model(family, Head::Lm, dtype, false, None, 3));
     PpoEngines {
         actor: trained(Head::Lm, 1),
         reference: Some(reference),

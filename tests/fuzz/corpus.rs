@@ -1,5 +1,7 @@
 //! Good inputs for each parser, to be made bad: small, so that an edit hits something.
 
+use duplex::base::DType;
+use duplex::formats::{Draft, Input, Label, Stamp, Sum, write_snapshot};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -92,6 +94,34 @@ pub(crate) fn indexes() -> Vec<Vec<u8>> {
         r#"{"weight_map":{"c":"two.safetensors","d":"two.safetensors"}}"#,
         r#"{"weight_map":{"x":"../outside.safetensors","y":"../outside.safetensors","":"../outside.safetensors"}}"#,
     ])
+}
+
+/// The checkpoint whose manifest is made bad: tensors of three types, values, inputs; the same from each call.
+pub(crate) fn checkpoint(root: &Path) -> std::path::PathBuf {
+    let mut draft = Draft::default();
+    draft.tensor("model/weight/a".into(), DType::Bf16, &[3, 2], vec![7; 12]);
+    draft.tensor("model/m/a".into(), DType::U8, &[3, 2], vec![200; 6]);
+    draft.tensor("model/scales/a".into(), DType::F32, &[1, 2], vec![0; 8]);
+    draft.set("loss_first", 2.5f32);
+    draft.set("model.optimizer_steps", 7);
+    let checksum = Sum::of(b"data");
+    let input =
+        Input { path: "data.jsonl".into(), data: true, stamp: Stamp { bytes: 4, checksum } };
+    let config = [("seed", "1"), ("sft.learning_rate", "1e-5")];
+    let config = config.map(|(k, v)| (k.to_string(), v.to_string())).into();
+    let label =
+        Label { step: "sft".into(), iteration: 7, finished: false, config, inputs: vec![input] };
+    write_snapshot(root, &label, &draft).unwrap()
+}
+
+/// Bytes of a manifest before what its checksum is of.
+pub(crate) const MANIFEST_HEAD: usize = r#"{"checksum":"0123456789abcdef","#.len();
+
+/// Manifests without their checksum, which the parser puts before what became of them.
+pub(crate) fn manifests() -> Vec<Vec<u8>> {
+    let tmp = tempfile::tempdir().unwrap();
+    let text = std::fs::read(checkpoint(tmp.path()).join("manifest.json")).unwrap();
+    vec![text[MANIFEST_HEAD..].to_vec()]
 }
 
 pub(crate) fn configs() -> Vec<Vec<u8>> {
@@ -217,6 +247,8 @@ pub(crate) fn flags() -> Vec<Vec<u8>> {
         "bench --shape tiny --case generate-8,train-512 ppo --repeat 2 --threads 2 --print-config",
         "eval a --baseline b --reward-rule brevity --data-path x:2 --prompts 9",
         "doctor --output-dir x --json y --print-config",
+        "verify run --print-config",
+        "sft --resume never --save-every 90s --keep-checkpoints 3 --keep-best eval_loss --allow-changed-data",
         "chat m --temperature 0 --system hi --top-p 0.9",
     ])
 }

@@ -10,12 +10,12 @@ use duplex::data::{
 };
 use duplex::device::Device;
 use duplex::engine::Engine;
-use duplex::formats::Checkpoint;
+use duplex::formats::{Checkpoint, Snapshot, Sum};
 use duplex::model::{
     Head, LoadOptions, LoraConfig, Model, Params, SaveAs, linear_modules, resolve_model,
     save_adapters, save_model,
 };
-use duplex::pipeline::config::{RUN, RunConfig, set_setting, to_toml, toml_settings};
+use duplex::pipeline::config::{RUN, RunConfig, VerifyConfig, set_setting, to_toml, toml_settings};
 use duplex::report::{Event, Reporter};
 use duplex::rollout::Sampling;
 use duplex::tape::Workspace;
@@ -47,6 +47,7 @@ pub(crate) static PARSERS: &[Parser] = &[
     Parser { name: "pickles", corpus: corpus::pickles, words: words::PICKLES, prepare: nothing, run: pickles, overhead: 256 * KIB },
     Parser { name: "archives", corpus: corpus::archives, words: words::ARCHIVES, prepare: nothing, run: archives, overhead: 256 * KIB },
     Parser { name: "indexes", corpus: corpus::indexes, words: words::INDEXES, prepare: prepare_indexes, run: indexes, overhead: 256 * KIB },
+    Parser { name: "manifests", corpus: corpus::manifests, words: words::MANIFESTS, prepare: prepare_manifests, run: manifests, overhead: 256 * KIB },
     // Four thousand layers, each with its names.
     Parser { name: "configs", corpus: corpus::configs, words: words::CONFIGS, prepare: nothing, run: configs, overhead: 64 * MIB },
     Parser { name: "models", corpus: corpus::models, words: words::CONFIGS, prepare: prepare_models, run: models, overhead: 64 * MIB },
@@ -136,6 +137,34 @@ fn indexes(place: &Path, input: &[u8]) -> bool {
         }
     }
     read_all(open, 1 << 20)
+}
+
+fn prepare_manifests(place: &Path) {
+    corpus::checkpoint(place);
+    fs::write(place.join("outside.safetensors"), "").unwrap();
+}
+
+/// The manifest of a checkpoint, with a right checksum, so that none hides what is wrong with it.
+fn manifests(place: &Path, input: &[u8]) -> bool {
+    let head = format!("{{\"checksum\":\"{}\",", Sum::of(input));
+    assert_eq!(head.len(), corpus::MANIFEST_HEAD);
+    let dir = place.join("sft-00000007");
+    fs::write(dir.join("manifest.json"), [head.as_bytes(), input].concat()).unwrap();
+    let open = Snapshot::open(&dir);
+    if let Ok(open) = &open {
+        for (name, info) in open.tensors() {
+            let bytes = open.tensor(name, info.dtype, &info.shape).unwrap();
+            assert!(bytes.len() == info.checked_bytes().unwrap(), "{name}");
+            taken(open.count_not_finite(name));
+        }
+        taken(open.get::<f32>("loss_first"));
+        taken(open.find::<u64>("model.optimizer_steps"));
+    }
+    // The line for each is all that is wanted; it is an error as soon as one is damaged.
+    let verified = duplex::pipeline::verify(&VerifyConfig { path: dir }, &mut |_| Ok(()));
+    assert!(verified.is_ok() || open.is_err(), "opened, but not verified");
+    taken(verified);
+    taken(open)
 }
 
 fn configs(place: &Path, input: &[u8]) -> bool {

@@ -31,6 +31,14 @@ pub(crate) const INDEXES: &[&[u8]] = &[
     b"/etc/passwd",
 ];
 
+pub(crate) const MANIFESTS: &[&[u8]] = &[
+    b"\"format_version\": 1", b"\"format_version\": 2", b"\"program\":", b"\"step\": \"ppo\"", b"\"iteration\":", b"\"finished\": true",
+    b"\"config\": {}", b"\"inputs\": []", b"\"values\": {}", b"\"files\": []", b"\"tensors\":", b"\"header\":", b"\"name\":", b"\"bytes\":",
+    b"../outside.safetensors", b"..", b"/", b"./", b"manifest.json", b"state-00001.safetensors", b"state-00002.safetensors", b"model/m/a",
+    b"18446744073709551615", b"18446744073709551616", b"-1", b"1e308", b"\"0123456789abcdef\"", b"\"checksum\":", b"null", b"{", b"}",
+    b"[[[[[[[[", b"{\"a\":{\"a\":{\"a\":", b"\\u0000", b"\\ud800", b"\xff", b"\n", b",",
+];
+
 pub(crate) const CONFIGS: &[&[u8]] = &[
     b"\"llama\"", b"\"gpt2\"", b"\"opt\"", b"\"bloom\"", b"\"gpt_neo\"", b"\"gpt_neox\"", b"\"gptj\"", b"\"codegen\"", b"\"gemma2\"",
     b"\"phi3\"", b"\"qwen2\"", b"\"qwen3\"", b"\"mistral\"", b"\"vocab_size\":", b"\"hidden_size\":", b"\"num_hidden_layers\":",
@@ -110,7 +118,7 @@ pub(crate) const SETTINGS: &[&[u8]] = &[
 ];
 
 pub(crate) const FLAGS: &[&[u8]] = &[
-    b"train", b"sft", b"reward", b"ppo", b"chat", b"eval", b"inspect", b"bench", b"doctor", b"--help", b"--version", b"--print-config", b"--set", b"--preset", b"deepspeed-chat", b"demo", b"--config",
+    b"train", b"sft", b"reward", b"ppo", b"chat", b"eval", b"inspect", b"bench", b"doctor", b"verify", b"--resume", b"--save-every", b"10m", b"--help", b"--version", b"--print-config", b"--set", b"--preset", b"deepspeed-chat", b"demo", b"--config",
     b"--actor-model", b"--actor_model_name_or_path", b"--critic_model_name_or_path", b"--model_name_or_path", b"--actor_zero_stage", b"--zero_stage", b"--deepspeed", b"--enable_hybrid_engine",
     b"--offload", b"--data_path", b"--data_split", b"--learning_rate", b"--actor_learning_rate", b"--per_device_train_batch_size", b"--lora_dim", b"--actor_lora_dim", b"--dtype", b"fp16", b"bf16",
     b"--step", b"1,2", b"--device", b"cuda:4294967296", b"--max_shard_size", b"99999999999TB", b"--output_dir", b"--local_rank", b"-1", b"nan", b"1e400", b"=", b"--", b"-", b"---", b"--case",

@@ -1,0 +1,91 @@
+//! The state of a trainer: what is saved is all there is.
+
+use crate::common::*;
+use crate::setup::*;
+use duplex::base::DType;
+use duplex::formats::{Draft, Label, Snapshot, write_snapshot};
+use duplex::rlhf::{PpoConfig, PpoTrainer};
+use duplex::tape::Workspace;
+use duplex::train::{AdamWConfig, AdamWState, Batch};
+use std::path::Path;
+
+/// The kinds of weights, gradients and optimizer state that a run may have.
+const KINDS: [(DType, AdamWState); 3] = [
+    (DType::F32, AdamWState::Full),
+    (DType::Bf16, AdamWState::Full),
+    (DType::Bf16, AdamWState::Compact),
+];
+
+fn trainer(family: &str, (dtype, state): (DType, AdamWState), ws: &mut Workspace) -> PpoTrainer {
+    let config = AdamWConfig { state, ..adamw(1e-2) };
+    let settings = PpoConfig { reward_scaling: true, minibatch: 3, ..ppo_config() };
+    let mut trainer = PpoTrainer::new(engines_as(family, dtype, config), settings).unwrap();
+    trainer.engines.actor.enable_ema(ws, 0.5).unwrap();
+    trainer
+}
+
+fn train(trainer: &mut PpoTrainer, ws: &mut Workspace, seed: u64) {
+    let experience = experience(trainer, ws, &prompts(seed, 7));
+    trainer.train_rlhf(ws, &experience, &[]).unwrap();
+}
+
+/// What a trainer saves, through a snapshot in `root`.
+fn saved(trainer: &PpoTrainer, root: &Path, iteration: u64) -> Snapshot {
+    let mut draft = Draft::default();
+    trainer.save(&mut draft).unwrap();
+    let label = Label { step: "ppo".into(), iteration, ..Label::default() };
+    Snapshot::open(&write_snapshot(root, &label, &draft).unwrap()).unwrap()
+}
+
+#[track_caller]
+fn same(a: &Snapshot, b: &Snapshot) {
+    assert!(a.tensors().eq(b.tensors()));
+    for (name, info) in a.tensors() {
+        let [a, b] = [a, b].map(|s| s.tensor(name, info.dtype, &info.shape).unwrap());
+        assert!(a == b, "{name}");
+    }
+}
+
+#[test]
+fn a_trainer_restored_is_the_same_with_every_kind_of_state() {
+    for (family, kind) in FAMILIES.into_iter().zip(KINDS) {
+        let (tmp, mut ws) = (tempfile::tempdir().unwrap(), workspace());
+        let mut one = trainer(family, kind, &mut ws);
+        (0..3).for_each(|i| train(&mut one, &mut ws, 80 + i));
+        let then = saved(&one, tmp.path(), 3);
+        let columns = |part: &str| then.tensors().filter(|t| t.0.contains(part)).count();
+        let (master, codes) = (kind == KINDS[1], kind == KINDS[2]);
+        assert!(columns("actor/m/") > 0 && columns("critic/v/") > 0 && columns("actor/ema/") > 0);
+        assert_eq!((columns("/master/") > 0, columns("/scales/") > 0), (master, codes), "{family}");
+        // Another process; what lies in its memory of gradients is nothing that it needs.
+        let mut ws = workspace();
+        let mut two = trainer(family, kind, &mut ws);
+        train(&mut two, &mut ws, 90);
+        two.restore(&then).unwrap();
+        same(&then, &saved(&two, tmp.path(), 4));
+        for trainer in [&mut one, &mut two] {
+            (0..2).for_each(|i| train(trainer, &mut ws, 83 + i));
+        }
+        same(&saved(&one, tmp.path(), 5), &saved(&two, tmp.path(), 6));
+    }
+}
+
+#[test]
+fn nothing_is_saved_while_gradients_wait() {
+    let mut ws = workspace();
+    let mut trainer = trainer("llama", KINDS[2], &mut ws);
+    let batch = Batch::new(&[(&[1, 2, 3][..], 0..2)]);
+    let critic = &trainer.engines.critic;
+    let scores = critic.accumulate(&mut ws, "scores", &batch, None, &|tape, model, _, h, rows| {
+        let scores = model.scores(tape, h, rows)?;
+        let ones = tape.input_f32(&[1.0, 1.0])?;
+        let op = duplex::op::weighted_sum::WeightedSum { scale: 1.0 };
+        let sum = duplex::op::weighted_sum::weighted_sum(tape, op, scores, ones)?;
+        Ok(duplex::engine::Terms { losses: vec![sum], stats: vec![] })
+    });
+    scores.unwrap();
+    let e = trainer.save(&mut Draft::default()).unwrap_err();
+    assert!(e.to_string().contains("critic"), "{e}");
+    trainer.engines.critic.step(&mut ws, 1.0).unwrap();
+    trainer.save(&mut Draft::default()).unwrap();
+}
