@@ -16,6 +16,8 @@ struct Limit {
     advice: &'static str,
 }
 
+// Not every C library has u32 for these.
+#[allow(clippy::unnecessary_cast)]
 const LIMITS: [Limit; 5] = [
     Limit {
         name: "open files",
