@@ -39,7 +39,7 @@ KERNEL(logprob_rows, LogProbParams, ROW_THREADS) { logprob_rows_of<ROW_THREADS>(
 KERNEL(logprob_rows_small, LogProbParams, SMALL_ROW_THREADS) { logprob_rows_of<SMALL_ROW_THREADS>(p); }
 
 struct LogProbSlopeParams {
-  const float* logits;  // [rows, ld], before the cap
+  const float* logits;  // [rows, ld]
   void* dlogits;        // [rows, ld], may be the same memory where it is f32
   const int32_t* targets;
   const float* entropy;
@@ -48,6 +48,8 @@ struct LogProbSlopeParams {
   const float* dentropy;  // or null
   uint32_t vocab, ld;
   float inv_t, softcap;
+  float to_cap;  // the cap again, or 0 where the logits went through it already
+  uint32_t pad;
 };
 
 constexpr uint32_t AT_ONCE = 4;
@@ -74,7 +76,7 @@ DEV void logprob_slope(const LogProbSlopeParams& p) {
     for (uint32_t k = 0; k < AT_ONCE; k++) {
       uint32_t i = start + k * blockDim.x;
       if (i >= p.vocab) break;
-      float z = softcap(logits[k], p.softcap);
+      float z = softcap(logits[k], p.to_cap);
       float logp, prob = exp_bounded(z * p.inv_t - lse, logp);
       float slope = prob * fmaf(by_plogp, logp + entropy, -by_target);
       if (i == target) slope += by_target;

@@ -317,6 +317,26 @@ impl Model {
         op::logprob::logprob(tape, logprob, rows, weight, bias, targets)
     }
 
+    /// `scale` times the sum of the log-probabilities of `targets` `[n]` after hidden rows `select` `[n]`, under
+    /// `weights` f32 `[n]`: f32 `[1]`, on a recording tape there after backward.
+    #[allow(clippy::too_many_arguments)]
+    pub fn nll<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        hidden: Tensor,
+        select: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        scale: f32,
+    ) -> Result<Tensor> {
+        debug_assert_eq!(self.head, Head::Lm);
+        let rows = op::gather::gather(tape, hidden, select)?;
+        let weight = tape.param(&self.store, self.params.head);
+        let bias = self.params.head_bias.map(|b| tape.param(&self.store, b));
+        let nll = op::nll::Nll { scale, softcap: self.arch.head_softcap };
+        op::nll::nll(tape, nll, rows, weight, bias, targets, weights)
+    }
+
     /// Logits f32 `[n, vocab]` after hidden rows `select` `[n]`.
     pub fn logits<'a>(
         &'a self,

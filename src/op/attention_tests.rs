@@ -75,6 +75,7 @@ fn gradient<E: Elem>(op: &Attention, qkv: &[E], cu: &[i32], d_o: &[E]) -> Vec<E>
             Some(Grad { view: view_mut(&mut dqkv, &[tokens, op.width()]), acc: false }),
             None,
         ],
+        late: vec![],
         scratch: &mut scratch,
     };
     op.cpu_backward(&mut io).unwrap();

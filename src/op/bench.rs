@@ -193,6 +193,11 @@ impl Bench {
         })
     }
 
+    /// Outputs that backward makes.
+    fn late(&self) -> impl Iterator<Item = &Held> {
+        (0..self.outs.len()).filter(|_| self.plan.late).map(|i| self.out(i))
+    }
+
     /// Runs backward for all inputs, setting the gradients.
     pub fn backward(&self) -> Result<()> {
         let saved = |mask: u64, i: usize| mask >> i & 1 == 1;
@@ -208,6 +213,7 @@ impl Bench {
                 outs: outs.map(|h| h.map(Held::arg)).collect(),
                 douts: self.douts.iter().map(|h| h.as_ref().map(Held::arg)).collect(),
                 dins: self.dins.iter().map(|h| h.as_ref().map(grad)).collect(),
+                late: self.late().map(Held::arg).collect(),
                 scratch: self.scratch_backward.arg().ptr,
             });
         }
@@ -218,6 +224,7 @@ impl Bench {
             outs: outs.map(|h| h.map(Held::view)).collect(),
             douts: self.douts.iter().map(|h| h.as_ref().map(Held::view)).collect(),
             dins: self.dins.iter().map(|h| h.as_ref().map(grad)).collect(),
+            late: self.late().map(Held::view_mut).collect(),
             scratch: scratch.f32(),
         })
     }

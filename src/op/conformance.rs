@@ -472,22 +472,28 @@ fn backward(
     acc: bool,
 ) -> Result<()> {
     let saved = |mask: u64, i: usize| mask >> i & 1 == 1;
+    let mut late: Vec<Guarded> = match plan.late {
+        true => outs.iter().map(|o| Guarded::poisoned(o.desc)).collect(),
+        false => vec![],
+    };
     let saved_ins =
         (0..inputs.len()).map(|i| inputs[i].as_ref().filter(|_| saved(plan.saves_ins, i)));
     let saved_outs = (0..outs.len()).map(|i| Some(&outs[i]).filter(|_| saved(plan.saves_outs, i)));
     if device.has_kernels() {
         let ins = upload(device, saved_ins)?;
-        let outs = upload(device, saved_outs)?;
+        let kept = upload(device, saved_outs)?;
         let from = upload(device, douts.iter().map(Option::as_ref))?;
         let to = upload(device, grads.iter().map(Option::as_ref))?;
         let scratch = OnDevice::scratch(device, plan.cuda_scratch_backward)?;
         let dins = to.iter().map(|g| g.as_ref().map(|g| CudaGrad { arg: g.arg(), acc })).collect();
+        let made = upload(device, late.iter().map(Some))?;
         case.op.cuda_backward(&CudaBackward {
             stream: device.stream()?,
             ins: args(&ins),
-            outs: args(&outs),
+            outs: args(&kept),
             douts: args(&from),
             dins,
+            late: made.iter().flatten().map(OnDevice::arg).collect(),
             scratch: if plan.cuda_scratch_backward == 0 { 0 } else { scratch.address() },
         })?;
         for (on_device, grad) in to.iter().zip(grads) {
@@ -495,6 +501,10 @@ fn backward(
                 on_device.fetch(grad)?;
             }
         }
+        for (on_device, out) in made.iter().flatten().zip(&mut late) {
+            on_device.fetch(out)?;
+        }
+        check_late(case, &late, outs)?;
         return check_scratch(&scratch);
     }
     let mut scratch = vec![f32::NAN; plan.scratch_backward];
@@ -506,9 +516,25 @@ fn backward(
             .iter_mut()
             .map(|g| g.as_mut().map(|g| Grad { view: g.view_mut(), acc }))
             .collect(),
+        late: late.iter_mut().map(Guarded::view_mut).collect(),
         scratch: &mut scratch,
     };
-    case.op.cpu_backward(&mut io)
+    case.op.cpu_backward(&mut io)?;
+    check_late(case, &late, outs)
+}
+
+/// Outputs that backward makes are those of forward, bit for bit.
+fn check_late(case: &Case, late: &[Guarded], outs: &[Guarded]) -> Result<()> {
+    for (i, (late, out)) in late.iter().zip(outs).enumerate() {
+        late.check_red_zones(&format!("{:?} late output {i}", case.op))?;
+        if late.bytes() != out.bytes() {
+            return Err(Error::internal(format!(
+                "{:?} output {i} is another in backward",
+                case.op
+            )));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

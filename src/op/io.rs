@@ -53,6 +53,8 @@ pub struct Backward<'a> {
     pub douts: Vec<Option<View<'a>>>,
     /// Gradients to produce; `None` where not wanted.
     pub dins: Vec<Option<Grad<'a>>>,
+    /// Outputs to make, of an operator whose plan says that they are late.
+    pub late: Vec<ViewMut<'a>>,
     /// Workspace of the size asked for in the plan, with undefined content.
     pub scratch: &'a mut [f32],
 }
@@ -192,6 +194,8 @@ pub struct CudaBackward<'a> {
     pub douts: Vec<Option<Arg>>,
     /// Gradients to produce; `None` where not wanted.
     pub dins: Vec<Option<CudaGrad>>,
+    /// Outputs to make, of an operator whose plan says that they are late.
+    pub late: Vec<Arg>,
     /// Address of the workspace asked for in the plan; 0 if none was.
     pub scratch: u64,
 }

@@ -26,6 +26,7 @@ pub mod linear;
 pub mod logprob;
 pub mod lora;
 pub mod narrow;
+pub mod nll;
 pub mod norm;
 pub mod pairwise;
 pub mod ppo_policy;
@@ -70,6 +71,9 @@ pub struct Plan {
     /// Bit `i`: on the CPU the gradient of input `i` may be bf16, where the input is; sums are f32 and
     /// rounded as they are stored.
     pub narrow_grads: u64,
+    /// While a tape records, forward is left out: backward makes the outputs too, and nothing may read them
+    /// before.
+    pub late: bool,
     /// Cheaper to redo than to keep (memory-bound, not compute-bound).
     pub cheap: bool,
     /// Workspace of forward, in f32 elements.

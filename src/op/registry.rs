@@ -31,6 +31,7 @@ pub static OPS: &[OpDef] = &[
     crate::op::logprob::DEF,
     crate::op::lora::DEF,
     crate::op::narrow::DEF,
+    crate::op::nll::DEF,
     crate::op::norm::DEF,
     crate::op::pairwise::DEF,
     crate::op::ppo_policy::DEF,

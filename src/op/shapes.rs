@@ -12,6 +12,7 @@ use crate::op::cpu::adamw_compact::BLOCK;
 use crate::op::embed::Embed;
 use crate::op::linear::Linear;
 use crate::op::logprob::LogProb;
+use crate::op::nll::Nll;
 use crate::op::norm::Norm;
 use crate::op::rope::Rope;
 use crate::op::sample::Sample;
@@ -75,7 +76,7 @@ pub fn shapes(s: &Shape) -> Vec<Timed> {
     let mut all = layers(s, s.train.0 * s.train.1);
     let decode = layers(s, s.decode.0);
     all.extend(decode.into_iter().map(|t| Timed { name: t.name + ", decode", ..t }));
-    all.extend([train_attention(s), decode_attention(s), logprob(s), sample(s), sum_sq(s)]);
+    all.extend([train_attention(s), decode_attention(s), logprob(s), nll(s), sample(s), sum_sq(s)]);
     all.extend([adamw(s), adamw_compact(s)]);
     all
 }
@@ -171,6 +172,13 @@ fn logprob(s: &Shape) -> Timed {
     let n = s.train.0 * s.train.1;
     let ins = vec![act(&[n, s.hidden]), weight(&[s.vocab, s.hidden]), None, ints(n, s.vocab)];
     timed("logprob", LogProb { temperature: 1.0, softcap: 0.0 }, ins)
+}
+
+fn nll(s: &Shape) -> Timed {
+    let n = s.train.0 * s.train.1;
+    let ones = Some(Input::Const(vec![n], vec![1.0; n]));
+    let ins = vec![act(&[n, s.hidden]), weight(&[s.vocab, s.hidden]), None, ints(n, s.vocab), ones];
+    timed("nll", Nll { scale: -1.0 / n as f32, softcap: 0.0 }, ins)
 }
 
 fn sample(s: &Shape) -> Timed {

@@ -4,10 +4,11 @@
 //! x f32 `[n]`, w f32 `[n]` (constant) -> f32 `[1]`, scale * sum x w.
 
 use crate::base::Result;
+use crate::device::Stream;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
 use crate::op::registry::OpDef;
-use crate::op::{Backward, CudaBackward, CudaForward, Forward, Op, Plan, Run};
+use crate::op::{Arg, Backward, CudaBackward, CudaForward, Forward, Op, Plan, Run};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -41,8 +42,7 @@ impl Op for WeightedSum {
 
     fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
         let (x, w) = (io.input(0).f32(), io.input(1).f32());
-        let sum: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-        io.outs[0].f32()[0] = (f64::from(self.scale) * sum) as f32;
+        io.outs[0].f32()[0] = sum(self.scale, x, w);
         Ok(())
     }
 
@@ -54,30 +54,42 @@ impl Op for WeightedSum {
     }
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        let (x, w) = (io.input(0), io.input(1));
-        let zero: Params = bytemuck::Zeroable::zeroed();
-        let n = x.desc.shape.numel() as u32;
-        let sum = io.outs[0].ptr;
-        let params = Params { x: x.ptr, w: w.ptr, sum, n, scale: self.scale, ..zero };
-        io.stream.launch("weighted_sum_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
+        cuda_sum(io.stream, self.scale, io.input(0), io.input(1), io.outs[0].ptr)
     }
 
     fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         loss::constants(self, &io.dins, 1)?;
         let Some(grad) = io.dins[0] else { return Ok(()) };
-        let zero: Params = bytemuck::Zeroable::zeroed();
-        let params = Params {
-            w: io.input(1).ptr,
-            dsum: io.dout(0).ptr,
-            dx: grad.arg.ptr,
-            n: grad.arg.desc.shape.numel() as u32,
-            scale: self.scale,
-            acc: grad.acc.into(),
-            ..zero
-        };
-        let grid = loss::token_grid(params.n);
-        io.stream.launch("weighted_sum_backward_f32", grid, loss::THREADS, 0, &params)
+        let (w, dsum) = (io.input(1), io.dout(0).ptr);
+        cuda_slopes(io.stream, self.scale, w, dsum, grad.arg.ptr, grad.acc)
     }
+}
+
+/// `scale` times the sum of `x` under weights `w`.
+pub(super) fn sum(scale: f32, x: &[f32], w: &[f32]) -> f32 {
+    let sum: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+    (f64::from(scale) * sum) as f32
+}
+
+/// The same on a device, to `sum`.
+pub(super) fn cuda_sum(stream: &Stream, scale: f32, x: Arg, w: Arg, sum: u64) -> Result<()> {
+    let n = x.desc.shape.numel() as u32;
+    let params = Params { x: x.ptr, w: w.ptr, sum, n, scale, ..bytemuck::Zeroable::zeroed() };
+    stream.launch("weighted_sum_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
+}
+
+/// Sets `dx`, or adds to it: what the sum's slope `dsum`, f32 `[1]`, makes of each weight.
+pub(super) fn cuda_slopes(
+    stream: &Stream,
+    scale: f32,
+    w: Arg,
+    dsum: u64,
+    dx: u64,
+    add: bool,
+) -> Result<()> {
+    let (n, acc) = (w.desc.shape.numel() as u32, add.into());
+    let params = Params { w: w.ptr, dsum, dx, n, scale, acc, ..bytemuck::Zeroable::zeroed() };
+    stream.launch("weighted_sum_backward_f32", loss::token_grid(n), loss::THREADS, 0, &params)
 }
 
 /// WeightedSumParams of cuda/op/weighted_sum.cu.

@@ -5,7 +5,6 @@ use crate::base::Result;
 use crate::data::{SftExample, micro_batches};
 use crate::engine::{Engine, Terms};
 use crate::formats::{Draft, Snapshot};
-use crate::op::weighted_sum::{WeightedSum, weighted_sum};
 use crate::rlhf::{StepConfig, add, optimize};
 use crate::tape::Workspace;
 use crate::train::Batch;
@@ -128,9 +127,8 @@ pub(super) fn nll(
 ) -> Result<Terms> {
     move |tape, model, batch, hidden, select| {
         let targets = tape.input_i32(&batch.targets)?;
-        let (logp, _) = model.logprobs(tape, hidden, select, targets, 1.0)?;
         let weights = tape.input_f32(&batch.columns[0])?;
-        let loss = weighted_sum(tape, WeightedSum { scale }, logp, weights)?;
+        let loss = model.nll(tape, hidden, select, targets, weights, scale)?;
         Ok(Terms { losses: vec![loss], stats: vec![] })
     }
 }

@@ -72,9 +72,11 @@ impl Tape<'_> {
         let saved_ins = saved(plan.saves_ins, &ins);
         let some_outs: Vec<Option<Tensor>> = outs.iter().copied().map(Some).collect();
         let saved_outs = saved(plan.saves_outs, &some_outs);
-        for t in saved_ins.iter().chain(&saved_outs).chain(&douts).flatten() {
+        let late = if plan.late { outs } else { vec![] };
+        for t in saved_ins.iter().chain(&saved_outs).chain(&douts).flatten().chain(&late) {
             self.touch(t);
         }
+        late.iter().for_each(|t| self.slots[t.slot.0 as usize].late = false);
         let kernels = self.device.has_kernels();
         let mut targets: Vec<Option<Target>> = vec![];
         for i in 0..ins.len() {
@@ -86,7 +88,7 @@ impl Tape<'_> {
         }
         let room = if kernels { plan.cuda_scratch_backward } else { plan.scratch_backward };
         let scratch = self.scratch(room)?;
-        self.flops += 2 * plan.flops;
+        self.flops += if plan.late { 3 } else { 2 } * plan.flops;
         if !self.is_planning() {
             let views = |list: &[Option<Tensor>]| -> Vec<Option<View<'_>>> {
                 list.iter().map(|t| t.map(|t| self.view(&t))).collect()
@@ -98,6 +100,7 @@ impl Tape<'_> {
                     outs: self.args(&saved_outs),
                     douts: self.args(&douts),
                     dins: targets.iter().map(|t| t.as_ref().map(Target::cuda)).collect(),
+                    late: late.iter().map(|t| self.arg(t)).collect(),
                     scratch: self.scratch_address(scratch),
                 })
             } else {
@@ -106,6 +109,7 @@ impl Tape<'_> {
                     outs: views(&saved_outs),
                     douts: views(&douts),
                     dins: targets.iter().map(|t| t.as_ref().map(Target::host)).collect(),
+                    late: late.iter().map(|t| self.view_mut(t)).collect(),
                     scratch: self.scratch_slice(scratch),
                 })
             };

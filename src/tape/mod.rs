@@ -63,6 +63,8 @@ enum Home<'a> {
 struct SlotInfo<'a> {
     home: Home<'a>,
     needs_grad: bool,
+    /// Made by backward only.
+    late: bool,
 }
 
 /// One run of a program: forward, and backward if wanted.
@@ -153,7 +155,7 @@ impl<'a> Tape<'a> {
         let slot = *self.params.entry((store.id(), id)).or_insert(next);
         if slot == next {
             let needs_grad = self.recording && store.param(id).spec.trained;
-            self.slots.push(SlotInfo { home: Home::Param(store, id), needs_grad });
+            self.slots.push(SlotInfo { home: Home::Param(store, id), needs_grad, late: false });
         }
         Tensor { slot, offset: 0, desc: store.desc(id) }
     }
@@ -161,7 +163,7 @@ impl<'a> Tape<'a> {
     /// Memory owned by someone else as a tensor.
     pub fn bind(&mut self, region: Region, desc: Desc) -> Tensor {
         let slot = Slot(self.slots.len() as u32);
-        self.slots.push(SlotInfo { home: Home::Bound(region), needs_grad: false });
+        self.slots.push(SlotInfo { home: Home::Bound(region), needs_grad: false, late: false });
         Tensor { slot, offset: 0, desc }
     }
 
@@ -200,6 +202,9 @@ impl<'a> Tape<'a> {
             return Err(Error::internal(format!("read {} as {dtype}", tensor.desc.dtype)));
         }
         self.refuse_captured("copies to the host")?;
+        if self.slots[tensor.slot.0 as usize].late {
+            return Err(Error::internal("read before backward has made it"));
+        }
         self.clock += 1;
         self.touch(&tensor);
         if self.is_planning() {
@@ -227,7 +232,7 @@ impl<'a> Tape<'a> {
             return Err(Error::internal(line));
         }
         self.lives.push(Life { bytes, first: self.clock, last: self.clock });
-        self.slots.push(SlotInfo { home: Home::Arena(index), needs_grad });
+        self.slots.push(SlotInfo { home: Home::Arena(index), needs_grad, late: false });
         Ok(Tensor { slot, offset: 0, desc })
     }
 
@@ -282,6 +287,10 @@ impl<'a> Tape<'a> {
     ) -> Result<Vec<Tensor>> {
         self.clock += 1;
         ins.iter().flatten().for_each(|t| self.touch(t));
+        if let Some(t) = ins.iter().flatten().find(|t| self.slots[t.slot.0 as usize].late) {
+            let line = format!("{} reads {:?}, which backward will make", op.name(), t.desc);
+            return Err(Error::internal(line));
+        }
         let any = self.recording && ins.iter().flatten().any(|t| self.needs_grad(t));
         let mut outs = Vec::with_capacity(plan.outs.len());
         for (i, place) in plan.outs.iter().enumerate() {
@@ -294,6 +303,10 @@ impl<'a> Tape<'a> {
                     t
                 }
             });
+        }
+        if any && plan.late {
+            outs.iter().for_each(|t| self.slots[t.slot.0 as usize].late = true);
+            return Ok(outs);
         }
         let kernels = self.device.has_kernels();
         let scratch = self.scratch(if kernels { plan.cuda_scratch } else { plan.scratch })?;

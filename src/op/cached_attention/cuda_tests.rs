@@ -61,6 +61,7 @@ fn packed<E: Elem>(op: &Attention, qkv: &[E], cu: &[i32], d_o: &[E]) -> (Vec<E>,
         outs: outs.into_iter().map(Some).collect(),
         douts: vec![Some(d_o.arg()), None],
         dins: vec![Some(CudaGrad { arg: dqkv.arg(), acc: false }), None],
+        late: vec![],
         scratch: scratch.arg().ptr,
     })
     .unwrap();

@@ -113,6 +113,17 @@ pub(crate) fn backward(
     douts: &[Option<Host>],
     wanted: &[Option<DType>],
 ) -> Result<Vec<Option<Host>>> {
+    backward_late(op, ins, outs, douts, wanted).map(|(dins, _)| dins)
+}
+
+/// [`backward`], and the outputs that it makes.
+pub(crate) fn backward_late(
+    op: &dyn Op,
+    ins: &[Option<Host>],
+    outs: &[Host],
+    douts: &[Option<Host>],
+    wanted: &[Option<DType>],
+) -> Result<(Vec<Option<Host>>, Vec<Host>)> {
     let descs: Vec<Option<Desc>> = ins.iter().map(|h| h.as_ref().map(|h| h.desc)).collect();
     let plan = op.plan(&descs)?;
     let mut dins: Vec<Option<Host>> = wanted
@@ -122,6 +133,7 @@ pub(crate) fn backward(
             dtype.map(|dtype| Host::blank(Desc { dtype, ..desc.expect("wanted input") }))
         })
         .collect();
+    let mut late = if plan.late { planned(op, ins)?.1 } else { vec![] };
     let mut scratch = vec![f32::NAN; plan.scratch_backward];
     op.cpu_backward(&mut Backward {
         ins: (0..ins.len())
@@ -135,7 +147,8 @@ pub(crate) fn backward(
             .iter_mut()
             .map(|g| g.as_mut().map(|g| Grad { view: g.view_mut(), acc: false }))
             .collect(),
+        late: late.iter_mut().map(Host::view_mut).collect(),
         scratch: &mut scratch,
     })?;
-    Ok(dins)
+    Ok((dins, late))
 }

@@ -80,7 +80,19 @@ pub(crate) fn backward(
     douts: &[Option<Host>],
     wanted: &[Option<DType>],
 ) -> Result<Vec<Option<Host>>> {
-    let (plan, _) = planned(op, ins)?;
+    backward_late(op, ins, outs, douts, wanted).map(|(dins, _)| dins)
+}
+
+/// [`backward`], and the outputs that it makes.
+pub(crate) fn backward_late(
+    op: &dyn Op,
+    ins: &[Option<Host>],
+    outs: &[Host],
+    douts: &[Option<Host>],
+    wanted: &[Option<DType>],
+) -> Result<(Vec<Option<Host>>, Vec<Host>)> {
+    let (plan, blank) = planned(op, ins)?;
+    let late: Vec<Held> = blank.iter().filter(|_| plan.late).map(Held::new).collect();
     let hold = |h: &Option<Host>| h.as_ref().map(Held::new);
     let (ins_held, douts): (Vec<_>, Vec<_>) =
         (ins.iter().map(hold).collect(), douts.iter().map(hold).collect());
@@ -100,8 +112,11 @@ pub(crate) fn backward(
         outs: outs.iter().map(|h| Some(h.arg())).collect(),
         douts: douts.iter().map(arg).collect(),
         dins: dins.iter().map(|h| arg(h).map(|arg| CudaGrad { arg, acc: false })).collect(),
+        late: late.iter().map(Held::arg).collect(),
         scratch: scratch.ptr(),
     };
     op.cuda_backward(&io)?;
-    dins.iter().map(|h| h.as_ref().map(Held::read).transpose()).collect()
+    let dins: Result<_> = dins.iter().map(|h| h.as_ref().map(Held::read).transpose()).collect();
+    let late: Result<_> = late.iter().map(Held::read).collect();
+    Ok((dins?, late?))
 }

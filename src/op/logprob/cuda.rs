@@ -1,13 +1,14 @@
-//! `logprob` on CUDA devices. A GEMM makes the logits of some rows in f32, one kernel takes their
-//! statistics; backward makes them again and turns them into their gradient in the dtype of x, so that
-//! the GEMMs after it are of one dtype.
+//! `logprob` on CUDA devices, and what `nll` shares with it. A GEMM makes the logits of some rows in f32, one
+//! kernel takes their statistics, one turns them into their gradient in the dtype of x, so that the GEMMs after
+//! it are of one dtype.
 
 use super::LogProb;
-use crate::base::{DType, Result};
+use crate::base::{DType, Error, Result};
 use crate::device::Stream;
 use crate::op::cpu::softmax;
 use crate::op::cuda::{Layout, Mat, Out, Rows, column_sums, column_sums_scratch, gemm};
-use crate::op::{Arg, CudaBackward, CudaForward, by_dtype};
+use crate::op::{Arg, CudaBackward, CudaForward, CudaGrad, by_dtype};
+use std::ops::Range;
 
 /// Logits that exist at once: 256 MiB, so that a GEMM of their rows is far from waiting for the
 /// weights. Tests have small chunks, so as to have several.
@@ -19,26 +20,31 @@ const ROWS: usize = if cfg!(test) { 2 } else { 128 };
 
 /// How rows go through, and the parts of the workspace in f32 elements, each a multiple of 256 bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Chunks {
+pub(in crate::op) struct Chunks {
     /// Rows of a chunk.
-    pub rows: usize,
+    pub(in crate::op) rows: usize,
     /// From one row of logits to the next.
-    pub ld: usize,
+    pub(in crate::op) ld: usize,
     /// Logits, of which f32 gradients take the place.
-    pub logits: usize,
+    pub(in crate::op) logits: usize,
     /// Gradients of logits in bf16.
-    pub slopes: usize,
+    pub(in crate::op) slopes: usize,
     /// For column sums.
-    pub sums: usize,
+    pub(in crate::op) sums: usize,
 }
 
 impl Chunks {
-    pub(super) fn new(n: usize, vocab: usize, dtype: DType) -> Chunks {
+    pub(in crate::op) fn new(n: usize, vocab: usize, dtype: DType) -> Chunks {
         let ld = vocab.next_multiple_of(ALIGN);
         let rows = (CHUNK / ld.max(1) / ROWS * ROWS).max(ROWS).min(n);
         let logits = (rows * ld).next_multiple_of(64);
         let slopes = if dtype == DType::Bf16 { (rows * ld / 2).next_multiple_of(64) } else { 0 };
         Chunks { rows, ld, logits, slopes, sums: column_sums_scratch(rows, vocab) }
+    }
+
+    /// The length of all parts.
+    pub(in crate::op) fn parts(&self) -> usize {
+        self.logits + self.slopes + self.sums
     }
 }
 
@@ -73,113 +79,169 @@ struct SlopeParams {
     ld: u32,
     inv_t: f32,
     softcap: f32,
+    to_cap: f32,
+    pad: u32,
 }
 
-/// The output layer.
-struct Layer<'a> {
+/// The output layer, share by share.
+pub(in crate::op) struct Layer<'a> {
     stream: &'a Stream,
     x: Arg,
     w: Arg,
     bias: u64,
+    targets: u64,
+    /// Softmax temperature and bound of the logits.
+    op: LogProb,
     chunks: Chunks,
+    scratch: u64,
 }
 
-impl Layer<'_> {
-    /// Rows of x from `start` on.
-    fn rows(&self, start: usize) -> Mat {
-        let d = self.w.last();
-        let offset = start * d * self.x.desc.dtype.size();
-        Mat::new(self.x.ptr + offset as u64, self.x.desc.dtype, d)
+/// Where statistics of rows are, f32 `[n]` each.
+#[derive(Clone, Copy)]
+pub(in crate::op) struct Statistics {
+    pub(in crate::op) logp: u64,
+    pub(in crate::op) entropy: u64,
+    pub(in crate::op) lse: u64,
+}
+
+impl<'a> Layer<'a> {
+    /// Of x, w, b and targets, working at `scratch`, of the parts of [`Chunks`].
+    pub(in crate::op) fn new(
+        op: LogProb,
+        stream: &'a Stream,
+        ins: &[Option<Arg>],
+        scratch: u64,
+    ) -> Result<Layer<'a>> {
+        let [Some(x), Some(w), bias, Some(targets), ..] = ins else {
+            return Err(Error::internal("logprob without hidden states, weights or targets"));
+        };
+        let chunks = Chunks::new(targets.desc.shape.numel(), w.rows(), x.desc.dtype);
+        let (bias, targets) = (bias.map_or(0, |b| b.ptr), targets.ptr);
+        Ok(Layer { stream, x: *x, w: *w, bias, targets, op, chunks, scratch })
+    }
+
+    /// How its rows go through.
+    pub(in crate::op) fn chunks(&self) -> &Chunks {
+        &self.chunks
+    }
+
+    /// The shares of `n` rows: without rows one (empty) share, which sets the gradients to 0.
+    pub(in crate::op) fn shares(&self, n: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let step = self.chunks.rows.max(1);
+        (0..n.div_ceil(step).max(1)).map(move |c| c * step..((c + 1) * step).min(n))
+    }
+
+    /// Rows of x.
+    fn rows(&self, rows: &Range<usize>) -> Mat {
+        let (d, dtype) = (self.w.last(), self.x.desc.dtype);
+        Mat::new(self.x.ptr + (rows.start * d * dtype.size()) as u64, dtype, d)
     }
 
     fn weight(&self) -> Mat {
         Mat::new(self.w.ptr, self.w.desc.dtype, self.w.last())
     }
 
-    /// Logits of the rows `start..start + n`, as `linear` makes them.
-    fn logits(&self, start: usize, n: usize, to: u64) -> Result<()> {
+    /// Logits of a share, as `linear` makes them, at the front of the workspace.
+    pub(in crate::op) fn logits(&self, rows: &Range<usize>) -> Result<()> {
         let (d, vocab) = (self.w.last(), self.w.rows());
-        let out = Out { bias: self.bias, ..Out::new(to, DType::F32, self.chunks.ld) };
-        gemm(self.stream, Layout::Nt, n, vocab, d, self.rows(start), self.weight(), out)
+        let out = Out { bias: self.bias, ..Out::new(self.scratch, DType::F32, self.chunks.ld) };
+        gemm(self.stream, Layout::Nt, rows.len(), vocab, d, self.rows(rows), self.weight(), out)
+    }
+
+    /// Statistics of a share's logits.
+    pub(in crate::op) fn statistics(&self, rows: &Range<usize>, to: Statistics) -> Result<()> {
+        let start = rows.start;
+        let params = RowParams {
+            logits: self.scratch,
+            targets: at(self.targets, start),
+            logp: at(to.logp, start),
+            entropy: at(to.entropy, start),
+            lse: at(to.lse, start),
+            fault: self.stream.fault(),
+            vocab: self.w.rows() as u32,
+            ld: self.chunks.ld as u32,
+            inv_t: softmax::inverse(self.op.temperature),
+            softcap: self.op.softcap,
+        };
+        let kind = Rows::of(self.w.rows());
+        let kernel = kind.kernel("logprob_rows_small", "logprob_rows");
+        self.stream.launch(kernel, [rows.len() as u32, 1, 1], kind.threads(), 0, &params)
+    }
+
+    /// Turns a share's logits into their gradients, from the statistics and `dlogp` and `dentropy`, f32 `[n]` or
+    /// 0, and those into the gradients of x, w and b. `capped`: [`Layer::statistics`] has seen these logits, and
+    /// put them through the cap.
+    pub(in crate::op) fn gradients(
+        &self,
+        rows: &Range<usize>,
+        of: Statistics,
+        [dlogp, dentropy]: [u64; 2],
+        dins: &[Option<CudaGrad>],
+        capped: bool,
+    ) -> Result<()> {
+        let (start, chunks, dtype) = (rows.start, &self.chunks, self.x.desc.dtype);
+        let (d, vocab) = (self.w.last(), self.w.rows());
+        let narrow = dtype == DType::Bf16;
+        let dlogits = if narrow { at(self.scratch, chunks.logits) } else { self.scratch };
+        let params = SlopeParams {
+            logits: self.scratch,
+            dlogits,
+            targets: at(self.targets, start),
+            entropy: at(of.entropy, start),
+            lse: at(of.lse, start),
+            dlogp: at(dlogp, start),
+            dentropy: at(dentropy, start),
+            vocab: vocab as u32,
+            ld: chunks.ld as u32,
+            inv_t: softmax::inverse(self.op.temperature),
+            softcap: self.op.softcap,
+            to_cap: if capped { 0.0 } else { self.op.softcap },
+            pad: 0,
+        };
+        let kernel = by_dtype(dtype, "logprob_slope_f32", "logprob_slope_bf16");
+        let threads = Rows::of(vocab).threads();
+        self.stream.launch(kernel, [rows.len() as u32, 1, 1], threads, 0, &params)?;
+        let (slopes, first) = (Mat::new(dlogits, dtype, chunks.ld), start == 0);
+        if let Some(dx) = dins[0] {
+            let ptr = dx.arg.ptr + (start * d * dtype.size()) as u64;
+            let out = Out { accumulate: dx.acc, ..Out::new(ptr, dtype, d) };
+            gemm(self.stream, Layout::Nn, rows.len(), d, vocab, slopes, self.weight(), out)?;
+        }
+        if let Some(dw) = dins[1] {
+            let out = Out { accumulate: dw.acc || !first, ..Out::new(dw.arg.ptr, DType::F32, d) };
+            gemm(self.stream, Layout::Tn, vocab, d, rows.len(), slopes, self.rows(rows), out)?;
+        }
+        if let Some(db) = dins[2] {
+            let sums = at(self.scratch, chunks.logits + chunks.slopes);
+            let add = db.acc || !first;
+            column_sums(self.stream, slopes, rows.len(), vocab, db.arg.ptr, add, sums)?;
+        }
+        Ok(())
     }
 }
 
 /// Address of element `i` of an f32 or i32 array; null stays null.
-fn at(ptr: u64, i: usize) -> u64 {
+pub(in crate::op) fn at(ptr: u64, i: usize) -> u64 {
     if ptr == 0 { 0 } else { ptr + 4 * i as u64 }
 }
 
 pub(super) fn forward(op: &LogProb, io: &CudaForward<'_>) -> Result<()> {
-    let (x, w, targets) = (io.input(0), io.input(1), io.input(3));
-    let (n, vocab) = (targets.desc.shape.numel(), w.rows());
-    let chunks = Chunks::new(n, vocab, x.desc.dtype);
-    let layer = Layer { stream: io.stream, x, w, bias: io.ptr(2), chunks };
-    for start in (0..n).step_by(chunks.rows.max(1)) {
-        let rows = chunks.rows.min(n - start);
-        layer.logits(start, rows, io.scratch)?;
-        let params = RowParams {
-            logits: io.scratch,
-            targets: at(targets.ptr, start),
-            logp: at(io.outs[0].ptr, start),
-            entropy: at(io.outs[1].ptr, start),
-            lse: at(io.outs[2].ptr, start),
-            fault: io.stream.fault(),
-            vocab: vocab as u32,
-            ld: chunks.ld as u32,
-            inv_t: softmax::inverse(op.temperature),
-            softcap: op.softcap,
-        };
-        let kind = Rows::of(params.vocab as usize);
-        let kernel = kind.kernel("logprob_rows_small", "logprob_rows");
-        io.stream.launch(kernel, [rows as u32, 1, 1], kind.threads(), 0, &params)?;
+    let layer = Layer::new(*op, io.stream, &io.ins, io.scratch)?;
+    let [logp, entropy, lse] = [0, 1, 2].map(|i| io.outs[i].ptr);
+    for rows in layer.shares(io.input(3).desc.shape.numel()) {
+        layer.logits(&rows)?;
+        layer.statistics(&rows, Statistics { logp, entropy, lse })?;
     }
     Ok(())
 }
 
 pub(super) fn backward(op: &LogProb, io: &CudaBackward<'_>) -> Result<()> {
-    let (x, w, targets) = (io.input(0), io.input(1), io.input(3));
-    let (n, d, vocab, dtype) = (targets.desc.shape.numel(), w.last(), w.rows(), x.desc.dtype);
-    let chunks = Chunks::new(n, vocab, dtype);
-    let layer = Layer { stream: io.stream, x, w, bias: io.ptr(2), chunks };
-    let dlogits = if dtype == DType::Bf16 { at(io.scratch, chunks.logits) } else { io.scratch };
-    let slopes = Mat::new(dlogits, dtype, chunks.ld);
-    let sums = at(io.scratch, chunks.logits + chunks.slopes);
-    let dout = |i: usize, start: usize| at(io.douts[i].map_or(0, |g| g.ptr), start);
-    let kernel = by_dtype(dtype, "logprob_slope_f32", "logprob_slope_bf16");
-    // Without rows there is still one (empty) chunk, which sets the gradients to 0.
-    for c in 0..n.div_ceil(chunks.rows.max(1)).max(1) {
-        let start = c * chunks.rows;
-        let rows = chunks.rows.min(n - start);
-        layer.logits(start, rows, io.scratch)?;
-        let params = SlopeParams {
-            logits: io.scratch,
-            dlogits,
-            targets: at(targets.ptr, start),
-            entropy: at(io.output(1).ptr, start),
-            lse: at(io.output(2).ptr, start),
-            dlogp: dout(0, start),
-            dentropy: dout(1, start),
-            vocab: vocab as u32,
-            ld: chunks.ld as u32,
-            inv_t: softmax::inverse(op.temperature),
-            softcap: op.softcap,
-        };
-        let threads = Rows::of(vocab).threads();
-        io.stream.launch(kernel, [rows as u32, 1, 1], threads, 0, &params)?;
-        if let Some(dx) = io.dins[0] {
-            let ptr = dx.arg.ptr + (start * d * dtype.size()) as u64;
-            let out = Out { accumulate: dx.acc, ..Out::new(ptr, dtype, d) };
-            gemm(io.stream, Layout::Nn, rows, d, vocab, slopes, layer.weight(), out)?;
-        }
-        if let Some(dw) = io.dins[1] {
-            let accumulate = dw.acc || c > 0;
-            let out = Out { accumulate, ..Out::new(dw.arg.ptr, DType::F32, d) };
-            gemm(io.stream, Layout::Tn, vocab, d, rows, slopes, layer.rows(start), out)?;
-        }
-        if let Some(db) = io.dins[2] {
-            let add = db.acc || c > 0;
-            column_sums(io.stream, slopes, rows, vocab, db.arg.ptr, add, sums)?;
-        }
+    let layer = Layer::new(*op, io.stream, &io.ins, io.scratch)?;
+    let of = Statistics { logp: 0, entropy: io.output(1).ptr, lse: io.output(2).ptr };
+    let douts = [0, 1].map(|i| io.douts[i].map_or(0, |g| g.ptr));
+    for rows in layer.shares(io.input(3).desc.shape.numel()) {
+        layer.logits(&rows)?;
+        layer.gradients(&rows, of, douts, &io.dins, false)?;
     }
     Ok(())
 }
