@@ -97,10 +97,6 @@ impl Engine {
         on_token: &mut dyn FnMut(usize, i32),
     ) -> Result<Vec<Answer>> {
         let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0);
-        if self.cache.is_none() {
-            // Generation has small programs: what training left of the arena makes room for the cache.
-            ws.release()?;
-        }
         self.eval(prompts.len(), longest + sampling.max_new_tokens)?;
         let cache = self.cache.as_ref().expect("made by eval");
         generate(&self.model, ws, cache, prompts, sequences, sampling, on_token)

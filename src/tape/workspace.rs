@@ -58,7 +58,7 @@ impl Workspace {
         Ok(Workspace { arena, plans: HashMap::new(), limit })
     }
 
-    /// Size of the arena: the peak of activations over all programs since it was last given back.
+    /// Size of the arena: the peak of activations over all programs.
     pub fn bytes(&self) -> usize {
         self.arena.buffer.bytes()
     }
@@ -103,16 +103,9 @@ impl Workspace {
     fn grow(&mut self, bytes: usize) -> Result<()> {
         if bytes > self.bytes() {
             // Nothing lives in the arena between programs, so the old one can go first.
-            self.release()?;
+            self.arena.buffer = Buffer::zeroed(self.arena.device(), 0)?;
             self.arena.buffer = Buffer::zeroed(self.arena.device(), bytes)?;
         }
-        Ok(())
-    }
-
-    /// Gives the arena back, for a phase that needs memory elsewhere. Plans stay, and the next program
-    /// gets an arena of the size it needs.
-    pub fn release(&mut self) -> Result<()> {
-        self.arena.buffer = Buffer::zeroed(self.arena.device(), 0)?;
         Ok(())
     }
 
