@@ -178,9 +178,14 @@ impl Sample {
             .filter_map(|e| usize::try_from(*e).ok().filter(|e| forbid && *e < z.len()))
             .collect();
         let allowed = |i: &usize| !forbidden.contains(i);
-        // The likeliest token, the first of equals.
-        let best = (0..z.len()).filter(allowed).reduce(|a, b| if z[b] > z[a] { b } else { a });
-        let Some(best) = best.filter(|b| row.log_sum.is_finite() && z[*b].is_finite()) else {
+        let best = if forbidden.is_empty() {
+            likeliest(z)
+        } else {
+            weights.copy_from_slice(z);
+            forbidden.iter().for_each(|e| weights[*e] = f32::NEG_INFINITY);
+            likeliest(weights)
+        };
+        let Some(best) = best.filter(|_| row.log_sum.is_finite()) else {
             return (-1, f32::NAN);
         };
         let token = if self.temperature == 0.0 {
@@ -234,6 +239,17 @@ impl Sample {
     }
 }
 
+/// The index of the largest logit, the first of equals; none if it is not finite.
+fn likeliest(z: &[f32]) -> Option<usize> {
+    const BLOCK: usize = 256;
+    let largest = softmax::max(z);
+    if !largest.is_finite() {
+        return None;
+    }
+    let block = z.chunks(BLOCK).position(|block| softmax::max(block) == largest)?;
+    z[block * BLOCK..].iter().position(|z| *z == largest).map(|i| block * BLOCK + i)
+}
+
 /// The token at which the cumulative weight passes the share `u`, in vocabulary order. Whole blocks
 /// are passed over first.
 fn invert(weights: &[f32], u: f64) -> usize {
@@ -277,9 +293,11 @@ fn pass(weights: impl Iterator<Item = f32>, goal: f64) -> usize {
 /// Sum in 8 interleaved f64 lanes, then lane by lane.
 fn block_sum(x: &[f32]) -> f64 {
     let mut lanes = [0f64; 8];
-    for c in x.chunks(8) {
+    let (whole, rest) = x.as_chunks::<8>();
+    for c in whole {
         lanes.iter_mut().zip(c).for_each(|(l, v)| *l += f64::from(*v));
     }
+    lanes.iter_mut().zip(rest).for_each(|(l, v)| *l += f64::from(*v));
     lanes.iter().sum()
 }
 
