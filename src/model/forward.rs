@@ -300,6 +300,20 @@ impl Model {
         Ok(y)
     }
 
+    /// What logits are made of: hidden rows `select` `[n]`, and the weights and bias of the output layer.
+    fn output<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        hidden: Tensor,
+        select: Tensor,
+    ) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+        debug_assert_eq!(self.head, Head::Lm);
+        let rows = op::gather::gather(tape, hidden, select)?;
+        let weight = tape.param(&self.store, self.params.head);
+        let bias = self.params.head_bias.map(|b| tape.param(&self.store, b));
+        Ok((rows, weight, bias))
+    }
+
     /// Log-probabilities and entropies f32 `[n]` of `targets` `[n]` after hidden rows `select` `[n]`.
     pub fn logprobs<'a>(
         &'a self,
@@ -309,10 +323,7 @@ impl Model {
         targets: Tensor,
         temperature: f32,
     ) -> Result<(Tensor, Tensor)> {
-        debug_assert_eq!(self.head, Head::Lm);
-        let rows = op::gather::gather(tape, hidden, select)?;
-        let weight = tape.param(&self.store, self.params.head);
-        let bias = self.params.head_bias.map(|b| tape.param(&self.store, b));
+        let (rows, weight, bias) = self.output(tape, hidden, select)?;
         let logprob = LogProb { temperature, softcap: self.arch.head_softcap };
         op::logprob::logprob(tape, logprob, rows, weight, bias, targets)
     }
@@ -329,10 +340,7 @@ impl Model {
         weights: Tensor,
         scale: f32,
     ) -> Result<Tensor> {
-        debug_assert_eq!(self.head, Head::Lm);
-        let rows = op::gather::gather(tape, hidden, select)?;
-        let weight = tape.param(&self.store, self.params.head);
-        let bias = self.params.head_bias.map(|b| tape.param(&self.store, b));
+        let (rows, weight, bias) = self.output(tape, hidden, select)?;
         let nll = op::nll::Nll { scale, softcap: self.arch.head_softcap };
         op::nll::nll(tape, nll, rows, weight, bias, targets, weights)
     }
@@ -344,10 +352,7 @@ impl Model {
         hidden: Tensor,
         select: Tensor,
     ) -> Result<Tensor> {
-        debug_assert_eq!(self.head, Head::Lm);
-        let rows = op::gather::gather(tape, hidden, select)?;
-        let weight = tape.param(&self.store, self.params.head);
-        let bias = self.params.head_bias.map(|b| tape.param(&self.store, b));
+        let (rows, weight, bias) = self.output(tape, hidden, select)?;
         let linear = op::linear::Linear::LOGITS;
         let logits = op::linear::linear(tape, linear, rows, weight, bias, None)?;
         match self.arch.head_softcap {
