@@ -15,3 +15,5 @@ mod killed;
 mod process;
 #[path = "resume/stopped.rs"]
 mod stopped;
+#[path = "resume/unhealthy.rs"]
+mod unhealthy;

@@ -153,6 +153,7 @@ fn flag(entry: &Entry, key: &'static Key, default: Option<String>) -> Arg {
         Kind::Float { .. } => ("X", String::new()),
         Kind::Bytes => ("SIZE", String::new()),
         Kind::Every => ("N|TIME", String::new()),
+        Kind::Time => ("TIME", String::new()),
         Kind::Choice(words) => ("WORD", format!(" [{}]", words.join("|"))),
         Kind::Device => ("DEVICE", " [auto|cpu|cuda|cuda:N|emulated]".into()),
         Kind::Text | Kind::List(_) => ("TEXT", String::new()),

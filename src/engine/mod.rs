@@ -173,13 +173,15 @@ impl Engine {
         })
     }
 
-    /// Applies the accumulated gradients at `factor` of the peak learning rate.
-    pub fn step(&mut self, ws: &mut Workspace, factor: f32) -> Result<StepStats> {
+    /// Applies the accumulated gradients at `factor` of the peak learning rate. `loss` is the sum of the
+    /// losses they come from: where it is not finite they are dropped, as they are where they are not
+    /// finite themselves.
+    pub fn step(&mut self, ws: &mut Workspace, factor: f32, loss: f32) -> Result<StepStats> {
         let Some(optimizer) = &mut self.optimizer else {
             return Err(Error::internal("a frozen model was asked to step"));
         };
-        let stats = optimizer.step(ws, &self.model, factor)?;
-        if let (Some(ema), false) = (&self.ema, stats.skipped) {
+        let stats = optimizer.step(ws, &self.model, factor, loss)?;
+        if let (Some(ema), None) = (&self.ema, &stats.skipped) {
             ema.update(ws, &self.model)?;
         }
         Ok(stats)

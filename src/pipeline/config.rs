@@ -212,6 +212,8 @@ pub struct RunConfig {
     pub resume: String,
     /// How often a checkpoint is saved; see [`RunConfig::save_every`].
     pub save_every: String,
+    /// How long an iteration may take; see [`RunConfig::stuck_after`].
+    pub stuck_after: String,
     /// Newest checkpoints kept.
     pub keep_checkpoints: usize,
     /// Metric whose best checkpoint is kept too.
@@ -285,6 +287,7 @@ impl Default for RunConfig {
             overwrite: false,
             resume: "auto".into(),
             save_every: "10m".into(),
+            stuck_after: "10m".into(),
             keep_checkpoints: 2,
             keep_best: None,
             allow_changed_data: false,

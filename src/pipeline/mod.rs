@@ -8,6 +8,7 @@ mod datasets;
 pub mod demo;
 mod doctor;
 mod eval;
+mod health;
 mod inspect;
 mod judge;
 mod ppo;
@@ -21,6 +22,7 @@ mod sources;
 mod stage;
 mod stop;
 mod verify;
+mod watchdog;
 
 pub use bench::bench;
 pub use chat::chat;
@@ -38,6 +40,7 @@ use crate::report::{Event, Reporter, cut_log};
 use crate::rlhf::RewardRule;
 use crate::tape::Workspace;
 use config::RunConfig;
+use health::Health;
 use resume::{Resumed, steps_of};
 use run_dir::RunDir;
 use saver::{Best, Saver};
@@ -47,9 +50,7 @@ use std::io::Write;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
-
-/// Steps skipped in a row, for gradients that are not finite, before a run stops.
-const MAX_SKIPPED: usize = 10;
+use watchdog::Watchdog;
 
 /// A run in progress.
 struct Run<'c> {
@@ -62,13 +63,14 @@ struct Run<'c> {
     device_name: String,
     dtype: DType,
     ws: Workspace,
+    watchdog: Watchdog,
     reporter: Reporter,
     /// The rows of all steps, once read.
     blend: Option<Rc<Blend>>,
     /// Scores answers for evaluation only; training never sees it.
     judge: Option<&'c dyn RewardRule>,
-    /// Optimizer steps skipped in a row.
-    skipped: usize,
+    /// What is watched of the step under way.
+    health: Health,
     /// The configuration as the user gave it, by key.
     keys: BTreeMap<String, String>,
     /// The data files read so far.
@@ -115,18 +117,22 @@ fn run_steps(
         cut_log(&dir.metrics(), from.snapshot.get("log_bytes")?)?;
     }
     let resumed = resumed.filter(|r| !r.is_beginning());
+    let ws = Workspace::new(device, usize::MAX)?;
+    // Past the reporter, which the thread that may be stuck holds.
+    let tell = |line: &str| drop(writeln!(std::io::stderr(), "warning: {line}"));
     let mut run = Run {
         cfg,
+        watchdog: Watchdog::start(cfg.stuck_after()?, ws.position(), tell)?,
+        ws,
         device,
         device_name,
         dtype: cfg.dtype.dtype(),
-        ws: Workspace::new(device, usize::MAX)?,
         reporter: Reporter::open(dir.path(), cfg.quiet, cfg.tensorboard)?,
         saver: saver(cfg, &dir)?,
         dir,
         blend: None,
         judge,
-        skipped: 0,
+        health: Health::default(),
         keys,
         data: vec![],
         resumed: None,
@@ -293,22 +299,17 @@ impl Run<'_> {
         )));
     }
 
-    /// Counts steps skipped in a row and stops the run when there are too many.
-    fn health(&mut self, skipped: bool, step: &str) -> Result<()> {
-        self.skipped = if skipped { self.skipped + 1 } else { 0 };
-        if skipped {
-            self.reporter
-                .emit(Event::warning(format!("{step}: gradients are not finite, step skipped")));
+    /// Tells of optimizer steps that were skipped in an iteration, and stops the run when there are too
+    /// many; returns their number so far as a metric.
+    fn skipped(&mut self, step: &str, why: &[String]) -> Result<Option<(&'static str, f64)>> {
+        if let Some(warning) = self.health.count(step, why)? {
+            self.reporter.emit(Event::warning(warning));
         }
-        if self.skipped >= MAX_SKIPPED {
-            return Err(Error::user(format!(
-                "{step}: gradients were not finite in {MAX_SKIPPED} steps in a row; lower the learning rate or look for bad data"
-            )));
-        }
-        Ok(())
+        Ok(self.health.skipped_steps())
     }
 
     fn finish(&mut self, stage: &Stage, summary: &[(&str, f64)], dir: &Path, memory: [usize; 4]) {
+        self.watchdog.rest();
         let step = stage.step;
         let mib = |bytes: usize| bytes >> 20;
         let [weights, grads, optimizer, _] = memory;

@@ -56,9 +56,10 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
             .collect();
         text += blocks.len();
         let stats = trainer.train_rlhf(&mut run.ws, &experience, &blocks)?;
-        run.health(stats.skipped > 0, "ppo")?;
+        let skipped = run.skipped("ppo", &stats.skipped)?;
         let seconds = clock.elapsed().as_secs_f64();
         let mut values = metrics(&experience, &stats, &trainer, generated, seconds);
+        values.extend(skipped);
         if p.eval_interval > 0 && (i + 1) % p.eval_interval == 0 {
             let scores = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
             values.extend(scores.numbers("eval_score", "eval_kl"));
@@ -194,6 +195,7 @@ fn metrics(
         ("first_ratio_deviation", f64::from(stats.first_ratio_deviation)),
         ("answer_tokens", answers),
         ("eos_rate", mean(&|r| f64::from(u8::from(r.finished)))),
+        ("empty_rate", mean(&|r| f64::from(u8::from(r.is_empty())))),
         ("explained_variance", f64::from(stats.explained_variance)),
         ("actor_grad_norm", f64::from(stats.actor_grad_norm)),
         ("critic_grad_norm", f64::from(stats.critic_grad_norm)),

@@ -30,6 +30,7 @@ pub(super) const HARMLESS: &[&str] = &[
     "threads",
     "micro_batch_tokens",
     "gradient_checkpointing",
+    "stuck_after",
     "print_samples",
     "max_shard_size",
     "quiet",

@@ -49,7 +49,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
         let clock = Instant::now();
         let pairs: Vec<&PairExample> = batch.rows.iter().map(|&i| &data.train[i]).collect();
         let stats = trainer.train(&mut run.ws, &pairs)?;
-        run.health(stats.skipped, "reward")?;
+        let skipped = run.skipped("reward", stats.skipped.as_slice())?;
         ends = (if i == 0 { stats.loss } else { ends.0 }, stats.loss);
         let mut values = vec![
             ("loss", f64::from(stats.loss)),
@@ -58,6 +58,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
             ("grad_norm", f64::from(stats.grad_norm)),
             ("tokens_per_s", stats.tokens as f64 / clock.elapsed().as_secs_f64()),
         ];
+        values.extend(skipped);
         if evaluates(s.eval_interval, i + 1, batch.ends_epoch) {
             let eval = judge_pairs(&trainer, &mut run.ws, &held_out)?;
             values.extend(

@@ -45,7 +45,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
         let clock = Instant::now();
         let examples: Vec<&SftExample> = batch.rows.iter().map(|&i| &data.train[i]).collect();
         let stats = trainer.train(&mut run.ws, &examples)?;
-        run.health(stats.skipped, "sft")?;
+        let skipped = run.skipped("sft", stats.skipped.as_slice())?;
         if i == 0 {
             first = stats.loss;
         }
@@ -55,6 +55,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
             ("grad_norm", f64::from(stats.grad_norm)),
             ("tokens_per_s", stats.tokens as f64 / clock.elapsed().as_secs_f64()),
         ];
+        values.extend(skipped);
         if evaluates(s.eval_interval, i + 1, batch.ends_epoch) {
             let loss = eval_loss(&trainer, &mut run.ws, &held_out)?;
             values.extend(loss.map(|loss| ("eval_loss", loss)));

@@ -1,6 +1,7 @@
 //! A step under way and its checkpoints: what it goes on from, what is saved after an iteration beside its
 //! trainer, and where the run stops when it is asked to.
 
+use super::health::Health;
 use super::resume::{STEPS, same_inputs, steps_of};
 use super::sources::Source;
 use super::{Run, stop};
@@ -60,6 +61,7 @@ impl Run<'_> {
             same_inputs(snapshot, &inputs, self.cfg.allow_changed_data)?;
         }
         let from = from.filter(|s| is_within(s.label(), step));
+        self.health = from.as_ref().map_or(Ok(Health::default()), |s| Health::restore(step, s))?;
         let earlier = from.as_ref().map_or(Ok(0.0), |s| s.get("seconds_of_step"))?;
         let done = from.as_ref().map_or(0, |s| s.label().iteration as usize);
         Ok((Stage { step, done, started: Instant::now(), earlier, inputs }, from))
@@ -70,6 +72,7 @@ impl Run<'_> {
         let (step, title) = (stage.step.to_string(), title.to_string());
         let unit = unit.to_string();
         let goes_on = format!("goes on after {} of {total} {unit}", stage.done);
+        self.watchdog.begin(stage.step, stage.done as u64 + 1);
         self.reporter.emit(Event::StepStart { step, title, total, unit });
         if stage.done > 0 {
             self.reporter.emit(Event::note(goes_on));
@@ -86,6 +89,10 @@ impl Run<'_> {
         values: &[(&str, f64)],
         save: &dyn Fn(&mut Draft) -> Result<()>,
     ) -> Result<()> {
+        self.watchdog.next();
+        for warning in self.health.observe(stage.step, values) {
+            self.reporter.emit(Event::warning(warning));
+        }
         self.saver.check()?;
         let signal = stop::asked();
         if self.saver.is_due(stage.step, iteration, values) || signal.is_some() {
@@ -142,7 +149,7 @@ impl Run<'_> {
     ) -> Result<()> {
         draft.set("seconds_of_step", stage.seconds());
         draft.set("seconds_of_run", self.seconds());
-        draft.set("skipped", self.skipped);
+        self.health.save(&mut draft);
         draft.set("device", self.hardware());
         draft.set("log_bytes", log);
         if let Some(best) = self.saver.best() {
@@ -162,7 +169,6 @@ impl Run<'_> {
 
     /// Takes over from a snapshot what belongs to no step; says what is different now.
     pub(super) fn take_over(&mut self, from: &Snapshot) -> Result<()> {
-        self.skipped = from.get("skipped")?;
         self.earlier = from.get("seconds_of_run")?;
         if let Some(best) = self.saver.best()
             && from.find::<String>("best_metric")?.as_ref() == Some(&best.metric)

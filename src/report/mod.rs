@@ -19,6 +19,7 @@ mod tests;
 pub use event::{Event, Sample};
 pub use html::Html;
 pub use jsonl::{Jsonl, cut_log};
+pub(crate) use number::significant;
 pub use reporter::{Reporter, Sink};
 pub use tensorboard::TensorBoard;
 pub use terminal::Terminal;

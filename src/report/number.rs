@@ -1,7 +1,7 @@
 //! Numbers, durations and dates as people read them, and the names of metrics.
 
 /// `x` with `digits` significant digits; whole numbers below a million without decimals.
-pub(super) fn significant(x: f64, digits: usize) -> String {
+pub(crate) fn significant(x: f64, digits: usize) -> String {
     if x.is_nan() {
         return "nan".to_owned();
     }

@@ -110,7 +110,9 @@ fn optimize(
         let dropout = Some(config.seed ^ (step << 20) ^ i as u64);
         add(&mut sums, engine.accumulate(ws, name, batch, dropout, loss)?);
     }
-    let stats = engine.step(ws, config.schedule.factor(step))?;
+    // The first term is the loss.
+    let sum = sums.first().map_or(0.0, |terms| terms[0]);
+    let stats = engine.step(ws, config.schedule.factor(step), sum)?;
     Ok((sums, stats))
 }
 

@@ -33,7 +33,7 @@ pub struct RewardConfig {
 }
 
 /// What one step or evaluation reports.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RewardStats {
     /// Mean of -log sigmoid(chosen - rejected).
     pub loss: f32,
@@ -43,8 +43,8 @@ pub struct RewardStats {
     pub margin: f32,
     /// Gradient norm before clipping (0 in evaluation).
     pub grad_norm: f32,
-    /// The step was skipped because the gradients were not finite.
-    pub skipped: bool,
+    /// Why the step was skipped, where it was: loss or gradients were not finite.
+    pub skipped: Option<String>,
     /// Tokens run through the model.
     pub tokens: usize,
 }
@@ -187,5 +187,5 @@ fn report(sums: &[Vec<f32>], batches: &[Batch], pairs: usize) -> RewardStats {
     let tokens = batches.iter().map(|b| b.packed.ids.len()).sum();
     let n = pairs as f32;
     let (loss, accuracy, margin) = (sums[0][0], sums[1][0] / n, sums[1][1] / n);
-    RewardStats { loss, accuracy, margin, grad_norm: 0.0, skipped: false, tokens }
+    RewardStats { loss, accuracy, margin, grad_norm: 0.0, skipped: None, tokens }
 }

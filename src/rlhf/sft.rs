@@ -19,14 +19,14 @@ pub struct SftConfig {
 }
 
 /// What one step reports.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SftStats {
     /// Mean negative log-likelihood per predicted token, in nats.
     pub loss: f32,
     /// Gradient norm before clipping.
     pub grad_norm: f32,
-    /// The step was skipped because the gradients were not finite.
-    pub skipped: bool,
+    /// Why the step was skipped, where it was: loss or gradients were not finite.
+    pub skipped: Option<String>,
     /// Tokens run through the model.
     pub tokens: usize,
 }
@@ -50,7 +50,7 @@ impl SftTrainer {
     pub fn train(&mut self, ws: &mut Workspace, examples: &[&SftExample]) -> Result<SftStats> {
         let batches = self.batches(examples);
         if batches.is_empty() {
-            return Ok(SftStats { loss: 0.0, grad_norm: 0.0, skipped: false, tokens: 0 });
+            return Ok(SftStats { loss: 0.0, grad_norm: 0.0, skipped: None, tokens: 0 });
         }
         let (scale, tokens) = (scale(&batches), tokens(&batches));
         let loss = nll(scale);

@@ -32,6 +32,7 @@ impl Tape<'_> {
         for s in (0..self.segments.len()).rev() {
             let range = self.segments[s].first..end;
             end = range.start;
+            self.segment = s + 1;
             self.replay(range.clone(), self.segments[s].keep)?;
             for r in range.rev() {
                 self.step_back(r)?;
@@ -93,6 +94,7 @@ impl Tape<'_> {
             let views = |list: &[Option<Tensor>]| -> Vec<Option<View<'_>>> {
                 list.iter().map(|t| t.map(|t| self.view(&t))).collect()
             };
+            self.at(op.name(), true);
             let done = if kernels {
                 op.cuda_backward(&CudaBackward {
                     stream: self.device.stream()?,

@@ -5,12 +5,14 @@
 //! It knows operators and memory, not models.
 
 mod backward;
+mod position;
 mod program;
 mod replay;
 #[cfg(test)]
 mod tests;
 mod workspace;
 
+pub use position::{Place as Begun, Position};
 pub use program::Program;
 pub use workspace::{Arena, Shaped, Workspace};
 
@@ -73,6 +75,9 @@ pub struct Tape<'a> {
     planning: bool,
     base: Region,
     plan: Option<&'a ArenaPlan>,
+    position: Option<&'a Position>,
+    /// Number of the segment that runs, from 1.
+    segment: usize,
     slots: Vec<SlotInfo<'a>>,
     lives: Vec<Life>,
     clock: u32,
@@ -95,7 +100,8 @@ impl<'a> Tape<'a> {
 
     /// A tape that runs in `arena` as `plan` says.
     pub fn running(arena: &'a Arena, plan: &'a ArenaPlan) -> Tape<'a> {
-        Tape::new(arena.device(), arena.region(), Some(plan))
+        let tape = Tape::new(arena.device(), arena.region(), Some(plan));
+        Tape { position: Some(arena.position()), ..tape }
     }
 
     fn new(device: Device, base: Region, plan: Option<&'a ArenaPlan>) -> Tape<'a> {
@@ -104,6 +110,8 @@ impl<'a> Tape<'a> {
             planning: plan.is_none(),
             base,
             plan,
+            position: None,
+            segment: 0,
             slots: vec![],
             lives: vec![],
             clock: 0,
@@ -137,6 +145,7 @@ impl<'a> Tape<'a> {
     pub fn segment(&mut self, keep: Keep) {
         self.keep = keep;
         self.segments.push(Segment { first: self.records.len(), keep });
+        self.segment = self.segments.len();
     }
 
     /// Floating-point operations of all operators run so far, backward counted as twice forward.
@@ -211,6 +220,7 @@ impl<'a> Tape<'a> {
             return Ok(vec![0; tensor.desc.bytes()]);
         }
         let mut bytes = vec![0; tensor.desc.bytes()];
+        self.at("copy to the host", false);
         self.device.read(self.region(&tensor), &mut bytes)?;
         Ok(bytes)
     }
@@ -328,6 +338,7 @@ impl<'a> Tape<'a> {
             self.captured.get_or_insert_default().push(step);
             return Ok(outs);
         }
+        self.at(op.name(), false);
         let done = if kernels {
             op.cuda_forward(&CudaForward {
                 stream: self.device.stream()?,
@@ -344,6 +355,11 @@ impl<'a> Tape<'a> {
         };
         done.map_err(|e| e.context(op.name()))?;
         Ok(outs)
+    }
+
+    /// Tells what is begun.
+    fn at(&self, operator: &'static str, backward: bool) {
+        self.position.iter().for_each(|p| p.at(operator, self.segment, backward));
     }
 
     fn arg(&self, tensor: &Tensor) -> Arg {

@@ -96,6 +96,7 @@ impl Workspace {
         program: impl FnOnce(&mut Tape<'a>, &I) -> Result<()>,
     ) -> Result<Program<'a>> {
         let mut tape = self.tape(key)?;
+        self.position().enter(key);
         let device = tape.device;
         if device.has_kernels() {
             let (graph, ()) = device.stream()?.capture(|| program(&mut tape, inputs))?;

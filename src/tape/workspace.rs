@@ -3,22 +3,29 @@
 //! All programs of all models share one arena: phases never overlap, so its size is the maximum
 //! over programs, not their sum.
 
-use super::Tape;
+use super::{Position, Tape};
 use crate::base::{Error, Result};
 use crate::device::{Buffer, Device, Region};
 use crate::pool::ArenaPlan;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// The bytes that activations live in.
 #[derive(Debug)]
 pub struct Arena {
     buffer: Buffer,
+    position: Arc<Position>,
 }
 
 impl Arena {
     /// The whole arena.
     pub fn region(&self) -> Region {
         self.buffer.region()
+    }
+
+    /// Where the program is that runs in it.
+    pub(super) fn position(&self) -> &Position {
+        &self.position
     }
 
     /// The device it lives on.
@@ -54,13 +61,18 @@ pub struct Workspace {
 impl Workspace {
     /// An empty workspace on `device` that may grow to `limit` bytes.
     pub fn new(device: Device, limit: usize) -> Result<Workspace> {
-        let arena = Arena { buffer: Buffer::zeroed(device, 0)? };
+        let arena = Arena { buffer: Buffer::zeroed(device, 0)?, position: Arc::default() };
         Ok(Workspace { arena, plans: HashMap::new(), limit })
     }
 
     /// Size of the arena: the peak of activations over all programs.
     pub fn bytes(&self) -> usize {
         self.arena.buffer.bytes()
+    }
+
+    /// Where the program is that runs, for another thread to ask.
+    pub fn position(&self) -> Arc<Position> {
+        self.arena.position.clone()
     }
 
     /// Bytes planned for each program, by name.
@@ -117,6 +129,7 @@ impl Workspace {
         mut program: impl FnMut(&mut Tape<'a>, &I) -> Result<T>,
     ) -> Result<T> {
         self.reserve(key, &inputs.dims(), &mut program)?;
+        self.arena.position.enter(key);
         program(&mut self.tape(key)?, inputs)
     }
 

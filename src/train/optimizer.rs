@@ -33,12 +33,12 @@ pub struct AdamWConfig {
 }
 
 /// What one optimizer step did.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StepStats {
     /// Global L2 norm of the gradients before clipping.
     pub grad_norm: f32,
-    /// The gradients were not finite and nothing was changed.
-    pub skipped: bool,
+    /// Why nothing was changed: the loss or the gradients were not finite.
+    pub skipped: Option<String>,
 }
 
 /// One flat and its optimizer state.
@@ -116,13 +116,20 @@ impl Optimizer {
     }
 
     /// Applies the gradients in the store at `factor` of the peak learning rates, and forgets them.
-    /// Gradients that are not finite change nothing.
-    pub fn step(&mut self, ws: &mut Workspace, model: &Model, factor: f32) -> Result<StepStats> {
+    /// Gradients that are not finite change nothing, nor do those of a `loss` that is not finite.
+    pub fn step(
+        &mut self,
+        ws: &mut Workspace,
+        model: &Model,
+        factor: f32,
+        loss: f32,
+    ) -> Result<StepStats> {
         model.store.settle_grads()?;
         let grad_norm = self.grad_norm(ws, model)?;
-        if !grad_norm.is_finite() {
+        if !grad_norm.is_finite() || !loss.is_finite() {
+            let skipped = Some(what_is_wrong(model, grad_norm, loss)?);
             model.store.reset_grads();
-            return Ok(StepStats { grad_norm, skipped: true });
+            return Ok(StepStats { grad_norm, skipped });
         }
         let limit = self.config.max_grad_norm;
         let clip = if limit > 0.0 && grad_norm > limit { limit / grad_norm } else { 1.0 };
@@ -136,7 +143,7 @@ impl Optimizer {
             Ok(())
         })?;
         model.store.reset_grads();
-        Ok(StepStats { grad_norm, skipped: false })
+        Ok(StepStats { grad_norm, skipped: None })
     }
 
     fn grad_norm(&self, ws: &mut Workspace, model: &Model) -> Result<f32> {
@@ -182,4 +189,27 @@ impl Optimizer {
         let op = AdamW { groups, beta1: c.beta1, beta2: c.beta2, eps: c.eps, step: self.steps };
         part.state.update(tape, op, w, g, clip)
     }
+}
+
+/// The loss and, where gradients are at fault, the parameter whose gradient is the first that is not
+/// finite on the way back: from the last segment to the first.
+fn what_is_wrong(model: &Model, grad_norm: f32, loss: f32) -> Result<String> {
+    let loss = format!("the loss is {loss}");
+    if grad_norm.is_finite() {
+        return Ok(format!("{loss}, all gradients are finite"));
+    }
+    let store = &model.store;
+    let mut trained: Vec<_> = store.trained().collect();
+    trained.sort_by_key(|(id, p)| std::cmp::Reverse((p.spec.segment, id.0)));
+    for (id, p) in trained {
+        let grad = store.read_grad(id)?;
+        let bad = grad.iter().filter(|g| !g.is_finite()).count();
+        if bad > 0 {
+            let (name, n) = (&p.spec.name, grad.len());
+            return Ok(format!(
+                "{loss}, the gradient of {name} is not finite in {bad} of {n} values"
+            ));
+        }
+    }
+    Ok(format!("{loss}, the norm of the gradients is {grad_norm} though each is finite"))
 }

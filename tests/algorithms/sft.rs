@@ -88,7 +88,7 @@ fn nothing_to_predict_gives_zeros_and_no_step() {
         assert_eq!(trainer.evaluate(&mut ws, &none).unwrap(), 0.0);
         let stats = trainer.train(&mut ws, &none).unwrap();
         assert_eq!([stats.loss, stats.grad_norm], [0.0; 2]);
-        assert!(!stats.skipped);
+        assert!(stats.skipped.is_none());
     }
     assert_eq!(before, weights(&trainer.engine.model));
     // Beside others they do not count.

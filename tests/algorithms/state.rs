@@ -86,6 +86,6 @@ fn nothing_is_saved_while_gradients_wait() {
     scores.unwrap();
     let e = trainer.save(&mut Draft::default()).unwrap_err();
     assert!(e.to_string().contains("critic"), "{e}");
-    trainer.engines.critic.step(&mut ws, 1.0).unwrap();
+    trainer.engines.critic.step(&mut ws, 1.0, 0.5).unwrap();
     trainer.save(&mut Draft::default()).unwrap();
 }

@@ -254,8 +254,8 @@ impl Bench<'_> {
             let experience = trainer.generate_experience(&mut ws, &prompts)?;
             let (made, generated) = (clock.elapsed().as_secs_f64(), trainer.generate_seconds);
             let stats = trainer.train_rlhf(&mut ws, &experience, &[])?;
-            if stats.skipped > 0 {
-                return Err(Error::user(format!("--case {case}: gradients are not finite")));
+            if let Some(why) = stats.skipped.first() {
+                return Err(Error::user(format!("--case {case}: {why}")));
             }
             let trained = clock.elapsed().as_secs_f64() - made;
             let tokens = experience.rollouts.iter().map(|r| r.logprobs.len()).sum();

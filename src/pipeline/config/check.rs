@@ -1,10 +1,11 @@
 //! Checks of what several keys say together, and the values written as text (data sources, splits,
 //! sizes) in the form the pipeline uses.
 
-use super::keys::{Every, parse_bytes, parse_every};
+use super::keys::{Every, parse_bytes, parse_every, parse_time};
 use super::{Deployment, EvalConfig, KlController, OptimizerState, Precision, RunConfig};
 use crate::base::{Error, Result};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Most often that an epoch may repeat a data set.
 const MAX_WEIGHT: f64 = 100.0;
@@ -84,6 +85,12 @@ impl RunConfig {
         parse_every(every).ok_or_else(|| Error::user(format!("\"save_every\" {every:?}")))
     }
 
+    /// The least time after which an iteration counts as stuck.
+    pub fn stuck_after(&self) -> Result<Duration> {
+        let time = &self.stuck_after;
+        parse_time(time).ok_or_else(|| Error::user(format!("\"stuck_after\" {time:?}")))
+    }
+
     /// Checks what the single keys cannot.
     pub(super) fn check(&self) -> Result<()> {
         if self.deployment_type != Deployment::SingleGpu {
@@ -100,6 +107,7 @@ impl RunConfig {
         self.split()?;
         self.max_shard_bytes()?;
         self.save_every()?;
+        self.stuck_after()?;
         self.keep_best.as_deref().map_or(Ok(true), lower_is_better)?;
         if self.lora.lora_module_name.is_empty() {
             return refuse("\"lora.lora_module_name\" is empty; use \"all\" or name modules");

@@ -76,6 +76,8 @@ pub enum Kind {
     Bytes,
     /// A number of iterations, or a time with a unit such as "10m".
     Every,
+    /// A time with a unit such as "10m".
+    Time,
     /// A device, or `auto`.
     Device,
     /// One of these words.
@@ -171,6 +173,7 @@ impl Kind {
                 let text = text.or_else(|| value.as_str().map(str::to_string))?;
                 parse_every(&text).map(|_| Value::String(text))
             }
+            Kind::Time => value.as_str().and_then(parse_time).map(|_| value.clone()),
             Kind::Device => {
                 let known = |s: &&str| *s == "auto" || s.parse::<Device>().is_ok();
                 value.as_str().filter(known).map(|_| value.clone())
@@ -194,7 +197,8 @@ impl Kind {
             Kind::Int { .. } => word.parse().map_or_else(|_| text(), Value::Integer),
             Kind::Float { .. } => word.parse().map_or_else(|_| text(), Value::Float),
             Kind::List(item) => item.parse(word),
-            Kind::Text | Kind::Bytes | Kind::Every | Kind::Device | Kind::Choice(_) => text(),
+            Kind::Text | Kind::Bytes | Kind::Every | Kind::Time => text(),
+            Kind::Device | Kind::Choice(_) => text(),
         }
     }
 
@@ -215,6 +219,7 @@ impl Kind {
             Kind::Every => {
                 "a number of iterations such as 50, or a time such as 90s, 10m or 2h".into()
             }
+            Kind::Time => "a time such as 90s, 10m or 2h".into(),
             Kind::Device => "one of auto, cpu, cuda, cuda:N, emulated".into(),
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
             Kind::List(item) => match item {
@@ -264,6 +269,14 @@ pub fn parse_every(text: &str) -> Option<Every> {
     Some(Every::Time(Duration::from_secs(number * seconds)))
 }
 
+/// What "90s", "10m" or "2h" says.
+pub fn parse_time(text: &str) -> Option<Duration> {
+    match parse_every(text)? {
+        Every::Time(time) => Some(time),
+        Every::Iterations(_) => None,
+    }
+}
+
 /// A value as shown in an error line, cut where it is long.
 fn shown(value: &Value) -> String {
     let text = match value {
@@ -301,6 +314,7 @@ mod tests {
         for bad in ["", "0", "0m", "m", "-1", "1.5h", "1d", "99999999999"] {
             assert_eq!(parse_every(bad), None, "{bad}");
         }
+        assert_eq!((parse_time("90s"), parse_time("90")), (Some(Duration::from_secs(90)), None));
         let whole = Kind::Every.accept(&Value::Integer(7));
         assert_eq!(whole, Some(Value::String("7".into())));
     }

@@ -63,6 +63,7 @@ pub static RUN: &[Key] = &[
         .or(&[(PPO, "actor-gradient-checkpointing")]).alone("full"),
     key("optimizer_state", RUNS, STATES, "what training keeps beside bf16 weights: full, f32 gradients and state, 16 bytes a parameter, or compact, bf16 gradients and 8-bit state, 5.1"),
     key("chat_format", RUNS, FORMATS, "how conversations become text; auto: the tokenizer's chat template, else Human/Assistant turns"),
+    key("stuck_after", RUNS, Kind::Time, "an iteration that takes this long, and ten times as long as the usual one, is told of with the place where it is"),
     key("print_samples", RUNS, Kind::int(0, 1000), "answers shown now and then during PPO"),
     key("max_shard_size", RUNS, Kind::Bytes, "largest file of a saved model"),
     key("quiet", RUNS, Kind::Bool, "show warnings and errors only"),

@@ -96,6 +96,7 @@ fn sample(kind: &Kind, rng: &mut Rng) -> Value {
         Kind::Every => {
             Value::String(format!("{}{}", 1 + rng.below(9999), ["", "m"][rng.below(2) as usize]))
         }
+        Kind::Time => Value::String(format!("{}s", 1 + rng.below(9999))),
         Kind::Bytes => Value::String(format!("{}MB", 1 + rng.below(9999))),
         Kind::Choice(words) => Value::String(words[rng.below(words.len() as u32) as usize].into()),
         Kind::Device => {

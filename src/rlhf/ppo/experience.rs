@@ -39,6 +39,11 @@ impl Rollout {
         self.logprobs.iter().zip(&self.ref_logprobs).map(|(a, b)| a - b).sum()
     }
 
+    /// Whether the answer ended before it began: it has no token, or an end token alone.
+    pub fn is_empty(&self) -> bool {
+        self.logprobs.len() <= usize::from(self.finished)
+    }
+
     /// Positions whose next token is an answer token.
     pub(super) fn states(&self) -> std::ops::Range<usize> {
         self.prompt_len - 1..self.ids.len() - 1
@@ -215,7 +220,10 @@ impl PpoTrainer {
             let n = rollouts.len() as f32;
             let kl = rollouts.iter().map(Rollout::kl).sum::<f32>() / n;
             let error = (kl / target - 1.0).clamp(-0.2, 0.2);
-            self.kl_coef *= 1.0 + error * n / horizon;
+            // Of log-probs that are no numbers nothing may stay: the steps on them are skipped.
+            if error.is_finite() {
+                self.kl_coef *= 1.0 + error * n / horizon;
+            }
         }
         Ok(())
     }

@@ -38,8 +38,9 @@ pub struct PpoStats {
     pub critic_grad_norm: f32,
     /// Share of the returns' variance that the values explain.
     pub explained_variance: f32,
-    /// Steps skipped because gradients were not finite.
-    pub skipped: usize,
+    /// Why steps were skipped, for each that was: loss or gradients were not finite, or no answer of a
+    /// minibatch has a token.
+    pub skipped: Vec<String>,
 }
 
 impl PpoTrainer {
@@ -52,7 +53,7 @@ impl PpoTrainer {
         unsupervised: &[&[i32]],
     ) -> Result<PpoStats> {
         let mut rollouts = experience.rollouts.clone();
-        if self.config.whiten_advantages {
+        if self.config.whiten_advantages && rollouts.iter().any(|r| !r.advantages.is_empty()) {
             self.whiten(ws, &mut rollouts)?;
         }
         let mut total =
@@ -73,7 +74,7 @@ impl PpoTrainer {
                 }
                 minibatches += 1;
                 with_text += usize::from(stats.unsup_loss.is_some());
-                total.absorb(&stats);
+                total.absorb(stats);
             }
         }
         total.divide(minibatches, with_text);
@@ -107,8 +108,13 @@ impl PpoTrainer {
         text: &[&[i32]],
     ) -> Result<PpoStats> {
         let tokens: usize = rollouts.iter().map(|r| r.logprobs.len()).sum();
-        let scale = 1.0 / tokens as f32;
         let mut stats = PpoStats::default();
+        if tokens == 0 {
+            // Nothing was done, so there is nothing to learn; not from what was done before either.
+            stats.skipped.push("no answer of the minibatch has a token".into());
+            return Ok(stats);
+        }
+        let scale = 1.0 / tokens as f32;
         let batches = self.batches(rollouts);
         for batch in &batches {
             self.accumulate_actor(ws, batch, scale, &mut stats)?;
@@ -117,15 +123,17 @@ impl PpoTrainer {
             stats.unsup_loss = Some(self.accumulate_text(ws, text)?);
         }
         let factor = self.config.actor_schedule.factor(self.updates);
-        let step = self.engines.actor.step(ws, factor)?;
-        (stats.actor_grad_norm, stats.skipped) = (step.grad_norm, usize::from(step.skipped));
+        let loss = stats.policy_loss + stats.entropy + stats.unsup_loss.unwrap_or(0.0);
+        let step = self.engines.actor.step(ws, factor, loss)?;
+        stats.actor_grad_norm = step.grad_norm;
+        stats.skipped.extend(step.skipped.map(|why| format!("actor: {why}")));
         for batch in &batches {
             self.accumulate_critic(ws, batch, scale, &mut stats)?;
         }
         let factor = self.config.critic_schedule.factor(self.updates);
-        let step = self.engines.critic.step(ws, factor)?;
+        let step = self.engines.critic.step(ws, factor, stats.value_loss)?;
         stats.critic_grad_norm = step.grad_norm;
-        stats.skipped += usize::from(step.skipped);
+        stats.skipped.extend(step.skipped.map(|why| format!("critic: {why}")));
         self.updates += 1;
         Ok(stats)
     }
@@ -246,13 +254,13 @@ impl PpoTrainer {
 }
 
 impl PpoStats {
-    fn absorb(&mut self, s: &PpoStats) {
+    fn absorb(&mut self, s: PpoStats) {
         self.policy_loss += s.policy_loss;
         self.value_loss += s.value_loss;
         self.entropy += s.entropy;
         self.approx_kl += s.approx_kl;
         self.clip_fraction += s.clip_fraction;
-        self.skipped += s.skipped;
+        self.skipped.extend(s.skipped);
         self.actor_grad_norm = s.actor_grad_norm;
         self.critic_grad_norm = s.critic_grad_norm;
         if let Some(loss) = s.unsup_loss {
