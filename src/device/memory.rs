@@ -7,6 +7,8 @@
 
 use crate::base::{Error, Result};
 use crate::device::Device;
+use crate::device::cpu::parallel_for;
+use std::sync::{Mutex, PoisonError};
 
 mod host;
 
@@ -125,10 +127,23 @@ impl Device {
         if self.has_kernels() {
             return self.stream()?.copy_out(from, dst);
         }
-        // SAFETY: the region is live host memory; `dst` is exclusively borrowed host memory.
-        unsafe { std::ptr::copy_nonoverlapping(from.ptr, dst.as_mut_ptr(), dst.len()) };
+        // SAFETY: the region is live host memory, and `dst` is exclusively borrowed from elsewhere.
+        copy(unsafe { from.as_bytes() }, dst);
         Ok(())
     }
+}
+
+/// Bytes that one task of a copy takes.
+const PIECE: usize = 1 << 20;
+
+/// Copies on all threads: one alone neither fills the memory's bandwidth nor touches new pages fast enough.
+fn copy(from: &[u8], to: &mut [u8]) {
+    let pieces: Vec<Mutex<&mut [u8]>> = to.chunks_mut(PIECE).map(Mutex::new).collect();
+    parallel_for(pieces.len(), |i| {
+        let mut to = pieces[i].lock().unwrap_or_else(PoisonError::into_inner);
+        let n = to.len();
+        to.copy_from_slice(&from[i * PIECE..][..n]);
+    });
 }
 
 impl Drop for Buffer {

@@ -188,15 +188,16 @@ impl Engine {
     }
 
     /// Adds to `out` under `at` what training changes: trained weights, optimizer state, moving average.
+    /// The tensors are read when they are copied or written.
     /// Between steps only: gradients are no state, those that wait are an error.
-    pub fn save(&self, at: &str, out: &mut Draft) -> Result<()> {
+    pub fn save<'a>(&'a self, at: &str, out: &mut Draft<'a>) -> Result<()> {
         let store = &self.model.store;
         if store.has_grads() {
             return Err(Error::internal(format!("{at}: saved with gradients that wait")));
         }
         for (id, p) in store.trained() {
             let name = format!("{at}/weight/{}", p.spec.name);
-            out.tensor(name, store.dtype(), &p.spec.shape, store.read_raw(id)?);
+            out.tensor(name, store.dtype(), &p.spec.shape, move |to| store.read_raw_into(id, to));
         }
         if let Some(optimizer) = &self.optimizer {
             optimizer.save(&self.model, at, out)?;

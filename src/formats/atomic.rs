@@ -2,7 +2,7 @@
 
 use crate::base::{Error, Result};
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 /// Writes `path` so that after a crash at any moment it holds either its old content or all of the
@@ -13,7 +13,7 @@ use std::path::Path;
 /// full disk is a resource error.
 pub fn write_atomic(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
+    write: impl FnOnce(&mut BufWriter<Steady>) -> Result<()>,
 ) -> Result<()> {
     let Some(name) = path.file_name() else {
         return Err(Error::user(format!("{} does not name a file", path.display())));
@@ -35,14 +35,54 @@ pub fn write_atomic(
 fn fill(
     temp: &Path,
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
+    write: impl FnOnce(&mut BufWriter<Steady>) -> Result<()>,
 ) -> Result<()> {
     let failed = |e| Error::io("write", path, &e);
-    let mut out = BufWriter::new(File::create_new(temp).map_err(failed)?);
+    let file = File::create_new(temp).map_err(failed)?;
+    let mut out = BufWriter::new(Steady { file, waiting: 0 });
     write(&mut out)?;
     out.flush().map_err(failed)?;
-    out.get_ref().sync_all().map_err(|e| Error::io("sync", path, &e))
+    out.get_ref().file.sync_all().map_err(|e| Error::io("sync", path, &e))
 }
+
+/// Bytes that wait in the system's memory at most before they are sent to the disk.
+const WAITING: usize = 32 << 20;
+
+/// A file that is written steadily: a large one goes to the disk piece by piece, so that it neither fills
+/// the system's memory nor keeps the disk busy in one go at the end, when others need them.
+pub struct Steady {
+    file: File,
+    /// Bytes written since the last piece.
+    waiting: usize,
+}
+
+impl Write for Steady {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(&bytes[..bytes.len().min(WAITING - self.waiting)])?;
+        self.waiting += n;
+        if self.waiting == WAITING {
+            self.waiting = 0;
+            self.file.sync_data()?;
+            forget(&self.file);
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Tells the system that what is written of a file will not be read soon.
+#[cfg(target_os = "linux")]
+fn forget(file: &File) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: advice on an open file; where it is not taken nothing changes.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn forget(_: &File) {}
 
 /// Makes renames and removals in `dir` last.
 pub fn sync_dir(dir: &Path) -> Result<()> {

@@ -27,8 +27,8 @@ pub use events::EventWriter;
 pub use safetensors::{SaveTensor, write_safetensors};
 pub use save::save_sharded;
 pub use snapshot::{
-    Draft, Found, Input, Label, Snapshot, list_snapshots, remove_leftovers, remove_snapshot,
-    write_snapshot,
+    Content, Copied, Draft, Found, Input, Label, Snapshot, Whole, list_snapshots, remove_leftovers,
+    remove_snapshot, write_snapshot,
 };
 pub use stamp::{Stamp, Sum, stamp};
 

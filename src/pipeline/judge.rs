@@ -37,7 +37,7 @@ impl Judged {
     }
 
     /// Adds to `out` under `at` what is told of it at the end.
-    pub(super) fn save(&self, at: &str, out: &mut Draft) {
+    pub(super) fn save(&self, at: &str, out: &mut Draft<'_>) {
         self.score.iter().for_each(|score| out.set(&format!("{at}.score"), score));
         out.set(&format!("{at}.kl"), self.kl);
         for (i, a) in self.answers.iter().take(SHOWN).enumerate() {

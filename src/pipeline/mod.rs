@@ -315,12 +315,14 @@ impl Run<'_> {
         let [weights, grads, optimizer, _] = memory;
         let activations = self.ws.programs().iter().map(|p| p.1).max().unwrap_or(0);
         self.reporter.emit(Event::note(format!(
-            "{step}: saved {}; weights {} MiB, gradients {} MiB, optimizer {} MiB, activations {} MiB",
+            "{step}: saved {}; weights {} MiB, gradients {} MiB, optimizer {} MiB, activations {} MiB, \
+             copy for checkpoints {} MiB",
             dir.display(),
             mib(weights),
             mib(grads),
             mib(optimizer),
-            mib(activations)
+            mib(activations),
+            mib(self.saver.bytes())
         )));
         self.reporter.emit(Event::step_end(step, stage.seconds(), summary));
     }

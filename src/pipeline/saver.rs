@@ -2,8 +2,12 @@
 //! checkpoints are kept. What is in them the steps know, how they are written `formats::snapshot` does.
 
 use super::config::keys::Every;
+use super::doctor::free_memory;
 use crate::base::{Error, Kind, Result};
-use crate::formats::{Draft, Found, Label, list_snapshots, remove_snapshot, write_snapshot};
+use crate::device::{Buffer, Device};
+use crate::formats::{
+    Copied, Draft, Found, Label, list_snapshots, remove_snapshot, write_snapshot,
+};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -20,7 +24,13 @@ pub(super) struct Saver {
     best: Option<Best>,
     /// When the last one was taken.
     last: Instant,
-    writing: Option<JoinHandle<Result<()>>>,
+    writing: Option<JoinHandle<(Buffer, Result<()>)>>,
+    /// The memory of the copy, while it is not being written: kept, for new memory is slow at first.
+    memory: Option<Buffer>,
+    /// Size of that memory, wherever it is.
+    held: usize,
+    /// Whether it was said that there is none.
+    told: bool,
 }
 
 /// The metric whose best checkpoint is kept.
@@ -78,7 +88,9 @@ impl Saver {
         keep: usize,
         best: Option<Best>,
     ) -> Saver {
-        Saver { root, steps, every, keep, best, last: Instant::now(), writing: None }
+        let (last, writing, memory) = (Instant::now(), None, None);
+        let (held, told) = (0, false);
+        Saver { root, steps, every, keep, best, last, writing, memory, held, told }
     }
 
     /// The best so far.
@@ -107,21 +119,61 @@ impl Saver {
     /// memory at most, and a disk that cannot follow slows the run down.
     pub(super) fn wait(&mut self) -> Result<()> {
         let Some(writing) = self.writing.take() else { return Ok(()) };
-        let done = writing.join();
-        done.unwrap_or_else(|_| Err(Error::internal("the writer of checkpoints panicked")))
+        let Ok((memory, done)) = writing.join() else {
+            return Err(Error::internal("the writer of checkpoints panicked"));
+        };
+        self.memory = Some(memory);
+        done
     }
 
-    /// Has `draft` written while training goes on.
-    pub(super) fn write(&mut self, label: Label, draft: Draft) -> Result<()> {
+    /// Bytes of memory held for copies of the state.
+    pub(super) fn bytes(&self) -> usize {
+        self.held
+    }
+
+    /// Memory for a copy of `bytes` bytes; `None` where there is no room for it.
+    fn room(&mut self, bytes: usize) -> Option<Buffer> {
+        let old = self.memory.take();
+        let memory = old.filter(|m| m.bytes() >= bytes).or_else(|| {
+            // The system promises more than it has, and ends who takes it at its word.
+            let fits = free_memory().is_none_or(|free| bytes as u64 <= free / 8 * 7);
+            fits.then(|| Buffer::zeroed(Device::Cpu, bytes).ok()).flatten()
+        });
+        self.held = memory.as_ref().map_or(0, Buffer::bytes);
+        memory
+    }
+
+    /// Has a copy of `draft` written while training goes on. Where there is no memory for a copy it is
+    /// written before this returns; what is to be said of that is returned, once.
+    pub(super) fn write(&mut self, label: Label, draft: Draft<'_>) -> Result<Option<String>> {
         self.wait()?;
         self.last = Instant::now();
+        let bytes = draft.bytes()?;
+        match self.room(bytes) {
+            Some(memory) => self.spawn(label, draft.copied(memory)?).map(|()| None),
+            None => {
+                write_snapshot(&self.root, &label, &draft).map_err(missing)?;
+                prune(&self.root, &self.steps, self.keep, self.best.as_ref()).map_err(missing)?;
+                let first = !std::mem::replace(&mut self.told, true);
+                Ok(first.then(|| {
+                    format!(
+                        "no memory for a copy of the state, {} MiB: training waits while a checkpoint is \
+                         written",
+                        bytes.div_ceil(1 << 20)
+                    )
+                }))
+            }
+        }
+    }
+
+    fn spawn(&mut self, label: Label, copy: Copied) -> Result<()> {
         let (root, steps, keep) = (self.root.clone(), self.steps.clone(), self.keep);
         let best = self.best.clone();
         let write = move || {
-            write_snapshot(&root, &label, &draft).map_err(missing)?;
-            // Given back before old ones are removed, which may take a while.
-            drop(draft);
-            prune(&root, &steps, keep, best.as_ref()).map_err(missing)
+            stand_back();
+            let done = write_snapshot(&root, &label, &copy)
+                .and_then(|_| prune(&root, &steps, keep, best.as_ref()));
+            (copy.into_memory(), done.map_err(missing))
         };
         let thread = std::thread::Builder::new().name("checkpoint".into());
         let started = thread.spawn(write);
@@ -135,6 +187,15 @@ impl Drop for Saver {
     /// A run that ends by an error elsewhere still has its last checkpoint written.
     fn drop(&mut self) {
         let _ = self.wait();
+    }
+}
+
+/// Lets the calling thread run where others leave the processor idle, or little more.
+fn stand_back() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: on Linux a thread has a priority of its own, and 0 is the calling one.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, 10);
     }
 }
 
@@ -198,7 +259,7 @@ mod tests {
         let found = vec![("sft".to_string(), 2, 0.5)];
         let best = Best { metric: "eval_loss".into(), lower: true, found };
         let mut saver = saver(tmp.path(), 2, Some(best));
-        let mut save = |label| saver.write(label, Draft::default()).unwrap();
+        let mut save = |label| assert_eq!(saver.write(label, Draft::default()).unwrap(), None);
         (1..=4).for_each(|i| save(label("sft", i, false)));
         save(label("sft", 4, true));
         // Of another run.

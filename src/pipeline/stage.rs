@@ -82,12 +82,12 @@ impl Run<'_> {
 
     /// Ends an iteration, with its metrics: saves a checkpoint when it is time, and stops where the run
     /// was asked to. `save` adds what the step knows to the checkpoint.
-    pub(super) fn boundary(
+    pub(super) fn boundary<'d>(
         &mut self,
         stage: &Stage,
         iteration: u64,
         values: &[(&str, f64)],
-        save: &dyn Fn(&mut Draft) -> Result<()>,
+        save: &dyn Fn(&mut Draft<'d>) -> Result<()>,
     ) -> Result<()> {
         self.watchdog.next();
         for warning in self.health.observe(stage.step, values) {
@@ -144,7 +144,7 @@ impl Run<'_> {
         stage: &Stage,
         iteration: u64,
         finished: bool,
-        mut draft: Draft,
+        mut draft: Draft<'_>,
         log: u64,
     ) -> Result<()> {
         draft.set("seconds_of_step", stage.seconds());
@@ -164,7 +164,10 @@ impl Run<'_> {
             // Later steps read other models.
             inputs: if finished { self.data.clone() } else { stage.inputs.clone() },
         };
-        self.saver.write(label, draft)
+        if let Some(told) = self.saver.write(label, draft)? {
+            self.reporter.emit(Event::warning(told));
+        }
+        Ok(())
     }
 
     /// Takes over from a snapshot what belongs to no step; says what is different now.

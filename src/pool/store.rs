@@ -277,8 +277,19 @@ impl Store {
 
     /// A whole parameter as row-major full-shape elements in the store's dtype.
     pub fn read_raw(&self, id: ParamId) -> Result<Vec<u8>> {
+        let mut full = vec![0; self.numel(id) * self.dtype.size()];
+        self.read_raw_into(id, &mut full)?;
+        Ok(full)
+    }
+
+    /// The same into `full`, which has its length.
+    pub fn read_raw_into(&self, id: ParamId, full: &mut [u8]) -> Result<()> {
         let weights = self.flats[self.params[id.0].flat].weights.region();
-        self.gather(id, weights, self.dtype.size())
+        self.gather(id, weights, self.dtype.size(), full)
+    }
+
+    fn numel(&self, id: ParamId) -> usize {
+        self.params[id.0].spec.shape.iter().product()
     }
 
     /// Sets a whole parameter from f32 values, rounding to the store's dtype.
@@ -304,27 +315,30 @@ impl Store {
         let Some(grads) = &self.flats[p.flat].grads else {
             return Err(Error::internal(format!("{} has no gradient", p.spec.name)));
         };
-        let raw = self.gather(id, grads.region(), self.grad_dtype.size())?;
+        let mut raw = vec![0; self.numel(id) * self.grad_dtype.size()];
+        self.gather(id, grads.region(), self.grad_dtype.size(), &mut raw)?;
         Ok(widened(raw, self.grad_dtype))
     }
 
-    /// What `from` has for a whole parameter, row-major: memory cut like the weights of its flat, with
-    /// elements of `size` bytes.
-    pub fn gather(&self, id: ParamId, from: Region, size: usize) -> Result<Vec<u8>> {
+    /// Fills `full` with what `from` has for a whole parameter, row-major: memory cut like the weights of
+    /// its flat, with elements of `size` bytes.
+    pub fn gather(&self, id: ParamId, from: Region, size: usize, full: &mut [u8]) -> Result<()> {
         let p = &self.params[id.0];
-        let mut full = vec![0u8; p.spec.shape.iter().product::<usize>() * size];
+        if full.len() != self.numel(id) * size {
+            return Err(Error::internal(format!("{}: {} bytes read", p.spec.name, full.len())));
+        }
         for piece in pieces(p, self.blocks) {
             let at = piece.block * self.flats[p.flat].block + p.offset + piece.at;
             let to = &mut full[piece.full.start * size..piece.full.end * size];
             self.device.read(from.slice(at * size, to.len()), to)?;
         }
-        Ok(full)
+        Ok(())
     }
 
     /// Sets what `to` has for a whole parameter; see [`Store::gather`].
     pub fn scatter(&self, id: ParamId, to: &Buffer, size: usize, full: &[u8]) -> Result<()> {
         let p = &self.params[id.0];
-        if full.len() != p.spec.shape.iter().product::<usize>() * size {
+        if full.len() != self.numel(id) * size {
             return Err(Error::internal(format!("{}: {} bytes written", p.spec.name, full.len())));
         }
         for piece in pieces(p, self.blocks) {

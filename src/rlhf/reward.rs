@@ -86,7 +86,7 @@ impl RewardTrainer {
     }
 
     /// Adds all that training has changed to `out`.
-    pub fn save(&self, out: &mut Draft) -> Result<()> {
+    pub fn save<'a>(&'a self, out: &mut Draft<'a>) -> Result<()> {
         out.set("steps", self.steps);
         self.engine.save("model", out)
     }

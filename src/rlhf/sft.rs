@@ -61,7 +61,7 @@ impl SftTrainer {
     }
 
     /// Adds all that training has changed to `out`.
-    pub fn save(&self, out: &mut Draft) -> Result<()> {
+    pub fn save<'a>(&'a self, out: &mut Draft<'a>) -> Result<()> {
         out.set("steps", self.steps);
         self.engine.save("model", out)
     }

@@ -49,10 +49,11 @@ impl Ema {
     }
 
     /// Adds the averages to `out`, as tensors `at/ema/PARAMETER`.
-    pub fn save(&self, model: &Model, at: &str, out: &mut Draft) -> Result<()> {
-        for (id, p) in model.store.trained() {
-            let bytes = model.store.gather(id, self.flat(p.flat)?.region(), 4)?;
-            out.tensor(format!("{at}/ema/{}", p.spec.name), DType::F32, &p.spec.shape, bytes);
+    pub fn save<'a>(&'a self, model: &'a Model, at: &str, out: &mut Draft<'a>) -> Result<()> {
+        let store = &model.store;
+        for (id, p) in store.trained() {
+            let (name, from) = (format!("{at}/ema/{}", p.spec.name), self.flat(p.flat)?.region());
+            out.tensor(name, DType::F32, &p.spec.shape, move |to| store.gather(id, from, 4, to));
         }
         Ok(())
     }

@@ -91,7 +91,7 @@ impl Optimizer {
     }
 
     /// Adds the state of every trained parameter to `out`, under `at`.
-    pub fn save(&self, model: &Model, at: &str, out: &mut Draft) -> Result<()> {
+    pub fn save<'a>(&'a self, model: &'a Model, at: &str, out: &mut Draft<'a>) -> Result<()> {
         out.set(&format!("{at}.optimizer_steps"), self.steps);
         let store = &model.store;
         for (id, p) in store.trained() {

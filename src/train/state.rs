@@ -79,17 +79,24 @@ impl State {
     }
 
     /// Adds the state of one parameter to `out`, as tensors `at/KIND/PARAMETER`: whole, without padding.
-    pub(super) fn save(&self, store: &Store, id: ParamId, at: &str, out: &mut Draft) -> Result<()> {
+    pub(super) fn save<'a>(
+        &'a self,
+        store: &'a Store,
+        id: ParamId,
+        at: &str,
+        out: &mut Draft<'a>,
+    ) -> Result<()> {
         let spec = &store.param(id).spec;
         for (kind, buffer, dtype) in self.columns() {
-            let bytes = store.gather(id, buffer.region(), dtype.size())?;
-            out.tensor(format!("{at}/{kind}/{}", spec.name), dtype, &spec.shape, bytes);
+            let name = format!("{at}/{kind}/{}", spec.name);
+            out.tensor(name, dtype, &spec.shape, move |to| {
+                store.gather(id, buffer.region(), dtype.size(), to)
+            });
         }
         if let State::Compact { scales, .. } = self {
             let (offset, shape) = scales_of(store, id)?;
-            let mut bytes = vec![0; shape[0] * SCALES];
-            scales.read(offset, &mut bytes)?;
-            out.tensor(format!("{at}/scales/{}", spec.name), DType::F32, &shape, bytes);
+            let name = format!("{at}/scales/{}", spec.name);
+            out.tensor(name, DType::F32, &shape, move |to| scales.read(offset, to));
         }
         Ok(())
     }

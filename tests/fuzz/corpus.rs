@@ -98,10 +98,14 @@ pub(crate) fn indexes() -> Vec<Vec<u8>> {
 
 /// The checkpoint whose manifest is made bad: tensors of three types, values, inputs; the same from each call.
 pub(crate) fn checkpoint(root: &Path) -> std::path::PathBuf {
+    let fill = |to: &mut [u8], value| {
+        to.fill(value);
+        Ok(())
+    };
     let mut draft = Draft::default();
-    draft.tensor("model/weight/a".into(), DType::Bf16, &[3, 2], vec![7; 12]);
-    draft.tensor("model/m/a".into(), DType::U8, &[3, 2], vec![200; 6]);
-    draft.tensor("model/scales/a".into(), DType::F32, &[1, 2], vec![0; 8]);
+    draft.tensor("model/weight/a".into(), DType::Bf16, &[3, 2], |to| fill(to, 7));
+    draft.tensor("model/m/a".into(), DType::U8, &[3, 2], |to| fill(to, 200));
+    draft.tensor("model/scales/a".into(), DType::F32, &[1, 2], |to| fill(to, 0));
     draft.set("loss_first", 2.5f32);
     draft.set("model.optimizer_steps", 7);
     let checksum = Sum::of(b"data");

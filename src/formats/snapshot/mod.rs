@@ -5,16 +5,18 @@
 //! the names mean, and when to save, is not decided here. [`write_snapshot`] tells how a directory comes
 //! to be, `manifest.rs` what it says of itself.
 
+mod draft;
 mod manifest;
 #[cfg(test)]
 mod tests;
 mod write;
 
+pub use draft::{Content, Copied, Draft, Whole};
 pub use manifest::{Input, Label};
 pub use write::{Found, list_snapshots, remove_leftovers, remove_snapshot, write_snapshot};
 
 use super::safetensors::SafetensorsFile;
-use super::{SaveTensor, SourceDType, Sum, TensorInfo, quoted};
+use super::{SourceDType, Sum, TensorInfo, quoted};
 use crate::base::{Error, Result};
 use manifest::{MANIFEST, Manifest, Shard};
 use std::borrow::Cow;
@@ -23,31 +25,6 @@ use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-
-/// A snapshot to be: tensors and values by name, in memory.
-#[derive(Debug, Default)]
-pub struct Draft {
-    tensors: Vec<(SaveTensor, Vec<u8>)>,
-    values: BTreeMap<String, String>,
-}
-
-impl Draft {
-    /// Adds a tensor by its row-major little-endian bytes. Its name must be new.
-    pub fn tensor(
-        &mut self,
-        name: String,
-        dtype: impl Into<SourceDType>,
-        shape: &[usize],
-        bytes: Vec<u8>,
-    ) {
-        self.tensors.push((SaveTensor::new(name, dtype, shape), bytes));
-    }
-
-    /// Adds a value, or replaces it. Numbers are kept as Rust writes them, which reads back exactly.
-    pub fn set(&mut self, name: &str, value: impl Display) {
-        self.values.insert(name.to_string(), value.to_string());
-    }
-}
 
 /// A snapshot that has been opened, all of whose bytes were found to be as written.
 pub struct Snapshot {

@@ -6,11 +6,11 @@
 use super::super::atomic::sync_dir;
 use super::super::safetensors::SafetensorsFile;
 use super::super::save::split;
-use super::super::{SaveTensor, Sum, write_safetensors};
+use super::super::{Sum, write_safetensors};
+use super::damaged;
+use super::draft::{Content, Whole};
 use super::manifest::{self, Label, Manifest, Shard};
-use super::{Draft, damaged};
 use crate::base::{Error, Result};
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,14 +42,14 @@ fn name_of(label: &Label) -> String {
 
 /// Writes `draft` into a directory of its own in `root`, which is made if absent, and returns its path.
 /// On an error nothing of it is left.
-pub fn write_snapshot(root: &Path, label: &Label, draft: &Draft) -> Result<PathBuf> {
+pub fn write_snapshot(root: &Path, label: &Label, draft: &dyn Whole) -> Result<PathBuf> {
     write_in_shards(root, label, draft, MAX_SHARD)
 }
 
 pub(super) fn write_in_shards(
     root: &Path,
     label: &Label,
-    draft: &Draft,
+    draft: &dyn Whole,
     max_shard: usize,
 ) -> Result<PathBuf> {
     make_root(root)?;
@@ -79,24 +79,24 @@ fn make_root(root: &Path) -> Result<()> {
     root.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), sync_dir)
 }
 
-fn fill(dir: &Path, label: &Label, draft: &Draft, max_shard: usize) -> Result<()> {
-    let tensors: Vec<SaveTensor> = draft.tensors.iter().map(|t| t.0.clone()).collect();
-    let bytes: HashMap<&str, &[u8]> =
-        draft.tensors.iter().map(|(t, bytes)| (t.name.as_str(), bytes.as_slice())).collect();
+fn fill(dir: &Path, label: &Label, draft: &dyn Whole, max_shard: usize) -> Result<()> {
+    let Content { tensors, values } = draft.content();
+    let places: HashMap<&str, usize> =
+        tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
     let mut files = vec![];
-    for range in split(&tensors, max_shard)?.into_iter().filter(|r| !r.is_empty()) {
+    for range in split(tensors, max_shard)?.into_iter().filter(|r| !r.is_empty()) {
         let name = format!("state-{:05}.safetensors", files.len() + 1);
         let (path, mut sums) = (dir.join(&name), BTreeMap::new());
         write_safetensors(&path, &tensors[range], &[], &mut |t| {
-            let bytes = bytes[t.name.as_str()];
-            sums.insert(t.name.clone(), Sum::of(bytes));
-            Ok(Cow::Borrowed(bytes))
+            let bytes = draft.read(places[t.name.as_str()])?;
+            sums.insert(t.name.clone(), Sum::of(&bytes));
+            Ok(bytes)
         })?;
         let length = fs::metadata(&path).map_err(|e| Error::io("read", &path, &e))?.len();
         let header = Sum::of(SafetensorsFile::open(&path).map_err(|e| damaged(&path, e))?.header());
         files.push(Shard { name, bytes: length, header, tensors: sums });
     }
-    manifest::write(dir, &Manifest::new(label, &draft.values, files))
+    manifest::write(dir, &Manifest::new(label, values, files))
 }
 
 /// The snapshots in `root`, in no order; none if it is absent.

@@ -50,6 +50,15 @@ fn memory(root: &Path) -> Finding {
     }
 }
 
+/// Bytes that are free on this machine and in the control groups around the process; `None` where the
+/// system does not say.
+pub(in crate::pipeline) fn free() -> Option<u64> {
+    let root = Path::new("/");
+    let info = std::fs::read_to_string(root.join("proc/meminfo")).ok()?;
+    let available = field(&info, "MemAvailable:")? << 10;
+    Some(tightest_group(root).map_or(available, |g| available.min(g.free)))
+}
+
 /// The number after `key` in a file of lines of a key and a number.
 fn field(text: &str, key: &str) -> Option<u64> {
     let mut lines = text.lines().map(str::split_whitespace);

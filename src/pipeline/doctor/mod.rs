@@ -11,6 +11,7 @@ mod limits;
 mod memory;
 
 pub use finding::{Finding, Findings, Mark};
+pub(super) use memory::free as free_memory;
 
 use super::config::DoctorConfig;
 use crate::base::{Error, Result};

@@ -1,0 +1,114 @@
+//! What is to be saved: tensors and values by name. A draft reads a tensor when its turn comes, from where
+//! it lives. A copy of a draft holds all of them, so that what they were is written while they change.
+
+use super::super::{SaveTensor, SourceDType};
+use crate::base::{Error, Result};
+use crate::device::{Buffer, Device};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+/// A snapshot to be. It reads from what lives for `'a`.
+#[derive(Default)]
+pub struct Draft<'a> {
+    content: Content,
+    /// How each tensor is read.
+    readers: Vec<Reader<'a>>,
+}
+
+/// Fills the row-major little-endian bytes of a tensor.
+type Reader<'a> = Box<dyn Fn(&mut [u8]) -> Result<()> + 'a>;
+
+/// A draft whose tensors are in memory.
+pub struct Copied {
+    content: Content,
+    /// All tensors, one after the other.
+    memory: Buffer,
+}
+
+/// Names, types and shapes of tensors, and values by name.
+#[derive(Default)]
+pub struct Content {
+    pub(super) tensors: Vec<SaveTensor>,
+    pub(super) values: BTreeMap<String, String>,
+}
+
+/// What a snapshot can be written from.
+pub trait Whole {
+    /// What there is.
+    fn content(&self) -> &Content;
+    /// The bytes of tensor `i`.
+    fn read(&self, i: usize) -> Result<Cow<'_, [u8]>>;
+}
+
+impl<'a> Draft<'a> {
+    /// Adds a tensor; `read` fills its row-major little-endian bytes. Its name must be new.
+    pub fn tensor(
+        &mut self,
+        name: String,
+        dtype: impl Into<SourceDType>,
+        shape: &[usize],
+        read: impl Fn(&mut [u8]) -> Result<()> + 'a,
+    ) {
+        self.content.tensors.push(SaveTensor::new(name, dtype, shape));
+        self.readers.push(Box::new(read));
+    }
+
+    /// Adds a value, or replaces it. Numbers are kept as Rust writes them, which reads back exactly.
+    pub fn set(&mut self, name: &str, value: impl Display) {
+        self.content.values.insert(name.to_string(), value.to_string());
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> Result<usize> {
+        self.content.tensors.iter().map(SaveTensor::bytes).sum()
+    }
+
+    /// Reads all tensors into `memory`, host memory that holds [`Draft::bytes`]: memory that has been used
+    /// before is much faster than new memory.
+    pub fn copied(self, memory: Buffer) -> Result<Copied> {
+        if memory.device() != Device::Cpu || memory.bytes() < self.bytes()? {
+            return Err(Error::internal("memory that does not fit a snapshot"));
+        }
+        let mut at = 0;
+        for (tensor, read) in self.content.tensors.iter().zip(&self.readers) {
+            let bytes = tensor.bytes()?;
+            // SAFETY: host memory that is owned here, and that nothing else uses.
+            read(unsafe { memory.slice(at, bytes).as_bytes_mut() })?;
+            at += bytes;
+        }
+        Ok(Copied { content: self.content, memory })
+    }
+}
+
+impl Copied {
+    /// The memory, for the next copy.
+    pub fn into_memory(self) -> Buffer {
+        self.memory
+    }
+}
+
+impl Whole for Draft<'_> {
+    fn content(&self) -> &Content {
+        &self.content
+    }
+
+    fn read(&self, i: usize) -> Result<Cow<'_, [u8]>> {
+        let mut bytes = vec![0; self.content.tensors[i].bytes()?];
+        self.readers[i](&mut bytes)?;
+        Ok(Cow::Owned(bytes))
+    }
+}
+
+impl Whole for Copied {
+    fn content(&self) -> &Content {
+        &self.content
+    }
+
+    fn read(&self, i: usize) -> Result<Cow<'_, [u8]>> {
+        let tensors = &self.content.tensors;
+        let at = tensors[..i].iter().map(SaveTensor::bytes).sum::<Result<usize>>()?;
+        // SAFETY: host memory that is owned here, and not written any more.
+        Ok(Cow::Borrowed(unsafe { self.memory.slice(at, tensors[i].bytes()?).as_bytes() }))
+    }
+}
