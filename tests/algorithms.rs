@@ -7,6 +7,8 @@ mod common;
 mod experience;
 #[path = "algorithms/learning.rs"]
 mod learning;
+#[path = "algorithms/memory.rs"]
+mod memory;
 #[path = "algorithms/optimizer.rs"]
 mod optimizer;
 #[path = "algorithms/pairs.rs"]

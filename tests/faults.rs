@@ -321,4 +321,6 @@ fn weights_that_are_no_numbers_are_told_with_tensor_and_count() {
     let (_, stderr) = p.sft(&model, &data, &[]);
     let told = stderr.lines().find(|l| l.contains("2 values are not finite in "));
     assert!(told.is_some_and(|l| l.contains("model") && l.contains("weight")), "{stderr}");
+    let strict = p.sft(&model, &data, &["--strict-weights", "--overwrite"]);
+    refused(strict, 2, &["2 values are not finite in ", "--strict-weights"]);
 }

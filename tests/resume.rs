@@ -7,6 +7,8 @@ mod checkpoint;
 #[path = "pipeline/place.rs"]
 mod place;
 
+#[path = "resume/around.rs"]
+mod around;
 #[path = "resume/damage.rs"]
 mod damage;
 #[path = "resume/killed.rs"]

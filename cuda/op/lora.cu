@@ -6,7 +6,7 @@ struct LoraDropParams {
   const void* from;
   void* to;
   uint64_t n;
-  uint64_t first;  // index of the first element in the whole tensor, a multiple of 4
+  uint64_t first;  // index of the first element among all of the step
   Dropout dropout;
   uint32_t flags, pad;
 };
@@ -18,12 +18,11 @@ DEV void lora_drop(const LoraDropParams& p) {
   const size_t i = vec_start<4>();
   if (i >= p.n) return;
   const int n = vec_count<4>(p.n - i);
-  bool keeps[4];
   float v[4];
-  dropout_keeps(p.dropout, (p.first + i) / 4, keeps);
+  const uint32_t keeps = dropout_keeps(p.dropout, p.first + i);
   load_vec<T>(p.from, i, n, p.flags & FLAG_ALIGNED, v);
 #pragma unroll
-  for (int k = 0; k < 4; k++) v[k] = keeps[k] ? v[k] * p.dropout.factor : 0.f;
+  for (int k = 0; k < 4; k++) v[k] = keeps >> k & 1 ? v[k] * p.dropout.factor : 0.f;
   put_vec<T>(p.to, i, n, p.flags, v);
 }
 

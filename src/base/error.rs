@@ -11,6 +11,8 @@ pub enum Kind {
     User,
     /// A resource is missing (disk, memory, device): exit code 3.
     Resource,
+    /// There is no memory for what was asked for: exit code 3, but less of it may fit.
+    Memory,
     /// Stopped, but resumable (signal, dead rank, preemption): exit code 75.
     Stopped,
     /// A broken invariant of ours: exit code 1, please report.
@@ -36,6 +38,11 @@ impl Error {
     /// A resource is missing. Exit code 3.
     pub fn resource(message: impl Into<String>) -> Error {
         Error { kind: Kind::Resource, message: message.into() }
+    }
+
+    /// There is no memory for something. Exit code 3.
+    pub fn memory(message: impl Into<String>) -> Error {
+        Error { kind: Kind::Memory, message: message.into() }
     }
 
     /// The run was stopped and can be resumed. Exit code 75.
@@ -73,7 +80,7 @@ impl Error {
         match self.kind {
             Kind::Internal => 1,
             Kind::User => 2,
-            Kind::Resource => 3,
+            Kind::Resource | Kind::Memory => 3,
             Kind::Stopped => 75,
         }
     }
@@ -101,6 +108,7 @@ mod tests {
     fn exit_codes_follow_the_kind() {
         assert_eq!(Error::user("x").exit_code(), 2);
         assert_eq!(Error::resource("x").exit_code(), 3);
+        assert_eq!(Error::memory("x").exit_code(), 3);
         assert_eq!(Error::stopped("x").exit_code(), 75);
         assert_eq!(Error::internal("x").exit_code(), 1);
         let full = std::io::Error::from(std::io::ErrorKind::StorageFull);

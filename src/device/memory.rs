@@ -52,7 +52,7 @@ impl Buffer {
         }
         match host::alloc(bytes) {
             Some(ptr) => Ok(Buffer { device, ptr, bytes }),
-            None => Err(Error::resource(format!(
+            None => Err(Error::memory(format!(
                 "out of memory: cannot allocate {} MiB; use a smaller model, batch or sequence length",
                 bytes >> 20
             ))),

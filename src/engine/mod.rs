@@ -5,7 +5,7 @@
 
 use crate::base::{Error, Result};
 use crate::formats::{Draft, Snapshot};
-use crate::model::{Head, KvCache, Model, Pass};
+use crate::model::{Draw, Head, KvCache, Model, Pass};
 use crate::rollout::{Answer, Sampling, generate};
 use crate::tape::{Keep, Tape, Workspace};
 use crate::tensor::Tensor;
@@ -135,7 +135,7 @@ impl Engine {
 
     /// Adds the gradients of one micro-batch. `loss` builds f32 `[1]` losses, all of which are
     /// propagated, and statistics to read back; `name` tells programs apart. `dropout` seeds LoRA
-    /// dropout. Returns losses, then statistics.
+    /// dropout, another one every step. Returns losses, then statistics.
     pub fn accumulate(
         &self,
         ws: &mut Workspace,
@@ -145,6 +145,7 @@ impl Engine {
         loss: &LossFn<'_>,
     ) -> Result<Vec<Vec<f32>>> {
         let key = format!("{name} {}", self.model.store.id());
+        let dropout = dropout.map(|seed| Draw { seed, first: batch.first });
         let pass = Pass { keep: self.keep, adapters: true, dropout };
         ws.run(&key, batch, |tape, batch: &Batch| {
             tape.record();

@@ -46,8 +46,18 @@ pub struct Pass {
     pub keep: Keep,
     /// Whether LoRA adapters take part; without them the model is the base model.
     pub adapters: bool,
-    /// Seed of LoRA dropout for this pass; `None` turns dropout off.
-    pub dropout: Option<u64>,
+    /// LoRA dropout for this pass; `None` turns it off.
+    pub dropout: Option<Draw>,
+}
+
+/// What is drawn for LoRA dropout in a pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    /// Another one every step.
+    pub seed: u64,
+    /// Number of the pass's first token among those of the step, for what a token draws not to depend on
+    /// how they are shared out over passes.
+    pub first: usize,
 }
 
 impl Pass {
@@ -290,8 +300,9 @@ impl Model {
                 scale: config.scale(),
                 offset: adapter.offset,
                 dropout: pass.dropout.map_or(0.0, |_| config.dropout),
-                seed: pass.dropout.unwrap_or(0),
+                seed: pass.dropout.map_or(0, |d| d.seed),
                 site: adapter.site,
+                first: pass.dropout.map_or(0, |d| d.first),
             };
             let a = tape.param(&self.store, adapter.a);
             let b = tape.param(&self.store, adapter.b);

@@ -27,13 +27,16 @@ pub struct LoadOptions {
     pub lora: Option<LoraConfig>,
     /// Seed of what has to be initialised.
     pub seed: u64,
+    /// Whether weights that are not finite are refused, rather than noted.
+    pub strict: bool,
 }
 
 impl LoadOptions {
     /// A frozen model without new adapters, on the CPU.
     pub fn frozen(head: Head, dtype: DType) -> LoadOptions {
         let (grads, device) = (DType::F32, Device::Cpu);
-        LoadOptions { head, dtype, train: false, grads, device, lora: None, seed: 0 }
+        let (train, lora, seed, strict) = (false, None, 0, false);
+        LoadOptions { head, dtype, train, grads, device, lora, seed, strict }
     }
 
     /// The same, on `device`.
@@ -104,7 +107,7 @@ impl Model {
         let config = Config::read(dir)?;
         let mut model = Model::empty(&config, options)?;
         let checkpoint = Checkpoint::open(dir)?;
-        model.fill(&checkpoint, dir, options.seed)?;
+        model.fill(&checkpoint, dir, options)?;
         model.init_adapters(options.seed)?;
         Ok(model)
     }
@@ -121,18 +124,21 @@ impl Model {
         let options = LoadOptions { lora: Some(lora), ..options.clone() };
         let mut model = Model::load(&base, &options)?;
         let file = Checkpoint::open_file(&dir.join("adapter_model.safetensors"))?;
+        let mut notes = vec![];
         for adapter in model.adapters() {
             for (id, part) in [(adapter.a, "lora_A"), (adapter.b, "lora_B")] {
                 let name = format!("base_model.model.{}.{part}.weight", adapter.module);
                 let shape = &model.store.param(id).spec.shape;
                 check_shape(&file, &name, shape, dir)?;
                 let mut values = file.read_f32(&name)?;
+                notes.extend(no_numbers(&values, &name, dir, options.strict)?);
                 if let Some(order) = adapter.order.as_ref().filter(|_| part == "lora_B") {
                     values = layout::gather_rows(order, shape[1], &values);
                 }
                 model.store.write_f32(id, &values)?;
             }
         }
+        model.notes.extend(notes);
         let score = "base_model.model.score.weight";
         if model.head == Head::Score && file.info(score).is_some() {
             model.store.write_f32(model.params.head, &file.read_f32(score)?)?;
@@ -141,7 +147,7 @@ impl Model {
         Ok(model)
     }
 
-    fn fill(&mut self, checkpoint: &Checkpoint, dir: &Path, seed: u64) -> Result<()> {
+    fn fill(&mut self, checkpoint: &Checkpoint, dir: &Path, options: &LoadOptions) -> Result<()> {
         let prefix = self.arch.family.names.prefix;
         // Published base-model checkpoints name tensors without the prefix.
         let find = |name: &str| -> Option<String> {
@@ -177,14 +183,7 @@ impl Model {
             let names: Vec<String> = names.into_iter().flatten().collect();
             let values = read_param(checkpoint, param, source, &names, dir)?;
             self.store.write_f32(ParamId(i), &values)?;
-            let bad = values.iter().filter(|v| !v.is_finite()).count();
-            if bad > 0 {
-                self.notes.push(format!(
-                    "{}: {bad} values are not finite in {}",
-                    dir.display(),
-                    names[0]
-                ));
-            }
+            self.notes.extend(no_numbers(&values, &names[0], dir, options.strict)?);
         }
         if !missing.is_empty() {
             return Err(Error::user(format!(
@@ -196,7 +195,7 @@ impl Model {
         }
         self.refuse_extra(checkpoint, dir)?;
         if init_score {
-            self.init_score(seed)?;
+            self.init_score(options.seed)?;
             self.score_is_random = true;
         }
         Ok(())
@@ -247,6 +246,19 @@ impl Model {
             self.arch.family.model_type,
             first_three(&extra)
         )))
+    }
+}
+
+/// What is to be said of values of a tensor that are infinite or not a number; an error if `strict`.
+fn no_numbers(values: &[f32], name: &str, dir: &Path, strict: bool) -> Result<Option<String>> {
+    let bad = values.iter().filter(|v| !v.is_finite()).count();
+    let told = format!("{}: {bad} values are not finite in {name}", dir.display());
+    match bad {
+        0 => Ok(None),
+        _ if strict => {
+            Err(Error::user(format!("{told}; use another model, or leave out --strict-weights")))
+        }
+        _ => Ok(Some(told)),
     }
 }
 

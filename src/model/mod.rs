@@ -9,7 +9,7 @@ mod params;
 mod save;
 
 pub use cache::{KvCache, PAGE};
-pub use forward::{Attend, Pass};
+pub use forward::{Attend, Draw, Pass};
 pub use load::{LoadOptions, base_dir, hub_cache, resolve_model};
 pub use lora::{LoraConfig, linear_modules};
 pub use params::{Adapter, BlockParams, Linear, NormParams, Params, Source};

@@ -33,6 +33,9 @@ pub struct Lora {
     pub seed: u64,
     /// Number of the adapter in the model.
     pub site: u64,
+    /// Number of the first token in the step: the mask of a token depends on its number there, not on
+    /// the micro-batch it is in.
+    pub first: usize,
 }
 
 /// Registry entry.
@@ -184,7 +187,7 @@ fn forward<E: Elem>(op: &Lora, io: &mut Forward<'_>) -> Result<()> {
         match op.dropout() {
             Some(dropout) => {
                 let dropped = &mut dropped[..rows * s.inner];
-                dropout.forward(x, start * s.inner, dropped);
+                dropout.forward(x, (op.first + start) * s.inner, dropped);
                 let x = Mat::dense(&*dropped, rows, s.inner);
                 gemm_nt(x, a, out, &Epilogue::<f32>::default());
             }
@@ -253,12 +256,13 @@ fn backward<E: Elem>(op: &Lora, io: &mut Backward<'_>) -> Result<()> {
         gemm_nt(dv, b, out, &Epilogue::<f32>::default());
         let du = Mat::dense(&*du, rows, s.rank);
         let (first, x) = (start * s.inner, &x[start * s.inner..][..rows * s.inner]);
+        let drawn = op.first * s.inner + first;
         if let Some(Grad { view, acc }) = da {
             let out = MatMut::dense(view.f32(), s.rank, s.inner);
             let acc = *acc || start > 0;
             if let Some(dropout) = op.dropout() {
                 let dropped = &mut dropped[..rows * s.inner];
-                dropout.forward(x, first, dropped);
+                dropout.forward(x, drawn, dropped);
                 gemm_tn(du, Mat::dense(&*dropped, rows, s.inner), out, acc);
             } else {
                 gemm_tn(du, Mat::dense(x, rows, s.inner), out, acc);
@@ -269,7 +273,7 @@ fn backward<E: Elem>(op: &Lora, io: &mut Backward<'_>) -> Result<()> {
             if let Some(dropout) = op.dropout() {
                 let dropped = &mut dropped[..rows * s.inner];
                 gemm_nn(du, a, MatMut::dense(&mut *dropped, rows, s.inner), false);
-                dropout.backward(dropped, first, dx, *acc);
+                dropout.backward(dropped, drawn, dx, *acc);
             } else {
                 gemm_nn(du, a, MatMut::dense(dx, rows, s.inner), *acc);
             }
@@ -280,7 +284,7 @@ fn backward<E: Elem>(op: &Lora, io: &mut Backward<'_>) -> Result<()> {
 
 fn cases() -> Vec<Case> {
     let case = |[tokens, total, inner, rank, n]: [usize; 5], offset: usize, dropout: f32| {
-        let op = Lora { scale: 1.5, offset, dropout, seed: 3 << 33, site: 12 };
+        let op = Lora { scale: 1.5, offset, dropout, seed: 3 << 33, site: 12, first: 2 * tokens };
         let ins = vec![
             Some(Input::act(&[tokens, total], 1.0)),
             Some(Input::act(&[tokens, inner], 1.0)),
@@ -291,7 +295,7 @@ fn cases() -> Vec<Case> {
             let mut y = ins[0].clone();
             let factor = |i: usize| {
                 let d = Dropout { p: dropout, seed: op.seed, site: op.site };
-                f64::from(if dropout > 0.0 { d.factor(i as u64) } else { 1.0 })
+                f64::from(if dropout > 0.0 { d.factor((op.first * inner + i) as u64) } else { 1.0 })
             };
             for t in 0..tokens {
                 for k in 0..rank {

@@ -238,6 +238,8 @@ pub struct RunConfig {
     pub sft_only_data_path: Vec<String>,
     /// Share kept for evaluation, 0..=0.5.
     pub eval_fraction: f64,
+    /// Whether weights that are not finite are refused.
+    pub strict_weights: bool,
     /// What a bad row does.
     pub on_bad_row: OnBadRow,
     /// What a long prompt does.
@@ -250,6 +252,8 @@ pub struct RunConfig {
     pub max_answer_seq_len: usize,
     /// Most packed tokens of a micro-batch; 0 = chosen.
     pub micro_batch_tokens: usize,
+    /// Most memory for activations, MiB; 0 = what there is.
+    pub memory_limit: usize,
     /// What is computed again in the backward pass.
     pub gradient_checkpointing: Checkpointing,
     /// How the optimizers keep their state.
@@ -300,12 +304,14 @@ impl Default for RunConfig {
             data_split: "2,4,4".into(),
             sft_only_data_path: vec![],
             eval_fraction: 0.05,
+            strict_weights: false,
             on_bad_row: OnBadRow::Error,
             on_long_prompt: OnLongPrompt::Skip,
             max_seq_len: 512,
             max_prompt_seq_len: 256,
             max_answer_seq_len: 256,
             micro_batch_tokens: 0,
+            memory_limit: 0,
             gradient_checkpointing: Checkpointing::None,
             optimizer_state: OptimizerState::Full,
             chat_format: ConversationFormat::Auto,

@@ -117,7 +117,7 @@ fn run_steps(
         cut_log(&dir.metrics(), from.snapshot.get("log_bytes")?)?;
     }
     let resumed = resumed.filter(|r| !r.is_beginning());
-    let ws = Workspace::new(device, usize::MAX)?;
+    let ws = Workspace::new(device, memory_limit(cfg))?;
     // Past the reporter, which the thread that may be stuck holds.
     let tell = |line: &str| drop(writeln!(std::io::stderr(), "warning: {line}"));
     let mut run = Run {
@@ -162,6 +162,14 @@ fn run_steps(
         run.mark_finished(&stage, iterations)?;
     }
     Ok(())
+}
+
+/// Most bytes of activations.
+fn memory_limit(cfg: &RunConfig) -> usize {
+    match cfg.memory_limit {
+        0 => usize::MAX,
+        mib => mib << 20,
+    }
 }
 
 fn saver(cfg: &RunConfig, dir: &RunDir) -> Result<Saver> {
@@ -211,7 +219,8 @@ impl Run<'_> {
 
     /// Options for a model that is only asked.
     fn frozen(&self, head: Head) -> LoadOptions {
-        LoadOptions::frozen(head, self.dtype).on(self.device)
+        let strict = self.cfg.strict_weights;
+        LoadOptions { strict, ..LoadOptions::frozen(head, self.dtype).on(self.device) }
     }
 
     /// Options for a model to be trained.

@@ -29,6 +29,8 @@ pub(super) const HARMLESS: &[&str] = &[
     "device",
     "threads",
     "micro_batch_tokens",
+    "memory_limit",
+    "strict_weights",
     "gradient_checkpointing",
     "stuck_after",
     "print_samples",

@@ -31,6 +31,8 @@ pub(super) struct Saver {
     held: usize,
     /// Whether it was said that there is none.
     told: bool,
+    /// Free memory that is believed in at most; for tests.
+    most: u64,
 }
 
 /// The metric whose best checkpoint is kept.
@@ -90,7 +92,8 @@ impl Saver {
     ) -> Saver {
         let (last, writing, memory) = (Instant::now(), None, None);
         let (held, told) = (0, false);
-        Saver { root, steps, every, keep, best, last, writing, memory, held, told }
+        let most = u64::MAX;
+        Saver { root, steps, every, keep, best, last, writing, memory, held, told, most }
     }
 
     /// The best so far.
@@ -136,7 +139,7 @@ impl Saver {
         let old = self.memory.take();
         let memory = old.filter(|m| m.bytes() >= bytes).or_else(|| {
             // The system promises more than it has, and ends who takes it at its word.
-            let fits = free_memory().is_none_or(|free| bytes as u64 <= free / 8 * 7);
+            let fits = free_memory().is_none_or(|free| bytes as u64 <= free.min(self.most) / 8 * 7);
             fits.then(|| Buffer::zeroed(Device::Cpu, bytes).ok()).flatten()
         });
         self.held = memory.as_ref().map_or(0, Buffer::bytes);
@@ -284,6 +287,44 @@ mod tests {
         again.lower = false;
         assert!(!again.improves("sft", 9, &[("loss", 1.25)]));
         assert!(again.improves("sft", 9, &[("loss", 1.75)]));
+    }
+
+    /// A draft of a tensor of `n` bytes.
+    fn draft(n: usize) -> Draft<'static> {
+        let mut draft = Draft::default();
+        draft.tensor("a".into(), crate::base::DType::U8, &[n], |to| {
+            to.fill(7);
+            Ok(())
+        });
+        draft
+    }
+
+    #[test]
+    fn the_memory_of_a_copy_is_kept() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut saver = saver(tmp.path(), 9, None);
+        for (i, n, held) in [(1, 9000, 9000), (2, 5000, 9000), (3, 9001, 9001)] {
+            assert_eq!(saver.write(label("sft", i, false), draft(n)).unwrap(), None);
+            assert_eq!(saver.bytes(), held);
+            saver.wait().unwrap();
+            assert_eq!(saver.memory.as_ref().map(Buffer::bytes), Some(held));
+        }
+    }
+
+    #[test]
+    fn without_memory_for_a_copy_it_is_written_at_once() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut saver = saver(tmp.path(), 2, None);
+        saver.most = 8000;
+        for i in 1..=3 {
+            let told = saver.write(label("sft", i, false), draft(1 << 20)).unwrap();
+            assert_eq!(told.is_some_and(|t| t.contains("1 MiB: training waits")), i == 1);
+            assert!(saver.writing.is_none() && saver.bytes() == 0);
+        }
+        assert_eq!(names(tmp.path()), ["sft-00000002", "sft-00000003"]);
+        let again = crate::formats::Snapshot::open(&tmp.path().join("sft-00000003")).unwrap();
+        let bytes = again.tensor("a", crate::base::DType::U8, &[1 << 20]).unwrap();
+        assert!(bytes.iter().all(|b| *b == 7));
     }
 
     #[test]

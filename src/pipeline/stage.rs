@@ -94,6 +94,9 @@ impl Run<'_> {
             self.reporter.emit(Event::warning(warning));
         }
         self.saver.check()?;
+        if let Some(told) = self.ws.take_told() {
+            self.reporter.emit(Event::warning(told));
+        }
         let signal = stop::asked();
         if self.saver.is_due(stage.step, iteration, values) || signal.is_some() {
             self.saver.wait()?;

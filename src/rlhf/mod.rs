@@ -66,6 +66,7 @@
 
 mod ppo;
 mod reward;
+mod rows;
 mod rule;
 mod sft;
 mod stats;
@@ -82,38 +83,41 @@ pub use stats::RunningStats;
 use crate::base::Result;
 use crate::engine::{Engine, LossFn};
 use crate::tape::Workspace;
-use crate::train::{Batch, Schedule, StepStats};
+use crate::train::{Schedule, StepStats};
+use rows::Rows;
 
 /// Settings shared by the supervised trainers.
 #[derive(Clone, Debug)]
 pub struct StepConfig {
     /// Learning rate over the run.
     pub schedule: Schedule,
-    /// Upper bound of packed tokens in a micro-batch.
+    /// Upper bound of packed tokens in a micro-batch; memory may bound them further.
     pub micro_batch_tokens: usize,
     /// Seed of LoRA dropout.
     pub seed: u64,
 }
 
-/// Accumulates `batches` under `loss` and steps. Returns the sums of the losses and the step.
+/// Accumulates `rows` under `loss` and steps. Returns the sums of the losses, the tokens and the step.
 fn optimize(
     engine: &mut Engine,
     ws: &mut Workspace,
     name: &str,
-    batches: &[Batch],
+    rows: &Rows<'_>,
     config: &StepConfig,
     step: u64,
     loss: &LossFn<'_>,
-) -> Result<(Vec<Vec<f32>>, StepStats)> {
-    let mut sums: Vec<Vec<f32>> = vec![];
-    for (i, batch) in batches.iter().enumerate() {
-        let dropout = Some(config.seed ^ (step << 20) ^ i as u64);
+) -> Result<(Vec<Vec<f32>>, usize, StepStats)> {
+    let (mut sums, mut tokens) = (vec![], 0);
+    let dropout = Some(config.seed ^ (step << 20));
+    rows.each(ws, &mut |ws, batch| {
         add(&mut sums, engine.accumulate(ws, name, batch, dropout, loss)?);
-    }
+        tokens += batch.packed.ids.len();
+        Ok(())
+    })?;
     // The first term is the loss.
-    let sum = sums.first().map_or(0.0, |terms| terms[0]);
+    let sum = sums.first().map_or(0.0, |terms: &Vec<f32>| terms[0]);
     let stats = engine.step(ws, config.schedule.factor(step), sum)?;
-    Ok((sums, stats))
+    Ok((sums, tokens, stats))
 }
 
 /// Adds `terms` to `sums`, element by element.

@@ -3,11 +3,12 @@
 //! tokens; DeepSpeed-Chat's variant averages over all positions from the first differing token on.
 
 use crate::base::Result;
-use crate::data::{PairExample, micro_batches};
+use crate::data::PairExample;
 use crate::engine::{Engine, LossFn, Terms};
 use crate::formats::{Draft, Snapshot};
 use crate::op::gather::gather;
 use crate::op::pairwise::{Pairwise, pairwise};
+use crate::rlhf::rows::Rows;
 use crate::rlhf::{StepConfig, add, optimize};
 use crate::tape::Workspace;
 use crate::tensor::Desc;
@@ -69,19 +70,12 @@ impl RewardTrainer {
         if pairs.is_empty() {
             return Ok(RewardStats::default());
         }
-        let batches = self.batches(pairs);
         let loss = pair_loss(1.0 / pairs.len() as f32);
-        let (sums, step) = optimize(
-            &mut self.engine,
-            ws,
-            "reward",
-            &batches,
-            &self.config.step,
-            self.steps,
-            &*loss,
-        )?;
+        let (rows, config) = (rows(&self.config, pairs), &self.config.step);
+        let (sums, tokens, step) =
+            optimize(&mut self.engine, ws, "reward", &rows, config, self.steps, &*loss)?;
         self.steps += 1;
-        let stats = report(&sums, &batches, pairs.len());
+        let stats = report(&sums, tokens, pairs.len());
         Ok(RewardStats { grad_norm: step.grad_norm, skipped: step.skipped, ..stats })
     }
 
@@ -102,28 +96,30 @@ impl RewardTrainer {
         if pairs.is_empty() {
             return Ok(RewardStats::default());
         }
-        let batches = self.batches(pairs);
         let loss = pair_loss(1.0 / pairs.len() as f32);
-        let mut sums = vec![];
-        for batch in &batches {
+        let (mut sums, mut tokens) = (vec![], 0);
+        rows(&self.config, pairs).each(ws, &mut |ws, batch| {
             add(&mut sums, self.engine.evaluate(ws, "reward", batch, &*loss)?);
-        }
-        Ok(report(&sums, &batches, pairs.len()))
+            tokens += batch.packed.ids.len();
+            Ok(())
+        })?;
+        Ok(report(&sums, tokens, pairs.len()))
     }
+}
 
-    /// Micro-batches whose rows alternate chosen, rejected. Selected are the compared positions of
-    /// all chosen, then of all rejected, then the end positions in the same order; columns are the
-    /// weights of the comparisons and those of the pairs.
-    fn batches(&self, pairs: &[&PairExample]) -> Vec<Batch> {
-        let lengths: Vec<usize> = pairs.iter().map(|p| p.chosen.len() + p.rejected.len()).collect();
-        let groups = micro_batches(&lengths, self.config.step.micro_batch_tokens);
-        groups
-            .iter()
-            .map(|g| self.batch(&g.iter().map(|&i| pairs[i]).collect::<Vec<_>>()))
-            .collect()
-    }
+/// A pair is a row: both of its answers are in one micro-batch.
+fn rows<'r>(config: &'r RewardConfig, pairs: &'r [&'r PairExample]) -> Rows<'r> {
+    let pack =
+        |rows: &[usize]| config.loss.batch(&rows.iter().map(|&i| pairs[i]).collect::<Vec<_>>());
+    let lengths = pairs.iter().map(|p| p.chosen.len() + p.rejected.len()).collect();
+    Rows { lengths, max_tokens: config.step.micro_batch_tokens, pack: Box::new(pack) }
+}
 
-    fn batch(&self, pairs: &[&PairExample]) -> Batch {
+impl RewardLoss {
+    /// Sequences alternate chosen, rejected. Selected are the compared positions of all chosen, then of all
+    /// rejected, then the end positions in the same order; columns are the weights of the comparisons
+    /// and those of the pairs.
+    fn batch(self, pairs: &[&PairExample]) -> Batch {
         let rows: Vec<(&[i32], std::ops::Range<usize>)> = pairs
             .iter()
             .flat_map(|p| [(p.chosen.as_slice(), 0..0), (p.rejected.as_slice(), 0..0)])
@@ -136,7 +132,7 @@ impl RewardTrainer {
             let (c_last, r_last) = (p.chosen.len() - 1, p.rejected.len() - 1);
             chosen_end.push(c0 + c_last as i32);
             rejected_end.push(r0 + r_last as i32);
-            let range = match self.config.loss {
+            let range = match self {
                 RewardLoss::End => usize::MAX - 1..usize::MAX,
                 RewardLoss::TokenWise => {
                     let same = p.chosen.iter().zip(&p.rejected).take_while(|(a, b)| a == b).count();
@@ -158,7 +154,7 @@ impl RewardTrainer {
     }
 }
 
-/// Compares the first half of the comparisons with the second; see `RewardTrainer::batches`.
+/// Compares the first half of the comparisons with the second; see `RewardLoss::batch`.
 fn pair_loss(scale: f32) -> Box<LossFn<'static>> {
     Box::new(move |tape, model, batch, hidden, select| {
         let scores = model.scores(tape, hidden, select)?;
@@ -183,8 +179,7 @@ fn pair_loss(scale: f32) -> Box<LossFn<'static>> {
     })
 }
 
-fn report(sums: &[Vec<f32>], batches: &[Batch], pairs: usize) -> RewardStats {
-    let tokens = batches.iter().map(|b| b.packed.ids.len()).sum();
+fn report(sums: &[Vec<f32>], tokens: usize, pairs: usize) -> RewardStats {
     let n = pairs as f32;
     let (loss, accuracy, margin) = (sums[0][0], sums[1][0] / n, sums[1][1] / n);
     RewardStats { loss, accuracy, margin, grad_norm: 0.0, skipped: None, tokens }

@@ -2,12 +2,14 @@
 //! optimizer step, so that the split into micro-batches does not matter.
 
 use crate::base::Result;
-use crate::data::{SftExample, micro_batches};
+use crate::data::SftExample;
 use crate::engine::{Engine, Terms};
 use crate::formats::{Draft, Snapshot};
+use crate::rlhf::rows::Rows;
 use crate::rlhf::{StepConfig, add, optimize};
 use crate::tape::Workspace;
 use crate::train::Batch;
+use std::ops::Range;
 
 /// Settings of supervised finetuning.
 #[derive(Clone, Debug)]
@@ -48,14 +50,13 @@ impl SftTrainer {
 
     /// One optimizer step over `examples`; none, and a loss of 0, if they predict no token.
     pub fn train(&mut self, ws: &mut Workspace, examples: &[&SftExample]) -> Result<SftStats> {
-        let batches = self.batches(examples);
-        if batches.is_empty() {
+        let predicted = self.predicted(examples);
+        if predicted == 0 {
             return Ok(SftStats { loss: 0.0, grad_norm: 0.0, skipped: None, tokens: 0 });
         }
-        let (scale, tokens) = (scale(&batches), tokens(&batches));
-        let loss = nll(scale);
-        let (sums, step) =
-            optimize(&mut self.engine, ws, "sft", &batches, &self.config.step, self.steps, &loss)?;
+        let (rows, loss) = (rows(&self.config, examples), nll(-1.0 / predicted as f32));
+        let (sums, tokens, step) =
+            optimize(&mut self.engine, ws, "sft", &rows, &self.config.step, self.steps, &loss)?;
         self.steps += 1;
         Ok(SftStats { loss: sums[0][0], grad_norm: step.grad_norm, skipped: step.skipped, tokens })
     }
@@ -74,45 +75,37 @@ impl SftTrainer {
 
     /// Mean negative log-likelihood per predicted token of `examples`; 0 if they predict none.
     pub fn evaluate(&self, ws: &mut Workspace, examples: &[&SftExample]) -> Result<f32> {
-        let batches = self.batches(examples);
-        let loss = nll(scale(&batches));
+        let loss = nll(-1.0 / self.predicted(examples).max(1) as f32);
         let mut sums = vec![];
-        for batch in &batches {
+        rows(&self.config, examples).each(ws, &mut |ws, batch| {
             add(&mut sums, self.engine.evaluate(ws, "sft", batch, &loss)?);
-        }
+            Ok(())
+        })?;
         Ok(sums.first().map_or(0.0, |s| s[0]))
     }
 
-    fn batches(&self, examples: &[&SftExample]) -> Vec<Batch> {
-        let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
-        let mut out = vec![];
-        for group in micro_batches(&lengths, self.config.step.micro_batch_tokens) {
-            let rows: Vec<_> = group
-                .iter()
-                .map(|&i| {
-                    let e = examples[i];
-                    let first =
-                        if self.config.loss_on_prompt { 0 } else { e.prompt_len.max(1) - 1 };
-                    (e.ids.as_slice(), first..e.ids.len().saturating_sub(1))
-                })
-                .collect();
-            let mut batch = Batch::new(&rows);
-            batch.columns = vec![vec![1.0; batch.select.len()]];
-            out.push(batch);
-        }
-        // A micro-batch may predict nothing when its prompts were cut at the length limit.
-        out.retain(|b| !b.select.is_empty());
-        out
+    /// Tokens of `examples` that are predicted.
+    fn predicted(&self, examples: &[&SftExample]) -> usize {
+        examples.iter().map(|e| predicted(&self.config, e).len()).sum()
     }
 }
 
-fn scale(batches: &[Batch]) -> f32 {
-    let n: usize = batches.iter().map(|b| b.select.len()).sum();
-    -1.0 / n.max(1) as f32
+/// The positions of an example at which the next token is predicted. None where its prompt was cut at the length
+/// limit.
+fn predicted(config: &SftConfig, e: &SftExample) -> Range<usize> {
+    let first = if config.loss_on_prompt { 0 } else { e.prompt_len.max(1) - 1 };
+    first..e.ids.len().saturating_sub(1).max(first)
 }
 
-fn tokens(batches: &[Batch]) -> usize {
-    batches.iter().map(|b| b.packed.ids.len()).sum()
+fn rows<'r>(config: &'r SftConfig, examples: &'r [&'r SftExample]) -> Rows<'r> {
+    let pack = |rows: &[usize]| {
+        let row = |&i: &usize| (examples[i].ids.as_slice(), predicted(config, examples[i]));
+        let mut batch = Batch::new(&rows.iter().map(row).collect::<Vec<_>>());
+        batch.columns = vec![vec![1.0; batch.select.len()]];
+        batch
+    };
+    let lengths = examples.iter().map(|e| e.ids.len()).collect();
+    Rows { lengths, max_tokens: config.step.micro_batch_tokens, pack: Box::new(pack) }
 }
 
 /// `scale` times the sum of weighted log-probabilities; the weights are the batch's first column.

@@ -4,10 +4,11 @@
 //! over programs, not their sum.
 
 use super::{Position, Tape};
-use crate::base::{Error, Result};
+use crate::base::{Error, Kind, Result};
 use crate::device::{Buffer, Device, Region};
 use crate::pool::ArenaPlan;
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::Arc;
 
 /// The bytes that activations live in.
@@ -56,13 +57,31 @@ pub struct Workspace {
     arena: Arena,
     plans: HashMap<String, (Vec<usize>, ArenaPlan)>,
     limit: usize,
+    /// What is to be told, and whether there was something.
+    note: Option<String>,
+    told: bool,
+}
+
+/// The error of a program that memory does not suffice for.
+fn short(key: &str, dims: &[usize], total: usize, why: &dyn Display) -> Error {
+    let why = why.to_string();
+    // Without the advice it ends with, which is for all kinds of memory.
+    let why = why.split(';').next().unwrap_or_default();
+    Error::memory(format!(
+        "{key} needs {:.1} MiB of activations for sizes {dims:?}: {why}; use --gradient-checkpointing full, shorter sequences (--max-seq-len, --max-prompt-seq-len, --max-answer-seq-len), --dtype bf16, or more memory",
+        mib(total)
+    ))
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 impl Workspace {
     /// An empty workspace on `device` that may grow to `limit` bytes.
     pub fn new(device: Device, limit: usize) -> Result<Workspace> {
         let arena = Arena { buffer: Buffer::zeroed(device, 0)?, position: Arc::default() };
-        Ok(Workspace { arena, plans: HashMap::new(), limit })
+        Ok(Workspace { arena, plans: HashMap::new(), limit, note: None, told: false })
     }
 
     /// Size of the arena: the peak of activations over all programs.
@@ -90,26 +109,41 @@ impl Workspace {
         program: &mut dyn FnMut(&mut Tape<'a>, &I) -> Result<T>,
     ) -> Result<()> {
         let mut caps = dims.to_vec();
-        if let Some((old, plan)) = self.plans.get(key) {
-            if old.iter().zip(dims).all(|(a, b)| a >= b) {
-                return self.grow(plan.total);
-            }
+        let old = self.plans.get(key).map(|(old, plan)| (old.clone(), plan.total));
+        if let Some((old, _)) = &old {
             caps.iter_mut().zip(old).for_each(|(c, o)| *c = (*c).max(*o));
         }
-        let device = self.arena.device();
-        let mut tape = Tape::planning(device);
-        program(&mut tape, &I::largest(&caps))?;
-        let plan = tape.into_plan();
-        if plan.total > self.limit {
-            return Err(Error::resource(format!(
-                "{key} needs {} MiB of activations for sizes {caps:?}, the limit is {} MiB; use a smaller micro-batch, shorter sequences or --gradient-checkpointing",
-                plan.total >> 20,
-                self.limit >> 20
-            )));
+        let done = match old {
+            Some((old, total)) if old == caps => {
+                self.grow(total).map_err(|e| short(key, &old, total, &e))
+            }
+            _ => self.plan(key, &caps, program),
+        };
+        match done {
+            // The largest of each size may never come together.
+            Err(e) if e.kind() == Kind::Memory && caps != dims => self.plan(key, dims, program),
+            done => done,
         }
+    }
+
+    /// Plans `program` for exactly `dims`.
+    fn plan<'a, I: Shaped, T>(
+        &mut self,
+        key: &str,
+        dims: &[usize],
+        program: &mut dyn FnMut(&mut Tape<'a>, &I) -> Result<T>,
+    ) -> Result<()> {
+        let mut tape = Tape::planning(self.arena.device());
+        program(&mut tape, &I::largest(dims))?;
+        let plan = tape.into_plan();
         let total = plan.total;
-        self.plans.insert(key.to_string(), (caps, plan));
-        self.grow(total)
+        if total > self.limit {
+            let limit = format!("--memory-limit is {:.1} MiB", mib(self.limit));
+            return Err(short(key, dims, total, &limit));
+        }
+        self.grow(total).map_err(|e| short(key, dims, total, &e))?;
+        self.plans.insert(key.to_string(), (dims.to_vec(), plan));
+        Ok(())
     }
 
     fn grow(&mut self, bytes: usize) -> Result<()> {
@@ -119,6 +153,18 @@ impl Workspace {
             self.arena.buffer = Buffer::zeroed(self.arena.device(), bytes)?;
         }
         Ok(())
+    }
+
+    /// Keeps something to be told of memory; the first thing only, for what comes later is the same again.
+    pub fn tell(&mut self, what: impl FnOnce() -> String) {
+        if !self.told {
+            (self.note, self.told) = (Some(what()), true);
+        }
+    }
+
+    /// What is to be told, once.
+    pub fn take_told(&mut self) -> Option<String> {
+        self.note.take()
     }
 
     /// Runs `program` on `inputs`, planning first where the known plan is too small.

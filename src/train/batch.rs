@@ -13,6 +13,8 @@ pub struct Batch {
     pub packed: Packed,
     /// Selected token indices `[n]`.
     pub select: Vec<i32>,
+    /// Tokens of the step that come before these.
+    pub first: usize,
     /// Token to predict at each selected row `[n]`.
     pub targets: Vec<i32>,
     /// Numbers that the loss takes (weights, old log-probs, advantages, ...), usually `[n]` each.
@@ -33,7 +35,7 @@ impl Batch {
                 targets.push(ids.get(t + 1).copied().unwrap_or(0));
             }
         }
-        Batch { packed, select, targets, columns: vec![] }
+        Batch { packed, select, first: 0, targets, columns: vec![] }
     }
 
     /// Runs `model` over the packed tokens; returns the last hidden states and the selected rows.
@@ -71,6 +73,7 @@ impl Shaped for Batch {
                 cu_seqlens: vec![0; sequences + 1],
             },
             select: vec![0; *selected],
+            first: 0,
             targets: vec![0; *selected],
             columns: columns.iter().map(|n| vec![0.0; *n]).collect(),
         }

@@ -257,7 +257,7 @@ impl Context {
     fn check(&self, code: c_int, what: &str) -> Result<()> {
         match code {
             SUCCESS => Ok(()),
-            OUT_OF_MEMORY => Err(Error::resource(format!(
+            OUT_OF_MEMORY => Err(Error::memory(format!(
                 "out of GPU memory: {what}; use a smaller model, batch or sequence length"
             ))),
             code => Err(Error::internal(format!("{what}: {}", self.explain(code)))),

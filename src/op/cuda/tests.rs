@@ -30,12 +30,15 @@ fn masks_are_those_of_the_cpu<E: Elem>(rng: &mut Rng) {
         Some(Host::new::<E>(&[3, d], &vec![0.0; 3 * d])),
     ];
     let seed = u64::from(rng.next_u32()) << 20;
-    let op = Lora { scale: 2.0, offset: 1, dropout: 0.3, seed, site: (1 << 33) + 5 };
-    let got = forward(&op, &ins).expect("no faults");
-    let want = cpu_forward(&op, &ins).expect("lora");
-    assert_eq!(got[0], want[0], "b = 0 leaves y alone");
-    let bits = |h: &Host| h.f32().iter().map(|v| v.to_bits() << 1).collect::<Vec<_>>();
-    assert_eq!(bits(&got[1]), bits(&want[1]));
+    // Of all places within a group of four.
+    for first in [0, 1, 2, 7, 1 << 30] {
+        let op = Lora { scale: 2.0, offset: 1, dropout: 0.3, seed, site: (1 << 33) + 5, first };
+        let got = forward(&op, &ins).expect("no faults");
+        let want = cpu_forward(&op, &ins).expect("lora");
+        assert_eq!(got[0], want[0], "b = 0 leaves y alone");
+        let bits = |h: &Host| h.f32().iter().map(|v| v.to_bits() << 1).collect::<Vec<_>>();
+        assert_eq!(bits(&got[1]), bits(&want[1]), "{first}");
+    }
 }
 
 #[test]
@@ -154,7 +157,7 @@ fn without_tokens_gradients_of_weights_are_zero() {
     let ins = [none(&[0, 12]), ones(&[3]), ones(&[3])];
     check(&op, &ins, &[none(&[0, 12]), None], &[f32, f32, f32]);
     for dropout in [0.0, 0.5] {
-        let op = Lora { scale: 1.0, offset: 0, dropout, seed: 1, site: 1 };
+        let op = Lora { scale: 1.0, offset: 0, dropout, seed: 1, site: 1, first: 3 };
         let ins = [none(&[0, 4]), none(&[0, 5]), ones(&[2, 5]), ones(&[4, 2])];
         check(&op, &ins, &[none(&[0, 4]), None], &[None, f32, f32, f32]);
     }

@@ -129,7 +129,7 @@ impl<'a> Call<'a> {
             from,
             to,
             n: n as u64,
-            first: (start * self.s.inner) as u64,
+            first: ((self.op.first + start) * self.s.inner) as u64,
             seed: dropout.seed,
             site: dropout.site,
             limit: dropout.limit(),

@@ -5,7 +5,7 @@ use crate::base::Rng;
 use crate::op::cpu::testing::{Host, backward, forward};
 
 fn op(dropout: f32) -> Lora {
-    Lora { scale: 2.0, offset: 3, dropout, seed: 91, site: 4 }
+    Lora { scale: 2.0, offset: 3, dropout, seed: 91, site: 4, first: 0 }
 }
 
 fn zero_update_keeps_bits<E: Elem + PartialEq>(rng: &mut Rng) {

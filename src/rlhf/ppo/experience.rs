@@ -3,9 +3,9 @@
 
 use super::{KlControl, PpoTrainer, RewardSource};
 use crate::base::{Error, Result};
-use crate::data::micro_batches;
 use crate::engine::Engine;
 use crate::op::gae::{Gae, gae};
+use crate::rlhf::rows::Rows;
 use crate::tape::{Shaped, Workspace};
 use crate::train::Batch;
 use std::time::Instant;
@@ -124,22 +124,27 @@ impl PpoTrainer {
         temperature: f32,
     ) -> Result<()> {
         let lengths: Vec<usize> = rollouts.iter().map(|r| r.ids.len()).collect();
-        for group in micro_batches(&lengths, self.config.micro_batch_tokens) {
-            let rows: Vec<_> =
-                group.iter().map(|&i| (rollouts[i].ids.as_slice(), rollouts[i].states())).collect();
-            let batch = Batch::new(&rows);
+        let (mut references, mut values) = (vec![], vec![]);
+        let pack = |rows: &[usize]| {
+            let row = |&i: &usize| (rollouts[i].ids.as_slice(), rollouts[i].states());
+            Batch::new(&rows.iter().map(row).collect::<Vec<_>>())
+        };
+        let max_tokens = self.config.micro_batch_tokens;
+        Rows { lengths, max_tokens, pack: Box::new(pack) }.each(ws, &mut |ws, batch| {
             let reference = match &self.engines.reference {
-                Some(model) => model.logprobs(ws, &batch, temperature, true)?,
-                None => self.engines.actor.logprobs(ws, &batch, temperature, false)?,
+                Some(model) => model.logprobs(ws, batch, temperature, true)?,
+                None => self.engines.actor.logprobs(ws, batch, temperature, false)?,
             };
-            let values = self.engines.critic.scores(ws, &batch)?;
-            let mut at = 0;
-            for &i in &group {
-                let n = rollouts[i].logprobs.len();
-                rollouts[i].ref_logprobs = reference[at..at + n].to_vec();
-                rollouts[i].values = values[at..at + n].to_vec();
-                at += n;
-            }
+            values.extend(self.engines.critic.scores(ws, batch)?);
+            references.extend(reference);
+            Ok(())
+        })?;
+        let mut at = 0;
+        for r in rollouts {
+            let range = at..at + r.logprobs.len();
+            r.ref_logprobs = references[range.clone()].to_vec();
+            r.values = values[range.clone()].to_vec();
+            at = range.end;
         }
         Ok(())
     }
@@ -148,11 +153,15 @@ impl PpoTrainer {
     fn end_scores(&self, ws: &mut Workspace, model: &Engine, ids: &[&[i32]]) -> Result<Vec<f32>> {
         let lengths: Vec<usize> = ids.iter().map(|r| r.len()).collect();
         let mut scores = vec![];
-        for group in micro_batches(&lengths, self.config.micro_batch_tokens) {
-            let rows: Vec<_> =
-                group.iter().map(|&i| (ids[i], ids[i].len() - 1..ids[i].len())).collect();
-            scores.extend(model.scores(ws, &Batch::new(&rows))?);
-        }
+        let pack = |rows: &[usize]| {
+            let row = |&i: &usize| (ids[i], ids[i].len() - 1..ids[i].len());
+            Batch::new(&rows.iter().map(row).collect::<Vec<_>>())
+        };
+        let max_tokens = self.config.micro_batch_tokens;
+        Rows { lengths, max_tokens, pack: Box::new(pack) }.each(ws, &mut |ws, batch| {
+            scores.extend(model.scores(ws, batch)?);
+            Ok(())
+        })?;
         Ok(scores)
     }
 

@@ -3,12 +3,12 @@
 use super::PpoTrainer;
 use super::experience::{Experience, Rollout, Scan};
 use crate::base::{Error, Result, Rng};
-use crate::data::micro_batches;
 use crate::engine::Terms;
 use crate::op::ppo_policy::{PpoPolicy, ppo_policy};
 use crate::op::ppo_value::{PpoValue, ppo_value};
 use crate::op::weighted_sum::{WeightedSum, weighted_sum};
 use crate::op::whiten::{Whiten, whiten};
+use crate::rlhf::rows::Rows;
 use crate::rlhf::sft::nll;
 use crate::tape::Workspace;
 use crate::train::Batch;
@@ -115,10 +115,8 @@ impl PpoTrainer {
             return Ok(stats);
         }
         let scale = 1.0 / tokens as f32;
-        let batches = self.batches(rollouts);
-        for batch in &batches {
-            self.accumulate_actor(ws, batch, scale, &mut stats)?;
-        }
+        let rows = self.rows(rollouts);
+        rows.each(ws, &mut |ws, batch| self.accumulate_actor(ws, batch, scale, &mut stats))?;
         if !text.is_empty() && self.config.unsup_coef > 0.0 {
             stats.unsup_loss = Some(self.accumulate_text(ws, text)?);
         }
@@ -127,9 +125,7 @@ impl PpoTrainer {
         let step = self.engines.actor.step(ws, factor, loss)?;
         stats.actor_grad_norm = step.grad_norm;
         stats.skipped.extend(step.skipped.map(|why| format!("actor: {why}")));
-        for batch in &batches {
-            self.accumulate_critic(ws, batch, scale, &mut stats)?;
-        }
+        rows.each(ws, &mut |ws, batch| self.accumulate_critic(ws, batch, scale, &mut stats))?;
         let factor = self.config.critic_schedule.factor(self.updates);
         let step = self.engines.critic.step(ws, factor, stats.value_loss)?;
         stats.critic_grad_norm = step.grad_norm;
@@ -138,28 +134,26 @@ impl PpoTrainer {
         Ok(stats)
     }
 
-    /// Micro-batches with columns old log-prob, advantage, old value, return.
-    fn batches(&self, rollouts: &[&Rollout]) -> Vec<Batch> {
-        let lengths: Vec<usize> = rollouts.iter().map(|r| r.ids.len()).collect();
-        micro_batches(&lengths, self.config.micro_batch_tokens)
-            .iter()
-            .map(|group| {
-                let picked: Vec<&Rollout> = group.iter().map(|&i| rollouts[i]).collect();
-                let rows: Vec<_> = picked.iter().map(|r| (r.ids.as_slice(), r.states())).collect();
-                let mut batch = Batch::new(&rows);
-                let column = |f: fn(&Rollout) -> &Vec<f32>| -> Vec<f32> {
-                    picked.iter().flat_map(|r| f(r).iter().copied()).collect()
-                };
-                batch.columns = vec![
-                    column(|r| &r.logprobs),
-                    column(|r| &r.advantages),
-                    column(|r| &r.values),
-                    column(|r| &r.returns),
-                    vec![1.0; batch.select.len()],
-                ];
-                batch
-            })
-            .collect()
+    /// Rows with columns old log-prob, advantage, old value, return.
+    fn rows<'r>(&self, rollouts: &'r [&'r Rollout]) -> Rows<'r> {
+        let pack = |rows: &[usize]| {
+            let picked: Vec<&Rollout> = rows.iter().map(|&i| rollouts[i]).collect();
+            let rows: Vec<_> = picked.iter().map(|r| (r.ids.as_slice(), r.states())).collect();
+            let mut batch = Batch::new(&rows);
+            let column = |f: fn(&Rollout) -> &Vec<f32>| -> Vec<f32> {
+                picked.iter().flat_map(|r| f(r).iter().copied()).collect()
+            };
+            batch.columns = vec![
+                column(|r| &r.logprobs),
+                column(|r| &r.advantages),
+                column(|r| &r.values),
+                column(|r| &r.returns),
+                vec![1.0; batch.select.len()],
+            ];
+            batch
+        };
+        let lengths = rollouts.iter().map(|r| r.ids.len()).collect();
+        Rows { lengths, max_tokens: self.config.micro_batch_tokens, pack: Box::new(pack) }
     }
 
     /// Gradients of the policy. LoRA dropout stays off: under it the policy would not be the one
@@ -243,12 +237,17 @@ impl PpoTrainer {
         let loss = nll(-coef / predicted.max(1) as f32);
         let lengths: Vec<usize> = text.iter().map(|t| t.len()).collect();
         let mut sum = 0.0;
-        for group in micro_batches(&lengths, self.config.micro_batch_tokens) {
-            let rows: Vec<_> = group.iter().map(|&i| (text[i], 0..text[i].len() - 1)).collect();
+        let pack = |rows: &[usize]| {
+            let rows: Vec<_> = rows.iter().map(|&i| (text[i], 0..text[i].len() - 1)).collect();
             let mut batch = Batch::new(&rows);
             batch.columns = vec![vec![1.0; batch.select.len()]];
-            sum += self.engines.actor.accumulate(ws, "ppo text", &batch, None, &loss)?[0][0];
-        }
+            batch
+        };
+        let max_tokens = self.config.micro_batch_tokens;
+        Rows { lengths, max_tokens, pack: Box::new(pack) }.each(ws, &mut |ws, batch| {
+            sum += self.engines.actor.accumulate(ws, "ppo text", batch, None, &loss)?[0][0];
+            Ok(())
+        })?;
         Ok(sum / coef)
     }
 }

@@ -1,0 +1,171 @@
+//! What is around a run: the order in which files reach the disk, memory that stays what it is, a clock that
+//! jumps, a machine that is too small.
+
+use crate::place::{Place, bytes, events};
+use crate::process::{ended, spawn};
+use serde_json::json;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::process::{Command, Output};
+
+const DUPLEX: &str = env!("CARGO_BIN_EXE_duplex");
+
+/// Words of step 1 into `to`.
+fn sft<'a>(to: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let head = ["sft", "--config", "short.toml", "--actor-model", "model"];
+    [&head[..], &["--data-path", "data.jsonl", "--output-dir", to], more].concat()
+}
+
+fn output(mut command: Command, p: &Place) -> Output {
+    command.current_dir(p.path("")).output().unwrap()
+}
+
+/// What stands between the first `open` and the `close` after it.
+fn between(line: &str, open: char, close: char) -> Option<&str> {
+    let (_, rest) = line.split_once(open)?;
+    Some(rest.split_once(close)?.0)
+}
+
+/// A file or directory is synced before it is renamed, a directory after the last name has come into it, and
+/// the directory it is renamed into afterwards: after a power cut a name stands for the whole of what it names.
+#[test]
+fn files_reach_the_disk_before_their_names() {
+    let p = Place::new("llama");
+    let mut strace = Command::new("strace");
+    let calls = "trace=fsync,fdatasync,rename,renameat,renameat2";
+    strace.args(["-f", "-y", "-s", "4096", "-o", "calls", "-e", calls, DUPLEX]);
+    strace.args(sft("run", &["--save-every", "1", "--max-steps", "4"]));
+    let done = strace.current_dir(p.path("")).output();
+    let traced = std::fs::read_to_string(p.path("calls")).unwrap_or_default();
+    if done.is_err() || traced.is_empty() {
+        println!("skipped: there is no strace, or it may not trace");
+        return;
+    }
+    ended(&done.unwrap(), 0, &[]);
+    let root = p.path("").canonicalize().unwrap();
+    // When each path was synced, and when a name last came into it.
+    let (mut synced, mut named) = (HashMap::<String, usize>::new(), HashMap::new());
+    let mut waits: HashSet<String> = HashSet::new();
+    let mut renames = 0;
+    for (i, line) in traced.lines().enumerate() {
+        let absolute = |path: &str| root.join(path).display().to_string();
+        if line.contains("fsync(") || line.contains("fdatasync(") {
+            let path = between(line, '<', '>').expect("a path").to_string();
+            waits.remove(&path);
+            synced.insert(path, i);
+            continue;
+        }
+        let paths: Vec<&str> = line.split('"').skip(1).step_by(2).collect();
+        let [from, to] = paths[..] else { continue };
+        let [from, to] = [from, to].map(absolute);
+        let [parent, name] = [Path::new(&to).parent(), Path::new(&to).file_name().map(Path::new)]
+            .map(|part| part.unwrap().display().to_string());
+        waits.insert(parent.clone());
+        named.insert(parent, i);
+        if name.starts_with('.') {
+            // On its way out.
+            continue;
+        }
+        renames += 1;
+        let at = synced.get(&from).unwrap_or_else(|| panic!("{from} was not synced: {line}"));
+        assert!(named.get(&from).is_none_or(|n| n < at), "{from} was synced too early");
+    }
+    assert!(waits.is_empty(), "not synced after a rename: {waits:?}");
+    // Checkpoints, their two files each, the model and more.
+    assert!(renames > 4 * 3, "{renames}");
+}
+
+/// The most memory that a process has had at once, in KiB.
+fn peak(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[test]
+fn two_thousand_steps_need_no_more_memory_than_five_hundred() {
+    let p = Place::new("llama");
+    let more = ["--max-steps", "2000", "--num-train-epochs", "1000", "--save-every", "50"];
+    let mut child = spawn(&p, &sft("run", &more));
+    let log = p.path("run/metrics.jsonl");
+    let (mut early, mut late) = (None, None);
+    while child.try_wait().unwrap().is_none() {
+        let steps = std::fs::read_to_string(&log).map_or(0, |text| text.lines().count());
+        if steps > 500 {
+            let now = peak(child.id());
+            early = early.or(now);
+            late = now.or(late);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    ended(&child.wait_with_output().unwrap(), 0, &[]);
+    assert_eq!(crate::place::metrics(&p.path("run"), "sft").len(), 2000);
+    let (Some(early), Some(late)) = (early, late) else {
+        println!("skipped: no /proc");
+        return;
+    };
+    // What the report shows of the steps is kept, some hundred bytes of each.
+    assert!(late < early + 2048, "{early} KiB after 500 steps, {late} KiB after 2000");
+}
+
+/// A library whose clock of the day goes back by an hour every time it is asked.
+const CLOCK: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+int clock_gettime(clockid_t clock, struct timespec* at) {
+  static int (*real)(clockid_t, struct timespec*);
+  static long hours;
+  if (!real) real = (int (*)(clockid_t, struct timespec*))dlsym(RTLD_NEXT, "clock_gettime");
+  int done = real(clock, at);
+  if (clock == CLOCK_REALTIME) at->tv_sec -= 3600 * __sync_fetch_and_add(&hours, 1);
+  return done;
+}
+"#;
+
+#[test]
+fn a_clock_that_jumps_changes_dates_only() {
+    let p = Place::new("llama");
+    std::fs::write(p.path("clock.c"), CLOCK).unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-o", "clock.so", "clock.c", "-ldl"]).current_dir(p.path(""));
+    if !cfg!(target_os = "linux") || !cc.status().is_ok_and(|s| s.success()) {
+        println!("skipped: there is no C compiler");
+        return;
+    }
+    let run = |to, clock: Option<&Path>| {
+        let mut duplex = Command::new(DUPLEX);
+        duplex.args(sft(to, &["--save-every", "1s", "--max-steps", "5"]));
+        if let Some(so) = clock {
+            duplex.env("LD_PRELOAD", so);
+        }
+        ended(&output(duplex, &p), 0, &[]);
+        p.path(to)
+    };
+    let (plain, jumped) = (run("plain", None), run("jumped", Some(&p.path("clock.so"))));
+    assert_eq!(bytes(&plain.join("sft")), bytes(&jumped.join("sft")));
+    let events = events(&jumped);
+    let dates: Vec<f64> = events.iter().map(|e| e["time"].as_f64().unwrap()).collect();
+    assert!(dates.windows(2).any(|d| d[1] < d[0] - 3000.0), "the clock did not jump: {dates:?}");
+    for event in &events {
+        let durations = [&event["seconds"], &event["values"]["tokens_per_s"]];
+        let numbers = durations.into_iter().filter_map(|v| v.as_f64());
+        assert!(numbers.into_iter().all(|s| s >= 0.0 && s < 1e7), "{event}");
+    }
+}
+
+#[test]
+fn a_model_too_large_for_the_memory_is_named_with_its_size() {
+    let p = Place::new("llama");
+    let file = p.path("model/config.json");
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let sizes = [("hidden_size", 8192), ("intermediate_size", 32768), ("num_hidden_layers", 4)];
+    sizes.into_iter().for_each(|(key, size)| config[key] = json!(size));
+    std::fs::write(&file, config.to_string()).unwrap();
+    let mut shell = Command::new("sh");
+    // A gigabyte and a half of addresses, for a model of some gigabytes.
+    shell.args(["-c", "ulimit -v 1500000; exec \"$@\"", "sh", DUPLEX]);
+    shell.args(sft("run", &[]));
+    ended(&output(shell, &p), 3, &["out of memory", "MiB", "use a smaller model"]);
+}
