@@ -324,3 +324,15 @@ fn weights_that_are_no_numbers_are_told_with_tensor_and_count() {
     let strict = p.sft(&model, &data, &["--strict-weights", "--overwrite"]);
     refused(strict, 2, &["2 values are not finite in ", "--strict-weights"]);
 }
+
+#[test]
+fn a_limit_of_memory_halves_micro_batches_which_is_told_once() {
+    let p = Place::new();
+    let (model, data) = (p.model(), p.path("data.jsonl"));
+    let row = json!({"prompt": "Human: Say it.\nAssistant:", "chosen": "word ".repeat(12), "rejected": "No."});
+    checkpoint::write_rows(&data, &vec![row; 200]);
+    let more = ["--memory-limit", "1", "--per-device-train-batch-size", "16"];
+    let (code, stderr) = p.sft(&model, &data, &more);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(stderr.matches("it is halved").count(), 1, "{stderr}");
+}

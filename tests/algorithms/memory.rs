@@ -56,9 +56,10 @@ fn a_micro_batch_without_memory_is_halved_and_the_result_is_that_of_smaller_ones
             let (a, b) = (gradients(&halved.engine.model), gradients(&whole.engine.model));
             assert!(relative(&a, &b) < 1e-3, "{family}: {}", relative(&a, &b));
             let all: Vec<&SftExample> = rows.iter().collect();
+            // Without gradients all of it may fit: another order of the sum.
             let [a, b] = [(&halved, &mut tight), (&small, &mut ws)]
-                .map(|(trainer, ws)| trainer.evaluate(ws, &all).unwrap());
-            assert_eq!(a, b, "{family}");
+                .map(|(trainer, ws)| f64::from(trainer.evaluate(ws, &all).unwrap()));
+            close(a, b, 1e-5);
         }
     }
 }
