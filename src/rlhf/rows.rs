@@ -14,8 +14,11 @@ pub(super) struct Rows<'r> {
     /// Most tokens of a micro-batch of more than one row.
     pub(super) max_tokens: usize,
     /// Packs some of the rows.
-    pub(super) pack: Box<dyn Fn(&[usize]) -> Batch + 'r>,
+    pub(super) pack: Box<Pack<'r>>,
 }
+
+/// Makes a micro-batch of rows by their number.
+type Pack<'r> = dyn Fn(&[usize]) -> Batch + 'r;
 
 impl Rows<'_> {
     /// Calls `run` with micro-batches of all rows, in order; those that select nothing
