@@ -165,9 +165,10 @@ mod tests {
 
     #[test]
     fn only_an_iteration_far_longer_than_the_others_is_told_of() {
-        let (dog, told) = watchdog(150 * MS);
+        // A machine that is busy must not make an iteration as long as this.
+        let (dog, told) = watchdog(2000 * MS);
         // Nothing is watched before a step and between steps.
-        assert_eq!(told.recv_timeout(300 * MS), Err(RecvTimeoutError::Timeout));
+        assert_eq!(told.recv_timeout(2500 * MS), Err(RecvTimeoutError::Timeout));
         dog.begin("ppo", 4);
         for _ in 0..40 {
             std::thread::sleep(30 * MS);
@@ -176,14 +177,14 @@ mod tests {
         assert!(told.try_recv().is_err(), "none of them took ten times as long");
         let began = Instant::now();
         let line = told.recv_timeout(10_000 * MS).unwrap();
-        assert!(began.elapsed() >= 250 * MS, "ten times the usual: {:?}", began.elapsed());
+        assert!(began.elapsed() >= 1500 * MS, "it was told too early: {:?}", began.elapsed());
         assert!(line.starts_with("ppo: iteration 44 has taken "), "{line}");
         assert!(line.contains("the usual one takes 0.0 s; begun last: no program has begun"));
         // Again after twice the time.
         let line = told.recv_timeout(10_000 * MS).unwrap();
-        assert!(began.elapsed() >= 500 * MS && line.contains("iteration 44"), "{line}");
+        assert!(began.elapsed() >= 3500 * MS && line.contains("iteration 44"), "{line}");
         dog.rest();
-        assert_eq!(told.recv_timeout(100 * MS), Err(RecvTimeoutError::Timeout));
+        assert_eq!(told.recv_timeout(2500 * MS), Err(RecvTimeoutError::Timeout));
         dog.begin("sft", 1);
         let line = told.recv_timeout(10_000 * MS).unwrap();
         assert!(line.starts_with("sft: iteration 1 has ") && line.contains("none before it"));
