@@ -29,8 +29,9 @@ pub(super) fn run<C: Elem, E: Elem>(
     epilogue: &Epilogue<E>,
 ) {
     let [m, n, depth] = product.sizes(&a, &b);
-    // Sums, the terms of A at hand and a panel fit level 2. Turning a panel takes longer than reading
-    // A again, which of A B and A^T B has as many terms as there are tokens or words.
+    // Sums and the terms of A at hand fit level 2. In A B^T a panel is turned, which takes time, once for as
+    // many rows as there may be. Of A B and A^T B the depth may be the vocabulary or all tokens: the
+    // terms of A at hand are used for many panels before the next are read.
     let (max, unit) = match product {
         Product::Nt if m <= FEW => ([m, FEW_COLUMNS], [m, LANES]),
         Product::Nt => ([512, COLUMNS], [ROWS, COLUMNS]),
