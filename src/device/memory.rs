@@ -138,6 +138,9 @@ const PIECE: usize = 1 << 20;
 
 /// Copies on all threads: one alone neither fills the memory's bandwidth nor touches new pages fast enough.
 fn copy(from: &[u8], to: &mut [u8]) {
+    if to.len() <= PIECE {
+        return to.copy_from_slice(from);
+    }
     let pieces: Vec<Mutex<&mut [u8]>> = to.chunks_mut(PIECE).map(Mutex::new).collect();
     parallel_for(pieces.len(), |i| {
         let mut to = pieces[i].lock().unwrap_or_else(PoisonError::into_inner);

@@ -165,20 +165,12 @@ fn cases() -> Vec<Case> {
             bias.then(|| Input::weight(&[vocab], 1.0)),
             Some(Input::ints(&targets)),
         ];
-        let cap = f64::from(softcap);
-        let capped = move |l: f64| if cap == 0.0 { l } else { cap * (l / cap).tanh() };
         Case::new(LogProb { temperature, softcap }, ins, move |ins| {
             let (mut logps, mut entropies) = (vec![], vec![]);
-            for (x, target) in ins[0].chunks(d).zip(&ins[3]) {
-                let z: Vec<f64> = (0..vocab)
-                    .map(|v| {
-                        let w = &ins[1][v * d..][..d];
-                        let dot = x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
-                        capped(dot + ins[2].get(v).unwrap_or(&0.0)) / f64::from(temperature)
-                    })
-                    .collect();
-                let top = z.iter().copied().fold(f64::MIN, f64::max);
-                let lse = top + z.iter().map(|z| (z - top).exp()).sum::<f64>().ln();
+            for (mut z, target) in exact_logits(&ins[0], &ins[1], &ins[2], d, softcap).zip(&ins[3])
+            {
+                z.iter_mut().for_each(|z| *z /= f64::from(temperature));
+                let lse = log_sum_exp(&z);
                 logps.push(z[*target as usize] - lse);
                 entropies.push(z.iter().map(|z| (z - lse).exp() * (lse - z)).sum::<f64>());
             }
@@ -192,6 +184,31 @@ fn cases() -> Vec<Case> {
         case([9, 16, 75], 1.0, 4.0, false),
         case([13, 10, 131], 0.8, 1.5, true),
     ]
+}
+
+/// The logits of each row of `x [n, d]`, in float64: by `w [vocab, d]` and `bias [vocab]`, which may be empty.
+pub(super) fn exact_logits<'a>(
+    x: &'a [f64],
+    w: &'a [f64],
+    bias: &'a [f64],
+    d: usize,
+    softcap: f32,
+) -> impl Iterator<Item = Vec<f64>> + 'a {
+    let cap = f64::from(softcap);
+    let capped = move |l: f64| if cap == 0.0 { l } else { cap * (l / cap).tanh() };
+    x.chunks(d).map(move |x| {
+        let logit = |(v, w): (usize, &[f64])| {
+            let dot = x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
+            capped(dot + bias.get(v).unwrap_or(&0.0))
+        };
+        w.chunks(d).enumerate().map(logit).collect()
+    })
+}
+
+/// Logarithm of the sum of the exponentials of `z`, in float64.
+pub(super) fn log_sum_exp(z: &[f64]) -> f64 {
+    let top = z.iter().copied().fold(f64::MIN, f64::max);
+    top + z.iter().map(|z| (z - top).exp()).sum::<f64>().ln()
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cpu::softmax::{self, Slope};
-use crate::op::logprob::LogProb;
 use crate::op::logprob::cuda::{self, Chunks, Statistics, at};
 use crate::op::logprob::shares::{Layer, check_targets};
+use crate::op::logprob::{LogProb, exact_logits, log_sum_exp};
 use crate::op::registry::OpDef;
 use crate::op::{Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, ViewMut};
 use crate::op::{required, shape_error, weighted_sum};
@@ -190,23 +190,10 @@ fn cases() -> Vec<Case> {
             Some(Input::ints(&targets)),
             Some(Input::Const(vec![n], weights)),
         ];
-        let cap = f64::from(softcap);
-        let capped = move |l: f64| if cap == 0.0 { l } else { cap * (l / cap).tanh() };
         Case::new(Nll { scale, softcap }, ins, move |ins| {
-            let logps: Vec<f64> = ins[0]
-                .chunks(d)
+            let logps: Vec<f64> = exact_logits(&ins[0], &ins[1], &ins[2], d, softcap)
                 .zip(&ins[3])
-                .map(|(x, target)| {
-                    let z: Vec<f64> = (0..vocab)
-                        .map(|v| {
-                            let w = &ins[1][v * d..][..d];
-                            let dot = x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
-                            capped(dot + ins[2].get(v).unwrap_or(&0.0))
-                        })
-                        .collect();
-                    let top = z.iter().copied().fold(f64::MIN, f64::max);
-                    z[*target as usize] - top - z.iter().map(|z| (z - top).exp()).sum::<f64>().ln()
-                })
+                .map(|(z, target)| z[*target as usize] - log_sum_exp(&z))
                 .collect();
             let sum = logps.iter().zip(&ins[4]).map(|(l, w)| l * w).sum::<f64>();
             vec![vec![f64::from(scale) * sum], logps]

@@ -6,7 +6,7 @@ use super::doctor::free_memory;
 use crate::base::{Error, Kind, Result};
 use crate::device::{Buffer, Device};
 use crate::formats::{
-    Copied, Draft, Found, Label, list_snapshots, remove_snapshot, write_snapshot,
+    Copied, Draft, Found, Label, Whole, list_snapshots, remove_snapshot, write_snapshot,
 };
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -118,8 +118,7 @@ impl Saver {
         }
     }
 
-    /// Waits until nothing is being written. Before a draft is made: there is one copy of the state in
-    /// memory at most, and a disk that cannot follow slows the run down.
+    /// Waits until nothing is being written.
     pub(super) fn wait(&mut self) -> Result<()> {
         let Some(writing) = self.writing.take() else { return Ok(()) };
         let Ok((memory, done)) = writing.join() else {
@@ -146,7 +145,8 @@ impl Saver {
         memory
     }
 
-    /// Has a copy of `draft` written while training goes on. Where there is no memory for a copy it is
+    /// Has a copy of `draft` written while training goes on. There is one copy at most: a disk that cannot
+    /// follow slows the run down. Where there is no memory for a copy it is
     /// written before this returns; what is to be said of that is returned, once.
     pub(super) fn write(&mut self, label: Label, draft: Draft<'_>) -> Result<Option<String>> {
         self.wait()?;
@@ -155,8 +155,7 @@ impl Saver {
         match self.room(bytes) {
             Some(memory) => self.spawn(label, draft.copied(memory)?).map(|()| None),
             None => {
-                write_snapshot(&self.root, &label, &draft).map_err(missing)?;
-                prune(&self.root, &self.steps, self.keep, self.best.as_ref()).map_err(missing)?;
+                self.writer(label)(&draft)?;
                 let first = !std::mem::replace(&mut self.told, true);
                 Ok(first.then(|| {
                     format!(
@@ -169,14 +168,23 @@ impl Saver {
         }
     }
 
-    fn spawn(&mut self, label: Label, copy: Copied) -> Result<()> {
+    /// Writes one checkpoint and removes those that are too many.
+    fn writer(&self, label: Label) -> impl FnOnce(&dyn Whole) -> Result<()> + use<> {
         let (root, steps, keep) = (self.root.clone(), self.steps.clone(), self.keep);
         let best = self.best.clone();
+        move |state| {
+            write_snapshot(&root, &label, state)
+                .and_then(|_| prune(&root, &steps, keep, best.as_ref()))
+                .map_err(missing)
+        }
+    }
+
+    fn spawn(&mut self, label: Label, copy: Copied) -> Result<()> {
+        let writer = self.writer(label);
         let write = move || {
             stand_back();
-            let done = write_snapshot(&root, &label, &copy)
-                .and_then(|_| prune(&root, &steps, keep, best.as_ref()));
-            (copy.into_memory(), done.map_err(missing))
+            let done = writer(&copy);
+            (copy.into_memory(), done)
         };
         let thread = std::thread::Builder::new().name("checkpoint".into());
         let started = thread.spawn(write);

@@ -99,7 +99,6 @@ impl Run<'_> {
         }
         let signal = stop::asked();
         if self.saver.is_due(stage.step, iteration, values) || signal.is_some() {
-            self.saver.wait()?;
             let mut draft = Draft::default();
             save(&mut draft)?;
             self.save(stage, iteration, false, draft, self.log_bytes())?;

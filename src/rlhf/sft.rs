@@ -97,15 +97,20 @@ fn predicted(config: &SftConfig, e: &SftExample) -> Range<usize> {
     first..e.ids.len().saturating_sub(1).max(first)
 }
 
-fn rows<'r>(config: &'r SftConfig, examples: &'r [&'r SftExample]) -> Rows<'r> {
-    let pack = |rows: &[usize]| {
-        let row = |&i: &usize| (examples[i].ids.as_slice(), predicted(config, examples[i]));
-        let mut batch = Batch::new(&rows.iter().map(row).collect::<Vec<_>>());
+fn rows<'r>(config: &SftConfig, examples: &[&'r SftExample]) -> Rows<'r> {
+    let texts = examples.iter().map(|e| (e.ids.as_slice(), predicted(config, e))).collect();
+    text_rows(texts, config.step.micro_batch_tokens)
+}
+
+/// Rows of text, each with the positions at which the next token is predicted; the column is of weights, all 1.
+pub(super) fn text_rows(texts: Vec<(&[i32], Range<usize>)>, max_tokens: usize) -> Rows<'_> {
+    let lengths = texts.iter().map(|t| t.0.len()).collect();
+    let pack = move |rows: &[usize]| {
+        let mut batch = Batch::new(&rows.iter().map(|&i| texts[i].clone()).collect::<Vec<_>>());
         batch.columns = vec![vec![1.0; batch.select.len()]];
         batch
     };
-    let lengths = examples.iter().map(|e| e.ids.len()).collect();
-    Rows { lengths, max_tokens: config.step.micro_batch_tokens, pack: Box::new(pack) }
+    Rows { lengths, max_tokens, pack: Box::new(pack) }
 }
 
 /// `scale` times the sum of weighted log-probabilities; the weights are the batch's first column.

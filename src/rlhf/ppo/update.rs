@@ -9,7 +9,7 @@ use crate::op::ppo_value::{PpoValue, ppo_value};
 use crate::op::weighted_sum::{WeightedSum, weighted_sum};
 use crate::op::whiten::{Whiten, whiten};
 use crate::rlhf::rows::Rows;
-use crate::rlhf::sft::nll;
+use crate::rlhf::sft::{nll, text_rows};
 use crate::tape::Workspace;
 use crate::train::Batch;
 
@@ -235,16 +235,9 @@ impl PpoTrainer {
         let predicted: usize = text.iter().map(|t| t.len() - 1).sum();
         let coef = self.config.unsup_coef;
         let loss = nll(-coef / predicted.max(1) as f32);
-        let lengths: Vec<usize> = text.iter().map(|t| t.len()).collect();
+        let rows = text.iter().map(|t| (*t, 0..t.len() - 1)).collect();
         let mut sum = 0.0;
-        let pack = |rows: &[usize]| {
-            let rows: Vec<_> = rows.iter().map(|&i| (text[i], 0..text[i].len() - 1)).collect();
-            let mut batch = Batch::new(&rows);
-            batch.columns = vec![vec![1.0; batch.select.len()]];
-            batch
-        };
-        let max_tokens = self.config.micro_batch_tokens;
-        Rows { lengths, max_tokens, pack: Box::new(pack) }.each(ws, &mut |ws, batch| {
+        text_rows(rows, self.config.micro_batch_tokens).each(ws, &mut |ws, batch| {
             sum += self.engines.actor.accumulate(ws, "ppo text", batch, None, &loss)?[0][0];
             Ok(())
         })?;
