@@ -22,7 +22,6 @@ const REPLACE_DEMO: [&str; 4] = ["actor_model", "reward_model", "data_path", "sf
 
 /// Rates for a model of a million parameters that starts from nothing.
 const DEMO_TOML: &str = r#"
-dtype = "f32"
 data_split = "0,6,4"
 max_seq_len = 96
 max_prompt_seq_len = 48
