@@ -1,6 +1,7 @@
 // The emulated driver API: errors, the device, contexts, modules, functions, launches.
 #include "emu/driver.hpp"
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -76,6 +77,19 @@ const ErrorText* find_error(CUresult code) {
   return nullptr;
 }
 
+// A card answers every call with the error of a kernel that failed, until the process ends.
+std::atomic<bool> device_failed = false;
+
+// Whether the kernel that is to be started is the one that fails: the number `DUPLEX_EMU_FAIL_AT` of this process.
+bool fails_now() {
+  static const uint64_t fails_at = [] {
+    const char* n = getenv("DUPLEX_EMU_FAIL_AT");
+    return n ? strtoull(n, nullptr, 10) : 0;
+  }();
+  static std::atomic<uint64_t> started = 0;
+  return fails_at && ++started == fails_at;
+}
+
 // The parameters of a launch, at the alignment that the kernel expects.
 struct Parameters {
   explicit Parameters(const Kernel& k, const void* from) {
@@ -92,6 +106,11 @@ struct Parameters {
 CUresult error(CUresult code, const std::string& text) {
   last_error = text;
   return code;
+}
+
+CUresult check_device() {
+  if (!device_failed) return CUDA_SUCCESS;
+  return error(CUDA_ERROR_ILLEGAL_ADDRESS, "a kernel has failed before, as was asked for");
 }
 
 CUresult need_context() {
@@ -241,6 +260,10 @@ CUresult emu_cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_
   if (!copy->bytes) return error(CUDA_ERROR_OUT_OF_MEMORY, "no memory for parameters");
   Dim3 grid{grid_x, grid_y, grid_z};
   return submit(stream, [&k, grid, block_x, shared_bytes, copy] {
+    if (fails_now()) {
+      device_failed = true;
+      return error(CUDA_ERROR_ILLEGAL_ADDRESS, "a kernel fails, as was asked for");
+    }
     std::string what = run(k, grid, block_x, shared_bytes, copy->bytes, options());
     if (!what.empty()) return error(CUDA_ERROR_LAUNCH_FAILED, what);
     static const bool check_always = getenv("DUPLEX_EMU_GUARDS") != nullptr;

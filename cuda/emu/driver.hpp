@@ -40,8 +40,11 @@ CUresult error(CUresult code, const std::string& text);
 // Success if this host thread has a current context.
 CUresult need_context();
 
-// Does `work` now, or keeps it where the stream is being captured.
+// Does `work` now, or keeps it where the stream is being captured. A device that has failed does no more work.
 CUresult submit(CUstream stream, std::function<CUresult()> work);
+
+// An error, for ever, once a kernel has failed as `DUPLEX_EMU_FAIL_AT` asks.
+CUresult check_device();
 
 // An error, which also spoils the capture, if this host thread is capturing.
 CUresult forbid_capture(const char* what);

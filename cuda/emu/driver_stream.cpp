@@ -36,6 +36,7 @@ CUresult unsupported(EmuGraph* graph, const char* what) {
 }  // namespace
 
 CUresult submit(CUstream stream, std::function<CUresult()> work) {
+  if (CUresult e = check_device()) return e;
   if (!stream || !stream->capture) return work();
   stream->capture->nodes.push_back(std::move(work));
   return CUDA_SUCCESS;
@@ -62,6 +63,7 @@ CUresult emu_cuStreamDestroy_v2(CUstream stream) {
 
 CUresult emu_cuStreamSynchronize(CUstream stream) {
   if (stream && stream->capture) return unsupported(stream->capture, "cuStreamSynchronize");
+  if (CUresult e = check_device()) return e;
   return check_guards();
 }
 

@@ -43,8 +43,9 @@ pub mod whiten;
 pub use io::{Arg, CudaBackward, CudaForward, CudaGrad, by_dtype};
 pub use io::{Backward, Forward, Grad, View, ViewMut};
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Kind, Result};
 use crate::tensor::{Desc, Tensor};
+use std::fmt;
 use std::sync::Arc;
 
 /// Where an output lives.
@@ -134,7 +135,26 @@ pub fn required(op: &dyn Op, ins: &[Option<Desc>], i: usize) -> Result<Desc> {
 
 /// An error that names the operator and the shapes it got.
 pub fn shape_error(op: &dyn Op, ins: &[Option<Desc>], expected: &str) -> Error {
-    let got: Vec<String> =
-        ins.iter().map(|d| d.map_or("-".into(), |d| format!("{}{}", d.dtype, d.shape))).collect();
-    Error::internal(format!("{}: expected {expected}, got {}", op.name(), got.join(" ")))
+    Error::internal(format!(
+        "{}: expected {expected}, got {}",
+        op.name(),
+        shapes(ins.iter().copied())
+    ))
+}
+
+/// The error of an operator that ran as `name`; with the shapes it got, unless the cause is outside.
+pub fn run_error(
+    e: Error,
+    name: impl fmt::Display,
+    ins: impl Iterator<Item = Option<Desc>>,
+) -> Error {
+    match e.kind() {
+        Kind::Stopped | Kind::Internal => e.context(format_args!("{name} of {}", shapes(ins))),
+        _ => e.context(name),
+    }
+}
+
+fn shapes(ins: impl Iterator<Item = Option<Desc>>) -> String {
+    let shape = |d: Option<Desc>| d.map_or("-".into(), |d| format!("{}{}", d.dtype, d.shape));
+    ins.map(shape).collect::<Vec<String>>().join(" ")
 }

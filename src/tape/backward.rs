@@ -5,7 +5,7 @@ use super::{Home, Tape};
 use crate::base::{DType, Error, Result};
 use crate::device::Region;
 use crate::op::narrow::Narrow;
-use crate::op::{Arg, Backward, CudaBackward, CudaGrad, Grad, Op, Place, View, ViewMut};
+use crate::op::{Arg, Backward, CudaBackward, CudaGrad, Grad, Op, Place, View, ViewMut, run_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
@@ -115,7 +115,10 @@ impl Tape<'_> {
                     scratch: self.scratch_slice(scratch),
                 })
             };
-            done.map_err(|e| e.context(format!("{} backward", op.name())))?;
+            done.map_err(|e| {
+                let name = format_args!("{} backward", op.name());
+                run_error(e, name, ins.iter().map(|t| t.map(|t| t.desc)))
+            })?;
         }
         targets.iter().flatten().filter_map(|t| t.kept).try_for_each(|kept| self.keep_grad(kept))
     }

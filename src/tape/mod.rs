@@ -18,7 +18,7 @@ pub use workspace::{Arena, Shaped, Workspace};
 
 use crate::base::{DType, Error, Result};
 use crate::device::{Device, Region};
-use crate::op::{Arg, CudaForward, Forward, Op, Place, Plan, Run, View, ViewMut};
+use crate::op::{Arg, CudaForward, Forward, Op, Place, Plan, Run, View, ViewMut, run_error};
 use crate::pool::{ArenaPlan, Life, ParamId, Store};
 use crate::tensor::{Desc, Slot, Tensor};
 use std::collections::HashMap;
@@ -353,7 +353,7 @@ impl<'a> Tape<'a> {
                 scratch: self.scratch_slice(scratch),
             })
         };
-        done.map_err(|e| e.context(op.name()))?;
+        done.map_err(|e| run_error(e, op.name(), ins.iter().map(|t| t.map(|t| t.desc))))?;
         Ok(outs)
     }
 

@@ -5,7 +5,7 @@
 use super::{Tape, Workspace, workspace::Shaped};
 use crate::base::{Error, Result};
 use crate::device::{Device, Graph, Region};
-use crate::op::{Forward, Op, View, ViewMut};
+use crate::op::{Forward, Op, View, ViewMut, run_error};
 use crate::tensor::Desc;
 use std::fmt;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use std::sync::Arc;
 /// do, since it borrows them too.
 pub struct Program<'a> {
     device: Device,
+    name: String,
     steps: Steps<'a>,
 }
 
@@ -55,7 +56,10 @@ impl Program<'_> {
     pub fn run(&mut self) -> Result<()> {
         match &mut self.steps {
             Steps::Operators(operators) => operators.run(),
-            Steps::Graph(graph) => self.device.stream()?.replay(graph),
+            Steps::Graph(graph) => {
+                let done = self.device.stream()?.replay(graph);
+                done.map_err(|e| e.context(format_args!("the recorded program {}", self.name)))
+            }
         }
     }
 }
@@ -80,7 +84,9 @@ impl Operators<'_> {
             io.ins.clear();
             io.outs.clear();
             (self.ins, self.outs) = (io.ins, io.outs);
-            done.map_err(|e| e.context(step.op.name()))?;
+            done.map_err(|e| {
+                run_error(e, step.op.name(), step.ins.iter().map(|x| x.map(|(_, desc)| desc)))
+            })?;
         }
         Ok(())
     }
@@ -97,16 +103,16 @@ impl Workspace {
     ) -> Result<Program<'a>> {
         let mut tape = self.tape(key)?;
         self.position().enter(key);
-        let device = tape.device;
+        let (device, name) = (tape.device, key.to_string());
         if device.has_kernels() {
             let (graph, ()) = device.stream()?.capture(|| program(&mut tape, inputs))?;
-            return Ok(Program { device, steps: Steps::Graph(graph) });
+            return Ok(Program { device, name, steps: Steps::Graph(graph) });
         }
         tape.captured = Some(vec![]);
         program(&mut tape, inputs)?;
         let steps = tape.captured.take().unwrap_or_default();
         let operators = Operators { steps, ins: vec![], outs: vec![] };
-        Ok(Program { device, steps: Steps::Operators(operators) })
+        Ok(Program { device, name, steps: Steps::Operators(operators) })
     }
 }
 

@@ -143,3 +143,36 @@ fn steps_one_by_one_go_on_too() {
     }
     assert_eq!(crate::place::all_bytes(&whole), crate::place::all_bytes(&p.path("single")));
 }
+
+/// A device that fails after so many kernels, each time the program is started.
+#[cfg(feature = "emulator")]
+#[test]
+fn a_device_that_fails_stops_the_run_with_operator_shapes_and_stream() {
+    let p = Place::new("llama");
+    let more = ["--device", "emulated", "--step", "1,3", "--reward-rule", "brevity"];
+    let run = |to: &str, fail_at: &str| {
+        let words = [&words(to, &more)[..], &["--save-every", "1"]].concat();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_duplex"));
+        command.args(words).current_dir(p.path("")).env("DUPLEX_EMU_FAIL_AT", fail_at);
+        command.output().unwrap()
+    };
+    ended(&run("whole", ""), 0, &[]);
+    let (mut failures, mut with_shapes) = (0, 0);
+    loop {
+        // Not always in the same place.
+        let out = run("failing", ["1300", "1600", "2100"][failures % 3]);
+        if out.status.success() {
+            break;
+        }
+        let hint = "the same command starts anew, a run from its last checkpoint";
+        ended(&out, 75, &["stream ", "emulated", "the device failed", hint]);
+        with_shapes += usize::from(String::from_utf8_lossy(&out.stderr).contains(" of f32["));
+        failures += 1;
+        assert!(failures < 50, "it does not get on: {:?}", checkpoints(&p.path("failing")));
+    }
+    assert!(failures >= 2 && with_shapes >= 1, "{failures} failures, {with_shapes} with shapes");
+    for model in ["sft", "ppo/actor"] {
+        let bytes = |run: &str| crate::place::bytes(&p.path(run).join(model));
+        assert_eq!(bytes("failing"), bytes("whole"), "{model}");
+    }
+}

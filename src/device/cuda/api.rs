@@ -11,6 +11,11 @@ pub(super) type Handle = *mut c_void;
 pub(super) const SUCCESS: c_int = 0;
 /// CUDA_ERROR_OUT_OF_MEMORY.
 pub(super) const OUT_OF_MEMORY: c_int = 2;
+/// Codes after which a process cannot use the device any more: it is not available (46), memory errors that cannot
+/// be corrected (214), illegal address (700), launch timed out (702), assert (710), hardware stack error,
+/// illegal instruction, misaligned address, invalid address space, invalid program counter (714 to 718),
+/// launch failed (719), unknown (999).
+pub(super) const LOST: [c_int; 12] = [46, 214, 700, 702, 710, 714, 715, 716, 717, 718, 719, 999];
 
 /// Each line: field, symbol in libcuda, arguments.
 macro_rules! driver_api {

@@ -51,7 +51,7 @@ impl Stream {
         self.context.enter();
         // SAFETY: the graph lives, and so does the memory its owner recorded it over.
         let code = unsafe { (self.context.api.graph_launch)(graph.exec, self.handle) };
-        self.context.check(code, "cannot start a graph")
+        self.context.check(code, format_args!("a graph in {self:?}"))
     }
 }
 

@@ -15,9 +15,10 @@ pub use graph::Graph;
 pub use stream::{Event, Stream};
 
 use crate::base::{Error, Result};
-use api::{Api, Handle, OUT_OF_MEMORY, SUCCESS};
+use api::{Api, Handle, LOST, OUT_OF_MEMORY, SUCCESS};
 use std::collections::HashMap;
 use std::ffi::{CString, c_int};
+use std::fmt;
 use std::sync::{Mutex, OnceLock};
 
 /// Fat binaries made by the build script: stem of the source, image. Empty without the `cuda` feature.
@@ -232,7 +233,7 @@ impl Context {
             // SAFETY: a setting of a loaded function.
             let code =
                 unsafe { (self.api.function_set)(*function, FUNCTION_SHARED, shared as i32) };
-            self.check(code, &format!("{name}: {shared} bytes of shared memory"))?;
+            self.check(code, format_args!("{name}: {shared} bytes of shared memory"))?;
             *allowed = shared;
         }
         Ok(*function)
@@ -253,12 +254,17 @@ impl Context {
         Err(Error::internal(format!("there is no kernel {name}")))
     }
 
-    /// An error unless `code` is success.
-    fn check(&self, code: c_int, what: &str) -> Result<()> {
+    /// An error unless `code` is success. A failure of the device is told by whatever call comes next.
+    fn check(&self, code: c_int, what: impl fmt::Display) -> Result<()> {
         match code {
             SUCCESS => Ok(()),
             OUT_OF_MEMORY => Err(Error::memory(format!(
                 "out of GPU memory: {what}; use a smaller model, batch or sequence length"
+            ))),
+            code if LOST.contains(&code) => Err(Error::stopped(format!(
+                "{what}: the device failed here or in work before it: {}; this process cannot use it any \
+                 more; the same command starts anew, a run from its last checkpoint",
+                self.explain(code)
             ))),
             code => Err(Error::internal(format!("{what}: {}", self.explain(code)))),
         }

@@ -7,11 +7,14 @@ use crate::base::{Error, Result};
 use crate::device::Region;
 use std::cell::Cell;
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A queue of device work, used by one host thread. Lives as long as the process.
 pub struct Stream {
     pub(super) context: &'static Context,
     pub(super) handle: Handle,
+    /// Counted in this process.
+    number: u32,
     /// One u32 in which kernels report faults.
     fault: u64,
     launches: Cell<u64>,
@@ -19,7 +22,7 @@ pub struct Stream {
 
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "stream of {}", self.context.card.name)
+        write!(f, "stream {} of {}", self.number, self.context.card.name)
     }
 }
 
@@ -33,7 +36,9 @@ impl Stream {
         // SAFETY: the pointer is to a local.
         let code = unsafe { (context.api.stream_create)(&raw mut handle, NON_BLOCKING) };
         context.check(code, "cannot make a stream")?;
-        let mut stream = Stream { context, handle, fault: 0, launches: Cell::new(0) };
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mut stream = Stream { context, handle, number, fault: 0, launches: Cell::new(0) };
         stream.fault = stream.alloc(256)?;
         stream.fill(Region { ptr: stream.fault as *mut u8, bytes: 256 }, 0)?;
         Ok(stream)
@@ -65,7 +70,8 @@ impl Stream {
         let mut address = 0u64;
         // SAFETY: the pointer is to a local.
         let code = unsafe { (self.context.api.memory_alloc)(&raw mut address, bytes, self.handle) };
-        self.context.check(code, &format!("cannot allocate {} MiB", bytes.div_ceil(1 << 20)))?;
+        let mib = bytes.div_ceil(1 << 20);
+        self.context.check(code, format_args!("cannot allocate {mib} MiB"))?;
         Ok(address)
     }
 
@@ -110,7 +116,7 @@ impl Stream {
                 std::ptr::null_mut(),
             )
         };
-        self.context.check(code, kernel)
+        self.context.check(code, format_args!("{kernel} in {self:?}"))
     }
 
     /// Copies host bytes to the device. `src` may be used again at once.
@@ -185,7 +191,7 @@ impl Stream {
         self.context.enter();
         // SAFETY: the stream lives.
         let code = unsafe { (self.context.api.stream_synchronize)(self.handle) };
-        self.context.check(code, "the device failed")
+        self.context.check(code, format_args!("{self:?}"))
     }
 
     /// Marks the present end of the queue.
@@ -226,7 +232,7 @@ impl Event {
         // SAFETY: both events were recorded; the pointer is to a local.
         unsafe {
             let code = (self.context.api.event_synchronize)(self.handle);
-            self.context.check(code, "the device failed")?;
+            self.context.check(code, "cannot wait for an event")?;
             let code = (self.context.api.event_elapsed)(&raw mut ms, earlier.handle, self.handle);
             self.context.check(code, "cannot time events")?;
         }
