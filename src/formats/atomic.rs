@@ -1,20 +1,17 @@
 //! Files that are whole or absent: written beside their place, synced, then renamed into it.
 
+use super::steady::Steady;
 use crate::base::{Error, Result};
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 /// Writes `path` so that after a crash at any moment it holds either its old content or all of the
 /// new one, and after a return its content is on the disk.
 ///
-/// `write` gets a buffered file and must give its own I/O errors a place with
+/// `write` gets a buffered file ([`Steady`]) and must give its own I/O errors a place with
 /// [`Error::io`]. On any error the half-written file is removed and an old file stays as it was; a
 /// full disk is a resource error.
-pub fn write_atomic(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<Steady>) -> Result<()>,
-) -> Result<()> {
+pub fn write_atomic(path: &Path, write: impl FnOnce(&mut Steady) -> Result<()>) -> Result<()> {
     let Some(name) = path.file_name() else {
         return Err(Error::user(format!("{} does not name a file", path.display())));
     };
@@ -32,57 +29,12 @@ pub fn write_atomic(
     sync_dir(parent(path))
 }
 
-fn fill(
-    temp: &Path,
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<Steady>) -> Result<()>,
-) -> Result<()> {
+fn fill(temp: &Path, path: &Path, write: impl FnOnce(&mut Steady) -> Result<()>) -> Result<()> {
     let failed = |e| Error::io("write", path, &e);
-    let file = File::create_new(temp).map_err(failed)?;
-    let mut out = BufWriter::new(Steady { file, waiting: 0 });
+    let mut out = Steady::new(File::create_new(temp).map_err(failed)?);
     write(&mut out)?;
-    out.flush().map_err(failed)?;
-    out.get_ref().file.sync_all().map_err(|e| Error::io("sync", path, &e))
+    out.finish().map_err(failed)
 }
-
-/// Bytes that wait in the system's memory at most before they are sent to the disk.
-const WAITING: usize = 32 << 20;
-
-/// A file that is written steadily: a large one goes to the disk piece by piece, so that it neither fills
-/// the system's memory nor keeps the disk busy in one go at the end, when others need them.
-pub struct Steady {
-    file: File,
-    /// Bytes written since the last piece.
-    waiting: usize,
-}
-
-impl Write for Steady {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(&bytes[..bytes.len().min(WAITING - self.waiting)])?;
-        self.waiting += n;
-        if self.waiting == WAITING {
-            self.waiting = 0;
-            self.file.sync_data()?;
-            forget(&self.file);
-        }
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-/// Tells the system that what is written of a file will not be read soon.
-#[cfg(target_os = "linux")]
-fn forget(file: &File) {
-    use std::os::fd::AsRawFd;
-    // SAFETY: advice on an open file; where it is not taken nothing changes.
-    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn forget(_: &File) {}
 
 /// Makes renames and removals in `dir` last.
 pub fn sync_dir(dir: &Path) -> Result<()> {
@@ -100,6 +52,7 @@ fn parent(path: &Path) -> &Path {
 mod tests {
     use super::*;
     use crate::base::Kind;
+    use std::io::Write;
 
     fn names(dir: &Path) -> Vec<String> {
         let all = fs::read_dir(dir).unwrap();

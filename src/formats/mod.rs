@@ -16,6 +16,7 @@ mod safetensors;
 mod save;
 mod snapshot;
 mod stamp;
+mod steady;
 #[cfg(test)]
 mod tests;
 mod torch;
@@ -31,6 +32,7 @@ pub use snapshot::{
     remove_snapshot, write_snapshot,
 };
 pub use stamp::{Stamp, Sum, stamp};
+pub use steady::Steady;
 
 /// The error of asking `place`, a file or a directory, for a tensor it does not hold.
 fn not_here(name: &str, place: &std::path::Path) -> crate::base::Error {
