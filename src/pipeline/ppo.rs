@@ -7,6 +7,7 @@ use super::{Run, datasets, judge, settings};
 use crate::base::{Error, Result};
 use crate::data::Tokenizer;
 use crate::engine::Engine;
+use crate::formats::Draft;
 use crate::model::Head;
 use crate::report::{Event, Sample};
 use crate::rlhf::{
@@ -43,13 +44,20 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
             trainer.restore(&from)?;
             (Judged::restore("before", &from)?, from.get("texts")?)
         }
-        None => (judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?, 0),
+        None => {
+            let judge =
+                |run: &mut Run<'_>| judge::judge(run, &mut trainer, &source.tokenizer, &held_out);
+            (run.droppable(judge)?, 0)
+        }
     };
     for (i, batch) in batches.iter().enumerate().skip(stage.done) {
         let clock = Instant::now();
         let prompts: Vec<&[i32]> =
             batch.rows.iter().map(|&i| data.train[i].ids.as_slice()).collect();
-        let experience = trainer.generate_experience(&mut run.ws, &prompts)?;
+        let made = run.droppable(|run| trainer.generate_experience(&mut run.ws, &prompts));
+        let experience = run.unless_dropped(made, &stage, i as u64, &|draft| {
+            save(&trainer, text, &before, draft)
+        })?;
         let generated = clock.elapsed().as_secs_f64();
         let blocks: Vec<&[i32]> = (0..prompts.len().min(texts.len()))
             .map(|k| texts[(text + k) % texts.len()].as_slice())
@@ -69,11 +77,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
         if shows_samples(iteration, total) {
             print_samples(run, &experience, &source.tokenizer, iteration)?;
         }
-        run.boundary(&stage, iteration, &values, &|draft| {
-            draft.set("texts", text);
-            before.save("before", draft);
-            trainer.save(draft)
-        })?;
+        run.boundary(&stage, iteration, &values, &|draft| save(&trainer, text, &before, draft))?;
     }
     let after = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
     show(run, &before, &after, total);
@@ -91,6 +95,18 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     summary.extend(after.numbers("score_after", "kl_after"));
     run.finish(&stage, &summary, &actor, trainer.engines.actor.memory());
     Ok((stage, total))
+}
+
+/// Adds what the step knows to a checkpoint: how much text was read, and how the model answered before.
+fn save<'d>(
+    trainer: &'d PpoTrainer,
+    texts: usize,
+    before: &Judged,
+    draft: &mut Draft<'d>,
+) -> Result<()> {
+    draft.set("texts", texts);
+    before.save("before", draft);
+    trainer.save(draft)
 }
 
 /// The models that are read beside the actor.

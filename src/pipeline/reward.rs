@@ -6,6 +6,7 @@ use super::{Run, datasets, evaluates, settings};
 use crate::base::Result;
 use crate::data::PairExample;
 use crate::engine::Engine;
+use crate::formats::Draft;
 use crate::model::Head;
 use crate::report::Event;
 use crate::rlhf::{RewardConfig, RewardTrainer};
@@ -41,14 +42,17 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
             (from.find("eval_accuracy_before")?, (from.get("loss_first")?, from.get("loss_last")?))
         }
         None => {
-            let eval = judge_pairs(&trainer, &mut run.ws, &held_out)?;
+            let eval = run.droppable(|run| judge_pairs(&trainer, &mut run.ws, &held_out))?;
             (eval.map(|(_, accuracy)| accuracy), (f32::NAN, f32::NAN))
         }
     };
     for (i, batch) in batches.iter().enumerate().skip(stage.done) {
         let clock = Instant::now();
         let pairs: Vec<&PairExample> = batch.rows.iter().map(|&i| &data.train[i]).collect();
-        let stats = trainer.train(&mut run.ws, &pairs)?;
+        let trained = run.droppable(|run| trainer.train(&mut run.ws, &pairs));
+        let stats = run.unless_dropped(trained, &stage, i as u64, &|draft| {
+            save(&trainer, ends, before, draft)
+        })?;
         let skipped = run.skipped("reward", stats.skipped.as_slice())?;
         ends = (if i == 0 { stats.loss } else { ends.0 }, stats.loss);
         let mut values = vec![
@@ -69,12 +73,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
         }
         let done = i as u64 + 1;
         run.reporter.emit(Event::metrics("reward", done, &values));
-        run.boundary(&stage, done, &values, &|draft| {
-            draft.set("loss_first", ends.0);
-            draft.set("loss_last", ends.1);
-            before.iter().for_each(|accuracy| draft.set("eval_accuracy_before", accuracy));
-            trainer.save(draft)
-        })?;
+        run.boundary(&stage, done, &values, &|draft| save(&trainer, ends, before, draft))?;
     }
     let after = judge_pairs(&trainer, &mut run.ws, &held_out)?;
     let dir = run.dir.reward();
@@ -84,6 +83,20 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     summary.extend(after.map(|(_, accuracy)| ("eval_accuracy_after", accuracy)));
     run.finish(&stage, &summary, &dir, trainer.engine.memory());
     Ok((stage, total))
+}
+
+/// Adds what the step knows to a checkpoint: the first and the last loss, the accuracy of before on what is held
+/// out.
+fn save<'d>(
+    trainer: &'d RewardTrainer,
+    (first, last): (f32, f32),
+    before: Option<f64>,
+    draft: &mut Draft<'d>,
+) -> Result<()> {
+    draft.set("loss_first", first);
+    draft.set("loss_last", last);
+    before.iter().for_each(|accuracy| draft.set("eval_accuracy_before", accuracy));
+    trainer.save(draft)
 }
 
 /// Loss and accuracy on the pairs held out; `None` if none were.

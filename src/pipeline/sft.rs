@@ -6,6 +6,7 @@ use super::{Run, datasets, evaluates, settings};
 use crate::base::Result;
 use crate::data::SftExample;
 use crate::engine::Engine;
+use crate::formats::Draft;
 use crate::model::Head;
 use crate::report::Event;
 use crate::rlhf::{SftConfig, SftTrainer};
@@ -39,12 +40,18 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
             trainer.restore(&from)?;
             (from.find("eval_loss_before")?, from.get("loss_first")?, from.get("loss_last")?)
         }
-        None => (eval_loss(&trainer, &mut run.ws, &held_out)?, f32::NAN, f32::NAN),
+        None => {
+            let eval = run.droppable(|run| eval_loss(&trainer, &mut run.ws, &held_out))?;
+            (eval, f32::NAN, f32::NAN)
+        }
     };
     for (i, batch) in batches.iter().enumerate().skip(stage.done) {
         let clock = Instant::now();
         let examples: Vec<&SftExample> = batch.rows.iter().map(|&i| &data.train[i]).collect();
-        let stats = trainer.train(&mut run.ws, &examples)?;
+        let trained = run.droppable(|run| trainer.train(&mut run.ws, &examples));
+        let stats = run.unless_dropped(trained, &stage, i as u64, &|draft| {
+            save(&trainer, [first, last], before, draft)
+        })?;
         let skipped = run.skipped("sft", stats.skipped.as_slice())?;
         if i == 0 {
             first = stats.loss;
@@ -62,12 +69,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
         }
         let done = i as u64 + 1;
         run.reporter.emit(Event::metrics("sft", done, &values));
-        run.boundary(&stage, done, &values, &|draft| {
-            draft.set("loss_first", first);
-            draft.set("loss_last", last);
-            before.iter().for_each(|loss| draft.set("eval_loss_before", loss));
-            trainer.save(draft)
-        })?;
+        run.boundary(&stage, done, &values, &|draft| save(&trainer, [first, last], before, draft))?;
     }
     let after = eval_loss(&trainer, &mut run.ws, &held_out)?;
     let dir = run.dir.sft();
@@ -77,6 +79,19 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     summary.extend(after.map(|loss| ("eval_loss_after", loss)));
     run.finish(&stage, &summary, &dir, trainer.engine.memory());
     Ok((stage, total))
+}
+
+/// Adds what the step knows to a checkpoint: the first and the last loss, that of before on what is held out.
+fn save<'d>(
+    trainer: &'d SftTrainer,
+    [first, last]: [f32; 2],
+    before: Option<f64>,
+    draft: &mut Draft<'d>,
+) -> Result<()> {
+    draft.set("loss_first", first);
+    draft.set("loss_last", last);
+    before.iter().for_each(|loss| draft.set("eval_loss_before", loss));
+    trainer.save(draft)
 }
 
 /// The loss on what was held out; `None` if nothing was.

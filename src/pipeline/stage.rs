@@ -5,7 +5,7 @@ use super::health::Health;
 use super::resume::{STEPS, same_inputs, steps_of};
 use super::sources::Source;
 use super::{Run, stop};
-use crate::base::{Error, Result};
+use crate::base::{Error, Kind, Result};
 use crate::formats::{Draft, Input, Label, Snapshot, stamp};
 use crate::report::Event;
 use std::path::Path;
@@ -103,7 +103,46 @@ impl Run<'_> {
             save(&mut draft)?;
             self.save(stage, iteration, false, draft, self.log_bytes())?;
         }
-        let Some(signal) = signal else { return Ok(()) };
+        match signal {
+            Some(signal) => self.stop_after(stage, iteration, signal),
+            None => Ok(()),
+        }
+    }
+
+    /// Does work that leaves everything as it was when it is dropped, which it is once a signal asks to
+    /// stop.
+    pub(super) fn droppable<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.ws.listen(Some(stop::is_asked));
+        let done = work(self);
+        self.ws.listen(None);
+        done
+    }
+
+    /// The result of droppable work in the iteration after `done`. Where it was dropped, saves what was
+    /// before it. `save` adds what the step knows to the checkpoint.
+    pub(super) fn unless_dropped<'d, T>(
+        &mut self,
+        result: Result<T>,
+        stage: &Stage,
+        done: u64,
+        save: &dyn Fn(&mut Draft<'d>) -> Result<()>,
+    ) -> Result<T> {
+        let (e, signal) = match (result, stop::asked()) {
+            (Err(e), Some(signal)) if e.kind() == Kind::Stopped => (e, signal),
+            (result, _) => return result,
+        };
+        // Nothing has been done that the checkpoint it began with does not hold.
+        if done == stage.done as u64 {
+            return Err(e);
+        }
+        let mut draft = Draft::default();
+        save(&mut draft)?;
+        self.save(stage, done, false, draft, self.log_bytes())?;
+        self.stop_after(stage, done, signal).and(Err(e))
+    }
+
+    /// Stops after an iteration that is being saved.
+    fn stop_after(&mut self, stage: &Stage, iteration: u64, signal: &str) -> Result<()> {
         self.saver.wait()?;
         Err(Error::stopped(format!(
             "stopped by {signal} after iteration {iteration} of {}, which is saved; the same command goes \

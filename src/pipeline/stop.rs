@@ -1,5 +1,6 @@
 //! The wish to stop: SIGTERM, or SIGINT (Ctrl-C). The first one is noted, and the run stops where it can
-//! be resumed, after the iteration it is in; the second ends the process at once. Both with exit code 75.
+//! be resumed: before the iteration it is in, which is dropped, or after it, where weights have changed in
+//! it. The second ends the process at once. Both with exit code 75.
 //!
 //! The handlers are two lines over `libc`, which is there already.
 
@@ -37,4 +38,9 @@ pub(super) fn asked() -> Option<&'static str> {
         libc::SIGINT => Some("SIGINT"),
         _ => Some("SIGTERM"),
     }
+}
+
+/// Whether a signal asked to stop.
+pub(super) fn is_asked() -> bool {
+    asked().is_some()
 }

@@ -97,7 +97,7 @@ pub struct StepConfig {
     pub seed: u64,
 }
 
-/// Accumulates `rows` under `loss` and steps. Returns the sums of the losses, the tokens and the step.
+/// Accumulates `rows` under `loss` and steps; on an error before the step everything is as it was. Returns the sums of the losses, the tokens and the step.
 fn optimize(
     engine: &mut Engine,
     ws: &mut Workspace,
@@ -109,11 +109,15 @@ fn optimize(
 ) -> Result<(Vec<Vec<f32>>, usize, StepStats)> {
     let (mut sums, mut tokens) = (vec![], 0);
     let dropout = Some(config.seed ^ (step << 20));
-    rows.each(ws, &mut |ws, batch| {
+    let accumulated = rows.each(ws, &mut |ws, batch| {
         add(&mut sums, engine.accumulate(ws, name, batch, dropout, loss)?);
         tokens += batch.packed.ids.len();
         Ok(())
-    })?;
+    });
+    if accumulated.is_err() {
+        engine.model.store.reset_grads();
+    }
+    accumulated?;
     // The first term is the loss.
     let sum = sums.first().map_or(0.0, |terms: &Vec<f32>| terms[0]);
     let stats = engine.step(ws, config.schedule.factor(step), sum)?;

@@ -33,6 +33,7 @@ impl Rows<'_> {
         todo.reverse();
         let mut first = 0;
         while let Some(rows) = todo.pop() {
+            ws.go_on()?;
             let mut batch = (self.pack)(&rows);
             batch.first = first;
             let done = if batch.select.is_empty() { Ok(()) } else { run(ws, &batch) };

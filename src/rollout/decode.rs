@@ -48,6 +48,7 @@ pub(super) fn decode(
     let mut programs: HashMap<usize, Program<'_>> = HashMap::new();
     let mut changed = true;
     while !active.is_empty() {
+        ws.go_on()?;
         let sizes = Sizes { rows: bucket(device, active.len()), ..most };
         if changed {
             slots.upload(&sizes, &active, rows, cache, answers)?;

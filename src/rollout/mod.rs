@@ -125,6 +125,7 @@ pub fn generate(
     // Prompts go through in pieces of bounded size.
     let lengths: Vec<usize> = prompts.iter().map(|p| p.len()).collect();
     for group in micro_batches(&lengths, PREFILL_TOKENS) {
+        ws.go_on()?;
         let step = make_prefill(&group, prompts, sequences, cache, sampling);
         let (tokens, logprobs) = prefill(model, ws, cache, &step, sampling)?;
         for (k, &i) in group.iter().enumerate() {

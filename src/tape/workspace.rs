@@ -60,6 +60,8 @@ pub struct Workspace {
     /// What is to be told, and whether there was something.
     note: Option<String>,
     told: bool,
+    /// Whether to drop what is under way, where that may be dropped.
+    asked: Option<fn() -> bool>,
 }
 
 /// The error of a program that memory does not suffice for.
@@ -81,12 +83,28 @@ impl Workspace {
     /// An empty workspace on `device` that may grow to `limit` bytes.
     pub fn new(device: Device, limit: usize) -> Result<Workspace> {
         let arena = Arena { buffer: Buffer::zeroed(device, 0)?, position: Arc::default() };
-        Ok(Workspace { arena, plans: HashMap::new(), limit, note: None, told: false })
+        Ok(Workspace { arena, plans: HashMap::new(), limit, note: None, told: false, asked: None })
     }
 
     /// Size of the arena: the peak of activations over all programs.
     pub fn bytes(&self) -> usize {
         self.arena.buffer.bytes()
+    }
+
+    /// From here on long work asks `asked` between its parts whether it is to be dropped; `None`: it is not.
+    pub fn listen(&mut self, asked: Option<fn() -> bool>) {
+        self.asked = asked;
+    }
+
+    /// Between the parts of long work that leaves everything as it was when it is dropped: an error of
+    /// [`Kind::Stopped`] if it is.
+    pub fn go_on(&self) -> Result<()> {
+        match self.asked {
+            Some(asked) if asked() => {
+                Err(Error::stopped("stopped; the same command goes on from the last checkpoint"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where the program is that runs, for another thread to ask.

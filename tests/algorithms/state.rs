@@ -2,11 +2,15 @@
 
 use crate::common::*;
 use crate::setup::*;
-use duplex::base::DType;
+use duplex::base::{DType, Kind, Result};
+use duplex::data::SftExample;
+use duplex::engine::Engine;
 use duplex::formats::{Draft, Label, Snapshot, write_snapshot};
-use duplex::rlhf::{PpoConfig, PpoTrainer};
-use duplex::tape::Workspace;
+use duplex::model::Head;
+use duplex::rlhf::{PpoConfig, PpoTrainer, SftConfig, SftTrainer};
+use duplex::tape::{Keep, Workspace};
 use duplex::train::{AdamWConfig, AdamWState, Batch};
+use std::cell::Cell;
 use std::path::Path;
 
 /// The kinds of weights, gradients and optimizer state that a run may have.
@@ -88,4 +92,64 @@ fn nothing_is_saved_while_gradients_wait() {
     assert!(e.to_string().contains("critic"), "{e}");
     trainer.engines.critic.step(&mut ws, 1.0, 0.5).unwrap();
     trainer.save(&mut Draft::default()).unwrap();
+}
+
+thread_local! {
+    /// How often work goes on before it is dropped.
+    static PATIENCE: Cell<usize> = const { Cell::new(0) };
+}
+
+fn is_impatient() -> bool {
+    PATIENCE.set(PATIENCE.get().saturating_sub(1));
+    PATIENCE.get() == 0
+}
+
+/// Does `work` with ever more patience, until it is not dropped any more. Returns how often it was.
+fn drop_again_and_again<T>(
+    ws: &mut Workspace,
+    mut work: impl FnMut(&mut Workspace) -> Result<T>,
+) -> usize {
+    ws.listen(Some(is_impatient));
+    let mut drops = 0;
+    loop {
+        PATIENCE.set(drops + 1);
+        match work(ws) {
+            Ok(_) => break,
+            Err(e) => assert_eq!(e.kind(), Kind::Stopped, "{e}"),
+        }
+        drops += 1;
+    }
+    ws.listen(None);
+    drops
+}
+
+#[test]
+fn work_that_is_dropped_leaves_everything_as_it_was() {
+    let (tmp, mut ws) = (tempfile::tempdir().unwrap(), workspace());
+    let ppo = || trainer("llama", KINDS[1], &mut workspace());
+    let (mut one, mut two) = (ppo(), ppo());
+    let asked = prompts(7, 9);
+    let asked: Vec<&[i32]> = asked.iter().map(Vec::as_slice).collect();
+    let drops = drop_again_and_again(&mut ws, |ws| one.generate_experience(ws, &asked));
+    assert!(drops > 5, "{drops}");
+    two.generate_experience(&mut ws, &asked).unwrap();
+    for trainer in [&mut one, &mut two] {
+        (0..2).for_each(|i| train(trainer, &mut ws, 60 + i));
+    }
+    same(&saved(&one, tmp.path(), 1), &saved(&two, tmp.path(), 2));
+
+    let sft = || {
+        let model = model("opt", Head::Lm, DType::F32, true, None, 5);
+        let engine = Engine::trained(model, adamw(1e-2), Keep::All);
+        SftTrainer::new(engine.unwrap(), SftConfig { step: step_config(40), loss_on_prompt: true })
+    };
+    let (mut one, mut two) = (sft(), sft());
+    let rows: Vec<SftExample> =
+        prompts(8, 9).into_iter().map(|ids| SftExample { ids, prompt_len: 1 }).collect();
+    let rows: Vec<&SftExample> = rows.iter().collect();
+    let drops = drop_again_and_again(&mut ws, |ws| one.train(ws, &rows));
+    assert!(drops > 1, "{drops}");
+    two.train(&mut ws, &rows).unwrap();
+    let weights = |t: &SftTrainer| weights(&t.engine.model);
+    assert_eq!(weights(&one), weights(&two));
 }

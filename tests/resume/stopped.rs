@@ -55,6 +55,8 @@ fn the_second_signal_ends_the_run_at_once() {
     let log = p.path("run/metrics.jsonl");
     let begun = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("step_start"));
     until(|| begun() || child.try_wait().unwrap().is_some());
+    // Its training is not dropped, its generation would be.
+    std::thread::sleep(std::time::Duration::from_millis(500));
     signal(&child, libc::SIGTERM);
     std::thread::sleep(std::time::Duration::from_millis(300));
     assert!(child.try_wait().unwrap().is_none(), "it did not finish its iteration");
