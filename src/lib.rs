@@ -7,6 +7,7 @@
 pub mod arch;
 pub mod base;
 pub mod cli;
+pub mod comm;
 pub mod data;
 pub mod device;
 pub mod engine;

@@ -8,6 +8,8 @@ mod flags;
 mod tests;
 
 use crate::base::{Error, Kind, Result, is_caught};
+use crate::comm::{Launch, launched};
+
 use crate::device::cpu::set_threads;
 use crate::pipeline;
 use args::Request;
@@ -76,14 +78,13 @@ pub fn check(arguments: Vec<OsString>) -> Result<()> {
 
 /// Refuses to be one of several ranks of a launcher: each would write the same run directory.
 fn one_rank(variable: impl Fn(&str) -> Option<String>) -> Result<()> {
-    for name in ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"] {
-        let ranks = variable(name).and_then(|n| n.trim().parse::<u64>().ok());
-        if let Some(ranks) = ranks.filter(|n| *n > 1) {
-            let line = format!("this version trains on one rank, but {name} is {ranks}");
-            return Err(Error::user(line));
-        }
+    match launched(variable)? {
+        Launch { size: 1, .. } => Ok(()),
+        Launch { launcher, size, .. } => Err(Error::user(format!(
+            "this version trains on one rank, but {} started {size}; start one",
+            launcher.unwrap_or("a launcher")
+        ))),
     }
-    Ok(())
 }
 
 /// Lets a reader that goes away (`duplex chat | head`) end the process quietly, as it ends any

@@ -1,0 +1,309 @@
+//! Collectives between the ranks of a run, and who the ranks are.
+//!
+//! A [`Comm`] is one rank's handle of a group of ranks. Every rank of a group makes the same calls in the same
+//! order; a call that is started goes on until its [`Handle`] is waited for, and until then the memory it names is left
+//! alone. Sums are made in f32, in the order of the ranks, and rounded once: they are the same bits on every rank and
+//! in every run.
+//!
+//! A rank that is missing ends the others: with an error of [`Kind::Stopped`](crate::base::Kind::Stopped) that names
+//! it, at once where its end is known, else within the group's time-out.
+
+mod launch;
+mod local;
+mod reduce;
+#[cfg(test)]
+mod tests;
+
+pub use launch::{Launch, launched};
+pub use local::run_ranks;
+
+use crate::base::{DType, Error, Result};
+use crate::device::Region;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How the values of several ranks become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduce {
+    /// Their sum.
+    Sum,
+    /// The largest; NaN if one is.
+    Max,
+}
+
+/// What ranks do together. Lengths are the same on all of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Call {
+    AllReduce { data: Region, dtype: DType, by: Reduce },
+    AllGather { from: Region, to: Region },
+    ReduceScatter { from: Region, to: Region, dtype: DType, by: Reduce },
+    Broadcast { data: Region, root: usize },
+    Barrier,
+}
+
+/// The kinds of calls, as counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallKind {
+    /// Every rank gets the reduction of all ranks' values.
+    AllReduce,
+    /// Every rank gets the blocks of all ranks.
+    AllGather,
+    /// Every rank gets its block of the reduction of all ranks' values.
+    ReduceScatter,
+    /// Every rank gets what one has.
+    Broadcast,
+    /// Every rank waits for all.
+    Barrier,
+    /// One rank gives to another.
+    Send,
+    /// One rank takes from another.
+    Receive,
+}
+
+impl CallKind {
+    /// All of them.
+    pub const ALL: [CallKind; 7] = [
+        CallKind::AllReduce,
+        CallKind::AllGather,
+        CallKind::ReduceScatter,
+        CallKind::Broadcast,
+        CallKind::Barrier,
+        CallKind::Send,
+        CallKind::Receive,
+    ];
+
+    /// Its name in the field.
+    pub fn name(self) -> &'static str {
+        match self {
+            CallKind::AllReduce => "all-reduce",
+            CallKind::AllGather => "all-gather",
+            CallKind::ReduceScatter => "reduce-scatter",
+            CallKind::Broadcast => "broadcast",
+            CallKind::Barrier => "barrier",
+            CallKind::Send => "send",
+            CallKind::Receive => "receive",
+        }
+    }
+}
+
+impl Call {
+    fn kind(&self) -> CallKind {
+        match self {
+            Call::AllReduce { .. } => CallKind::AllReduce,
+            Call::AllGather { .. } => CallKind::AllGather,
+            Call::ReduceScatter { .. } => CallKind::ReduceScatter,
+            Call::Broadcast { .. } => CallKind::Broadcast,
+            Call::Barrier => CallKind::Barrier,
+        }
+    }
+
+    /// What all ranks must say alike.
+    fn terms(&self) -> (CallKind, usize, Option<(DType, Reduce)>, usize) {
+        match *self {
+            Call::AllReduce { data, dtype, by } => (self.kind(), data.bytes, Some((dtype, by)), 0),
+            Call::AllGather { from, .. } => (self.kind(), from.bytes, None, 0),
+            Call::ReduceScatter { to, dtype, by, .. } => {
+                (self.kind(), to.bytes, Some((dtype, by)), 0)
+            }
+            Call::Broadcast { data, root } => (self.kind(), data.bytes, None, root),
+            Call::Barrier => (self.kind(), 0, None, 0),
+        }
+    }
+
+    /// Bytes that rank `rank` of `size` gives to others, each of whom takes them from it alone.
+    fn sent(&self, rank: usize, size: usize) -> u64 {
+        let others = size as u64 - 1;
+        match *self {
+            // A reduce-scatter and an all-gather.
+            Call::AllReduce { data, .. } => 2 * others * data.bytes.div_ceil(size) as u64,
+            Call::AllGather { from, .. } => others * from.bytes as u64,
+            Call::ReduceScatter { to, .. } => others * to.bytes as u64,
+            Call::Broadcast { data, root } if root == rank => others * data.bytes as u64,
+            Call::Broadcast { .. } | Call::Barrier => 0,
+        }
+    }
+}
+
+/// How the bytes of a group travel.
+pub(crate) trait Transport: Send + Sync + std::fmt::Debug {
+    fn rank(&self) -> usize;
+    fn size(&self) -> usize;
+    fn start(&self, call: Call) -> Result<Box<dyn Pending>>;
+    fn send(&self, data: Region, to: usize) -> Result<Box<dyn Pending>>;
+    fn receive(&self, data: Region, from: usize) -> Result<Box<dyn Pending>>;
+    /// The group of the ranks that give the same `color`, in their order.
+    fn split(&self, color: usize) -> Result<Arc<dyn Transport>>;
+}
+
+/// A call under way. Dropped without being waited for, it is waited for then.
+pub(crate) trait Pending {
+    fn wait(self: Box<Self>) -> Result<()>;
+}
+
+/// Calls of one kind so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Count {
+    /// How many.
+    pub calls: u64,
+    /// Bytes this rank gave to others.
+    pub sent: u64,
+    /// Time it waited for their end.
+    pub waited: Duration,
+}
+
+type Counts = Arc<Mutex<[Count; CallKind::ALL.len()]>>;
+
+/// One rank's handle of a group of ranks.
+#[derive(Clone, Debug)]
+pub struct Comm {
+    transport: Arc<dyn Transport>,
+    counts: Counts,
+}
+
+impl Comm {
+    fn new(transport: Arc<dyn Transport>) -> Comm {
+        Comm { transport, counts: Counts::default() }
+    }
+
+    /// This rank's number within the group.
+    pub fn rank(&self) -> usize {
+        self.transport.rank()
+    }
+
+    /// Ranks of the group.
+    pub fn size(&self) -> usize {
+        self.transport.size()
+    }
+
+    /// Reduces `data`, an array of `dtype` on every rank, to the same on all.
+    pub fn all_reduce(&self, data: Region, dtype: DType, by: Reduce) -> Result<Handle> {
+        whole(data, dtype)?;
+        self.start(Call::AllReduce { data, dtype, by })
+    }
+
+    /// Puts the ranks' `from` one behind the other into every rank's `to`, of which `from` may be the own block.
+    pub fn all_gather(&self, from: Region, to: Region) -> Result<Handle> {
+        self.blocks(from, to)?;
+        self.start(Call::AllGather { from, to })
+    }
+
+    /// Reduces the ranks' `from`, arrays of `dtype`, and puts block `rank` of the result into `to`, which may be that
+    /// block of `from`.
+    pub fn reduce_scatter(
+        &self,
+        from: Region,
+        to: Region,
+        dtype: DType,
+        by: Reduce,
+    ) -> Result<Handle> {
+        self.blocks(to, from)?;
+        whole(to, dtype)?;
+        self.start(Call::ReduceScatter { from, to, dtype, by })
+    }
+
+    /// Gives rank `root`'s `data` to all.
+    pub fn broadcast(&self, data: Region, root: usize) -> Result<Handle> {
+        self.member(root)?;
+        self.start(Call::Broadcast { data, root })
+    }
+
+    /// Waits until every rank has come here.
+    pub fn barrier(&self) -> Result<()> {
+        self.start(Call::Barrier)?.wait()
+    }
+
+    /// Gives `data` to rank `to`, which [`Comm::receive`]s it.
+    pub fn send(&self, data: Region, to: usize) -> Result<Handle> {
+        self.member(to)?;
+        self.count(CallKind::Send, data.bytes as u64);
+        Ok(self.handle(CallKind::Send, self.transport.send(data, to)?))
+    }
+
+    /// Takes `data` from rank `from`, which [`Comm::send`]s as many bytes.
+    pub fn receive(&self, data: Region, from: usize) -> Result<Handle> {
+        self.member(from)?;
+        self.count(CallKind::Receive, 0);
+        Ok(self.handle(CallKind::Receive, self.transport.receive(data, from)?))
+    }
+
+    /// The group of those ranks of this one that give the same `color`, in their order here. It counts with this one.
+    pub fn split(&self, color: usize) -> Result<Comm> {
+        Ok(Comm { transport: self.transport.split(color)?, counts: self.counts.clone() })
+    }
+
+    /// Calls of a kind so far, in this group and those split from it.
+    pub fn counted(&self, kind: CallKind) -> Count {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)[kind as usize]
+    }
+
+    /// Bytes this rank gave to others so far, in this group and those split from it.
+    pub fn sent(&self) -> u64 {
+        CallKind::ALL.iter().map(|kind| self.counted(*kind).sent).sum()
+    }
+
+    fn start(&self, call: Call) -> Result<Handle> {
+        self.count(call.kind(), call.sent(self.rank(), self.size()));
+        Ok(self.handle(call.kind(), self.transport.start(call)?))
+    }
+
+    fn handle(&self, kind: CallKind, pending: Box<dyn Pending>) -> Handle {
+        Handle { kind, pending, counts: self.counts.clone() }
+    }
+
+    fn count(&self, kind: CallKind, sent: u64) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts[kind as usize].calls += 1;
+        counts[kind as usize].sent += sent;
+    }
+
+    fn member(&self, rank: usize) -> Result<()> {
+        if rank < self.size() {
+            return Ok(());
+        }
+        Err(Error::internal(format!("rank {rank} in a group of {}", self.size())))
+    }
+
+    /// Checks that `all` has a block like `one` for every rank.
+    fn blocks(&self, one: Region, all: Region) -> Result<()> {
+        if one.bytes * self.size() == all.bytes {
+            return Ok(());
+        }
+        let (one, all, size) = (one.bytes, all.bytes, self.size());
+        Err(Error::internal(format!("{size} blocks of {one} bytes in {all} bytes")))
+    }
+}
+
+fn whole(data: Region, dtype: DType) -> Result<()> {
+    if data.bytes.is_multiple_of(dtype.size()) {
+        return Ok(());
+    }
+    Err(Error::internal(format!("{} bytes of {dtype}", data.bytes)))
+}
+
+/// A call under way. The memory it names may be touched again once it has been waited for. Dropped, it is waited for.
+#[must_use = "the call is under way until it is waited for"]
+pub struct Handle {
+    kind: CallKind,
+    pending: Box<dyn Pending>,
+    counts: Counts,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} under way", self.kind.name())
+    }
+}
+
+impl Handle {
+    /// Waits for the end of the call.
+    ///
+    /// # Errors
+    /// A rank of the group is gone or does not come.
+    pub fn wait(self) -> Result<()> {
+        let clock = Instant::now();
+        let done = self.pending.wait();
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts[self.kind as usize].waited += clock.elapsed();
+        done
+    }
+}

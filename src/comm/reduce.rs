@@ -1,0 +1,51 @@
+//! Reductions of the ranks' values on the host, in the order of the ranks.
+
+use super::Reduce;
+use crate::base::{DType, Elem, Error, Result, bf16};
+use crate::device::Region;
+
+/// Values at a time: their sums stay in the processor.
+const PIECE: usize = 4096;
+
+/// Puts the reduction of `from`, arrays of `dtype` as long as `to`, into `to`, which may be one of them.
+///
+/// # Safety
+/// All regions must be live host memory that nobody else touches meanwhile.
+pub(super) unsafe fn reduce(from: &[Region], to: Region, dtype: DType, by: Reduce) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match dtype {
+            DType::F32 => reduce_as::<f32>(from, to, by),
+            DType::Bf16 => reduce_as::<bf16>(from, to, by),
+            other => return Err(Error::internal(format!("a reduction of {other}"))),
+        }
+    }
+    Ok(())
+}
+
+/// # Safety
+/// As [`reduce`].
+unsafe fn reduce_as<E: Elem>(from: &[Region], to: Region, by: Reduce) {
+    let n = to.bytes / size_of::<E>();
+    let mut sums = [0f32; PIECE];
+    for start in (0..n).step_by(PIECE) {
+        let sums = &mut sums[..PIECE.min(n - start)];
+        for (i, from) in from.iter().enumerate() {
+            for (k, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: inside the region, which is as long as `to`.
+                let x = unsafe { from.ptr.cast::<E>().add(start + k).read_unaligned() }.to_f32();
+                *sum = match by {
+                    _ if i == 0 => x,
+                    Reduce::Sum => *sum + x,
+                    // `f32::max` would pass over a NaN.
+                    Reduce::Max if x.is_nan() || x > *sum => x,
+                    Reduce::Max => *sum,
+                };
+            }
+        }
+        for (k, sum) in sums.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { to.ptr.cast::<E>().add(start + k).write_unaligned(E::from_f32(*sum)) };
+        }
+    }
+}
