@@ -130,8 +130,18 @@ pub(super) fn command() -> Command {
         .subcommands(COMMANDS.iter().map(subcommand))
 }
 
+/// A command; its flags are made when it is the one that was given.
 fn subcommand(entry: &'static Entry) -> Command {
-    let mut command = Command::new(entry.name).about(entry.about).args(common(entry));
+    Command::new(entry.name).about(entry.about).defer(|command| {
+        match COMMANDS.iter().find(|entry| entry.name == command.get_name()) {
+            Some(entry) => with_flags(command, entry),
+            None => command,
+        }
+    })
+}
+
+fn with_flags(command: Command, entry: &'static Entry) -> Command {
+    let mut command = command.args(common(entry));
     for (key, default) in entry.keys.iter().zip(entry.defaults()) {
         if key.commands & entry.bit != 0 {
             command = command.arg(flag(entry, key, default));

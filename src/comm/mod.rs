@@ -11,11 +11,13 @@
 mod launch;
 mod local;
 mod reduce;
+mod rendezvous;
 #[cfg(test)]
 mod tests;
 
 pub use launch::{Launch, launched};
 pub use local::run_ranks;
+pub use rendezvous::{Member, Met, Place, rendezvous};
 
 use crate::base::{DType, Error, Result};
 use crate::device::Region;

@@ -1,0 +1,463 @@
+//! Where the processes of a run meet before there is a network between them: rank 0 listens, the others come to it over
+//! TCP. They learn who takes part, get what rank 0 has for them (NCCL's id), and find out at once if they are not of one
+//! run. Both sides prove that they know the run's secret, which is never sent: each keys the hash of what it says,
+//! and of the other's fresh random number, with it.
+
+use crate::base::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// One process of a run, as it tells the others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its rank.
+    pub rank: usize,
+    /// How many ranks it takes there to be.
+    pub size: usize,
+    /// The machine it runs on.
+    pub host: String,
+    /// What must be the same on all ranks, by name: version, configuration, data.
+    pub alike: BTreeMap<String, String>,
+}
+
+/// Where and how the ranks meet.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Host and port that rank 0 listens at, as the others see it.
+    pub address: String,
+    /// What the processes of the run know, and nobody else.
+    pub secret: String,
+    /// How long to wait for the others.
+    pub timeout: Duration,
+}
+
+/// What comes of meeting.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Met {
+    /// All ranks, in order.
+    pub members: Vec<Member>,
+    /// What rank 0 gave.
+    pub gift: Vec<u8>,
+}
+
+/// Largest message: of a configuration and a thousand members there is room.
+const LARGEST: usize = 1 << 20;
+/// How long one who has connected may keep silent.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Callers that are listened to at a time; others are turned away, and may call again.
+const CALLERS: usize = 1024;
+
+/// Meets the other ranks; `gift` is rank 0's for all.
+///
+/// # Errors
+/// Not all come in time, or they are not of one run: each gets the line that names who differs, and in what.
+pub fn rendezvous(me: &Member, place: &Place, gift: &[u8]) -> Result<Met> {
+    if me.rank > 0 {
+        return visit(me, place);
+    }
+    let port = place.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    let Some(port) = port else {
+        return Err(Error::user(format!("{:?} is no host and port to meet at", place.address)));
+    };
+    let listener = TcpListener::bind(("0.0.0.0", port)).map_err(|e| match e.kind() {
+        ErrorKind::AddrInUse => Error::user(format!(
+            "port {port} of this machine is taken by another program; choose another (MASTER_PORT)"
+        )),
+        _ => Error::user(format!("cannot listen on port {port}: {e}")),
+    })?;
+    host(me, place, gift, listener)
+}
+
+/// What a visitor sends after the host's random number.
+#[derive(Serialize, Deserialize)]
+struct Hello {
+    nonce: [u8; 32],
+    member: Member,
+}
+
+/// What the host answers: the meeting, or why there is none.
+#[derive(Serialize, Deserialize)]
+enum Answer {
+    Met(Met),
+    Refused(String),
+}
+
+/// A message with the proof that its sender knows the secret.
+#[derive(Serialize, Deserialize)]
+struct Sealed {
+    body: String,
+    proof: [u8; 32],
+}
+
+/// The keyed hash of what `who` says to one who sent `nonce`.
+fn proof(secret: &str, who: &str, nonce: &[u8; 32], body: &str) -> blake3::Hash {
+    let key = blake3::derive_key("duplex rendezvous: the secret of a run", secret.as_bytes());
+    blake3::keyed_hash(&key, &[who.as_bytes(), nonce, body.as_bytes()].concat())
+}
+
+fn seal(secret: &str, who: &str, nonce: &[u8; 32], what: &impl Serialize) -> Result<Sealed> {
+    let body = serde_json::to_string(what).map_err(|e| Error::internal(e.to_string()))?;
+    let proof = *proof(secret, who, nonce, &body).as_bytes();
+    Ok(Sealed { body, proof })
+}
+
+/// What `sealed` says; `None` if its sender does not know the secret. The comparison takes the same time for all.
+fn opened<T: DeserializeOwned>(
+    sealed: &Sealed,
+    secret: &str,
+    who: &str,
+    nonce: &[u8; 32],
+) -> Option<T> {
+    let knows = proof(secret, who, nonce, &sealed.body) == sealed.proof;
+    knows.then(|| serde_json::from_str(&sealed.body).ok()).flatten()
+}
+
+fn random() -> Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes));
+    read.map_err(|e| Error::io("read", "/dev/urandom".as_ref(), &e))?;
+    Ok(bytes)
+}
+
+fn send(to: &mut TcpStream, what: &impl Serialize) -> std::io::Result<()> {
+    let text = serde_json::to_vec(what)?;
+    to.write_all(&(text.len() as u32).to_le_bytes())?;
+    to.write_all(&text)
+}
+
+/// Takes a message until `end`.
+fn take<T: DeserializeOwned>(from: &mut TcpStream, end: Instant) -> std::io::Result<T> {
+    let mut length = [0; 4];
+    fill(from, &mut length, end)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > LARGEST {
+        return Err(ErrorKind::InvalidData.into());
+    }
+    let mut text = vec![0; length];
+    fill(from, &mut text, end)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// Fills `bytes` until `end`, however slowly they come.
+fn fill(from: &mut TcpStream, mut bytes: &mut [u8], end: Instant) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        from.set_read_timeout(Some(left))?;
+        match from.read(bytes) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(n) => bytes = &mut bytes[n..],
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// One who has proved that it is of the run, and its own random number.
+type Guest = (Member, [u8; 32], TcpStream);
+
+/// Rank 0's side.
+fn host(me: &Member, place: &Place, gift: &[u8], listener: TcpListener) -> Result<Met> {
+    let end = Instant::now() + place.timeout;
+    let failed = |e: std::io::Error| Error::resource(format!("rendezvous: {e}"));
+    listener.set_nonblocking(true).map_err(failed)?;
+    let ((knock, guests), ended) = (channel::<Guest>(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let listen = || listen(&listener, place, end, &knock, &ended);
+        std::thread::Builder::new().spawn_scoped(scope, listen).map_err(failed)?;
+        let mut here = vec![];
+        let checked = gather(me, place, end, &guests, &mut here);
+        ended.store(true, Ordering::SeqCst);
+        let answer = match &checked {
+            Ok(members) => Answer::Met(Met { members: members.clone(), gift: gift.to_vec() }),
+            Err(e) => Answer::Refused(e.to_string()),
+        };
+        for (_, nonce, stream) in &mut here {
+            let sent = seal(&place.secret, "host", nonce, &answer)?;
+            // Who has gone meanwhile is missed by the next who waits for it.
+            let _ = stream.set_write_timeout(Some(SILENCE)).and_then(|()| send(stream, &sent));
+        }
+        checked.map(|members| Met { members, gift: gift.to_vec() })
+    })
+}
+
+/// Lets in who comes until the meeting has `ended`, each on a thread of its own: one that keeps silent keeps nobody
+/// waiting, not even at the end.
+fn listen(
+    listener: &TcpListener,
+    place: &Place,
+    end: Instant,
+    knock: &Sender<Guest>,
+    ended: &AtomicBool,
+) {
+    let open = Arc::new(AtomicUsize::new(0));
+    while !ended.load(Ordering::SeqCst) {
+        let Ok((mut stream, _)) = listener.accept() else {
+            std::thread::sleep(Duration::from_millis(10));
+            continue;
+        };
+        if open.fetch_add(1, Ordering::SeqCst) >= CALLERS {
+            open.fetch_sub(1, Ordering::SeqCst);
+            continue;
+        }
+        let (knock, open, place) = (knock.clone(), open.clone(), place.clone());
+        std::thread::spawn(move || {
+            if let Some(hello) = greet(&mut stream, &place, end) {
+                let _ = knock.send((hello.member, hello.nonce, stream));
+            }
+            open.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+}
+
+/// Asks one who has connected who it is; `None` for one who is not of the run.
+fn greet(stream: &mut TcpStream, place: &Place, end: Instant) -> Option<Hello> {
+    let nonce = random().ok()?;
+    stream.set_nonblocking(false).ok()?;
+    stream.set_write_timeout(Some(SILENCE)).ok()?;
+    stream.write_all(&nonce).ok()?;
+    let sealed: Sealed = take(stream, end.min(Instant::now() + SILENCE)).ok()?;
+    opened(&sealed, &place.secret, "guest", &nonce)
+}
+
+/// Waits for all ranks and checks that they are of one run. `here` are those that wait for an answer.
+fn gather(
+    me: &Member,
+    place: &Place,
+    end: Instant,
+    guests: &Receiver<Guest>,
+    here: &mut Vec<Guest>,
+) -> Result<Vec<Member>> {
+    let mut members: BTreeMap<usize, Member> = BTreeMap::from([(me.rank, me.clone())]);
+    while members.len() < me.size {
+        match guests.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(guest) => {
+                let member = guest.0.clone();
+                here.push(guest);
+                compare(me, &member)?;
+                if let Some(other) = members.insert(member.rank, member.clone()) {
+                    return Err(Error::user(format!(
+                        "rank {} came twice, from {} and from {}; start every rank once",
+                        member.rank, other.host, member.host
+                    )));
+                }
+            }
+            Err(_) => {
+                let missing = (0..me.size).filter(|r| !members.contains_key(r));
+                let missing: Vec<String> = missing.map(|r| r.to_string()).collect();
+                return Err(Error::user(format!(
+                    "of {} ranks, {} did not come to {} within {} s; start all with the same MASTER_ADDR, \
+                     MASTER_PORT, WORLD_SIZE and secret",
+                    me.size,
+                    missing.join(", "),
+                    place.address,
+                    place.timeout.as_secs_f64()
+                )));
+            }
+        }
+    }
+    Ok(members.into_values().collect())
+}
+
+/// Refuses a member of another run than rank 0's.
+fn compare(me: &Member, other: &Member) -> Result<()> {
+    let (rank, host) = (other.rank, &other.host);
+    if other.size != me.size || rank >= me.size {
+        return Err(Error::user(format!(
+            "rank {rank} on {host} was started as one of {}, rank 0 on {} as one of {}",
+            other.size, me.host, me.size
+        )));
+    }
+    let keys = me.alike.keys().chain(other.alike.keys());
+    let mut differing = keys.filter(|k| me.alike.get(*k) != other.alike.get(*k));
+    let Some(key) = differing.next() else { return Ok(()) };
+    let value = |member: &Member| member.alike.get(key).map_or("nothing".into(), String::clone);
+    Err(Error::user(format!(
+        "rank {rank} on {host} has {} for {key}, rank 0 on {} has {}; start all ranks with the same program, \
+         flags and data",
+        value(other),
+        me.host,
+        value(me)
+    )))
+}
+
+/// The side of the others.
+fn visit(me: &Member, place: &Place) -> Result<Met> {
+    let end = Instant::now() + place.timeout;
+    let mut stream = connect(me, place, end)?;
+    let lost = |e: std::io::Error| match e.kind() {
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+            Error::user(format!(
+                "who listens at {} did not let rank {} in: it has another secret, or is another program; check \
+                 MASTER_ADDR, MASTER_PORT and the secret",
+                place.address, me.rank
+            ))
+        }
+        _ => Error::user(format!(
+            "who listens at {} did not answer rank {} within {} s: {e}",
+            place.address,
+            me.rank,
+            place.timeout.as_secs_f64()
+        )),
+    };
+    let mut nonce = [0; 32];
+    fill(&mut stream, &mut nonce, end).map_err(lost)?;
+    let hello = Hello { nonce: random()?, member: me.clone() };
+    let sealed = seal(&place.secret, "guest", &nonce, &hello)?;
+    send(&mut stream, &sealed).map_err(lost)?;
+    // The host may wait for others as long as we; its answer needs a little more.
+    let sealed: Sealed = take(&mut stream, end + SILENCE).map_err(lost)?;
+    let _ = stream.shutdown(Shutdown::Both);
+    match opened(&sealed, &place.secret, "host", &hello.nonce) {
+        Some(Answer::Met(met)) => Ok(met),
+        Some(Answer::Refused(why)) => Err(Error::user(why)),
+        None => Err(lost(ErrorKind::UnexpectedEof.into())),
+    }
+}
+
+/// Connects to rank 0, which may not listen yet.
+fn connect(me: &Member, place: &Place, end: Instant) -> Result<TcpStream> {
+    loop {
+        let tried = place.address.to_socket_addrs().and_then(|mut all| {
+            let address = all.next().ok_or(ErrorKind::AddrNotAvailable)?;
+            let left = end.saturating_duration_since(Instant::now());
+            TcpStream::connect_timeout(&address, left.max(Duration::from_millis(1)))
+        });
+        match tried {
+            Ok(stream) => return Ok(stream),
+            Err(e) if Instant::now() >= end || e.kind() == ErrorKind::InvalidInput => {
+                return Err(Error::user(format!(
+                    "rank {} cannot reach rank 0 at {} within {} s: {e}; check MASTER_ADDR and MASTER_PORT",
+                    me.rank,
+                    place.address,
+                    place.timeout.as_secs_f64()
+                )));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Kind;
+
+    fn member(rank: usize, size: usize) -> Member {
+        let alike = BTreeMap::from([("version".to_string(), "1".to_string())]);
+        Member { rank, size, host: format!("host-{rank}"), alike }
+    }
+
+    /// A place on this machine that was free a moment ago.
+    fn place(millis: u64) -> Place {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let timeout = Duration::from_millis(millis);
+        Place { address: free.to_string(), secret: "a secret".into(), timeout }
+    }
+
+    /// Has all members meet, with what each says.
+    fn meet(members: &[Member], place: &Place) -> Vec<Result<Met>> {
+        std::thread::scope(|scope| {
+            let one = |m| scope.spawn(move || rendezvous(m, place, b"for all"));
+            let all: Vec<_> = members.iter().map(one).collect();
+            all.into_iter().map(|t| t.join().unwrap()).collect()
+        })
+    }
+
+    fn lines(met: &[Result<Met>]) -> Vec<String> {
+        let line = |m: &Result<Met>| m.as_ref().unwrap_err().to_string();
+        met.iter().map(line).collect()
+    }
+
+    #[test]
+    fn all_ranks_meet_and_get_what_the_first_gives() {
+        for size in [1, 2, 5] {
+            let members: Vec<Member> = (0..size).map(|r| member(r, size)).collect();
+            for met in meet(&members, &place(20_000)) {
+                assert_eq!(
+                    met.unwrap(),
+                    Met { members: members.clone(), gift: b"for all".to_vec() }
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn strangers_are_not_let_in_and_keep_nobody_waiting() {
+        let place = place(20_000);
+        let members = [member(0, 2), member(1, 2)];
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            let host = scope.spawn(|| rendezvous(&members[0], &place, &[]));
+            let mut callers = vec![];
+            for i in 0..20 {
+                let mut stream = loop {
+                    match TcpStream::connect(&place.address) {
+                        Ok(stream) => break stream,
+                        Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                    }
+                };
+                // Some send junk, some a length without end, some nothing.
+                let junk = [&b"GET / HTTP/1.1\r\n\r\n"[..], &u32::MAX.to_le_bytes(), &[]];
+                let _ = stream.write_all(junk[i % 3]);
+                callers.push(stream);
+            }
+            let other = Place { secret: "another".into(), ..place.clone() };
+            let e = rendezvous(&members[1], &other, &[]).unwrap_err();
+            assert!(e.to_string().contains("did not let rank 1 in: it has another secret"), "{e}");
+            rendezvous(&members[1], &place, &[]).unwrap();
+            host.join().unwrap().unwrap();
+        });
+        assert!(started.elapsed() < SILENCE / 2);
+    }
+
+    #[test]
+    fn a_rank_that_is_missing_or_there_twice_is_named() {
+        for e in lines(&meet(&[member(0, 4), member(2, 4)], &place(300))) {
+            assert!(e.starts_with("of 4 ranks, 1, 3 did not come to 127.0.0.1:"), "{e}");
+            assert!(e.contains("within 0.3 s"), "{e}");
+        }
+        let met = meet(&[member(0, 3), member(1, 3), member(1, 3)], &place(20_000));
+        for e in lines(&met) {
+            assert!(e.starts_with("rank 1 came twice, from host-1 and from host-1"), "{e}");
+        }
+        let place = place(200);
+        let e = rendezvous(&member(1, 2), &place, &[]).unwrap_err();
+        assert_eq!(e.kind(), Kind::User);
+        assert!(e.to_string().contains("rank 1 cannot reach rank 0 at 127.0.0.1:"), "{e}");
+    }
+
+    #[test]
+    fn ranks_of_different_runs_are_told_what_differs() {
+        let met = meet(&[member(0, 2), member(1, 3)], &place(20_000));
+        for e in lines(&met) {
+            assert_eq!(e, "rank 1 on host-1 was started as one of 3, rank 0 on host-0 as one of 2");
+        }
+        let mut other = member(1, 2);
+        other.alike.insert("dtype".into(), "f32".into());
+        for e in lines(&meet(&[member(0, 2), other], &place(20_000))) {
+            assert!(e.contains("rank 1 on host-1 has f32 for dtype, rank 0 on host-0 has nothing"));
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_told() {
+        let taken = TcpListener::bind("0.0.0.0:0").unwrap();
+        let address = format!("127.0.0.1:{}", taken.local_addr().unwrap().port());
+        let place = Place { address, ..place(1000) };
+        let e = rendezvous(&member(0, 2), &place, &[]).unwrap_err().to_string();
+        assert!(e.contains("is taken by another program; choose another (MASTER_PORT)"), "{e}");
+        let place = Place { address: "nowhere".into(), ..place };
+        assert!(rendezvous(&member(0, 2), &place, &[]).is_err());
+    }
+}
