@@ -286,7 +286,7 @@ impl Transport for Local {
         round.calls[rank] = Some(call);
         hub.changed.notify_all();
         drop(meetings);
-        Ok(Box::new(Meeting { hub, rank, number, call, over: false }))
+        Ok(under_way(Meeting { hub, rank, number, call }))
     }
 
     fn send(&self, data: Region, to: usize) -> Result<Box<dyn Pending>> {
@@ -294,12 +294,12 @@ impl Transport for Local {
         let way = next_way(&mut meetings.sent, self.rank, to);
         meetings.letters.insert(way, Letter { data, taken: false });
         self.hub.changed.notify_all();
-        Ok(Box::new(Sent { hub: self.hub.clone(), way, over: false }))
+        Ok(under_way(Sent { hub: self.hub.clone(), way }))
     }
 
     fn receive(&self, data: Region, from: usize) -> Result<Box<dyn Pending>> {
         let way = next_way(&mut self.hub.lock().received, from, self.rank);
-        Ok(Box::new(Received { hub: self.hub.clone(), way, data, over: false }))
+        Ok(under_way(Received { hub: self.hub.clone(), way, data }))
     }
 
     fn split(&self, color: usize) -> Result<Arc<dyn Transport>> {
@@ -339,6 +339,39 @@ fn next_way(counts: &mut HashMap<(usize, usize), u64>, from: usize, to: usize) -
     (from, to, *count)
 }
 
+/// What ends by meeting others.
+trait Meet {
+    fn meet(&self) -> Result<()>;
+}
+
+/// Something that meets once: when it is waited for, at the latest when it is dropped.
+struct UnderWay<M: Meet> {
+    meeting: M,
+    over: bool,
+}
+
+fn under_way(meeting: impl Meet + 'static) -> Box<dyn Pending> {
+    Box::new(UnderWay { meeting, over: false })
+}
+
+impl<M: Meet> UnderWay<M> {
+    fn end(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.over, true) { Ok(()) } else { self.meeting.meet() }
+    }
+}
+
+impl<M: Meet> Pending for UnderWay<M> {
+    fn wait(mut self: Box<Self>) -> Result<()> {
+        self.end()
+    }
+}
+
+impl<M: Meet> Drop for UnderWay<M> {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
 /// One rank's part in a call. Nobody touches a rank's memory before all have started the call, nor after that rank
 /// has waited for it: it leaves when all are done, or makes the round void and waits for those inside.
 struct Meeting {
@@ -346,14 +379,10 @@ struct Meeting {
     rank: usize,
     number: u64,
     call: Call,
-    over: bool,
 }
 
-impl Meeting {
-    fn meet(&mut self) -> Result<()> {
-        if std::mem::replace(&mut self.over, true) {
-            return Ok(());
-        }
+impl Meet for Meeting {
+    fn meet(&self) -> Result<()> {
         let met = self.try_to();
         if met.is_err() {
             let mut meetings = self.hub.lock();
@@ -368,7 +397,9 @@ impl Meeting {
         }
         met
     }
+}
 
+impl Meeting {
     fn try_to(&self) -> Result<()> {
         let (hub, number, size) = (&*self.hub, self.number, self.hub.size());
         let what = || format!("{} number {number}", self.call.kind().name());
@@ -386,18 +417,6 @@ impl Meeting {
             meetings.rounds.remove(&number);
         }
         done.expect("all are done")
-    }
-}
-
-impl Pending for Meeting {
-    fn wait(mut self: Box<Self>) -> Result<()> {
-        self.meet()
-    }
-}
-
-impl Drop for Meeting {
-    fn drop(&mut self) {
-        let _ = self.meet();
     }
 }
 
@@ -464,14 +483,10 @@ unsafe fn copy(from: Region, to: Region) {
 struct Sent {
     hub: Arc<Hub>,
     way: Way,
-    over: bool,
 }
 
-impl Sent {
-    fn meet(&mut self) -> Result<()> {
-        if std::mem::replace(&mut self.over, true) {
-            return Ok(());
-        }
+impl Meet for Sent {
+    fn meet(&self) -> Result<()> {
         let (way, what) = (self.way, || format!("send to rank {}", self.hub.names[self.way.1]));
         let waiting = |m: &Meetings| if m.letters[&way].taken { vec![] } else { vec![way.1] };
         let met = self.hub.until(way.0, self.hub.lock(), &what, &waiting).map(drop);
@@ -481,31 +496,15 @@ impl Sent {
     }
 }
 
-impl Pending for Sent {
-    fn wait(mut self: Box<Self>) -> Result<()> {
-        self.meet()
-    }
-}
-
-impl Drop for Sent {
-    fn drop(&mut self) {
-        let _ = self.meet();
-    }
-}
-
 /// A letter that is waited for.
 struct Received {
     hub: Arc<Hub>,
     way: Way,
     data: Region,
-    over: bool,
 }
 
-impl Received {
-    fn meet(&mut self) -> Result<()> {
-        if std::mem::replace(&mut self.over, true) {
-            return Ok(());
-        }
+impl Meet for Received {
+    fn meet(&self) -> Result<()> {
         let (way, hub) = (self.way, &*self.hub);
         let what = || format!("receive from rank {}", hub.names[way.0]);
         let waiting =
@@ -524,17 +523,5 @@ impl Received {
         }
         let (from, to) = (hub.names[way.0], hub.names[way.1]);
         Err(Error::internal(format!("rank {from} sent {sent} bytes, rank {to} takes {asked}")))
-    }
-}
-
-impl Pending for Received {
-    fn wait(mut self: Box<Self>) -> Result<()> {
-        self.meet()
-    }
-}
-
-impl Drop for Received {
-    fn drop(&mut self) {
-        let _ = self.meet();
     }
 }

@@ -115,7 +115,12 @@ impl Run<'_> {
         self.ws.listen(Some(stop::is_asked));
         let done = work(self);
         self.ws.listen(None);
-        done
+        match (done, stop::asked()) {
+            (Err(e), Some(signal)) if e.kind() == Kind::Stopped => {
+                Err(e.context(format_args!("stopped by {signal}")))
+            }
+            (done, _) => done,
+        }
     }
 
     /// The result of droppable work in the iteration after `done`. Where it was dropped, saves what was

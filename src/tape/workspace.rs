@@ -99,12 +99,12 @@ impl Workspace {
     /// Between the parts of long work that leaves everything as it was when it is dropped: an error of
     /// [`Kind::Stopped`] if it is.
     pub fn go_on(&self) -> Result<()> {
-        match self.asked {
-            Some(asked) if asked() => {
-                Err(Error::stopped("stopped; the same command goes on from the last checkpoint"))
-            }
-            _ => Ok(()),
+        if self.asked.is_some_and(|asked| asked()) {
+            return Err(Error::stopped(
+                "what was under way is dropped; the same command goes on from the last checkpoint",
+            ));
         }
+        Ok(())
     }
 
     /// Where the program is that runs, for another thread to ask.
