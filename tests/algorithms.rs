@@ -13,6 +13,8 @@ mod memory;
 mod optimizer;
 #[path = "algorithms/pairs.rs"]
 mod pairs;
+#[path = "algorithms/ranks.rs"]
+mod ranks;
 #[path = "algorithms/sampling.rs"]
 mod sampling;
 #[path = "algorithms/setup.rs"]

@@ -167,6 +167,11 @@ impl Comm {
         Comm { transport, counts: Counts::default() }
     }
 
+    /// A group of one rank.
+    pub fn alone() -> Comm {
+        Comm::new(local::alone())
+    }
+
     /// This rank's number within the group.
     pub fn rank(&self) -> usize {
         self.transport.rank()
@@ -243,6 +248,28 @@ impl Comm {
         CallKind::ALL.iter().map(|kind| self.counted(*kind).sent).sum()
     }
 
+    /// All ranks' values end to end, in the order of the ranks; each may give another number of them.
+    pub fn concat<T: bytemuck::Pod>(&self, own: &[T]) -> Result<Vec<T>> {
+        if self.size() == 1 {
+            return Ok(own.to_vec());
+        }
+        let mut lengths = vec![0u64; self.size()];
+        let mut length = [own.len() as u64];
+        self.all_gather(host(&mut length), host(&mut lengths))?.wait()?;
+        let longest = lengths.iter().max().copied().unwrap_or(0) as usize;
+        let mut block = vec![T::zeroed(); longest];
+        block[..own.len()].copy_from_slice(own);
+        let mut all = vec![T::zeroed(); longest * self.size()];
+        self.all_gather(host(&mut block), host(&mut all))?.wait()?;
+        let of = |(r, n): (usize, &u64)| all[r * longest..][..*n as usize].to_vec();
+        Ok(lengths.iter().enumerate().flat_map(of).collect())
+    }
+
+    /// Makes `values` the sums over the ranks of what each has there.
+    pub fn sum(&self, values: &mut [f32]) -> Result<()> {
+        self.all_reduce(host(values), DType::F32, Reduce::Sum)?.wait()
+    }
+
     fn start(&self, call: Call) -> Result<Handle> {
         self.count(call.kind(), call.sent(self.rank(), self.size()));
         Ok(self.handle(call.kind(), self.transport.start(call)?))
@@ -273,6 +300,12 @@ impl Comm {
         let (one, all, size) = (one.bytes, all.bytes, self.size());
         Err(Error::internal(format!("{size} blocks of {one} bytes in {all} bytes")))
     }
+}
+
+/// Memory of the host that a call names.
+fn host<T: bytemuck::Pod>(values: &mut [T]) -> Region {
+    let bytes = bytemuck::cast_slice_mut::<T, u8>(values);
+    Region { ptr: bytes.as_mut_ptr(), bytes: bytes.len() }
 }
 
 fn whole(data: Region, dtype: DType) -> Result<()> {

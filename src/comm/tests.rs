@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 const SOON: Duration = Duration::from_secs(20);
 
-fn region<E>(x: &mut [E]) -> Region {
-    Region { ptr: x.as_mut_ptr().cast(), bytes: size_of_val(x) }
+fn region<E: bytemuck::Pod>(x: &mut [E]) -> Region {
+    host(x)
 }
 
 fn random<E: Elem>(seed: u64, rank: usize, n: usize) -> Vec<E> {
@@ -153,6 +153,28 @@ fn letters_arrive_in_order() {
         Ok(())
     })
     .unwrap();
+}
+
+#[test]
+fn values_of_different_number_come_end_to_end() {
+    for ranks in 1..=4 {
+        run_ranks(ranks, SOON, |comm| {
+            let own: Vec<i32> =
+                (0..comm.rank() * 3 % 5).map(|i| (comm.rank() * 10 + i) as i32).collect();
+            let all: Vec<i32> =
+                (0..ranks).flat_map(|r| (0..r * 3 % 5).map(move |i| (r * 10 + i) as i32)).collect();
+            assert_eq!(comm.concat(&own)?, all);
+            assert!(comm.concat::<f32>(&[])?.is_empty());
+            let mut sums = [1.0, comm.rank() as f32];
+            comm.sum(&mut sums)?;
+            assert_eq!(sums, [ranks as f32, (ranks * (ranks - 1) / 2) as f32]);
+            Ok(())
+        })
+        .unwrap();
+    }
+    let mut alone = [3.0];
+    Comm::alone().sum(&mut alone).unwrap();
+    assert_eq!(alone, [3.0]);
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! Knows phases and their memory, no losses and no files: what is to be saved it hands out by name.
 
 use crate::base::{Error, Result};
+use crate::comm::{Comm, Reduce};
+use crate::device::Device;
 use crate::formats::{Draft, Snapshot};
 use crate::model::{Draw, Head, KvCache, Model, Pass};
 use crate::rollout::{Answer, Sampling, generate};
@@ -30,6 +32,7 @@ pub struct Engine {
     keep: Keep,
     cache: Option<KvCache>,
     phase: Phase,
+    comm: Comm,
 }
 
 impl Engine {
@@ -42,7 +45,27 @@ impl Engine {
             keep: Keep::All,
             cache: None,
             phase: Phase::Training,
+            comm: Comm::alone(),
         }
+    }
+
+    /// The same engine as one rank's of a group. Every rank has the whole model, and sees a part of each step's rows;
+    /// gradients are summed before a step.
+    ///
+    /// # Errors
+    /// The ranks are threads and the model is on a card, where they cannot reach each other's memory.
+    pub fn with_comm(self, comm: Comm) -> Result<Engine> {
+        match self.model.store.device() {
+            Device::Cuda(_) if comm.size() > 1 => {
+                Err(Error::resource("several ranks on cards need NCCL, which this version lacks"))
+            }
+            _ => Ok(Engine { comm, ..self }),
+        }
+    }
+
+    /// The ranks that share the work.
+    pub fn comm(&self) -> &Comm {
+        &self.comm
     }
 
     /// An engine for a model to be trained; `keep` says what backward finds kept.
@@ -175,12 +198,13 @@ impl Engine {
     }
 
     /// Applies the accumulated gradients at `factor` of the peak learning rate. `loss` is the sum of the
-    /// losses they come from: where it is not finite they are dropped, as they are where they are not
+    /// losses they come from, over all ranks: where it is not finite they are dropped, as they are where they are not
     /// finite themselves.
     pub fn step(&mut self, ws: &mut Workspace, factor: f32, loss: f32) -> Result<StepStats> {
         let Some(optimizer) = &mut self.optimizer else {
             return Err(Error::internal("a frozen model was asked to step"));
         };
+        sum_grads(&self.comm, &self.model)?;
         let stats = optimizer.step(ws, &self.model, factor, loss)?;
         if let (Some(ema), None) = (&self.ema, &stats.skipped) {
             ema.update(ws, &self.model)?;
@@ -226,6 +250,23 @@ impl Engine {
         let optimizer = self.optimizer.as_ref().map_or(0, Optimizer::bytes);
         [weights, grads, optimizer, self.cache.as_ref().map_or(0, KvCache::bytes)]
     }
+}
+
+/// Sums the gradients over the ranks.
+fn sum_grads(comm: &Comm, model: &Model) -> Result<()> {
+    if comm.size() == 1 {
+        return Ok(());
+    }
+    let store = &model.store;
+    store.settle_grads()?;
+    if store.device().has_kernels() {
+        store.device().stream()?.synchronize()?;
+    }
+    let grads = store.flats().iter().filter_map(|f| f.grads.as_ref());
+    let calls: Vec<_> = grads
+        .map(|g| comm.all_reduce(g.region(), store.grad_dtype(), Reduce::Sum))
+        .collect::<Result<_>>()?;
+    calls.into_iter().try_for_each(|call| call.wait())
 }
 
 /// What a loss makes of the hidden states: f32 `[1]` losses, and statistics.

@@ -253,14 +253,14 @@ impl Store {
     }
 
     /// Makes whole flats of gradients readable: zeroes those of parameters that received none since
-    /// the last reset, and the gaps between parameters, where a store that shares the memory may have
+    /// the last reset, which have one from here on, and the gaps between parameters, where a store that shares the memory may have
     /// left something. Fails while the memory holds gradients of another store.
     pub fn settle_grads(&self) -> Result<()> {
         self.grads.claim(self.id)?;
         let size = self.grad_dtype.size();
         for p in self.params.iter().filter(|p| p.spec.trained) {
             let (flat, n) = (&self.flats[p.flat], p.slice.iter().product::<usize>());
-            let from = if p.grad_set.get() { n } else { 0 };
+            let from = if p.grad_set.replace(true) { n } else { 0 };
             let bytes = (n.next_multiple_of(ALIGN) - from) * size;
             for r in 0..self.blocks {
                 let at = (r * flat.block + p.offset + from) * size;

@@ -81,6 +81,7 @@ pub use sft::{SftConfig, SftTrainer};
 pub use stats::RunningStats;
 
 use crate::base::Result;
+use crate::comm::Comm;
 use crate::engine::{Engine, LossFn};
 use crate::tape::Workspace;
 use crate::train::{Schedule, StepStats};
@@ -118,10 +119,33 @@ fn optimize(
         engine.model.store.reset_grads();
     }
     accumulated?;
+    let sums = over_ranks(engine.comm(), sums)?;
+    let tokens = engine.comm().concat(&[tokens as u64])?.iter().sum::<u64>() as usize;
     // The first term is the loss.
     let sum = sums.first().map_or(0.0, |terms: &Vec<f32>| terms[0]);
     let stats = engine.step(ws, config.schedule.factor(step), sum)?;
     Ok((sums, tokens, stats))
+}
+
+/// Adds up what each rank has summed over its rows; one that had none has nothing.
+fn over_ranks(comm: &Comm, sums: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
+    if comm.size() == 1 {
+        return Ok(sums);
+    }
+    let lengths: Vec<u32> = sums.iter().map(|terms| terms.len() as u32).collect();
+    let ranks = comm.concat(&[u32::from(!sums.is_empty())])?.iter().sum::<u32>() as usize;
+    let (lengths, values) = (comm.concat(&lengths)?, comm.concat(&sums.concat())?);
+    let mut all = vec![];
+    for values in values.chunks(values.len().div_ceil(ranks.max(1)).max(1)) {
+        let mut rest = values;
+        let terms = lengths[..lengths.len() / ranks].iter().map(|n| {
+            let (terms, others) = rest.split_at(*n as usize);
+            rest = others;
+            terms.to_vec()
+        });
+        add(&mut all, terms.collect());
+    }
+    Ok(all)
 }
 
 /// Adds `terms` to `sums`, element by element.

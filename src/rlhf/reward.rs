@@ -3,13 +3,14 @@
 //! tokens; DeepSpeed-Chat's variant averages over all positions from the first differing token on.
 
 use crate::base::Result;
+use crate::comm::Comm;
 use crate::data::PairExample;
 use crate::engine::{Engine, LossFn, Terms};
 use crate::formats::{Draft, Snapshot};
 use crate::op::gather::gather;
 use crate::op::pairwise::{Pairwise, pairwise};
 use crate::rlhf::rows::Rows;
-use crate::rlhf::{StepConfig, add, optimize};
+use crate::rlhf::{StepConfig, add, optimize, over_ranks};
 use crate::tape::Workspace;
 use crate::tensor::Desc;
 use crate::train::Batch;
@@ -71,7 +72,8 @@ impl RewardTrainer {
             return Ok(RewardStats::default());
         }
         let loss = pair_loss(1.0 / pairs.len() as f32);
-        let (rows, config) = (rows(&self.config, pairs), &self.config.step);
+        let rows = rows(&self.config, self.engine.comm(), pairs);
+        let config = &self.config.step;
         let (sums, tokens, step) =
             optimize(&mut self.engine, ws, "reward", &rows, config, self.steps, &*loss)?;
         self.steps += 1;
@@ -98,21 +100,23 @@ impl RewardTrainer {
         }
         let loss = pair_loss(1.0 / pairs.len() as f32);
         let (mut sums, mut tokens) = (vec![], 0);
-        rows(&self.config, pairs).each(ws, &mut |ws, batch| {
+        let comm = self.engine.comm();
+        rows(&self.config, comm, pairs).each(ws, &mut |ws, batch| {
             add(&mut sums, self.engine.evaluate(ws, "reward", batch, &*loss)?);
             tokens += batch.packed.ids.len();
             Ok(())
         })?;
-        Ok(report(&sums, tokens, pairs.len()))
+        let tokens = comm.concat(&[tokens as u64])?.iter().sum::<u64>() as usize;
+        Ok(report(&over_ranks(comm, sums)?, tokens, pairs.len()))
     }
 }
 
 /// A pair is a row: both of its answers are in one micro-batch.
-fn rows<'r>(config: &'r RewardConfig, pairs: &'r [&'r PairExample]) -> Rows<'r> {
+fn rows<'r>(config: &'r RewardConfig, comm: &Comm, pairs: &'r [&'r PairExample]) -> Rows<'r> {
     let pack =
         |rows: &[usize]| config.loss.batch(&rows.iter().map(|&i| pairs[i]).collect::<Vec<_>>());
     let lengths = pairs.iter().map(|p| p.chosen.len() + p.rejected.len()).collect();
-    Rows { lengths, max_tokens: config.step.micro_batch_tokens, pack: Box::new(pack) }
+    Rows::new(lengths, config.step.micro_batch_tokens, comm, pack)
 }
 
 impl RewardLoss {

@@ -2,11 +2,12 @@
 //! optimizer step, so that the split into micro-batches does not matter.
 
 use crate::base::Result;
+use crate::comm::Comm;
 use crate::data::SftExample;
 use crate::engine::{Engine, Terms};
 use crate::formats::{Draft, Snapshot};
 use crate::rlhf::rows::Rows;
-use crate::rlhf::{StepConfig, add, optimize};
+use crate::rlhf::{StepConfig, add, optimize, over_ranks};
 use crate::tape::Workspace;
 use crate::train::Batch;
 use std::ops::Range;
@@ -54,7 +55,8 @@ impl SftTrainer {
         if predicted == 0 {
             return Ok(SftStats { loss: 0.0, grad_norm: 0.0, skipped: None, tokens: 0 });
         }
-        let (rows, loss) = (rows(&self.config, examples), nll(-1.0 / predicted as f32));
+        let rows = rows(&self.config, self.engine.comm(), examples);
+        let loss = nll(-1.0 / predicted as f32);
         let (sums, tokens, step) =
             optimize(&mut self.engine, ws, "sft", &rows, &self.config.step, self.steps, &loss)?;
         self.steps += 1;
@@ -77,10 +79,12 @@ impl SftTrainer {
     pub fn evaluate(&self, ws: &mut Workspace, examples: &[&SftExample]) -> Result<f32> {
         let loss = nll(-1.0 / self.predicted(examples).max(1) as f32);
         let mut sums = vec![];
-        rows(&self.config, examples).each(ws, &mut |ws, batch| {
+        let comm = self.engine.comm();
+        rows(&self.config, comm, examples).each(ws, &mut |ws, batch| {
             add(&mut sums, self.engine.evaluate(ws, "sft", batch, &loss)?);
             Ok(())
         })?;
+        let sums = over_ranks(comm, sums)?;
         Ok(sums.first().map_or(0.0, |s| s[0]))
     }
 
@@ -97,20 +101,24 @@ fn predicted(config: &SftConfig, e: &SftExample) -> Range<usize> {
     first..e.ids.len().saturating_sub(1).max(first)
 }
 
-fn rows<'r>(config: &SftConfig, examples: &[&'r SftExample]) -> Rows<'r> {
+fn rows<'r>(config: &SftConfig, comm: &Comm, examples: &[&'r SftExample]) -> Rows<'r> {
     let texts = examples.iter().map(|e| (e.ids.as_slice(), predicted(config, e))).collect();
-    text_rows(texts, config.step.micro_batch_tokens)
+    text_rows(texts, config.step.micro_batch_tokens, comm)
 }
 
 /// Rows of text, each with the positions at which the next token is predicted; the column is of weights, all 1.
-pub(super) fn text_rows(texts: Vec<(&[i32], Range<usize>)>, max_tokens: usize) -> Rows<'_> {
+pub(super) fn text_rows<'r>(
+    texts: Vec<(&'r [i32], Range<usize>)>,
+    max_tokens: usize,
+    comm: &Comm,
+) -> Rows<'r> {
     let lengths = texts.iter().map(|t| t.0.len()).collect();
     let pack = move |rows: &[usize]| {
         let mut batch = Batch::new(&rows.iter().map(|&i| texts[i].clone()).collect::<Vec<_>>());
         batch.columns = vec![vec![1.0; batch.select.len()]];
         batch
     };
-    Rows { lengths, max_tokens, pack: Box::new(pack) }
+    Rows::new(lengths, max_tokens, comm, pack)
 }
 
 /// `scale` times the sum of weighted log-probabilities; the weights are the batch's first column.

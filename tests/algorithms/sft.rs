@@ -15,7 +15,7 @@ fn trainer(family: &str, loss_on_prompt: bool, micro: usize, learning_rate: f32)
     SftTrainer::new(engine, SftConfig { step: step_config(micro), loss_on_prompt })
 }
 
-fn examples(seed: u64, n: usize) -> Vec<SftExample> {
+pub fn examples(seed: u64, n: usize) -> Vec<SftExample> {
     let mut rng = Rng::new(seed, 0);
     (0..n)
         .map(|_| {

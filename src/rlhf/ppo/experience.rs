@@ -5,7 +5,8 @@ use super::{KlControl, PpoTrainer, RewardSource};
 use crate::base::{Error, Result};
 use crate::engine::Engine;
 use crate::op::gae::{Gae, gae};
-use crate::rlhf::rows::Rows;
+use crate::rlhf::rows::{Rows, share};
+use crate::rollout::{Answer, Sampling};
 use crate::tape::{Shaped, Workspace};
 use crate::train::Batch;
 use std::time::Instant;
@@ -96,8 +97,7 @@ impl PpoTrainer {
         let sequences: Vec<u64> = (0..prompts.len() as u64).map(|i| first + i).collect();
         let sampling = self.config.sampling.clone();
         let clock = Instant::now();
-        let answers =
-            self.engines.actor.generate(ws, prompts, &sequences, &sampling, &mut |_, _| {})?;
+        let answers = self.answers_of_all(ws, prompts, &sequences, &sampling)?;
         self.generate_seconds = clock.elapsed().as_secs_f64();
         let mut rollouts: Vec<Rollout> = prompts
             .iter()
@@ -116,6 +116,38 @@ impl PpoTrainer {
         Ok(rollouts)
     }
 
+    /// Answers to all prompts, each of which one rank has answered.
+    fn answers_of_all(
+        &mut self,
+        ws: &mut Workspace,
+        prompts: &[&[i32]],
+        sequences: &[u64],
+        sampling: &Sampling,
+    ) -> Result<Vec<Answer>> {
+        let comm = self.engines.actor.comm().clone();
+        let own = share(&prompts.iter().map(|p| p.len()).collect::<Vec<_>>(), &comm);
+        let (prompts, sequences) = (&prompts[own.clone()], &sequences[own]);
+        let answers =
+            self.engines.actor.generate(ws, prompts, sequences, sampling, &mut |_, _| {})?;
+        if comm.size() == 1 {
+            return Ok(answers);
+        }
+        let ends: Vec<[u32; 2]> =
+            answers.iter().map(|a| [a.tokens.len() as u32, u32::from(a.finished)]).collect();
+        let tokens: Vec<i32> = answers.iter().flat_map(|a| a.tokens.iter().copied()).collect();
+        let logprobs: Vec<f32> = answers.iter().flat_map(|a| a.logprobs.iter().copied()).collect();
+        let (ends, tokens) = (comm.concat(&ends)?, comm.concat(&tokens)?);
+        let logprobs = comm.concat(&logprobs)?;
+        let mut at = 0;
+        let answer = |[n, finished]: [u32; 2]| {
+            let range = at..at + n as usize;
+            at = range.end;
+            let (tokens, logprobs) = (tokens[range.clone()].to_vec(), logprobs[range].to_vec());
+            Answer { tokens, logprobs, finished: finished > 0 }
+        };
+        Ok(ends.into_iter().map(answer).collect())
+    }
+
     /// Reference log-probs and critic values of every answer token.
     fn score_tokens(
         &self,
@@ -129,8 +161,8 @@ impl PpoTrainer {
             let row = |&i: &usize| (rollouts[i].ids.as_slice(), rollouts[i].states());
             Batch::new(&rows.iter().map(row).collect::<Vec<_>>())
         };
-        let max_tokens = self.config.micro_batch_tokens;
-        Rows { lengths, max_tokens, pack: Box::new(pack) }.each(ws, &mut |ws, batch| {
+        let (max_tokens, comm) = (self.config.micro_batch_tokens, self.engines.actor.comm());
+        Rows::new(lengths, max_tokens, comm, pack).each(ws, &mut |ws, batch| {
             let reference = match &self.engines.reference {
                 Some(model) => model.logprobs(ws, batch, temperature, true)?,
                 None => self.engines.actor.logprobs(ws, batch, temperature, false)?,
@@ -139,6 +171,7 @@ impl PpoTrainer {
             references.extend(reference);
             Ok(())
         })?;
+        let (references, values) = (comm.concat(&references)?, comm.concat(&values)?);
         let mut at = 0;
         for r in rollouts {
             let range = at..at + r.logprobs.len();
@@ -157,12 +190,12 @@ impl PpoTrainer {
             let row = |&i: &usize| (ids[i], ids[i].len() - 1..ids[i].len());
             Batch::new(&rows.iter().map(row).collect::<Vec<_>>())
         };
-        let max_tokens = self.config.micro_batch_tokens;
-        Rows { lengths, max_tokens, pack: Box::new(pack) }.each(ws, &mut |ws, batch| {
+        let (max_tokens, comm) = (self.config.micro_batch_tokens, self.engines.actor.comm());
+        Rows::new(lengths, max_tokens, comm, pack).each(ws, &mut |ws, batch| {
             scores.extend(model.scores(ws, batch)?);
             Ok(())
         })?;
-        Ok(scores)
+        comm.concat(&scores)
     }
 
     /// The score of every answer.
@@ -182,7 +215,11 @@ impl PpoTrainer {
                     let (prompt, answer) = r.ids.split_at(r.prompt_len);
                     rule.score(&decode(prompt)?, &decode(answer)?)
                 };
-                rollouts.iter().map(score).collect::<Result<_>>()?
+                // Each answer is scored once: a rule may be slow, or never say the same twice.
+                let comm = self.engines.actor.comm();
+                let own = share(&vec![1; rollouts.len()], comm);
+                let scores = rollouts[own].iter().map(score).collect::<Result<Vec<f32>>>()?;
+                comm.concat(&scores)?
             }
         };
         rollouts.iter_mut().zip(scores).for_each(|(r, s)| r.score = s);

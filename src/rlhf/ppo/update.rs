@@ -3,6 +3,7 @@
 use super::PpoTrainer;
 use super::experience::{Experience, Rollout, Scan};
 use crate::base::{Error, Result, Rng};
+use crate::comm::Comm;
 use crate::engine::Terms;
 use crate::op::ppo_policy::{PpoPolicy, ppo_policy};
 use crate::op::ppo_value::{PpoValue, ppo_value};
@@ -117,6 +118,7 @@ impl PpoTrainer {
         let scale = 1.0 / tokens as f32;
         let rows = self.rows(rollouts);
         rows.each(ws, &mut |ws, batch| self.accumulate_actor(ws, batch, scale, &mut stats))?;
+        stats.over_ranks(self.engines.actor.comm())?;
         if !text.is_empty() && self.config.unsup_coef > 0.0 {
             stats.unsup_loss = Some(self.accumulate_text(ws, text)?);
         }
@@ -126,6 +128,7 @@ impl PpoTrainer {
         stats.actor_grad_norm = step.grad_norm;
         stats.skipped.extend(step.skipped.map(|why| format!("actor: {why}")));
         rows.each(ws, &mut |ws, batch| self.accumulate_critic(ws, batch, scale, &mut stats))?;
+        self.engines.critic.comm().sum(std::slice::from_mut(&mut stats.value_loss))?;
         let factor = self.config.critic_schedule.factor(self.updates);
         let step = self.engines.critic.step(ws, factor, stats.value_loss)?;
         stats.critic_grad_norm = step.grad_norm;
@@ -153,7 +156,7 @@ impl PpoTrainer {
             batch
         };
         let lengths = rollouts.iter().map(|r| r.ids.len()).collect();
-        Rows { lengths, max_tokens: self.config.micro_batch_tokens, pack: Box::new(pack) }
+        Rows::new(lengths, self.config.micro_batch_tokens, self.engines.actor.comm(), pack)
     }
 
     /// Gradients of the policy. LoRA dropout stays off: under it the policy would not be the one
@@ -237,15 +240,27 @@ impl PpoTrainer {
         let loss = nll(-coef / predicted.max(1) as f32);
         let rows = text.iter().map(|t| (*t, 0..t.len() - 1)).collect();
         let mut sum = 0.0;
-        text_rows(rows, self.config.micro_batch_tokens).each(ws, &mut |ws, batch| {
+        let comm = self.engines.actor.comm();
+        text_rows(rows, self.config.micro_batch_tokens, comm).each(ws, &mut |ws, batch| {
             sum += self.engines.actor.accumulate(ws, "ppo text", batch, None, &loss)?[0][0];
             Ok(())
         })?;
+        comm.sum(std::slice::from_mut(&mut sum))?;
         Ok(sum / coef)
     }
 }
 
 impl PpoStats {
+    /// Makes what the actor's rows of this rank gave that of all ranks.
+    fn over_ranks(&mut self, comm: &Comm) -> Result<()> {
+        let mut sums = [self.policy_loss, self.clip_fraction, self.approx_kl, self.entropy];
+        comm.sum(&mut sums)?;
+        [self.policy_loss, self.clip_fraction, self.approx_kl, self.entropy] = sums;
+        let deviations = comm.concat(&[self.first_ratio_deviation])?;
+        self.first_ratio_deviation = deviations.into_iter().fold(0.0, f32::max);
+        Ok(())
+    }
+
     fn absorb(&mut self, s: PpoStats) {
         self.policy_loss += s.policy_loss;
         self.value_loss += s.value_loss;
