@@ -9,7 +9,6 @@ mod tests;
 
 use crate::base::{Error, Kind, Result, is_caught};
 use crate::comm::{Launch, launched};
-
 use crate::device::cpu::set_threads;
 use crate::pipeline;
 use args::Request;

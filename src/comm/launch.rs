@@ -59,7 +59,9 @@ pub fn launched(variable: impl Fn(&str) -> Option<String>) -> Result<Launch> {
     };
     for Names { launcher, rank, size, local_rank } in &LAUNCHERS {
         // A size alone is what a launcher of one rank, or somebody's shell, may leave.
-        let Some(_) = set(size) else { continue };
+        if set(size).is_none() {
+            continue;
+        }
         let ranks = number(size, launcher)?;
         if ranks == 1 && set(rank).is_none() {
             continue;

@@ -14,13 +14,13 @@ use std::sync::Arc;
 /// do, since it borrows them too.
 pub struct Program<'a> {
     device: Device,
-    name: String,
     steps: Steps<'a>,
 }
 
 enum Steps<'a> {
     Operators(Operators<'a>),
-    Graph(Graph),
+    /// With the program's name, which errors tell.
+    Graph(Graph, String),
 }
 
 /// A tensor's place.
@@ -46,7 +46,7 @@ impl fmt::Debug for Program<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.steps {
             Steps::Operators(o) => write!(f, "program of {} operators", o.steps.len()),
-            Steps::Graph(graph) => graph.fmt(f),
+            Steps::Graph(graph, _) => graph.fmt(f),
         }
     }
 }
@@ -56,9 +56,9 @@ impl Program<'_> {
     pub fn run(&mut self) -> Result<()> {
         match &mut self.steps {
             Steps::Operators(operators) => operators.run(),
-            Steps::Graph(graph) => {
+            Steps::Graph(graph, name) => {
                 let done = self.device.stream()?.replay(graph);
-                done.map_err(|e| e.context(format_args!("the recorded program {}", self.name)))
+                done.map_err(|e| e.context(format_args!("the recorded program {name}")))
             }
         }
     }
@@ -103,16 +103,16 @@ impl Workspace {
     ) -> Result<Program<'a>> {
         let mut tape = self.tape(key)?;
         self.position().enter(key);
-        let (device, name) = (tape.device, key.to_string());
+        let device = tape.device;
         if device.has_kernels() {
             let (graph, ()) = device.stream()?.capture(|| program(&mut tape, inputs))?;
-            return Ok(Program { device, name, steps: Steps::Graph(graph) });
+            return Ok(Program { device, steps: Steps::Graph(graph, key.to_string()) });
         }
         tape.captured = Some(vec![]);
         program(&mut tape, inputs)?;
         let steps = tape.captured.take().unwrap_or_default();
         let operators = Operators { steps, ins: vec![], outs: vec![] };
-        Ok(Program { device, name, steps: Steps::Operators(operators) })
+        Ok(Program { device, steps: Steps::Operators(operators) })
     }
 }
 

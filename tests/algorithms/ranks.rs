@@ -1,6 +1,7 @@
 //! Several ranks do what one does: the same losses, up to the order of sums, and on all of them the same weights, bit
 //! for bit.
 
+use crate::common::device::device;
 use crate::common::*;
 use crate::pairs::pairs;
 use crate::setup::*;
@@ -8,6 +9,7 @@ use crate::sft::examples;
 use duplex::base::{DType, Result};
 use duplex::comm::{Comm, run_ranks};
 use duplex::data::{PairExample, SftExample};
+use duplex::device::Device;
 use duplex::engine::Engine;
 use duplex::model::{Head, Model};
 use duplex::rlhf::{
@@ -25,6 +27,8 @@ type Told = (Vec<f64>, Vec<Vec<f32>>);
 /// Runs `body` on one rank and on each number of `ranks`, and compares.
 fn same_as_one(what: &str, ranks: &[usize], body: impl Fn(Comm) -> Result<Told> + Sync) {
     let (one, _) = body(Comm::alone()).unwrap();
+    // The kernels' sums have other orders for other numbers of rows, and AdamW's first steps are of signs.
+    let near = if device() == Device::Cpu { 1e-5 } else { 1e-4 };
     for &n in ranks {
         let all = run_ranks(n, SOON, &body).unwrap();
         for (r, (numbers, weights)) in all.iter().enumerate() {
@@ -33,7 +37,7 @@ fn same_as_one(what: &str, ranks: &[usize], body: impl Fn(Comm) -> Result<Told> 
         }
         assert_eq!(one.len(), all[0].0.len());
         for (i, (a, b)) in one.iter().zip(&all[0].0).enumerate() {
-            assert!((a - b).abs() <= 1e-5 * a.abs().max(1.0), "{what}: {n} ranks, {i}: {a}, {b}");
+            assert!((a - b).abs() <= near * a.abs().max(1.0), "{what}: {n} ranks, {i}: {a}, {b}");
         }
     }
 }
