@@ -265,6 +265,16 @@ impl Comm {
         Ok(lengths.iter().enumerate().flat_map(of).collect())
     }
 
+    /// For each flag whether any rank raises it.
+    pub fn any<const N: usize>(&self, flags: [bool; N]) -> Result<[bool; N]> {
+        if self.size() == 1 {
+            return Ok(flags);
+        }
+        let mut values = flags.map(|flag| f32::from(u8::from(flag)));
+        self.all_reduce(host(&mut values), DType::F32, Reduce::Max)?.wait()?;
+        Ok(values.map(|value| value > 0.0))
+    }
+
     /// Makes `values` the sums over the ranks of what each has there.
     pub fn sum(&self, values: &mut [f32]) -> Result<()> {
         self.all_reduce(host(values), DType::F32, Reduce::Sum)?.wait()

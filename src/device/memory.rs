@@ -105,6 +105,20 @@ impl Device {
         Ok(())
     }
 
+    /// Copies a region of this device's memory to another of the same length, which does not overlap it.
+    pub fn copy(self, to: Region, from: Region) -> Result<()> {
+        assert_eq!(to.bytes, from.bytes);
+        if to.ptr.is_null() || from.ptr.is_null() {
+            return Ok(());
+        }
+        if self.has_kernels() {
+            return self.stream()?.copy(to, from);
+        }
+        // SAFETY: both are live host memory, and do not overlap.
+        copy(unsafe { from.as_bytes() }, unsafe { to.as_bytes_mut() });
+        Ok(())
+    }
+
     /// Sets a region of this device's memory to zero bytes.
     pub fn clear(self, region: Region) -> Result<()> {
         if region.bytes == 0 || region.ptr.is_null() {

@@ -4,8 +4,7 @@
 //! Knows phases and their memory, no losses and no files: what is to be saved it hands out by name.
 
 use crate::base::{Error, Result};
-use crate::comm::{Comm, Reduce};
-use crate::device::Device;
+use crate::comm::Comm;
 use crate::formats::{Draft, Snapshot};
 use crate::model::{Draw, Head, KvCache, Model, Pass};
 use crate::rollout::{Answer, Sampling, generate};
@@ -32,7 +31,6 @@ pub struct Engine {
     keep: Keep,
     cache: Option<KvCache>,
     phase: Phase,
-    comm: Comm,
 }
 
 impl Engine {
@@ -45,27 +43,12 @@ impl Engine {
             keep: Keep::All,
             cache: None,
             phase: Phase::Training,
-            comm: Comm::alone(),
-        }
-    }
-
-    /// The same engine as one rank's of a group. Every rank has the whole model, and sees a part of each step's rows;
-    /// gradients are summed before a step.
-    ///
-    /// # Errors
-    /// The ranks are threads and the model is on a card, where they cannot reach each other's memory.
-    pub fn with_comm(self, comm: Comm) -> Result<Engine> {
-        match self.model.store.device() {
-            Device::Cuda(_) if comm.size() > 1 => {
-                Err(Error::resource("several ranks on cards need NCCL, which this version lacks"))
-            }
-            _ => Ok(Engine { comm, ..self }),
         }
     }
 
     /// The ranks that share the work.
     pub fn comm(&self) -> &Comm {
-        &self.comm
+        &self.model.store.partition().comm
     }
 
     /// An engine for a model to be trained; `keep` says what backward finds kept.
@@ -122,10 +105,19 @@ impl Engine {
         let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0);
         self.eval(prompts.len(), longest + sampling.max_new_tokens)?;
         let cache = self.cache.as_ref().expect("made by eval");
-        generate(&self.model, ws, cache, prompts, sequences, sampling, on_token)
+        self.model.store.enter_lane()?;
+        let done = generate(&self.model, ws, cache, prompts, sequences, sampling, on_token);
+        self.model.store.leave_lane();
+        done
     }
 
-    /// Log-probabilities at the selected rows of `batch`, at `temperature`; `adapters: false` asks
+    /// The ranks that each generate answers of their own: those of tensor parallelism count as one.
+    pub fn generators(&self) -> &Comm {
+        let store = &self.model.store;
+        if store.shares_weights() { &store.partition().slice } else { self.comm() }
+    }
+
+    /// Log-probabilities at the selected rows of `batch`, at `temperature`, none if it is idle; `adapters: false` asks
     /// the base model, which is the reference policy of a LoRA actor.
     pub fn logprobs(
         &self,
@@ -140,11 +132,12 @@ impl Engine {
             let (hidden, select) = batch.hidden(tape, &self.model, pass)?;
             let targets = tape.input_i32(&batch.targets)?;
             let (logp, _) = self.model.logprobs(tape, hidden, select, targets, temperature)?;
-            tape.read_f32(logp)
+            let logp = tape.read_f32(logp)?;
+            Ok(if batch.idle { vec![] } else { logp })
         })
     }
 
-    /// Scores at the selected rows of `batch`.
+    /// Scores at the selected rows of `batch`; none if it is idle.
     pub fn scores(&self, ws: &mut Workspace, batch: &Batch) -> Result<Vec<f32>> {
         if self.model.head != Head::Score {
             return Err(Error::internal("scores of a language model"));
@@ -152,13 +145,14 @@ impl Engine {
         ws.run(&format!("scores {}", self.model.store.id()), batch, |tape, batch: &Batch| {
             let (hidden, select) = batch.hidden(tape, &self.model, Pass::EVAL)?;
             let scores = self.model.scores(tape, hidden, select)?;
-            tape.read_f32(scores)
+            let scores = tape.read_f32(scores)?;
+            Ok(if batch.idle { vec![] } else { scores })
         })
     }
 
     /// Adds the gradients of one micro-batch. `loss` builds f32 `[1]` losses, all of which are
     /// propagated, and statistics to read back; `name` tells programs apart. `dropout` seeds LoRA
-    /// dropout, another one every step. Returns losses, then statistics.
+    /// dropout, another one every step. Returns losses, then statistics; zeros for a batch that is idle.
     pub fn accumulate(
         &self,
         ws: &mut Workspace,
@@ -204,7 +198,6 @@ impl Engine {
         let Some(optimizer) = &mut self.optimizer else {
             return Err(Error::internal("a frozen model was asked to step"));
         };
-        sum_grads(&self.comm, &self.model)?;
         let stats = optimizer.step(ws, &self.model, factor, loss)?;
         if let (Some(ema), None) = (&self.ema, &stats.skipped) {
             ema.update(ws, &self.model)?;
@@ -250,23 +243,6 @@ impl Engine {
         let optimizer = self.optimizer.as_ref().map_or(0, Optimizer::bytes);
         [weights, grads, optimizer, self.cache.as_ref().map_or(0, KvCache::bytes)]
     }
-}
-
-/// Sums the gradients over the ranks.
-fn sum_grads(comm: &Comm, model: &Model) -> Result<()> {
-    if comm.size() == 1 {
-        return Ok(());
-    }
-    let store = &model.store;
-    store.settle_grads()?;
-    if store.device().has_kernels() {
-        store.device().stream()?.synchronize()?;
-    }
-    let grads = store.flats().iter().filter_map(|f| f.grads.as_ref());
-    let calls: Vec<_> = grads
-        .map(|g| comm.all_reduce(g.region(), store.grad_dtype(), Reduce::Sum))
-        .collect::<Result<_>>()?;
-    calls.into_iter().try_for_each(|call| call.wait())
 }
 
 /// What a loss makes of the hidden states: f32 `[1]` losses, and statistics.

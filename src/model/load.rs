@@ -7,7 +7,7 @@ use crate::device::Device;
 use crate::formats::{Checkpoint, layout};
 use crate::model::lora::{is_adapter_dir, read_adapter_config};
 use crate::model::{Head, LoraConfig, Model, Source};
-use crate::pool::{Param, ParamId};
+use crate::pool::{Param, ParamId, Partition};
 use std::path::{Path, PathBuf};
 
 /// How a model is loaded or made.
@@ -23,6 +23,8 @@ pub struct LoadOptions {
     pub grads: DType,
     /// Where the weights live.
     pub device: Device,
+    /// The ranks that share the model, and how.
+    pub partition: Partition,
     /// Adapters to add.
     pub lora: Option<LoraConfig>,
     /// Seed of what has to be initialised.
@@ -36,7 +38,8 @@ impl LoadOptions {
     pub fn frozen(head: Head, dtype: DType) -> LoadOptions {
         let (grads, device) = (DType::F32, Device::Cpu);
         let (train, lora, seed, strict) = (false, None, 0, false);
-        LoadOptions { head, dtype, train, grads, device, lora, seed, strict }
+        let partition = Partition::alone();
+        LoadOptions { head, dtype, train, grads, device, partition, lora, seed, strict }
     }
 
     /// The same, on `device`.

@@ -54,9 +54,11 @@ impl Model {
     pub fn empty(config: &Config, options: &LoadOptions) -> Result<Model> {
         let LoadOptions { head, train, .. } = *options;
         let arch = config.arch()?;
-        let (specs, params) = Params::lay_out(&arch, head, train, options.lora.as_ref())?;
+        let partition = options.partition.clone();
+        let lora = options.lora.as_ref();
+        let (specs, params) = Params::lay_out(&arch, head, train, lora, partition.blocks)?;
         let LoadOptions { device, dtype, grads, .. } = *options;
-        let store = Store::with_grads(device, dtype, grads, 1, specs)?;
+        let store = Store::with_grads(device, dtype, grads, partition, specs)?;
         let (config, lora) = (config.clone(), options.lora.clone());
         Ok(Model { arch, config, head, lora, store, params, notes: vec![], score_is_random: false })
     }

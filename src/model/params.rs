@@ -4,7 +4,8 @@
 use crate::arch::{Arch, Module, Position, Residual};
 use crate::base::Result;
 use crate::model::{Head, LoraConfig};
-use crate::pool::{Cut, ParamId, ParamSpec};
+use crate::pool::{Cut, Group, ParamId, ParamSpec};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A linear layer.
@@ -27,6 +28,8 @@ pub struct Adapter {
     pub b: ParamId,
     /// First output row it acts on.
     pub offset: usize,
+    /// The same within each block.
+    pub offset_in_block: usize,
     /// Output rows it acts on.
     pub rows: usize,
     /// Full name of the checkpoint module.
@@ -112,12 +115,13 @@ pub struct Params {
 }
 
 impl Params {
-    /// Names, shapes, cuts and sources of all parameters of `arch` with `head` on top.
+    /// Names, shapes, cuts into `blocks` and sources of all parameters of `arch` with `head` on top.
     pub fn lay_out(
         arch: &Arch,
         head: Head,
         train: bool,
         lora: Option<&LoraConfig>,
+        blocks: usize,
     ) -> Result<(Vec<ParamSpec>, Params)> {
         if let Some(lora) = lora {
             lora.check(arch)?;
@@ -130,6 +134,7 @@ impl Params {
             train_base: train && lora.is_none(),
             train,
             lora,
+            cuts: Cuts::new(arch, blocks),
             qkv_order: arch.qkv_source_rows().map(Arc::from),
         };
         let names = &arch.family.names;
@@ -155,15 +160,14 @@ impl Params {
         let own_bias = arch.head_bias && head == Head::Lm;
         let head_bias = own_bias.then(|| {
             let source = Source::new(format!("{}.bias", names.head), arch.vocab);
-            let (cut, train) = (Cut::Rows(vec![arch.vocab]), l.train_base);
-            l.param("lm_head.bias", &[arch.vocab], cut, train, Some(source))
+            l.param("lm_head.bias", &[arch.vocab], Cut::Table, l.train_base, Some(source))
         });
         let head = match head {
             Head::Lm if arch.tied => tokens,
             Head::Lm => l.param(
                 "lm_head.weight",
                 &[arch.vocab, arch.embed_width],
-                Cut::Rows(vec![arch.vocab]),
+                Cut::Table,
                 l.train_base,
                 Some(Source::new(format!("{}.weight", names.head), arch.vocab)),
             ),
@@ -198,6 +202,51 @@ impl Params {
     }
 }
 
+/// How the widths inside a block are cut: heads stay whole, and a block has the key and value heads that its query heads read.
+#[derive(Clone, Debug)]
+pub(super) struct Cuts {
+    /// Query heads of a block, and the key and value heads that they read.
+    pub heads: [usize; 2],
+    /// Elements of the query heads.
+    pub q: Group,
+    /// Elements of the key or value heads.
+    pub kv: Group,
+    /// Elements inside the MLP.
+    pub ffn: Group,
+}
+
+impl Cuts {
+    /// Cuts of `arch` into `blocks`. Where there are fewer key and value heads than blocks, several blocks have the same one, and share out
+    /// its query heads.
+    pub(super) fn new(arch: &Arch, blocks: usize) -> Cuts {
+        let (heads, kv_heads) = (arch.heads, arch.kv_heads.max(1));
+        let group = heads / kv_heads;
+        let (q, kv) = if kv_heads >= blocks {
+            let kv = Group::even(0..kv_heads, blocks);
+            (kv.times(group), kv)
+        } else {
+            let copies = blocks / kv_heads;
+            let each = group.div_ceil(copies);
+            let ranges = (0..blocks).map(|b| {
+                let (head, copy) = (b / copies, b % copies);
+                let at = |copy: usize| head * group + (copy * each).min(group);
+                let q = if head < kv_heads { at(copy)..at(copy + 1) } else { heads..heads };
+                let kv = if q.is_empty() { kv_heads..kv_heads } else { head..head + 1 };
+                (q, kv)
+            });
+            let (q, kv): (Vec<Range<usize>>, Vec<Range<usize>>) = ranges.unzip();
+            (Group { each, blocks: q.into() }, Group { each: 1, blocks: kv.into() })
+        };
+        let d = arch.head_dim;
+        Cuts {
+            heads: [q.each, kv.each],
+            q: q.times(d),
+            kv: kv.times(d),
+            ffn: Group::even(0..arch.ffn, blocks),
+        }
+    }
+}
+
 struct Layout<'a> {
     arch: &'a Arch,
     specs: Vec<ParamSpec>,
@@ -206,6 +255,7 @@ struct Layout<'a> {
     train_base: bool,
     train: bool,
     lora: Option<&'a LoraConfig>,
+    cuts: Cuts,
     /// Of all blocks; see [`Source::order`].
     qkv_order: Option<Arc<[usize]>>,
 }
@@ -225,11 +275,11 @@ impl Layout<'_> {
         ParamId(self.specs.len() - 1)
     }
 
-    /// An embedding table, cut by rows.
+    /// An embedding table.
     fn table(&mut self, name: &str, shape: &[usize], module: &str) -> ParamId {
         let tensor = format!("{}{module}.weight", self.arch.family.names.prefix);
         let source = Source::new(tensor, shape[0]);
-        self.param(name, shape, Cut::Rows(vec![shape[0]]), self.train_base, Some(source))
+        self.param(name, shape, Cut::Table, self.train_base, Some(source))
     }
 
     /// A linear map without bias, whole on every rank.
@@ -261,38 +311,57 @@ impl Layout<'_> {
         self.segment = i + 1;
         let (arch, n) = (self.arch, &self.arch.family.names);
         let (q, kv) = (arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim);
-        let up = if arch.gated { vec![arch.ffn, arch.ffn] } else { vec![arch.ffn] };
+        let parts = if arch.gated { 2 } else { 1 };
+        let cuts = self.cuts.clone();
+        let across = |width: usize, group: &Group, parts: usize| {
+            Cut::Rows((0..parts).map(|i| group.after(i * width)).collect())
+        };
         let at = format!("{}{}.", n.prefix, n.block.replace("{i}", &i.to_string()));
         let name = |part: &str| format!("blocks.{i}.{part}");
         let norm1 = self.norm(&name("norm1"), &format!("{at}{}", n.norm1));
-        let rows = |groups: &[usize]| Cut::Rows(groups.to_vec());
+        let [k, v] = [q, q + kv].map(|first| cuts.kv.after(first));
         let qkv = self.linear(
             &name("qkv"),
             &at,
             n.qkv,
             &[q, kv, kv],
             arch.hidden,
-            rows(&[q, kv, kv]),
+            Cut::Rows(vec![cuts.q.clone(), k, v]),
             arch.bias_qkv,
         );
         let qk_norm = arch.qk_norm.then(|| {
             [("q_norm", n.q_norm), ("k_norm", n.k_norm)]
                 .map(|(ours, theirs)| self.head_norm(&name(ours), &format!("{at}{theirs}")))
         });
-        let out =
-            self.linear(&name("out"), &at, n.out, &[arch.hidden], q, Cut::Cols, arch.bias_out);
+        let out = self.linear(
+            &name("out"),
+            &at,
+            n.out,
+            &[arch.hidden],
+            q,
+            Cut::Cols(cuts.q),
+            arch.bias_out,
+        );
         let sandwich = arch.residual == Residual::Sandwich;
         let post1 = sandwich.then(|| self.norm(&name("post1"), &format!("{at}{}", n.post1)));
         let two = arch.residual != Residual::ParallelOneNorm;
         let norm2 = two.then(|| self.norm(&name("norm2"), &format!("{at}{}", n.norm2)));
-        let up = self.linear(&name("up"), &at, n.up, &up, arch.hidden, rows(&up), arch.bias_mlp);
+        let up = self.linear(
+            &name("up"),
+            &at,
+            n.up,
+            &vec![arch.ffn; parts],
+            arch.hidden,
+            across(arch.ffn, &cuts.ffn, parts),
+            arch.bias_mlp,
+        );
         let down = self.linear(
             &name("down"),
             &at,
             n.down,
             &[arch.hidden],
             arch.ffn,
-            Cut::Cols,
+            Cut::Cols(cuts.ffn),
             arch.bias_mlp,
         );
         let post2 = sandwich.then(|| self.norm(&name("post2"), &format!("{at}{}", n.post2)));
@@ -326,13 +395,25 @@ impl Layout<'_> {
             transposed,
         };
         let transposed = self.arch.family.transposed;
-        let bias_cut = if cut == Cut::Cols { Cut::Whole } else { cut.clone() };
+        let bias_cut = if matches!(cut, Cut::Cols(_)) { Cut::Whole } else { cut.clone() };
+        // Of an adapter's two factors one has the cut of the weight.
+        let adapter_cuts = |module: usize, first: usize| match &cut {
+            Cut::Cols(_) => (cut.clone(), Cut::Whole),
+            Cut::Rows(all) if groups.len() > 1 => {
+                (Cut::Whole, Cut::Rows(vec![all[module].since(first)]))
+            }
+            _ => (Cut::Whole, cut.clone()),
+        };
+        let each = |module: usize| match &cut {
+            Cut::Rows(all) if groups.len() > 1 => all[module].each,
+            _ => 0,
+        };
         let train = self.train_base;
         let weight_source = source("weight", transposed);
         let weight = self.param(
             &format!("{name}.weight"),
             &[total, columns],
-            cut,
+            cut.clone(),
             train,
             Some(weight_source),
         );
@@ -341,25 +422,24 @@ impl Layout<'_> {
             self.param(&format!("{name}.bias"), &[total], bias_cut, train, Some(source))
         });
         let mut adapters = vec![];
-        let mut offset = 0;
-        for (module, rows) in modules.iter().zip(&groups) {
+        let (mut offset, mut offset_in_block) = (0, 0);
+        for (i, (module, rows)) in modules.iter().zip(&groups).enumerate() {
             let short = module.rsplit('.').next().unwrap_or(module);
             if let Some(lora) = self.lora.filter(|l| l.targets(short)) {
                 let (name, rank) = (format!("{name}.lora.{short}"), lora.rank);
-                let a = self.param(
-                    &format!("{name}.a"),
-                    &[rank, columns],
-                    Cut::Whole,
-                    self.train,
-                    None,
-                );
-                let b =
-                    self.param(&format!("{name}.b"), &[*rows, rank], Cut::Whole, self.train, None);
+                let (cut_a, cut_b) = adapter_cuts(i, offset);
+                let mut factor = |part: &str, shape: &[usize], cut| {
+                    self.param(&format!("{name}.{part}"), shape, cut, self.train, None)
+                };
+                let a = factor("a", &[rank, columns], cut_a);
+                let b = factor("b", &[*rows, rank], cut_b);
                 let (module, site) = (format!("{at}{module}"), a.0 as u64);
                 let order = order.clone();
-                adapters.push(Adapter { a, b, offset, rows: *rows, module, order, site });
+                let rows = *rows;
+                adapters.push(Adapter { a, b, offset, offset_in_block, rows, module, order, site });
             }
             offset += rows;
+            offset_in_block += each(i);
         }
         Linear { weight, bias, adapters }
     }

@@ -21,7 +21,7 @@ pub fn inspect(cfg: &InspectConfig) -> Result<String> {
     let dir = base_dir(&resolve_model(&cfg.path.display().to_string())?)?;
     let config = Config::read(&dir)?;
     let arch = config.arch()?;
-    let (specs, _) = Params::lay_out(&arch, Head::Lm, true, None)?;
+    let (specs, _) = Params::lay_out(&arch, Head::Lm, true, None, 1)?;
     let mut lines = vec![("folder", dir.display().to_string())];
     lines.extend(shape(&arch, &specs));
     lines.push(("weights", weights(&dir)?));
@@ -36,7 +36,7 @@ pub fn inspect(cfg: &InspectConfig) -> Result<String> {
 fn trained(arch: &Arch, specs: &[ParamSpec]) -> Result<String> {
     let modules = vec!["all".to_string()];
     let lora = LoraConfig { rank: LORA_RANK, alpha: 16.0, dropout: 0.0, modules };
-    let (adapted, _) = Params::lay_out(arch, Head::Lm, true, Some(&lora))?;
+    let (adapted, _) = Params::lay_out(arch, Head::Lm, true, Some(&lora), 1)?;
     let adapters: Vec<ParamSpec> = adapted.into_iter().filter(|s| s.trained).collect();
     Ok(format!(
         "{:.1} M in full; {:.1} M by LoRA of rank {LORA_RANK} on all modules",

@@ -1,10 +1,17 @@
 //! Who owns which bytes, and when: the static plan of an activation arena, and the parameter store.
 //! Knows devices and tensors' sizes, not operators or models.
 
+mod cut;
+mod exchange;
 mod grads;
+mod partition;
 mod plan;
 mod store;
+mod whole;
 
+pub use cut::{Cut, Group};
 pub use grads::Grads;
+pub use partition::{Partition, Zero};
 pub use plan::{ArenaPlan, Life};
-pub use store::{Cut, Flat, Param, ParamId, ParamSpec, Store};
+pub use store::{Flat, Param, ParamId, ParamSpec, Portion, Store};
+pub use whole::Layer;

@@ -1,13 +1,15 @@
-//! The parameter store: one flat buffer per segment, cut into one block per rank, where block `r`
-//! is rank `r`'s tensor-parallel slice of every weight of the segment. The same cut serves ZeRO-3
-//! (gather the blocks, reduce-scatter the gradients) and tensor-parallel generation (use the own
-//! block in place), so a phase switch moves nothing.
+//! The parameter store: one flat buffer per segment, cut into blocks, where block `b` is the tensor-parallel
+//! slice of every weight of the segment for one rank of tensor parallelism. The same buffer is shared out in equal parts
+//! among the ranks of ZeRO, whose number the blocks divide, so a part lies within a block: with as many blocks as
+//! ranks a rank's part of the training state is its slice for generation, and a phase switch moves nothing.
 //!
 //! A segment has up to two flats: frozen parameters, and trained ones, which have gradients of the
-//! same layout, in f32 or beside bf16 weights in bf16. Dimensions that do not divide by the number of
-//! blocks are padded with zeros; reading and writing whole parameters hides the cut.
+//! same layout, in f32 or beside bf16 weights in bf16; a table has one of its own. What does not divide is
+//! padded with zeros; reading and writing whole parameters hides the cut (`whole.rs`).
 
-use crate::base::{DType, Elem, Error, Result, bf16};
+use super::cut::Cut;
+use super::partition::{Partition, Zero};
+use crate::base::{DType, Error, Result};
 use crate::device::{Buffer, Device, Region};
 use crate::pool::grads::{Grads, Memory};
 use crate::tensor::Desc;
@@ -15,20 +17,9 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Alignment of a parameter within its block, in elements. The compact optimizer state has a scale for every 64
+/// Alignment of a parameter within its block, and of a rank's part, in elements. The compact optimizer state has a scale for every 64
 /// neighbours (`op/adamw_compact.rs`), which must be of one parameter: others have other magnitudes.
-const ALIGN: usize = 64;
-
-/// How a weight is cut over ranks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cut {
-    /// By output rows, each group of rows on its own (q, k and v heads of a fused projection).
-    Rows(Vec<usize>),
-    /// By input columns (attention output, MLP down projection).
-    Cols,
-    /// Not cut: every block holds the whole (norm weights, small vectors).
-    Whole,
-}
+pub(super) const ALIGN: usize = 64;
 
 /// What the store must know of a parameter.
 #[derive(Clone, Debug)]
@@ -39,7 +30,7 @@ pub struct ParamSpec {
     pub segment: usize,
     /// Full shape: `[rows]` or `[rows, columns]`.
     pub shape: Vec<usize>,
-    /// How it is cut over ranks.
+    /// How it is cut into blocks.
     pub cut: Cut,
     /// Whether it is trained.
     pub trained: bool,
@@ -60,8 +51,24 @@ pub struct Param {
     pub offset: usize,
     /// Shape of one block's slice.
     pub slice: Vec<usize>,
-    /// Whether its gradient holds a value since the last reset.
-    grad_set: Cell<bool>,
+    /// Whether the gradient of each block's slice holds a value since the last reset.
+    grad_set: Vec<Cell<bool>>,
+}
+
+impl Param {
+    /// Elements of a block's slice.
+    pub fn slice_len(&self) -> usize {
+        self.slice.iter().product()
+    }
+}
+
+/// What operators see of a parameter: all of it, or one block's slice. It is a run of elements of its flat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Portion {
+    /// The parameter.
+    pub id: ParamId,
+    /// The block; none: the whole, which a table is end to end, and what is not cut is in block 0.
+    pub block: Option<usize>,
 }
 
 /// One flat buffer: `blocks` blocks of `block` elements.
@@ -71,12 +78,22 @@ pub struct Flat {
     pub segment: usize,
     /// Whether its parameters are trained.
     pub trained: bool,
-    /// Elements per block.
+    /// Elements of a block.
     pub block: usize,
-    /// Weights in the store's dtype.
+    /// Elements of all blocks.
+    pub len: usize,
+    /// Those whose optimizer state this rank keeps, and which it updates.
+    pub own: Range<usize>,
+    /// Those whose weights are here.
+    pub held: Range<usize>,
+    /// The weights of these, in the store's dtype.
     pub weights: Buffer,
-    /// Gradients, if trained.
+    /// Those whose gradients are here.
+    pub grads_held: Range<usize>,
+    /// The gradients of these, if trained.
     pub grads: Option<Grads>,
+    /// Whether the part of gradients that is kept holds a value since the last reset.
+    reduced: Cell<bool>,
 }
 
 /// All parameters of one model.
@@ -85,71 +102,111 @@ pub struct Store {
     id: u64,
     device: Device,
     dtype: DType,
-    blocks: usize,
+    partition: Partition,
     params: Vec<Param>,
     flats: Vec<Flat>,
     grad_dtype: DType,
     grads: Memory,
     /// The memory of the gradients is counted as another store's.
     lodges: bool,
+    /// While this rank computes with its block alone: the block of each flat, where this rank's part is less.
+    slices: Option<Vec<Option<Buffer>>>,
+}
+
+/// The part of `len` elements that is number `part` of `parts`.
+fn part_of(len: usize, [part, parts]: [usize; 2]) -> Range<usize> {
+    len / parts * part..len / parts * (part + 1)
 }
 
 impl Store {
-    /// Lays out and allocates `specs` in `blocks` blocks (the number of ranks), zeroed. Gradients are
-    /// f32.
-    pub fn new(
-        device: Device,
-        dtype: DType,
-        blocks: usize,
-        specs: Vec<ParamSpec>,
-    ) -> Result<Store> {
-        Store::with_grads(device, dtype, DType::F32, blocks, specs)
+    /// Lays out and allocates `specs` on one rank, zeroed. Gradients are f32.
+    pub fn new(device: Device, dtype: DType, specs: Vec<ParamSpec>) -> Result<Store> {
+        Store::with_grads(device, dtype, DType::F32, Partition::alone(), specs)
     }
 
-    /// The same with gradients in `grads`: f32, or with bf16 weights bf16.
+    /// The same for one of several ranks, with gradients in `grads`: f32, or with bf16 weights bf16.
     pub fn with_grads(
         device: Device,
         dtype: DType,
         grads: DType,
-        blocks: usize,
+        partition: Partition,
         specs: Vec<ParamSpec>,
     ) -> Result<Store> {
         if grads != DType::F32 && (grads, dtype) != (DType::Bf16, DType::Bf16) {
             return Err(Error::internal(format!("{grads} gradients of {dtype} weights")));
         }
+        let (blocks, ranks) = (partition.blocks, partition.comm.size());
+        if blocks == 0 || ranks > 1 && !ranks.is_multiple_of(blocks) {
+            return Err(Error::internal(format!("{blocks} blocks of {ranks} ranks")));
+        }
+        if matches!(device, Device::Cuda(_)) && ranks > 1 {
+            return Err(Error::resource(
+                "several ranks on cards need NCCL, which this version lacks",
+            ));
+        }
         // 0 is no store.
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let mut keys: Vec<(usize, bool)> = specs.iter().map(|s| (s.segment, s.trained)).collect();
+        // All ranks lay out alike, whatever they share out. Tables come after the others of their segment.
+        let unit = ALIGN * ranks.div_ceil(blocks);
+        let key = |i: usize, s: &ParamSpec| {
+            (s.segment, s.trained, if s.cut == Cut::Table { i + 1 } else { 0 })
+        };
+        let mut keys: Vec<_> = specs.iter().enumerate().map(|(i, s)| key(i, s)).collect();
         keys.sort_unstable();
         keys.dedup();
         let mut sizes = vec![0usize; keys.len()];
         let mut params = Vec::with_capacity(specs.len());
-        for spec in specs {
-            let flat = keys.binary_search(&(spec.segment, spec.trained)).expect("key is listed");
-            let slice = slice_shape(&spec, blocks)?;
+        for (i, spec) in specs.into_iter().enumerate() {
+            let flat = keys.binary_search(&key(i, &spec)).expect("key is listed");
+            let slice = spec.cut.slice(&spec.name, &spec.shape, blocks, unit)?;
             let offset = sizes[flat];
             sizes[flat] += slice.iter().product::<usize>().next_multiple_of(ALIGN);
-            params.push(Param { spec, flat, offset, slice, grad_set: Cell::new(false) });
+            let grad_set = vec![Cell::new(false); blocks];
+            params.push(Param { spec, flat, offset, slice, grad_set });
         }
-        let bytes = |&((_, trained), block): &((usize, bool), usize)| {
-            if trained { block * blocks * grads.size() } else { 0 }
-        };
-        let keys: Vec<((usize, bool), usize)> = keys.into_iter().zip(sizes).collect();
-        let memory = Memory::zeroed(device, keys.iter().map(bytes).sum())?;
+        let of = |stage: Zero| [partition.part(stage), partition.parts(stage)];
+        let mut flats = vec![];
+        let mut grad_bytes = 0;
+        for ((segment, trained, _), size) in keys.into_iter().zip(sizes) {
+            let block = size.next_multiple_of(unit);
+            let len = block * blocks;
+            let held = part_of(len, of(Zero::Weights));
+            let grads_held = part_of(len, of(Zero::Gradients));
+            grad_bytes += if trained { grads_held.len() * grads.size() } else { 0 };
+            flats.push(Flat {
+                segment,
+                trained,
+                block,
+                len,
+                own: part_of(len, of(Zero::Optimizer)),
+                weights: Buffer::zeroed(device, held.len() * dtype.size())?,
+                held,
+                grads_held,
+                grads: None,
+                reduced: Cell::new(false),
+            });
+        }
+        let memory = Memory::zeroed(device, grad_bytes)?;
         let mut at = 0;
-        let flats = keys
-            .iter()
-            .map(|key| {
-                let &((segment, trained), block) = key;
-                let weights = Buffer::zeroed(device, block * blocks * dtype.size())?;
-                let grads = trained.then(|| Grads::new(&memory, at, bytes(key)));
-                at += bytes(key);
-                Ok(Flat { segment, trained, block, weights, grads })
-            })
-            .collect::<Result<Vec<_>>>()?;
+        for flat in flats.iter_mut().filter(|f| f.trained) {
+            let bytes = flat.grads_held.len() * grads.size();
+            flat.grads = Some(Grads::new(&memory, at, bytes));
+            at += bytes;
+        }
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let (grad_dtype, grads) = (grads, memory);
-        Ok(Store { id, device, dtype, blocks, params, flats, grad_dtype, grads, lodges: false })
+        let (grad_dtype, grads, lodges) = (grads, memory, false);
+        Ok(Store {
+            id,
+            device,
+            dtype,
+            partition,
+            params,
+            flats,
+            grad_dtype,
+            grads,
+            lodges,
+            slices: None,
+        })
     }
 
     /// A number unique to this store within the process.
@@ -170,6 +227,32 @@ impl Store {
     /// Storage type of the gradients.
     pub fn grad_dtype(&self) -> DType {
         self.grad_dtype
+    }
+
+    /// The ranks that share it, and how.
+    pub fn partition(&self) -> &Partition {
+        &self.partition
+    }
+
+    /// Whether ranks have a part of the weights each, so that those of a segment are gathered when it runs.
+    pub fn shares_weights(&self) -> bool {
+        self.partition.parts(Zero::Weights) > 1
+    }
+
+    /// Whether the weights of a segment are to be gathered when it runs.
+    pub fn gathers(&self) -> bool {
+        self.shares_weights() && self.slices.is_none()
+    }
+
+    /// The block that this rank computes with, where it does so with one alone.
+    pub fn lane(&self) -> Option<usize> {
+        let Partition { comm, blocks, .. } = &self.partition;
+        self.slices.as_ref().map(|_| comm.rank() / (comm.size() / blocks).max(1))
+    }
+
+    /// Whether ranks keep a part of the gradients each, so that those of a segment are reduced when it has run.
+    pub fn shares_grads(&self) -> bool {
+        self.partition.parts(Zero::Gradients) > 1
     }
 
     /// Puts the gradients of both stores into the larger of their two buffers: for models that are
@@ -213,139 +296,216 @@ impl Store {
         &self.flats
     }
 
-    /// Bytes of weights and of gradients; a buffer of gradients that two stores share is counted once.
+    /// Bytes of weights and of gradients here; a buffer of gradients that two stores share is counted once.
     pub fn bytes(&self) -> (usize, usize) {
         let weights = self.flats.iter().map(|f| f.weights.bytes()).sum();
         (weights, if self.lodges { 0 } else { self.grads.bytes() })
     }
 
-    /// Memory of the weights of a parameter (one block) and of its gradient if it is trained.
-    pub fn regions(&self, id: ParamId) -> (Region, Option<Region>) {
-        let p = &self.params[id.0];
-        let (flat, n) = (&self.flats[p.flat], p.slice.iter().product::<usize>());
-        let (size, of_grad) = (self.dtype.size(), self.grad_dtype.size());
-        let grad = flat.grads.as_ref().map(|g| g.slice(p.offset * of_grad, n * of_grad));
-        (flat.weights.slice(p.offset * size, n * size), grad)
+    /// The elements of its flat that a portion is.
+    pub fn elements(&self, portion: Portion) -> Range<usize> {
+        let p = &self.params[portion.id.0];
+        let len = match portion.block {
+            None if p.spec.cut == Cut::Table => p.spec.shape.iter().product(),
+            _ => p.slice_len(),
+        };
+        let start = portion.block.unwrap_or(0) * self.flats[p.flat].block + p.offset;
+        start..start + len
     }
 
-    /// The shape and dtype under which operators see a parameter.
-    pub fn desc(&self, id: ParamId) -> Desc {
-        Desc::new(&self.params[id.0].slice, self.dtype)
+    /// The shape and dtype under which operators see it.
+    pub fn desc(&self, portion: Portion) -> Desc {
+        let p = &self.params[portion.id.0];
+        let whole = portion.block.is_none() && p.spec.cut == Cut::Table;
+        Desc::new(if whole { &p.spec.shape } else { &p.slice }, self.dtype)
     }
 
-    /// Marks the gradient of `id` as holding a value and says whether it already did: the first
+    /// Memory of the weights of `elements` of a flat, which must be here.
+    pub fn weights(&self, flat: usize, elements: &Range<usize>) -> Region {
+        let size = self.dtype.size();
+        let of = |buffer: &Buffer, first: usize| {
+            buffer.slice((elements.start - first) * size, elements.len() * size)
+        };
+        let slice = self.slices.as_ref().and_then(|s| s.get(flat)).and_then(Option::as_ref);
+        match (slice, self.lane()) {
+            (Some(slice), Some(lane)) => of(slice, lane * self.flats[flat].block),
+            _ => of(&self.flats[flat].weights, self.flats[flat].held.start),
+        }
+    }
+
+    /// Lets this rank compute with its block of every weight, as one of the ranks of tensor parallelism, until
+    /// [`Store::leave_lane`]. Where its part is a block nothing is copied or sent; else what its block lacks is gathered.
+    /// Where weights are not shared out nothing changes.
+    pub fn enter_lane(&mut self) -> Result<()> {
+        if !self.shares_weights() {
+            return Ok(());
+        }
+        let mut slices = vec![];
+        if self.partition.slice.size() > 1 {
+            for flat in &self.flats {
+                let slice = Buffer::zeroed(self.device, flat.block * self.dtype.size())?;
+                self.gather_slice(flat, slice.region())?;
+                slices.push(Some(slice));
+            }
+        }
+        self.slices = Some(slices);
+        Ok(())
+    }
+
+    /// Ends what [`Store::enter_lane`] began.
+    pub fn leave_lane(&mut self) {
+        self.slices = None;
+    }
+
+    /// Memory of the gradients of `elements` of a flat of trained parameters, which must be here.
+    pub fn grads(&self, flat: usize, elements: &Range<usize>) -> Result<Region> {
+        let (flat, size) = (&self.flats[flat], self.grad_dtype.size());
+        let grads = flat.grads.as_ref().ok_or_else(|| Error::internal("frozen parameter"))?;
+        Ok(grads.slice((elements.start - flat.grads_held.start) * size, elements.len() * size))
+    }
+
+    /// Marks the gradient of `portion` as holding a value and says whether it already did: the first
     /// writer sets, later ones add, so nothing is zero-filled. Fails while the memory holds gradients
     /// of another store.
-    pub fn mark_grad(&self, id: ParamId) -> Result<bool> {
+    pub fn mark_grad(&self, portion: Portion) -> Result<bool> {
         self.grads.claim(self.id)?;
-        Ok(self.params[id.0].grad_set.replace(true))
+        Ok(self.params[portion.id.0].grad_set[portion.block.unwrap_or(0)].replace(true))
     }
 
     /// Whether a gradient waits to be applied.
     pub fn has_grads(&self) -> bool {
-        self.params.iter().any(|p| p.grad_set.get())
+        let set = |p: &Param| p.grad_set.iter().any(Cell::get);
+        self.params.iter().any(set) || self.flats.iter().any(|f| f.reduced.get())
     }
 
     /// Forgets all gradients.
     pub fn reset_grads(&self) {
         self.grads.release(self.id);
-        self.params.iter().for_each(|p| p.grad_set.set(false));
+        self.params.iter().flat_map(|p| &p.grad_set).for_each(|set| set.set(false));
+        self.flats.iter().for_each(|f| f.reduced.set(false));
+    }
+
+    /// Makes this rank's part of a flat's gradients one to add to: it begins at zero.
+    pub fn begin_grads(&self, flat: usize) -> Result<()> {
+        self.grads.claim(self.id)?;
+        let flat = &self.flats[flat];
+        match &flat.grads {
+            Some(grads) if !flat.reduced.replace(true) => self.device.clear(grads.region()),
+            _ => Ok(()),
+        }
     }
 
     /// Makes whole flats of gradients readable: zeroes those of parameters that received none since
     /// the last reset, which have one from here on, and the gaps between parameters, where a store that shares the memory may have
     /// left something. Fails while the memory holds gradients of another store.
     pub fn settle_grads(&self) -> Result<()> {
-        self.grads.claim(self.id)?;
-        let size = self.grad_dtype.size();
-        for p in self.params.iter().filter(|p| p.spec.trained) {
-            let (flat, n) = (&self.flats[p.flat], p.slice.iter().product::<usize>());
-            let from = if p.grad_set.replace(true) { n } else { 0 };
-            let bytes = (n.next_multiple_of(ALIGN) - from) * size;
-            for r in 0..self.blocks {
-                let at = (r * flat.block + p.offset + from) * size;
-                self.device.clear(flat.grads.as_ref().expect("trained").slice(at, bytes))?;
+        for (i, flat) in self.flats.iter().enumerate().filter(|(_, f)| f.trained) {
+            if self.shares_grads() {
+                self.begin_grads(i)?;
+                continue;
             }
+            self.grads.claim(self.id)?;
+            let all = self.grads(i, &(0..flat.len))?;
+            self.settle(i, all, &|id, block| self.params[id.0].grad_set[block].replace(true))?;
         }
         Ok(())
     }
 
-    /// Sets a whole parameter from its row-major full-shape elements in the store's dtype.
-    pub fn write_raw(&self, id: ParamId, full: &[u8]) -> Result<()> {
-        self.scatter(id, &self.flats[self.params[id.0].flat].weights, self.dtype.size(), full)
-    }
-
-    /// A whole parameter as row-major full-shape elements in the store's dtype.
-    pub fn read_raw(&self, id: ParamId) -> Result<Vec<u8>> {
-        let mut full = vec![0; self.numel(id) * self.dtype.size()];
-        self.read_raw_into(id, &mut full)?;
-        Ok(full)
-    }
-
-    /// The same into `full`, which has its length.
-    pub fn read_raw_into(&self, id: ParamId, full: &mut [u8]) -> Result<()> {
-        let weights = self.flats[self.params[id.0].flat].weights.region();
-        self.gather(id, weights, self.dtype.size(), full)
-    }
-
-    fn numel(&self, id: ParamId) -> usize {
-        self.params[id.0].spec.shape.iter().product()
-    }
-
-    /// Sets a whole parameter from f32 values, rounding to the store's dtype.
-    pub fn write_f32(&self, id: ParamId, full: &[f32]) -> Result<()> {
-        match self.dtype {
-            DType::Bf16 => {
-                let rounded: Vec<bf16> =
-                    full.iter().map(|v| <bf16 as Elem>::from_f32(*v)).collect();
-                self.write_raw(id, bytemuck::cast_slice(&rounded))
+    /// Completes the gradients `all` of a flat, of which `set` says whether those of a parameter's slice in a block hold a
+    /// value: the others become zero, and what several blocks have gets the sum of all in each.
+    pub fn settle(
+        &self,
+        flat: usize,
+        all: Region,
+        set: &dyn Fn(ParamId, usize) -> bool,
+    ) -> Result<()> {
+        let (block, size) = (self.flats[flat].block, self.grad_dtype.size());
+        let at = |from: usize, len: usize| all.slice(from * size, len * size);
+        let mut end = 0;
+        for (i, p) in self.params.iter().enumerate().filter(|(_, p)| p.flat == flat) {
+            let id = ParamId(i);
+            // A table is one portion, whose elements run through all blocks.
+            if p.spec.cut == Cut::Table {
+                let n = if set(id, 0) { p.spec.shape.iter().product() } else { 0 };
+                self.device.clear(at(n, block * self.partition.blocks - n))?;
+                return Ok(());
             }
-            _ => self.write_raw(id, bytemuck::cast_slice(full)),
+            let room = p.slice_len().next_multiple_of(ALIGN);
+            for b in 0..self.partition.blocks {
+                let from = if set(id, b) { p.slice_len() } else { 0 };
+                self.device.clear(at(b * block + p.offset + from, room - from))?;
+            }
+            self.add_copies(p, block, &at)?;
+            end = p.offset + room;
         }
+        let gap = |b: usize| self.device.clear(at(b * block + end, block - end));
+        (0..self.partition.blocks).try_for_each(gap)
     }
 
-    /// A whole parameter widened to f32.
-    pub fn read_f32(&self, id: ParamId) -> Result<Vec<f32>> {
-        Ok(widened(self.read_raw(id)?, self.dtype))
-    }
-
-    /// The whole gradient of a trained parameter, widened to f32.
-    pub fn read_grad(&self, id: ParamId) -> Result<Vec<f32>> {
-        let p = &self.params[id.0];
-        let Some(grads) = &self.flats[p.flat].grads else {
-            return Err(Error::internal(format!("{} has no gradient", p.spec.name)));
+    /// Gives each of the blocks that have the same elements of a parameter the sum of their gradients.
+    fn add_copies(
+        &self,
+        p: &Param,
+        block: usize,
+        at: &dyn Fn(usize, usize) -> Region,
+    ) -> Result<()> {
+        let blocks = self.partition.blocks;
+        let of = |b: usize| p.spec.cut.copies(&p.slice, b);
+        let runs = |b: usize| of(b).into_iter().filter(move |(_, first)| *first != b);
+        if (0..blocks).all(|b| runs(b).next().is_none()) {
+            return Ok(());
+        }
+        // On the host: they are small, and rounded once.
+        let region = |b: usize, run: &Range<usize>| at(b * block + p.offset + run.start, run.len());
+        let read = |b: usize, run: &Range<usize>| {
+            let from = region(b, run);
+            let mut raw = vec![0; from.bytes];
+            self.device.read(from, &mut raw)?;
+            Ok::<_, Error>(super::whole::widened(raw, self.grad_dtype))
         };
-        let mut raw = vec![0; self.numel(id) * self.grad_dtype.size()];
-        self.gather(id, grads.region(), self.grad_dtype.size(), &mut raw)?;
-        Ok(widened(raw, self.grad_dtype))
-    }
-
-    /// Fills `full` with what `from` has for a whole parameter, row-major: memory cut like the weights of
-    /// its flat, with elements of `size` bytes.
-    pub fn gather(&self, id: ParamId, from: Region, size: usize, full: &mut [u8]) -> Result<()> {
-        let p = &self.params[id.0];
-        if full.len() != self.numel(id) * size {
-            return Err(Error::internal(format!("{}: {} bytes read", p.spec.name, full.len())));
-        }
-        for piece in pieces(p, self.blocks) {
-            let at = piece.block * self.flats[p.flat].block + p.offset + piece.at;
-            let to = &mut full[piece.full.start * size..piece.full.end * size];
-            self.device.read(from.slice(at * size, to.len()), to)?;
-        }
-        Ok(())
-    }
-
-    /// Sets what `to` has for a whole parameter; see [`Store::gather`].
-    pub fn scatter(&self, id: ParamId, to: &Buffer, size: usize, full: &[u8]) -> Result<()> {
-        let p = &self.params[id.0];
-        if full.len() != self.numel(id) * size {
-            return Err(Error::internal(format!("{}: {} bytes written", p.spec.name, full.len())));
-        }
-        for piece in pieces(p, self.blocks) {
-            let at = piece.block * self.flats[p.flat].block + p.offset + piece.at;
-            to.write(at * size, &full[piece.full.start * size..piece.full.end * size])?;
+        for first in 0..blocks {
+            for (run, _) in of(first).into_iter().filter(|(_, f)| *f == first) {
+                let same = |b: &usize| of(*b).iter().any(|(r, f)| *r == run && *f == first);
+                let others: Vec<usize> = (first + 1..blocks).filter(same).collect();
+                if others.is_empty() {
+                    continue;
+                }
+                let mut sum = read(first, &run)?;
+                for b in &others {
+                    sum.iter_mut().zip(read(*b, &run)?).for_each(|(s, v)| *s += v);
+                }
+                let raw = super::whole::narrowed(&sum, self.grad_dtype);
+                for b in std::iter::once(first).chain(others) {
+                    self.device.write(region(b, &run), &raw)?;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Runs of this rank's own elements of a flat that no block before has too: what is counted once when something is summed
+    /// over all ranks.
+    pub fn counted(&self, flat: usize) -> Vec<Range<usize>> {
+        let Flat { block, own, .. } = &self.flats[flat];
+        let mut out: Vec<Range<usize>> = vec![];
+        for b in own.start / block..own.end.div_ceil(*block) {
+            // Elements of the block that are another's.
+            let params = self.params.iter().filter(|p| p.flat == flat);
+            let again = |p: &Param| {
+                let copies = p.spec.cut.copies(&p.slice, b).into_iter();
+                let start = b * block + p.offset;
+                let others = copies.filter(|(_, first)| *first != b);
+                others.map(|(r, _)| r.start + start..r.end + start).collect::<Vec<_>>()
+            };
+            let mut at = b * block;
+            let end = (b + 1) * block;
+            for skip in params.flat_map(again).chain(std::iter::once(end..end)) {
+                let run = at.max(own.start)..skip.start.min(own.end);
+                out.extend((!run.is_empty()).then_some(run));
+                at = skip.end;
+            }
+        }
+        out
     }
 
     /// The trained parameters.
@@ -353,91 +513,6 @@ impl Store {
         let all = self.params.iter().enumerate().map(|(i, p)| (ParamId(i), p));
         all.filter(|(_, p)| p.spec.trained)
     }
-
-    /// Copies all weights from a store of the same layout.
-    pub fn copy_from(&self, other: &Store) -> Result<()> {
-        for (i, p) in self.params.iter().enumerate() {
-            let Some(from) = other.find(&p.spec.name) else {
-                return Err(Error::internal(format!("{} is not in the other store", p.spec.name)));
-            };
-            if self.dtype == other.dtype {
-                self.write_raw(ParamId(i), &other.read_raw(from)?)?;
-            } else {
-                self.write_f32(ParamId(i), &other.read_f32(from)?)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A contiguous run of elements of a parameter that lies in one block.
-struct Piece {
-    block: usize,
-    /// First element within the parameter's slice.
-    at: usize,
-    /// Elements of the full row-major parameter.
-    full: Range<usize>,
-}
-
-/// Values of `dtype` as f32.
-fn widened(raw: Vec<u8>, dtype: DType) -> Vec<f32> {
-    match dtype {
-        DType::Bf16 => {
-            raw.chunks_exact(2).map(|b| bytemuck::pod_read_unaligned::<bf16>(b).to_f32()).collect()
-        }
-        _ => bytemuck::allocation::pod_collect_to_vec(&raw),
-    }
-}
-
-fn slice_shape(spec: &ParamSpec, blocks: usize) -> Result<Vec<usize>> {
-    let mut shape = spec.shape.clone();
-    match &spec.cut {
-        Cut::Whole => {}
-        Cut::Rows(groups) => {
-            if groups.iter().sum::<usize>() != shape[0] {
-                return Err(Error::internal(format!("{}: row groups {groups:?}", spec.name)));
-            }
-            shape[0] = groups.iter().map(|g| g.div_ceil(blocks)).sum();
-        }
-        Cut::Cols => shape[1] = shape[1].div_ceil(blocks),
-    }
-    Ok(shape)
-}
-
-/// The pieces of a parameter over all blocks.
-fn pieces(p: &Param, blocks: usize) -> Vec<Piece> {
-    let shape = &p.spec.shape;
-    let columns: usize = shape[1..].iter().product();
-    let mut out = vec![];
-    if blocks == 1 {
-        // Nothing is cut: no row needs a transfer of its own.
-        return vec![Piece { block: 0, at: 0, full: 0..shape[0] * columns }];
-    }
-    for block in 0..blocks {
-        match &p.spec.cut {
-            Cut::Whole => out.push(Piece { block, at: 0, full: 0..shape[0] * columns }),
-            Cut::Rows(groups) => {
-                let (mut first, mut at) = (0, 0);
-                for group in groups {
-                    let each = group.div_ceil(blocks);
-                    let rows = (block * each).min(*group)..((block + 1) * each).min(*group);
-                    let full = (first + rows.start) * columns..(first + rows.end) * columns;
-                    out.push(Piece { block, at: at * columns, full });
-                    first += group;
-                    at += each;
-                }
-            }
-            Cut::Cols => {
-                let each = columns.div_ceil(blocks);
-                let cols = (block * each).min(columns)..((block + 1) * each).min(columns);
-                for row in 0..shape[0] {
-                    let full = row * columns + cols.start..row * columns + cols.end;
-                    out.push(Piece { block, at: row * each, full });
-                }
-            }
-        }
-    }
-    out
 }
 
 #[cfg(test)]

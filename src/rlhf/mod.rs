@@ -112,7 +112,7 @@ fn optimize(
     let dropout = Some(config.seed ^ (step << 20));
     let accumulated = rows.each(ws, &mut |ws, batch| {
         add(&mut sums, engine.accumulate(ws, name, batch, dropout, loss)?);
-        tokens += batch.packed.ids.len();
+        tokens += batch.tokens();
         Ok(())
     });
     if accumulated.is_err() {

@@ -3,12 +3,12 @@
 //! tokens; DeepSpeed-Chat's variant averages over all positions from the first differing token on.
 
 use crate::base::Result;
-use crate::comm::Comm;
 use crate::data::PairExample;
 use crate::engine::{Engine, LossFn, Terms};
 use crate::formats::{Draft, Snapshot};
 use crate::op::gather::gather;
 use crate::op::pairwise::{Pairwise, pairwise};
+use crate::pool::Store;
 use crate::rlhf::rows::Rows;
 use crate::rlhf::{StepConfig, add, optimize, over_ranks};
 use crate::tape::Workspace;
@@ -72,7 +72,7 @@ impl RewardTrainer {
             return Ok(RewardStats::default());
         }
         let loss = pair_loss(1.0 / pairs.len() as f32);
-        let rows = rows(&self.config, self.engine.comm(), pairs);
+        let rows = rows(&self.config, &self.engine.model.store, pairs);
         let config = &self.config.step;
         let (sums, tokens, step) =
             optimize(&mut self.engine, ws, "reward", &rows, config, self.steps, &*loss)?;
@@ -101,9 +101,9 @@ impl RewardTrainer {
         let loss = pair_loss(1.0 / pairs.len() as f32);
         let (mut sums, mut tokens) = (vec![], 0);
         let comm = self.engine.comm();
-        rows(&self.config, comm, pairs).each(ws, &mut |ws, batch| {
+        rows(&self.config, &self.engine.model.store, pairs).each(ws, &mut |ws, batch| {
             add(&mut sums, self.engine.evaluate(ws, "reward", batch, &*loss)?);
-            tokens += batch.packed.ids.len();
+            tokens += batch.tokens();
             Ok(())
         })?;
         let tokens = comm.concat(&[tokens as u64])?.iter().sum::<u64>() as usize;
@@ -112,11 +112,11 @@ impl RewardTrainer {
 }
 
 /// A pair is a row: both of its answers are in one micro-batch.
-fn rows<'r>(config: &'r RewardConfig, comm: &Comm, pairs: &'r [&'r PairExample]) -> Rows<'r> {
+fn rows<'r>(config: &'r RewardConfig, store: &Store, pairs: &'r [&'r PairExample]) -> Rows<'r> {
     let pack =
         |rows: &[usize]| config.loss.batch(&rows.iter().map(|&i| pairs[i]).collect::<Vec<_>>());
     let lengths = pairs.iter().map(|p| p.chosen.len() + p.rejected.len()).collect();
-    Rows::new(lengths, config.step.micro_batch_tokens, comm, pack)
+    Rows::new(lengths, config.step.micro_batch_tokens, store, pack)
 }
 
 impl RewardLoss {

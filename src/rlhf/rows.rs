@@ -2,9 +2,10 @@
 //! memory allows. Which they are decides on memory and speed only: losses are sums over rows, scaled by what the whole
 //! step holds, and what a token draws depends on its number in the step.
 
-use crate::base::{Kind, Result};
+use crate::base::{Error, Kind, Result};
 use crate::comm::Comm;
 use crate::data::micro_batches;
+use crate::pool::Store;
 use crate::tape::Workspace;
 use crate::train::Batch;
 use std::ops::Range;
@@ -17,6 +18,9 @@ pub(super) struct Rows<'r> {
     /// Those of this rank.
     own: Range<usize>,
     max_tokens: usize,
+    comm: Comm,
+    /// A pass over a model takes all ranks.
+    shares: bool,
     pack: Box<Pack<'r>>,
 }
 
@@ -24,20 +28,25 @@ pub(super) struct Rows<'r> {
 type Pack<'r> = dyn Fn(&[usize]) -> Batch + 'r;
 
 impl<'r> Rows<'r> {
-    /// Rows of `lengths` tokens, which `pack` packs in micro-batches of up to `max_tokens`, or of one row.
+    /// Rows of `lengths` tokens, which `pack` packs in micro-batches of up to `max_tokens`, or of one row, for passes over
+    /// `store`'s model.
     pub(super) fn new(
         lengths: Vec<usize>,
         max_tokens: usize,
-        comm: &Comm,
+        store: &Store,
         pack: impl Fn(&[usize]) -> Batch + 'r,
     ) -> Rows<'r> {
-        let own = share(&lengths, comm);
-        Rows { lengths, own, max_tokens, pack: Box::new(pack) }
+        let comm = store.partition().comm.clone();
+        let own = share(&lengths, &comm);
+        let shares = store.shares_grads();
+        Rows { lengths, own, max_tokens, comm, shares, pack: Box::new(pack) }
     }
 
     /// Calls `run` with micro-batches of this rank's rows, in order; those that select nothing
     /// are left out. One that memory does not suffice for is halved: `run` must leave everything as it
     /// was when it ends with an error of [`Kind::Memory`], which a program does that cannot be planned.
+    /// Ranks do one micro-batch each at a time: what they share they gather together. One that has no more of its own gets
+    /// batches that are idle as long as another has some.
     pub(super) fn each(
         &self,
         ws: &mut Workspace,
@@ -47,33 +56,88 @@ impl<'r> Rows<'r> {
         todo.iter_mut().flatten().for_each(|i| *i += self.own.start);
         todo.reverse();
         let mut first = self.lengths[..self.own.start].iter().sum();
-        while let Some(rows) = todo.pop() {
-            ws.go_on()?;
-            let mut batch = (self.pack)(&rows);
-            batch.first = first;
-            let done = if batch.select.is_empty() { Ok(()) } else { run(ws, &batch) };
-            match done {
-                Err(e) if e.kind() == Kind::Memory && rows.len() > 1 => {
-                    let (n, tokens) = (rows.len(), batch.packed.ids.len());
-                    ws.tell(|| {
-                        format!(
-                            "no memory for a micro-batch of {n} rows with {tokens} tokens, it is halved, as \
-                             others will be: slower, with the same sums; --micro-batch-tokens {} \
-                             or --gradient-checkpointing full saves the attempts ({e})",
-                            tokens / 2
-                        )
-                    });
-                    let (a, b) = rows.split_at(n / 2);
-                    todo.extend([b.to_vec(), a.to_vec()]);
+        loop {
+            let next = self.next(&mut todo);
+            let [open, asked] = self.comm.any([next.is_some(), ws.is_asked()])?;
+            if asked {
+                return Err(Workspace::dropped());
+            }
+            match next {
+                Some((rows, batch)) => {
+                    first += self.one(ws, run, (rows, batch), &mut todo, first)?;
                 }
-                done => {
-                    done?;
-                    first += batch.packed.ids.len();
-                }
+                None if open => self.idle(ws, run)?,
+                None => return Ok(()),
             }
         }
-        Ok(())
     }
+
+    /// The next micro-batch that selects something.
+    fn next(&self, todo: &mut Vec<Vec<usize>>) -> Option<(Vec<usize>, Batch)> {
+        while let Some(rows) = todo.pop() {
+            let batch = (self.pack)(&rows);
+            if !batch.select.is_empty() {
+                return Some((rows, batch));
+            }
+        }
+        None
+    }
+
+    /// Runs a micro-batch, or as much of it as there is memory for and leaves the rest to be done; returns the tokens that were run.
+    /// Other ranks are waiting for this one's to be run, so it may not come back with nothing done.
+    fn one(
+        &self,
+        ws: &mut Workspace,
+        run: &mut dyn FnMut(&mut Workspace, &Batch) -> Result<()>,
+        (mut rows, mut batch): (Vec<usize>, Batch),
+        todo: &mut Vec<Vec<usize>>,
+        first: usize,
+    ) -> Result<usize> {
+        loop {
+            batch.first = first;
+            match run(ws, &batch) {
+                Err(e) if e.kind() == Kind::Memory && rows.len() > 1 => {
+                    let (n, tokens) = (rows.len(), batch.packed.ids.len());
+                    ws.tell(|| halved(n, tokens, &e));
+                    let (a, b) = rows.split_at(n / 2);
+                    todo.extend([b.to_vec(), a.to_vec()]);
+                    match self.next(todo) {
+                        Some(half) => (rows, batch) = half,
+                        None => return Ok(0),
+                    }
+                }
+                done => return done.map(|()| batch.packed.ids.len()),
+            }
+        }
+    }
+
+    /// Runs what other ranks run without rows of this one's own: as though for the shortest there is.
+    fn idle(
+        &self,
+        ws: &mut Workspace,
+        run: &mut dyn FnMut(&mut Workspace, &Batch) -> Result<()>,
+    ) -> Result<()> {
+        if !self.shares {
+            return Ok(());
+        }
+        let mut all: Vec<usize> = (0..self.lengths.len()).collect();
+        all.sort_by_key(|&i| self.lengths[i]);
+        let packed = all.iter().map(|&i| (self.pack)(&[i])).find(|b| !b.select.is_empty());
+        match packed {
+            Some(batch) => run(ws, &Batch { idle: true, ..batch }),
+            None => Err(Error::internal("a row that another rank has is missing")),
+        }
+    }
+}
+
+/// What is to be told of a micro-batch that memory did not suffice for.
+fn halved(rows: usize, tokens: usize, e: &Error) -> String {
+    format!(
+        "no memory for a micro-batch of {rows} rows with {tokens} tokens, it is halved, as \
+         others will be: slower, with the same sums; --micro-batch-tokens {} \
+         or --gradient-checkpointing full saves the attempts ({e})",
+        tokens / 2
+    )
 }
 
 /// The rows of this rank: a run of about as many tokens as every rank's.

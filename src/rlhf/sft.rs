@@ -2,10 +2,10 @@
 //! optimizer step, so that the split into micro-batches does not matter.
 
 use crate::base::Result;
-use crate::comm::Comm;
 use crate::data::SftExample;
 use crate::engine::{Engine, Terms};
 use crate::formats::{Draft, Snapshot};
+use crate::pool::Store;
 use crate::rlhf::rows::Rows;
 use crate::rlhf::{StepConfig, add, optimize, over_ranks};
 use crate::tape::Workspace;
@@ -55,7 +55,7 @@ impl SftTrainer {
         if predicted == 0 {
             return Ok(SftStats { loss: 0.0, grad_norm: 0.0, skipped: None, tokens: 0 });
         }
-        let rows = rows(&self.config, self.engine.comm(), examples);
+        let rows = rows(&self.config, &self.engine.model.store, examples);
         let loss = nll(-1.0 / predicted as f32);
         let (sums, tokens, step) =
             optimize(&mut self.engine, ws, "sft", &rows, &self.config.step, self.steps, &loss)?;
@@ -80,7 +80,7 @@ impl SftTrainer {
         let loss = nll(-1.0 / self.predicted(examples).max(1) as f32);
         let mut sums = vec![];
         let comm = self.engine.comm();
-        rows(&self.config, comm, examples).each(ws, &mut |ws, batch| {
+        rows(&self.config, &self.engine.model.store, examples).each(ws, &mut |ws, batch| {
             add(&mut sums, self.engine.evaluate(ws, "sft", batch, &loss)?);
             Ok(())
         })?;
@@ -101,16 +101,16 @@ fn predicted(config: &SftConfig, e: &SftExample) -> Range<usize> {
     first..e.ids.len().saturating_sub(1).max(first)
 }
 
-fn rows<'r>(config: &SftConfig, comm: &Comm, examples: &[&'r SftExample]) -> Rows<'r> {
+fn rows<'r>(config: &SftConfig, store: &Store, examples: &[&'r SftExample]) -> Rows<'r> {
     let texts = examples.iter().map(|e| (e.ids.as_slice(), predicted(config, e))).collect();
-    text_rows(texts, config.step.micro_batch_tokens, comm)
+    text_rows(texts, config.step.micro_batch_tokens, store)
 }
 
 /// Rows of text, each with the positions at which the next token is predicted; the column is of weights, all 1.
 pub(super) fn text_rows<'r>(
     texts: Vec<(&'r [i32], Range<usize>)>,
     max_tokens: usize,
-    comm: &Comm,
+    store: &Store,
 ) -> Rows<'r> {
     let lengths = texts.iter().map(|t| t.0.len()).collect();
     let pack = move |rows: &[usize]| {
@@ -118,7 +118,7 @@ pub(super) fn text_rows<'r>(
         batch.columns = vec![vec![1.0; batch.select.len()]];
         batch
     };
-    Rows::new(lengths, max_tokens, comm, pack)
+    Rows::new(lengths, max_tokens, store, pack)
 }
 
 /// `scale` times the sum of weighted log-probabilities; the weights are the batch's first column.

@@ -33,12 +33,16 @@ impl Tape<'_> {
             let range = self.segments[s].first..end;
             end = range.start;
             self.segment = s + 1;
+            if self.segment < self.segments.len() {
+                self.shared.leave();
+            }
             self.replay(range.clone(), self.segments[s].keep)?;
             for r in range.rev() {
                 self.step_back(r)?;
             }
+            self.reduce_grads()?;
         }
-        Ok(())
+        self.end_reductions()
     }
 
     /// Runs record `r` backward if a gradient reached it.
@@ -77,6 +81,7 @@ impl Tape<'_> {
         for t in saved_ins.iter().chain(&saved_outs).chain(&douts).flatten().chain(&late) {
             self.touch(t);
         }
+        saved_ins.iter().flatten().try_for_each(|t| self.gather(t))?;
         late.iter().for_each(|t| self.slots[t.slot.0 as usize].late = false);
         let kernels = self.device.has_kernels();
         let mut targets: Vec<Option<Target>> = vec![];
@@ -90,7 +95,7 @@ impl Tape<'_> {
         let room = if kernels { plan.cuda_scratch_backward } else { plan.scratch_backward };
         let scratch = self.scratch(room)?;
         self.flops += if plan.late { 3 } else { 2 } * plan.flops;
-        if !self.is_planning() {
+        if self.computes() {
             let views = |list: &[Option<Tensor>]| -> Vec<Option<View<'_>>> {
                 list.iter().map(|t| t.map(|t| self.view(&t))).collect()
             };
@@ -127,10 +132,9 @@ impl Tape<'_> {
     /// bf16 where it is kept so.
     fn grad_target(&mut self, tensor: &Tensor, narrow: bool) -> Result<Target> {
         let wide = Desc { shape: tensor.desc.shape, dtype: DType::F32 };
-        if let Home::Param(store, id) = self.slots[tensor.slot.0 as usize].home {
+        if let Home::Param(store, portion) = self.slots[tensor.slot.0 as usize].home {
             let desc = Desc { dtype: store.grad_dtype(), ..wide };
-            let region = store.regions(id).1.ok_or_else(|| Error::internal("frozen parameter"))?;
-            let acc = !self.is_planning() && store.mark_grad(id)?;
+            let (region, acc) = self.param_grad(store, portion)?;
             if desc == wide || narrow {
                 return Ok(Target { region, desc, acc, kept: None });
             }

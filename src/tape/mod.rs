@@ -8,6 +8,7 @@ mod backward;
 mod position;
 mod program;
 mod replay;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod workspace;
@@ -19,7 +20,7 @@ pub use workspace::{Arena, Shaped, Workspace};
 use crate::base::{DType, Error, Result};
 use crate::device::{Device, Region};
 use crate::op::{Arg, CudaForward, Forward, Op, Place, Plan, Run, View, ViewMut, run_error};
-use crate::pool::{ArenaPlan, Life, ParamId, Store};
+use crate::pool::{ArenaPlan, Life, ParamId, Portion, Store};
 use crate::tensor::{Desc, Slot, Tensor};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -57,7 +58,7 @@ enum Home<'a> {
     /// In the arena, by arena index.
     Arena(usize),
     /// A parameter of a store.
-    Param(&'a Store, ParamId),
+    Param(&'a Store, Portion),
     /// Memory owned by someone else (cache, optimizer state).
     Bound(Region),
 }
@@ -69,19 +70,30 @@ struct SlotInfo<'a> {
     late: bool,
 }
 
+/// What is known of a program before it runs.
+#[derive(Debug)]
+pub struct Planned {
+    /// Where its slots lie.
+    pub arena: ArenaPlan,
+    gathers: Vec<shared::Gather>,
+}
+
 /// One run of a program: forward, and backward if wanted.
 pub struct Tape<'a> {
     device: Device,
     planning: bool,
     base: Region,
-    plan: Option<&'a ArenaPlan>,
+    plan: Option<&'a Planned>,
     position: Option<&'a Position>,
     /// Number of the segment that runs, from 1.
     segment: usize,
     slots: Vec<SlotInfo<'a>>,
     lives: Vec<Life>,
     clock: u32,
-    params: HashMap<(u64, ParamId), Slot>,
+    params: HashMap<(u64, Portion), Slot>,
+    shared: shared::Shared<'a>,
+    /// While planning, what is gathered.
+    gathers: Vec<shared::Gather>,
     records: Vec<Record>,
     segments: Vec<Segment>,
     recording: bool,
@@ -99,12 +111,12 @@ impl<'a> Tape<'a> {
     }
 
     /// A tape that runs in `arena` as `plan` says.
-    pub fn running(arena: &'a Arena, plan: &'a ArenaPlan) -> Tape<'a> {
+    pub fn running(arena: &'a Arena, plan: &'a Planned) -> Tape<'a> {
         let tape = Tape::new(arena.device(), arena.region(), Some(plan));
         Tape { position: Some(arena.position()), ..tape }
     }
 
-    fn new(device: Device, base: Region, plan: Option<&'a ArenaPlan>) -> Tape<'a> {
+    fn new(device: Device, base: Region, plan: Option<&'a Planned>) -> Tape<'a> {
         Tape {
             device,
             planning: plan.is_none(),
@@ -116,6 +128,8 @@ impl<'a> Tape<'a> {
             lives: vec![],
             clock: 0,
             params: HashMap::new(),
+            shared: shared::Shared::default(),
+            gathers: vec![],
             records: vec![],
             segments: vec![],
             recording: false,
@@ -131,6 +145,17 @@ impl<'a> Tape<'a> {
         self.planning
     }
 
+    /// From here on computes nothing, but takes part in what the ranks of a store do together: for a rank that has
+    /// no rows left where others have some.
+    pub fn accompany(&mut self) {
+        self.shared.only = true;
+    }
+
+    /// Whether operators run.
+    fn computes(&self) -> bool {
+        !self.planning && !self.shared.only
+    }
+
     /// Starts recording for backward.
     pub fn record(&mut self) {
         self.recording = true;
@@ -144,6 +169,7 @@ impl<'a> Tape<'a> {
     /// Starts a new segment, kept as `keep` says.
     pub fn segment(&mut self, keep: Keep) {
         self.keep = keep;
+        self.shared.leave();
         self.segments.push(Segment { first: self.records.len(), keep });
         self.segment = self.segments.len();
     }
@@ -154,19 +180,25 @@ impl<'a> Tape<'a> {
     }
 
     /// The plan that follows from the lifetimes seen.
-    pub fn into_plan(self) -> ArenaPlan {
-        ArenaPlan::place(&self.lives)
+    pub fn into_plan(self) -> Planned {
+        Planned { arena: ArenaPlan::place(&self.lives), gathers: self.gathers }
     }
 
-    /// A parameter as a tensor.
+    /// A parameter as a tensor: all of it, or what is not cut.
     pub fn param(&mut self, store: &'a Store, id: ParamId) -> Tensor {
+        self.portion(store, Portion { id, block: None })
+    }
+
+    /// A parameter as a tensor, or one block's slice of it.
+    pub fn portion(&mut self, store: &'a Store, portion: Portion) -> Tensor {
         let next = Slot(self.slots.len() as u32);
-        let slot = *self.params.entry((store.id(), id)).or_insert(next);
+        let slot = *self.params.entry((store.id(), portion)).or_insert(next);
         if slot == next {
-            let needs_grad = self.recording && store.param(id).spec.trained;
-            self.slots.push(SlotInfo { home: Home::Param(store, id), needs_grad, late: false });
+            let needs_grad = self.recording && store.param(portion.id).spec.trained;
+            let home = Home::Param(store, portion);
+            self.slots.push(SlotInfo { home, needs_grad, late: false });
         }
-        Tensor { slot, offset: 0, desc: store.desc(id) }
+        Tensor { slot, offset: 0, desc: store.desc(portion) }
     }
 
     /// Memory owned by someone else as a tensor.
@@ -216,7 +248,7 @@ impl<'a> Tape<'a> {
         }
         self.clock += 1;
         self.touch(&tensor);
-        if self.is_planning() {
+        if !self.computes() {
             return Ok(vec![0; tensor.desc.bytes()]);
         }
         let mut bytes = vec![0; tensor.desc.bytes()];
@@ -235,9 +267,9 @@ impl<'a> Tape<'a> {
         let index = self.lives.len();
         let bytes = desc.bytes();
         if let Some(plan) = self.plan
-            && plan.sizes.get(index).is_none_or(|room| *room < bytes)
+            && plan.arena.sizes.get(index).is_none_or(|room| *room < bytes)
         {
-            let room = plan.sizes.get(index).copied().unwrap_or(0);
+            let room = plan.arena.sizes.get(index).copied().unwrap_or(0);
             let line = format!("arena slot {index}: {bytes} bytes, planned {room}");
             return Err(Error::internal(line));
         }
@@ -261,11 +293,11 @@ impl<'a> Tape<'a> {
         let (start, bytes) = (tensor.offset * tensor.desc.dtype.size(), tensor.desc.bytes());
         let whole = match self.slots[tensor.slot.0 as usize].home {
             Home::Arena(index) => {
-                let plan = self.plan.expect("a running tape has a plan");
+                let plan = &self.plan.expect("a running tape has a plan").arena;
                 let ptr = self.base.ptr.wrapping_add(plan.offsets[index]);
                 Region { ptr, bytes: plan.sizes[index] }
             }
-            Home::Param(store, id) => store.regions(id).0,
+            Home::Param(store, portion) => self.weights(store, portion),
             Home::Bound(region) => region,
         };
         assert!(start + bytes <= whole.bytes, "{tensor:?} in {} bytes", whole.bytes);
@@ -297,6 +329,7 @@ impl<'a> Tape<'a> {
     ) -> Result<Vec<Tensor>> {
         self.clock += 1;
         ins.iter().flatten().for_each(|t| self.touch(t));
+        ins.iter().flatten().try_for_each(|t| self.gather(t))?;
         if let Some(t) = ins.iter().flatten().find(|t| self.slots[t.slot.0 as usize].late) {
             let line = format!("{} reads {:?}, which backward will make", op.name(), t.desc);
             return Err(Error::internal(line));
@@ -321,7 +354,7 @@ impl<'a> Tape<'a> {
         let kernels = self.device.has_kernels();
         let scratch = self.scratch(if kernels { plan.cuda_scratch } else { plan.scratch })?;
         self.flops += plan.flops;
-        if self.is_planning() {
+        if !self.computes() {
             return Ok(outs);
         }
         let in_place = |i: usize| plan.outs.contains(&Place::InPlace(i));

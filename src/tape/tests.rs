@@ -28,7 +28,7 @@ fn store(hidden: usize) -> Store {
             trained: true,
         })
         .collect();
-    let store = Store::new(Device::Cpu, DType::F32, 1, specs).unwrap();
+    let store = Store::new(Device::Cpu, DType::F32, specs).unwrap();
     let mut rng = Rng::new(11, 0);
     for i in 0..4 {
         let v: Vec<f32> = (0..hidden).map(|_| 1.0 + 0.3 * rng.normal()).collect();

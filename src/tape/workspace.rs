@@ -3,10 +3,9 @@
 //! All programs of all models share one arena: phases never overlap, so its size is the maximum
 //! over programs, not their sum.
 
-use super::{Position, Tape};
+use super::{Planned, Position, Tape};
 use crate::base::{Error, Kind, Result};
 use crate::device::{Buffer, Device, Region};
-use crate::pool::ArenaPlan;
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::Arc;
@@ -55,7 +54,7 @@ impl Shaped for () {
 #[derive(Debug)]
 pub struct Workspace {
     arena: Arena,
-    plans: HashMap<String, (Vec<usize>, ArenaPlan)>,
+    plans: HashMap<String, (Vec<usize>, Planned)>,
     limit: usize,
     /// What is to be told, and whether there was something.
     note: Option<String>,
@@ -99,12 +98,19 @@ impl Workspace {
     /// Between the parts of long work that leaves everything as it was when it is dropped: an error of
     /// [`Kind::Stopped`] if it is.
     pub fn go_on(&self) -> Result<()> {
-        if self.asked.is_some_and(|asked| asked()) {
-            return Err(Error::stopped(
-                "what was under way is dropped; the same command goes on from the last checkpoint",
-            ));
-        }
-        Ok(())
+        if self.is_asked() { Err(Workspace::dropped()) } else { Ok(()) }
+    }
+
+    /// Whether what is under way is to be dropped.
+    pub fn is_asked(&self) -> bool {
+        self.asked.is_some_and(|asked| asked())
+    }
+
+    /// The error of work that is dropped.
+    pub fn dropped() -> Error {
+        Error::stopped(
+            "what was under way is dropped; the same command goes on from the last checkpoint",
+        )
     }
 
     /// Where the program is that runs, for another thread to ask.
@@ -114,7 +120,8 @@ impl Workspace {
 
     /// Bytes planned for each program, by name.
     pub fn programs(&self) -> Vec<(String, usize)> {
-        let mut all: Vec<_> = self.plans.iter().map(|(k, (_, p))| (k.clone(), p.total)).collect();
+        let mut all: Vec<_> =
+            self.plans.iter().map(|(k, (_, p))| (k.clone(), p.arena.total)).collect();
         all.sort();
         all
     }
@@ -127,7 +134,7 @@ impl Workspace {
         program: &mut dyn FnMut(&mut Tape<'a>, &I) -> Result<T>,
     ) -> Result<()> {
         let mut caps = dims.to_vec();
-        let old = self.plans.get(key).map(|(old, plan)| (old.clone(), plan.total));
+        let old = self.plans.get(key).map(|(old, plan)| (old.clone(), plan.arena.total));
         if let Some((old, _)) = &old {
             caps.iter_mut().zip(old).for_each(|(c, o)| *c = (*c).max(*o));
         }
@@ -154,7 +161,7 @@ impl Workspace {
         let mut tape = Tape::planning(self.arena.device());
         program(&mut tape, &I::largest(dims))?;
         let plan = tape.into_plan();
-        let total = plan.total;
+        let total = plan.arena.total;
         if total > self.limit {
             let limit = format!("--memory-limit is {:.1} MiB", mib(self.limit));
             return Err(short(key, dims, total, &limit));
@@ -200,7 +207,9 @@ impl Workspace {
     /// A tape that runs as planned under `key`.
     pub(super) fn tape(&self, key: &str) -> Result<Tape<'_>> {
         match self.plans.get(key) {
-            Some((_, plan)) if plan.total <= self.bytes() => Ok(Tape::running(&self.arena, plan)),
+            Some((_, plan)) if plan.arena.total <= self.bytes() => {
+                Ok(Tape::running(&self.arena, plan))
+            }
             Some(_) => Err(Error::internal(format!("{key} has no arena"))),
             None => Err(Error::internal(format!("{key} was not planned"))),
         }

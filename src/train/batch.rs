@@ -19,6 +19,8 @@ pub struct Batch {
     pub targets: Vec<i32>,
     /// Numbers that the loss takes (weights, old log-probs, advantages, ...), usually `[n]` each.
     pub columns: Vec<Vec<f32>>,
+    /// Nothing is computed: the rank has no rows left where others have some, and only does its part in what they share.
+    pub idle: bool,
 }
 
 impl Batch {
@@ -35,7 +37,12 @@ impl Batch {
                 targets.push(ids.get(t + 1).copied().unwrap_or(0));
             }
         }
-        Batch { packed, select, first: 0, targets, columns: vec![] }
+        Batch { packed, select, first: 0, targets, columns: vec![], idle: false }
+    }
+
+    /// Tokens that are run.
+    pub fn tokens(&self) -> usize {
+        if self.idle { 0 } else { self.packed.ids.len() }
     }
 
     /// Runs `model` over the packed tokens; returns the last hidden states and the selected rows.
@@ -45,6 +52,9 @@ impl Batch {
         model: &'a Model,
         pass: Pass,
     ) -> Result<(Tensor, Tensor)> {
+        if self.idle {
+            tape.accompany();
+        }
         let ids = tape.input_i32(&self.packed.ids)?;
         let positions = tape.input_i32(&self.packed.positions)?;
         let cu_seqlens = tape.input_i32(&self.packed.cu_seqlens)?;
@@ -76,6 +86,7 @@ impl Shaped for Batch {
             first: 0,
             targets: vec![0; *selected],
             columns: columns.iter().map(|n| vec![0.0; *n]).collect(),
+            idle: false,
         }
     }
 }

@@ -22,7 +22,7 @@ impl Ema {
     pub fn new(ws: &mut Workspace, model: &Model, decay: f32) -> Result<Ema> {
         let flats = model.store.flats().iter().enumerate().filter(|(_, f)| f.trained);
         let flats = flats
-            .map(|(i, f)| Ok((i, Buffer::zeroed(model.store.device(), f.block * 4)?)))
+            .map(|(i, f)| Ok((i, Buffer::zeroed(model.store.device(), f.own.len() * 4)?)))
             .collect::<Result<Vec<_>>>()?;
         let ema = Ema { decay, flats };
         ema.run(ws, model, 0.0)?;
@@ -37,11 +37,11 @@ impl Ema {
     fn run(&self, ws: &mut Workspace, model: &Model, decay: f32) -> Result<()> {
         ws.run(&format!("ema {}", model.store.id()), &(), |tape, ()| {
             for (i, ema) in &self.flats {
-                let flat = &model.store.flats()[*i];
-                let desc = Desc::new(&[flat.block], DType::F32);
+                let store = &model.store;
+                let own = &store.flats()[*i].own;
+                let desc = Desc::new(&[own.len()], DType::F32);
                 let e = tape.bind(ema.region(), desc);
-                let w =
-                    tape.bind(flat.weights.region(), Desc { dtype: model.store.dtype(), ..desc });
+                let w = tape.bind(store.weights(*i, own), Desc { dtype: store.dtype(), ..desc });
                 op::ema::ema(tape, op::ema::Ema { decay }, e, w)?;
             }
             Ok(())
@@ -52,8 +52,9 @@ impl Ema {
     pub fn save<'a>(&'a self, model: &'a Model, at: &str, out: &mut Draft<'a>) -> Result<()> {
         let store = &model.store;
         for (id, p) in store.trained() {
-            let (name, from) = (format!("{at}/ema/{}", p.spec.name), self.flat(p.flat)?.region());
-            out.tensor(name, DType::F32, &p.spec.shape, move |to| store.gather(id, from, 4, to));
+            let from = store.own_layer(p.flat, self.flat(p.flat)?, 4);
+            let name = format!("{at}/ema/{}", p.spec.name);
+            out.tensor(name, DType::F32, &p.spec.shape, move |to| store.gather(id, &from, to));
         }
         Ok(())
     }
@@ -63,7 +64,8 @@ impl Ema {
         for (id, p) in model.store.trained() {
             let name = format!("{at}/ema/{}", p.spec.name);
             let bytes = from.tensor(&name, DType::F32, &p.spec.shape)?;
-            model.store.scatter(id, self.flat(p.flat)?, 4, &bytes)?;
+            let to = model.store.own_layer(p.flat, self.flat(p.flat)?, 4);
+            model.store.scatter(id, &to, &bytes)?;
         }
         Ok(())
     }
@@ -79,8 +81,8 @@ impl Ema {
         let Some((_, buffer)) = self.flats.iter().find(|(flat, _)| *flat == p.flat) else {
             return Ok(None);
         };
-        let mut raw = vec![0u8; p.slice.iter().product::<usize>() * 4];
-        buffer.read(p.offset * 4, &mut raw)?;
+        let mut raw = vec![0u8; p.spec.shape.iter().product::<usize>() * 4];
+        model.store.gather(id, &model.store.own_layer(p.flat, buffer, 4), &mut raw)?;
         let values: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(&raw);
         Ok(Some(match model.store.dtype() {
             DType::Bf16 => values.iter().map(|v| <bf16 as Elem>::from_f32(*v).to_f32()).collect(),

@@ -7,6 +7,7 @@ use crate::formats::{Draft, Snapshot};
 use crate::model::Model;
 use crate::op::adamw::{AdamW, Group};
 use crate::op::sum_sq::sum_sq;
+use crate::pool::{Partition, Zero};
 use crate::tape::{Tape, Workspace};
 use crate::tensor::{Desc, Tensor};
 use crate::train::state::{AdamWState, State};
@@ -46,7 +47,7 @@ pub struct StepStats {
 struct Part {
     flat: usize,
     state: State,
-    /// Element ranges: start, end, has weight decay, is an adapter.
+    /// Runs of this rank's own elements: start, end, has weight decay, is an adapter.
     ranges: Vec<(usize, usize, bool, bool)>,
 }
 
@@ -65,17 +66,21 @@ impl Optimizer {
         let store = &model.store;
         let mut parts = vec![];
         for (flat, f) in store.flats().iter().enumerate().filter(|(_, f)| f.trained) {
-            let ranges = store
-                .params()
-                .iter()
-                .filter(|p| p.flat == flat)
-                .map(|p| {
-                    let n: usize = p.slice.iter().product();
-                    let matrix = p.slice.len() > 1 && p.spec.name != "score.weight";
-                    (p.offset, p.offset + n, matrix, p.spec.name.contains(".lora."))
-                })
-                .collect();
-            parts.push(Part { flat, state: State::new(config.state, store, f)?, ranges });
+            let mut ranges = vec![];
+            for p in store.params().iter().filter(|p| p.flat == flat) {
+                let matrix = p.slice.len() > 1 && p.spec.name != "score.weight";
+                let adapter = p.spec.name.contains(".lora.");
+                for block in 0..store.partition().blocks {
+                    let start = block * f.block + p.offset;
+                    let here = start.max(f.own.start)..(start + p.slice_len()).min(f.own.end);
+                    if !here.is_empty() {
+                        let [start, end] = [here.start, here.end].map(|at| at - f.own.start);
+                        ranges.push((start, end, matrix, adapter));
+                    }
+                }
+            }
+            ranges.sort_unstable();
+            parts.push(Part { flat, state: State::new(config.state, store, flat)?, ranges });
         }
         Ok(Optimizer { config, parts, steps: 0 })
     }
@@ -115,7 +120,7 @@ impl Optimizer {
         part.ok_or_else(|| Error::internal("a trained flat without optimizer state"))
     }
 
-    /// Applies the gradients in the store at `factor` of the peak learning rates, and forgets them.
+    /// Sums the gradients in the store over its ranks, applies them at `factor` of the peak learning rates, and forgets them.
     /// Gradients that are not finite change nothing, nor do those of a `loss` that is not finite.
     pub fn step(
         &mut self,
@@ -124,7 +129,7 @@ impl Optimizer {
         factor: f32,
         loss: f32,
     ) -> Result<StepStats> {
-        model.store.settle_grads()?;
+        model.store.sum_grads()?;
         let grad_norm = self.grad_norm(ws, model)?;
         if !grad_norm.is_finite() || !loss.is_finite() {
             let skipped = Some(what_is_wrong(model, grad_norm, loss)?);
@@ -142,6 +147,7 @@ impl Optimizer {
             }
             Ok(())
         })?;
+        model.store.spread_weights()?;
         model.store.reset_grads();
         Ok(StepStats { grad_norm, skipped: None })
     }
@@ -150,16 +156,19 @@ impl Optimizer {
         let sums = ws.run(&format!("grad norm {}", model.store.id()), &(), |tape, ()| {
             let mut sums = vec![];
             for part in &self.parts {
-                let flat = &model.store.flats()[part.flat];
-                let grads = flat.grads.as_ref().expect("trained");
-                let desc = Desc::new(&[flat.block], model.store.grad_dtype());
-                let g = tape.bind(grads.region(), desc);
-                let sum = sum_sq(tape, g)?;
-                sums.push(tape.read_f32(sum)?[0]);
+                for run in model.store.counted(part.flat) {
+                    let desc = Desc::new(&[run.len()], model.store.grad_dtype());
+                    let g = tape.bind(model.store.grads(part.flat, &run)?, desc);
+                    let sum = sum_sq(tape, g)?;
+                    sums.push(tape.read_f32(sum)?[0]);
+                }
             }
             Ok(sums)
         })?;
-        Ok(sums.iter().map(|s| f64::from(*s)).sum::<f64>().sqrt() as f32)
+        let sum = sums.iter().map(|s| f64::from(*s)).sum::<f64>();
+        let Partition { comm, stage, .. } = model.store.partition();
+        let all = if *stage == Zero::Nothing { vec![sum] } else { comm.concat(&[sum])? };
+        Ok(all.iter().sum::<f64>().sqrt() as f32)
     }
 
     fn update(
@@ -171,11 +180,12 @@ impl Optimizer {
         factor: f32,
     ) -> Result<()> {
         let c = &self.config;
-        let flat = &model.store.flats()[part.flat];
-        let n = Desc::new(&[flat.block], DType::F32);
-        let w = tape.bind(flat.weights.region(), Desc { dtype: model.store.dtype(), ..n });
-        let grads = flat.grads.as_ref().expect("trained");
-        let g = tape.bind(grads.region(), Desc { dtype: model.store.grad_dtype(), ..n });
+        let store = &model.store;
+        let own = &store.flats()[part.flat].own;
+        let n = Desc::new(&[own.len()], DType::F32);
+        let w = tape.bind(store.weights(part.flat, own), Desc { dtype: store.dtype(), ..n });
+        let g = store.grads(part.flat, own)?;
+        let g = tape.bind(g, Desc { dtype: store.grad_dtype(), ..n });
         let groups = part
             .ranges
             .iter()

@@ -7,7 +7,7 @@ use crate::formats::{Draft, Snapshot};
 use crate::op::adamw::{AdamW, adamw};
 use crate::op::adamw_compact::{AdamWCompact, Codes, adamw_compact};
 use crate::op::cpu::adamw_compact::BLOCK;
-use crate::pool::{Flat, ParamId, Store};
+use crate::pool::{ParamId, Store};
 use crate::tape::Tape;
 use crate::tensor::{Desc, Tensor};
 
@@ -31,7 +31,7 @@ impl AdamWState {
     }
 }
 
-/// The state of one flat of `block` parameters.
+/// The state of a rank's own elements of one flat.
 #[derive(Debug)]
 pub(super) enum State {
     Full { m: Buffer, v: Buffer, master: Option<Buffer> },
@@ -40,8 +40,8 @@ pub(super) enum State {
 
 impl State {
     /// Fresh state for `flat`, whose weights are what they are now. Compact state needs bf16 weights.
-    pub(super) fn new(kind: AdamWState, store: &Store, flat: &Flat) -> Result<State> {
-        let n = flat.block;
+    pub(super) fn new(kind: AdamWState, store: &Store, flat: usize) -> Result<State> {
+        let n = store.flats()[flat].own.len();
         let zeros = |bytes: usize| Buffer::zeroed(store.device(), bytes);
         match (kind, store.dtype()) {
             (AdamWState::Full, _) if store.grad_dtype() != DType::F32 => {
@@ -49,7 +49,7 @@ impl State {
             }
             (AdamWState::Full, dtype) => {
                 let master = match dtype {
-                    DType::Bf16 => Some(master(flat, zeros(n * 4)?)?),
+                    DType::Bf16 => Some(master(store, flat, zeros(n * 4)?)?),
                     _ => None,
                 };
                 Ok(State::Full { m: zeros(n * 4)?, v: zeros(n * 4)?, master })
@@ -86,17 +86,18 @@ impl State {
         at: &str,
         out: &mut Draft<'a>,
     ) -> Result<()> {
-        let spec = &store.param(id).spec;
+        let (spec, flat) = (&store.param(id).spec, store.param(id).flat);
         for (kind, buffer, dtype) in self.columns() {
             let name = format!("{at}/{kind}/{}", spec.name);
             out.tensor(name, dtype, &spec.shape, move |to| {
-                store.gather(id, buffer.region(), dtype.size(), to)
+                store.gather(id, &store.own_layer(flat, buffer, dtype.size()), to)
             });
         }
         if let State::Compact { scales, .. } = self {
-            let (offset, shape) = scales_of(store, id)?;
             let name = format!("{at}/scales/{}", spec.name);
-            out.tensor(name, DType::F32, &shape, move |to| scales.read(offset, to));
+            let of = store.own_layer(flat, scales, SCALES);
+            let shape = [store.every(id, BLOCK), 2];
+            out.tensor(name, DType::F32, &shape, move |to| store.gather_every(id, BLOCK, &of, to));
         }
         Ok(())
     }
@@ -109,16 +110,16 @@ impl State {
         at: &str,
         from: &Snapshot,
     ) -> Result<()> {
-        let spec = &store.param(id).spec;
+        let (spec, flat) = (&store.param(id).spec, store.param(id).flat);
         for (kind, buffer, dtype) in self.columns() {
             let name = format!("{at}/{kind}/{}", spec.name);
             let bytes = from.tensor(&name, dtype, &spec.shape)?;
-            store.scatter(id, buffer, dtype.size(), &bytes)?;
+            store.scatter(id, &store.own_layer(flat, buffer, dtype.size()), &bytes)?;
         }
         if let State::Compact { scales, .. } = self {
-            let (offset, shape) = scales_of(store, id)?;
             let name = format!("{at}/scales/{}", spec.name);
-            scales.write(offset, &from.tensor(&name, DType::F32, &shape)?)?;
+            let bytes = from.tensor(&name, DType::F32, &[store.every(id, BLOCK), 2])?;
+            store.scatter_every(id, BLOCK, &store.own_layer(flat, scales, SCALES), &bytes)?;
         }
         Ok(())
     }
@@ -169,30 +170,20 @@ impl State {
 /// Bytes of the scales of a block of 64 elements: one of each moment, f32.
 const SCALES: usize = 8;
 
-/// Where the scales of a parameter begin, in bytes, and their shape: blocks of 64, moments.
-fn scales_of(store: &Store, id: ParamId) -> Result<(usize, [usize; 2])> {
-    let p = store.param(id);
-    // A cut has blocks of other neighbours.
-    if p.slice != p.spec.shape {
-        let name = &p.spec.name;
-        return Err(Error::internal(format!("{name}: compact state of a parameter that is cut")));
-    }
-    let blocks = p.slice.iter().product::<usize>().div_ceil(BLOCK);
-    Ok((p.offset / BLOCK * SCALES, [blocks, 2]))
-}
-
-/// The weights of `flat`, bf16, as f32 in `to`; in pieces, for a copy of a whole flat would be more
+/// This rank's own weights of a flat, bf16, as f32 in `to`; in pieces, for a copy of all would be more
 /// than what is there later.
-fn master(flat: &Flat, to: Buffer) -> Result<Buffer> {
+fn master(store: &Store, flat: usize, to: Buffer) -> Result<Buffer> {
     const PIECE: usize = 1 << 20;
-    for start in (0..flat.block).step_by(PIECE) {
-        let mut raw = vec![0u8; PIECE.min(flat.block - start) * 2];
-        flat.weights.read(start * 2, &mut raw)?;
+    let own = store.flats()[flat].own.clone();
+    for start in own.clone().step_by(PIECE) {
+        let piece = start..(start + PIECE).min(own.end);
+        let mut raw = vec![0u8; piece.len() * 2];
+        store.device().read(store.weights(flat, &piece), &mut raw)?;
         let wide: Vec<u8> = raw
             .chunks_exact(2)
             .flat_map(|b| [0, 0, b[0], b[1]]) // bf16 is the upper half of a little-endian f32
             .collect();
-        to.write(start * 4, &wide)?;
+        to.write((start - own.start) * 4, &wide)?;
     }
     Ok(to)
 }

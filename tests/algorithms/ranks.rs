@@ -7,16 +7,18 @@ use crate::pairs::pairs;
 use crate::setup::*;
 use crate::sft::examples;
 use duplex::base::{DType, Result};
-use duplex::comm::{Comm, run_ranks};
+use duplex::comm::run_ranks;
 use duplex::data::{PairExample, SftExample};
 use duplex::device::Device;
 use duplex::engine::Engine;
-use duplex::model::{Head, Model};
+use duplex::model::{Head, LoadOptions};
+use duplex::pool::{ParamId, Partition, Zero};
 use duplex::rlhf::{
-    PpoConfig, PpoEngines, PpoTrainer, RewardConfig, RewardLoss, RewardTrainer, SftConfig,
+    PpoConfig, PpoTrainer, RewardConfig, RewardLoss, RewardSource, RewardTrainer, SftConfig,
     SftTrainer,
 };
 use duplex::tape::Keep;
+use duplex::train::{AdamWConfig, AdamWState};
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -24,33 +26,69 @@ const SOON: Duration = Duration::from_secs(60);
 /// What a rank tells of a run: numbers that are everybody's, and the weights.
 type Told = (Vec<f64>, Vec<Vec<f32>>);
 
-/// Runs `body` on one rank and on each number of `ranks`, and compares.
-fn same_as_one(what: &str, ranks: &[usize], body: impl Fn(Comm) -> Result<Told> + Sync) {
-    let (one, _) = body(Comm::alone()).unwrap();
+/// How ranks share the work: the stage of ZeRO, and the ranks of tensor parallelism.
+#[derive(Clone, Copy, Debug)]
+struct How {
+    ranks: usize,
+    stage: Zero,
+    tensor: usize,
+}
+
+/// Every stage at each number of ranks.
+fn stages(ranks: &[usize]) -> Vec<How> {
+    let all = |&ranks: &usize| Zero::ALL.map(|stage| How { ranks, stage, tensor: 1 });
+    ranks.iter().flat_map(all).collect()
+}
+
+/// Runs `body` on one rank and in each of the ways given, and compares.
+fn same_as_one(what: &str, ways: &[How], body: impl Fn(&Partition) -> Result<Told> + Sync) {
+    let (one, _) = body(&Partition::alone()).unwrap();
     // The kernels' sums have other orders for other numbers of rows, and AdamW's first steps are of signs.
     let near = if device() == Device::Cpu { 1e-5 } else { 1e-4 };
-    for &n in ranks {
-        let all = run_ranks(n, SOON, &body).unwrap();
+    for how in ways {
+        let all =
+            run_ranks(how.ranks, SOON, |comm| body(&Partition::new(comm, how.stage, how.tensor)?));
+        let all = all.unwrap();
         for (r, (numbers, weights)) in all.iter().enumerate() {
-            assert_eq!(numbers, &all[0].0, "{what}: rank {r} of {n}");
-            assert!(*weights == all[0].1, "{what}: weights of rank {r} of {n}");
+            assert_eq!(numbers, &all[0].0, "{what}: rank {r}, {how:?}");
+            assert!(*weights == all[0].1, "{what}: weights of rank {r}, {how:?}");
         }
         assert_eq!(one.len(), all[0].0.len());
         for (i, (a, b)) in one.iter().zip(&all[0].0).enumerate() {
-            assert!((a - b).abs() <= near * a.abs().max(1.0), "{what}: {n} ranks, {i}: {a}, {b}");
+            assert!((a - b).abs() <= near * a.abs().max(1.0), "{what}: {how:?}, {i}: {a}, {b}");
         }
     }
 }
 
-fn engine(family: &str, head: Head, dtype: DType, rate: f32, comm: &Comm) -> Result<Engine> {
-    let model: Model = model(family, head, dtype, true, None, 5);
-    Engine::trained(model, adamw(rate), Keep::All)?.with_comm(comm.clone())
+/// A trained model of `partition`.
+fn engine(
+    family: &str,
+    head: Head,
+    dtype: DType,
+    config: AdamWConfig,
+    partition: &Partition,
+) -> Result<Engine> {
+    let options = LoadOptions {
+        train: true,
+        seed: 5,
+        grads: config.state.grads(),
+        partition: partition.clone(),
+        ..LoadOptions::frozen(head, dtype).on(device())
+    };
+    Engine::trained(model_as(family, &options), config, Keep::All)
 }
 
-fn sft(family: &str, dtype: DType, steps: u64, comm: &Comm) -> Result<Told> {
+fn sft(
+    family: &str,
+    dtype: DType,
+    config: AdamWConfig,
+    steps: u64,
+    partition: &Partition,
+) -> Result<Told> {
     let mut ws = workspace();
-    let config = SftConfig { step: step_config(60), loss_on_prompt: false };
-    let mut trainer = SftTrainer::new(engine(family, Head::Lm, dtype, 1e-3, comm)?, config);
+    let step = SftConfig { step: step_config(60), loss_on_prompt: false };
+    let mut trainer = SftTrainer::new(engine(family, Head::Lm, dtype, config, partition)?, step);
+    trainer.engine.enable_ema(&mut ws, 0.9)?;
     let mut numbers = vec![];
     for step in 0..steps {
         // As few rows as ranks, and fewer.
@@ -60,30 +98,60 @@ fn sft(family: &str, dtype: DType, steps: u64, comm: &Comm) -> Result<Told> {
         assert_eq!(stats.tokens, examples.iter().map(|e| e.ids.len()).sum::<usize>());
         numbers.extend([stats.loss, stats.grad_norm, trainer.evaluate(&mut ws, &rows)?]);
     }
-    Ok((numbers.into_iter().map(f64::from).collect(), weights(&trainer.engine.model)))
+    let model = &trainer.engine.model;
+    let mut all = weights(model);
+    let ema = trainer.engine.ema().expect("enabled");
+    for id in 0..model.store.params().len() {
+        all.extend(ema.read(model, ParamId(id))?);
+    }
+    Ok((numbers.into_iter().map(f64::from).collect(), all))
 }
 
 #[test]
 fn supervised_finetuning_on_several_ranks() {
     for family in FAMILIES {
-        same_as_one(family, &[1, 2, 3, 4], |comm| sft(family, DType::F32, 20, &comm));
+        same_as_one(family, &stages(&[1, 2, 3, 4]), |p| {
+            sft(family, DType::F32, adamw(1e-3), 20, p)
+        });
     }
     for family in ALL_FAMILIES {
-        same_as_one(family, &[2], |comm| sft(family, DType::F32, 4, &comm));
+        same_as_one(family, &stages(&[2]), |p| sft(family, DType::F32, adamw(1e-3), 4, p));
     }
-    // Alike on all ranks, though not near those of one: a rounding may go either way.
-    let all = run_ranks(3, SOON, |comm| sft("llama", DType::Bf16, 5, &comm)).unwrap();
-    assert!(all.iter().all(|told| *told == all[0]));
+}
+
+/// Alike on all ranks and at every stage, though not near those of one: a rounding may go either way.
+#[test]
+fn bf16_on_several_ranks() {
+    for state in [AdamWState::Full, AdamWState::Compact] {
+        let config = AdamWConfig { state, ..adamw(1e-3) };
+        let mut first = None;
+        for stage in Zero::ALL {
+            let run = |comm| {
+                let partition = Partition::new(comm, stage, 1)?;
+                sft("llama", DType::Bf16, config.clone(), 5, &partition)
+            };
+            for told in run_ranks(3, SOON, run).unwrap() {
+                let losses = told.0.clone();
+                let expected: &Vec<f64> = first.get_or_insert(losses);
+                let near = |(a, b): (&f64, &f64)| (a - b).abs() < 2e-2 * b.abs();
+                assert!(
+                    told.0.iter().zip(expected).all(near),
+                    "{stage}: {:?} {expected:?}",
+                    told.0
+                );
+            }
+        }
+    }
 }
 
 #[test]
 fn the_reward_model_on_several_ranks() {
     for loss in [RewardLoss::End, RewardLoss::TokenWise] {
-        same_as_one("reward", &[2, 3, 4], |comm| {
+        same_as_one("reward", &stages(&[2, 3, 4]), |p| {
             let mut ws = workspace();
             let config = RewardConfig { step: step_config(90), loss };
-            let mut trainer =
-                RewardTrainer::new(engine("opt", Head::Score, DType::F32, 1e-4, &comm)?, config);
+            let engine = engine("opt", Head::Score, DType::F32, adamw(1e-4), p)?;
+            let mut trainer = RewardTrainer::new(engine, config);
             let mut numbers = vec![];
             for step in 0..10 {
                 let pairs = pairs(step, 2 + step as usize % 5);
@@ -99,12 +167,17 @@ fn the_reward_model_on_several_ranks() {
     }
 }
 
-fn ppo(family: &str, count: usize, comm: &Comm) -> Result<Told> {
+fn ppo(family: &str, count: usize, partition: &Partition) -> Result<Told> {
     let mut ws = workspace();
-    let PpoEngines { actor, reference, critic, reward } = engines(family, 1e-3);
-    let join = |engine: Engine| engine.with_comm(comm.clone());
-    let reference = reference.map(join).transpose()?;
-    let engines = PpoEngines { actor: join(actor)?, reference, critic: join(critic)?, reward };
+    // Only the actor generates.
+    let others = Partition::new(partition.comm.clone(), partition.stage, 1)?;
+    let mut engines = engines_among(family, DType::F32, adamw(1e-3), [partition, &others]);
+    let options = LoadOptions {
+        seed: 7,
+        partition: others,
+        ..LoadOptions::frozen(Head::Score, DType::F32).on(device())
+    };
+    engines.reward = RewardSource::Model(Box::new(Engine::frozen(model_as(family, &options))));
     let config = PpoConfig {
         minibatch: 3,
         ppo_epochs: 2,
@@ -136,11 +209,11 @@ fn ppo(family: &str, count: usize, comm: &Comm) -> Result<Told> {
 #[test]
 fn ppo_on_several_ranks() {
     for family in FAMILIES {
-        same_as_one(family, &[2, 3, 4], |comm| ppo(family, 7, &comm));
+        same_as_one(family, &stages(&[2, 3, 4]), |p| ppo(family, 7, p));
     }
     // Fewer prompts than ranks.
-    same_as_one("few", &[4], |comm| ppo("llama", 2, &comm));
+    same_as_one("few", &stages(&[4]), |p| ppo("llama", 2, p));
     for family in ALL_FAMILIES {
-        same_as_one(family, &[2], |comm| ppo(family, 3, &comm));
+        same_as_one(family, &stages(&[2]), |p| ppo(family, 3, p));
     }
 }

@@ -4,7 +4,7 @@ use crate::common::*;
 use duplex::base::{DType, Result, Rng};
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
-use duplex::pool::ParamId;
+use duplex::pool::{ParamId, Partition};
 use duplex::rlhf::{
     Experience, KlControl, PpoConfig, PpoEngines, PpoTrainer, RewardRule, RewardSource, StepConfig,
 };
@@ -82,17 +82,32 @@ pub fn engines(family: &str, learning_rate: f32) -> PpoEngines {
 
 /// The same in `dtype`, with gradients of the type that goes with the optimizer's state.
 pub fn engines_as(family: &str, dtype: DType, config: AdamWConfig) -> PpoEngines {
-    let trained = |head, seed| {
+    let alone = Partition::alone();
+    engines_among(family, dtype, config, [&alone, &alone])
+}
+
+/// The same for the ranks among which the actor, and the other models, are shared out.
+pub fn engines_among(
+    family: &str,
+    dtype: DType,
+    config: AdamWConfig,
+    [of_actor, of_others]: [&Partition; 2],
+) -> PpoEngines {
+    let options = |head, seed, partition: &Partition| {
+        let frozen = LoadOptions::frozen(head, dtype).on(device());
+        LoadOptions { seed, partition: partition.clone(), ..frozen }
+    };
+    let trained = |head, seed, partition: &Partition| {
         let grads = config.state.grads();
-        let options = LoadOptions { train: true, grads, seed, ..LoadOptions::frozen(head, dtype) };
-        let m = model_as(family, &options.on(device()));
+        let options = LoadOptions { train: true, grads, ..options(head, seed, partition) };
+        let m = model_as(family, &options);
         Engine::trained(m, config.clone(), Keep::All).unwrap()
     };
-    let reference = Engine::frozen(model(family, Head::Lm, dtype, false, None, 3));
+    let reference = Engine::frozen(model_as(family, &options(Head::Lm, 3, of_others)));
     PpoEngines {
-        actor: trained(Head::Lm, 1),
+        actor: trained(Head::Lm, 1, of_actor),
         reference: Some(reference),
-        critic: trained(Head::Score, 2),
+        critic: trained(Head::Score, 2, of_others),
         reward: rule(Noise),
     }
 }

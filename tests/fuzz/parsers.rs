@@ -172,7 +172,7 @@ fn configs(place: &Path, input: &[u8]) -> bool {
     taken(Config::read(place).and_then(|config| {
         let arch = config.arch()?;
         linear_modules(&arch);
-        let (specs, _) = Params::lay_out(&arch, Head::Lm, true, None)?;
+        let (specs, _) = Params::lay_out(&arch, Head::Lm, true, None, 1)?;
         let mut each =
             specs.iter().map(|s| s.shape.iter().try_fold(4usize, |n, d| n.checked_mul(*d)));
         let all = each.try_fold(0usize, |sum, n| sum.checked_add(n?));

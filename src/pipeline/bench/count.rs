@@ -23,7 +23,7 @@ pub(super) struct Cost {
 
 impl Cost {
     pub(super) fn of(arch: &Arch, head: Head) -> Result<Cost> {
-        let (specs, _) = Params::lay_out(arch, head, false, None)?;
+        let (specs, _) = Params::lay_out(arch, head, false, None, 1)?;
         let mut cost = Cost {
             matrices: 0,
             head: if head == Head::Lm { arch.vocab * arch.embed_width } else { arch.embed_width },

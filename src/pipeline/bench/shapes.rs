@@ -86,7 +86,7 @@ mod tests {
 
     fn millions(text: &str, head: Head) -> f64 {
         let arch = parsed(text).unwrap().arch().unwrap();
-        let (specs, _) = Params::lay_out(&arch, head, false, None).unwrap();
+        let (specs, _) = Params::lay_out(&arch, head, false, None, 1).unwrap();
         specs.iter().map(|s| s.shape.iter().product::<usize>()).sum::<usize>() as f64 / 1e6
     }
 

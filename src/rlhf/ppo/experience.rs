@@ -124,7 +124,7 @@ impl PpoTrainer {
         sequences: &[u64],
         sampling: &Sampling,
     ) -> Result<Vec<Answer>> {
-        let comm = self.engines.actor.comm().clone();
+        let comm = self.engines.actor.generators().clone();
         let own = share(&prompts.iter().map(|p| p.len()).collect::<Vec<_>>(), &comm);
         let (prompts, sequences) = (&prompts[own.clone()], &sequences[own]);
         let answers =
@@ -157,23 +157,31 @@ impl PpoTrainer {
     ) -> Result<()> {
         let lengths: Vec<usize> = rollouts.iter().map(|r| r.ids.len()).collect();
         let (mut references, mut values) = (vec![], vec![]);
+        let all: &[Rollout] = rollouts;
         let pack = |rows: &[usize]| {
-            let row = |&i: &usize| (rollouts[i].ids.as_slice(), rollouts[i].states());
+            let row = |&i: &usize| (all[i].ids.as_slice(), all[i].states());
             Batch::new(&rows.iter().map(row).collect::<Vec<_>>())
         };
         let (max_tokens, comm) = (self.config.micro_batch_tokens, self.engines.actor.comm());
-        Rows::new(lengths, max_tokens, comm, pack).each(ws, &mut |ws, batch| {
-            let reference = match &self.engines.reference {
-                Some(model) => model.logprobs(ws, batch, temperature, true)?,
-                None => self.engines.actor.logprobs(ws, batch, temperature, false)?,
-            };
-            values.extend(self.engines.critic.scores(ws, batch)?);
-            references.extend(reference);
+        // One model at a time: memory may not suffice for the second where it did for the first.
+        let (model, adapters) = match &self.engines.reference {
+            Some(reference) => (reference, true),
+            None => (&self.engines.actor, false),
+        };
+        let of_model =
+            |engine: &Engine| Rows::new(lengths.clone(), max_tokens, &engine.model.store, pack);
+        of_model(model).each(ws, &mut |ws, batch| {
+            references.extend(model.logprobs(ws, batch, temperature, adapters)?);
+            Ok(())
+        })?;
+        let critic = &self.engines.critic;
+        of_model(critic).each(ws, &mut |ws, batch| {
+            values.extend(critic.scores(ws, batch)?);
             Ok(())
         })?;
         let (references, values) = (comm.concat(&references)?, comm.concat(&values)?);
         let mut at = 0;
-        for r in rollouts {
+        for r in rollouts.iter_mut() {
             let range = at..at + r.logprobs.len();
             r.ref_logprobs = references[range.clone()].to_vec();
             r.values = values[range.clone()].to_vec();
@@ -191,7 +199,7 @@ impl PpoTrainer {
             Batch::new(&rows.iter().map(row).collect::<Vec<_>>())
         };
         let (max_tokens, comm) = (self.config.micro_batch_tokens, self.engines.actor.comm());
-        Rows::new(lengths, max_tokens, comm, pack).each(ws, &mut |ws, batch| {
+        Rows::new(lengths, max_tokens, &model.model.store, pack).each(ws, &mut |ws, batch| {
             scores.extend(model.scores(ws, batch)?);
             Ok(())
         })?;

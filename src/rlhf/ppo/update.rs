@@ -4,7 +4,7 @@ use super::PpoTrainer;
 use super::experience::{Experience, Rollout, Scan};
 use crate::base::{Error, Result, Rng};
 use crate::comm::Comm;
-use crate::engine::Terms;
+use crate::engine::{Engine, Terms};
 use crate::op::ppo_policy::{PpoPolicy, ppo_policy};
 use crate::op::ppo_value::{PpoValue, ppo_value};
 use crate::op::weighted_sum::{WeightedSum, weighted_sum};
@@ -116,7 +116,7 @@ impl PpoTrainer {
             return Ok(stats);
         }
         let scale = 1.0 / tokens as f32;
-        let rows = self.rows(rollouts);
+        let rows = self.rows(&self.engines.actor, rollouts);
         rows.each(ws, &mut |ws, batch| self.accumulate_actor(ws, batch, scale, &mut stats))?;
         stats.over_ranks(self.engines.actor.comm())?;
         if !text.is_empty() && self.config.unsup_coef > 0.0 {
@@ -127,6 +127,7 @@ impl PpoTrainer {
         let step = self.engines.actor.step(ws, factor, loss)?;
         stats.actor_grad_norm = step.grad_norm;
         stats.skipped.extend(step.skipped.map(|why| format!("actor: {why}")));
+        let rows = self.rows(&self.engines.critic, rollouts);
         rows.each(ws, &mut |ws, batch| self.accumulate_critic(ws, batch, scale, &mut stats))?;
         self.engines.critic.comm().sum(std::slice::from_mut(&mut stats.value_loss))?;
         let factor = self.config.critic_schedule.factor(self.updates);
@@ -137,8 +138,8 @@ impl PpoTrainer {
         Ok(stats)
     }
 
-    /// Rows with columns old log-prob, advantage, old value, return.
-    fn rows<'r>(&self, rollouts: &'r [&'r Rollout]) -> Rows<'r> {
+    /// Rows for `engine` with columns old log-prob, advantage, old value, return.
+    fn rows<'r>(&self, engine: &Engine, rollouts: &'r [&'r Rollout]) -> Rows<'r> {
         let pack = |rows: &[usize]| {
             let picked: Vec<&Rollout> = rows.iter().map(|&i| rollouts[i]).collect();
             let rows: Vec<_> = picked.iter().map(|r| (r.ids.as_slice(), r.states())).collect();
@@ -156,7 +157,7 @@ impl PpoTrainer {
             batch
         };
         let lengths = rollouts.iter().map(|r| r.ids.len()).collect();
-        Rows::new(lengths, self.config.micro_batch_tokens, self.engines.actor.comm(), pack)
+        Rows::new(lengths, self.config.micro_batch_tokens, &engine.model.store, pack)
     }
 
     /// Gradients of the policy. LoRA dropout stays off: under it the policy would not be the one
@@ -240,8 +241,8 @@ impl PpoTrainer {
         let loss = nll(-coef / predicted.max(1) as f32);
         let rows = text.iter().map(|t| (*t, 0..t.len() - 1)).collect();
         let mut sum = 0.0;
-        let comm = self.engines.actor.comm();
-        text_rows(rows, self.config.micro_batch_tokens, comm).each(ws, &mut |ws, batch| {
+        let (comm, store) = (self.engines.actor.comm(), &self.engines.actor.model.store);
+        text_rows(rows, self.config.micro_batch_tokens, store).each(ws, &mut |ws, batch| {
             sum += self.engines.actor.accumulate(ws, "ppo text", batch, None, &loss)?[0][0];
             Ok(())
         })?;

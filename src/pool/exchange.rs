@@ -1,0 +1,68 @@
+//! What the ranks of a store give each other: gradients, updated weights, and for stage 3 the weights of a flat while it is
+//! computed with.
+
+use super::partition::{Partition, Zero};
+use super::store::{Flat, Store};
+use crate::base::Result;
+use crate::comm::{Handle, Reduce};
+use crate::device::Region;
+
+impl Store {
+    /// Makes this rank's own gradients the sums over all ranks. Those of other ranks are of no use from here on, but with stage 0
+    /// all are one's own.
+    pub fn sum_grads(&self) -> Result<()> {
+        self.settle_grads()?;
+        let Partition { comm, stage, .. } = self.partition();
+        if comm.size() == 1 || self.shares_grads() {
+            return Ok(());
+        }
+        self.finished()?;
+        let mut calls = vec![];
+        for (i, flat) in self.flats().iter().enumerate().filter(|(_, f)| f.trained) {
+            let (all, own) = (self.grads(i, &(0..flat.len))?, self.grads(i, &flat.own)?);
+            calls.push(match stage {
+                Zero::Nothing => comm.all_reduce(all, self.grad_dtype(), Reduce::Sum)?,
+                _ => comm.reduce_scatter(all, own, self.grad_dtype(), Reduce::Sum)?,
+            });
+        }
+        calls.into_iter().try_for_each(Handle::wait)
+    }
+
+    /// Gives the weights that this rank has updated to those that have them too.
+    pub fn spread_weights(&self) -> Result<()> {
+        let Partition { comm, stage, .. } = self.partition();
+        if comm.size() == 1 || *stage == Zero::Nothing || self.shares_weights() {
+            return Ok(());
+        }
+        self.finished()?;
+        let mut calls = vec![];
+        for (i, flat) in self.flats().iter().enumerate().filter(|(_, f)| f.trained) {
+            calls.push(comm.all_gather(self.weights(i, &flat.own), flat.weights.region())?);
+        }
+        calls.into_iter().try_for_each(Handle::wait)
+    }
+
+    /// Begins to gather the weights of a flat, which are shared out, into `to`.
+    pub fn gather_flat(&self, flat: usize, to: Region) -> Result<Handle> {
+        self.finished()?;
+        self.partition().comm.all_gather(self.flats()[flat].weights.region(), to)
+    }
+
+    /// Gathers this rank's block of a flat from the ranks that have a part of it.
+    pub(super) fn gather_slice(&self, flat: &Flat, to: Region) -> Result<()> {
+        self.finished()?;
+        self.partition().slice.all_gather(flat.weights.region(), to)?.wait()
+    }
+
+    /// Begins to sum a flat's gradients `all` over the ranks, this rank's part into `own`.
+    pub fn reduce_flat(&self, all: Region, own: Region) -> Result<Handle> {
+        self.finished()?;
+        let comm = &self.partition().comm;
+        comm.reduce_scatter(all, own, self.grad_dtype(), Reduce::Sum)
+    }
+
+    /// Waits until the device has done what was asked of it so far: other ranks touch its memory now.
+    fn finished(&self) -> Result<()> {
+        if self.device().has_kernels() { self.device().stream()?.synchronize() } else { Ok(()) }
+    }
+}

@@ -1,0 +1,211 @@
+//! Stores that ranks share out (ZeRO): the weights of a flat are gathered when a segment first needs them, the next ones while it
+//! computes, and let go with the segment; its gradients are summed over the ranks when its backward has run, while the
+//! next segment's does. All lies in the arena, as planned: the order is that of the program, and the same on every rank.
+
+use super::{Home, Tape};
+use crate::base::Result;
+use crate::comm::Handle;
+use crate::device::Region;
+use crate::op::add::add;
+use crate::pool::{Portion, Store};
+use crate::tensor::{Desc, Tensor};
+use std::collections::HashSet;
+
+/// A flat of a store.
+type Key = (u64, usize);
+
+/// What of shared stores is under way.
+#[derive(Default)]
+pub(super) struct Shared<'a> {
+    /// Nothing else is done.
+    pub(super) only: bool,
+    /// The flats that the segment has gathered.
+    here: Vec<(Key, Tensor)>,
+    /// How many were gathered so far.
+    count: usize,
+    /// When the last one was.
+    last: u32,
+    /// The next one, begun early.
+    next: Option<Handle>,
+    /// Gradients of the segment, whole flats of them, in the order in which they were begun.
+    grads: Vec<Whole<'a>>,
+    /// Gradients that are being summed over the ranks.
+    sums: Vec<Sum<'a>>,
+}
+
+/// The gradients of all of a flat, while its segment runs backward.
+struct Whole<'a> {
+    store: &'a Store,
+    flat: usize,
+    all: Tensor,
+    /// Those that hold a value.
+    set: HashSet<Portion>,
+}
+
+/// A sum over the ranks that is under way.
+struct Sum<'a> {
+    store: &'a Store,
+    flat: usize,
+    all: Tensor,
+    own: Tensor,
+    handle: Option<Handle>,
+}
+
+/// A gather in the order of a program: where to, and of what.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gather {
+    key: Key,
+    /// The slot of the arena.
+    slot: usize,
+}
+
+impl Shared<'_> {
+    /// The segment has ended: what it has gathered is not used any more.
+    pub(super) fn leave(&mut self) {
+        self.here.clear();
+    }
+}
+
+impl<'a> Tape<'a> {
+    /// Gathers what `tensor` is a part of, if it is shared out and not here.
+    pub(super) fn gather(&mut self, tensor: &Tensor) -> Result<()> {
+        let Home::Param(store, portion) = self.slots[tensor.slot.0 as usize].home else {
+            return Ok(());
+        };
+        if !store.gathers() {
+            return Ok(());
+        }
+        let flat = store.param(portion.id).flat;
+        let key = (store.id(), flat);
+        if let Some((_, all)) = self.shared.here.iter().find(|(k, _)| *k == key) {
+            let all = *all;
+            self.touch(&all);
+            return Ok(());
+        }
+        let slot = self.lives.len();
+        let all = self.alloc(Desc::new(&[store.flats()[flat].len], store.dtype()), false)?;
+        if self.planning {
+            // Begun when the one before it was needed.
+            if self.shared.count > 0 {
+                self.lives[slot].first = self.shared.last;
+            }
+            self.gathers.push(Gather { key, slot });
+        } else {
+            let handle = match self.shared.next.take() {
+                Some(begun) => begun,
+                None => store.gather_flat(flat, self.region(&all))?,
+            };
+            handle.wait()?;
+            self.begin_next(store)?;
+        }
+        (self.shared.last, self.shared.count) = (self.clock, self.shared.count + 1);
+        self.shared.here.push((key, all));
+        Ok(())
+    }
+
+    /// Begins the gather after the one that is there now, if it is of the same store.
+    fn begin_next(&mut self, store: &'a Store) -> Result<()> {
+        let plan = self.plan.expect("a running tape has a plan");
+        if let Some(Gather { key, slot }) = plan.gathers.get(self.shared.count + 1).copied()
+            && key.0 == store.id()
+        {
+            let bytes = store.flats()[key.1].len * store.dtype().size();
+            let to = Region { ptr: self.base.ptr.wrapping_add(plan.arena.offsets[slot]), bytes };
+            self.shared.next = Some(store.gather_flat(key.1, to)?);
+        }
+        Ok(())
+    }
+
+    /// Memory of the weights of a portion: where the store has them, or where they have been gathered.
+    pub(super) fn weights(&self, store: &Store, portion: Portion) -> Region {
+        let (flat, elements) = (store.param(portion.id).flat, store.elements(portion));
+        let key = (store.id(), flat);
+        match self.shared.here.iter().find(|(k, _)| *k == key) {
+            None => store.weights(flat, &elements),
+            Some((_, all)) => {
+                let size = store.dtype().size();
+                self.region(all).slice(elements.start * size, elements.len() * size)
+            }
+        }
+    }
+
+    /// Where the gradient of a portion goes, and whether it holds a value already.
+    pub(super) fn param_grad(
+        &mut self,
+        store: &'a Store,
+        portion: Portion,
+    ) -> Result<(Region, bool)> {
+        let (flat, elements) = (store.param(portion.id).flat, store.elements(portion));
+        if !store.shares_grads() {
+            let region = store.grads(flat, &elements)?;
+            return Ok((region, self.computes() && store.mark_grad(portion)?));
+        }
+        let known =
+            self.shared.grads.iter().position(|g| g.store.id() == store.id() && g.flat == flat);
+        let i = match known {
+            Some(i) => i,
+            None => {
+                let all = Desc::new(&[store.flats()[flat].len], store.grad_dtype());
+                let all = self.alloc(all, false)?;
+                self.shared.grads.push(Whole { store, flat, all, set: HashSet::new() });
+                self.shared.grads.len() - 1
+            }
+        };
+        let (all, acc) = (self.shared.grads[i].all, !self.shared.grads[i].set.insert(portion));
+        self.touch(&all);
+        if self.planning {
+            return Ok((Region::NOWHERE, false));
+        }
+        let size = store.grad_dtype().size();
+        let region = self.region(&all).slice(elements.start * size, elements.len() * size);
+        Ok((region, acc))
+    }
+
+    /// Begins to sum the gradients of the segment over the ranks, and ends the sums of the one before.
+    pub(super) fn reduce_grads(&mut self) -> Result<()> {
+        self.clock += 1;
+        let mut begun = vec![];
+        for Whole { store, flat, all, set } in std::mem::take(&mut self.shared.grads) {
+            self.touch(&all);
+            let own = Desc::new(&[store.flats()[flat].own.len()], store.grad_dtype());
+            let own = self.alloc(own, false)?;
+            let mut handle = None;
+            if !self.planning {
+                let region = self.region(&all);
+                store.settle(flat, region, &|id, block| {
+                    let is = |block| set.contains(&Portion { id, block });
+                    !self.shared.only && (is(Some(block)) || block == 0 && is(None))
+                })?;
+                handle = Some(store.reduce_flat(region, self.region(&own))?);
+            }
+            begun.push(Sum { store, flat, all, own, handle });
+        }
+        self.end_reductions()?;
+        self.shared.sums = begun;
+        Ok(())
+    }
+
+    /// Ends the sums that are under way, and adds them to what this rank keeps.
+    pub(super) fn end_reductions(&mut self) -> Result<()> {
+        for Sum { store, flat, all, own, handle } in std::mem::take(&mut self.shared.sums) {
+            self.clock += 1;
+            [all, own].iter().for_each(|t| self.touch(t));
+            handle.map_or(Ok(()), Handle::wait)?;
+            if !self.planning {
+                store.begin_grads(flat)?;
+            }
+            let to = store.grads(flat, &store.flats()[flat].grads_held)?;
+            let kept = self.bind(to, own.desc);
+            // The ranks' sum is there also where this rank has computed nothing.
+            let only = std::mem::replace(&mut self.shared.only, false);
+            let recording = std::mem::replace(&mut self.recording, false);
+            let sum = add(self, kept, own);
+            (self.shared.only, self.recording) = (only, recording);
+            let sum = sum?;
+            if !self.planning {
+                store.device().copy(to, self.region(&sum))?;
+            }
+        }
+        Ok(())
+    }
+}
