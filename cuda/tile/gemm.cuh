@@ -18,7 +18,7 @@ struct GemmParams {
   const void* b;
   void* c;
   const void* bias;      // [n] in the dtype of b, or null
-  const void* residual;  // like c, or null
+  const void* residual;  // like c, or c itself, or null
   uint32_t m, n, k, lda, ldb, ldc;
   // b as it lies after a gather of column blocks: columns j of b are at (j / b_block) * b_stride + j % b_block; 0: plain.
   // The same for c.

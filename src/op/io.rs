@@ -2,7 +2,7 @@
 //! on a device their addresses and the stream to launch into; and nothing else.
 
 use crate::base::{DType, Elem};
-use crate::device::Stream;
+use crate::device::{Region, Stream};
 use crate::tensor::Desc;
 
 /// A tensor to read.
@@ -89,6 +89,11 @@ impl<'a> View<'a> {
         self.bytes
     }
 
+    /// The elements as they lie in memory, of any dtype.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// Dimensions, outermost first.
     pub fn dims(&self) -> &[usize] {
         self.desc.shape.dims()
@@ -122,6 +127,11 @@ impl<'a> ViewMut<'a> {
     /// The elements of a tensor of bytes.
     pub fn u8(&mut self) -> &mut [u8] {
         assert_eq!(self.desc.dtype, DType::U8);
+        self.bytes
+    }
+
+    /// The elements as they lie in memory, of any dtype.
+    pub fn bytes(&mut self) -> &mut [u8] {
         self.bytes
     }
 }
@@ -201,6 +211,11 @@ pub struct CudaBackward<'a> {
 }
 
 impl Arg {
+    /// Its memory.
+    pub fn region(&self) -> Region {
+        Region { ptr: self.ptr as *mut u8, bytes: self.desc.bytes() }
+    }
+
     /// Dimensions, outermost first.
     pub fn dims(&self) -> &[usize] {
         self.desc.shape.dims()

@@ -4,6 +4,10 @@
 //! dtype of the output) -> y `[tokens, out]` = x w^T + b + residual, summed in f32 and rounded once.
 //! With `f32_out` y is f32 whatever the dtype of x: logits. With an activation y = act(x w^T + b), its
 //! argument rounded as if it had been stored: for passes without a backward, which needs the argument.
+//!
+//! A product over all input columns may be made of products over blocks of them: the first with `f32_out`, the
+//! others with `onto`, which adds to it in place. That is the sum of the blocks' products in their order, bit
+//! for bit what ranks with a block each get by reducing. `settle` ends it.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
@@ -27,13 +31,18 @@ pub struct Linear {
     pub f32_out: bool,
     /// Applied last. Then there is no residual, and no gradient.
     pub activation: Option<Kind>,
+    /// The residual is the f32 sum so far and is updated in place: y = residual + x w^T. With `f32_out`
+    /// and without a bias.
+    pub onto: bool,
 }
 
 impl Linear {
     /// x w^T + b + residual.
-    pub const PLAIN: Linear = Linear { f32_out: false, activation: None };
+    pub const PLAIN: Linear = Linear { f32_out: false, activation: None, onto: false };
     /// The same, not rounded.
-    pub const LOGITS: Linear = Linear { f32_out: true, activation: None };
+    pub const LOGITS: Linear = Linear { f32_out: true, ..Linear::PLAIN };
+    /// Added to an f32 sum in place.
+    pub const ONTO: Linear = Linear { onto: true, ..Linear::LOGITS };
 }
 
 /// Registry entry.
@@ -66,13 +75,14 @@ impl Op for Linear {
             && w == Desc::new(&[outer, inner], x.dtype)
             && ins[2].is_none_or(|b| b == Desc::new(&[outer], x.dtype))
             && ins[3].is_none_or(|r| r == y)
-            && (self.activation.is_none() || (ins[3].is_none() && !self.f32_out));
+            && (self.activation.is_none() || (ins[3].is_none() && !self.f32_out))
+            && (!self.onto || (self.f32_out && ins[2].is_none() && ins[3].is_some()));
         if !fits {
             let expected = "x [tokens, in], w [out, in], b [out], residual [tokens, out]";
             return Err(shape_error(self, ins, expected));
         }
         Ok(Plan {
-            outs: vec![Place::New(y)],
+            outs: vec![if self.onto { Place::InPlace(3) } else { Place::New(y) }],
             differentiable: u64::from(self.activation.is_none()),
             saves_ins: 0b11,
             narrow_grads: 0b10,
@@ -104,7 +114,8 @@ impl Op for Linear {
         let (x, w, y) = (io.input(0), io.input(1), io.outs[0]);
         let out = Out {
             bias: io.ptr(2),
-            residual: io.ptr(3),
+            // Not by adding to what is there, which keeps the bits of -0 where the product is 0.
+            residual: if self.onto { y.ptr } else { io.ptr(3) },
             activation: self.activation,
             ..Out::new(y.ptr, y.desc.dtype, y.last())
         };
@@ -154,7 +165,8 @@ fn forward<E: Elem, Y: Elem>(op: &Linear, io: &mut Forward<'_>) {
     if let Some(residual) = residual {
         y.copy_from_slice(residual);
     }
-    let epilogue = Epilogue { bias, accumulate: residual.is_some(), ..Epilogue::default() };
+    let accumulate = op.onto || residual.is_some();
+    let epilogue = Epilogue { bias, accumulate, ..Epilogue::default() };
     let out = MatMut::dense(y, x.desc.shape.rows(), w.desc.shape.rows());
     gemm_nt(matrix::<E>(x), matrix::<E>(w), out, &epilogue);
     let Some(kind) = op.activation else { return };
@@ -166,7 +178,7 @@ fn forward<E: Elem, Y: Elem>(op: &Linear, io: &mut Forward<'_>) {
     });
 }
 
-/// dx = dy w, dw = dy^T x, db = column sums of dy, dresidual = dy.
+/// dx = dy w, dw = dy^T x, db = column sums of dy, dresidual = dy (where it is not in place).
 fn backward<E: Elem, Y: Elem>(io: &mut Backward<'_>) {
     let (x, w, dy) = (io.input(0), io.input(1), io.dout(0));
     let (tokens, inner, outer) = (x.desc.shape.rows(), x.desc.shape.last(), w.desc.shape.rows());
@@ -210,7 +222,8 @@ pub(crate) fn column_sums<E: Elem>(x: Mat<'_, E>, out: &mut [f32], acc: bool) {
     });
 }
 
-fn pass_on<E: Elem>(dy: &[E], out: &mut [E], acc: bool) {
+/// Sets (or adds) a gradient that is the output's own.
+pub(crate) fn pass_on<E: Elem>(dy: &[E], out: &mut [E], acc: bool) {
     if !acc {
         return out.copy_from_slice(dy);
     }
@@ -261,34 +274,10 @@ fn cases() -> Vec<Case> {
         case([6, 32, 48], with(Kind::GeluTanh), true, false),
         case([33, 19, 70], with(Kind::Silu), false, false),
         case([65, 64, 72], with(Kind::GeluErf), true, false),
+        case([9, 23, 37], Linear::ONTO, false, true),
+        case([40, 64, 96], Linear::ONTO, false, true),
     ]
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::Rng;
-    use crate::op::cpu::testing::{Host, forward};
-
-    fn rows_are_alike<E: Elem>(rng: &mut Rng) {
-        let (tokens, inner, outer) = (41, 150, 70);
-        let w = Some(Host::normal::<E>(&[outer, inner], 0.3, rng));
-        let b = Some(Host::normal::<E>(&[outer], 1.0, rng));
-        let x = Host::normal::<E>(&[tokens, inner], 1.0, rng);
-        let r = Host::normal::<f32>(&[tokens, outer], 1.0, rng);
-        let run = |at: &[usize]| {
-            let ins = [Some(x.rows(at)), w.clone(), b.clone(), Some(r.rows(at))];
-            forward(&Linear::LOGITS, &ins).expect("linear").remove(0)
-        };
-        let all = run(&(0..tokens).collect::<Vec<_>>());
-        for at in [vec![0], vec![40, 3], (5..30).rev().collect()] {
-            assert_eq!(run(&at), all.rows(&at));
-        }
-    }
-
-    #[test]
-    fn a_row_does_not_depend_on_the_batch() {
-        rows_are_alike::<f32>(&mut Rng::new(51, 0));
-        rows_are_alike::<bf16>(&mut Rng::new(51, 1));
-    }
-}
+mod tests;

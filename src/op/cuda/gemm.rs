@@ -57,7 +57,7 @@ pub struct Out {
     pub ld: usize,
     /// Address of a bias `[n]` in the dtype of b; 0 for none.
     pub bias: u64,
-    /// Address of a residual laid out and typed like the result; 0 for none.
+    /// Address of a residual laid out and typed like the result, which it may be; 0 for none.
     pub residual: u64,
     /// Add to what is there.
     pub accumulate: bool,

@@ -7,7 +7,7 @@ pub mod vectors;
 pub use gemm::{Layout, Mat, Out, gemm};
 
 use crate::base::{Error, Result};
-use crate::device::Stream;
+use crate::device::{Device, Stream};
 use crate::op::by_dtype;
 
 /// End tokens that fit into a kernel's parameters.
@@ -54,6 +54,16 @@ impl Rows {
     pub fn kernel(self, small: &'static str, full: &'static str) -> &'static str {
         if self == Rows::Small { small } else { full }
     }
+}
+
+/// Waits for the work of `stream`, so that ranks may reach into its memory from the host: on the emulated device,
+/// whose memory is the host's. Fails on others, and while the stream is captured.
+pub fn ready_for_ranks(stream: &Stream) -> Result<()> {
+    let emulated = Device::Emulated.stream().is_ok_and(|e| std::ptr::eq(e.card(), stream.card()));
+    if !emulated {
+        return Err(Error::user("several ranks run on the CPU only; use --device cpu"));
+    }
+    stream.synchronize()
 }
 
 /// Rows that one block sums.

@@ -1,0 +1,120 @@
+//! What all ranks have, as an operator, so that a program that is recorded can contain it.
+//!
+//! x `[..]` of any dtype, of one shape on all ranks -> y `[ranks, ..]`: their x one behind the other, in the order of
+//! the ranks. Every rank must run it at the same place of the same program. No gradient.
+
+use crate::base::{DType, Result};
+use crate::comm::Comm;
+use crate::device::Region;
+use crate::op::conformance::{Case, Input};
+use crate::op::cuda::ready_for_ranks;
+use crate::op::registry::OpDef;
+use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
+use crate::tensor::{Desc, Tensor};
+use std::sync::Arc;
+
+/// The operator.
+#[derive(Clone, Debug)]
+pub struct AllGather {
+    /// The ranks.
+    pub comm: Comm,
+}
+
+/// Registry entry.
+pub const DEF: OpDef =
+    OpDef { name: "all_gather", about: "what all ranks have: y[r] = x of rank r", cases };
+
+/// All ranks' `x`, in order. Returns `[ranks, ..]`.
+pub fn all_gather(r: &mut dyn Run, comm: &Comm, x: Tensor) -> Result<Tensor> {
+    Ok(r.run(Arc::new(AllGather { comm: comm.clone() }), &[Some(x)])?[0])
+}
+
+impl Op for AllGather {
+    fn name(&self) -> &'static str {
+        DEF.name
+    }
+
+    fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
+        let x = required(self, ins, 0)?;
+        if x.shape.dims().len() > 3 {
+            return Err(shape_error(self, ins, "x of at most three dimensions"));
+        }
+        let dims = [&[self.comm.size()], x.shape.dims()].concat();
+        Ok(Plan { outs: vec![Place::New(Desc::new(&dims, x.dtype))], ..Plan::default() })
+    }
+
+    fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
+        let (x, y) = (io.input(0).bytes(), io.outs[0].bytes());
+        // Only read, by this rank and the others.
+        let from = Region { ptr: x.as_ptr().cast_mut(), bytes: x.len() };
+        let to = Region { ptr: y.as_mut_ptr(), bytes: y.len() };
+        self.comm.all_gather(from, to)?.wait()
+    }
+
+    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let (from, to) = (io.input(0).region(), io.outs[0].region());
+        if self.comm.size() == 1 {
+            return io.stream.copy(to, from);
+        }
+        ready_for_ranks(io.stream)?;
+        self.comm.all_gather(from, to)?.wait()
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |input: Input, dtypes: &'static [DType]| {
+        let op = AllGather { comm: Comm::alone() };
+        Case { dtypes, ..Case::new(op, vec![Some(input)], |ins| vec![ins[0].clone()]) }
+    };
+    vec![
+        case(Input::act(&[7, 33], 1.0), &[DType::F32, DType::Bf16]),
+        case(Input::act(&[2, 3, 5], 1.0), &[DType::F32, DType::Bf16]),
+        case(Input::ints(&[3, -1, 7]), &[DType::F32]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Elem, Rng, bf16};
+    use crate::comm::run_ranks;
+    use crate::op::cpu::testing::{Host, forward};
+    use std::time::Duration;
+
+    type Run = fn(&dyn Op, &[Option<Host>]) -> Result<Vec<Host>>;
+
+    fn gathers(run: Run, own: &[Host; 3], dims: &[usize]) {
+        let ranks = run_ranks(3, Duration::from_secs(60), |comm| {
+            let x = own[comm.rank()].clone();
+            run(&AllGather { comm }, &[Some(x)])
+        });
+        let all: Vec<u8> = own.iter().flat_map(|x| x.bytes().to_vec()).collect();
+        for outs in ranks.expect("all ranks come") {
+            assert_eq!(outs[0].desc, Desc::new(dims, own[0].desc.dtype));
+            assert_eq!(outs[0].bytes(), all);
+        }
+    }
+
+    fn floats<E: Elem>(run: Run, rng: &mut Rng) {
+        let own = std::array::from_fn(|_| Host::normal::<E>(&[5, 31], 1.0, rng));
+        gathers(run, &own, &[3, 5, 31]);
+    }
+
+    fn all_dtypes(run: Run) {
+        let mut rng = Rng::new(82, 0);
+        floats::<f32>(run, &mut rng);
+        floats::<bf16>(run, &mut rng);
+        gathers(run, &[1, 2, 3].map(|i| Host::ints(&[i, -i])), &[3, 2]);
+    }
+
+    #[test]
+    fn every_rank_has_what_all_have() {
+        all_dtypes(forward);
+    }
+
+    #[cfg(feature = "emulator")]
+    #[test]
+    fn every_rank_has_what_all_have_on_the_emulated_device() {
+        all_dtypes(crate::op::cuda::testing::forward);
+    }
+}
