@@ -85,17 +85,21 @@ impl Model {
         let scale = self.arch.embed_scale;
         let mut x = match self.params.project_in {
             None => {
-                let embed = Embed { id_offset: 0, position_offset, scale };
+                let embed = Embed { id_offset: 0, position_offset, scale, window: None };
                 op::embed::embed(tape, embed, ids, positions, tokens, table)?
             }
             // Position embeddings are as wide as the model, not as the token embedding.
             Some(project) => {
-                let embed = Embed { id_offset: 0, position_offset: 0, scale };
+                let embed = Embed { id_offset: 0, position_offset: 0, scale, window: None };
                 let narrow = op::embed::embed(tape, embed, ids, positions, tokens, None)?;
                 let wide = match table {
                     Some(table) => {
-                        let embed =
-                            Embed { id_offset: position_offset, position_offset: 0, scale: 1.0 };
+                        let embed = Embed {
+                            id_offset: position_offset,
+                            position_offset: 0,
+                            scale: 1.0,
+                            window: None,
+                        };
                         Some(op::embed::embed(tape, embed, positions, positions, table, None)?)
                     }
                     None => None,
@@ -303,6 +307,7 @@ impl Model {
                 seed: pass.dropout.map_or(0, |d| d.seed),
                 site: adapter.site,
                 first: pass.dropout.map_or(0, |d| d.first),
+                columns: None,
             };
             let a = tape.param(&self.store, adapter.a);
             let b = tape.param(&self.store, adapter.b);

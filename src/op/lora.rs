@@ -4,11 +4,14 @@
 //! y[:, offset..offset + n] += scale * (dropout(x) a^T) b^T, and u = dropout(x) a^T f32
 //! `[tokens, rank]`, kept for backward. Where the update is 0 (b starts at 0) y keeps its bits.
 //! Large operands go through in pieces of a fixed number of rows, so workspace stays small.
+//!
+//! y may be f32 where the others are bf16: the sum of a product over blocks of columns (see `linear`). Then each
+//! block's columns of x and a are an update of their own, with the dropout that they have in the whole x.
 
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::cpu::parallel_for;
 use crate::op::conformance::{Case, Input};
-use crate::op::cpu::dropout::Dropout;
+use crate::op::cpu::dropout::{Dropout, Numbers};
 use crate::op::cpu::gemm::{Epilogue, Mat, MatMut, gemm_nn, gemm_nt, gemm_tn};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::registry::OpDef;
@@ -36,6 +39,17 @@ pub struct Lora {
     /// Number of the first token in the step: the mask of a token depends on its number there, not on
     /// the micro-batch it is in.
     pub first: usize,
+    /// The columns that x and a are, of an input with more; `None`: all.
+    pub columns: Option<Columns>,
+}
+
+/// A run of columns of an input.
+#[derive(Clone, Copy, Debug)]
+pub struct Columns {
+    /// The first.
+    pub first: usize,
+    /// Columns of the whole input. What the run has beyond them is padding.
+    pub total: usize,
 }
 
 /// Registry entry.
@@ -82,7 +96,8 @@ impl Lora {
             n: b.shape.rows(),
         };
         let fits = x.dtype.is_float()
-            && y == Desc::new(&[s.tokens, s.total], x.dtype)
+            && (y.dtype == x.dtype || y.dtype == DType::F32)
+            && y == Desc::new(&[s.tokens, s.total], y.dtype)
             && x == Desc::new(&[s.tokens, s.inner], x.dtype)
             && a == Desc::new(&[s.rank, s.inner], x.dtype)
             && b == Desc::new(&[s.n, s.rank], x.dtype)
@@ -104,6 +119,13 @@ impl Lora {
             seed: self.seed,
             site: self.site,
         })
+    }
+
+    /// What dropout numbers the elements of x by, from row `row` on.
+    fn numbers(&self, s: &Sizes, row: usize) -> Numbers {
+        let whole = Columns { first: 0, total: s.inner };
+        let Columns { first, total } = self.columns.unwrap_or(whole);
+        Numbers { first: (self.first + row) * total + first, width: s.inner, stride: total }
     }
 
     /// Elements that dropout(x) of one piece takes.
@@ -139,16 +161,18 @@ impl Op for Lora {
     }
 
     fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
-        match io.input(1).desc.dtype {
-            DType::Bf16 => forward::<bf16>(self, io),
-            _ => forward::<f32>(self, io),
+        match (io.input(1).desc.dtype, io.outs[0].desc.dtype) {
+            (DType::Bf16, DType::Bf16) => forward::<bf16, bf16>(self, io),
+            (DType::Bf16, _) => forward::<bf16, f32>(self, io),
+            _ => forward::<f32, f32>(self, io),
         }
     }
 
     fn cpu_backward(&self, io: &mut Backward<'_>) -> Result<()> {
-        match io.input(1).desc.dtype {
-            DType::Bf16 => backward::<bf16>(self, io),
-            _ => backward::<f32>(self, io),
+        match (io.input(1).desc.dtype, io.dout(0).desc.dtype) {
+            (DType::Bf16, DType::Bf16) => backward::<bf16, bf16>(self, io),
+            (DType::Bf16, _) => backward::<bf16, f32>(self, io),
+            _ => backward::<f32, f32>(self, io),
         }
     }
 
@@ -170,11 +194,11 @@ fn scaled_transpose<E: Elem>(b: &[E], scale: f32, s: &Sizes, out: &mut [f32]) {
     }
 }
 
-fn forward<E: Elem>(op: &Lora, io: &mut Forward<'_>) -> Result<()> {
+fn forward<E: Elem, Y: Elem>(op: &Lora, io: &mut Forward<'_>) -> Result<()> {
     let (x, a, b) = (io.input(1), io.input(2), io.input(3));
     let [y, u] = &mut io.outs[..] else { panic!("lora has two outputs") };
     let s = op.sizes(&[Some(y.desc), Some(x.desc), Some(a.desc), Some(b.desc)])?;
-    let (x, a, y, u) = (x.get::<E>(), a.get::<E>(), y.get::<E>(), u.f32());
+    let (x, a, y, u) = (x.get::<E>(), a.get::<E>(), y.get::<Y>(), u.f32());
     let (transposed, rest) = io.scratch.split_at_mut(s.rank * s.n);
     let (update, dropped) = rest.split_at_mut(s.tokens.min(PIECE) * s.n);
     scaled_transpose(b.get::<E>(), op.scale, &s, transposed);
@@ -187,7 +211,7 @@ fn forward<E: Elem>(op: &Lora, io: &mut Forward<'_>) -> Result<()> {
         match op.dropout() {
             Some(dropout) => {
                 let dropped = &mut dropped[..rows * s.inner];
-                dropout.forward(x, (op.first + start) * s.inner, dropped);
+                dropout.forward(x, op.numbers(&s, start), dropped);
                 let x = Mat::dense(&*dropped, rows, s.inner);
                 gemm_nt(x, a, out, &Epilogue::<f32>::default());
             }
@@ -220,11 +244,11 @@ fn add<E: Elem>(y: &mut [E], update: &[f32], offset: usize, s: &Sizes) {
 
 /// With dv the gradient of the updated columns: du = scale dv b, da = du^T dropout(x),
 /// db = scale dv^T u, dx = du a through the same dropout.
-fn backward<E: Elem>(op: &Lora, io: &mut Backward<'_>) -> Result<()> {
+fn backward<E: Elem, Y: Elem>(op: &Lora, io: &mut Backward<'_>) -> Result<()> {
     let (x, a, b, u) = (io.input(1), io.input(2), io.input(3), io.output(1).f32());
     let dy = io.dout(0);
     let s = op.sizes(&[Some(dy.desc), Some(x.desc), Some(a.desc), Some(b.desc)])?;
-    let (x, dy) = (x.get::<E>(), dy.get::<E>());
+    let (x, dy) = (x.get::<E>(), dy.get::<Y>());
     let a = Mat::dense(a.get::<E>(), s.rank, s.inner);
     let piece = s.tokens.min(PIECE);
     let (transposed, rest) = io.scratch.split_at_mut(s.rank * s.n);
@@ -256,7 +280,7 @@ fn backward<E: Elem>(op: &Lora, io: &mut Backward<'_>) -> Result<()> {
         gemm_nt(dv, b, out, &Epilogue::<f32>::default());
         let du = Mat::dense(&*du, rows, s.rank);
         let (first, x) = (start * s.inner, &x[start * s.inner..][..rows * s.inner]);
-        let drawn = op.first * s.inner + first;
+        let drawn = op.numbers(&s, start);
         if let Some(Grad { view, acc }) = da {
             let out = MatMut::dense(view.f32(), s.rank, s.inner);
             let acc = *acc || start > 0;
@@ -283,40 +307,54 @@ fn backward<E: Elem>(op: &Lora, io: &mut Backward<'_>) -> Result<()> {
 }
 
 fn cases() -> Vec<Case> {
-    let case = |[tokens, total, inner, rank, n]: [usize; 5], offset: usize, dropout: f32| {
-        let op = Lora { scale: 1.5, offset, dropout, seed: 3 << 33, site: 12, first: 2 * tokens };
-        let ins = vec![
-            Some(Input::act(&[tokens, total], 1.0)),
-            Some(Input::act(&[tokens, inner], 1.0)),
-            Some(Input::weight(&[rank, inner], 1.0)),
-            Some(Input::weight(&[n, rank], 1.0)),
-        ];
-        Case::new(op, ins, move |ins| {
-            let mut y = ins[0].clone();
-            let factor = |i: usize| {
-                let d = Dropout { p: dropout, seed: op.seed, site: op.site };
-                f64::from(if dropout > 0.0 { d.factor((op.first * inner + i) as u64) } else { 1.0 })
-            };
-            for t in 0..tokens {
-                for k in 0..rank {
-                    let u: f64 = (t * inner..(t + 1) * inner)
-                        .map(|i| ins[1][i] * factor(i) * ins[2][k * inner + i % inner])
-                        .sum();
-                    for j in 0..n {
-                        y[t * total + offset + j] += 1.5 * u * ins[3][j * rank + k];
-                    }
+    let op = |tokens: usize, offset: usize, dropout: f32| {
+        let (seed, site) = (3 << 33, 12);
+        Lora { scale: 1.5, offset, dropout, seed, site, first: 2 * tokens, columns: None }
+    };
+    let part = |first, total, op| Lora { columns: Some(Columns { first, total }), ..op };
+    let (plain, onto_f32) = (false, true);
+    vec![
+        case([5, 24, 19, 4, 8], op(5, 8, 0.0), plain),
+        case([7, 16, 32, 8, 16], op(7, 0, 0.25), plain),
+        case([3, 30, 21, 3, 7], op(3, 23, 0.5), plain),
+        case([PIECE + 9, 6, 10, 2, 5], op(PIECE + 9, 1, 0.1), plain),
+        case([cuda::PIECE + 3, 4, 3, 2, 2], op(cuda::PIECE + 3, 1, 0.2), plain),
+        case([9, 20, 16, 4, 8], op(9, 4, 0.0), onto_f32),
+        case([11, 13, 12, 3, 7], part(12, 31, op(11, 2, 0.3)), onto_f32),
+        // The last columns are padding.
+        case([PIECE + 5, 9, 16, 2, 9], part(32, 45, op(PIECE + 5, 0, 0.4)), onto_f32),
+        case([6, 17, 7, 2, 4], part(7, 14, op(6, 11, 0.5)), plain),
+    ]
+}
+
+/// With y in f32, or as all else.
+fn case([tokens, total, inner, rank, n]: [usize; 5], op: Lora, onto_f32: bool) -> Case {
+    let y = [tokens, total];
+    let ins = vec![
+        Some(if onto_f32 { Input::f32(&y, 1.0) } else { Input::act(&y, 1.0) }),
+        Some(Input::act(&[tokens, inner], 1.0)),
+        Some(Input::weight(&[rank, inner], 1.0)),
+        Some(Input::weight(&[n, rank], 1.0)),
+    ];
+    let whole = op.columns.unwrap_or(Columns { first: 0, total: inner });
+    Case::new(op, ins, move |ins| {
+        let mut y = ins[0].clone();
+        let factor = |i: usize| {
+            let number = (op.first + i / inner) * whole.total + whole.first + i % inner;
+            op.dropout().map_or(1.0, |d| f64::from(d.factor(number as u64)))
+        };
+        for t in 0..tokens {
+            for k in 0..rank {
+                let u: f64 = (t * inner..(t + 1) * inner)
+                    .map(|i| ins[1][i] * factor(i) * ins[2][k * inner + i % inner])
+                    .sum();
+                for j in 0..n {
+                    y[t * total + op.offset + j] += 1.5 * u * ins[3][j * rank + k];
                 }
             }
-            vec![y]
-        })
-    };
-    vec![
-        case([5, 24, 19, 4, 8], 8, 0.0),
-        case([7, 16, 32, 8, 16], 0, 0.25),
-        case([3, 30, 21, 3, 7], 23, 0.5),
-        case([PIECE + 9, 6, 10, 2, 5], 1, 0.1),
-        case([cuda::PIECE + 3, 4, 3, 2, 2], 1, 0.2),
-    ]
+        }
+        vec![y]
+    })
 }
 
 #[cfg(test)]

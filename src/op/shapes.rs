@@ -110,7 +110,7 @@ fn layers(s: &Shape, tokens: usize) -> Vec<Timed> {
     let inv_freq = (0..half).map(|i| 1e4f32.powf(-(i as f32) / half as f32)).collect();
     let (heads, kv_heads) = (s.heads, s.heads);
     let rope = Rope { heads, kv_heads, head_dim, inv_freq, interleaved: false, scale: 1.0 };
-    let embed = Embed { id_offset: 0, position_offset: 0, scale: 1.0 };
+    let embed = Embed { id_offset: 0, position_offset: 0, scale: 1.0, window: None };
     let gelu = Act { kind: Kind::GeluTanh, gated: false };
     vec![
         timed(

@@ -4,6 +4,34 @@
 use super::shared::{SharedMut, row_chunks};
 use crate::base::{Elem, Philox};
 use crate::device::cpu::parallel_for;
+use std::ops::Range;
+
+/// The numbers, as dropout draws by them, of the elements of a matrix: row `t`, column `j` is number
+/// `first + t * stride + j`.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbers {
+    /// The number of the first element.
+    pub first: usize,
+    /// Columns of the matrix.
+    pub width: usize,
+    /// Columns of the whole one, of which the matrix may be a part.
+    pub stride: usize,
+}
+
+impl Numbers {
+    /// The elements `range` as runs within a row: the number of the first, and the elements counted from
+    /// `range.start`.
+    fn runs(self, range: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let mut k = range.start;
+        std::iter::from_fn(move || {
+            let (row, column) = (k.checked_div(self.width)?, k % self.width);
+            let end = (k - column + self.width).min(range.end);
+            let run = k - range.start..end - range.start;
+            k = end;
+            (!run.is_empty()).then_some((self.first + row * self.stride + column, run))
+        })
+    }
+}
 
 /// One dropout in the model.
 #[derive(Clone, Copy, Debug)]
@@ -41,22 +69,23 @@ impl Dropout {
         Philox::new(self.seed).block(counter).map(|w| if w >> 8 < limit { 0.0 } else { kept })
     }
 
-    /// Calls `f(k, factor)` for elements `first + k`, k in `0..n`, in order.
-    fn each(&self, first: u64, n: usize, mut f: impl FnMut(usize, f32)) {
+    /// Calls `f(k, factor)` for the elements `range` of a matrix, k counted from `range.start`, in order.
+    fn each(&self, numbers: Numbers, range: Range<usize>, mut f: impl FnMut(usize, f32)) {
         let mut group = u64::MAX;
         let mut factors = [0.0; 4];
-        for k in 0..n {
-            let index = first + k as u64;
-            if index / 4 != group {
-                group = index / 4;
-                factors = self.factors(group);
+        for (first, run) in numbers.runs(range) {
+            for (number, k) in (first as u64..).zip(run) {
+                if number / 4 != group {
+                    group = number / 4;
+                    factors = self.factors(group);
+                }
+                f(k, factors[(number % 4) as usize]);
             }
-            f(k, factors[(index % 4) as usize]);
         }
     }
 
-    /// `out[k]` = `x[k]` times the factor of element `first + k`.
-    pub fn forward<E: Elem>(&self, x: &[E], first: usize, out: &mut [f32]) {
+    /// `out` = `x`, a matrix of those `numbers`, each element times its factor.
+    pub fn forward<E: Elem>(&self, x: &[E], numbers: Numbers, out: &mut [f32]) {
         let shared = SharedMut::new(out);
         // Random numbers are dear: small inputs are worth sharing too.
         let chunks = row_chunks(x.len(), 16);
@@ -65,12 +94,12 @@ impl Dropout {
             // SAFETY: the range belongs to this task alone.
             let out = unsafe { shared.slice(range.start, range.len()) };
             let x = &x[range.clone()];
-            self.each((first + range.start) as u64, x.len(), |k, f| out[k] = x[k].to_f32() * f);
+            self.each(numbers, range, |k, f| out[k] = x[k].to_f32() * f);
         });
     }
 
-    /// Sets (or adds) `dx[k]` = `dy[k]` times the factor of element `first + k`.
-    pub fn backward<E: Elem>(&self, dy: &[f32], first: usize, dx: &mut [E], acc: bool) {
+    /// Sets `dx` to, or adds to it, `dy`, a matrix of those `numbers`, each element times its factor.
+    pub fn backward<E: Elem>(&self, dy: &[f32], numbers: Numbers, dx: &mut [E], acc: bool) {
         let shared = SharedMut::new(dx);
         let chunks = row_chunks(dy.len(), 16);
         parallel_for(chunks.len(), |c| {
@@ -78,7 +107,7 @@ impl Dropout {
             // SAFETY: the range belongs to this task alone.
             let dx = unsafe { shared.slice(range.start, range.len()) };
             let dy = &dy[range.clone()];
-            self.each((first + range.start) as u64, dy.len(), |k, f| {
+            self.each(numbers, range, |k, f| {
                 let old = if acc { dx[k].to_f32() } else { 0.0 };
                 dx[k] = E::from_f32(old + dy[k] * f);
             });
@@ -96,7 +125,8 @@ mod tests {
         let x = vec![1f32; n];
         let run = |p, seed, site| {
             let mut y = vec![0f32; n];
-            Dropout { p, seed, site }.forward(&x, 3, &mut y);
+            let numbers = Numbers { first: 3, width: n, stride: n };
+            Dropout { p, seed, site }.forward(&x, numbers, &mut y);
             y
         };
         for p in [0.1f32, 0.5, 0.9] {
@@ -110,6 +140,28 @@ mod tests {
                 let same = y.iter().zip(&other).filter(|(a, b)| a == b).count() as f64 / n as f64;
                 let chance = f64::from(p * p + (1.0 - p) * (1.0 - p));
                 assert!((same - chance).abs() < 0.01, "{p}: {same}, expected {chance}");
+            }
+        }
+    }
+
+    /// On sizes that are worth sharing, and on those that are not.
+    #[test]
+    fn part_of_the_columns_is_dropped_as_in_the_whole_matrix() {
+        let d = Dropout { p: 0.4, seed: 9, site: 5 };
+        for [rows, total, start, width] in
+            [[700, 30, 11, 13], [3, 7, 0, 1], [5, 4, 2, 2], [0, 3, 1, 2]]
+        {
+            let first = 6;
+            let (mut whole, mut part) = (vec![0f32; rows * total], vec![0f32; rows * width]);
+            let numbers = Numbers { first, width: total, stride: total };
+            d.forward(&vec![1f32; rows * total], numbers, &mut whole);
+            let numbers = Numbers { first: first + start, width, stride: total };
+            d.forward(&vec![1f32; rows * width], numbers, &mut part);
+            let mut back = vec![1f32; rows * width];
+            d.backward(&vec![2f32; rows * width], numbers, &mut back, true);
+            for (k, (forth, back)) in part.iter().zip(back).enumerate() {
+                let of_whole = whole[k / width * total + start + k % width];
+                assert_eq!((*forth, back), (of_whole, 1.0 + 2.0 * of_whole), "element {k}");
             }
         }
     }

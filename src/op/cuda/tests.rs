@@ -32,7 +32,15 @@ fn masks_are_those_of_the_cpu<E: Elem>(rng: &mut Rng) {
     let seed = u64::from(rng.next_u32()) << 20;
     // Of all places within a group of four.
     for first in [0, 1, 2, 7, 1 << 30] {
-        let op = Lora { scale: 2.0, offset: 1, dropout: 0.3, seed, site: (1 << 33) + 5, first };
+        let op = Lora {
+            scale: 2.0,
+            offset: 1,
+            dropout: 0.3,
+            seed,
+            site: (1 << 33) + 5,
+            first,
+            columns: None,
+        };
         let got = forward(&op, &ins).expect("no faults");
         let want = cpu_forward(&op, &ins).expect("lora");
         assert_eq!(got[0], want[0], "b = 0 leaves y alone");
@@ -55,7 +63,7 @@ fn lookups_have_the_bits_of_the_cpu<E: Elem>(rng: &mut Rng) {
     let tok = Host::normal::<E>(&[vocab as usize, d], 1.0, rng);
     let pos = Host::normal::<E>(&[11, d], 1.0, rng);
     let dy = [Some(Host::normal::<E>(&[tokens, d], 1.0, rng))];
-    let embed = Embed { id_offset: 0, position_offset: 2, scale: 1.7 };
+    let embed = Embed { id_offset: 0, position_offset: 2, scale: 1.7, window: None };
     let ins = [Some(ids.clone()), Some(at), Some(tok.clone()), Some(pos)];
     let f32 = Some(DType::F32);
     let gather_ins = [Some(tok), Some(ids)];
@@ -123,7 +131,7 @@ fn bad_ids_are_reported_and_harm_no_other_row() {
     for bad in [3, -1, i32::MAX, i32::MIN] {
         let ids = Host::ints(&[2, bad, 0]);
         let ins = [Some(ids.clone()), Some(ids.clone()), Some(tok.clone()), None];
-        let embed = Embed { id_offset: 0, position_offset: 0, scale: 1.0 };
+        let embed = Embed { id_offset: 0, position_offset: 0, scale: 1.0, window: None };
         let picks = [Some(tok.clone()), Some(ids)];
         for (op, ins, table) in [(&embed as &dyn Op, &ins[..], 2), (&Gather, &picks[..], 0)] {
             let (outs, faults) = forward_past_faults(op, ins).expect("launch");
@@ -157,11 +165,11 @@ fn without_tokens_gradients_of_weights_are_zero() {
     let ins = [none(&[0, 12]), ones(&[3]), ones(&[3])];
     check(&op, &ins, &[none(&[0, 12]), None], &[f32, f32, f32]);
     for dropout in [0.0, 0.5] {
-        let op = Lora { scale: 1.0, offset: 0, dropout, seed: 1, site: 1, first: 3 };
+        let op = Lora { scale: 1.0, offset: 0, dropout, seed: 1, site: 1, first: 3, columns: None };
         let ins = [none(&[0, 4]), none(&[0, 5]), ones(&[2, 5]), ones(&[4, 2])];
         check(&op, &ins, &[none(&[0, 4]), None], &[None, f32, f32, f32]);
     }
-    let op = Embed { id_offset: 0, position_offset: 0, scale: 1.0 };
+    let op = Embed { id_offset: 0, position_offset: 0, scale: 1.0, window: None };
     let ins = [Some(Host::ints(&[])), Some(Host::ints(&[])), ones(&[3, 2]), ones(&[4, 2])];
     check(&op, &ins, &[none(&[0, 2])], &[None, None, f32, f32]);
 }

@@ -5,8 +5,9 @@
 use super::{Lora, Sizes};
 use crate::base::{DType, Result};
 use crate::device::Stream;
+use crate::op::cpu::dropout::Numbers;
 use crate::op::cuda::gemm::{Layout, Mat, Out, gemm};
-use crate::op::cuda::vectors::{THREADS, adding, aligned, flat_grid};
+use crate::op::cuda::vectors::{THREADS, adding, aligned, row_grid};
 use crate::op::narrow;
 use crate::op::{Arg, CudaBackward, CudaForward, by_dtype};
 
@@ -18,14 +19,15 @@ pub(super) const PIECE: usize = 4096;
 struct DropParams {
     from: u64,
     to: u64,
-    n: u64,
     first: u64,
     seed: u64,
     site: u64,
     limit: u32,
     factor: f32,
+    rows: u32,
+    width: u32,
+    stride: u32,
     flags: u32,
-    pad: u32,
 }
 
 /// The parts of the workspace, in f32 elements: dropout(x), rounded u, du.
@@ -92,7 +94,7 @@ impl<'a> Call<'a> {
 
     /// The columns of y, or of its gradient, that the adapter updates.
     fn columns(&self, y: Arg) -> u64 {
-        y.ptr + (self.op.offset * self.dtype.size()) as u64
+        y.ptr + (self.op.offset * y.desc.dtype.size()) as u64
     }
 
     /// u as an operand: in the dtype of the call.
@@ -124,21 +126,22 @@ impl<'a> Call<'a> {
         flags: u32,
     ) -> Result<()> {
         let Some(dropout) = self.op.dropout() else { return Ok(()) };
-        let n = rows * self.s.inner;
+        let Numbers { first, width, stride } = self.op.numbers(&self.s, start);
         let params = DropParams {
             from,
             to,
-            n: n as u64,
-            first: ((self.op.first + start) * self.s.inner) as u64,
+            first: first as u64,
             seed: dropout.seed,
             site: dropout.site,
             limit: dropout.limit(),
             factor,
-            flags: flags | aligned(&[from, to], &[], 4),
-            pad: 0,
+            rows: rows as u32,
+            width: width as u32,
+            stride: stride as u32,
+            flags: flags | aligned(&[from, to], &[width], 4),
         };
         let kernel = by_dtype(self.dtype, "lora_drop_f32", "lora_drop_bf16");
-        self.stream.launch(kernel, flat_grid(n, 4), THREADS, 0, &params)
+        self.stream.launch(kernel, row_grid(rows, width, 4)?, THREADS, 0, &params)
     }
 }
 
@@ -157,7 +160,7 @@ pub(super) fn forward(op: &Lora, io: &CudaForward<'_>) -> Result<()> {
         let to = out(to, DType::F32, s.rank, false, kept);
         gemm(io.stream, Layout::Nt, rows, s.rank, s.inner, x, call.mat(a.ptr, s.inner), to)?;
     }
-    let to = out(call.columns(y), call.dtype, s.total, true, op.scale);
+    let to = out(call.columns(y), y.desc.dtype, s.total, true, op.scale);
     let (u, b) = (call.operand(u)?, call.mat(b.ptr, s.rank));
     gemm(io.stream, Layout::Nt, s.tokens, s.n, s.rank, u, b, to)
 }
@@ -168,7 +171,7 @@ pub(super) fn backward(op: &Lora, io: &CudaBackward<'_>) -> Result<()> {
     let (x, a, b, dy) = (io.input(1), io.input(2), io.input(3), io.dout(0));
     let call = Call::new(op, io.stream, [dy, x, a, b], io.scratch)?;
     let s = call.s;
-    let dv = call.mat(call.columns(dy), s.total);
+    let dv = Mat::new(call.columns(dy), dy.desc.dtype, s.total);
     if let Some(db) = &io.dins[3] {
         let (u, to) = (call.operand(io.output(1))?, db.arg.ptr);
         let to = out(to, DType::F32, s.rank, db.acc, op.scale);

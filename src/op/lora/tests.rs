@@ -5,7 +5,7 @@ use crate::base::Rng;
 use crate::op::cpu::testing::{Host, backward, forward};
 
 fn op(dropout: f32) -> Lora {
-    Lora { scale: 2.0, offset: 3, dropout, seed: 91, site: 4, first: 0 }
+    Lora { scale: 2.0, offset: 3, dropout, seed: 91, site: 4, first: 0, columns: None }
 }
 
 fn zero_update_keeps_bits<E: Elem + PartialEq>(rng: &mut Rng) {
@@ -89,4 +89,86 @@ fn a_row_does_not_depend_on_the_batch() {
     for at in [vec![260], vec![5, 0], (100..180).rev().collect()] {
         assert_eq!(run(&at), all.rows(&at));
     }
+}
+
+/// Runs an operator forward, on one device or another.
+type Run = fn(&dyn Op, &[Option<Host>]) -> Result<Vec<Host>>;
+
+/// Columns `range` of a matrix, with zeros for those that it has not.
+fn columns<E: Elem>(x: &Host, range: std::ops::Range<usize>) -> Host {
+    let (rows, width) = (x.desc.shape.rows(), x.desc.shape.last());
+    let at =
+        |t: usize, j: usize| if j < width { x.get::<E>()[t * width + j].to_f32() } else { 0.0 };
+    let values: Vec<f32> =
+        (0..rows).flat_map(|t| range.clone().map(move |j| (t, j))).map(|(t, j)| at(t, j)).collect();
+    Host::new::<E>(&[rows, range.len()], &values)
+}
+
+fn blocks_add_up<E: Elem>(run: Run, rng: &mut Rng) {
+    let (tokens, inner, rank, n, total) = (21, 26, 4, 7, 13);
+    let y = Host::normal::<f32>(&[tokens, total], 1.0, rng);
+    let x = Host::normal::<E>(&[tokens, inner], 1.0, rng);
+    let a = Host::normal::<E>(&[rank, inner], 0.5, rng);
+    let b = Host::normal::<E>(&[n, rank], 0.5, rng);
+    for dropout in [0.0, 0.4] {
+        let op = Lora { first: 5, ..op(dropout) };
+        let ins = [y.clone(), x.clone(), a.clone(), b.clone()].map(Some);
+        let whole = run(&op, &ins).expect("no faults").remove(0).f32();
+        let mut sum = y.clone();
+        // The last of three blocks has a column of padding.
+        for first in [0, 9, 18] {
+            let block = first..first + 9;
+            let op = Lora { columns: Some(Columns { first, total: inner }), ..op };
+            let (x, a) = (columns::<E>(&x, block.clone()), columns::<E>(&a, block));
+            sum = run(&op, &[sum, x, a, b.clone()].map(Some)).expect("no faults").remove(0);
+        }
+        let most = sum.f32().iter().zip(&whole).map(|(s, w)| (s - w).abs()).fold(0.0, f32::max);
+        // On a device u is rounded to the dtype of the weights.
+        assert!(most < if E::DTYPE == DType::F32 { 1e-4 } else { 0.1 }, "{most}");
+        assert_ne!(whole, y.f32());
+    }
+}
+
+/// With a = identity u is dropout(x) itself: blocks have the columns of the whole, bit for bit.
+fn blocks_have_the_mask_of_the_whole<E: Elem>(run: Run, rng: &mut Rng) {
+    let (tokens, inner, width) = (33, 27, 9);
+    let x = Host::normal::<E>(&[tokens, inner], 1.0, rng);
+    let u = |op: Lora, x: Host| {
+        let d = x.desc.shape.last();
+        let identity: Vec<f32> = (0..d * d).map(|i| f32::from(i % (d + 1) == 0)).collect();
+        let y = Host::normal::<f32>(&[tokens, 14], 1.0, &mut Rng::new(0, 0));
+        let b = Host::new::<E>(&[7, d], &vec![0.0; 7 * d]);
+        let ins = [y, x, Host::new::<E>(&[d, d], &identity), b].map(Some);
+        run(&op, &ins).expect("no faults").remove(1)
+    };
+    for first in [0, 1, 6] {
+        let op = Lora { first, ..op(0.3) };
+        let whole = u(op, x.clone());
+        assert!(whole.f32().contains(&0.0));
+        for first in (0..inner).step_by(width) {
+            let block = first..first + width;
+            let op = Lora { columns: Some(Columns { first, total: inner }), ..op };
+            let got = u(op, columns::<E>(&x, block.clone())).f32();
+            assert_eq!(got, columns::<f32>(&whole, block).f32());
+        }
+    }
+}
+
+fn blocks_of_columns_are_parts_of_the_whole(run: Run) {
+    let mut rng = Rng::new(74, 0);
+    blocks_add_up::<f32>(run, &mut rng);
+    blocks_add_up::<bf16>(run, &mut rng);
+    blocks_have_the_mask_of_the_whole::<f32>(run, &mut rng);
+    blocks_have_the_mask_of_the_whole::<bf16>(run, &mut rng);
+}
+
+#[test]
+fn updates_of_column_blocks_add_up_to_the_whole() {
+    blocks_of_columns_are_parts_of_the_whole(forward);
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn updates_of_column_blocks_add_up_on_the_emulated_device() {
+    blocks_of_columns_are_parts_of_the_whole(crate::op::cuda::testing::forward);
 }
