@@ -78,12 +78,10 @@ mod tests {
     use super::*;
     use crate::base::{Elem, Rng, bf16};
     use crate::comm::run_ranks;
-    use crate::op::cpu::testing::{Host, forward};
+    use crate::op::cpu::testing::{Host, Runner, forward};
     use std::time::Duration;
 
-    type Run = fn(&dyn Op, &[Option<Host>]) -> Result<Vec<Host>>;
-
-    fn gathers(run: Run, own: &[Host; 3], dims: &[usize]) {
+    fn gathers(run: Runner, own: &[Host; 3], dims: &[usize]) {
         let ranks = run_ranks(3, Duration::from_secs(60), |comm| {
             let x = own[comm.rank()].clone();
             run(&AllGather { comm }, &[Some(x)])
@@ -95,12 +93,12 @@ mod tests {
         }
     }
 
-    fn floats<E: Elem>(run: Run, rng: &mut Rng) {
+    fn floats<E: Elem>(run: Runner, rng: &mut Rng) {
         let own = std::array::from_fn(|_| Host::normal::<E>(&[5, 31], 1.0, rng));
         gathers(run, &own, &[3, 5, 31]);
     }
 
-    fn all_dtypes(run: Run) {
+    fn all_dtypes(run: Runner) {
         let mut rng = Rng::new(82, 0);
         floats::<f32>(run, &mut rng);
         floats::<bf16>(run, &mut rng);

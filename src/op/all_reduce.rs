@@ -67,13 +67,11 @@ mod tests {
     use super::*;
     use crate::base::Rng;
     use crate::comm::run_ranks;
-    use crate::op::cpu::testing::{Host, forward};
+    use crate::op::cpu::testing::{Host, Runner, forward};
     use std::time::Duration;
 
-    type Run = fn(&dyn Op, &[Option<Host>]) -> Result<Vec<Host>>;
-
     /// Of values so different that the order shows.
-    fn ranks_have_the_sum_in_order(run: Run) {
+    fn ranks_have_the_sum_in_order(run: Runner) {
         let mut rng = Rng::new(81, 0);
         for dims in [&[1][..], &[7, 33], &[3, 5, 701]] {
             let n: usize = dims.iter().product();

@@ -298,7 +298,7 @@ pub(super) fn example(shape: Heads, adjust: Adjust) -> Attention {
 
 fn cases() -> Vec<Case> {
     let mut cases = vec![];
-    let shapes: [(&[i32], Heads, Adjust); 17] = [
+    let shapes: [(&[i32], Heads, Adjust); 19] = [
         (&[1, 17, 31], (4, 2, 16), PLAIN),
         (&[33, 1, 2], (4, 4, 40), PLAIN),
         (&[65], (4, 1, 64), PLAIN),
@@ -316,6 +316,8 @@ fn cases() -> Vec<Case> {
         (&[131], (2, 1, 128), PLAIN),
         (&[66, 70], (3, 1, 104), (true, 65, 2.0)),
         (&[5, 133], (2, 1, 256), (true, 100, 0.0)),
+        (&[33, 70], (3, 1, 16), PLAIN),
+        (&[1, 67], (1, 1, 64), PLAIN),
     ];
     for (lengths, shape, adjust) in shapes {
         let op = example(shape, adjust);

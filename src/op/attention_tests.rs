@@ -5,8 +5,8 @@ use crate::base::Rng;
 use crate::device::cpu::with_threads;
 use crate::op::{Grad, View, ViewMut};
 
-/// Heads used by the invariance tests: GQA 4/2, 4/4 and 4/1.
-const SHAPES: [Heads; 4] = [(4, 2, 16), (4, 4, 40), (4, 1, 64), (2, 2, 8)];
+/// Heads used by the invariance tests: GQA 4/2, 4/4 and 4/1; and those of a rank that has few.
+const SHAPES: [Heads; 6] = [(4, 2, 16), (4, 4, 40), (4, 1, 64), (2, 2, 8), (1, 1, 24), (3, 1, 16)];
 
 /// What the invariance tests do to the scores: nothing, one thing, all; windows inside a block of
 /// 64 keys, as long as one, across two and across three.
@@ -111,6 +111,43 @@ fn alone_equals_batched<E: Elem>() {
             with_threads(1, || (packed(&op, &qkv, &cu), gradient(&op, &qkv, &cu, &d_o)));
         assert!(same_bits(&one.0, &o) && same_bits(&one.1, &lse) && same_bits(&d_one, &dqkv));
     }
+}
+
+/// Columns of q, k and v in each row of qkv that the kv heads `block` and their query heads have.
+fn heads_of<E: Elem>(op: &Attention, qkv: &[E], block: Range<usize>) -> Vec<E> {
+    let (d, group) = (op.head_dim, op.group());
+    let (k, v) = (op.heads, op.heads + op.kv_heads);
+    let parts = [
+        block.start * group..block.end * group,
+        k + block.start..k + block.end,
+        v + block.start..v + block.end,
+    ];
+    let of = |row: &[E]| parts.iter().flat_map(|p| row[p.start * d..p.end * d].to_vec()).collect();
+    qkv.chunks(op.width()).flat_map(|row| -> Vec<E> { of(row) }).collect()
+}
+
+fn few_heads_are_those_of_many<E: Elem>(seed: u64) {
+    let mut rng = Rng::new(rng_seed(), seed);
+    for (heads, kv_heads) in [(2, 2), (6, 2), (4, 4)] {
+        let op = Attention::new(heads, kv_heads, 24, 0.2);
+        let cu = [0, 9, 139];
+        let qkv: Vec<E> = random(&mut rng, 139 * op.width());
+        let (o, _) = packed(&op, &qkv, &cu);
+        let each = op.group() * op.head_dim;
+        for h in 0..kv_heads {
+            let one = Attention::new(op.group(), 1, 24, 0.2);
+            let (got, _) = packed(&one, &heads_of(&op, &qkv, h..h + 1), &cu);
+            let row = |row: &[E]| row[h * each..][..each].to_vec();
+            let want: Vec<E> = o.chunks(kv_heads * each).flat_map(row).collect();
+            assert!(same_bits(&got, &want), "{op:?} kv head {h}");
+        }
+    }
+}
+
+#[test]
+fn a_block_of_heads_has_the_bits_of_the_whole() {
+    few_heads_are_those_of_many::<f32>(6);
+    few_heads_are_those_of_many::<bf16>(7);
 }
 
 /// A seed for this run of the tests.

@@ -243,7 +243,7 @@ fn cases() -> Vec<Case> {
     let mut cases = vec![];
     // New tokens and cached tokens of each sequence.
     type Lengths = &'static [i32];
-    let shapes: [(Lengths, Lengths, Heads, Adjust); 13] = [
+    let shapes: [(Lengths, Lengths, Heads, Adjust); 15] = [
         (&[1, 17, 31], &[0, 5, 64], (4, 2, 16), PLAIN),
         (&[1, 1, 1, 1], &[0, 63, 64, 130], (4, 4, 40), PLAIN),
         (&[65], &[65], (4, 1, 64), PLAIN),
@@ -257,6 +257,8 @@ fn cases() -> Vec<Case> {
         (&[1, 9, 40], &[70, 0, 66], (3, 1, 20), PLAIN),
         (&[1, 1, 2], &[127, 5, 64], (8, 2, 128), PLAIN),
         (&[2, 50], &[63, 100], (2, 1, 256), (true, 90, 0.0)),
+        (&[1, 1, 20], &[0, 140, 3], (1, 1, 24), PLAIN),
+        (&[1, 33], &[77, 60], (3, 1, 64), PLAIN),
     ];
     for (new, starts, (heads, kv_heads, head_dim), adjust) in shapes {
         let op = example((heads, kv_heads, head_dim), adjust);

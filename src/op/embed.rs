@@ -339,7 +339,7 @@ fn part([tokens, d]: [usize; 2], id: [usize; 2], position: [usize; 2], learned: 
 mod tests {
     use super::*;
     use crate::base::Rng;
-    use crate::op::cpu::testing::{Host, forward};
+    use crate::op::cpu::testing::{Host, Runner, forward};
     use crate::op::{View, ViewMut};
 
     /// sqrt(3072) = 55.43 is 55.5 in bf16; 1.375 times that is 76.5, where 55.43 would give 76.
@@ -379,10 +379,7 @@ mod tests {
     }
 
     /// The parts of three ranks, summed in order and rounded, against the whole.
-    fn parts_sum_up<E: Elem>(
-        run: fn(&dyn Op, &[Option<Host>]) -> Result<Vec<Host>>,
-        learned: bool,
-    ) {
+    fn parts_sum_up<E: Elem>(run: Runner, learned: bool) {
         let mut rng = Rng::new(83, E::DTYPE.size() as u64);
         let (tokens, vocab, positions, d) = (57, 20, 13, 24);
         let mut numbers = |n: u32| Some(Host::ints(&[(); 57].map(|()| rng.below(n) as i32)));

@@ -340,7 +340,7 @@ fn weight_gradient<E: Elem>(
 fn cases() -> Vec<Case> {
     let mut cases = vec![];
     for (tokens, heads, kv_heads, d) in
-        [(1, 2, 1, 8), (13, 4, 2, 24), (5, 3, 3, 33), (40, 1, 1, 64)]
+        [(1, 2, 1, 8), (13, 4, 2, 24), (5, 3, 3, 33), (40, 1, 1, 64), (9, 3, 1, 16)]
     {
         let eps = 1e-3;
         let width = (heads + 2 * kv_heads) * d;

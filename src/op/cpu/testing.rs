@@ -90,6 +90,9 @@ pub(crate) fn planned(op: &dyn Op, ins: &[Option<Host>]) -> Result<(Plan, Vec<Ho
     Ok((plan, outs))
 }
 
+/// Plans and runs an operator forward: here, or on the emulated device.
+pub(crate) type Runner = fn(&dyn Op, &[Option<Host>]) -> Result<Vec<Host>>;
+
 /// Plans and runs `op` forward.
 pub(crate) fn forward(op: &dyn Op, ins: &[Option<Host>]) -> Result<Vec<Host>> {
     let (plan, mut outs) = planned(op, ins)?;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::Rng;
-use crate::op::cpu::testing::{Host, forward};
+use crate::op::cpu::testing::{Host, Runner, forward};
 use crate::op::settle::Settle;
 
 fn rows_are_alike<E: Elem>(rng: &mut Rng) {
@@ -27,10 +27,7 @@ fn a_row_does_not_depend_on_the_batch() {
     rows_are_alike::<bf16>(&mut Rng::new(51, 1));
 }
 
-/// Runs an operator forward, on one device or another.
-type Run = fn(&dyn Op, &[Option<Host>]) -> Result<Vec<Host>>;
-
-fn one(run: Run, op: &dyn Op, ins: &[Option<Host>]) -> Host {
+fn one(run: Runner, op: &dyn Op, ins: &[Option<Host>]) -> Host {
     run(op, ins).expect("no faults").remove(0)
 }
 
@@ -44,7 +41,7 @@ fn operands<E: Elem>(tokens: usize, outer: usize, inner: usize, rng: &mut Rng) -
     [Host::new::<E>(&[tokens, inner], &x), Host::new::<E>(&[outer, inner], &w)]
 }
 
-fn blocks_add_in_order<E: Elem>(run: Run, [tokens, outer]: [usize; 2], rng: &mut Rng) {
+fn blocks_add_in_order<E: Elem>(run: Runner, [tokens, outer]: [usize; 2], rng: &mut Rng) {
     let (mut chain, mut sum): (Option<Host>, Vec<f32>) = (None, vec![]);
     for inner in [1, 16, 33, 64] {
         let [x, w] = operands::<E>(tokens, outer, inner, rng);
@@ -66,7 +63,7 @@ fn blocks_add_in_order<E: Elem>(run: Run, [tokens, outer]: [usize; 2], rng: &mut
 }
 
 /// The operator in one is a product not rounded, that is settled.
-fn settling_is_the_end_of_linear<E: Elem>(run: Run, rng: &mut Rng) {
+fn settling_is_the_end_of_linear<E: Elem>(run: Runner, rng: &mut Rng) {
     let (tokens, inner, outer) = (19, 40, 35);
     let [x, w] = operands::<E>(tokens, outer, inner, rng).map(Some);
     let sum = one(run, &Linear::LOGITS, &[x.clone(), w.clone(), None, None]);
@@ -82,7 +79,7 @@ fn settling_is_the_end_of_linear<E: Elem>(run: Run, rng: &mut Rng) {
     }
 }
 
-fn sums_of_blocks_have_one_order(run: Run) {
+fn sums_of_blocks_have_one_order(run: Runner) {
     let mut rng = Rng::new(52, 0);
     for sizes in [[3, 9], [33, 64], [70, 130]] {
         blocks_add_in_order::<f32>(run, sizes, &mut rng);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::Rng;
-use crate::op::cpu::testing::{Host, backward, forward};
+use crate::op::cpu::testing::{Host, Runner, backward, forward};
 
 fn op(dropout: f32) -> Lora {
     Lora { scale: 2.0, offset: 3, dropout, seed: 91, site: 4, first: 0, columns: None }
@@ -91,9 +91,6 @@ fn a_row_does_not_depend_on_the_batch() {
     }
 }
 
-/// Runs an operator forward, on one device or another.
-type Run = fn(&dyn Op, &[Option<Host>]) -> Result<Vec<Host>>;
-
 /// Columns `range` of a matrix, with zeros for those that it has not.
 fn columns<E: Elem>(x: &Host, range: std::ops::Range<usize>) -> Host {
     let (rows, width) = (x.desc.shape.rows(), x.desc.shape.last());
@@ -104,7 +101,7 @@ fn columns<E: Elem>(x: &Host, range: std::ops::Range<usize>) -> Host {
     Host::new::<E>(&[rows, range.len()], &values)
 }
 
-fn blocks_add_up<E: Elem>(run: Run, rng: &mut Rng) {
+fn blocks_add_up<E: Elem>(run: Runner, rng: &mut Rng) {
     let (tokens, inner, rank, n, total) = (21, 26, 4, 7, 13);
     let y = Host::normal::<f32>(&[tokens, total], 1.0, rng);
     let x = Host::normal::<E>(&[tokens, inner], 1.0, rng);
@@ -130,7 +127,7 @@ fn blocks_add_up<E: Elem>(run: Run, rng: &mut Rng) {
 }
 
 /// With a = identity u is dropout(x) itself: blocks have the columns of the whole, bit for bit.
-fn blocks_have_the_mask_of_the_whole<E: Elem>(run: Run, rng: &mut Rng) {
+fn blocks_have_the_mask_of_the_whole<E: Elem>(run: Runner, rng: &mut Rng) {
     let (tokens, inner, width) = (33, 27, 9);
     let x = Host::normal::<E>(&[tokens, inner], 1.0, rng);
     let u = |op: Lora, x: Host| {
@@ -154,7 +151,7 @@ fn blocks_have_the_mask_of_the_whole<E: Elem>(run: Run, rng: &mut Rng) {
     }
 }
 
-fn blocks_of_columns_are_parts_of_the_whole(run: Run) {
+fn blocks_of_columns_are_parts_of_the_whole(run: Runner) {
     let mut rng = Rng::new(74, 0);
     blocks_add_up::<f32>(run, &mut rng);
     blocks_add_up::<bf16>(run, &mut rng);

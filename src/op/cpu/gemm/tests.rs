@@ -118,6 +118,30 @@ fn ragged_shapes_match_f64() {
     ragged::<bf16, bf16, bf16>(8);
 }
 
+/// What accumulates adds the finished sum, so that products over blocks of columns are added in order.
+fn old_values_are_added_last<A: Elem, B: Elem>(seed: u64) {
+    let mut rng = Rng::new(seed, 0);
+    for [m, n, depth] in [[1, 9, 1], [5, 33, 17], [40, 70, 100], [3, 17, 577]] {
+        let (a, b) = (random::<A>(&mut rng, m * depth), random::<B>(&mut rng, n * depth));
+        let (a, b) = (Mat::dense(&a, m, depth), Mat::dense(&b, n, depth));
+        let old = random::<f32>(&mut rng, m * n);
+        for path in PATHS {
+            let (mut c, mut sum) = (vec![f32::NAN; m * n], old.clone());
+            multiply(Product::Nt, path, a, b, MatMut::dense(&mut c, m, n), false);
+            multiply(Product::Nt, path, a, b, MatMut::dense(&mut sum, m, n), true);
+            let want: Vec<f32> = old.iter().zip(&c).map(|(old, c)| old + c).collect();
+            assert_eq!(bits(&sum), bits(&want), "{path:?} {m}x{n}x{depth}");
+        }
+    }
+}
+
+#[test]
+fn old_values_are_added_to_finished_sums() {
+    old_values_are_added_last::<f32, f32>(61);
+    old_values_are_added_last::<f32, bf16>(62);
+    old_values_are_added_last::<bf16, bf16>(63);
+}
+
 #[test]
 fn empty_dimensions() {
     for p in PRODUCTS {
