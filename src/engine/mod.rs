@@ -79,9 +79,7 @@ impl Engine {
         let fits = |c: &KvCache| c.pages >= pages && c.spare() as usize >= sequences * c.pages;
         if !self.cache.as_ref().is_some_and(fits) {
             self.cache = None;
-            let (arch, store) = (&self.model.arch, &self.model.store);
-            let cache = KvCache::new(arch, store.device(), store.dtype(), sequences, max_len)?;
-            self.cache = Some(cache);
+            self.cache = Some(KvCache::new(&self.model, sequences, max_len)?);
         }
         self.phase = Phase::Generation;
         Ok(())

@@ -1,9 +1,9 @@
 //! The KV-cache: pages of 64 tokens per layer, `[page, kv_heads, 64, head_dim]`, keys and values
 //! apart. Lengths are known at the start of a rollout, so each sequence gets its pages up front.
 
-use crate::arch::Arch;
-use crate::base::{DType, Result};
-use crate::device::{Buffer, Device};
+use crate::base::Result;
+use crate::device::Buffer;
+use crate::model::Model;
 use crate::tensor::Desc;
 
 /// Tokens per page: the key block of attention.
@@ -21,17 +21,12 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `sequences` sequences of up to `max_len` tokens, on `device`.
-    pub fn new(
-        arch: &Arch,
-        device: Device,
-        dtype: DType,
-        sequences: usize,
-        max_len: usize,
-    ) -> Result<KvCache> {
+    /// Room for `sequences` sequences of up to `max_len` tokens, of the heads that this rank generates with.
+    pub fn new(model: &Model, sequences: usize, max_len: usize) -> Result<KvCache> {
+        let (arch, device) = (&model.arch, model.store.device());
         let pages = max_len.div_ceil(PAGE).max(1);
-        let shape = [sequences * pages + 1, arch.kv_heads, PAGE, arch.head_dim];
-        let desc = Desc::new(&shape, dtype);
+        let shape = [sequences * pages + 1, model.params.kv_heads, PAGE, arch.head_dim];
+        let desc = Desc::new(&shape, model.store.dtype());
         let one = || Buffer::zeroed(device, desc.bytes());
         let layers = (0..arch.layers).map(|_| Ok((one()?, one()?))).collect::<Result<Vec<_>>>()?;
         Ok(KvCache { layers, desc, pages })

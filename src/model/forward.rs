@@ -3,18 +3,15 @@
 
 use crate::arch::{Activation, Position, Residual};
 use crate::base::{Error, Result};
-use crate::model::{Head, KvCache, Linear, Model, NormParams};
+use crate::model::{Head, KvCache, Model};
 use crate::op;
 use crate::op::act::{Act, Kind};
 use crate::op::attention::Attention;
-use crate::op::embed::Embed;
 use crate::op::head_norm::HeadNorm;
 use crate::op::logprob::LogProb;
-use crate::op::lora::Lora;
-use crate::op::norm::Norm;
+
 use crate::op::rope::Rope;
 use crate::op::softcap::Softcap;
-use crate::pool::ParamId;
 use crate::tape::{Keep, Tape};
 use crate::tensor::Tensor;
 
@@ -76,37 +73,7 @@ impl Model {
         pass: Pass,
     ) -> Result<Tensor> {
         tape.segment(Keep::All);
-        let tokens = tape.param(&self.store, self.params.tokens);
-        let table = self.params.positions.map(|p| tape.param(&self.store, p));
-        let position_offset = match self.arch.position {
-            Position::Learned { offset, .. } => offset,
-            Position::Rotary(_) | Position::Alibi { .. } => 0,
-        };
-        let scale = self.arch.embed_scale;
-        let mut x = match self.params.project_in {
-            None => {
-                let embed = Embed { id_offset: 0, position_offset, scale, window: None };
-                op::embed::embed(tape, embed, ids, positions, tokens, table)?
-            }
-            // Position embeddings are as wide as the model, not as the token embedding.
-            Some(project) => {
-                let embed = Embed { id_offset: 0, position_offset: 0, scale, window: None };
-                let narrow = op::embed::embed(tape, embed, ids, positions, tokens, None)?;
-                let wide = match table {
-                    Some(table) => {
-                        let embed = Embed {
-                            id_offset: position_offset,
-                            position_offset: 0,
-                            scale: 1.0,
-                            window: None,
-                        };
-                        Some(op::embed::embed(tape, embed, positions, positions, table, None)?)
-                    }
-                    None => None,
-                };
-                self.project(tape, project, narrow, wide)?
-            }
-        };
+        let mut x = self.embed(tape, ids, positions)?;
         if let Some(norm) = &self.params.embed_norm {
             x = self.norm(tape, norm, x)?;
         }
@@ -187,20 +154,22 @@ impl Model {
         pass: Pass,
     ) -> Result<Tensor> {
         let (arch, p) = (&self.arch, &self.params.blocks[layer]);
-        let (heads, kv_heads, head_dim) = (arch.heads, arch.kv_heads, arch.head_dim);
-        let mut qkv = self.linear(tape, &p.qkv, n, None, None, pass)?;
-        if let Some([q, k]) = p.qk_norm {
-            let norm = HeadNorm { heads, kv_heads, head_dim, eps: arch.norm.eps };
-            let (q, k) = (tape.param(&self.store, q), tape.param(&self.store, k));
-            qkv = op::head_norm::head_norm(tape, norm, qkv, q, k)?;
-        }
-        if let Position::Rotary(rotary) = &arch.position {
-            let (inv_freq, interleaved) = (rotary.inv_freq.clone(), rotary.interleaved);
-            let rope = Rope { heads, kv_heads, head_dim, inv_freq, interleaved, scale: 1.0 };
-            qkv = op::rope::rope(tape, rope, qkv, positions)?;
-        }
-        let o = self.attend(tape, layer, qkv, attend)?;
-        self.linear(tape, &p.out, o, residual, None, pass)
+        let (heads, kv_heads, head_dim) =
+            (self.params.heads.each, self.params.kv_heads, arch.head_dim);
+        self.joined(tape, &p.out, residual, pass, &mut |tape, block| {
+            let mut qkv = self.linear(tape, &p.qkv, n, block, None, None, pass)?;
+            if let Some([q, k]) = p.qk_norm {
+                let norm = HeadNorm { heads, kv_heads, head_dim, eps: arch.norm.eps };
+                let (q, k) = (self.param(tape, q), self.param(tape, k));
+                qkv = op::head_norm::head_norm(tape, norm, qkv, q, k)?;
+            }
+            if let Position::Rotary(rotary) = &arch.position {
+                let (inv_freq, interleaved) = (rotary.inv_freq.clone(), rotary.interleaved);
+                let rope = Rope { heads, kv_heads, head_dim, inv_freq, interleaved, scale: 1.0 };
+                qkv = op::rope::rope(tape, rope, qkv, positions)?;
+            }
+            self.attend(tape, layer, block, qkv, attend)
+        })
     }
 
     /// The MLP of `layer` on `n`, with `residual` added.
@@ -222,49 +191,47 @@ impl Model {
         let adapted = pass.adapters && !p.up.adapters.is_empty();
         // Backward needs the activation's argument; without one it need not be stored.
         let fused = !(arch.gated || adapted || tape.is_recording());
-        let a = if fused {
-            self.linear(tape, &p.up, n, None, Some(kind), pass)?
-        } else {
-            let up = self.linear(tape, &p.up, n, None, None, pass)?;
-            op::act::act(tape, Act { kind, gated: arch.gated }, up)?
-        };
-        self.linear(tape, &p.down, a, residual, None, pass)
-    }
-
-    /// A projection between the embedding's width and the model's.
-    fn project<'a>(
-        &'a self,
-        tape: &mut Tape<'a>,
-        weight: ParamId,
-        x: Tensor,
-        residual: Option<Tensor>,
-    ) -> Result<Tensor> {
-        let weight = tape.param(&self.store, weight);
-        let linear = op::linear::Linear::PLAIN;
-        op::linear::linear(tape, linear, x, weight, None, residual)
+        self.joined(tape, &p.down, residual, pass, &mut |tape, block| {
+            if fused {
+                return self.linear(tape, &p.up, n, block, None, Some(kind), pass);
+            }
+            let up = self.linear(tape, &p.up, n, block, None, None, pass)?;
+            op::act::act(tape, Act { kind, gated: arch.gated }, up)
+        })
     }
 
     fn attend(
         &self,
         tape: &mut Tape<'_>,
         layer: usize,
+        block: Option<usize>,
         qkv: Tensor,
         attend: &Attend<'_>,
     ) -> Result<Tensor> {
-        let arch = &self.arch;
+        let (arch, heads) = (&self.arch, &self.params.heads);
         let alibi = match &arch.position {
-            Position::Alibi { slopes } => Some(slopes.clone()),
+            Position::Alibi { slopes } => Some(match block {
+                None => slopes.clone(),
+                Some(b) => {
+                    // Heads that are padding have any.
+                    let own = slopes[heads.blocks[b].clone()].iter().copied();
+                    own.chain(std::iter::repeat(0.0)).take(heads.each).collect()
+                }
+            }),
             Position::Learned { .. } | Position::Rotary(_) => None,
         };
         let attention = Attention {
             alibi,
             window: arch.windows[layer],
             softcap: arch.attention_softcap,
-            ..Attention::new(arch.heads, arch.kv_heads, arch.head_dim, arch.scale)
+            ..Attention::new(heads.each, self.params.kv_heads, arch.head_dim, arch.scale)
         };
         match attend {
             Attend::Packed { cu_seqlens } => {
                 op::attention::attention(tape, attention, qkv, *cu_seqlens)
+            }
+            Attend::Cached { .. } if block != self.store.lane() => {
+                Err(Error::internal("a cache of one block's heads, and a pass over all blocks"))
             }
             Attend::Cached { cu_seqlens, starts, table, cache } => {
                 let (k, v) = &cache.layers[layer];
@@ -277,45 +244,6 @@ impl Model {
         }
     }
 
-    fn norm<'a>(&'a self, tape: &mut Tape<'a>, p: &NormParams, x: Tensor) -> Result<Tensor> {
-        let weight = tape.param(&self.store, p.weight);
-        let bias = p.bias.map(|b| tape.param(&self.store, b));
-        let kind = self.arch.norm;
-        let norm = Norm { mean: kind.layer_norm, eps: kind.eps, unit_offset: kind.unit_offset };
-        op::norm::norm(tape, norm, x, weight, bias)
-    }
-
-    fn linear<'a>(
-        &'a self,
-        tape: &mut Tape<'a>,
-        p: &Linear,
-        x: Tensor,
-        residual: Option<Tensor>,
-        activation: Option<Kind>,
-        pass: Pass,
-    ) -> Result<Tensor> {
-        let weight = tape.param(&self.store, p.weight);
-        let bias = p.bias.map(|b| tape.param(&self.store, b));
-        let linear = op::linear::Linear { activation, ..op::linear::Linear::PLAIN };
-        let mut y = op::linear::linear(tape, linear, x, weight, bias, residual)?;
-        for adapter in p.adapters.iter().filter(|_| pass.adapters) {
-            let config = self.lora.as_ref().expect("adapters come with a config");
-            let lora = Lora {
-                scale: config.scale(),
-                offset: adapter.offset,
-                dropout: pass.dropout.map_or(0.0, |_| config.dropout),
-                seed: pass.dropout.map_or(0, |d| d.seed),
-                site: adapter.site,
-                first: pass.dropout.map_or(0, |d| d.first),
-                columns: None,
-            };
-            let a = tape.param(&self.store, adapter.a);
-            let b = tape.param(&self.store, adapter.b);
-            y = op::lora::lora(tape, lora, y, x, a, b)?;
-        }
-        Ok(y)
-    }
-
     /// What logits are made of: hidden rows `select` `[n]`, and the weights and bias of the output layer.
     fn output<'a>(
         &'a self,
@@ -325,8 +253,8 @@ impl Model {
     ) -> Result<(Tensor, Tensor, Option<Tensor>)> {
         debug_assert_eq!(self.head, Head::Lm);
         let rows = op::gather::gather(tape, hidden, select)?;
-        let weight = tape.param(&self.store, self.params.head);
-        let bias = self.params.head_bias.map(|b| tape.param(&self.store, b));
+        let weight = self.param(tape, self.params.head);
+        let bias = self.params.head_bias.map(|b| self.param(tape, b));
         Ok((rows, weight, bias))
     }
 
@@ -371,6 +299,7 @@ impl Model {
         let (rows, weight, bias) = self.output(tape, hidden, select)?;
         let linear = op::linear::Linear::LOGITS;
         let logits = op::linear::linear(tape, linear, rows, weight, bias, None)?;
+        let logits = self.whole_rows(tape, logits)?;
         match self.arch.head_softcap {
             0.0 => Ok(logits),
             cap => op::softcap::softcap(tape, Softcap { cap }, logits),
@@ -386,7 +315,7 @@ impl Model {
     ) -> Result<Tensor> {
         debug_assert_eq!(self.head, Head::Score);
         let rows = op::gather::gather(tape, hidden, select)?;
-        let weight = tape.param(&self.store, self.params.head);
+        let weight = self.param(tape, self.params.head);
         op::head::head(tape, rows, weight, None)
     }
 }

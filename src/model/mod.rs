@@ -3,6 +3,7 @@
 
 mod cache;
 mod forward;
+mod layers;
 mod load;
 mod lora;
 mod params;
@@ -13,7 +14,7 @@ pub use forward::{Attend, Draw, Pass};
 pub use load::{LoadOptions, base_dir, hub_cache, resolve_model};
 pub use lora::{LoraConfig, linear_modules};
 pub use params::{Adapter, BlockParams, Linear, NormParams, Params, Source};
-pub use save::{SaveAs, Values, save_adapters, save_model};
+pub use save::{SaveAs, Values, save_adapters, save_model, take_part_in_saving};
 
 use crate::arch::{Arch, Config};
 use crate::base::{Result, Rng};

@@ -104,6 +104,10 @@ pub struct Params {
     pub project_out: Option<ParamId>,
     /// The blocks.
     pub blocks: Vec<BlockParams>,
+    /// Query heads of each block of the cut.
+    pub heads: Group,
+    /// Key and value heads of each.
+    pub kv_heads: usize,
     /// Before the head.
     pub final_norm: Option<NormParams>,
     /// `[vocab, embed_width]`, which may be the embedding, or `[1, embed_width]`.
@@ -186,6 +190,8 @@ impl Params {
             project_in,
             project_out,
             blocks,
+            heads: l.cuts.heads,
+            kv_heads: l.cuts.kv_heads,
             final_norm,
             head,
             head_bias,
@@ -205,8 +211,10 @@ impl Params {
 /// How the widths inside a block are cut: heads stay whole, and a block has the key and value heads that its query heads read.
 #[derive(Clone, Debug)]
 pub(super) struct Cuts {
-    /// Query heads of a block, and the key and value heads that they read.
-    pub heads: [usize; 2],
+    /// Query heads.
+    pub heads: Group,
+    /// Key and value heads of a block.
+    pub kv_heads: usize,
     /// Elements of the query heads.
     pub q: Group,
     /// Elements of the key or value heads.
@@ -239,10 +247,11 @@ impl Cuts {
         };
         let d = arch.head_dim;
         Cuts {
-            heads: [q.each, kv.each],
+            kv_heads: kv.each,
             q: q.times(d),
             kv: kv.times(d),
             ffn: Group::even(0..arch.ffn, blocks),
+            heads: q,
         }
     }
 }

@@ -37,15 +37,37 @@ struct Part<'m> {
 }
 
 /// Writes `config.json` and the weights into `dir`, which is made if absent. Adapters are merged.
-/// `values` replaces the stored weights (an EMA) where it returns some.
+/// `values` replaces the stored weights (an EMA) where it returns some. The other ranks that share the weights
+/// [take part](take_part_in_saving).
 pub fn save_model(
     model: &Model,
     dir: &Path,
     options: &SaveAs,
     values: Option<&Values<'_>>,
 ) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
-    write_json(&dir.join("config.json"), &config_of(model).into())?;
+    save_or_read(model, Some(dir), options, values)
+}
+
+/// Does this rank's part in reading what another one writes by [`save_model`] and, with `adapters`, by [`save_adapters`].
+pub fn take_part_in_saving(
+    model: &Model,
+    values: Option<&Values<'_>>,
+    adapters: bool,
+) -> Result<()> {
+    save_or_read(model, None, &SaveAs::default(), values)?;
+    if adapters { adapters_to(model, None, "") } else { Ok(()) }
+}
+
+fn save_or_read(
+    model: &Model,
+    dir: Option<&Path>,
+    options: &SaveAs,
+    values: Option<&Values<'_>>,
+) -> Result<()> {
+    if let Some(dir) = dir {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
+        write_json(&dir.join("config.json"), &config_of(model).into())?;
+    }
     let dtype = source_dtype(model.store.dtype());
     let mut tensors = vec![];
     let mut parts = HashMap::new();
@@ -70,7 +92,7 @@ pub fn save_model(
         let given = values.map_or(Ok(None), |f| f(id))?;
         given.map_or_else(|| model.store.read_f32(id), Ok)
     };
-    save_sharded(dir, &tensors, options.max_shard_bytes, &mut |t| {
+    let mut bytes = |t: &SaveTensor| {
         let part = &parts[&t.name];
         let columns: usize = model.store.param(part.param).spec.shape[1..].iter().product();
         let range = part.rows.start * columns..part.rows.end * columns;
@@ -90,8 +112,11 @@ pub fn save_model(
             w = turned;
         }
         Ok(Cow::Owned(to_bytes(&w, model.store.dtype())))
-    })?;
-    Ok(())
+    };
+    match dir {
+        Some(dir) => save_sharded(dir, &tensors, options.max_shard_bytes, &mut bytes).map(|_| ()),
+        None => tensors.iter().try_for_each(|t| bytes(t).map(|_| ())),
+    }
 }
 
 fn source_dtype(dtype: DType) -> SourceDType {
@@ -162,10 +187,13 @@ fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
 
 /// Writes the adapters in PEFT's format. `base` is the name recorded as their base model.
 pub fn save_adapters(model: &Model, dir: &Path, base: &str) -> Result<()> {
+    adapters_to(model, Some(dir), base)
+}
+
+fn adapters_to(model: &Model, dir: Option<&Path>, base: &str) -> Result<()> {
     let Some(lora) = &model.lora else {
         return Err(Error::internal("save_adapters of a model without adapters"));
     };
-    std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
     let mut tensors = vec![];
     let mut places = HashMap::new();
     let mut add = |name: String, id: ParamId, order: Option<Arc<[usize]>>| {
@@ -185,15 +213,20 @@ pub fn save_adapters(model: &Model, dir: &Path, base: &str) -> Result<()> {
     if model.head == Head::Score {
         add("base_model.model.score.weight".into(), model.params.head, None);
     }
-    let path = dir.join("adapter_model.safetensors");
-    write_safetensors(&path, &tensors, &[("format", "pt")], &mut |t| {
+    let mut bytes = |t: &SaveTensor| {
         let (id, order) = &places[&t.name];
         let mut values = model.store.read_f32(*id)?;
         if let Some(order) = order {
             values = layout::scatter_rows(order, values.len() / order.len(), &values);
         }
         Ok(Cow::Owned(to_bytes(&values, DType::F32)))
-    })?;
+    };
+    let Some(dir) = dir else {
+        return tensors.iter().try_for_each(|t| bytes(t).map(|_| ()));
+    };
+    std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
+    let path = dir.join("adapter_model.safetensors");
+    write_safetensors(&path, &tensors, &[("format", "pt")], &mut bytes)?;
     let mut modules: Vec<String> = model
         .adapters()
         .map(|a| a.module.rsplit('.').next().unwrap_or(&a.module).to_string())

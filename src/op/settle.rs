@@ -69,7 +69,6 @@ impl Op for Settle {
         Ok(Plan {
             outs: vec![Place::New(y)],
             differentiable: 0b1,
-            cheap: true,
             cuda_scratch_backward: ins[1].map_or(0, |_| column_sums_scratch(tokens, width)),
             ..Plan::default()
         })

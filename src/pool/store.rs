@@ -352,6 +352,11 @@ impl Store {
         Ok(())
     }
 
+    /// Bytes of what was gathered for it.
+    pub fn lane_bytes(&self) -> usize {
+        self.slices.iter().flatten().flatten().map(Buffer::bytes).sum()
+    }
+
     /// Ends what [`Store::enter_lane`] began.
     pub fn leave_lane(&mut self) {
         self.slices = None;

@@ -48,7 +48,7 @@ pub(super) fn decode(
     let mut programs: HashMap<usize, Program<'_>> = HashMap::new();
     let mut changed = true;
     while !active.is_empty() {
-        ws.go_on()?;
+        super::go_on(model, ws)?;
         let sizes = Sizes { rows: bucket(device, active.len()), ..most };
         if changed {
             slots.upload(&sizes, &active, rows, cache, answers)?;
@@ -74,7 +74,7 @@ pub(super) fn decode(
 /// Kernels that a step for one sequence launches.
 pub(super) fn launches(model: &Model, ws: &mut Workspace) -> Result<u64> {
     let device = model.store.device();
-    let cache = KvCache::new(&model.arch, device, model.store.dtype(), 1, 1)?;
+    let cache = KvCache::new(model, 1, 1)?;
     let sizes = Sizes { rows: 1, pages: cache.pages, steps: 1 };
     let slots = Slots::new(device, sizes)?;
     let step = Step { model, cache: &cache, sampling: &Sampling::greedy(1, vec![0]) };
@@ -108,7 +108,9 @@ impl<'a> Step<'a> {
     /// Records a step.
     fn capture(self, ws: &'a Workspace, sizes: Sizes, slots: &Slots) -> Result<Program<'a>> {
         let inputs = Inputs { sizes, slots: Some(slots) };
-        ws.capture(&self.key(), &inputs, |tape, inputs: &Inputs<'_>| self.run(tape, inputs))
+        // What ranks tell each other through the host is no part of a graph.
+        let graph = self.model.store.partition().tensor.size() == 1;
+        ws.capture(&self.key(), &inputs, graph, |tape, inputs: &Inputs<'_>| self.run(tape, inputs))
     }
 }
 

@@ -125,7 +125,7 @@ pub fn generate(
     // Prompts go through in pieces of bounded size.
     let lengths: Vec<usize> = prompts.iter().map(|p| p.len()).collect();
     for group in micro_batches(&lengths, PREFILL_TOKENS) {
-        ws.go_on()?;
+        go_on(model, ws)?;
         let step = make_prefill(&group, prompts, sequences, cache, sampling);
         let (tokens, logprobs) = prefill(model, ws, cache, &step, sampling)?;
         for (k, &i) in group.iter().enumerate() {
@@ -136,6 +136,12 @@ pub fn generate(
     let rows = decode::Rows { prompts, sequences, sampling };
     decode::decode(model, ws, cache, &rows, &mut answers, on_token)?;
     Ok(answers)
+}
+
+/// Drops the work if that is asked. Of several ranks none may leave the others: they agree on it between generation and what
+/// comes before and after.
+fn go_on(model: &Model, ws: &Workspace) -> Result<()> {
+    if model.store.partition().comm.size() > 1 { Ok(()) } else { ws.go_on() }
 }
 
 /// Kernels launched for one token of every sequence, on a device with kernels; nothing is computed.

@@ -4,8 +4,8 @@
 
 use super::{Tape, Workspace, workspace::Shaped};
 use crate::base::{Error, Result};
-use crate::device::{Device, Graph, Region};
-use crate::op::{Forward, Op, View, ViewMut, run_error};
+use crate::device::{Device, Graph, Region, Stream};
+use crate::op::{Arg, CudaForward, Forward, Op, View, ViewMut, run_error};
 use crate::tensor::Desc;
 use std::fmt;
 use std::sync::Arc;
@@ -35,6 +35,12 @@ pub(super) struct Step {
     pub(super) scratch: Region,
 }
 
+impl Step {
+    fn failed(&self, e: Error) -> Error {
+        run_error(e, self.op.name(), self.ins.iter().map(|x| x.map(|(_, desc)| desc)))
+    }
+}
+
 struct Operators<'a> {
     steps: Vec<Step>,
     /// Empty between runs; kept for their memory.
@@ -55,6 +61,9 @@ impl Program<'_> {
     /// Runs it once more.
     pub fn run(&mut self) -> Result<()> {
         match &mut self.steps {
+            Steps::Operators(operators) if self.device.has_kernels() => {
+                operators.launch(self.device.stream()?)
+            }
             Steps::Operators(operators) => operators.run(),
             Steps::Graph(graph, name) => {
                 let done = self.device.stream()?.replay(graph);
@@ -65,6 +74,21 @@ impl Program<'_> {
 }
 
 impl Operators<'_> {
+    /// Launches the kernels of all.
+    fn launch(&self, stream: &Stream) -> Result<()> {
+        let arg = |(region, desc): &Place| Arg { ptr: region.ptr as u64, desc: *desc };
+        for step in &self.steps {
+            let io = CudaForward {
+                stream,
+                ins: step.ins.iter().map(|x| x.as_ref().map(arg)).collect(),
+                outs: step.outs.iter().map(arg).collect(),
+                scratch: step.scratch.ptr as u64,
+            };
+            step.op.cuda_forward(&io).map_err(|e| step.failed(e))?;
+        }
+        Ok(())
+    }
+
     fn run(&mut self) -> Result<()> {
         for step in &self.steps {
             let (mut ins, mut outs) =
@@ -84,9 +108,7 @@ impl Operators<'_> {
             io.ins.clear();
             io.outs.clear();
             (self.ins, self.outs) = (io.ins, io.outs);
-            done.map_err(|e| {
-                run_error(e, step.op.name(), step.ins.iter().map(|x| x.map(|(_, desc)| desc)))
-            })?;
+            done.map_err(|e| step.failed(e))?;
         }
         Ok(())
     }
@@ -94,17 +116,18 @@ impl Operators<'_> {
 
 impl Workspace {
     /// Records `program` as it would run on `inputs`. It may not copy to or from the host, and must have
-    /// been planned for inputs as large as these ([`Workspace::reserve`]).
+    /// been planned for inputs as large as these ([`Workspace::reserve`]). `graph`: a device that can is to record a graph.
     pub fn capture<'a, I: Shaped>(
         &'a self,
         key: &str,
         inputs: &I,
+        graph: bool,
         program: impl FnOnce(&mut Tape<'a>, &I) -> Result<()>,
     ) -> Result<Program<'a>> {
         let mut tape = self.tape(key)?;
         self.position().enter(key);
         let device = tape.device;
-        if device.has_kernels() {
+        if device.has_kernels() && graph {
             let (graph, ()) = device.stream()?.capture(|| program(&mut tape, inputs))?;
             return Ok(Program { device, steps: Steps::Graph(graph, key.to_string()) });
         }

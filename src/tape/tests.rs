@@ -150,9 +150,9 @@ fn a_captured_program_runs_each_time_it_is_told_to() {
     let near = |a: [f32; 3], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
 
     let mut ws = Workspace::new(Device::Cpu, usize::MAX).unwrap();
-    assert!(ws.capture("cap", &x, |_, _| Ok(())).is_err(), "not planned");
+    assert!(ws.capture("cap", &x, true, |_, _| Ok(())).is_err(), "not planned");
     ws.reserve("cap", &[3], &mut |tape, x: &Bound<'_>| cap(tape, x)).unwrap();
-    let mut program = ws.capture("cap", &x, |tape, x| cap(tape, x).map(|_| ())).unwrap();
+    let mut program = ws.capture("cap", &x, true, |tape, x| cap(tape, x).map(|_| ())).unwrap();
     assert_eq!(now(), values, "captured, not run");
     program.run().unwrap();
     assert!(near(now(), capped(values)));
@@ -166,11 +166,11 @@ fn a_captured_program_has_no_business_with_the_host() {
     let x = Bound(Some(&buffer), 3);
     let mut ws = Workspace::new(Device::Cpu, usize::MAX).unwrap();
     ws.reserve("cap", &[3], &mut |tape, x: &Bound<'_>| cap(tape, x)).unwrap();
-    let reads = ws.capture("cap", &x, |tape, x| {
+    let reads = ws.capture("cap", &x, true, |tape, x| {
         let y = cap(tape, x)?;
         tape.read_f32(y).map(|_| ())
     });
     assert!(reads.unwrap_err().to_string().contains("copies to the host"));
-    let writes = ws.capture("cap", &x, |tape, _| tape.input_f32(&[1.0]).map(|_| ()));
+    let writes = ws.capture("cap", &x, true, |tape, _| tape.input_f32(&[1.0]).map(|_| ()));
     assert!(writes.unwrap_err().to_string().contains("copies from the host"));
 }

@@ -11,12 +11,14 @@ use duplex::comm::run_ranks;
 use duplex::data::{PairExample, SftExample};
 use duplex::device::Device;
 use duplex::engine::Engine;
+use duplex::model::LoraConfig;
 use duplex::model::{Head, LoadOptions};
 use duplex::pool::{ParamId, Partition, Zero};
 use duplex::rlhf::{
     PpoConfig, PpoTrainer, RewardConfig, RewardLoss, RewardSource, RewardTrainer, SftConfig,
     SftTrainer,
 };
+use duplex::rollout::Sampling;
 use duplex::tape::Keep;
 use duplex::train::{AdamWConfig, AdamWState};
 use std::time::Duration;
@@ -34,10 +36,21 @@ struct How {
     tensor: usize,
 }
 
+/// The cases on the CPU, and the few that there is time for on a device that is emulated.
+fn cases<T: Clone>(all: &[T], few: &[T]) -> Vec<T> {
+    if device() == Device::Cpu { all.to_vec() } else { few.to_vec() }
+}
+
 /// Every stage at each number of ranks.
 fn stages(ranks: &[usize]) -> Vec<How> {
     let all = |&ranks: &usize| Zero::ALL.map(|stage| How { ranks, stage, tensor: 1 });
-    ranks.iter().flat_map(all).collect()
+    cases(&ranks.iter().flat_map(all).collect::<Vec<_>>(), &[all(&2)[2], all(&2)[3]])
+}
+
+/// Weights shared out among `ranks`, of which `tensor` compute together.
+fn tensor(ways: &[(usize, usize)]) -> Vec<How> {
+    let how = |&(ranks, tensor): &(usize, usize)| How { ranks, stage: Zero::Weights, tensor };
+    ways.iter().take(cases(&[ways.len()], &[1])[0]).map(how).collect()
 }
 
 /// Runs `body` on one rank and in each of the ways given, and compares.
@@ -119,6 +132,42 @@ fn supervised_finetuning_on_several_ranks() {
     }
 }
 
+#[test]
+fn weights_cut_for_tensor_parallelism_are_trained_alike() {
+    let ways = tensor(&[(2, 2), (3, 3), (4, 2), (4, 4)]);
+    for family in cases(&ALL_FAMILIES, &["llama", "bloom"]) {
+        same_as_one(family, &ways, |p| sft(family, DType::F32, adamw(1e-3), 3, p));
+    }
+}
+
+#[test]
+fn adapters_cut_for_tensor_parallelism_are_trained_alike() {
+    for family in cases(&ALL_FAMILIES, &["llama"]) {
+        same_as_one(family, &tensor(&[(2, 2), (4, 4)]), |p| {
+            let mut ws = workspace();
+            let lora = LoraConfig { dropout: 0.2, ..lora(family) };
+            let options = LoadOptions {
+                train: true,
+                lora: Some(lora),
+                seed: 5,
+                partition: p.clone(),
+                ..LoadOptions::frozen(Head::Lm, DType::F32).on(device())
+            };
+            let engine = Engine::trained(model_as(family, &options), adamw(1e-2), Keep::All)?;
+            let config = SftConfig { step: step_config(60), loss_on_prompt: false };
+            let mut trainer = SftTrainer::new(engine, config);
+            let mut numbers = vec![];
+            for step in 0..4 {
+                let examples = examples(step, 5);
+                let rows: Vec<&SftExample> = examples.iter().collect();
+                let stats = trainer.train(&mut ws, &rows)?;
+                numbers.extend([stats.loss, stats.grad_norm].map(f64::from));
+            }
+            Ok((numbers, weights(&trainer.engine.model)))
+        });
+    }
+}
+
 /// Alike on all ranks and at every stage, though not near those of one: a rounding may go either way.
 #[test]
 fn bf16_on_several_ranks() {
@@ -146,14 +195,14 @@ fn bf16_on_several_ranks() {
 
 #[test]
 fn the_reward_model_on_several_ranks() {
-    for loss in [RewardLoss::End, RewardLoss::TokenWise] {
+    for loss in cases(&[RewardLoss::End, RewardLoss::TokenWise], &[RewardLoss::End]) {
         same_as_one("reward", &stages(&[2, 3, 4]), |p| {
             let mut ws = workspace();
             let config = RewardConfig { step: step_config(90), loss };
             let engine = engine("opt", Head::Score, DType::F32, adamw(1e-4), p)?;
             let mut trainer = RewardTrainer::new(engine, config);
             let mut numbers = vec![];
-            for step in 0..10 {
+            for step in 0..cases(&[10], &[3])[0] {
                 let pairs = pairs(step, 2 + step as usize % 5);
                 let rows: Vec<&PairExample> = pairs.iter().collect();
                 let (stats, eval) =
@@ -171,7 +220,7 @@ fn ppo(family: &str, count: usize, partition: &Partition) -> Result<Told> {
     let mut ws = workspace();
     // Only the actor generates.
     let others = Partition::new(partition.comm.clone(), partition.stage, 1)?;
-    let mut engines = engines_among(family, DType::F32, adamw(1e-3), [partition, &others]);
+    let mut engines = engines_among(family, DType::F32, adamw(2e-4), [partition, &others]);
     let options = LoadOptions {
         seed: 7,
         partition: others,
@@ -188,7 +237,7 @@ fn ppo(family: &str, count: usize, partition: &Partition) -> Result<Told> {
     };
     let mut trainer = PpoTrainer::new(engines, config)?;
     let mut numbers = vec![];
-    for i in 0..5 {
+    for i in 0..cases(&[5], &[2])[0] {
         let asked = prompts(i, count);
         let asked: Vec<&[i32]> = asked.iter().map(Vec::as_slice).collect();
         let experience = trainer.generate_experience(&mut ws, &asked)?;
@@ -208,12 +257,73 @@ fn ppo(family: &str, count: usize, partition: &Partition) -> Result<Told> {
 
 #[test]
 fn ppo_on_several_ranks() {
-    for family in FAMILIES {
+    for family in cases(&FAMILIES, &["llama"]) {
         same_as_one(family, &stages(&[2, 3, 4]), |p| ppo(family, 7, p));
     }
     // Fewer prompts than ranks.
-    same_as_one("few", &stages(&[4]), |p| ppo("llama", 2, p));
-    for family in ALL_FAMILIES {
+    same_as_one("few", &[stages(&[4]), tensor(&[(4, 2)])].concat(), |p| ppo("llama", 2, p));
+    for family in cases(&ALL_FAMILIES, &[]) {
         same_as_one(family, &stages(&[2]), |p| ppo(family, 3, p));
+    }
+}
+
+/// The ratio of the first minibatch is 1, the losses are those of one rank.
+#[test]
+fn ppo_with_tensor_parallel_generation() {
+    for family in cases(&ALL_FAMILIES, &["llama"]) {
+        same_as_one(family, &tensor(&[(2, 2), (3, 3), (4, 2), (4, 4)]), |p| ppo(family, 5, p));
+    }
+}
+
+/// What the actor sends and copies to begin to generate, and to go back.
+#[test]
+fn the_switch_moves_what_a_rank_lacks_of_its_block_and_no_more() {
+    for (ranks, tensor) in [(2, 2), (4, 4), (4, 2), (4, 1), (3, 3)] {
+        run_ranks(ranks, SOON, |comm| {
+            let partition = Partition::new(comm.clone(), Zero::Weights, tensor)?;
+            let mut actor = engine("llama", Head::Lm, DType::Bf16, adamw(1e-3), &partition)?;
+            let store = &mut actor.model.store;
+            let held = store.bytes().0;
+            let before = comm.sent();
+            store.enter_lane()?;
+            let (sent, gathered) = (comm.sent() - before, store.lane_bytes() as u64);
+            store.leave_lane();
+            assert_eq!(comm.sent() - before, sent, "nothing is sent to go back");
+            // Of a block each rank has one part of `ranks / tensor`.
+            let others = (ranks / tensor - 1) as u64;
+            assert_eq!(sent, others * held as u64);
+            assert_eq!(gathered, if others == 0 { 0 } else { (others + 1) * held as u64 });
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn tensor_parallel_generation_is_that_of_one_rank() {
+    let sampling = Sampling { min_new_tokens: 12, ..Sampling::greedy(12, vec![0]) };
+    for family in cases(&ALL_FAMILIES, &["opt_350m", "gemma2"]) {
+        for (temperature, top_k) in cases(&[(0.0, 0), (0.8, 0), (1.1, 9)], &[(0.8, 0)]) {
+            let sampling = Sampling { temperature, top_k, seed: 3, ..sampling.clone() };
+            let generate = |partition: &Partition| {
+                let mut ws = workspace();
+                let mut actor = engine(family, Head::Lm, DType::F32, adamw(1e-3), partition)?;
+                let asked = prompts(2, 5);
+                let asked: Vec<&[i32]> = asked.iter().map(Vec::as_slice).collect();
+                let numbers: Vec<u64> = (0..5).collect();
+                actor.generate(&mut ws, &asked, &numbers, &sampling, &mut |_, _| {})
+            };
+            let one = generate(&Partition::alone()).unwrap();
+            for ranks in cases(&[2, 3, 4], &[4]) {
+                let run = |comm| generate(&Partition::new(comm, Zero::Weights, ranks)?);
+                for answers in run_ranks(ranks, SOON, run).unwrap() {
+                    for (a, b) in answers.iter().zip(&one) {
+                        assert_eq!(a.tokens, b.tokens, "{family}, {ranks} ranks");
+                        let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5;
+                        assert!(a.logprobs.iter().zip(&b.logprobs).all(near), "{family}");
+                    }
+                }
+            }
+        }
     }
 }

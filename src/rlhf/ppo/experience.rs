@@ -124,6 +124,10 @@ impl PpoTrainer {
         sequences: &[u64],
         sampling: &Sampling,
     ) -> Result<Vec<Answer>> {
+        let [dropped] = self.engines.actor.comm().any([ws.is_asked()])?;
+        if dropped {
+            return Err(ws.drop_work());
+        }
         let comm = self.engines.actor.generators().clone();
         let own = share(&prompts.iter().map(|p| p.len()).collect::<Vec<_>>(), &comm);
         let (prompts, sequences) = (&prompts[own.clone()], &sequences[own]);
