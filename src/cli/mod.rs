@@ -8,9 +8,9 @@ mod flags;
 mod tests;
 
 use crate::base::{Error, Kind, Result, is_caught};
-use crate::comm::{Launch, launched};
+use crate::comm::{Launch, launched, run_ranks};
 use crate::device::cpu::set_threads;
-use crate::pipeline;
+use crate::pipeline::{self, Ranks, config::RunConfig};
 use args::Request;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsString;
@@ -42,9 +42,8 @@ fn run(arguments: Vec<OsString>) -> Result<()> {
     match args::parse(arguments)? {
         Request::Print(text) => print(&text),
         Request::Run(config) => {
-            one_rank(|name| std::env::var(name).ok())?;
             set_threads(config.threads);
-            pipeline::train(&config)
+            train(&config)
         }
         Request::Chat(config) => {
             set_threads(config.threads);
@@ -75,12 +74,21 @@ pub fn check(arguments: Vec<OsString>) -> Result<()> {
     args::parse(arguments).map(|_| ())
 }
 
-/// Refuses to be one of several ranks of a launcher: each would write the same run directory.
-fn one_rank(variable: impl Fn(&str) -> Option<String>) -> Result<()> {
-    match launched(variable)? {
-        Launch { size: 1, .. } => Ok(()),
-        Launch { launcher, size, .. } => Err(Error::user(format!(
-            "this version trains on one rank, but {} started {size}; start one",
+/// Trains as the only rank, as one of those that a launcher has started, or as several in this process.
+fn train(config: &RunConfig) -> Result<()> {
+    let launch = launched(|name| std::env::var(name).ok())?;
+    match (launch, config.num_gpus) {
+        (Launch { size: 1, .. }, 1) => pipeline::train(config),
+        (Launch { size: 1, .. }, ranks) => {
+            let rank = |comm| pipeline::train_as(config, Ranks { comm, local: ranks });
+            run_ranks(ranks, config.rank_timeout()?, rank).map(drop)
+        }
+        (Launch { launcher, size, .. }, 1) => Err(Error::resource(format!(
+            "{} started {size} ranks, but this binary was built without MPI; build it with --features mpi",
+            launcher.unwrap_or("a launcher")
+        ))),
+        (Launch { launcher, size, .. }, ranks) => Err(Error::user(format!(
+            "{} started {size} ranks, and --num-gpus {ranks} asks for more in each; leave one of them out",
             launcher.unwrap_or("a launcher")
         ))),
     }

@@ -237,20 +237,6 @@ fn words_that_are_no_text_are_refused() {
 }
 
 #[test]
-fn one_of_several_ranks_is_refused() {
-    let with = |size: &'static str| {
-        one_rank(move |name| match name {
-            "WORLD_SIZE" => Some(size.to_string()),
-            "RANK" | "LOCAL_RANK" => Some("0".to_string()),
-            _ => None,
-        })
-    };
-    let line = with("4").unwrap_err().to_string();
-    assert_eq!(line, "this version trains on one rank, but torchrun started 4; start one");
-    assert!(with("1").is_ok() && with("").is_ok());
-}
-
-#[test]
 fn bugs_ask_for_a_report_and_mistakes_do_not() {
     assert_eq!(error_line(&Error::user("x")), "x");
     assert!(error_line(&Error::internal("x")).contains("please report"));

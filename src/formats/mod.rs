@@ -25,11 +25,12 @@ pub use atomic::{sync_dir, write_atomic};
 pub use checkpoint::Checkpoint;
 pub use dtype::{SourceDType, TensorInfo};
 pub use events::EventWriter;
+use safetensors::safetensors_order;
 pub use safetensors::{SaveTensor, write_safetensors};
 pub use save::save_sharded;
 pub use snapshot::{
-    Content, Copied, Draft, Found, Input, Label, Snapshot, Whole, list_snapshots, remove_leftovers,
-    remove_snapshot, write_snapshot,
+    Content, Copied, Draft, Found, Input, Label, Snapshot, Whole, list_snapshots, read_as_written,
+    remove_leftovers, remove_snapshot, write_snapshot,
 };
 pub use stamp::{Stamp, Sum, stamp};
 pub use steady::Steady;

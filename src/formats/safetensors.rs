@@ -219,8 +219,7 @@ pub fn write_safetensors<'a>(
     metadata: &[(&str, &str)],
     bytes: &mut dyn FnMut(&SaveTensor) -> Result<Cow<'a, [u8]>>,
 ) -> Result<()> {
-    let mut order: Vec<&SaveTensor> = tensors.iter().collect();
-    order.sort_by_key(|t| std::cmp::Reverse(t.info.dtype.size()));
+    let order: Vec<&SaveTensor> = safetensors_order(tensors).map(|i| &tensors[i]).collect();
     let header = header(&order, metadata)?;
     let failed = |e| Error::io("write", path, &e);
     write_atomic(path, |out| {
@@ -240,6 +239,13 @@ pub fn write_safetensors<'a>(
         }
         Ok(())
     })
+}
+
+/// The order in which tensors are written: those of larger elements first, so that all are aligned.
+pub(super) fn safetensors_order(tensors: &[SaveTensor]) -> impl Iterator<Item = usize> {
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(tensors[i].info.dtype.size()));
+    order.into_iter()
 }
 
 /// The JSON header, padded with spaces so that the data starts at a multiple of eight bytes.

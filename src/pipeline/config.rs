@@ -45,6 +45,7 @@ pub use verify::VerifyConfig;
 
 use crate::base::{DType, Error, Result};
 use crate::device::Device;
+use crate::pool::Zero;
 use crate::train::AdamWState;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -195,6 +196,39 @@ impl OptimizerState {
     }
 }
 
+/// What the ranks of a run share out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ZeroStage {
+    /// As little as memory allows.
+    #[serde(rename = "auto")]
+    Auto,
+    /// Nothing.
+    #[serde(rename = "0")]
+    Nothing,
+    /// Optimizer state.
+    #[serde(rename = "1")]
+    Optimizer,
+    /// Gradients too.
+    #[serde(rename = "2")]
+    Gradients,
+    /// Weights too.
+    #[serde(rename = "3")]
+    Weights,
+}
+
+impl ZeroStage {
+    /// The stage, if one is given.
+    pub fn stage(self) -> Option<Zero> {
+        match self {
+            ZeroStage::Auto => None,
+            ZeroStage::Nothing => Some(Zero::Nothing),
+            ZeroStage::Optimizer => Some(Zero::Optimizer),
+            ZeroStage::Gradients => Some(Zero::Gradients),
+            ZeroStage::Weights => Some(Zero::Weights),
+        }
+    }
+}
+
 /// A training run: `duplex train`, `sft`, `reward` and `ppo`. The table of keys documents each field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunConfig {
@@ -220,8 +254,18 @@ pub struct RunConfig {
     pub keep_best: Option<String>,
     /// Whether a run goes on with changed data.
     pub allow_changed_data: bool,
-    /// Ranks; only one is accepted so far.
+    /// DeepSpeed-Chat's word for how many ranks there are; they follow from `num_gpus` or the launcher.
     pub deployment_type: Deployment,
+    /// Ranks that this process starts.
+    pub num_gpus: usize,
+    /// What ranks share out of every model.
+    pub zero_stage: ZeroStage,
+    /// The same of reward model and critic; auto: as `zero_stage`.
+    pub critic_zero_stage: ZeroStage,
+    /// Ranks that generate together, each with its slice of the weights; 0 = chosen.
+    pub inference_tp_size: usize,
+    /// How long a rank waits for another; see [`RunConfig::rank_timeout`].
+    pub rank_timeout: String,
     /// Where to compute.
     pub device: DeviceChoice,
     /// Dtype of weights and activations.
@@ -296,6 +340,11 @@ impl Default for RunConfig {
             keep_best: None,
             allow_changed_data: false,
             deployment_type: Deployment::SingleGpu,
+            num_gpus: 1,
+            zero_stage: ZeroStage::Auto,
+            critic_zero_stage: ZeroStage::Auto,
+            inference_tp_size: 0,
+            rank_timeout: "10m".into(),
             device: DeviceChoice::Auto,
             dtype: Precision::Bf16,
             threads: 0,

@@ -150,13 +150,13 @@ pub(super) fn chat_format(asked: ConversationFormat, tokenizer: &Tokenizer) -> C
 }
 
 fn check_room(wanted: usize, source: &Source, flags: &str) -> Result<()> {
-    if wanted <= source.max_positions {
+    if wanted <= source.arch.max_positions {
         return Ok(());
     }
     Err(Error::user(format!(
         "{flags} ask for sequences of {wanted} tokens, but {} has {} positions; lower them",
         source.dir.display(),
-        source.max_positions
+        source.arch.max_positions
     )))
 }
 
@@ -168,7 +168,7 @@ fn training_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
     if cfg.is_explicit("max_seq_len") && max_seq_len != default {
         check_room(max_seq_len, source, "--max-seq-len")?;
     } else {
-        max_seq_len = max_seq_len.min(source.max_positions);
+        max_seq_len = max_seq_len.min(source.arch.max_positions);
     }
     let max_prompt_len = cfg.max_prompt_seq_len.min(max_seq_len - 1);
     Ok(limits(cfg, source, max_prompt_len, max_seq_len))

@@ -12,6 +12,7 @@ mod health;
 mod inspect;
 mod judge;
 mod ppo;
+mod ranks;
 mod resume;
 mod reward;
 mod run_dir;
@@ -29,9 +30,11 @@ pub use chat::chat;
 pub use doctor::{Finding, Findings, Mark, doctor};
 pub use eval::eval;
 pub use inspect::inspect;
+pub use ranks::Ranks;
 pub use verify::verify;
 
 use crate::base::{DType, Error, Result};
+use crate::comm::Comm;
 use crate::data::Blend;
 use crate::device::Device;
 use crate::formats::{Input, Snapshot};
@@ -44,6 +47,7 @@ use health::Health;
 use resume::{Resumed, steps_of};
 use run_dir::RunDir;
 use saver::{Best, Saver};
+use sources::Source;
 use stage::Stage;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -55,6 +59,8 @@ use watchdog::Watchdog;
 /// A run in progress.
 struct Run<'c> {
     cfg: &'c RunConfig,
+    ranks: Ranks,
+    comm: Comm,
     // Before the directory: what is being written ends before the lock is given up.
     saver: Saver,
     dir: RunDir,
@@ -65,6 +71,8 @@ struct Run<'c> {
     ws: Workspace,
     watchdog: Watchdog,
     reporter: Reporter,
+    /// Whether the work just done was dropped, by all ranks.
+    dropped: bool,
     /// The rows of all steps, once read.
     blend: Option<Rc<Blend>>,
     /// Scores answers for evaluation only; training never sees it.
@@ -87,13 +95,18 @@ struct Run<'c> {
 /// Runs the steps named in the configuration, one after the other; without models and data, the
 /// demo's.
 pub fn train(cfg: &RunConfig) -> Result<()> {
+    train_as(cfg, Ranks::alone())
+}
+
+/// The same as one of several ranks. The first one writes; the others read what it reads, and say nothing.
+pub fn train_as(cfg: &RunConfig, ranks: Ranks) -> Result<()> {
     stop::listen();
     let keys = config::flat(config::RUN, cfg)?;
     if !cfg.is_demo() {
-        return run_steps(cfg, keys, None, &|_| Ok(()));
+        return run_steps(cfg, keys, ranks, None, &|_| Ok(()));
     }
     let cfg = demo::configure(cfg);
-    run_steps(&cfg, keys, Some(&demo::HiddenRule), &|dir| demo::prepare(dir, &cfg))
+    run_steps(&cfg, keys, ranks, Some(&demo::HiddenRule), &|dir| demo::prepare(dir, &cfg))
 }
 
 /// Runs the steps in the run directory, which `prepare` may fill first. `keys` is the configuration as
@@ -101,25 +114,41 @@ pub fn train(cfg: &RunConfig) -> Result<()> {
 fn run_steps(
     cfg: &RunConfig,
     keys: BTreeMap<String, String>,
+    ranks: Ranks,
     judge: Option<&dyn RewardRule>,
     prepare: &dyn Fn(&Path) -> Result<()>,
 ) -> Result<()> {
     let started = Instant::now();
     let (device, device_name) = cfg.device.open()?;
-    let dir = RunDir::open(&cfg.output_dir, cfg.overwrite)?;
-    let resumed = resume::find(&dir, cfg, &keys)?;
-    if !resumed.as_ref().is_some_and(|r| r.here) {
-        dir.claim(&cfg.step, cfg.overwrite)?;
+    let comm = ranks.comm.clone();
+    let first = comm.rank() == 0;
+    ranks::alike(&comm, &keys)?;
+    if !first {
+        comm.barrier()?;
     }
-    dir.write_config(&config::to_toml(config::RUN, cfg)?)?;
-    prepare(dir.path())?;
-    if let Some(from) = resumed.as_ref().filter(|r| r.here) {
-        cut_log(&dir.metrics(), from.snapshot.get("log_bytes")?)?;
+    let dir = match first {
+        true => RunDir::open(&cfg.output_dir, cfg.overwrite)?,
+        false => RunDir::beside(&cfg.output_dir)?,
+    };
+    let resumed = resume::find(&dir, cfg, &keys)?;
+    if first {
+        if !resumed.as_ref().is_some_and(|r| r.here) {
+            dir.claim(&cfg.step, cfg.overwrite)?;
+        }
+        dir.write_config(&config::to_toml(config::RUN, cfg)?)?;
+        prepare(dir.path())?;
+        if let Some(from) = resumed.as_ref().filter(|r| r.here) {
+            cut_log(&dir.metrics(), from.snapshot.get("log_bytes")?)?;
+        }
+        comm.barrier()?;
     }
     let resumed = resumed.filter(|r| !r.is_beginning());
+    let moment = resumed.as_ref().map(|r| format!("{:?}", r.snapshot.label()));
+    ranks::same(&comm, "checkpoints", moment.unwrap_or_default().as_bytes())?;
     let ws = Workspace::new(device, memory_limit(cfg))?;
     // Past the reporter, which the thread that may be stuck holds.
-    let tell = |line: &str| drop(writeln!(std::io::stderr(), "warning: {line}"));
+    let who = if comm.size() > 1 { format!("rank {}: ", comm.rank()) } else { String::new() };
+    let tell = move |line: &str| drop(writeln!(std::io::stderr(), "warning: {who}{line}"));
     let mut run = Run {
         cfg,
         watchdog: Watchdog::start(cfg.stuck_after()?, ws.position(), tell)?,
@@ -127,8 +156,14 @@ fn run_steps(
         device,
         device_name,
         dtype: cfg.dtype.dtype(),
-        reporter: Reporter::open(dir.path(), cfg.quiet, cfg.tensorboard)?,
-        saver: saver(cfg, &dir)?,
+        reporter: match first {
+            true => Reporter::open(dir.path(), cfg.quiet, cfg.tensorboard)?,
+            false => Reporter::silent(),
+        },
+        dropped: false,
+        saver: saver(cfg, &dir, &comm)?,
+        comm,
+        ranks,
         dir,
         blend: None,
         judge,
@@ -172,7 +207,7 @@ fn memory_limit(cfg: &RunConfig) -> usize {
     }
 }
 
-fn saver(cfg: &RunConfig, dir: &RunDir) -> Result<Saver> {
+fn saver(cfg: &RunConfig, dir: &RunDir, comm: &Comm) -> Result<Saver> {
     let best = match &cfg.keep_best {
         Some(metric) => {
             let lower = config::lower_is_better(metric)?;
@@ -181,7 +216,7 @@ fn saver(cfg: &RunConfig, dir: &RunDir) -> Result<Saver> {
         None => None,
     };
     let (root, steps) = (dir.checkpoints(), steps_of(cfg));
-    Ok(Saver::new(root, steps, cfg.save_every()?, cfg.keep_checkpoints, best))
+    Ok(Saver::new(root, steps, cfg.save_every()?, cfg.keep_checkpoints, best, comm.clone()))
 }
 
 impl Run<'_> {
@@ -195,7 +230,9 @@ impl Run<'_> {
         let Some(Resumed { snapshot, here, notes }) = resumed else {
             self.look_ahead()?;
             // Of another run, which this one replaces from here on.
-            resume::forget(&root, &steps, None)?;
+            if self.comm.rank() == 0 {
+                resume::forget(&root, &steps, None)?;
+            }
             return self.mark_beginning(steps[0], log);
         };
         let from = snapshot.dir().display();
@@ -207,7 +244,9 @@ impl Run<'_> {
         }
         self.take_over(&snapshot)?;
         self.look_ahead()?;
-        resume::forget(&root, &steps, Some(&snapshot).filter(|_| here))?;
+        if self.comm.rank() == 0 {
+            resume::forget(&root, &steps, Some(&snapshot).filter(|_| here))?;
+        }
         self.resumed = Some(snapshot);
         Ok(())
     }
@@ -217,16 +256,27 @@ impl Run<'_> {
         self.earlier + self.started.elapsed().as_secs_f64()
     }
 
-    /// Options for a model that is only asked.
-    fn frozen(&self, head: Head) -> LoadOptions {
+    /// Options for a model from `source` that is only asked.
+    fn frozen(&self, source: &Source, head: Head) -> Result<LoadOptions> {
         let strict = self.cfg.strict_weights;
-        LoadOptions { strict, ..LoadOptions::frozen(head, self.dtype).on(self.device) }
+        let partition = self.partition(&source.arch, head, false, false)?;
+        let options = LoadOptions::frozen(head, self.dtype).on(self.device);
+        Ok(LoadOptions { strict, partition, ..options })
     }
 
-    /// Options for a model to be trained.
-    fn trained(&self, head: Head, lora: Option<LoraConfig>) -> LoadOptions {
-        let grads = self.cfg.optimizer_state.adamw().grads();
-        LoadOptions { train: true, grads, lora, seed: self.cfg.seed, ..self.frozen(head) }
+    /// Options for a model to be trained; `generates`: with tensor parallelism, if the run says so.
+    fn trained(
+        &self,
+        source: &Source,
+        head: Head,
+        lora: Option<LoraConfig>,
+        generates: bool,
+    ) -> Result<LoadOptions> {
+        let (grads, seed) = (self.cfg.optimizer_state.adamw().grads(), self.cfg.seed);
+        let partition = self.partition(&source.arch, head, true, generates)?;
+        let strict = self.cfg.strict_weights;
+        let options = LoadOptions::frozen(head, self.dtype).on(self.device);
+        Ok(LoadOptions { train: true, grads, lora, seed, strict, partition, ..options })
     }
 
     /// Says where to look next.
@@ -249,9 +299,10 @@ impl Run<'_> {
             ("dtype", self.dtype.to_string()),
             ("seed", cfg.seed.to_string()),
         ];
+        let ranks = (self.comm.size() > 1).then(|| ("ranks", self.comm.size().to_string()));
         let run_dir = self.dir.path().to_path_buf();
         let name = run_dir.file_name().map_or("run".into(), |n| n.to_string_lossy().into_owned());
-        let summary = summary.map(|(k, v)| (k.to_string(), v)).to_vec();
+        let summary = summary.into_iter().chain(ranks).map(|(k, v)| (k.to_string(), v)).collect();
         self.reporter.emit(Event::RunStart { name, run_dir, summary });
     }
 

@@ -142,14 +142,15 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
     let cfg = run.cfg;
     let lora = settings::actor_lora(cfg);
     let with_lora = lora.is_some();
-    let actor = source.load(&run.trained(Head::Lm, lora), &mut run.reporter)?;
+    let options = run.trained(source, Head::Lm, lora, true)?;
+    let actor = source.load(&options, &mut run.reporter)?;
     run.describe("actor", &actor);
     let keep = settings::keep(cfg.gradient_checkpointing);
     let actor = Engine::trained(actor, settings::actor_adamw(cfg), keep)?;
     let reference = if with_lora {
         None
     } else {
-        let options = run.frozen(Head::Lm);
+        let options = run.frozen(source, Head::Lm)?;
         Some(Engine::frozen(source.load(&options, &mut run.reporter)?))
     };
     let rule = cfg.ppo.reward_rule.as_deref();
@@ -162,7 +163,7 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
         }
         (None, Some(name)) => {
             let reward = Source::open(name)?;
-            let options = run.frozen(Head::Score);
+            let options = run.frozen(&reward, Head::Score)?;
             let engine = Box::new(Engine::frozen(reward.load(&options, &mut run.reporter)?));
             if source.has_tokens_of(&reward) {
                 RewardSource::Model(engine)
@@ -182,7 +183,8 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
         cfg.ppo.critic_model.clone().or(reward_name).map_or_else(|| run.ppo_actor(), Ok)?;
     let critic_source = Source::open(&critic_name)?;
     source.same_tokens(&critic_source)?;
-    let options = run.trained(Head::Score, settings::critic_lora(cfg));
+    let lora = settings::critic_lora(cfg);
+    let options = run.trained(&critic_source, Head::Score, lora, false)?;
     let critic = critic_source.load(&options, &mut run.reporter)?;
     run.describe("critic", &critic);
     let critic = Engine::trained(critic, settings::critic_adamw(cfg), keep)?;

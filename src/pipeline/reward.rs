@@ -19,7 +19,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     let source = Source::open(&run.reward_start()?)?;
     let data = datasets::pairs(run, &source)?;
     let (stage, from) = run.enter("reward", &[&source])?;
-    let options = run.trained(Head::Score, settings::critic_lora(cfg));
+    let options = run.trained(&source, Head::Score, settings::critic_lora(cfg), false)?;
     let model = source.load(&options, &mut run.reporter)?;
     run.describe("reward", &model);
     let s = &cfg.reward.optimizer;

@@ -15,8 +15,8 @@ pub(super) struct RunDir {
     path: PathBuf,
     /// Whether it was one before.
     is_run: bool,
-    // Held for its lock, which the kernel drops when the process ends, however it ends.
-    _lock: File,
+    // Held for its lock, which the kernel drops when the process ends, however it ends. The first rank has it.
+    _lock: Option<File>,
 }
 
 impl RunDir {
@@ -38,9 +38,20 @@ impl RunDir {
             )));
         }
         std::fs::create_dir_all(path).map_err(|e| Error::io("create", path, &e))?;
-        let dir = RunDir { path: path.to_path_buf(), is_run, _lock: lock(path)? };
+        let dir = RunDir { path: path.to_path_buf(), is_run, _lock: Some(lock(path)?) };
         remove_leftovers(&dir.checkpoints())?;
         Ok(dir)
+    }
+
+    /// The directory as another rank sees it than the one that has opened it.
+    pub(super) fn beside(path: &Path) -> Result<RunDir> {
+        if path.join(LOCK).is_file() {
+            return Ok(RunDir { path: path.to_path_buf(), is_run: true, _lock: None });
+        }
+        Err(Error::user(format!(
+            "--output-dir {}: not the folder that the first rank has opened; it must be on a file system that all ranks share",
+            path.display()
+        )))
     }
 
     /// Takes the directory for a run of `steps` that begins anew. Refused, without `overwrite`: one that

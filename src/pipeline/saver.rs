@@ -4,9 +4,11 @@
 use super::config::keys::Every;
 use super::doctor::free_memory;
 use crate::base::{Error, Kind, Result};
+use crate::comm::Comm;
 use crate::device::{Buffer, Device};
 use crate::formats::{
-    Copied, Draft, Found, Label, Whole, list_snapshots, remove_snapshot, write_snapshot,
+    Copied, Draft, Found, Label, Whole, list_snapshots, read_as_written, remove_snapshot,
+    write_snapshot,
 };
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -33,6 +35,8 @@ pub(super) struct Saver {
     told: bool,
     /// Free memory that is believed in at most; for tests.
     most: u64,
+    /// The ranks of the run: the first writes, all read.
+    comm: Comm,
 }
 
 /// The metric whose best checkpoint is kept.
@@ -89,11 +93,12 @@ impl Saver {
         every: Every,
         keep: usize,
         best: Option<Best>,
+        comm: Comm,
     ) -> Saver {
         let (last, writing, memory) = (Instant::now(), None, None);
         let (held, told) = (0, false);
         let most = u64::MAX;
-        Saver { root, steps, every, keep, best, last, writing, memory, held, told, most }
+        Saver { root, steps, every, keep, best, last, writing, memory, held, told, most, comm }
     }
 
     /// The best so far.
@@ -149,10 +154,16 @@ impl Saver {
     /// follow slows the run down. Where there is no memory for a copy it is
     /// written before this returns; what is to be said of that is returned, once.
     pub(super) fn write(&mut self, label: Label, draft: Draft<'_>) -> Result<Option<String>> {
-        self.wait()?;
         self.last = Instant::now();
+        if self.comm.rank() > 0 {
+            let [copied] = self.comm.any([false])?;
+            return if copied { draft.read_all() } else { read_as_written(&draft) }.map(|()| None);
+        }
+        self.wait()?;
         let bytes = draft.bytes()?;
-        match self.room(bytes) {
+        let room = self.room(bytes);
+        self.comm.any([room.is_some()])?;
+        match room {
             Some(memory) => self.spawn(label, draft.copied(memory)?).map(|()| None),
             None => {
                 self.writer(label)(&draft)?;
@@ -248,7 +259,14 @@ mod tests {
     use super::*;
 
     fn saver(root: &Path, keep: usize, best: Option<Best>) -> Saver {
-        Saver::new(root.to_owned(), vec!["sft", "ppo"], Every::Iterations(3), keep, best)
+        Saver::new(
+            root.to_owned(),
+            vec!["sft", "ppo"],
+            Every::Iterations(3),
+            keep,
+            best,
+            Comm::alone(),
+        )
     }
 
     fn label(step: &str, iteration: u64, finished: bool) -> Label {

@@ -19,7 +19,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     let source = Source::open(&run.sft_start()?)?;
     let data = datasets::sft(run, &source)?;
     let (stage, from) = run.enter("sft", &[&source])?;
-    let options = run.trained(Head::Lm, settings::actor_lora(cfg));
+    let options = run.trained(&source, Head::Lm, settings::actor_lora(cfg), false)?;
     let model = source.load(&options, &mut run.reporter)?;
     run.describe("actor", &model);
     let s = &cfg.sft.optimizer;

@@ -1,11 +1,12 @@
 //! Models of a run with their tokenizers: found, loaded, saved.
 
-use crate::arch::Config;
+use crate::arch::{Arch, Config};
 use crate::base::{Error, Result};
 use crate::data::Tokenizer;
 use crate::formats::{Checkpoint, sync_dir};
 use crate::model::{
     LoadOptions, Model, SaveAs, Values, base_dir, resolve_model, save_adapters, save_model,
+    take_part_in_saving,
 };
 
 use crate::report::{Event, Reporter};
@@ -17,8 +18,8 @@ use std::sync::Arc;
 pub(super) struct Source {
     pub(super) dir: PathBuf,
     pub(super) tokenizer: Arc<Tokenizer>,
-    /// Longest sequence of the model.
-    pub(super) max_positions: usize,
+    /// Of the model.
+    pub(super) arch: Arch,
 }
 
 impl Source {
@@ -27,10 +28,10 @@ impl Source {
         let dir = resolve_model(name)?;
         // Adapters come with the base model's tokenizer.
         let base = base_dir(&dir)?;
-        let max_positions = Config::read(&base)?.arch()?.max_positions;
+        let arch = Config::read(&base)?.arch()?;
         let own = dir.join("tokenizer.json").is_file();
         let tokenizer = Arc::new(Tokenizer::load(if own { &dir } else { &base })?);
-        Ok(Source { dir, tokenizer, max_positions })
+        Ok(Source { dir, tokenizer, arch })
     }
 
     /// Loads the model and checks that it knows every token.
@@ -105,7 +106,7 @@ impl Source {
     }
 
     /// Saves a trained model that started here as a Hugging Face directory with its tokenizer, in
-    /// place of an older one. Adapters are merged into it, and also saved alone, in `adapter/`
+    /// place of an older one: the first rank writes, all read. Adapters are merged into it, and also saved alone, in `adapter/`
     /// inside. `values` replaces the stored weights (an EMA) where it returns some.
     pub(super) fn save(
         &self,
@@ -114,10 +115,14 @@ impl Source {
         options: &SaveAs,
         values: Option<&Values<'_>>,
     ) -> Result<()> {
+        let adapters = model.lora.is_some() && values.is_none();
+        if model.store.partition().comm.rank() > 0 {
+            return take_part_in_saving(model, values, adapters);
+        }
         replace_dir(dir, |new| {
             save_model(model, new, options, values)?;
             self.tokenizer.save(new)?;
-            if model.lora.is_some() && values.is_none() {
+            if adapters {
                 // Where training started from adapters, the base is theirs.
                 let base = base_dir(&self.dir)?;
                 let base = std::path::absolute(&base).unwrap_or(base);
@@ -132,7 +137,7 @@ impl Source {
 /// longer than it can read, the end.
 pub(super) fn retokenise(actor: &Source, reader: &Source) -> Retokenise {
     let (from, to) = (actor.tokenizer.clone(), reader.tokenizer.clone());
-    let most = reader.max_positions;
+    let most = reader.arch.max_positions;
     Box::new(move |rollout| {
         let mut ids = to.bos_prefix().to_vec();
         ids.extend(to.encode(&from.decode(&rollout.ids, true)?, false)?);

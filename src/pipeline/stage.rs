@@ -5,7 +5,7 @@ use super::health::Health;
 use super::resume::{STEPS, same_inputs, steps_of};
 use super::sources::Source;
 use super::{Run, stop};
-use crate::base::{Error, Kind, Result};
+use crate::base::{Error, Result};
 use crate::formats::{Draft, Input, Label, Snapshot, stamp};
 use crate::report::Event;
 use std::path::Path;
@@ -97,8 +97,10 @@ impl Run<'_> {
         if let Some(told) = self.ws.take_told() {
             self.reporter.emit(Event::warning(told));
         }
-        let signal = stop::asked();
-        if self.saver.is_due(stage.step, iteration, values) || signal.is_some() {
+        let due = self.saver.is_due(stage.step, iteration, values);
+        let [due, asked] = self.comm.any([due, stop::is_asked()])?;
+        let signal = asked.then(stop::name);
+        if due || asked {
             let mut draft = Draft::default();
             save(&mut draft)?;
             self.save(stage, iteration, false, draft, self.log_bytes())?;
@@ -115,11 +117,10 @@ impl Run<'_> {
         self.ws.listen(Some(stop::is_asked));
         let done = work(self);
         self.ws.listen(None);
-        match (done, stop::asked()) {
-            (Err(e), Some(signal)) if e.kind() == Kind::Stopped => {
-                Err(e.context(format_args!("stopped by {signal}")))
-            }
-            (done, _) => done,
+        self.dropped = self.ws.take_dropped();
+        match done {
+            Err(e) if self.dropped => Err(e.context(format_args!("stopped by {}", stop::name()))),
+            done => done,
         }
     }
 
@@ -132,9 +133,9 @@ impl Run<'_> {
         done: u64,
         save: &dyn Fn(&mut Draft<'d>) -> Result<()>,
     ) -> Result<T> {
-        let (e, signal) = match (result, stop::asked()) {
-            (Err(e), Some(signal)) if e.kind() == Kind::Stopped => (e, signal),
-            (result, _) => return result,
+        let e = match result {
+            Err(e) if self.dropped => e,
+            result => return result,
         };
         // Nothing has been done that the checkpoint it began with does not hold.
         if done == stage.done as u64 {
@@ -143,7 +144,7 @@ impl Run<'_> {
         let mut draft = Draft::default();
         save(&mut draft)?;
         self.save(stage, done, false, draft, self.log_bytes())?;
-        self.stop_after(stage, done, signal).and(Err(e))
+        self.stop_after(stage, done, stop::name()).and(Err(e))
     }
 
     /// Stops after an iteration that is being saved.
@@ -177,12 +178,14 @@ impl Run<'_> {
 
     /// Stops between steps, where the run was asked to.
     pub(super) fn stop_before(&self, step: &str) -> Result<()> {
-        match stop::asked() {
-            None => Ok(()),
-            Some(signal) => Err(Error::stopped(format!(
-                "stopped by {signal} before {step}; the same command goes on from there"
-            ))),
+        let [asked] = self.comm.any([stop::is_asked()])?;
+        if !asked {
+            return Ok(());
         }
+        Err(Error::stopped(format!(
+            "stopped by {} before {step}; the same command goes on from there",
+            stop::name()
+        )))
     }
 
     fn save(

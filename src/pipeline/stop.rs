@@ -31,16 +31,16 @@ extern "C" fn came(signal: libc::c_int) {
     }
 }
 
-/// The name of the signal that asked to stop, if one did.
-pub(super) fn asked() -> Option<&'static str> {
-    match CAME.load(Ordering::SeqCst) {
-        0 => None,
-        libc::SIGINT => Some("SIGINT"),
-        _ => Some("SIGTERM"),
-    }
-}
-
 /// Whether a signal asked to stop.
 pub(super) fn is_asked() -> bool {
-    asked().is_some()
+    CAME.load(Ordering::SeqCst) != 0
+}
+
+/// What asked to stop.
+pub(super) fn name() -> &'static str {
+    match CAME.load(Ordering::SeqCst) {
+        0 => "a signal to another rank",
+        libc::SIGINT => "SIGINT",
+        _ => "SIGTERM",
+    }
 }

@@ -60,7 +60,7 @@ impl<'r> Rows<'r> {
             let next = self.next(&mut todo);
             let [open, asked] = self.comm.any([next.is_some(), ws.is_asked()])?;
             if asked {
-                return Err(Workspace::dropped());
+                return Err(ws.drop_work());
             }
             match next {
                 Some((rows, batch)) => {

@@ -6,6 +6,7 @@
 use super::{Planned, Position, Tape};
 use crate::base::{Error, Kind, Result};
 use crate::device::{Buffer, Device, Region};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::Arc;
@@ -61,6 +62,7 @@ pub struct Workspace {
     told: bool,
     /// Whether to drop what is under way, where that may be dropped.
     asked: Option<fn() -> bool>,
+    dropped: Cell<bool>,
 }
 
 /// The error of a program that memory does not suffice for.
@@ -82,7 +84,8 @@ impl Workspace {
     /// An empty workspace on `device` that may grow to `limit` bytes.
     pub fn new(device: Device, limit: usize) -> Result<Workspace> {
         let arena = Arena { buffer: Buffer::zeroed(device, 0)?, position: Arc::default() };
-        Ok(Workspace { arena, plans: HashMap::new(), limit, note: None, told: false, asked: None })
+        let (plans, dropped) = (HashMap::new(), Cell::new(false));
+        Ok(Workspace { arena, plans, limit, note: None, told: false, asked: None, dropped })
     }
 
     /// Size of the arena: the peak of activations over all programs.
@@ -98,7 +101,7 @@ impl Workspace {
     /// Between the parts of long work that leaves everything as it was when it is dropped: an error of
     /// [`Kind::Stopped`] if it is.
     pub fn go_on(&self) -> Result<()> {
-        if self.is_asked() { Err(Workspace::dropped()) } else { Ok(()) }
+        if self.is_asked() { Err(self.drop_work()) } else { Ok(()) }
     }
 
     /// Whether what is under way is to be dropped.
@@ -107,10 +110,16 @@ impl Workspace {
     }
 
     /// The error of work that is dropped.
-    pub fn dropped() -> Error {
+    pub fn drop_work(&self) -> Error {
+        self.dropped.set(true);
         Error::stopped(
             "what was under way is dropped; the same command goes on from the last checkpoint",
         )
+    }
+
+    /// Whether work has been dropped since this was last asked.
+    pub fn take_dropped(&self) -> bool {
+        self.dropped.take()
     }
 
     /// Where the program is that runs, for another thread to ask.

@@ -13,7 +13,8 @@ mod write;
 
 pub use draft::{Content, Copied, Draft, Whole};
 pub use manifest::{Input, Label};
-pub use write::{Found, list_snapshots, remove_leftovers, remove_snapshot, write_snapshot};
+pub use write::{Found, list_snapshots, read_as_written};
+pub use write::{remove_leftovers, remove_snapshot, write_snapshot};
 
 use super::safetensors::SafetensorsFile;
 use super::{SourceDType, Sum, TensorInfo, quoted};

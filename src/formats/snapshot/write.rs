@@ -6,7 +6,7 @@
 use super::super::atomic::sync_dir;
 use super::super::safetensors::SafetensorsFile;
 use super::super::save::split;
-use super::super::{Sum, write_safetensors};
+use super::super::{Sum, safetensors_order, write_safetensors};
 use super::damaged;
 use super::draft::{Content, Whole};
 use super::manifest::{self, Label, Manifest, Shard};
@@ -69,6 +69,18 @@ pub(super) fn write_in_shards(
     }
     sync_dir(root)?;
     Ok(dir)
+}
+
+/// Reads all of `draft` in the order in which it would be written, for a rank that only does its part in reading what
+/// another one writes.
+pub fn read_as_written(draft: &dyn Whole) -> Result<()> {
+    let tensors = &draft.content().tensors;
+    for range in split(tensors, MAX_SHARD)? {
+        for i in safetensors_order(&tensors[range.clone()]) {
+            draft.read(range.start + i)?;
+        }
+    }
+    Ok(())
 }
 
 fn make_root(root: &Path) -> Result<()> {

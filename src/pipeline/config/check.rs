@@ -2,7 +2,7 @@
 //! sizes) in the form the pipeline uses.
 
 use super::keys::{Every, parse_bytes, parse_every, parse_time};
-use super::{Deployment, EvalConfig, KlController, OptimizerState, Precision, RunConfig};
+use super::{EvalConfig, KlController, OptimizerState, Precision, RunConfig};
 use crate::base::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -91,13 +91,14 @@ impl RunConfig {
         parse_time(time).ok_or_else(|| Error::user(format!("\"stuck_after\" {time:?}")))
     }
 
+    /// How long a rank waits for another before it gives up.
+    pub fn rank_timeout(&self) -> Result<Duration> {
+        let time = &self.rank_timeout;
+        parse_time(time).ok_or_else(|| Error::user(format!("\"rank_timeout\" {time:?}")))
+    }
+
     /// Checks what the single keys cannot.
     pub(super) fn check(&self) -> Result<()> {
-        if self.deployment_type != Deployment::SingleGpu {
-            return refuse(
-                "\"deployment_type\": this version trains on one rank; use \"single_gpu\"",
-            );
-        }
         if self.step.is_empty() || self.step.windows(2).any(|w| w[0] >= w[1]) {
             return refuse("\"step\" must name each of steps 1, 2, 3 at most once, in order");
         }
@@ -108,11 +109,18 @@ impl RunConfig {
         self.max_shard_bytes()?;
         self.save_every()?;
         self.stuck_after()?;
+        self.rank_timeout()?;
         self.keep_best.as_deref().map_or(Ok(true), lower_is_better)?;
         if self.lora.lora_module_name.is_empty() {
             return refuse("\"lora.lora_module_name\" is empty; use \"all\" or name modules");
         }
         state_fits(self.optimizer_state, self.dtype)?;
+        if self.optimizer_state == OptimizerState::Compact && self.inference_tp_size > 1 {
+            return refuse(
+                "\"inference_tp_size\" above 1 needs \"optimizer_state\" full: compact codes have one scale for neighbours \
+                 that would be cut apart",
+            );
+        }
         self.check_ppo()
     }
 

@@ -21,6 +21,7 @@ const TEXTS: Kind = Kind::List(&Kind::Text);
 const DTYPES: Kind = Kind::Choice(&["bf16", "f32"]);
 const FORMATS: Kind = Kind::Choice(&["auto", "template", "human_assistant"]);
 const STATES: Kind = Kind::Choice(&["full", "compact"]);
+const STAGES: Kind = Kind::Choice(&["auto", "0", "1", "2", "3"]);
 const SHAPES: Kind = Kind::Choice(&["opt-125m", "gpt2", "smollm2-135m", "tiny"]);
 const CHECKPOINTING: Kind = Kind::Choice(&["none", "cheap", "full"]);
 const SCHEDULES: Kind = Kind::Choice(&["linear", "cosine", "constant", "constant_with_warmup"]);
@@ -44,7 +45,13 @@ pub static RUN: &[Key] = &[
     key("keep_checkpoints", RUNS, Kind::int(1, COUNT), "the newest checkpoints that are kept"),
     key("keep_best", RUNS, Kind::Text, "also save and keep each step's checkpoint with the best value of this metric, such as eval_loss"),
     key("allow_changed_data", RUNS, Kind::Bool, "go on although data files are not those the run began with"),
-    key("deployment_type", RUNS, Kind::Choice(&["single_gpu", "single_node", "multi_node"]), "ranks to run on; this version runs one"),
+    key("deployment_type", RUNS, Kind::Choice(&["single_gpu", "single_node", "multi_node"]), "accepted for DeepSpeed-Chat's scripts; how many ranks there are follows from --num-gpus or the launcher"),
+    key("num_gpus", RUNS, Kind::int(1, 1024), "ranks that this process starts; on the CPU they are threads. A step has the same rows however many share them"),
+    key("zero_stage", RUNS, STAGES, "what ranks share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too; auto: as little as memory allows")
+        .or(&[(PPO, "actor-zero-stage")]),
+    key("critic_zero_stage", TRAIN | REWARD | PPO, STAGES, "the same of reward model and critic; auto: as --zero-stage"),
+    key("inference_tp_size", TRAIN | PPO, Kind::int(0, 1024), "ranks that generate together at stage 3, each with its slice of the weights; 0 = those of a machine"),
+    key("rank_timeout", RUNS, Kind::Time, "how long a rank waits for another before it gives up with exit code 75"),
     key("device", RUNS, Kind::Device, "where to compute; auto: CUDA where it can be used, else the CPU"),
     key("dtype", RUNS, DTYPES, "dtype of weights and activations; sums are always f32"),
     key("threads", RUNS, Kind::int(0, 4096), "CPU threads; 0 = all cores"),

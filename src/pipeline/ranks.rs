@@ -1,0 +1,133 @@
+//! The ranks of a run: what each shares of the models, and what they must have alike.
+
+use super::Run;
+use super::config::{OptimizerState, RunConfig, ZeroStage};
+use super::doctor::free_memory;
+use crate::arch::Arch;
+use crate::base::{Error, Result};
+use crate::comm::Comm;
+use crate::model::Head;
+use crate::pool::{Partition, Zero};
+use std::collections::BTreeMap;
+
+/// The ranks, as a run begins with them.
+#[derive(Clone, Debug)]
+pub struct Ranks {
+    /// This rank's handle.
+    pub comm: Comm,
+    /// How many are on this machine.
+    pub local: usize,
+}
+
+impl Ranks {
+    /// A run of one rank.
+    pub fn alone() -> Ranks {
+        Ranks { comm: Comm::alone(), local: 1 }
+    }
+}
+
+/// Refuses ranks that were not started alike: with other settings, or as another version.
+pub(super) fn alike(comm: &Comm, keys: &BTreeMap<String, String>) -> Result<()> {
+    if comm.size() == 1 {
+        return Ok(());
+    }
+    let mut own = keys.clone();
+    own.insert("version of duplex".into(), env!("CARGO_PKG_VERSION").into());
+    let text = |of: &BTreeMap<String, String>| {
+        of.iter().map(|(key, value)| format!("{key}\t{value}\n")).collect::<String>()
+    };
+    let mine = text(&own);
+    let lengths = comm.concat(&[mine.len() as u64])?;
+    let all = comm.concat(mine.as_bytes())?;
+    let mut at = 0;
+    let texts: Vec<String> = lengths
+        .iter()
+        .map(|n| {
+            at += *n as usize;
+            String::from_utf8_lossy(&all[at - *n as usize..at]).into_owned()
+        })
+        .collect();
+    let Some(rank) = texts.iter().position(|t| *t != texts[0]) else { return Ok(()) };
+    let differs = texts[0].lines().zip(texts[rank].lines()).find(|(a, b)| a != b);
+    let key = differs.and_then(|(a, _)| a.split('\t').next()).unwrap_or("a setting");
+    Err(Error::user(format!(
+        "rank {rank} was started with another {key:?} than rank 0; start all ranks alike"
+    )))
+}
+
+/// Refuses ranks that found different things: `what` names them, `found` is this rank's.
+pub(super) fn same(comm: &Comm, what: &str, found: &[u8]) -> Result<()> {
+    let hash = blake3::hash(found);
+    let all = comm.concat(hash.as_bytes())?;
+    let other = all.chunks(hash.as_bytes().len()).position(|h| h != &all[..h.len()]);
+    match other {
+        None => Ok(()),
+        Some(rank) => Err(Error::user(format!(
+            "rank {rank} sees other {what} than rank 0; all ranks must read the same files"
+        ))),
+    }
+}
+
+/// Bytes a parameter of training takes on one of `ranks` ranks at `stage`: weight, gradient, optimizer state.
+fn bytes_per_parameter(cfg: &RunConfig, stage: Zero, ranks: usize, trained: bool) -> f64 {
+    let weight = cfg.dtype.dtype().size() as f64;
+    let state = cfg.optimizer_state.adamw();
+    let (grad, kept) = match (trained, state) {
+        (false, _) => (0.0, 0.0),
+        (true, crate::train::AdamWState::Compact) => (2.0, 3.125),
+        (true, crate::train::AdamWState::Full) => (4.0, if weight < 4.0 { 12.0 } else { 8.0 }),
+    };
+    let part = |from: Zero| if stage >= from { 1.0 / ranks as f64 } else { 1.0 };
+    weight * part(Zero::Weights) + grad * part(Zero::Gradients) + kept * part(Zero::Optimizer)
+}
+
+impl Run<'_> {
+    /// How a model of `arch` with `head` is shared out; `generates`: with tensor parallelism where weights are shared out.
+    pub(super) fn partition(
+        &self,
+        arch: &Arch,
+        head: Head,
+        trained: bool,
+        generates: bool,
+    ) -> Result<Partition> {
+        let comm = &self.ranks.comm;
+        let ranks = comm.size();
+        if ranks == 1 {
+            return Ok(Partition::alone());
+        }
+        let own = match head {
+            Head::Lm => ZeroStage::Auto,
+            Head::Score => self.cfg.critic_zero_stage,
+        };
+        let stage = match own.stage().or(self.cfg.zero_stage.stage()) {
+            Some(stage) => stage,
+            None => self.fitting(arch, trained)?,
+        };
+        let blocks = match self.cfg.inference_tp_size {
+            _ if !generates => 1,
+            0 if stage < Zero::Weights => 1,
+            // Neighbours have a scale in common, which must not be cut apart.
+            0 if self.cfg.optimizer_state == OptimizerState::Compact => 1,
+            0 if ranks.is_multiple_of(self.ranks.local) => self.ranks.local,
+            0 => 1,
+            given => given,
+        };
+        Partition::new(comm.clone(), stage, blocks)
+    }
+
+    /// The lowest stage at which the models of a step of this size take no more than half of the machine's memory.
+    fn fitting(&self, arch: &Arch, trained: bool) -> Result<Zero> {
+        let comm = &self.ranks.comm;
+        let free = free_memory().map_or(f64::INFINITY, |b| b as f64) / self.ranks.local as f64;
+        // PPO has two models that are trained, and two that are not.
+        let models = if trained { 4.0 } else { 2.0 };
+        let needed = |stage| {
+            models * arch.parameters() * bytes_per_parameter(self.cfg, stage, comm.size(), trained)
+        };
+        let own = Zero::ALL.into_iter().find(|stage| needed(*stage) <= free / 2.0);
+        let own = own.unwrap_or(Zero::Weights) as u32;
+        // The tightest rank decides.
+        let all = comm.concat(&[own])?;
+        Ok(Zero::ALL[all.into_iter().max().unwrap_or(own) as usize])
+    }
+}
