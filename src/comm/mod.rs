@@ -248,6 +248,11 @@ impl Comm {
         CallKind::ALL.iter().map(|kind| self.counted(*kind).sent).sum()
     }
 
+    /// Time this rank waited for calls to end so far, in this group and those split from it.
+    pub fn waited(&self) -> Duration {
+        CallKind::ALL.iter().map(|kind| self.counted(*kind).waited).sum()
+    }
+
     /// All ranks' values end to end, in the order of the ranks; each may give another number of them.
     pub fn concat<T: bytemuck::Pod>(&self, own: &[T]) -> Result<Vec<T>> {
         if self.size() == 1 {

@@ -11,6 +11,7 @@ mod eval;
 mod health;
 mod inspect;
 mod judge;
+mod pace;
 mod ppo;
 mod ranks;
 mod resume;
@@ -44,6 +45,7 @@ use crate::rlhf::RewardRule;
 use crate::tape::Workspace;
 use config::RunConfig;
 use health::Health;
+use pace::Pace;
 use resume::{Resumed, steps_of};
 use run_dir::RunDir;
 use saver::{Best, Saver};
@@ -73,6 +75,8 @@ struct Run<'c> {
     reporter: Reporter,
     /// Whether the work just done was dropped, by all ranks.
     dropped: bool,
+    /// How fast this rank is beside the others.
+    pace: Pace,
     /// The rows of all steps, once read.
     blend: Option<Rc<Blend>>,
     /// Scores answers for evaluation only; training never sees it.
@@ -161,6 +165,7 @@ fn run_steps(
             false => Reporter::silent(),
         },
         dropped: false,
+        pace: Pace::new(),
         saver: saver(cfg, &dir, &comm)?,
         comm,
         ranks,

@@ -4,7 +4,7 @@
 use super::health::Health;
 use super::resume::{STEPS, same_inputs, steps_of};
 use super::sources::Source;
-use super::{Run, stop};
+use super::{Run, ranks, stop};
 use crate::base::{Error, Result};
 use crate::formats::{Draft, Input, Label, Snapshot, stamp};
 use crate::report::Event;
@@ -57,6 +57,7 @@ impl Run<'_> {
             }
         }
         let from = self.resumed.take();
+        ranks::same(&self.comm, "models or data", format!("{inputs:?}").as_bytes())?;
         if let Some(snapshot) = &from {
             same_inputs(snapshot, &inputs, self.cfg.allow_changed_data)?;
         }
@@ -73,6 +74,7 @@ impl Run<'_> {
         let unit = unit.to_string();
         let goes_on = format!("goes on after {} of {total} {unit}", stage.done);
         self.watchdog.begin(stage.step, stage.done as u64 + 1);
+        self.pace.begin(&self.comm);
         self.reporter.emit(Event::StepStart { step, title, total, unit });
         if stage.done > 0 {
             self.reporter.emit(Event::note(goes_on));
@@ -90,6 +92,9 @@ impl Run<'_> {
         save: &dyn Fn(&mut Draft<'d>) -> Result<()>,
     ) -> Result<()> {
         self.watchdog.next();
+        if let Some(slow) = self.pace.end(&self.comm)? {
+            self.reporter.emit(Event::warning(slow));
+        }
         for warning in self.health.observe(stage.step, values) {
             self.reporter.emit(Event::warning(warning));
         }

@@ -13,7 +13,7 @@ use duplex::device::Device;
 use duplex::engine::Engine;
 use duplex::model::LoraConfig;
 use duplex::model::{Head, LoadOptions};
-use duplex::pool::{ParamId, Partition, Zero};
+use duplex::pool::{Param, ParamId, Partition, Zero};
 use duplex::rlhf::{
     PpoConfig, PpoTrainer, RewardConfig, RewardLoss, RewardSource, RewardTrainer, SftConfig,
     SftTrainer,
@@ -296,6 +296,41 @@ fn the_switch_moves_what_a_rank_lacks_of_its_block_and_no_more() {
             Ok(())
         })
         .unwrap();
+    }
+}
+
+/// Weights, gradients and optimizer state of a rank are its part of those of one rank, and at most 64 elements a flat that are
+/// padding; where they are also cut into blocks, copies and padding of the cut come in addition.
+#[test]
+fn a_rank_keeps_its_part_and_a_stated_constant() {
+    let memory = |family: &str, partition: &Partition| {
+        let engine = engine(family, Head::Lm, DType::F32, adamw(1e-3), partition).unwrap();
+        let store = &engine.model.store;
+        let of_cut =
+            |p: &Param| p.slice_len() * partition.blocks - p.spec.shape.iter().product::<usize>();
+        let more: usize = store.params().iter().map(of_cut).sum();
+        let (flats, params) = (store.flats().len(), store.params().len());
+        (engine.memory()[..3].iter().sum::<usize>(), [flats, params], more)
+    };
+    // Weight, gradient, both moments.
+    const BYTES: usize = 16;
+    for family in ALL_FAMILIES {
+        let (total, [flats, params], _) = memory(family, &Partition::alone());
+        for ranks in 2..=4 {
+            for tensor in (1..=ranks).filter(|t| ranks % t == 0) {
+                let run = |comm| {
+                    let partition = Partition::new(comm, Zero::Weights, tensor)?;
+                    Ok(memory(family, &partition))
+                };
+                for (kept, _, more) in run_ranks(ranks, SOON, run).unwrap() {
+                    // A parameter begins at a multiple of 64 in each block.
+                    let gaps = BYTES * 64 * if tensor > 1 { flats + params } else { flats };
+                    let most = (total + BYTES * more) / ranks + gaps;
+                    assert!(kept <= most, "{family}, {tensor} of {ranks}: {kept}, at most {most}");
+                    assert!(kept >= total / ranks - gaps, "{family}: {kept} of {total}");
+                }
+            }
+        }
     }
 }
 
