@@ -9,13 +9,16 @@
 //! it, at once where its end is known, else within the group's time-out.
 
 mod launch;
+mod lifeline;
 mod local;
 mod reduce;
 mod rendezvous;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 pub use launch::{Launch, launched};
+pub use lifeline::Lifeline;
 pub use local::run_ranks;
 pub use rendezvous::{Member, Met, Place, rendezvous};
 

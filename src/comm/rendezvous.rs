@@ -1,14 +1,15 @@
 //! Where the processes of a run meet before there is a network between them: rank 0 listens, the others come to it over
 //! TCP. They learn who takes part, get what rank 0 has for them (NCCL's id), and find out at once if they are not of one
-//! run. Both sides prove that they know the run's secret, which is never sent: each keys the hash of what it says,
-//! and of the other's fresh random number, with it.
+//! run. Both sides prove that they know the run's secret, which is never sent. The connections remain, as the run's
+//! [`Lifeline`](super::Lifeline).
 
+use super::lifeline::Lifeline;
+use super::wire::{SILENCE, Sealed, fill, opened, random, seal, send, take};
 use crate::base::{Error, Result};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
+use std::io::{ErrorKind, Write};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -49,16 +50,24 @@ pub struct Met {
 
 /// Largest message: of a configuration and a thousand members there is room.
 const LARGEST: usize = 1 << 20;
-/// How long one who has connected may keep silent.
-const SILENCE: Duration = Duration::from_secs(10);
 /// Callers that are listened to at a time; others are turned away, and may call again.
 const CALLERS: usize = 1024;
+
+/// The connections of those who have met, by the rank at their other end: rank 0 has one to each of the others, who have
+/// one to it.
+pub(super) type Lines = Vec<(usize, TcpStream)>;
 
 /// Meets the other ranks; `gift` is rank 0's for all.
 ///
 /// # Errors
 /// Not all come in time, or they are not of one run: each gets the line that names who differs, and in what.
-pub fn rendezvous(me: &Member, place: &Place, gift: &[u8]) -> Result<Met> {
+pub fn rendezvous(me: &Member, place: &Place, gift: &[u8]) -> Result<(Met, Arc<Lifeline>)> {
+    let (met, lines) = meet(me, place, gift)?;
+    let lifeline = Lifeline::new(me.rank, &met.members, lines)?;
+    Ok((met, lifeline))
+}
+
+fn meet(me: &Member, place: &Place, gift: &[u8]) -> Result<(Met, Lines)> {
     if me.rank > 0 {
         return visit(me, place);
     }
@@ -89,85 +98,16 @@ enum Answer {
     Refused(String),
 }
 
-/// A message with the proof that its sender knows the secret.
-#[derive(Serialize, Deserialize)]
-struct Sealed {
-    body: String,
-    proof: [u8; 32],
-}
-
-/// The keyed hash of what `who` says to one who sent `nonce`.
-fn proof(secret: &str, who: &str, nonce: &[u8; 32], body: &str) -> blake3::Hash {
-    let key = blake3::derive_key("duplex rendezvous: the secret of a run", secret.as_bytes());
-    blake3::keyed_hash(&key, &[who.as_bytes(), nonce, body.as_bytes()].concat())
-}
-
-fn seal(secret: &str, who: &str, nonce: &[u8; 32], what: &impl Serialize) -> Result<Sealed> {
-    let body = serde_json::to_string(what).map_err(|e| Error::internal(e.to_string()))?;
-    let proof = *proof(secret, who, nonce, &body).as_bytes();
-    Ok(Sealed { body, proof })
-}
-
-/// What `sealed` says; `None` if its sender does not know the secret. The comparison takes the same time for all.
-fn opened<T: DeserializeOwned>(
-    sealed: &Sealed,
-    secret: &str,
-    who: &str,
-    nonce: &[u8; 32],
-) -> Option<T> {
-    let knows = proof(secret, who, nonce, &sealed.body) == sealed.proof;
-    knows.then(|| serde_json::from_str(&sealed.body).ok()).flatten()
-}
-
-fn random() -> Result<[u8; 32]> {
-    let mut bytes = [0; 32];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes));
-    read.map_err(|e| Error::io("read", "/dev/urandom".as_ref(), &e))?;
-    Ok(bytes)
-}
-
-fn send(to: &mut TcpStream, what: &impl Serialize) -> std::io::Result<()> {
-    let text = serde_json::to_vec(what)?;
-    to.write_all(&(text.len() as u32).to_le_bytes())?;
-    to.write_all(&text)
-}
-
-/// Takes a message until `end`.
-fn take<T: DeserializeOwned>(from: &mut TcpStream, end: Instant) -> std::io::Result<T> {
-    let mut length = [0; 4];
-    fill(from, &mut length, end)?;
-    let length = u32::from_le_bytes(length) as usize;
-    if length > LARGEST {
-        return Err(ErrorKind::InvalidData.into());
-    }
-    let mut text = vec![0; length];
-    fill(from, &mut text, end)?;
-    Ok(serde_json::from_slice(&text)?)
-}
-
-/// Fills `bytes` until `end`, however slowly they come.
-fn fill(from: &mut TcpStream, mut bytes: &mut [u8], end: Instant) -> std::io::Result<()> {
-    while !bytes.is_empty() {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        from.set_read_timeout(Some(left))?;
-        match from.read(bytes) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(n) => bytes = &mut bytes[n..],
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
 /// One who has proved that it is of the run, and its own random number.
 type Guest = (Member, [u8; 32], TcpStream);
 
 /// Rank 0's side.
-fn host(me: &Member, place: &Place, gift: &[u8], listener: TcpListener) -> Result<Met> {
+pub(super) fn host(
+    me: &Member,
+    place: &Place,
+    gift: &[u8],
+    listener: TcpListener,
+) -> Result<(Met, Lines)> {
     let end = Instant::now() + place.timeout;
     let failed = |e: std::io::Error| Error::resource(format!("rendezvous: {e}"));
     listener.set_nonblocking(true).map_err(failed)?;
@@ -187,7 +127,8 @@ fn host(me: &Member, place: &Place, gift: &[u8], listener: TcpListener) -> Resul
             // Who has gone meanwhile is missed by the next who waits for it.
             let _ = stream.set_write_timeout(Some(SILENCE)).and_then(|()| send(stream, &sent));
         }
-        checked.map(|members| Met { members, gift: gift.to_vec() })
+        let met = Met { members: checked?, gift: gift.to_vec() };
+        Ok((met, here.into_iter().map(|(member, _, stream)| (member.rank, stream)).collect()))
     })
 }
 
@@ -226,7 +167,7 @@ fn greet(stream: &mut TcpStream, place: &Place, end: Instant) -> Option<Hello> {
     stream.set_nonblocking(false).ok()?;
     stream.set_write_timeout(Some(SILENCE)).ok()?;
     stream.write_all(&nonce).ok()?;
-    let sealed: Sealed = take(stream, end.min(Instant::now() + SILENCE)).ok()?;
+    let sealed: Sealed = take(stream, LARGEST, end.min(Instant::now() + SILENCE)).ok()?;
     opened(&sealed, &place.secret, "guest", &nonce)
 }
 
@@ -292,7 +233,7 @@ fn compare(me: &Member, other: &Member) -> Result<()> {
 }
 
 /// The side of the others.
-fn visit(me: &Member, place: &Place) -> Result<Met> {
+pub(super) fn visit(me: &Member, place: &Place) -> Result<(Met, Lines)> {
     let end = Instant::now() + place.timeout;
     let mut stream = connect(me, place, end)?;
     let lost = |e: std::io::Error| match e.kind() {
@@ -316,10 +257,9 @@ fn visit(me: &Member, place: &Place) -> Result<Met> {
     let sealed = seal(&place.secret, "guest", &nonce, &hello)?;
     send(&mut stream, &sealed).map_err(lost)?;
     // The host may wait for others as long as we; its answer needs a little more.
-    let sealed: Sealed = take(&mut stream, end + SILENCE).map_err(lost)?;
-    let _ = stream.shutdown(Shutdown::Both);
+    let sealed: Sealed = take(&mut stream, LARGEST, end + SILENCE).map_err(lost)?;
     match opened(&sealed, &place.secret, "host", &hello.nonce) {
-        Some(Answer::Met(met)) => Ok(met),
+        Some(Answer::Met(met)) => Ok((met, vec![(0, stream)])),
         Some(Answer::Refused(why)) => Err(Error::user(why)),
         None => Err(lost(ErrorKind::UnexpectedEof.into())),
     }
@@ -366,9 +306,9 @@ mod tests {
     }
 
     /// Has all members meet, with what each says.
-    fn meet(members: &[Member], place: &Place) -> Vec<Result<Met>> {
+    fn meet_all(members: &[Member], place: &Place) -> Vec<Result<Met>> {
         std::thread::scope(|scope| {
-            let one = |m| scope.spawn(move || rendezvous(m, place, b"for all"));
+            let one = |m| scope.spawn(move || meet(m, place, b"for all").map(|(met, _)| met));
             let all: Vec<_> = members.iter().map(one).collect();
             all.into_iter().map(|t| t.join().unwrap()).collect()
         })
@@ -383,7 +323,7 @@ mod tests {
     fn all_ranks_meet_and_get_what_the_first_gives() {
         for size in [1, 2, 5] {
             let members: Vec<Member> = (0..size).map(|r| member(r, size)).collect();
-            for met in meet(&members, &place(20_000)) {
+            for met in meet_all(&members, &place(20_000)) {
                 assert_eq!(
                     met.unwrap(),
                     Met { members: members.clone(), gift: b"for all".to_vec() }
@@ -398,7 +338,7 @@ mod tests {
         let members = [member(0, 2), member(1, 2)];
         let started = Instant::now();
         std::thread::scope(|scope| {
-            let host = scope.spawn(|| rendezvous(&members[0], &place, &[]));
+            let host = scope.spawn(|| meet(&members[0], &place, &[]));
             let mut callers = vec![];
             for i in 0..20 {
                 let mut stream = loop {
@@ -413,9 +353,9 @@ mod tests {
                 callers.push(stream);
             }
             let other = Place { secret: "another".into(), ..place.clone() };
-            let e = rendezvous(&members[1], &other, &[]).unwrap_err();
+            let e = meet(&members[1], &other, &[]).unwrap_err();
             assert!(e.to_string().contains("did not let rank 1 in: it has another secret"), "{e}");
-            rendezvous(&members[1], &place, &[]).unwrap();
+            meet(&members[1], &place, &[]).unwrap();
             host.join().unwrap().unwrap();
         });
         assert!(started.elapsed() < SILENCE / 2);
@@ -423,29 +363,29 @@ mod tests {
 
     #[test]
     fn a_rank_that_is_missing_or_there_twice_is_named() {
-        for e in lines(&meet(&[member(0, 4), member(2, 4)], &place(300))) {
+        for e in lines(&meet_all(&[member(0, 4), member(2, 4)], &place(300))) {
             assert!(e.starts_with("of 4 ranks, 1, 3 did not come to 127.0.0.1:"), "{e}");
             assert!(e.contains("within 0.3 s"), "{e}");
         }
-        let met = meet(&[member(0, 3), member(1, 3), member(1, 3)], &place(20_000));
+        let met = meet_all(&[member(0, 3), member(1, 3), member(1, 3)], &place(20_000));
         for e in lines(&met) {
             assert!(e.starts_with("rank 1 came twice, from host-1 and from host-1"), "{e}");
         }
         let place = place(200);
-        let e = rendezvous(&member(1, 2), &place, &[]).unwrap_err();
+        let e = meet(&member(1, 2), &place, &[]).unwrap_err();
         assert_eq!(e.kind(), Kind::User);
         assert!(e.to_string().contains("rank 1 cannot reach rank 0 at 127.0.0.1:"), "{e}");
     }
 
     #[test]
     fn ranks_of_different_runs_are_told_what_differs() {
-        let met = meet(&[member(0, 2), member(1, 3)], &place(20_000));
+        let met = meet_all(&[member(0, 2), member(1, 3)], &place(20_000));
         for e in lines(&met) {
             assert_eq!(e, "rank 1 on host-1 was started as one of 3, rank 0 on host-0 as one of 2");
         }
         let mut other = member(1, 2);
         other.alike.insert("dtype".into(), "f32".into());
-        for e in lines(&meet(&[member(0, 2), other], &place(20_000))) {
+        for e in lines(&meet_all(&[member(0, 2), other], &place(20_000))) {
             assert!(e.contains("rank 1 on host-1 has f32 for dtype, rank 0 on host-0 has nothing"));
         }
     }
@@ -455,9 +395,9 @@ mod tests {
         let taken = TcpListener::bind("0.0.0.0:0").unwrap();
         let address = format!("127.0.0.1:{}", taken.local_addr().unwrap().port());
         let place = Place { address, ..place(1000) };
-        let e = rendezvous(&member(0, 2), &place, &[]).unwrap_err().to_string();
+        let e = meet(&member(0, 2), &place, &[]).unwrap_err().to_string();
         assert!(e.contains("is taken by another program; choose another (MASTER_PORT)"), "{e}");
         let place = Place { address: "nowhere".into(), ..place };
-        assert!(rendezvous(&member(0, 2), &place, &[]).is_err());
+        assert!(meet(&member(0, 2), &place, &[]).is_err());
     }
 }

@@ -1,0 +1,156 @@
+use super::super::rendezvous::{Place, host, visit};
+use super::*;
+use std::io::Write;
+use std::net::TcpListener;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// The ranks of a run that have just met.
+fn met(size: usize) -> Vec<Arc<Lifeline>> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let place = &Place { address, secret: "a secret".into(), timeout: SOON };
+    let member = |rank| Member { rank, size, host: format!("host-{rank}"), alike: BTreeMap::new() };
+    std::thread::scope(|scope| {
+        let first = scope.spawn(move || host(&member(0), place, &[], listener));
+        let others = (1..size).map(|r| scope.spawn(move || visit(&member(r), place)));
+        let others: Vec<_> = others.collect();
+        let all = std::iter::once(first).chain(others).enumerate();
+        let new = |(r, t): (usize, std::thread::ScopedJoinHandle<'_, Result<(_, Lines)>>)| {
+            let (met, lines): (super::super::Met, Lines) = t.join().unwrap().unwrap();
+            Lifeline::new(r, &met.members, lines).unwrap()
+        };
+        all.map(new).collect()
+    })
+}
+
+/// What ends a rank, once it knows.
+fn told(lifeline: &Lifeline) -> String {
+    let clock = Instant::now();
+    loop {
+        if let Some(e) = lifeline.gone() {
+            assert_eq!(e.kind(), Kind::Stopped);
+            return e.to_string();
+        }
+        assert!(clock.elapsed() < SOON, "nothing was told");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn the_end_of_a_process_is_known_to_all_at_once() {
+    for (size, dead) in [(2, 1), (2, 0), (4, 2), (4, 0)] {
+        let ranks = met(size);
+        assert!(ranks.iter().all(|r| r.gone().is_none()));
+        let clock = Instant::now();
+        ranks[dead].cut();
+        for (r, lifeline) in ranks.iter().enumerate().filter(|(r, _)| *r != dead) {
+            let line = told(lifeline);
+            let name = format!("rank {dead} on host-{dead} is gone: its process ended without");
+            assert!(line.starts_with(&name), "rank {r}: {line}");
+            assert!(!lifeline.all_done(SOON));
+        }
+        assert!(clock.elapsed() < SOON / 10);
+    }
+}
+
+#[test]
+fn a_rank_that_fails_tells_why_and_what_it_misses_itself_is_passed_on() {
+    let ranks = met(3);
+    ranks[1].leave(Some(&Error::user("row 7 is bad")));
+    // Of two last words the first counts.
+    ranks[1].leave(None);
+    for r in [0, 2] {
+        assert_eq!(told(&ranks[r]), "rank 1 on host-1 has failed (row 7 is bad)");
+    }
+    let ranks = met(3);
+    let line = "all-gather number 7: rank 1 on host-1 has not come within 3 s";
+    ranks[0].leave(Some(&Error::stopped(line)));
+    assert_eq!([told(&ranks[1]), told(&ranks[2])], [line, line]);
+    // A reason without end does not end the connection.
+    let ranks = met(2);
+    ranks[1].leave(Some(&Error::internal("ä".repeat(3 << 20))));
+    assert!(told(&ranks[0]).contains("has failed (äää"));
+}
+
+#[test]
+fn ranks_that_are_done_are_missed_only_where_they_are_needed() {
+    let ranks = met(3);
+    let all = [0, 1, 2];
+    for r in all {
+        ranks[r].started(9).store(4, Ordering::Relaxed);
+    }
+    ranks[1].leave(None);
+    let clock = Instant::now();
+    while ranks[2].ended_before(&all, 9, 4).is_none() {
+        assert!(clock.elapsed() < SOON);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let e = ranks[2].ended_before(&all, 9, 4).unwrap();
+    assert_eq!(e.to_string(), "rank 1 on host-1 has ended");
+    assert!(ranks[2].ended_before(&all, 9, 3).is_none());
+    assert!(ranks[2].ended_before(&[0, 2], 9, 4).is_none());
+    assert!(!ranks[2].all_done(Duration::from_millis(50)));
+    ranks[0].leave(None);
+    ranks[2].leave(None);
+    assert!(ranks.iter().all(|r| r.all_done(SOON) && r.gone().is_none()));
+}
+
+#[test]
+fn a_rank_that_does_not_come_or_has_become_silent_is_named() {
+    let ranks = met(4);
+    let (group, timeout) = (77, Duration::from_secs(4));
+    for (r, calls) in [5, 5, 4, 5].into_iter().enumerate() {
+        ranks[r].started(group).store(calls, Ordering::Relaxed);
+    }
+    std::thread::sleep(2 * BEAT);
+    for r in [0, 1, 3] {
+        let line = ranks[r].late(&[0, 1, 2, 3], group, 4, timeout);
+        assert_eq!(line, "rank 2 on host-2 has not come within 4 s");
+        let line = ranks[r].late(&[0, 1, 2, 3], group, 5, timeout);
+        assert!(line.contains("host-") && line.ends_with("have not come within 4 s"), "{line}");
+        let line = ranks[r].late(&[0, 1, 3], group, 4, timeout);
+        assert_eq!(line, "no end within 4 s, though all ranks have come");
+    }
+    // As if it were stopped: its connection remains.
+    lock(&ranks[3].beat).take();
+    std::thread::sleep(timeout / 2 + 2 * BEAT);
+    for r in [0, 1] {
+        let line = ranks[r].late(&[0, 1, 3], group, 4, timeout);
+        assert_eq!(line, "no end within 4 s: rank 3 on host-3 has become silent");
+    }
+    let held = ranks[0].shared.lock();
+    let line = ranks[1].late(&[1, 3], group, 4, timeout);
+    assert_eq!(line, "no end within 4 s, and rank 0 on host-0 does not answer");
+    drop(held);
+    assert!(ranks[1].gone().is_none());
+}
+
+#[test]
+fn a_stranger_finds_nobody_and_nonsense_is_no_word() {
+    // After the meeting nobody listens.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let member = |rank| Member { rank, size: 2, host: "h".into(), alike: BTreeMap::new() };
+    let place = Place { address: address.to_string(), secret: "s".into(), timeout: SOON };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| visit(&member(1), &place).unwrap());
+        let (_, _lines) = host(&member(0), &place, &[], listener).unwrap();
+        other.join().unwrap();
+        assert!(TcpStream::connect(address).is_err());
+    });
+    // A length without end, words of another's end, text that is no word.
+    let other =
+        r#"{"Ended":[{"rank":0,"how":"Done","started":[]},{"rank":9,"how":"Done","started":[]}]}"#;
+    let framed = |text: &str| [&(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+    for nonsense in [u32::MAX.to_le_bytes().to_vec(), framed(other), framed("{\"Started\":7}")] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut line = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let lines = vec![(1, listener.accept().unwrap().0)];
+        let lifeline = Lifeline::new(0, &[member(0), member(1)], lines).unwrap();
+        line.write_all(&nonsense).unwrap();
+        line.shutdown(Shutdown::Write).unwrap();
+        assert!(told(&lifeline).starts_with("rank 1 on h is gone: its "));
+        assert_eq!(lock(&lifeline.shared.state).ended.len(), 1);
+    }
+}
