@@ -82,7 +82,7 @@ struct Hub {
 struct Meetings {
     /// Calls under way, by number.
     rounds: HashMap<u64, Round>,
-    /// Values under way, and those asked for, of each pair of ranks so far.
+    /// Letters under way, and how many each pair of ranks has sent and asked for so far.
     letters: HashMap<Way, Letter>,
     sent: HashMap<(usize, usize), u64>,
     received: HashMap<(usize, usize), u64>,
@@ -113,10 +113,15 @@ struct Round {
     void: bool,
 }
 
-#[derive(Debug)]
+/// What one rank gives another. It is copied once both have said where, so that either may wait first for something else.
+#[derive(Debug, Default)]
 struct Letter {
-    data: Region,
-    taken: bool,
+    given: Option<Region>,
+    asked: Option<Region>,
+    /// It has been copied, or is not as long as asked for.
+    over: Option<Result<()>>,
+    /// Ranks that have seen that.
+    seen: usize,
 }
 
 #[derive(Debug)]
@@ -205,6 +210,32 @@ impl Hub {
                 )),
             ));
         }
+    }
+
+    /// Notes one rank's side of a letter, which is copied if the other's is there.
+    fn post(
+        &self,
+        mut meetings: MutexGuard<'_, Meetings>,
+        way: Way,
+        side: impl FnOnce(&mut Letter),
+    ) -> Result<()> {
+        if let Some(e) = &meetings.broken {
+            return Err(e.clone());
+        }
+        let letter = meetings.letters.entry(way).or_default();
+        side(letter);
+        let (Some(given), Some(asked)) = (letter.given, letter.asked) else { return Ok(()) };
+        letter.over = Some(if given.bytes == asked.bytes {
+            // SAFETY: neither rank has waited for it, so both leave their memory alone and alive while the lock is held.
+            unsafe { copy(given, asked) };
+            Ok(())
+        } else {
+            let (from, to) = (self.names[way.0], self.names[way.1]);
+            let (sent, takes) = (given.bytes, asked.bytes);
+            Err(Error::internal(format!("rank {from} sent {sent} bytes, rank {to} takes {takes}")))
+        });
+        self.changed.notify_all();
+        Ok(())
     }
 
     /// Does rank `rank`'s part in a call that all have started.
@@ -298,14 +329,15 @@ impl Transport for Local {
     fn send(&self, data: Region, to: usize) -> Result<Box<dyn Pending>> {
         let mut meetings = self.hub.lock();
         let way = next_way(&mut meetings.sent, self.rank, to);
-        meetings.letters.insert(way, Letter { data, taken: false });
-        self.hub.changed.notify_all();
-        Ok(under_way(Sent { hub: self.hub.clone(), way }))
+        self.hub.post(meetings, way, |letter| letter.given = Some(data))?;
+        Ok(under_way(Post { hub: self.hub.clone(), way, receiver: false }))
     }
 
     fn receive(&self, data: Region, from: usize) -> Result<Box<dyn Pending>> {
-        let way = next_way(&mut self.hub.lock().received, from, self.rank);
-        Ok(under_way(Received { hub: self.hub.clone(), way, data }))
+        let mut meetings = self.hub.lock();
+        let way = next_way(&mut meetings.received, from, self.rank);
+        self.hub.post(meetings, way, |letter| letter.asked = Some(data))?;
+        Ok(under_way(Post { hub: self.hub.clone(), way, receiver: true }))
     }
 
     fn split(&self, color: usize) -> Result<Arc<dyn Transport>> {
@@ -331,6 +363,10 @@ impl Transport for Local {
         }
         Ok(Arc::new(Local { hub: part, rank, next: AtomicU64::new(0) }))
     }
+
+    fn leave(&self, error: Option<&Error>) {
+        self.hub.leave(self.rank, error);
+    }
 }
 
 impl Drop for Local {
@@ -346,7 +382,7 @@ fn next_way(counts: &mut HashMap<(usize, usize), u64>, from: usize, to: usize) -
 }
 
 /// What ends by meeting others.
-trait Meet {
+pub(super) trait Meet {
     fn meet(&self) -> Result<()>;
 }
 
@@ -356,7 +392,7 @@ struct UnderWay<M: Meet> {
     over: bool,
 }
 
-fn under_way(meeting: impl Meet + 'static) -> Box<dyn Pending> {
+pub(super) fn under_way(meeting: impl Meet + 'static) -> Box<dyn Pending> {
     Box::new(UnderWay { meeting, over: false })
 }
 
@@ -478,56 +514,39 @@ unsafe fn take_part(calls: &[Call], rank: usize) -> Result<()> {
 ///
 /// # Safety
 /// Both must be live host memory of the same length, which do not overlap otherwise.
-unsafe fn copy(from: Region, to: Region) {
+pub(super) unsafe fn copy(from: Region, to: Region) {
     if from.ptr != to.ptr {
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(from.ptr, to.ptr, to.bytes) };
     }
 }
 
-/// A letter until it is taken. Nobody touches its memory after it is.
-struct Sent {
+/// One rank's side of a letter. Nobody touches its memory after it has been waited for.
+struct Post {
     hub: Arc<Hub>,
     way: Way,
+    receiver: bool,
 }
 
-impl Meet for Sent {
-    fn meet(&self) -> Result<()> {
-        let (way, what) = (self.way, || format!("send to rank {}", self.hub.names[self.way.1]));
-        let waiting = |m: &Meetings| if m.letters[&way].taken { vec![] } else { vec![way.1] };
-        let met = self.hub.until(way.0, self.hub.lock(), &what, &waiting).map(drop);
-        // Taken, or taken back.
-        self.hub.lock().letters.remove(&way);
-        met
-    }
-}
-
-/// A letter that is waited for.
-struct Received {
-    hub: Arc<Hub>,
-    way: Way,
-    data: Region,
-}
-
-impl Meet for Received {
+impl Meet for Post {
     fn meet(&self) -> Result<()> {
         let (way, hub) = (self.way, &*self.hub);
-        let what = || format!("receive from rank {}", hub.names[way.0]);
-        let waiting =
-            |m: &Meetings| if m.letters.contains_key(&way) { vec![] } else { vec![way.0] };
-        let mut meetings = hub.until(way.1, hub.lock(), &what, &waiting)?;
-        let letter = meetings.letters.get_mut(&way).expect("it is there");
-        let (sent, asked) = (letter.data.bytes, self.data.bytes);
-        if sent == asked {
-            // SAFETY: its memory is the letter's, which is there as long as the lock is held; ours is left alone.
-            unsafe { copy(letter.data, self.data) };
+        let (me, other, name) = match self.receiver {
+            true => (way.1, way.0, "receive from"),
+            false => (way.0, way.1, "send to"),
+        };
+        let what = || format!("{name} rank {}", hub.names[other]);
+        let open = |m: &Meetings| m.letters.get(&way).is_none_or(|l| l.over.is_none());
+        let waiting = |m: &Meetings| if open(m) { vec![other] } else { vec![] };
+        let met = hub.until(me, hub.lock(), &what, &waiting).map(drop);
+        let mut meetings = hub.lock();
+        let Some(letter) = meetings.letters.get_mut(&way) else { return met };
+        letter.seen += 1;
+        let over = letter.over.clone().filter(|_| self.receiver).unwrap_or(Ok(()));
+        // Seen by both, or taken back.
+        if letter.seen == 2 || met.is_err() {
+            meetings.letters.remove(&way);
         }
-        letter.taken = true;
-        hub.changed.notify_all();
-        if sent == asked {
-            return Ok(());
-        }
-        let (from, to) = (hub.names[way.0], hub.names[way.1]);
-        Err(Error::internal(format!("rank {from} sent {sent} bytes, rank {to} takes {asked}")))
+        met.and(over)
     }
 }

@@ -11,6 +11,8 @@
 mod launch;
 mod lifeline;
 mod local;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 mod reduce;
 mod rendezvous;
 #[cfg(test)]
@@ -138,6 +140,8 @@ pub(crate) trait Transport: Send + Sync + std::fmt::Debug {
     fn receive(&self, data: Region, from: usize) -> Result<Box<dyn Pending>>;
     /// The group of the ranks that give the same `color`, in their order.
     fn split(&self, color: usize) -> Result<Arc<dyn Transport>>;
+    /// This rank makes no more calls: it is done, or has failed.
+    fn leave(&self, error: Option<&Error>);
 }
 
 /// A call under way. Dropped without being waited for, it is waited for then.
@@ -286,6 +290,12 @@ impl Comm {
     /// Makes `values` the sums over the ranks of what each has there.
     pub fn sum(&self, values: &mut [f32]) -> Result<()> {
         self.all_reduce(host(values), DType::F32, Reduce::Sum)?.wait()
+    }
+
+    /// Tells the other ranks that this one makes no more calls, and why, if it has failed: they name it and stop, at the
+    /// latest when they next wait. A handle that is just dropped tells them that its rank is done.
+    pub fn leave(&self, error: Option<&Error>) {
+        self.transport.leave(error);
     }
 
     fn start(&self, call: Call) -> Result<Handle> {

@@ -50,6 +50,8 @@ pub struct Met {
 
 /// Largest message: of a configuration and a thousand members there is room.
 const LARGEST: usize = 1 << 20;
+/// How much later others may come to a meeting that is none.
+const LATE: Duration = Duration::from_secs(2);
 /// Callers that are listened to at a time; others are turned away, and may call again.
 const CALLERS: usize = 1024;
 
@@ -117,6 +119,9 @@ pub(super) fn host(
         std::thread::Builder::new().spawn_scoped(scope, listen).map_err(failed)?;
         let mut here = vec![];
         let checked = gather(me, place, end, &guests, &mut here);
+        if checked.is_err() {
+            linger(me, end, &guests, &mut here);
+        }
         ended.store(true, Ordering::SeqCst);
         let answer = match &checked {
             Ok(members) => Answer::Met(Met { members: members.clone(), gift: gift.to_vec() }),
@@ -208,6 +213,16 @@ fn gather(
         }
     }
     Ok(members.into_values().collect())
+}
+
+/// Lets those come who are on their way, so that they too are told why there is no meeting.
+fn linger(me: &Member, end: Instant, guests: &Receiver<Guest>, here: &mut Vec<Guest>) {
+    let end = end.min(Instant::now() + LATE);
+    while here.len() + 1 < me.size {
+        let left = end.saturating_duration_since(Instant::now());
+        let Ok(guest) = guests.recv_timeout(left) else { return };
+        here.push(guest);
+    }
 }
 
 /// Refuses a member of another run than rank 0's.

@@ -178,6 +178,36 @@ fn values_of_different_number_come_end_to_end() {
 }
 
 #[test]
+fn a_ring_of_letters_may_be_waited_for_in_any_order() {
+    run_ranks(4, SOON, |comm| {
+        let (to, from) = ((comm.rank() + 1) % 4, (comm.rank() + 3) % 4);
+        let (mut sent, mut got, mut sum) = ([comm.rank() as f32; 9], [f32::NAN; 9], [1f32; 9]);
+        let got_it = comm.receive(region(&mut got), from)?;
+        let sent_it = comm.send(region(&mut sent), to)?;
+        let summed = comm.all_reduce(region(&mut sum), DType::F32, Reduce::Sum)?;
+        // Nobody waits for what it receives before others have what they sent.
+        let handles = [summed, sent_it];
+        match comm.rank() {
+            0 => handles.into_iter().rev().try_for_each(Handle::wait)?,
+            _ => handles.into_iter().try_for_each(Handle::wait)?,
+        }
+        got_it.wait()?;
+        assert_eq!((got, sum), ([from as f32; 9], [4.0; 9]));
+        Ok(())
+    })
+    .unwrap();
+    let e = run_ranks(2, SOON, |comm| {
+        let mut data = [0f32; 8];
+        let all = region(&mut data);
+        match comm.rank() {
+            0 => comm.send(all, 1)?.wait(),
+            _ => comm.receive(all.slice(0, 4), 0)?.wait(),
+        }
+    });
+    assert!(e.unwrap_err().to_string().contains("rank 0 sent 32 bytes, rank 1 takes 4"));
+}
+
+#[test]
 fn bytes_and_calls_are_counted() {
     let sent = run_ranks(4, SOON, |comm| {
         let (mut one, mut all) = ([1f32; 10], [1f32; 40]);
