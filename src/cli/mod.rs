@@ -83,15 +83,31 @@ fn train(config: &RunConfig) -> Result<()> {
             let rank = |comm| pipeline::train_as(config, Ranks { comm, local: ranks });
             run_ranks(ranks, config.rank_timeout()?, rank).map(drop)
         }
-        (Launch { launcher, size, .. }, 1) => Err(Error::resource(format!(
-            "{} started {size} ranks, but this binary was built without MPI; build it with --features mpi",
-            launcher.unwrap_or("a launcher")
-        ))),
+        (launch, 1) => train_launched(config, &launch),
         (Launch { launcher, size, .. }, ranks) => Err(Error::user(format!(
             "{} started {size} ranks, and --num-gpus {ranks} asks for more in each; leave one of them out",
             launcher.unwrap_or("a launcher")
         ))),
     }
+}
+
+/// Trains as one of the ranks that a launcher has started.
+#[cfg(feature = "mpi")]
+fn train_launched(config: &RunConfig, _: &Launch) -> Result<()> {
+    let comm = crate::comm::mpi::start(config.rank_timeout()?, &pipeline::alike(config)?)?;
+    let ranks = Ranks::on_this_machine(comm.clone())?;
+    let done = pipeline::train_as(config, ranks);
+    comm.leave(done.as_ref().err());
+    done
+}
+
+#[cfg(not(feature = "mpi"))]
+fn train_launched(_: &RunConfig, launch: &Launch) -> Result<()> {
+    Err(Error::resource(format!(
+        "{} started {} ranks, but this binary was built without MPI; build it with --features mpi",
+        launch.launcher.unwrap_or("a launcher"),
+        launch.size
+    )))
 }
 
 /// Lets a reader that goes away (`duplex chat | head`) end the process quietly, as it ends any

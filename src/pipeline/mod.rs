@@ -31,7 +31,7 @@ pub use chat::chat;
 pub use doctor::{Finding, Findings, Mark, doctor};
 pub use eval::eval;
 pub use inspect::inspect;
-pub use ranks::Ranks;
+pub use ranks::{Ranks, alike};
 pub use verify::verify;
 
 use crate::base::{DType, Error, Result};
@@ -126,7 +126,7 @@ fn run_steps(
     let (device, device_name) = cfg.device.open()?;
     let comm = ranks.comm.clone();
     let first = comm.rank() == 0;
-    ranks::alike(&comm, &keys)?;
+    ranks::same_settings(&comm, &keys)?;
     if !first {
         comm.barrier()?;
     }

@@ -1,7 +1,7 @@
 //! The ranks of a run: what each shares of the models, and what they must have alike.
 
 use super::Run;
-use super::config::{OptimizerState, RunConfig, ZeroStage};
+use super::config::{self, OptimizerState, RunConfig, ZeroStage};
 use super::doctor::free_memory;
 use crate::arch::Arch;
 use crate::base::{Error, Result};
@@ -24,10 +24,24 @@ impl Ranks {
     pub fn alone() -> Ranks {
         Ranks { comm: Comm::alone(), local: 1 }
     }
+
+    /// Ranks that are processes, of which those whose machine has the same name are on one.
+    pub fn on_this_machine(comm: Comm) -> Result<Ranks> {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let hash = blake3::hash(host.as_bytes());
+        let all = comm.concat(hash.as_bytes())?;
+        let local = all.chunks(hash.as_bytes().len()).filter(|h| h == hash.as_bytes()).count();
+        Ok(Ranks { comm, local })
+    }
+}
+
+/// What must be the same on all ranks of a run, by name: its settings.
+pub fn alike(cfg: &RunConfig) -> Result<BTreeMap<String, String>> {
+    config::flat(config::RUN, cfg)
 }
 
 /// Refuses ranks that were not started alike: with other settings, or as another version.
-pub(super) fn alike(comm: &Comm, keys: &BTreeMap<String, String>) -> Result<()> {
+pub(super) fn same_settings(comm: &Comm, keys: &BTreeMap<String, String>) -> Result<()> {
     if comm.size() == 1 {
         return Ok(());
     }

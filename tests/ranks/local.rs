@@ -106,6 +106,17 @@ fn a_run_goes_on_with_another_number_of_ranks() {
     near(&p.path("one"), &p.path("four"));
 }
 
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn a_launcher_needs_a_binary_with_mpi() {
+    let p = Place::new("opt");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_duplex"));
+    command.args(words("run", &[])).current_dir(p.path(""));
+    let torchrun = [("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")];
+    let out = command.envs(torchrun).output().unwrap();
+    ended(&out, 3, &["torchrun started 2 ranks", "--features mpi"]);
+}
+
 #[test]
 fn mistakes_about_ranks_are_told_in_one_line() {
     let p = Place::new("opt");
