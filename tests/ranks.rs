@@ -11,3 +11,8 @@ mod process;
 
 #[path = "ranks/local.rs"]
 mod local;
+#[cfg(feature = "mpi")]
+#[path = "ranks/mpi.rs"]
+mod mpi;
+#[path = "ranks/near.rs"]
+mod near;

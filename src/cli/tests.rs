@@ -161,8 +161,8 @@ fn error_lines() {
              write --sft-learning-rate or --reward-learning-rate",
         ),
         (
-            "sft --zero_stage 3",
-            "--zero-stage is not a flag of `duplex sft`: this version trains on one rank; leave it out",
+            "sft --local_rank 3",
+            "--local-rank is not a flag of `duplex sft`: ranks follow from --num-gpus or the launcher; leave it out",
         ),
         (
             "ppo --offload_reward_model",

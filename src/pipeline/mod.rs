@@ -165,7 +165,7 @@ fn run_steps(
             false => Reporter::silent(),
         },
         dropped: false,
-        pace: Pace::new(),
+        pace: Pace::new(&comm)?,
         saver: saver(cfg, &dir, &comm)?,
         comm,
         ranks,

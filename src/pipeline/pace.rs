@@ -1,7 +1,9 @@
 //! How long each rank works on an iteration, apart from what it waits for others: one that takes much longer slows down all.
 
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::comm::Comm;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A rank that takes so many times the median is told of.
@@ -11,6 +13,9 @@ const LEAST: f64 = 1.0;
 /// Iterations before it is told of again.
 const PAUSE: u32 = 20;
 
+/// How long the thread sleeps that notices when the whole process stands still.
+const NAP: Duration = Duration::from_millis(100);
+
 /// The clock of one rank.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -18,16 +23,38 @@ pub(super) struct Pace {
     waited: Duration,
     /// Iterations until something may be told.
     quiet: u32,
+    /// Milliseconds in which this process was stopped: if it waited then, others waited for it.
+    stopped: Arc<AtomicU64>,
+    stopped_before: u64,
 }
 
 impl Pace {
-    pub(super) fn new() -> Pace {
-        Pace { since: Instant::now(), waited: Duration::ZERO, quiet: 0 }
+    /// The clock of a rank of `comm`.
+    pub(super) fn new(comm: &Comm) -> Result<Pace> {
+        let stopped = Arc::new(AtomicU64::new(0));
+        if comm.size() > 1 {
+            let told = Arc::downgrade(&stopped);
+            let watch = move || {
+                let mut last = Instant::now();
+                while let Some(stopped) = told.upgrade() {
+                    let gap = last.elapsed().saturating_sub(2 * NAP);
+                    stopped.fetch_add(gap.as_millis() as u64, Ordering::Relaxed);
+                    last = Instant::now();
+                    drop(stopped);
+                    std::thread::sleep(NAP);
+                }
+            };
+            let thread = std::thread::Builder::new().name("pace".into()).spawn(watch);
+            thread.map_err(|e| Error::resource(format!("cannot start a thread: {e}")))?;
+        }
+        let (since, waited) = (Instant::now(), comm.waited());
+        Ok(Pace { since, waited, quiet: 0, stopped, stopped_before: 0 })
     }
 
     /// Begins to measure.
     pub(super) fn begin(&mut self, comm: &Comm) {
         (self.since, self.waited) = (Instant::now(), comm.waited());
+        self.stopped_before = self.stopped.load(Ordering::Relaxed);
     }
 
     /// Ends an iteration on all ranks, and begins the next; says which rank is slow, if one is.
@@ -36,6 +63,8 @@ impl Pace {
             return Ok(None);
         }
         let worked = self.since.elapsed().saturating_sub(comm.waited() - self.waited);
+        let stopped = self.stopped.load(Ordering::Relaxed) - self.stopped_before;
+        let worked = worked.max(Duration::from_millis(stopped));
         let all = comm.concat(&[worked.as_secs_f64()])?;
         self.begin(comm);
         self.quiet = self.quiet.saturating_sub(1);

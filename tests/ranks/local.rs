@@ -1,54 +1,9 @@
 //! Ranks that are threads of one process.
 
-use crate::place::{Place, distance, metrics, number};
+use crate::near::{near, on, whole};
+use crate::place::{Place, distance};
 use crate::process::{ended, spawn, stop_after, words};
-use std::path::Path;
 use std::process::Command;
-
-/// Rates at which rounding does not grow from step to step.
-const CALM: [&str; 8] = [
-    "--sft-learning-rate",
-    "1e-3",
-    "--reward-learning-rate",
-    "1e-4",
-    "--actor-learning-rate",
-    "1e-4",
-    "--critic-learning-rate",
-    "1e-4",
-];
-
-/// The words of a run into `to`, on ranks.
-fn on<'a>(to: &'a str, ranks: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let given = ["--num-gpus", ranks, "--enable-ema", "--save-every", "1"];
-    words(to, &[&CALM[..], &given, more].concat())
-}
-
-/// Runs to the end.
-#[track_caller]
-fn whole(p: &Place, words: &[&str]) {
-    ended(&spawn(p, words).wait_with_output().unwrap(), 0, &[]);
-}
-
-/// The metrics of two runs, but for those of time, and their models.
-#[track_caller]
-fn near(a: &Path, b: &Path) {
-    for step in ["sft", "reward", "ppo"] {
-        let (a, b) = (metrics(a, step), metrics(b, step));
-        assert_eq!(a.len(), b.len(), "{step}");
-        for (i, (a, b)) in a.iter().zip(&b).enumerate() {
-            let names = a.as_object().unwrap().keys();
-            for name in names.filter(|n| !n.contains("second") && !n.ends_with("_per_s")) {
-                let [x, y] = [a, b].map(|of| number(of, name));
-                let close = (x - y).abs() <= 1e-5 * x.abs().max(1.0);
-                assert!(close, "{step}, iteration {}: {name} {x} and {y}", i + 1);
-            }
-        }
-    }
-    for model in ["sft", "reward", "ppo/actor", "ppo/critic", "ppo/actor_ema"] {
-        let far = distance(&a.join(model), &b.join(model));
-        assert!(far < 1e-4, "{model}: {far}");
-    }
-}
 
 #[test]
 fn several_ranks_do_what_one_does() {

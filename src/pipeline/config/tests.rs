@@ -216,8 +216,6 @@ fn error_lines() {
         ("data_path = \":2\"", "which names no file"),
         ("sft_only_data_path = \"a:-1\"", "\"sft_only_data_path\" has"),
         ("ppo.unsupervised_data_path = \"a:0\"", "\"ppo.unsupervised_data_path\" has"),
-        ("deployment_type = \"single_node\"", "this version trains on one rank"),
-        ("deployment_type = \"multi_node\"", "this version trains on one rank"),
         ("lora.lora_module_name = []", "\"lora.lora_module_name\" is empty"),
         ("ppo.kl_coef = 0\nppo.kl_controller = \"adaptive\"", "\"ppo.kl_coef\" must be above 0"),
         ("ppo.min_answer_seq_len = 300", "300 is above \"max_answer_seq_len\" 32"),
