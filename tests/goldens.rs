@@ -125,6 +125,7 @@ fn adamw() -> AdamWConfig {
         weight_decay: 0.0,
         max_grad_norm: 1.0,
         state: AdamWState::Full,
+        offload: false,
     }
 }
 

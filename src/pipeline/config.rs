@@ -22,6 +22,7 @@ mod doctor;
 pub mod keys;
 mod layers;
 mod presets;
+mod ranks;
 mod steps;
 mod table;
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use layers::{
     Setting, flag_setting, flat, nearest, read_toml, set_setting, to_toml, toml_settings,
 };
 pub use presets::{PRESETS, Preset, preset_settings};
+pub use ranks::{Deployment, ZeroStage};
 pub use steps::{
     KlController, LoraSection, OptimizerSection, PpoSection, RewardLoss, RewardScaling,
     RewardSection, Scheduler, SftSection,
@@ -45,23 +47,10 @@ pub use verify::VerifyConfig;
 
 use crate::base::{DType, Error, Result};
 use crate::device::Device;
-use crate::pool::Zero;
 use crate::train::AdamWState;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-
-/// Where a run's ranks are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Deployment {
-    /// One rank.
-    SingleGpu,
-    /// The devices of one machine.
-    SingleNode,
-    /// Several machines.
-    MultiNode,
-}
 
 /// Where arithmetic runs: in text `auto`, `cpu`, `cuda`, `cuda:N` or `emulated`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -196,39 +185,6 @@ impl OptimizerState {
     }
 }
 
-/// What the ranks of a run share out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ZeroStage {
-    /// As little as memory allows.
-    #[serde(rename = "auto")]
-    Auto,
-    /// Nothing.
-    #[serde(rename = "0")]
-    Nothing,
-    /// Optimizer state.
-    #[serde(rename = "1")]
-    Optimizer,
-    /// Gradients too.
-    #[serde(rename = "2")]
-    Gradients,
-    /// Weights too.
-    #[serde(rename = "3")]
-    Weights,
-}
-
-impl ZeroStage {
-    /// The stage, if one is given.
-    pub fn stage(self) -> Option<Zero> {
-        match self {
-            ZeroStage::Auto => None,
-            ZeroStage::Nothing => Some(Zero::Nothing),
-            ZeroStage::Optimizer => Some(Zero::Optimizer),
-            ZeroStage::Gradients => Some(Zero::Gradients),
-            ZeroStage::Weights => Some(Zero::Weights),
-        }
-    }
-}
-
 /// A training run: `duplex train`, `sft`, `reward` and `ppo`. The table of keys documents each field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunConfig {
@@ -302,6 +258,8 @@ pub struct RunConfig {
     pub gradient_checkpointing: Checkpointing,
     /// How the optimizers keep their state.
     pub optimizer_state: OptimizerState,
+    /// Whether they keep it in the host's memory.
+    pub offload: bool,
     /// How conversations become text.
     pub chat_format: ConversationFormat,
     /// Answers shown now and then during PPO.
@@ -363,6 +321,7 @@ impl Default for RunConfig {
             memory_limit: 0,
             gradient_checkpointing: Checkpointing::None,
             optimizer_state: OptimizerState::Full,
+            offload: false,
             chat_format: ConversationFormat::Auto,
             print_samples: 2,
             max_shard_size: "5GB".into(),

@@ -32,6 +32,7 @@ pub(super) const HARMLESS: &[&str] = &[
     "critic_zero_stage",
     "inference_tp_size",
     "rank_timeout",
+    "offload",
     "device",
     "threads",
     "micro_batch_tokens",

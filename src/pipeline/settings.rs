@@ -43,6 +43,7 @@ fn adamw(cfg: &RunConfig, s: &OptimizerSection, lora_learning_rate: f64) -> Adam
         weight_decay: s.weight_decay as f32,
         max_grad_norm: s.max_grad_norm as f32,
         state: cfg.optimizer_state.adamw(),
+        offload: cfg.offload,
     }
 }
 
@@ -65,6 +66,7 @@ pub(super) fn actor_adamw(cfg: &RunConfig) -> AdamWConfig {
         weight_decay: p.actor_weight_decay as f32,
         max_grad_norm: p.max_grad_norm as f32,
         state: cfg.optimizer_state.adamw(),
+        offload: cfg.offload,
     }
 }
 

@@ -1,9 +1,11 @@
 //! Who owns which bytes, and when: the static plan of an activation arena, and the parameter store.
 //! Knows devices and tensors' sizes, not operators or models.
 
+mod copies;
 mod cut;
 mod exchange;
 mod grads;
+mod lane;
 mod partition;
 mod plan;
 mod store;

@@ -152,3 +152,91 @@ fn only_bf16_weights_have_bf16_gradients() {
     let mut wide = new(DType::Bf16, DType::F32).unwrap();
     assert!(wide.share_grads(&mut new(DType::Bf16, DType::Bf16).unwrap()).is_err());
 }
+
+/// Four blocks with two key heads of one row: each key row is in two blocks.
+fn shared_heads() -> Vec<ParamSpec> {
+    let q = Group::even(0..8, 4);
+    let k = Group { each: 1, blocks: vec![8..9, 8..9, 9..10, 9..10].into() };
+    vec![spec("qk", &[10, 3], Cut::Rows(vec![q, k])), spec("norm", &[5], Cut::Whole)]
+}
+
+#[test]
+fn what_several_blocks_have_gets_the_sum_of_its_gradients_and_counts_once() {
+    let partition = Partition { blocks: 4, ..Partition::alone() };
+    let (device, f32s) = (Device::Cpu, DType::F32);
+    let store = Store::with_grads(device, f32s, f32s, partition, shared_heads()).unwrap();
+    let values: Vec<f32> = (0..30).map(|i| i as f32).collect();
+    store.write_f32(ParamId(0), &values).unwrap();
+    assert_eq!(store.read_f32(ParamId(0)).unwrap(), values);
+    let part = |block| Portion { id: ParamId(0), block: Some(block) };
+    let put = |portion: Portion, values: &[f32]| {
+        store.mark_grad(portion).unwrap();
+        let to = store.grads(0, &store.elements(portion)).unwrap();
+        Device::Cpu.write(to, bytemuck::cast_slice(values)).unwrap();
+    };
+    // Two rows of q, then the key's. Nothing reaches the last block.
+    put(part(0), &[1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 10.0, 20.0, 30.0]);
+    put(part(1), &[3.0, 3.0, 3.0, 4.0, 4.0, 4.0, 0.5, 0.25, 0.125]);
+    put(part(2), &[5.0, 5.0, 5.0, 6.0, 6.0, 6.0, 7.0, 8.0, 9.0]);
+    put(Portion { id: ParamId(1), block: None }, &[1.0, 2.0, 3.0, 4.0, 5.0]);
+    store.settle_grads().unwrap();
+    let read = |id: usize, block: usize| {
+        let portion = Portion { id: ParamId(id), block: Some(block) };
+        let from = store.grads(0, &store.elements(portion)).unwrap();
+        let mut raw = vec![0; from.bytes];
+        Device::Cpu.read(from, &mut raw).unwrap();
+        widened(raw, DType::F32)
+    };
+    for (block, key) in [[10.5, 20.25, 30.125], [7.0, 8.0, 9.0]].iter().enumerate() {
+        assert_eq!(read(0, 2 * block)[6..], key[..]);
+        assert_eq!(read(0, 2 * block + 1)[6..], key[..]);
+    }
+    assert_eq!(read(0, 3)[..6], [0.0; 6]);
+    assert!((0..4).all(|b| read(1, b) == [1.0, 2.0, 3.0, 4.0, 5.0]));
+    // Two copies of a key row, three of the norm.
+    let counted: usize = store.counted(0).iter().map(Range::len).sum();
+    assert_eq!(counted, store.flats()[0].len - 2 * 3 - 3 * 5);
+}
+
+#[test]
+fn parts_of_ranks_make_up_the_store() {
+    use crate::comm::run_ranks;
+    use std::time::Duration;
+    for (ranks, blocks, stage) in [
+        (2, 1, Zero::Optimizer),
+        (3, 1, Zero::Gradients),
+        (4, 2, Zero::Weights),
+        (4, 4, Zero::Weights),
+    ] {
+        let specs = || if blocks == 4 { shared_heads() } else { specs(blocks) };
+        let all = run_ranks(ranks, Duration::from_secs(20), |comm| {
+            let partition = Partition::new(comm, stage, blocks)?;
+            let store =
+                Store::with_grads(Device::Cpu, DType::Bf16, DType::F32, partition, specs())?;
+            let mut rng = Rng::new(8, 0);
+            for (i, p) in store.params().iter().enumerate() {
+                let n = p.spec.shape.iter().product();
+                let v: Vec<f32> =
+                    (0..n).map(|_| <bf16 as Elem>::from_f32(rng.normal()).to_f32()).collect();
+                store.write_f32(ParamId(i), &v)?;
+                assert_eq!(store.read_f32(ParamId(i))?, v, "{ranks} {blocks} {stage}");
+            }
+            let counted: Vec<Vec<Range<usize>>> =
+                (0..store.flats().len()).map(|f| store.counted(f)).collect();
+            let flats = store.flats().iter().map(|f| (f.len, f.own.clone(), f.held.clone()));
+            Ok((flats.collect::<Vec<_>>(), counted))
+        })
+        .unwrap();
+        for flat in 0..all[0].0.len() {
+            let mut end = 0;
+            for (flats, counted) in &all {
+                let (len, own, held) = &flats[flat];
+                assert_eq!((own.start, own.len()), (end, len / ranks));
+                assert_eq!(held.len(), if stage == Zero::Weights { len / ranks } else { *len });
+                end = own.end;
+                let inside = |r: &Range<usize>| own.start <= r.start && r.end <= own.end;
+                assert!(counted[flat].iter().all(inside));
+            }
+        }
+    }
+}

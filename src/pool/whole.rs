@@ -3,12 +3,14 @@
 
 use super::{ParamId, Store};
 use crate::base::{DType, Elem, Error, Result, bf16};
-use crate::device::{Buffer, Region};
+use crate::device::{Buffer, Device, Region};
 use std::ops::Range;
 
 /// Memory that is laid out like a flat: `region` has the elements `held` of it, `size` bytes each.
 #[derive(Clone, Debug)]
 pub struct Layer {
+    /// Where the memory is.
+    pub device: Device,
     /// The memory.
     pub region: Region,
     /// Elements of the flat that it holds: all, or this rank's part.
@@ -21,12 +23,14 @@ impl Store {
     /// The weights of a flat.
     fn layer(&self, flat: usize) -> Layer {
         let flat = &self.flats()[flat];
-        Layer { region: flat.weights.region(), held: flat.held.clone(), size: self.dtype().size() }
+        let (region, held) = (flat.weights.region(), flat.held.clone());
+        Layer { device: self.device(), region, held, size: self.dtype().size() }
     }
 
     /// What this rank keeps for its own elements of a flat, `size` bytes for each.
     pub fn own_layer(&self, flat: usize, buffer: &Buffer, size: usize) -> Layer {
-        Layer { region: buffer.region(), held: self.flats()[flat].own.clone(), size }
+        let (region, held) = (buffer.region(), self.flats()[flat].own.clone());
+        Layer { device: buffer.device(), region, held, size }
     }
 
     fn numel(&self, id: ParamId) -> usize {
@@ -50,7 +54,7 @@ impl Store {
         let blocks = self.partition().blocks;
         let whole = from.held.len() == self.flats()[p.flat].len;
         if whole && blocks == 1 {
-            return self.device().read(from.region.slice(p.offset * size, full.len()), full);
+            return from.device.read(from.region.slice(p.offset * size, full.len()), full);
         }
         let raw = self.runs(from, self.slices(id), whole)?;
         for piece in p.spec.cut.pieces(&p.spec.shape, &p.slice, blocks) {
@@ -73,7 +77,7 @@ impl Store {
             let start = own.len();
             own.resize(start + here.len() * from.size, 0);
             let at = (here.start - from.held.start) * from.size;
-            self.device().read(from.region.slice(at, own.len() - start), &mut own[start..])?;
+            from.device.read(from.region.slice(at, own.len() - start), &mut own[start..])?;
         }
         if whole { Ok(own) } else { self.partition().comm.concat(&own) }
     }
@@ -137,7 +141,7 @@ impl Store {
         let Some(here) = meet(run, &to.held) else { return Ok(()) };
         let values = &values[(here.start - run.start) * to.size..(here.end - run.start) * to.size];
         let at = (here.start - to.held.start) * to.size;
-        self.device().write(to.region.slice(at, values.len()), values)
+        to.device.write(to.region.slice(at, values.len()), values)
     }
 
     /// Sets a whole parameter from its row-major full-shape elements in the store's dtype.
@@ -170,16 +174,13 @@ impl Store {
         Ok(widened(self.read_raw(id)?, self.dtype()))
     }
 
-    /// The whole gradient of a trained parameter, widened to f32.
+    /// The whole gradient of a trained parameter, widened to f32, once it is the sum over the ranks.
     pub fn read_grad(&self, id: ParamId) -> Result<Vec<f32>> {
         let p = self.param(id);
-        let flat = &self.flats()[p.flat];
-        let Some(grads) = &flat.grads else {
-            return Err(Error::internal(format!("{} has no gradient", p.spec.name)));
-        };
-        let (held, size) = (flat.grads_held.clone(), self.grad_dtype().size());
+        let (device, held) = (self.device(), self.flats()[p.flat].own.clone());
+        let (region, size) = (self.grads(p.flat, &held)?, self.grad_dtype().size());
         let mut raw = vec![0; self.numel(id) * size];
-        self.gather(id, &Layer { region: grads.region(), held, size }, &mut raw)?;
+        self.gather(id, &Layer { device, region, held, size }, &mut raw)?;
         Ok(widened(raw, self.grad_dtype()))
     }
 

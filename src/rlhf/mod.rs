@@ -18,7 +18,8 @@
 //!     Model::random(&config, &LoadOptions { train, seed: 1, ..LoadOptions::frozen(head, DType::F32) })
 //! };
 //! let adamw = AdamWConfig { learning_rate: 1e-2, lora_learning_rate: 1e-2, beta1: 0.9,
-//!     beta2: 0.95, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0, state: AdamWState::Full };
+//!     beta2: 0.95, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0, state: AdamWState::Full,
+//!     offload: false };
 //! let schedule = Schedule { kind: ScheduleKind::Cosine, warmup: 0, total: 20 };
 //! let step = StepConfig { schedule, micro_batch_tokens: 512, seed: 1 };
 //! let mut ws = Workspace::new(Device::Cpu, 1 << 30)?;

@@ -55,7 +55,6 @@ impl<'r> Rows<'r> {
         let mut todo = micro_batches(&self.lengths[self.own.clone()], self.max_tokens);
         todo.iter_mut().flatten().for_each(|i| *i += self.own.start);
         todo.reverse();
-        let mut first = self.lengths[..self.own.start].iter().sum();
         loop {
             let next = self.next(&mut todo);
             let [open, asked] = self.comm.any([next.is_some(), ws.is_asked()])?;
@@ -63,9 +62,7 @@ impl<'r> Rows<'r> {
                 return Err(ws.drop_work());
             }
             match next {
-                Some((rows, batch)) => {
-                    first += self.one(ws, run, (rows, batch), &mut todo, first)?;
-                }
+                Some(next) => self.one(ws, run, next, &mut todo)?,
                 None if open => self.idle(ws, run)?,
                 None => return Ok(()),
             }
@@ -83,18 +80,18 @@ impl<'r> Rows<'r> {
         None
     }
 
-    /// Runs a micro-batch, or as much of it as there is memory for and leaves the rest to be done; returns the tokens that were run.
-    /// Other ranks are waiting for this one's to be run, so it may not come back with nothing done.
+    /// Runs a micro-batch, or as much of it as there is memory for, and leaves the rest to be done. Other ranks are waiting
+    /// for this one's to be run, so it may not come back with nothing done.
     fn one(
         &self,
         ws: &mut Workspace,
         run: &mut dyn FnMut(&mut Workspace, &Batch) -> Result<()>,
         (mut rows, mut batch): (Vec<usize>, Batch),
         todo: &mut Vec<Vec<usize>>,
-        first: usize,
-    ) -> Result<usize> {
+    ) -> Result<()> {
         loop {
-            batch.first = first;
+            // Rows are in order: those before have these tokens, whatever they select.
+            batch.first = self.lengths[..rows[0]].iter().sum();
             match run(ws, &batch) {
                 Err(e) if e.kind() == Kind::Memory && rows.len() > 1 => {
                     let (n, tokens) = (rows.len(), batch.packed.ids.len());
@@ -103,10 +100,10 @@ impl<'r> Rows<'r> {
                     todo.extend([b.to_vec(), a.to_vec()]);
                     match self.next(todo) {
                         Some(half) => (rows, batch) = half,
-                        None => return Ok(0),
+                        None => return Ok(()),
                     }
                 }
-                done => return done.map(|()| batch.packed.ids.len()),
+                done => return done,
             }
         }
     }

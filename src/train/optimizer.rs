@@ -3,6 +3,7 @@
 //! is in `state.rs`.
 
 use crate::base::{DType, Error, Result};
+use crate::device::{Device, Region};
 use crate::formats::{Draft, Snapshot};
 use crate::model::Model;
 use crate::op::adamw::{AdamW, Group};
@@ -31,6 +32,8 @@ pub struct AdamWConfig {
     pub max_grad_norm: f32,
     /// How moments and what bf16 weights lack are kept.
     pub state: AdamWState,
+    /// They are kept in the host's memory, and steps are computed there: weights and gradients go to and fro.
+    pub offload: bool,
 }
 
 /// What one optimizer step did.
@@ -58,12 +61,15 @@ pub struct Optimizer {
     pub config: AdamWConfig,
     parts: Vec<Part>,
     steps: u32,
+    /// Where steps are computed, if the state is not on the model's device.
+    host: Option<Workspace>,
 }
 
 impl Optimizer {
     /// Fresh state for the trained parameters of `model`. Compact state needs bf16 weights.
     pub fn new(model: &Model, config: AdamWConfig) -> Result<Optimizer> {
         let store = &model.store;
+        let home = if config.offload { Device::Cpu } else { store.device() };
         let mut parts = vec![];
         for (flat, f) in store.flats().iter().enumerate().filter(|(_, f)| f.trained) {
             let mut ranges = vec![];
@@ -80,9 +86,11 @@ impl Optimizer {
                 }
             }
             ranges.sort_unstable();
-            parts.push(Part { flat, state: State::new(config.state, store, flat)?, ranges });
+            parts.push(Part { flat, state: State::new(config.state, store, flat, home)?, ranges });
         }
-        Ok(Optimizer { config, parts, steps: 0 })
+        let host =
+            (home != store.device()).then(|| Workspace::new(home, usize::MAX)).transpose()?;
+        Ok(Optimizer { config, parts, steps: 0, host })
     }
 
     /// Size of the optimizer state.
@@ -139,17 +147,60 @@ impl Optimizer {
         let limit = self.config.max_grad_norm;
         let clip = if limit > 0.0 && grad_norm > limit { limit / grad_norm } else { 1.0 };
         self.steps += 1;
-        let this: &Optimizer = self;
-        ws.run(&format!("adamw {}", model.store.id()), &(), |tape, ()| {
-            let clip = tape.input_f32(&[clip])?;
-            for part in &this.parts {
-                this.update(tape, model, part, clip, factor)?;
-            }
-            Ok(())
-        })?;
+        let mut host = self.host.take();
+        let done = match &mut host {
+            Some(host) => self.step_on_host(host, model, clip, factor),
+            None => self.step_on_device(ws, model, clip, factor),
+        };
+        self.host = host;
+        done?;
         model.store.spread_weights()?;
         model.store.reset_grads();
         Ok(StepStats { grad_norm, skipped: None })
+    }
+
+    fn step_on_device(
+        &self,
+        ws: &mut Workspace,
+        model: &Model,
+        clip: f32,
+        factor: f32,
+    ) -> Result<()> {
+        let store = &model.store;
+        ws.run(&format!("adamw {}", store.id()), &(), |tape, ()| {
+            let clip = tape.input_f32(&[clip])?;
+            for part in &self.parts {
+                let own = &store.flats()[part.flat].own;
+                let (w, g) = (store.weights(part.flat, own), store.grads(part.flat, own)?);
+                self.update(tape, model, part, [w, g], clip, factor)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The same with copies of weights and gradients, a flat at a time.
+    fn step_on_host(
+        &self,
+        host: &mut Workspace,
+        model: &Model,
+        clip: f32,
+        factor: f32,
+    ) -> Result<()> {
+        let store = &model.store;
+        for part in &self.parts {
+            let own = &store.flats()[part.flat].own;
+            let (there, grads) = (store.weights(part.flat, own), store.grads(part.flat, own)?);
+            let mut copies = [vec![0u8; there.bytes], vec![0u8; grads.bytes]];
+            store.device().read(there, &mut copies[0])?;
+            store.device().read(grads, &mut copies[1])?;
+            let here = copies.each_mut().map(|c| Region { ptr: c.as_mut_ptr(), bytes: c.len() });
+            host.run(&format!("adamw {}", part.flat), &(), |tape, ()| {
+                let clip = tape.input_f32(&[clip])?;
+                self.update(tape, model, part, here, clip, factor)
+            })?;
+            store.device().write(there, &copies[0])?;
+        }
+        Ok(())
     }
 
     fn grad_norm(&self, ws: &mut Workspace, model: &Model) -> Result<f32> {
@@ -176,15 +227,14 @@ impl Optimizer {
         tape: &mut Tape<'_>,
         model: &Model,
         part: &Part,
+        [w, g]: [Region; 2],
         clip: Tensor,
         factor: f32,
     ) -> Result<()> {
         let c = &self.config;
         let store = &model.store;
-        let own = &store.flats()[part.flat].own;
-        let n = Desc::new(&[own.len()], DType::F32);
-        let w = tape.bind(store.weights(part.flat, own), Desc { dtype: store.dtype(), ..n });
-        let g = store.grads(part.flat, own)?;
+        let n = Desc::new(&[store.flats()[part.flat].own.len()], DType::F32);
+        let w = tape.bind(w, Desc { dtype: store.dtype(), ..n });
         let g = tape.bind(g, Desc { dtype: store.grad_dtype(), ..n });
         let groups = part
             .ranges

@@ -2,7 +2,7 @@
 //! in the operators; `optimizer.rs` knows when and with what settings they run.
 
 use crate::base::{DType, Error, Result};
-use crate::device::Buffer;
+use crate::device::{Buffer, Device};
 use crate::formats::{Draft, Snapshot};
 use crate::op::adamw::{AdamW, adamw};
 use crate::op::adamw_compact::{AdamWCompact, Codes, adamw_compact};
@@ -39,10 +39,10 @@ pub(super) enum State {
 }
 
 impl State {
-    /// Fresh state for `flat`, whose weights are what they are now. Compact state needs bf16 weights.
-    pub(super) fn new(kind: AdamWState, store: &Store, flat: usize) -> Result<State> {
+    /// Fresh state in the memory of `home` for `flat`, whose weights are what they are now. Compact state needs bf16 weights.
+    pub(super) fn new(kind: AdamWState, store: &Store, flat: usize, home: Device) -> Result<State> {
         let n = store.flats()[flat].own.len();
-        let zeros = |bytes: usize| Buffer::zeroed(store.device(), bytes);
+        let zeros = |bytes: usize| Buffer::zeroed(home, bytes);
         match (kind, store.dtype()) {
             (AdamWState::Full, _) if store.grad_dtype() != DType::F32 => {
                 Err(Error::internal("the full optimizer state takes f32 gradients"))

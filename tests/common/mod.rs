@@ -145,6 +145,7 @@ pub fn adamw(learning_rate: f32) -> AdamWConfig {
         weight_decay: 0.1,
         max_grad_norm: 1.0,
         state: AdamWState::Full,
+        offload: false,
     }
 }
 

@@ -55,7 +55,6 @@ const NEWS: Duration = Duration::from_secs(2);
 
 /// MPI in this process.
 pub(super) struct World {
-    /// Ends MPI when it is dropped, which waits for the other ranks.
     universe: ManuallyDrop<Universe>,
     pub(super) lifeline: Arc<Lifeline>,
     timeout: Duration,
@@ -100,7 +99,7 @@ impl std::fmt::Debug for World {
 impl World {
     pub(super) fn new(started: Started, timeout: Duration) -> World {
         World {
-            universe: ManuallyDrop::new(started.universe),
+            universe: started.universe,
             lifeline: started.lifeline,
             timeout,
             calls: Mutex::default(),

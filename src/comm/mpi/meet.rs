@@ -12,6 +12,7 @@ use ::mpi::environment::{Universe, processor_name};
 use ::mpi::{Threading, ffi};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +25,8 @@ const ROOM: usize = 4096;
 
 /// MPI, started, and the ranks, met.
 pub(super) struct Started {
-    pub(super) universe: Universe,
+    /// Ends MPI when it is dropped, which waits for the other ranks.
+    pub(super) universe: ManuallyDrop<Universe>,
     pub(super) lifeline: Arc<Lifeline>,
     pub(super) size: usize,
 }
@@ -43,6 +45,8 @@ pub(super) fn start(timeout: Duration, alike: &BTreeMap<String, String>) -> Resu
     let Some((universe, threads)) = ::mpi::initialize_with_threading(Threading::Serialized) else {
         return Err(Error::internal("MPI was started twice"));
     };
+    // Where the ranks do not meet it is never dropped.
+    let universe = ManuallyDrop::new(universe);
     let (mut rank, mut size) = (0, 0);
     // SAFETY: MPI has been started.
     let lane = unsafe {

@@ -75,6 +75,7 @@ impl Bench<'_> {
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             state: self.cfg.optimizer_state.adamw(),
+            offload: false,
         };
         Engine::trained(model, adamw, settings::keep(self.cfg.gradient_checkpointing))
     }
