@@ -158,9 +158,9 @@ fn a_rank_that_is_killed_ends_the_run_and_the_run_goes_on() {
 fn a_rank_that_hangs_is_named_and_one_that_is_slow_is_told_of() {
     let p = Place::new("llama");
     let run = p.path("hung").display().to_string();
-    let words = on(&run, "1", &["--zero-stage", "2", "--rank-timeout", "6s"]);
-    let stop = |seconds: Option<u64>| {
-        let mut child = start(&p, 3, &words);
+    let words = |timeout| on(&run, "1", &["--zero-stage", "2", "--rank-timeout", timeout]);
+    let stop = |timeout, seconds: Option<u64>| {
+        let mut child = start(&p, 3, &words(timeout));
         let begun = || std::fs::read_to_string(Path::new(&run).join("metrics.jsonl"));
         until(|| {
             let log = begun().unwrap_or_default();
@@ -176,16 +176,16 @@ fn a_rank_that_hangs_is_named_and_one_that_is_slow_is_told_of() {
         signal(pid, libc::SIGKILL);
         ended
     };
-    let (code, stderr) = stop(Some(3));
+    let (code, stderr) = stop("60s", Some(8));
     assert_eq!(code, Some(0), "{stderr}");
     let told = |e: &serde_json::Value| e["text"].as_str().is_some_and(|t| t.contains("is slow"));
     assert!(events(Path::new(&run)).iter().any(told));
     std::fs::remove_dir_all(&run).unwrap();
-    let (code, stderr) = stop(None);
+    let (code, stderr) = stop("6s", None);
     assert!(matches!(code, Some(75 | 137)), "{code:?}: {stderr}");
     let named = |l: &str| l.contains("rank ") && l.contains(" s");
     assert!(stderr.lines().any(named), "{stderr}");
-    let (code, stderr) = end(start(&p, 3, &words));
+    let (code, stderr) = end(start(&p, 3, &words("60s")));
     assert_eq!(code, Some(0), "{stderr}");
 }
 
