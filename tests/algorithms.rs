@@ -9,6 +9,9 @@ mod experience;
 mod learning;
 #[path = "algorithms/memory.rs"]
 mod memory;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+#[path = "algorithms/offload.rs"]
+mod offload;
 #[path = "algorithms/optimizer.rs"]
 mod optimizer;
 #[path = "algorithms/pairs.rs"]

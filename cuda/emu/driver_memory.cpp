@@ -3,6 +3,7 @@
 
 #include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "emu/driver.hpp"
@@ -22,6 +23,7 @@ struct Heap {
   std::mutex mutex;
   std::map<uint64_t, Allocation> live;  // by address
   size_t used = 0;
+  std::set<void*> registered;  // host memory, by its beginning
 
   // The allocation that a range lies in, or null.
   Allocation* find(uint64_t address, size_t bytes) {
@@ -143,6 +145,21 @@ CUresult emu_cuMemHostAlloc(void** p, size_t bytes, unsigned) {
 CUresult emu_cuMemFreeHost(void* p) {
   free(p);
   return CUDA_SUCCESS;
+}
+
+CUresult emu_cuMemHostRegister_v2(void* p, size_t bytes, unsigned) {
+  if (CUresult e = need_context()) return e;
+  if (!p || !bytes) return error(CUDA_ERROR_INVALID_VALUE, "no host memory to register");
+  std::lock_guard lock(heap().mutex);
+  if (heap().registered.insert(p).second) return CUDA_SUCCESS;
+  return error(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, "host memory is registered twice");
+}
+
+CUresult emu_cuMemHostUnregister(void* p) {
+  if (CUresult e = need_context()) return e;
+  std::lock_guard lock(heap().mutex);
+  if (heap().registered.erase(p)) return CUDA_SUCCESS;
+  return error(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, "host memory was not registered");
 }
 
 CUresult emu_cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {

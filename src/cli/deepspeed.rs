@@ -20,10 +20,7 @@ static FLAGS: &[(&str, &str)] = &[
     ("gradient-accumulation-steps", "raise --per-device-training-batch-size instead"),
     ("local-rank", "ranks follow from --num-gpus or the launcher; leave it out"),
     ("num-padding-at-beginning", "sequences are packed, never padded; leave it out"),
-    (
-        "offload-*",
-        "share out its weights with --zero-stage 3, or train with LoRA, which needs no copy",
-    ),
+    ("offload-*", "use --offload, which holds for optimizer state, reference and reward model"),
     ("only-optimize-lora", "LoRA always trains its adapters alone; leave it out"),
     ("per-device-eval-batch-size", "batches are packed to fit; leave it out"),
     ("preprocessing-num-workers", "use --threads"),

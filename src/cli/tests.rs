@@ -166,7 +166,7 @@ fn error_lines() {
         ),
         (
             "ppo --offload_reward_model",
-            "--offload-reward-model is not a flag of `duplex ppo`: share out its weights",
+            "--offload-reward-model is not a flag of `duplex ppo`: use --offload",
         ),
         ("sft --learning-rate", "--learning-rate needs a value"),
         ("sft --data-path", "--data-path needs a value"),

@@ -18,6 +18,8 @@ pub struct Buffer {
     device: Device,
     ptr: *mut u8,
     bytes: usize,
+    /// The device for copies to which the host's pages are locked.
+    locked_for: Option<Device>,
 }
 
 /// A borrowed address range on some device: host memory only on [`Device::Cpu`]. `ptr` is null where
@@ -39,8 +41,9 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     /// Allocates `bytes` zeroed bytes on `device`.
     pub fn zeroed(device: Device, bytes: usize) -> Result<Buffer> {
+        let buffer = |ptr: *mut u8| Buffer { device, ptr, bytes, locked_for: None };
         if bytes == 0 {
-            return Ok(Buffer { device, ptr: std::ptr::null_mut(), bytes });
+            return Ok(buffer(std::ptr::null_mut()));
         }
         if device.has_kernels() {
             let stream = device.stream()?;
@@ -48,15 +51,24 @@ impl Buffer {
             stream.fill(Region { ptr, bytes }, 0)?;
             // Other threads' streams may use it next.
             stream.synchronize()?;
-            return Ok(Buffer { device, ptr, bytes });
+            return Ok(buffer(ptr));
         }
         match host::alloc(bytes) {
-            Some(ptr) => Ok(Buffer { device, ptr, bytes }),
+            Some(ptr) => Ok(buffer(ptr)),
             None => Err(Error::memory(format!(
                 "out of memory: cannot allocate {} MiB; use a smaller model, batch or sequence length",
                 bytes >> 20
             ))),
         }
+    }
+
+    /// The same of the host, for copies to `device` ([`Device::upload`]): its pages are locked, if the system lets so many be.
+    pub fn locked(device: Device, bytes: usize) -> Result<Buffer> {
+        let mut buffer = Buffer::zeroed(Device::Cpu, bytes)?;
+        if bytes > 0 && device.stream()?.lock_pages(buffer.region()) {
+            buffer.locked_for = Some(device);
+        }
+        Ok(buffer)
     }
 
     /// The device it lives on.
@@ -173,6 +185,13 @@ impl Drop for Buffer {
                 stream.free(self.ptr as u64);
             }
             return;
+        }
+        if let Some(device) = self.locked_for
+            && let (Ok(work), Ok(uploads)) = (device.stream(), device.upload_stream())
+        {
+            // What still copies from it has been begun by this thread.
+            let _ = uploads.synchronize();
+            work.unlock_pages(self.region());
         }
         // SAFETY: allocated in `zeroed` with this very size, and nobody uses it any more.
         unsafe { host::free(self.ptr, self.bytes) };

@@ -4,9 +4,11 @@
 pub mod cpu;
 pub mod cuda;
 mod memory;
+mod upload;
 
 pub use cuda::{Card, Event, Graph, Stream};
 pub use memory::{Buffer, Region};
+pub use upload::Upload;
 
 use crate::base::{Error, Result};
 use std::cell::RefCell;
@@ -25,6 +27,13 @@ pub enum Device {
     Emulated,
 }
 
+/// What a stream of a thread is for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Queue {
+    Work,
+    Uploads,
+}
+
 impl Device {
     /// Whether operators run as kernels here, on memory that the host cannot read.
     pub fn has_kernels(self) -> bool {
@@ -33,15 +42,25 @@ impl Device {
 
     /// The calling thread's stream on this device. Fails where there is no such device.
     pub fn stream(self) -> Result<&'static Stream> {
+        self.stream_for(Queue::Work)
+    }
+
+    /// The calling thread's stream of copies from the host that go on beside its work.
+    fn upload_stream(self) -> Result<&'static Stream> {
+        self.stream_for(Queue::Uploads)
+    }
+
+    fn stream_for(self, queue: Queue) -> Result<&'static Stream> {
+        type Streams = HashMap<(Device, Queue), &'static Stream>;
         thread_local! {
-            static STREAMS: RefCell<HashMap<Device, &'static Stream>> = RefCell::new(HashMap::new());
+            static STREAMS: RefCell<Streams> = RefCell::new(HashMap::new());
         }
         STREAMS.with_borrow_mut(|streams| {
-            if let Some(stream) = streams.get(&self) {
+            if let Some(stream) = streams.get(&(self, queue)) {
                 return Ok(*stream);
             }
             let stream: &'static Stream = Box::leak(Box::new(Stream::new(self.context()?)?));
-            streams.insert(self, stream);
+            streams.insert((self, queue), stream);
             Ok(stream)
         })
     }

@@ -235,7 +235,7 @@ impl Engine {
         self.ema.as_ref().map_or(Ok(()), |ema| ema.restore(&self.model, at, from))
     }
 
-    /// Bytes of weights, gradients, optimizer state and KV-cache.
+    /// Bytes of weights and gradients on the device, of optimizer state, and of the KV-cache.
     pub fn memory(&self) -> [usize; 4] {
         let (weights, grads) = self.model.store.bytes();
         let optimizer = self.optimizer.as_ref().map_or(0, Optimizer::bytes);

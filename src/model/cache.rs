@@ -23,6 +23,7 @@ pub struct KvCache {
 impl KvCache {
     /// Room for `sequences` sequences of up to `max_len` tokens, of the heads that this rank generates with.
     pub fn new(model: &Model, sequences: usize, max_len: usize) -> Result<KvCache> {
+        model.store.may_generate()?;
         let (arch, device) = (&model.arch, model.store.device());
         let pages = max_len.div_ceil(PAGE).max(1);
         let shape = [sequences * pages + 1, model.params.kv_heads, PAGE, arch.head_dim];

@@ -29,6 +29,9 @@ pub struct LoadOptions {
     pub lora: Option<LoraConfig>,
     /// Seed of what has to be initialised.
     pub seed: u64,
+    /// Whether the weights stay in the host's memory and come to the device when they are needed; of a frozen model that does not
+    /// generate.
+    pub offload: bool,
     /// Whether weights that are not finite are refused, rather than noted.
     pub strict: bool,
 }
@@ -37,9 +40,9 @@ impl LoadOptions {
     /// A frozen model without new adapters, on the CPU.
     pub fn frozen(head: Head, dtype: DType) -> LoadOptions {
         let (grads, device) = (DType::F32, Device::Cpu);
-        let (train, lora, seed, strict) = (false, None, 0, false);
+        let (train, lora, seed, offload, strict) = (false, None, 0, false, false);
         let partition = Partition::alone();
-        LoadOptions { head, dtype, train, grads, device, partition, lora, seed, strict }
+        LoadOptions { head, dtype, train, grads, device, partition, lora, seed, offload, strict }
     }
 
     /// The same, on `device`.

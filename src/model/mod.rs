@@ -59,7 +59,10 @@ impl Model {
         let lora = options.lora.as_ref();
         let (specs, params) = Params::lay_out(&arch, head, train, lora, partition.blocks)?;
         let LoadOptions { device, dtype, grads, .. } = *options;
-        let store = Store::with_grads(device, dtype, grads, partition, specs)?;
+        let store = match options.offload {
+            true => Store::on_host(device, dtype, partition, specs)?,
+            false => Store::with_grads(device, dtype, grads, partition, specs)?,
+        };
         let (config, lora) = (config.clone(), options.lora.clone());
         Ok(Model { arch, config, head, lora, store, params, notes: vec![], score_is_random: false })
     }

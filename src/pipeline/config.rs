@@ -258,7 +258,7 @@ pub struct RunConfig {
     pub gradient_checkpointing: Checkpointing,
     /// How the optimizers keep their state.
     pub optimizer_state: OptimizerState,
-    /// Whether they keep it in the host's memory.
+    /// Whether they keep it in the host's memory, which holds the frozen models of step 3 too.
     pub offload: bool,
     /// How conversations become text.
     pub chat_format: ConversationFormat,

@@ -261,12 +261,12 @@ impl Run<'_> {
         self.earlier + self.started.elapsed().as_secs_f64()
     }
 
-    /// Options for a model from `source` that is only asked.
+    /// Options for a model from `source` that is only asked, and does not generate.
     fn frozen(&self, source: &Source, head: Head) -> Result<LoadOptions> {
         let strict = self.cfg.strict_weights;
         let partition = self.partition(&source.arch, head, false, false)?;
         let options = LoadOptions::frozen(head, self.dtype).on(self.device);
-        Ok(LoadOptions { strict, partition, ..options })
+        Ok(LoadOptions { strict, partition, offload: self.cfg.offload, ..options })
     }
 
     /// Options for a model to be trained; `generates`: with tensor parallelism, if the run says so.

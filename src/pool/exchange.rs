@@ -1,11 +1,30 @@
 //! What the ranks of a store give each other: gradients, updated weights, and for stage 3 the weights of a flat while it is
-//! computed with.
+//! computed with. Those that are the host's come to the device in the same way.
 
 use super::partition::{Partition, Zero};
 use super::store::{Flat, Store};
 use crate::base::Result;
 use crate::comm::{Handle, Reduce};
-use crate::device::Region;
+use crate::device::{Region, Upload};
+
+/// Weights of a flat on their way to where they are computed with.
+#[derive(Debug)]
+pub enum Gather {
+    /// From all ranks.
+    OfRanks(Handle),
+    /// From the host's memory.
+    OfHost(Upload),
+}
+
+impl Gather {
+    /// Waits for them, or lets the device do so.
+    pub fn wait(self) -> Result<()> {
+        match self {
+            Gather::OfRanks(handle) => handle.wait(),
+            Gather::OfHost(upload) => upload.wait(),
+        }
+    }
+}
 
 impl Store {
     /// Makes this rank's own gradients the sums over all ranks. Those of other ranks are of no use from here on, but with stage 0
@@ -42,10 +61,21 @@ impl Store {
         calls.into_iter().try_for_each(Handle::wait)
     }
 
-    /// Begins to gather the weights of a flat, which are shared out, into `to`.
-    pub fn gather_flat(&self, flat: usize, to: Region) -> Result<Handle> {
+    /// Begins to gather the weights of a flat, which are shared out or the host's, into `to`.
+    pub fn gather_flat(&self, flat: usize, to: Region) -> Result<Gather> {
+        let mut own = self.flats()[flat].weights.region();
+        if self.is_on_host() {
+            let held = &self.flats()[flat].held;
+            own = to.slice(held.start * self.dtype().size(), own.bytes);
+            let upload = self.device().upload(own, &self.flats()[flat].weights)?;
+            if !self.shares_weights() {
+                return Ok(Gather::OfHost(upload));
+            }
+            // Other ranks read it.
+            upload.finish()?;
+        }
         self.finished()?;
-        self.partition().comm.all_gather(self.flats()[flat].weights.region(), to)
+        self.partition().comm.all_gather(own, to).map(Gather::OfRanks)
     }
 
     /// Gathers this rank's block of a flat from the ranks that have a part of it.
@@ -62,7 +92,7 @@ impl Store {
     }
 
     /// Waits until the device has done what was asked of it so far: other ranks touch its memory now.
-    fn finished(&self) -> Result<()> {
+    pub(super) fn finished(&self) -> Result<()> {
         if self.device().has_kernels() { self.device().stream()?.synchronize() } else { Ok(()) }
     }
 }

@@ -9,7 +9,7 @@ use crate::device::Buffer;
 impl Store {
     /// Whether the weights of a segment are to be gathered when it runs.
     pub fn gathers(&self) -> bool {
-        self.shares_weights() && self.slices.is_none()
+        self.is_on_host() || self.shares_weights() && self.slices.is_none()
     }
 
     /// The block that this rank computes with, where it does so with one alone.
@@ -22,6 +22,7 @@ impl Store {
     /// [`Store::leave_lane`]. Where its part is a block nothing is copied or sent; else what its block lacks is gathered.
     /// Where weights are not shared out nothing changes.
     pub fn enter_lane(&mut self) -> Result<()> {
+        self.may_generate()?;
         if !self.shares_weights() {
             return Ok(());
         }

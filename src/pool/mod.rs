@@ -5,6 +5,7 @@ mod copies;
 mod cut;
 mod exchange;
 mod grads;
+mod host;
 mod lane;
 mod partition;
 mod plan;
@@ -12,6 +13,7 @@ mod store;
 mod whole;
 
 pub use cut::{Cut, Group};
+pub use exchange::Gather;
 pub use grads::Grads;
 pub use partition::{Partition, Zero};
 pub use plan::{ArenaPlan, Life};

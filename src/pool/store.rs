@@ -101,6 +101,8 @@ pub struct Flat {
 pub struct Store {
     id: u64,
     device: Device,
+    /// Where the weights lie: there, or in the host's memory (`host.rs`).
+    pub(super) home: Device,
     dtype: DType,
     partition: Partition,
     params: Vec<Param>,
@@ -127,6 +129,18 @@ impl Store {
     /// The same for one of several ranks, with gradients in `grads`: f32, or with bf16 weights bf16.
     pub fn with_grads(
         device: Device,
+        dtype: DType,
+        grads: DType,
+        partition: Partition,
+        specs: Vec<ParamSpec>,
+    ) -> Result<Store> {
+        Store::lay_out(device, device, dtype, grads, partition, specs)
+    }
+
+    /// The same with weights in the memory of `home`, which is the device or the host.
+    pub(super) fn lay_out(
+        device: Device,
+        home: Device,
         dtype: DType,
         grads: DType,
         partition: Partition,
@@ -179,7 +193,11 @@ impl Store {
                 block,
                 len,
                 own: part_of(len, of(Zero::Optimizer)),
-                weights: Buffer::zeroed(device, held.len() * dtype.size())?,
+                weights: if home == device {
+                    Buffer::zeroed(device, held.len() * dtype.size())?
+                } else {
+                    Buffer::locked(device, held.len() * dtype.size())?
+                },
                 held,
                 grads_held,
                 grads: None,
@@ -198,6 +216,7 @@ impl Store {
         Ok(Store {
             id,
             device,
+            home,
             dtype,
             partition,
             params,
@@ -214,7 +233,7 @@ impl Store {
         self.id
     }
 
-    /// Where the weights live.
+    /// Where it is computed with, and its weights live if they are not the host's ([`Store::is_on_host`]).
     pub fn device(&self) -> Device {
         self.device
     }
@@ -285,10 +304,9 @@ impl Store {
         &self.flats
     }
 
-    /// Bytes of weights and of gradients here; a buffer of gradients that two stores share is counted once.
+    /// Bytes of weights and of gradients on the device; a buffer of gradients that two stores share is counted once.
     pub fn bytes(&self) -> (usize, usize) {
-        let weights = self.flats.iter().map(|f| f.weights.bytes()).sum();
-        (weights, if self.lodges { 0 } else { self.grads.bytes() })
+        (self.weights_on(self.device), if self.lodges { 0 } else { self.grads.bytes() })
     }
 
     /// The elements of its flat that a portion is.

@@ -240,3 +240,66 @@ fn parts_of_ranks_make_up_the_store() {
         }
     }
 }
+
+/// Frozen copies of the specs.
+#[cfg(feature = "emulator")]
+fn frozen(blocks: usize) -> Vec<ParamSpec> {
+    specs(blocks).into_iter().map(|spec| ParamSpec { trained: false, ..spec }).collect()
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn weights_of_the_host_are_written_gathered_and_counted_there() {
+    use crate::comm::run_ranks;
+    use std::time::Duration;
+    for (ranks, stage) in [(1, Zero::Nothing), (2, Zero::Nothing), (2, Zero::Weights)] {
+        run_ranks(ranks, Duration::from_secs(20), |comm| {
+            let partition = Partition::new(comm, stage, 1)?;
+            let store =
+                Store::on_host(Device::Emulated, DType::Bf16, partition.clone(), frozen(1))?;
+            assert!(store.is_on_host() && store.gathers());
+            let there =
+                Store::with_grads(Device::Emulated, DType::Bf16, DType::F32, partition, frozen(1))?;
+            assert_eq!((store.bytes(), store.host_bytes()), ((0, 0), there.bytes().0));
+            assert_eq!(there.host_bytes(), 0);
+            let mut rng = Rng::new(8, 0);
+            for (i, p) in store.params().iter().enumerate() {
+                let n = p.spec.shape.iter().product();
+                let v: Vec<f32> =
+                    (0..n).map(|_| <bf16 as Elem>::from_f32(rng.normal()).to_f32()).collect();
+                store.write_f32(ParamId(i), &v)?;
+                assert_eq!(store.read_f32(ParamId(i))?, v);
+            }
+            there.copy_from(&store)?;
+            for (i, flat) in store.flats().iter().enumerate() {
+                let all = Buffer::zeroed(Device::Emulated, flat.len * 2)?;
+                store.gather_flat(i, all.region())?.wait()?;
+                let mut got = vec![0; all.bytes()];
+                all.read(0, &mut got)?;
+                let held = flat.held.start * 2..flat.held.end * 2;
+                let mut want = vec![1; held.len()];
+                there.flats()[i].weights.read(0, &mut want)?;
+                assert_eq!(got[held], want);
+                // Parts of all ranks, which have the same.
+                let all = store.partition().comm.concat(&got)?;
+                assert!(all.chunks(got.len()).all(|of| of == got));
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn weights_of_the_host_are_neither_trained_nor_generate() {
+    let new = |device, specs| Store::on_host(device, DType::F32, Partition::alone(), specs);
+    let e = new(Device::Emulated, specs(1)).unwrap_err();
+    assert!(e.to_string().contains("qkv is trained"), "{e}");
+    let mut store = new(Device::Emulated, frozen(1)).unwrap();
+    assert!(store.may_generate().is_err() && store.enter_lane().is_err());
+    // On the CPU there is nothing to move.
+    let mut store = new(Device::Cpu, frozen(1)).unwrap();
+    assert!(!store.is_on_host() && !store.gathers() && store.bytes().0 > 0);
+    store.enter_lane().unwrap();
+}

@@ -24,7 +24,7 @@ impl Store {
     fn layer(&self, flat: usize) -> Layer {
         let flat = &self.flats()[flat];
         let (region, held) = (flat.weights.region(), flat.held.clone());
-        Layer { device: self.device(), region, held, size: self.dtype().size() }
+        Layer { device: flat.weights.device(), region, held, size: self.dtype().size() }
     }
 
     /// What this rank keeps for its own elements of a flat, `size` bytes for each.
@@ -146,6 +146,10 @@ impl Store {
 
     /// Sets a whole parameter from its row-major full-shape elements in the store's dtype.
     pub fn write_raw(&self, id: ParamId, full: &[u8]) -> Result<()> {
+        if self.is_on_host() {
+            // The device may be copying what was there.
+            self.finished()?;
+        }
         self.scatter(id, &self.layer(self.param(id).flat), full)
     }
 

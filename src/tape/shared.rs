@@ -1,4 +1,4 @@
-//! Stores that ranks share out (ZeRO): the weights of a flat are gathered when a segment first needs them, the next ones while it
+//! Stores that ranks share out (ZeRO), or whose weights are the host's: the weights of a flat are gathered when a segment first needs them, the next ones while it
 //! computes, and let go with the segment; its gradients are summed over the ranks when its backward has run, while the
 //! next segment's does. All lies in the arena, as planned: the order is that of the program, and the same on every rank.
 
@@ -7,7 +7,7 @@ use crate::base::Result;
 use crate::comm::Handle;
 use crate::device::Region;
 use crate::op::add::add;
-use crate::pool::{Portion, Store};
+use crate::pool::{self, Portion, Store};
 use crate::tensor::{Desc, Tensor};
 use std::collections::HashSet;
 
@@ -26,7 +26,7 @@ pub(super) struct Shared<'a> {
     /// When the last one was.
     last: u32,
     /// The next one, begun early.
-    next: Option<Handle>,
+    next: Option<pool::Gather>,
     /// Gradients of the segment, whole flats of them, in the order in which they were begun.
     grads: Vec<Whole<'a>>,
     /// Gradients that are being summed over the ranks.
@@ -67,7 +67,7 @@ impl Shared<'_> {
 }
 
 impl<'a> Tape<'a> {
-    /// Gathers what `tensor` is a part of, if it is shared out and not here.
+    /// Gathers what `tensor` is a part of, if it is shared out or the host's, and not here.
     pub(super) fn gather(&mut self, tensor: &Tensor) -> Result<()> {
         let Home::Param(store, portion) = self.slots[tensor.slot.0 as usize].home else {
             return Ok(());

@@ -73,6 +73,8 @@ driver_api! {
     pool_set = "cuMemPoolSetAttribute" (pool: Handle, attribute: c_int, value: *mut c_void);
     memory_alloc = "cuMemAllocAsync" (address: *mut u64, bytes: usize, stream: Handle);
     memory_free = "cuMemFreeAsync" (address: u64, stream: Handle);
+    host_register = "cuMemHostRegister_v2" (host: *mut c_void, bytes: usize, flags: c_uint);
+    host_unregister = "cuMemHostUnregister" (host: *mut c_void);
     copy_in = "cuMemcpyHtoDAsync_v2" (to: u64, from: *const c_void, bytes: usize, stream: Handle);
     copy_out = "cuMemcpyDtoHAsync_v2" (to: *mut c_void, from: u64, bytes: usize, stream: Handle);
     copy = "cuMemcpyDtoDAsync_v2" (to: u64, from: u64, bytes: usize, stream: Handle);

@@ -1,7 +1,7 @@
 //! Streams: copies, fills and kernels, one after another, asynchronously to the host; events to time
 //! and order them.
 
-use super::api::Handle;
+use super::api::{Handle, SUCCESS};
 use super::{Context, fault};
 use crate::base::{Error, Result};
 use crate::device::Region;
@@ -28,6 +28,8 @@ impl std::fmt::Debug for Stream {
 
 /// CU_STREAM_NON_BLOCKING.
 const NON_BLOCKING: u32 = 1;
+/// CU_MEMHOSTREGISTER_PORTABLE: pages are locked for all devices.
+const PORTABLE: u32 = 1;
 
 impl Stream {
     pub(in crate::device) fn new(context: &'static Context) -> Result<Stream> {
@@ -82,6 +84,22 @@ impl Stream {
         unsafe { (self.context.api.memory_free)(address, self.handle) };
     }
 
+    /// Locks pages of the host, so that copies from them need no help of the processor. Whether it could be done.
+    pub(in crate::device) fn lock_pages(&self, host: Region) -> bool {
+        self.context.enter();
+        // SAFETY: the range is live host memory, which its owner unlocks before it gives it back.
+        let code =
+            unsafe { (self.context.api.host_register)(host.ptr.cast(), host.bytes, PORTABLE) };
+        code == SUCCESS
+    }
+
+    /// Undoes [`Stream::lock_pages`].
+    pub(in crate::device) fn unlock_pages(&self, host: Region) {
+        self.context.enter();
+        // SAFETY: the range was locked, and nothing copies from it any more.
+        unsafe { (self.context.api.host_unregister)(host.ptr.cast()) };
+    }
+
     /// Starts `kernel` on `grid` blocks of `threads` threads with `shared` bytes of dynamic shared
     /// memory. Nothing is started where the grid is empty.
     pub fn launch<P: bytemuck::Pod>(
@@ -129,6 +147,20 @@ impl Stream {
         // SAFETY: the ranges were checked; pageable host memory is staged before the call returns.
         let code = unsafe {
             (self.context.api.copy_in)(to.ptr as u64, src.as_ptr().cast(), src.len(), self.handle)
+        };
+        self.context.check(code, "cannot copy to the device")
+    }
+
+    /// Begins to copy a range of the host to the device: it is left alone until this stream is done with it.
+    pub(in crate::device) fn begin_copy_in(&self, to: Region, from: Region) -> Result<()> {
+        if to.bytes != from.bytes {
+            let line = format!("copy of {} bytes into {}", from.bytes, to.bytes);
+            return Err(Error::internal(line));
+        }
+        self.context.enter();
+        // SAFETY: both are live ranges of the same length; `Upload` and `Buffer` wait before they give them back.
+        let code = unsafe {
+            (self.context.api.copy_in)(to.ptr as u64, from.ptr.cast(), from.bytes, self.handle)
         };
         self.context.check(code, "cannot copy to the device")
     }

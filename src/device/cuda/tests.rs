@@ -43,6 +43,36 @@ fn memory_is_zeroed_and_read_back() {
 }
 
 #[test]
+fn copies_from_locked_pages_come_beside_the_work_and_before_what_follows() {
+    let from = Buffer::locked(Device::Emulated, 1200).unwrap();
+    assert_eq!(from.device(), Device::Cpu);
+    from.write(0, bytemuck::cast_slice(&[2.5f32; 300])).unwrap();
+    let (to, sum) = (filled(&[1.0; 300]), filled(&[0.5; 300]));
+    let upload = Device::Emulated.upload(to.region(), &from).unwrap();
+    upload.wait().unwrap();
+    let (a, b) = (to.region().ptr as u64, sum.region().ptr as u64);
+    let params = AddParams { a, b, y: b, n: 300, flags: 0, pad: 0 };
+    let stream = Device::Emulated.stream().unwrap();
+    stream.launch("add_f32", [2, 1, 1], 256, 0, &params).unwrap();
+    assert_eq!(floats(&sum), [3.0; 300]);
+    from.write(0, bytemuck::cast_slice(&[4.0f32; 300])).unwrap();
+    Device::Emulated.upload(to.region(), &from).unwrap().finish().unwrap();
+    assert_eq!(floats(&to), [4.0; 300]);
+    // Of another length, and of memory that is not the host's.
+    assert!(Device::Emulated.upload(to.slice(0, 8), &from).is_err());
+    assert!(Device::Emulated.upload(to.region(), &sum).is_err());
+    // Pages that are given back may be locked again.
+    assert!(stream.lock_pages(sum.region()) && !stream.lock_pages(sum.region()));
+    stream.unlock_pages(sum.region());
+    assert!(stream.lock_pages(sum.region()));
+    stream.unlock_pages(sum.region());
+    let again = from.region();
+    drop(from);
+    assert!(stream.lock_pages(again), "unlocked before they were given back");
+    stream.unlock_pages(again);
+}
+
+#[test]
 fn a_graph_runs_when_it_is_replayed_and_only_then() {
     let (from, to) = (filled(&[1.0; 300]), filled(&[0.5; 300]));
     let stream = Device::Emulated.stream().unwrap();

@@ -71,7 +71,7 @@ pub static RUN: &[Key] = &[
     key("gradient_checkpointing", RUNS, CHECKPOINTING, "what is computed again in the backward pass to save memory; alone: full")
         .or(&[(PPO, "actor-gradient-checkpointing")]).alone("full"),
     key("optimizer_state", RUNS, STATES, "what training keeps beside bf16 weights: full, f32 gradients and state, 16 bytes a parameter, or compact, bf16 gradients and 8-bit state, 5.1"),
-    key("offload", RUNS, Kind::Bool, "keep the optimizer's state in the host's memory and compute its steps there"),
+    key("offload", RUNS, Kind::Bool, "beside a card, keep in the host's memory the optimizer's state, whose steps are computed there, and the weights of reference and reward model of PPO, which come to the card a layer at a time"),
     key("chat_format", RUNS, FORMATS, "how conversations become text; auto: the tokenizer's chat template, else Human/Assistant turns"),
     key("stuck_after", RUNS, Kind::Time, "an iteration that takes this long, and ten times as long as the usual one, is told of with the place where it is"),
     key("print_samples", RUNS, Kind::int(0, 1000), "answers shown now and then during PPO"),

@@ -1,0 +1,58 @@
+//! Copies from the host that go on while the device computes: in a stream of their own, which waits for the thread's work
+//! before it, and for which later work waits.
+
+use super::{Buffer, Device, Event, Region};
+use crate::base::{Error, Result};
+
+/// A copy under way. Dropped without being waited for, it is waited for then: memory may go once it is gone.
+#[must_use = "the copy is under way until it is waited for"]
+pub struct Upload {
+    device: Device,
+    end: Option<Event>,
+}
+
+impl Device {
+    /// Begins to copy all of `from`, memory of the host, once this thread's work so far is done. Where its pages are not locked
+    /// ([`Buffer::locked`]) it takes the processor's time.
+    pub fn upload(self, to: Region, from: &Buffer) -> Result<Upload> {
+        if from.device() != Device::Cpu {
+            return Err(Error::internal(format!("an upload from {}", from.device())));
+        }
+        let (work, uploads) = (self.stream()?, self.upload_stream()?);
+        uploads.wait(&work.record()?)?;
+        uploads.begin_copy_in(to, from.region())?;
+        Ok(Upload { device: self, end: Some(uploads.record()?) })
+    }
+}
+
+impl Upload {
+    /// Lets this thread's work from here on wait for it.
+    pub fn wait(mut self) -> Result<()> {
+        self.end.as_ref().map_or(Ok(()), |end| self.device.stream()?.wait(end))?;
+        self.end = None;
+        Ok(())
+    }
+
+    /// Waits for it here: others may read what was copied.
+    pub fn finish(mut self) -> Result<()> {
+        self.end = None;
+        self.device.upload_stream()?.synchronize()
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if self.end.is_some()
+            && let Ok(stream) = self.device.upload_stream()
+        {
+            // Whoever comes next is told what is wrong with the device.
+            let _ = stream.synchronize();
+        }
+    }
+}
+
+impl std::fmt::Debug for Upload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "upload to {}", self.device)
+    }
+}
