@@ -147,12 +147,8 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
     run.describe("actor", &actor);
     let keep = settings::keep(cfg.gradient_checkpointing);
     let actor = Engine::trained(actor, settings::actor_adamw(cfg), keep)?;
-    let reference = if with_lora {
-        None
-    } else {
-        let options = run.frozen(source, Head::Lm)?;
-        Some(Engine::frozen(source.load(&options, &mut run.reporter)?))
-    };
+    let reference =
+        if with_lora { None } else { Some(frozen(run, source, Head::Lm, "reference")?) };
     let rule = cfg.ppo.reward_rule.as_deref();
     let reward_name = run.ppo_reward();
     let reward = match (rule, &reward_name) {
@@ -163,8 +159,7 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
         }
         (None, Some(name)) => {
             let reward = Source::open(name)?;
-            let options = run.frozen(&reward, Head::Score)?;
-            let engine = Box::new(Engine::frozen(reward.load(&options, &mut run.reporter)?));
+            let engine = Box::new(frozen(run, &reward, Head::Score, "reward model")?);
             if source.has_tokens_of(&reward) {
                 RewardSource::Model(engine)
             } else {
@@ -189,6 +184,18 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
     run.describe("critic", &critic);
     let critic = Engine::trained(critic, settings::critic_adamw(cfg), keep)?;
     Ok(PpoEngines { actor, reference, critic, reward })
+}
+
+/// A model that is only asked: its weights may be the host's.
+fn frozen(run: &mut Run<'_>, source: &Source, head: Head, what: &str) -> Result<Engine> {
+    let options = run.frozen(source, head)?;
+    let model = source.load(&options, &mut run.reporter)?;
+    if model.store.is_on_host() {
+        let mib = model.store.host_bytes() as f64 / f64::from(1 << 20);
+        let note = format!("{what}: {mib:.1} MiB of weights stay in the host's memory");
+        run.reporter.emit(Event::note(note));
+    }
+    Ok(Engine::frozen(model))
 }
 
 fn metrics(

@@ -72,3 +72,25 @@ fn rollout_and_training_agree_bit_for_bit_on_the_emulated_device() {
         }
     }
 }
+
+#[cfg(feature = "emulator")]
+#[test]
+fn frozen_models_of_ppo_are_the_hosts_and_say_the_same() {
+    let p = Place::new("llama");
+    p.run("reward", "first", &["--actor-model", "model"]);
+    let run = |name: &str, more: &[&str]| {
+        let models = ["--actor-model", "model", "--reward-model", "first/reward"];
+        let run = p.run("ppo", name, &[&models[..], &["--device", "emulated"], more].concat());
+        let notes = crate::place::events(&run).into_iter().filter(|e| e["event"] == "note");
+        let stay = notes.filter(|n| n.to_string().contains("of weights stay in the host's memory"));
+        (stay.count(), metrics(&run, "ppo"))
+    };
+    let (there, ours) = run("offload", &["--offload", "true"]);
+    let (none, theirs) = run("device", &[]);
+    assert_eq!((there, none), (2, 0), "reference and reward model");
+    // Before the first step of the optimizer, which rounds otherwise on the host.
+    for name in ["reward", "kl", "first_ratio_deviation"] {
+        assert_eq!(number(&ours[0], name), number(&theirs[0], name), "{name}");
+    }
+    assert!(number(&ours[0], "reward") != 0.0);
+}
