@@ -16,6 +16,8 @@ mod offload;
 mod optimizer;
 #[path = "algorithms/pairs.rs"]
 mod pairs;
+#[path = "algorithms/plan.rs"]
+mod plan;
 #[path = "algorithms/ranks.rs"]
 mod ranks;
 #[path = "algorithms/sampling.rs"]

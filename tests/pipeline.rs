@@ -19,6 +19,8 @@ mod lora;
 mod options;
 #[path = "pipeline/place.rs"]
 mod place;
+#[path = "pipeline/plan.rs"]
+mod plan;
 #[path = "pipeline/steps.rs"]
 mod steps;
 #[path = "pipeline/talk.rs"]

@@ -4,11 +4,11 @@
 use super::deepspeed;
 use super::flags::{COMMANDS, Entry, command};
 use crate::base::{Error, Result};
-use crate::pipeline::config::keys::{BENCH, CHAT, DOCTOR, EVAL, INSPECT, Kind, VERIFY};
+use crate::pipeline::config::keys::{BENCH, CHAT, DOCTOR, EVAL, INSPECT, Kind, PLAN, VERIFY};
 use crate::pipeline::config::{
     BENCHMARK, BenchConfig, CHECKUP, ChatConfig, DoctorConfig, EVALUATION, EvalConfig, INSPECTION,
-    InspectConfig, RUN, RunConfig, Setting, TALK, VERIFICATION, VerifyConfig, flag_setting,
-    nearest, preset_settings, read_toml, set_setting, to_toml,
+    InspectConfig, PlanConfig, RUN, RunConfig, Setting, TALK, VERIFICATION, VerifyConfig,
+    flag_setting, nearest, preset_settings, read_toml, set_setting, to_toml,
 };
 use clap::ArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -32,6 +32,8 @@ pub(super) enum Request {
     Verify(VerifyConfig),
     /// `duplex bench`
     Bench(BenchConfig),
+    /// `duplex plan`
+    Plan(Box<RunConfig>, PlanConfig),
     /// `duplex doctor`
     Doctor(DoctorConfig),
 }
@@ -79,6 +81,13 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<Request> {
             let config = DoctorConfig::resolve(&settings)?;
             let text = || to_toml(CHECKUP, &config);
             Ok(if print { Request::Print(text()?) } else { Request::Doctor(config) })
+        }
+        PLAN => {
+            let (own, run) =
+                settings.into_iter().partition::<Vec<_>, _>(|s| s.key.commands == PLAN);
+            let (run, plan) = (RunConfig::resolve(run)?, PlanConfig::resolve(&own)?);
+            let text = || to_toml(RUN, &run);
+            Ok(if print { Request::Print(text()?) } else { Request::Plan(Box::new(run), plan) })
         }
         _ => {
             let mut config = RunConfig::resolve(settings)?;

@@ -2,11 +2,12 @@
 //! command has the bare name in several sections, the section goes before it (`--sft-learning-rate`).
 
 use crate::pipeline::config::keys::{
-    BENCH, CHAT, Commands, DOCTOR, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN, VERIFY,
+    BENCH, CHAT, Commands, DOCTOR, EVAL, INSPECT, Key, Kind, PLAN, PPO, REWARD, SFT, TRAIN, VERIFY,
 };
 use crate::pipeline::config::{
     BENCHMARK, BenchConfig, CHECKUP, ChatConfig, DoctorConfig, EVALUATION, EvalConfig, INSPECTION,
-    InspectConfig, PRESETS, RUN, RunConfig, TALK, VERIFICATION, VerifyConfig, defaults,
+    InspectConfig, PLANNING, PRESETS, PlanConfig, RUN, RunConfig, TALK, VERIFICATION, VerifyConfig,
+    defaults,
 };
 use clap::{Arg, ArgAction, Command};
 
@@ -48,6 +49,12 @@ pub(super) static COMMANDS: &[Entry] = &[
         keys: INSPECTION,
     },
     Entry {
+        name: "plan",
+        about: "Tell what a run would take: memory, bytes between ranks, time; with the flags of `duplex train`",
+        bit: PLAN,
+        keys: RUN,
+    },
+    Entry {
         name: "verify",
         about: "Check a checkpoint, the folder of a run, or a model: checksums, shapes, finite values",
         bit: VERIFY,
@@ -70,13 +77,23 @@ pub(super) static COMMANDS: &[Entry] = &[
 impl Entry {
     /// The keys this command has as flags.
     pub(super) fn own_keys(&self) -> impl Iterator<Item = &'static Key> {
-        let bit = self.bit;
-        self.keys.iter().filter(move |k| k.commands & bit != 0)
+        let bits = self.bits();
+        self.keys.iter().filter(move |k| k.commands & bits != 0).chain(self.more())
+    }
+
+    /// The commands whose keys it has: a plan is one of a training run.
+    fn bits(&self) -> Commands {
+        if self.bit == PLAN { PLAN | TRAIN } else { self.bit }
+    }
+
+    /// Keys of its own beside those of a run.
+    fn more(&self) -> &'static [Key] {
+        if self.bit == PLAN { PLANNING } else { &[] }
     }
 
     /// Whether it is a training run, with the keys of one.
     pub(super) fn trains(&self) -> bool {
-        self.bit & (TRAIN | SFT | REWARD | PPO) != 0
+        self.bits() & (TRAIN | SFT | REWARD | PPO) != 0
     }
 
     /// The one step this command runs; None for `train`, which has a key for it.
@@ -100,7 +117,7 @@ impl Entry {
     pub(super) fn aliases(&self, key: &Key) -> Vec<String> {
         let flag = self.flag(key);
         let full = key.path.replace(['.', '_'], "-");
-        let others = key.aliases.iter().filter(|(bits, _)| bits & self.bit != 0);
+        let others = key.aliases.iter().filter(|(bits, _)| bits & self.bits() != 0);
         let others = others.map(|(_, name)| name.to_string());
         std::iter::once(full).chain(others).filter(|name| *name != flag).collect()
     }
@@ -142,8 +159,9 @@ fn subcommand(entry: &'static Entry) -> Command {
 
 fn with_flags(command: Command, entry: &'static Entry) -> Command {
     let mut command = command.args(common(entry));
-    for (key, default) in entry.keys.iter().zip(entry.defaults()) {
-        if key.commands & entry.bit != 0 {
+    let more = entry.more().iter().zip(defaults::<PlanConfig>(entry.more()));
+    for (key, default) in entry.keys.iter().zip(entry.defaults()).chain(more) {
+        if key.commands & entry.bits() != 0 {
             command = command.arg(flag(entry, key, default));
         }
         if key.path == "path" {

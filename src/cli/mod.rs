@@ -56,6 +56,7 @@ fn run(arguments: Vec<OsString>) -> Result<()> {
             pipeline::eval(&config)
         }
         Request::Inspect(config) => print(&pipeline::inspect(&config)?),
+        Request::Plan(config, own) => print(&pipeline::plan(&config, &own)?),
         Request::Verify(config) => pipeline::verify(&config, &mut |line| print(line)),
         Request::Bench(config) => {
             set_threads(config.threads);

@@ -8,6 +8,7 @@
 //! A rank that is missing ends the others: with an error of [`Kind::Stopped`](crate::base::Kind::Stopped) that names
 //! it, at once where its end is known, else within the group's time-out.
 
+mod imagined;
 mod launch;
 mod lifeline;
 mod local;
@@ -136,6 +137,10 @@ pub(crate) trait Transport: Send + Sync + std::fmt::Debug {
     fn rank(&self) -> usize;
     fn size(&self) -> usize;
     fn start(&self, call: Call) -> Result<Box<dyn Pending>>;
+    /// The same with memory of the host, where the group's other calls may be on a device's.
+    fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
+        self.start(call)
+    }
     fn send(&self, data: Region, to: usize) -> Result<Box<dyn Pending>>;
     fn receive(&self, data: Region, from: usize) -> Result<Box<dyn Pending>>;
     /// The group of the ranks that give the same `color`, in their order.
@@ -160,7 +165,9 @@ pub struct Count {
     pub waited: Duration,
 }
 
-type Counts = Arc<Mutex<[Count; CallKind::ALL.len()]>>;
+/// Calls of each kind.
+pub(crate) type Kinds = [Count; CallKind::ALL.len()];
+type Counts = Arc<Mutex<Kinds>>;
 
 /// One rank's handle of a group of ranks.
 #[derive(Clone, Debug)]
@@ -267,12 +274,12 @@ impl Comm {
         }
         let mut lengths = vec![0u64; self.size()];
         let mut length = [own.len() as u64];
-        self.all_gather(host(&mut length), host(&mut lengths))?.wait()?;
+        self.gather_on_host(&mut length, &mut lengths)?;
         let longest = lengths.iter().max().copied().unwrap_or(0) as usize;
         let mut block = vec![T::zeroed(); longest];
         block[..own.len()].copy_from_slice(own);
         let mut all = vec![T::zeroed(); longest * self.size()];
-        self.all_gather(host(&mut block), host(&mut all))?.wait()?;
+        self.gather_on_host(&mut block, &mut all)?;
         let of = |(r, n): (usize, &u64)| all[r * longest..][..*n as usize].to_vec();
         Ok(lengths.iter().enumerate().flat_map(of).collect())
     }
@@ -283,13 +290,23 @@ impl Comm {
             return Ok(flags);
         }
         let mut values = flags.map(|flag| f32::from(u8::from(flag)));
-        self.all_reduce(host(&mut values), DType::F32, Reduce::Max)?.wait()?;
+        self.reduce_on_host(&mut values, Reduce::Max)?;
         Ok(values.map(|value| value > 0.0))
     }
 
     /// Makes `values` the sums over the ranks of what each has there.
     pub fn sum(&self, values: &mut [f32]) -> Result<()> {
-        self.all_reduce(host(values), DType::F32, Reduce::Sum)?.wait()
+        self.reduce_on_host(values, Reduce::Sum)
+    }
+
+    fn gather_on_host<T: bytemuck::Pod>(&self, own: &mut [T], all: &mut [T]) -> Result<()> {
+        let (from, to) = (host(own), host(all));
+        self.blocks(from, to)?;
+        self.start_on_host(Call::AllGather { from, to })?.wait()
+    }
+
+    fn reduce_on_host(&self, values: &mut [f32], by: Reduce) -> Result<()> {
+        self.start_on_host(Call::AllReduce { data: host(values), dtype: DType::F32, by })?.wait()
     }
 
     /// Tells the other ranks that this one makes no more calls, and why, if it has failed: they name it and stop, at the
@@ -301,6 +318,11 @@ impl Comm {
     fn start(&self, call: Call) -> Result<Handle> {
         self.count(call.kind(), call.sent(self.rank(), self.size()));
         Ok(self.handle(call.kind(), self.transport.start(call)?))
+    }
+
+    fn start_on_host(&self, call: Call) -> Result<Handle> {
+        self.count(call.kind(), call.sent(self.rank(), self.size()));
+        Ok(self.handle(call.kind(), self.transport.start_on_host(call)?))
     }
 
     fn handle(&self, kind: CallKind, pending: Box<dyn Pending>) -> Handle {

@@ -6,8 +6,8 @@
 //! [`Buffer::read`] and [`Buffer::write`], between runs.
 
 use crate::base::{Error, Result};
-use crate::device::Device;
 use crate::device::cpu::parallel_for;
+use crate::device::{Device, imagined};
 use std::sync::{Mutex, PoisonError};
 
 mod host;
@@ -45,6 +45,10 @@ impl Buffer {
         if bytes == 0 {
             return Ok(buffer(std::ptr::null_mut()));
         }
+        if let Device::Imagined(kind) = device {
+            imagined::alloc(kind, bytes)?;
+            return Ok(buffer(std::ptr::null_mut()));
+        }
         if device.has_kernels() {
             let stream = device.stream()?;
             let ptr = stream.alloc(bytes)? as *mut u8;
@@ -64,8 +68,8 @@ impl Buffer {
 
     /// The same of the host, for copies to `device` ([`Device::upload`]): its pages are locked, if the system lets so many be.
     pub fn locked(device: Device, bytes: usize) -> Result<Buffer> {
-        let mut buffer = Buffer::zeroed(Device::Cpu, bytes)?;
-        if bytes > 0 && device.stream()?.lock_pages(buffer.region()) {
+        let mut buffer = Buffer::zeroed(device.host(), bytes)?;
+        if bytes > 0 && !device.is_imagined() && device.stream()?.lock_pages(buffer.region()) {
             buffer.locked_for = Some(device);
         }
         Ok(buffer)
@@ -106,7 +110,7 @@ impl Device {
     /// Copies host bytes to a region of this device's memory.
     pub fn write(self, to: Region, src: &[u8]) -> Result<()> {
         assert_eq!(to.bytes, src.len());
-        if to.ptr.is_null() {
+        if to.ptr.is_null() || self.is_imagined() {
             return Ok(());
         }
         if self.has_kernels() {
@@ -120,7 +124,7 @@ impl Device {
     /// Copies a region of this device's memory to another of the same length, which does not overlap it.
     pub fn copy(self, to: Region, from: Region) -> Result<()> {
         assert_eq!(to.bytes, from.bytes);
-        if to.ptr.is_null() || from.ptr.is_null() {
+        if to.ptr.is_null() || from.ptr.is_null() || self.is_imagined() {
             return Ok(());
         }
         if self.has_kernels() {
@@ -133,7 +137,7 @@ impl Device {
 
     /// Sets a region of this device's memory to zero bytes.
     pub fn clear(self, region: Region) -> Result<()> {
-        if region.bytes == 0 || region.ptr.is_null() {
+        if region.bytes == 0 || region.ptr.is_null() || self.is_imagined() {
             return Ok(());
         }
         if self.has_kernels() {
@@ -147,7 +151,7 @@ impl Device {
     /// Copies a region of this device's memory to the host, once all work before it is done.
     pub fn read(self, from: Region, dst: &mut [u8]) -> Result<()> {
         assert_eq!(from.bytes, dst.len());
-        if from.ptr.is_null() {
+        if from.ptr.is_null() || self.is_imagined() {
             return Ok(());
         }
         if self.has_kernels() {
@@ -177,6 +181,9 @@ fn copy(from: &[u8], to: &mut [u8]) {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if let Device::Imagined(kind) = self.device {
+            imagined::free(kind, self.bytes);
+        }
         if self.ptr.is_null() {
             return;
         }

@@ -1,12 +1,14 @@
 //! Where bytes live and code runs: the CPU; a CUDA device; the same device emulated on the CPU, so that
-//! every kernel can be run without a GPU. The surface is memory, streams, launches and parallelism, no maths.
+//! every kernel can be run without a GPU; and one that is imagined, to plan for. The surface is memory, streams, launches and parallelism, no maths.
 
 pub mod cpu;
 pub mod cuda;
+pub mod imagined;
 mod memory;
 mod upload;
 
 pub use cuda::{Card, Event, Graph, Stream};
+pub use imagined::Imagined;
 pub use memory::{Buffer, Region};
 pub use upload::Upload;
 
@@ -25,6 +27,8 @@ pub enum Device {
     Cuda(u32),
     /// A CUDA device emulated on the CPU: the same kernels, slowly.
     Emulated,
+    /// A device that only counts what is asked of it.
+    Imagined(Imagined),
 }
 
 /// What a stream of a thread is for.
@@ -37,7 +41,17 @@ enum Queue {
 impl Device {
     /// Whether operators run as kernels here, on memory that the host cannot read.
     pub fn has_kernels(self) -> bool {
-        matches!(self, Device::Cuda(_) | Device::Emulated)
+        matches!(self, Device::Cuda(_) | Device::Emulated | Device::Imagined(Imagined::Cuda))
+    }
+
+    /// Whether it has no memory and runs nothing.
+    pub fn is_imagined(self) -> bool {
+        matches!(self, Device::Imagined(_))
+    }
+
+    /// Where bytes lie that its host has.
+    pub fn host(self) -> Device {
+        if self.is_imagined() { Device::Imagined(Imagined::Cpu) } else { Device::Cpu }
     }
 
     /// The calling thread's stream on this device. Fails where there is no such device.
@@ -70,6 +84,7 @@ impl Device {
             Device::Cuda(ordinal) => cuda::card(ordinal),
             Device::Emulated => cuda::emulated(),
             Device::Cpu => Err(Error::internal("the CPU has no streams")),
+            Device::Imagined(_) => Err(Error::internal("an imagined device has no streams")),
         }
     }
 
@@ -92,6 +107,7 @@ impl fmt::Display for Device {
             Device::Cpu => f.write_str("cpu"),
             Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
             Device::Emulated => f.write_str("emulated"),
+            Device::Imagined(kind) => write!(f, "imagined {kind:?}"),
         }
     }
 }

@@ -15,8 +15,11 @@ impl Device {
     /// Begins to copy all of `from`, memory of the host, once this thread's work so far is done. Where its pages are not locked
     /// ([`Buffer::locked`]) it takes the processor's time.
     pub fn upload(self, to: Region, from: &Buffer) -> Result<Upload> {
-        if from.device() != Device::Cpu {
+        if from.device() != self.host() {
             return Err(Error::internal(format!("an upload from {}", from.device())));
+        }
+        if self.is_imagined() {
+            return Ok(Upload { device: self, end: None });
         }
         let (work, uploads) = (self.stream()?, self.upload_stream()?);
         uploads.wait(&work.record()?)?;
@@ -35,8 +38,10 @@ impl Upload {
 
     /// Waits for it here: others may read what was copied.
     pub fn finish(mut self) -> Result<()> {
-        self.end = None;
-        self.device.upload_stream()?.synchronize()
+        match self.end.take() {
+            Some(_) => self.device.upload_stream()?.synchronize(),
+            None => Ok(()),
+        }
     }
 }
 

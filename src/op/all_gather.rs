@@ -43,6 +43,12 @@ impl Op for AllGather {
         Ok(Plan { outs: vec![Place::New(Desc::new(&dims, x.dtype))], ..Plan::default() })
     }
 
+    fn imagine(&self, ins: &[Option<Desc>]) -> Result<()> {
+        let x = Region { bytes: required(self, ins, 0)?.bytes(), ..Region::NOWHERE };
+        let y = Region { bytes: x.bytes * self.comm.size(), ..Region::NOWHERE };
+        self.comm.all_gather(x, y)?.wait()
+    }
+
     fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
         let (x, y) = (io.input(0).bytes(), io.outs[0].bytes());
         // Only read, by this rank and the others.

@@ -104,6 +104,12 @@ pub trait Op: std::fmt::Debug + Send + Sync {
     /// Computes the outputs on the CPU.
     fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()>;
 
+    /// Tells other ranks what it would, where nothing is computed: on a device that is imagined.
+    fn imagine(&self, ins: &[Option<Desc>]) -> Result<()> {
+        let _ = ins;
+        Ok(())
+    }
+
     /// Computes the wanted input gradients on the CPU.
     fn cpu_backward(&self, io: &mut Backward<'_>) -> Result<()> {
         let _ = io;

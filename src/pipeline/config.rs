@@ -21,6 +21,7 @@ mod check;
 mod doctor;
 pub mod keys;
 mod layers;
+mod plan;
 mod presets;
 mod ranks;
 mod steps;
@@ -36,13 +37,14 @@ pub(crate) use layers::defaults;
 pub use layers::{
     Setting, flag_setting, flat, nearest, read_toml, set_setting, to_toml, toml_settings,
 };
+pub use plan::PlanConfig;
 pub use presets::{PRESETS, Preset, preset_settings};
 pub use ranks::{Deployment, ZeroStage};
 pub use steps::{
     KlController, LoraSection, OptimizerSection, PpoSection, RewardLoss, RewardScaling,
     RewardSection, Scheduler, SftSection,
 };
-pub use table::{BENCHMARK, CHECKUP, EVALUATION, INSPECTION, RUN, TALK, VERIFICATION};
+pub use table::{BENCHMARK, CHECKUP, EVALUATION, INSPECTION, PLANNING, RUN, TALK, VERIFICATION};
 pub use verify::VerifyConfig;
 
 use crate::base::{DType, Error, Result};

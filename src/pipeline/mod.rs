@@ -12,6 +12,7 @@ mod health;
 mod inspect;
 mod judge;
 mod pace;
+mod plan;
 mod ppo;
 mod ranks;
 mod resume;
@@ -31,6 +32,7 @@ pub use chat::chat;
 pub use doctor::{Finding, Findings, Mark, doctor};
 pub use eval::eval;
 pub use inspect::inspect;
+pub use plan::plan;
 pub use ranks::{Ranks, alike};
 pub use verify::verify;
 

@@ -95,6 +95,43 @@ fn bytes_per_parameter(cfg: &RunConfig, stage: Zero, ranks: usize, trained: bool
     weight * part(Zero::Weights) + grad * part(Zero::Gradients) + kept * part(Zero::Optimizer)
 }
 
+/// The stage that the configuration names for a model with `head`.
+pub(super) fn asked_stage(cfg: &RunConfig, head: Head) -> Option<Zero> {
+    let own = match head {
+        Head::Lm => ZeroStage::Auto,
+        Head::Score => cfg.critic_zero_stage,
+    };
+    own.stage().or(cfg.zero_stage.stage())
+}
+
+/// The lowest stage at which the models of a step, of this size, take no more than half of a rank's `memory`, in bytes.
+pub(super) fn fitting_stage(
+    cfg: &RunConfig,
+    arch: &Arch,
+    trained: bool,
+    ranks: usize,
+    memory: f64,
+) -> Zero {
+    // PPO has two models that are trained, and two that are not.
+    let models = if trained { 4.0 } else { 2.0 };
+    let needed =
+        |stage| models * arch.parameters() * bytes_per_parameter(cfg, stage, ranks, trained);
+    let found = Zero::ALL.into_iter().find(|stage| needed(*stage) <= memory / 2.0);
+    found.unwrap_or(Zero::Weights)
+}
+
+/// Blocks of a model that generates: as asked, else those ranks work together that are `local` to a machine.
+pub(super) fn blocks(cfg: &RunConfig, stage: Zero, ranks: usize, local: usize) -> usize {
+    match cfg.inference_tp_size {
+        0 if stage < Zero::Weights => 1,
+        // Neighbours have a scale in common, which must not be cut apart.
+        0 if cfg.optimizer_state == OptimizerState::Compact => 1,
+        0 if ranks.is_multiple_of(local) => local,
+        0 => 1,
+        given => given,
+    }
+}
+
 impl Run<'_> {
     /// How a model of `arch` with `head` is shared out; `generates`: with tensor parallelism where weights are shared out.
     pub(super) fn partition(
@@ -109,23 +146,11 @@ impl Run<'_> {
         if ranks == 1 {
             return Ok(Partition::alone());
         }
-        let own = match head {
-            Head::Lm => ZeroStage::Auto,
-            Head::Score => self.cfg.critic_zero_stage,
-        };
-        let stage = match own.stage().or(self.cfg.zero_stage.stage()) {
+        let stage = match asked_stage(self.cfg, head) {
             Some(stage) => stage,
             None => self.fitting(arch, trained)?,
         };
-        let blocks = match self.cfg.inference_tp_size {
-            _ if !generates => 1,
-            0 if stage < Zero::Weights => 1,
-            // Neighbours have a scale in common, which must not be cut apart.
-            0 if self.cfg.optimizer_state == OptimizerState::Compact => 1,
-            0 if ranks.is_multiple_of(self.ranks.local) => self.ranks.local,
-            0 => 1,
-            given => given,
-        };
+        let blocks = if generates { blocks(self.cfg, stage, ranks, self.ranks.local) } else { 1 };
         Partition::new(comm.clone(), stage, blocks)
     }
 
@@ -133,13 +158,7 @@ impl Run<'_> {
     fn fitting(&self, arch: &Arch, trained: bool) -> Result<Zero> {
         let comm = &self.ranks.comm;
         let free = free_memory().map_or(f64::INFINITY, |b| b as f64) / self.ranks.local as f64;
-        // PPO has two models that are trained, and two that are not.
-        let models = if trained { 4.0 } else { 2.0 };
-        let needed = |stage| {
-            models * arch.parameters() * bytes_per_parameter(self.cfg, stage, comm.size(), trained)
-        };
-        let own = Zero::ALL.into_iter().find(|stage| needed(*stage) <= free / 2.0);
-        let own = own.unwrap_or(Zero::Weights) as u32;
+        let own = fitting_stage(self.cfg, arch, trained, comm.size(), free) as u32;
         // The tightest rank decides.
         let all = comm.concat(&[own])?;
         Ok(Zero::ALL[all.into_iter().max().unwrap_or(own) as usize])

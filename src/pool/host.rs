@@ -18,7 +18,7 @@ impl Store {
         if let Some(spec) = specs.iter().find(|s| s.trained) {
             return Err(Error::internal(format!("{} is trained, and the host's", spec.name)));
         }
-        Store::lay_out(device, Device::Cpu, dtype, DType::F32, partition, specs)
+        Store::lay_out(device, device.host(), dtype, DType::F32, partition, specs)
     }
 
     /// Whether the weights are in the host's memory, and operators run elsewhere.
@@ -28,7 +28,7 @@ impl Store {
 
     /// Bytes of weights in the host's memory.
     pub fn host_bytes(&self) -> usize {
-        self.weights_on(Device::Cpu)
+        self.weights_on(self.device().host())
     }
 
     /// Bytes of weights in the memory of `device`.

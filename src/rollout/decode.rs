@@ -43,6 +43,9 @@ pub(super) fn decode(
     let steps = if device.has_kernels() { STEPS } else { 1 };
     let most = Sizes { rows: bucket(device, active.len()), pages: cache.pages, steps };
     let step = Step { model, cache, sampling: rows.sampling };
+    if device.is_imagined() {
+        return step.imagine(ws, most, limit, answers);
+    }
     step.reserve(ws, most)?;
     let mut slots = Slots::new(device, most)?;
     let mut programs: HashMap<usize, Program<'_>> = HashMap::new();
@@ -103,6 +106,30 @@ impl<'a> Step<'a> {
         let inputs = Inputs { sizes, slots: None };
         let mut program = |tape: &mut Tape<'a>, inputs: &Inputs<'_>| self.run(tape, inputs);
         ws.reserve(&self.key(), &inputs.dims(), &mut program)
+    }
+
+    /// All steps on a device that is imagined, where all answers are as long as they may be.
+    fn imagine(
+        self,
+        ws: &mut Workspace,
+        sizes: Sizes,
+        limit: usize,
+        answers: &mut [Answer],
+    ) -> Result<()> {
+        let slots = Slots::new(self.model.store.device(), sizes)?;
+        let inputs = Inputs { sizes, slots: Some(&slots) };
+        let tensor = &self.model.store.partition().tensor;
+        let before = (ws.flops(), tensor.counts());
+        ws.run(&self.key(), &inputs, |tape, inputs: &Inputs<'_>| self.run(tape, inputs))?;
+        // Each step is like the first.
+        let others = limit as u64 - 2;
+        ws.count_flops(others * (ws.flops() - before.0));
+        tensor.repeat(&before.1, others);
+        for answer in answers {
+            answer.tokens.resize(limit, 0);
+            answer.logprobs.resize(limit, 0.0);
+        }
+        Ok(())
     }
 
     /// Records a step.

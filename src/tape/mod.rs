@@ -153,7 +153,7 @@ impl<'a> Tape<'a> {
 
     /// Whether operators run.
     fn computes(&self) -> bool {
-        !self.planning && !self.shared.only
+        !self.planning && !self.shared.only && !self.device.is_imagined()
     }
 
     /// Starts recording for backward.
@@ -354,6 +354,9 @@ impl<'a> Tape<'a> {
         let kernels = self.device.has_kernels();
         let scratch = self.scratch(if kernels { plan.cuda_scratch } else { plan.scratch })?;
         self.flops += plan.flops;
+        if !self.planning && self.device.is_imagined() {
+            op.imagine(&ins.iter().map(|t| t.map(|t| t.desc)).collect::<Vec<_>>())?;
+        }
         if !self.computes() {
             return Ok(outs);
         }

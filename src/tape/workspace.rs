@@ -63,6 +63,7 @@ pub struct Workspace {
     /// Whether to drop what is under way, where that may be dropped.
     asked: Option<fn() -> bool>,
     dropped: Cell<bool>,
+    flops: Cell<u64>,
 }
 
 /// The error of a program that memory does not suffice for.
@@ -84,8 +85,9 @@ impl Workspace {
     /// An empty workspace on `device` that may grow to `limit` bytes.
     pub fn new(device: Device, limit: usize) -> Result<Workspace> {
         let arena = Arena { buffer: Buffer::zeroed(device, 0)?, position: Arc::default() };
-        let (plans, dropped) = (HashMap::new(), Cell::new(false));
-        Ok(Workspace { arena, plans, limit, note: None, told: false, asked: None, dropped })
+        let (plans, dropped, flops) = (HashMap::new(), Cell::default(), Cell::default());
+        let (note, told, asked) = (None, false, None);
+        Ok(Workspace { arena, plans, limit, note, told, asked, dropped, flops })
     }
 
     /// Size of the arena: the peak of activations over all programs.
@@ -210,7 +212,21 @@ impl Workspace {
     ) -> Result<T> {
         self.reserve(key, &inputs.dims(), &mut program)?;
         self.arena.position.enter(key);
-        program(&mut self.tape(key)?, inputs)
+        let this = &*self;
+        let mut tape = this.tape(key)?;
+        let done = program(&mut tape, inputs);
+        this.count_flops(tape.flops());
+        done
+    }
+
+    /// Counts operations that no program has run.
+    pub fn count_flops(&self, flops: u64) {
+        self.flops.set(self.flops.get() + flops);
+    }
+
+    /// Floating-point operations of all programs run so far, recorded ones apart; backward counts as twice forward.
+    pub fn flops(&self) -> u64 {
+        self.flops.get()
     }
 
     /// A tape that runs as planned under `key`.

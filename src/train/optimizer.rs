@@ -3,7 +3,7 @@
 //! is in `state.rs`.
 
 use crate::base::{DType, Error, Result};
-use crate::device::{Device, Region};
+use crate::device::{Buffer, Region};
 use crate::formats::{Draft, Snapshot};
 use crate::model::Model;
 use crate::op::adamw::{AdamW, Group};
@@ -69,7 +69,7 @@ impl Optimizer {
     /// Fresh state for the trained parameters of `model`. Compact state needs bf16 weights.
     pub fn new(model: &Model, config: AdamWConfig) -> Result<Optimizer> {
         let store = &model.store;
-        let home = if config.offload { Device::Cpu } else { store.device() };
+        let home = if config.offload { store.device().host() } else { store.device() };
         let mut parts = vec![];
         for (flat, f) in store.flats().iter().enumerate().filter(|(_, f)| f.trained) {
             let mut ranges = vec![];
@@ -190,6 +190,10 @@ impl Optimizer {
         for part in &self.parts {
             let own = &store.flats()[part.flat].own;
             let (there, grads) = (store.weights(part.flat, own), store.grads(part.flat, own)?);
+            if store.device().is_imagined() {
+                Buffer::zeroed(store.device().host(), there.bytes + grads.bytes)?;
+                continue;
+            }
             let mut copies = [vec![0u8; there.bytes], vec![0u8; grads.bytes]];
             store.device().read(there, &mut copies[0])?;
             store.device().read(grads, &mut copies[1])?;

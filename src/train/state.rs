@@ -175,6 +175,9 @@ const SCALES: usize = 8;
 fn master(store: &Store, flat: usize, to: Buffer) -> Result<Buffer> {
     const PIECE: usize = 1 << 20;
     let own = store.flats()[flat].own.clone();
+    if store.device().is_imagined() {
+        return Ok(to);
+    }
     for start in own.clone().step_by(PIECE) {
         let piece = start..(start + PIECE).min(own.end);
         let mut raw = vec![0u8; piece.len() * 2];

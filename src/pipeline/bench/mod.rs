@@ -8,7 +8,7 @@ mod measured;
 mod shapes;
 mod work;
 
-pub(super) use machine::processor;
+pub(super) use machine::{processor, resident_bytes};
 
 use super::config::{BenchConfig, OptimizerState};
 use crate::base::{Error, Result};

@@ -29,6 +29,8 @@ pub const BENCH: Commands = 128;
 pub const VERIFY: Commands = 256;
 /// `duplex doctor`
 pub const DOCTOR: Commands = 512;
+/// `duplex plan`
+pub const PLAN: Commands = 1024;
 
 /// One configuration key.
 #[derive(Debug)]

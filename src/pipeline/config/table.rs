@@ -2,7 +2,7 @@
 //! are all derived from it; defaults are those of the configuration structs. A test compares both.
 
 use super::keys::{
-    BENCH, CHAT, Commands, DOCTOR, EVAL, INSPECT, Key, Kind, PPO, REWARD, SFT, TRAIN, VERIFY,
+    BENCH, CHAT, Commands, DOCTOR, EVAL, INSPECT, Key, Kind, PLAN, PPO, REWARD, SFT, TRAIN, VERIFY,
 };
 
 const RUNS: Commands = TRAIN | SFT | REWARD | PPO;
@@ -229,6 +229,14 @@ pub static BENCHMARK: &[Key] = &[
     key("threads", BENCH, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
     key("seed", BENCH, Kind::int(0, i64::MAX), "seed of weights, tokens and draws"),
     key("json", BENCH, Kind::Text, "file to write the results to, as JSON"),
+];
+
+/// Keys of a plan, beside those of the run that is planned.
+#[rustfmt::skip]
+pub static PLANNING: &[Key] = &[
+    key("gpus", PLAN, Kind::Text, "cards to plan for, as in 8xa100-80g; known: v100-32g, a6000-48g, a100-40g, a100-80g, h100-80g, h200-141g; left out, or cpu: ranks on this machine's CPU"),
+    key("published", PLAN, Kind::Bool, "only print DeepSpeed-Chat's published tables 1 to 3 beside estimates for the same work"),
+    key("json", PLAN, Kind::Text, "file to write the plan to, as JSON"),
 ];
 
 /// Keys of a look at the machine.

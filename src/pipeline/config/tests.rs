@@ -42,6 +42,7 @@ fn every_field_has_a_key_and_every_key_a_field() {
     assert_eq!(fields(&BenchConfig::default()), paths(BENCHMARK));
     assert_eq!(fields(&VerifyConfig::default()), paths(VERIFICATION));
     assert_eq!(fields(&DoctorConfig::default()), paths(CHECKUP));
+    assert_eq!(fields(&PlanConfig::default()), paths(PLANNING));
     for keys in [RUN, TALK, EVALUATION, INSPECTION, BENCHMARK, VERIFICATION, CHECKUP] {
         assert_eq!(paths(keys).len(), keys.len(), "a key stands twice");
         assert!(keys.iter().all(|k| k.commands != 0 && !k.help.is_empty()));
@@ -72,6 +73,7 @@ fn defaults_are_values_their_keys_take() {
     all::<EvalConfig>(EVALUATION);
     all::<InspectConfig>(INSPECTION);
     all::<DoctorConfig>(CHECKUP);
+    all::<PlanConfig>(PLANNING);
 }
 
 /// A random value that `kind` takes.

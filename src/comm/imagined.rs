@@ -1,0 +1,112 @@
+//! Ranks that are not there. What this one gives them is counted; of them it hears what it says itself.
+
+use super::{Call, CallKind, Comm, Kinds, Pending, Transport};
+use crate::base::{Error, Result};
+use crate::device::Region;
+use std::sync::{Arc, PoisonError};
+
+impl Comm {
+    /// The first of `size` ranks, of which the others are imagined.
+    pub fn imagined(size: usize) -> Comm {
+        Comm::new(Arc::new(Alike { size }))
+    }
+
+    /// All calls so far.
+    pub(crate) fn counts(&self) -> Kinds {
+        CallKind::ALL.map(|kind| self.counted(kind))
+    }
+
+    /// Counts what was said since `before` another `times`.
+    pub(crate) fn repeat(&self, before: &Kinds, times: u64) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        for (count, before) in counts.iter_mut().zip(before) {
+            count.calls += times * (count.calls - before.calls);
+            count.sent += times * (count.sent - before.sent);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Alike {
+    size: usize,
+}
+
+struct Done;
+
+impl Pending for Done {
+    fn wait(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Alike {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Memory of a device is imagined too.
+    fn start(&self, _: Call) -> Result<Box<dyn Pending>> {
+        Ok(Box::new(Done))
+    }
+
+    fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
+        let copy = |from: Region, to: Region| {
+            if from.ptr != to.ptr {
+                // SAFETY: host memory that the call names for as long as it goes on; blocks do not overlap.
+                unsafe { std::ptr::copy_nonoverlapping(from.ptr, to.ptr, from.bytes) };
+            }
+        };
+        match call {
+            Call::AllGather { from, to } => {
+                (0..self.size).for_each(|i| copy(from, to.slice(i * from.bytes, from.bytes)));
+            }
+            Call::ReduceScatter { from, to, .. } => copy(from.slice(0, to.bytes), to),
+            // What one rank has is what it is given, and the largest of all.
+            Call::AllReduce { .. } | Call::Broadcast { .. } | Call::Barrier => {}
+        }
+        Ok(Box::new(Done))
+    }
+
+    fn send(&self, _: Region, _: usize) -> Result<Box<dyn Pending>> {
+        Ok(Box::new(Done))
+    }
+
+    fn receive(&self, _: Region, _: usize) -> Result<Box<dyn Pending>> {
+        Err(Error::internal("imagined ranks send nothing"))
+    }
+
+    fn split(&self, _: usize) -> Result<Arc<dyn Transport>> {
+        Err(Error::internal("imagined ranks are in no groups"))
+    }
+
+    fn leave(&self, _: Option<&Error>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::DType;
+    use crate::comm::{CallKind, Reduce};
+
+    #[test]
+    fn imagined_ranks_say_what_this_one_says_and_what_they_are_given_is_counted() {
+        let comm = Comm::imagined(4);
+        assert_eq!((comm.rank(), comm.size()), (0, 4));
+        assert_eq!(comm.concat(&[3u8, 5]).unwrap(), [3, 5, 3, 5, 3, 5, 3, 5]);
+        assert_eq!(comm.any([true, false]).unwrap(), [true, false]);
+        let before = comm.sent();
+        let device = |bytes: usize| Region { ptr: std::ptr::null_mut(), bytes };
+        comm.all_gather(device(10), device(40)).unwrap().wait().unwrap();
+        comm.all_reduce(device(40), DType::F32, Reduce::Sum).unwrap().wait().unwrap();
+        comm.reduce_scatter(device(16), device(4), DType::F32, Reduce::Sum)
+            .unwrap()
+            .wait()
+            .unwrap();
+        assert_eq!(comm.sent() - before, 3 * 10 + 2 * 3 * 10 + 3 * 4);
+        assert_eq!(comm.counted(CallKind::ReduceScatter).sent, 12);
+    }
+}

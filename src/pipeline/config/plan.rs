@@ -1,0 +1,25 @@
+//! Settings of a plan that are not those of the run.
+
+use super::layers::{self, Setting};
+use super::table::PLANNING;
+use crate::base::Result;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What to plan for, beside the run: `duplex plan`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlanConfig {
+    /// Number and kind of cards; None: this machine's CPU.
+    pub gpus: Option<String>,
+    /// Whether only the published tables are printed.
+    pub published: bool,
+    /// File for the plan.
+    pub json: Option<PathBuf>,
+}
+
+impl PlanConfig {
+    /// Puts `settings` over the defaults.
+    pub fn resolve(settings: &[Setting]) -> Result<PlanConfig> {
+        layers::merge(PLANNING, settings)
+    }
+}

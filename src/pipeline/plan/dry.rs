@@ -1,0 +1,280 @@
+//! A run without weights: the trainers of the three steps on a device that is imagined, with ranks that are, as the first of them. What
+//! they take and say is counted where a real run takes and says it, so nothing is told that the code does not do.
+
+use super::machine::Machine;
+use super::models;
+use crate::arch::{Arch, Config};
+use crate::base::{Error, Result};
+use crate::comm::{CallKind, Comm};
+use crate::engine::Engine;
+use crate::model::{Head, LoadOptions, LoraConfig, Model};
+use crate::pipeline::config::RunConfig;
+use crate::pipeline::{memory_limit, ranks, settings};
+use crate::pool::{Partition, Zero};
+use crate::tape::Workspace;
+use crate::train::AdamWConfig;
+use serde::Serialize;
+
+/// Bytes of one rank, by what holds them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Bytes {
+    pub(super) weights: usize,
+    pub(super) gradients: usize,
+    pub(super) optimizer: usize,
+    pub(super) kv_cache: usize,
+    pub(super) activations: usize,
+    /// What is there besides at the worst moment: weights gathered to generate, the state of decoding, a moving average.
+    pub(super) buffers: usize,
+}
+
+impl Bytes {
+    /// All of them.
+    pub(super) fn peak(&self) -> usize {
+        let Bytes { weights, gradients, optimizer, kv_cache, activations, buffers } = *self;
+        weights + gradients + optimizer + kv_cache + activations + buffers
+    }
+}
+
+/// Calls of one kind in one group of ranks, and the bytes that a rank gives to others with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Sent {
+    pub(super) calls: u64,
+    pub(super) bytes: u64,
+}
+
+/// The groups in which ranks speak.
+#[derive(Clone, Debug)]
+pub(super) struct Groups {
+    /// All of them.
+    world: Comm,
+    /// Those whose parts make up a block of the actor.
+    slice: Comm,
+    /// Those that generate together.
+    tensor: Comm,
+}
+
+/// What was said in each of the groups, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Traffic {
+    /// Among all ranks, or those of a slice.
+    pub(super) wide: [Sent; CallKind::ALL.len()],
+    /// Among those that generate together.
+    pub(super) tensor: [Sent; CallKind::ALL.len()],
+}
+
+impl Traffic {
+    fn less(mut self, before: &Traffic) -> Traffic {
+        for (own, before) in [(&mut self.wide, before.wide), (&mut self.tensor, before.tensor)] {
+            for (own, before) in own.iter_mut().zip(before) {
+                own.calls -= before.calls;
+                own.bytes -= before.bytes;
+            }
+        }
+        self
+    }
+
+    /// Of one kind, in all groups.
+    pub(super) fn of(&self, kind: CallKind) -> Sent {
+        let [a, b] = [self.wide, self.tensor].map(|group| group[kind as usize]);
+        Sent { calls: a.calls + b.calls, bytes: a.bytes + b.bytes }
+    }
+}
+
+/// A part of a step.
+#[derive(Clone, Debug)]
+pub(super) struct Phase {
+    pub(super) name: &'static str,
+    pub(super) bytes: Bytes,
+    /// Floating-point operations of this rank, what is computed again included.
+    pub(super) flops: u64,
+    pub(super) traffic: Traffic,
+    /// Parameters that the rank updates at its end.
+    pub(super) updated: usize,
+    pub(super) decode: Option<Decode>,
+}
+
+/// What decoding takes beside operations.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Decode {
+    /// Tokens of an answer after the first, which comes with the prompt.
+    pub(super) steps: usize,
+    /// Bytes of weights that a step reads.
+    pub(super) weights: usize,
+    /// Bytes of the cache that it reads, on average.
+    pub(super) cache: usize,
+    pub(super) layers: usize,
+    /// Operations of the prompts.
+    pub(super) prompt_flops: u64,
+}
+
+/// Where the counts stood.
+pub(super) struct Mark {
+    flops: u64,
+    traffic: Traffic,
+}
+
+/// A run of a configuration on a machine, both imagined.
+pub(super) struct Dry<'c> {
+    pub(super) cfg: &'c RunConfig,
+    pub(super) machine: Machine,
+    pub(super) ws: Workspace,
+    groups: Groups,
+    /// Ranks that generate together, and stages of actor and critic, as far as they are made.
+    pub(super) tensor_parallel: usize,
+    pub(super) stages: Vec<Zero>,
+    /// Elements of the largest parameter so far.
+    pub(super) largest: usize,
+}
+
+impl<'c> Dry<'c> {
+    pub(super) fn new(cfg: &'c RunConfig, machine: Machine) -> Result<Dry<'c>> {
+        let ws = Workspace::new(machine.device(), memory_limit(cfg))?;
+        let [world, slice, tensor] = [machine.ranks, 1, 1].map(Comm::imagined);
+        let groups = Groups { world, slice, tensor };
+        Ok(Dry { cfg, machine, ws, groups, tensor_parallel: 1, stages: vec![], largest: 0 })
+    }
+
+    pub(super) fn ranks(&self) -> usize {
+        self.machine.ranks
+    }
+
+    fn partition(
+        &mut self,
+        arch: &Arch,
+        head: Head,
+        trained: bool,
+        generates: bool,
+    ) -> Result<Partition> {
+        let n = self.ranks();
+        if n == 1 {
+            return Ok(Partition::alone());
+        }
+        let stage = ranks::asked_stage(self.cfg, head).unwrap_or_else(|| {
+            ranks::fitting_stage(self.cfg, arch, trained, n, self.machine.memory())
+        });
+        if trained {
+            self.stages.push(stage);
+        }
+        let comm = self.groups.world.clone();
+        if !generates {
+            return Partition::new(comm, stage, 1);
+        }
+        let blocks = ranks::blocks(self.cfg, stage, n, self.machine.local);
+        if blocks > 1 && (stage < Zero::Weights || !n.is_multiple_of(blocks)) {
+            // Says why not.
+            return Partition::new(comm, stage, blocks);
+        }
+        self.tensor_parallel = blocks;
+        (self.groups.slice, self.groups.tensor) =
+            (Comm::imagined(n / blocks), Comm::imagined(blocks));
+        let (slice, tensor) = (self.groups.slice.clone(), self.groups.tensor.clone());
+        Ok(Partition { comm, stage, blocks, slice, tensor })
+    }
+
+    /// The model that is called so, with memory that is imagined and no weights.
+    fn model(
+        &mut self,
+        config: &Config,
+        head: Head,
+        lora: Option<LoraConfig>,
+        [trained, generates]: [bool; 2],
+    ) -> Result<Model> {
+        let partition = self.partition(&config.arch()?, head, trained, generates)?;
+        let grads = self.cfg.optimizer_state.adamw().grads();
+        let options = LoadOptions::frozen(head, self.cfg.dtype.dtype()).on(self.machine.device());
+        let grads = if trained { grads } else { options.grads };
+        let offload = self.cfg.offload && !trained;
+        let options = LoadOptions { train: trained, grads, lora, partition, offload, ..options };
+        let model = Model::empty(config, &options)?;
+        let sizes = model.store.params().iter().map(|p| p.spec.shape.iter().product());
+        self.largest = sizes.max().unwrap_or(0).max(self.largest);
+        Ok(model)
+    }
+
+    /// An engine for a model that is trained.
+    pub(super) fn trained(
+        &mut self,
+        config: &Config,
+        head: Head,
+        lora: Option<LoraConfig>,
+        adamw: AdamWConfig,
+        generates: bool,
+    ) -> Result<Engine> {
+        let keep = settings::keep(self.cfg.gradient_checkpointing);
+        Engine::trained(self.model(config, head, lora, [true, generates])?, adamw, keep)
+    }
+
+    /// An engine for a model that is only asked.
+    pub(super) fn frozen(&mut self, config: &Config, head: Head) -> Result<Engine> {
+        Ok(Engine::frozen(self.model(config, head, None, [false, false])?))
+    }
+
+    fn traffic(&self) -> Traffic {
+        let Groups { world, slice, tensor } = &self.groups;
+        let of = |groups: &[&Comm]| {
+            CallKind::ALL.map(|kind| {
+                let counts = groups.iter().map(|g| g.counted(kind));
+                let add = |sum: Sent, c: crate::comm::Count| Sent {
+                    calls: sum.calls + c.calls,
+                    bytes: sum.bytes + c.sent,
+                };
+                counts.fold(Sent::default(), add)
+            })
+        };
+        Traffic { wide: of(&[world, slice]), tensor: of(&[tensor]) }
+    }
+
+    /// Begins a phase.
+    pub(super) fn mark(&self) -> Mark {
+        self.machine.kind().take_peak();
+        Mark { flops: self.ws.flops(), traffic: self.traffic() }
+    }
+
+    /// Ends it; `engines` are those that are there.
+    pub(super) fn since(&self, mark: &Mark, name: &'static str, engines: &[&Engine]) -> Phase {
+        let peak = self.machine.kind().take_peak();
+        let mut sums = [0; 4];
+        for engine in engines {
+            sums.iter_mut().zip(engine.memory()).for_each(|(sum, bytes)| *sum += bytes);
+        }
+        let [weights, gradients, optimizer, kv_cache] = sums;
+        let offloaded = self.cfg.offload && self.machine.card.is_some();
+        let optimizer = if offloaded { 0 } else { optimizer };
+        let known = weights + gradients + optimizer + kv_cache + self.ws.bytes();
+        Phase {
+            name,
+            bytes: Bytes {
+                weights,
+                gradients,
+                optimizer,
+                kv_cache,
+                activations: self.ws.bytes(),
+                buffers: peak.saturating_sub(known),
+            },
+            flops: self.ws.flops() - mark.flops,
+            traffic: self.traffic().less(&mark.traffic),
+            updated: 0,
+            decode: None,
+        }
+    }
+}
+
+impl Phase {
+    /// The phase without what `part` of it takes.
+    pub(super) fn without(self, part: &Phase, name: &'static str) -> Phase {
+        let traffic = self.traffic.less(&part.traffic);
+        Phase { name, flops: self.flops.saturating_sub(part.flops), traffic, ..self }
+    }
+}
+
+/// Parameters of trained models whose state this rank keeps.
+pub(super) fn updated(engines: &[&Engine]) -> usize {
+    let flats = engines.iter().flat_map(|e| e.model.store.flats());
+    flats.filter(|f| f.trained).map(|f| f.own.len()).sum()
+}
+
+/// The model that a flag names, or an error that says which flag to give.
+pub(super) fn named(given: Option<&String>) -> Result<Config> {
+    let missing = || Error::user("no model to plan for; name one with --actor-model");
+    models::config(given.ok_or_else(missing)?)
+}

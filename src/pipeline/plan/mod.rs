@@ -1,0 +1,160 @@
+//! `duplex plan`: what a run would take of each rank, before there is a machine for it: memory by phase, the largest micro-batch, bytes
+//! given to other ranks, and about how long. It takes the flags of `duplex train`.
+
+mod dry;
+mod machine;
+mod models;
+mod published;
+mod steps;
+mod text;
+mod time;
+
+use super::bench::resident_bytes;
+use super::config::{PlanConfig, RunConfig};
+use crate::base::{Error, Kind, Result};
+use crate::data::Tokenizer;
+use crate::model::{base_dir, resolve_model};
+use dry::Dry;
+use machine::Machine;
+use std::path::Path;
+use steps::Step;
+
+/// More sequences of a micro-batch are of no use.
+const MOST_ROWS: usize = 1024;
+
+/// Bytes for an element of a parameter that is read or written: its value, that in the order of the file, and what is in the file.
+const IN_FILES: usize = 12;
+
+/// A step with what is said of it.
+struct Planned {
+    step: Step,
+    /// Of actor and critic, as far as they are in it.
+    stages: Vec<String>,
+    tensor_parallel: usize,
+    /// Sequences of full length in the largest micro-batch that fits; 0: none does.
+    largest: usize,
+    /// Seconds of each phase, where there is an estimate.
+    seconds: Vec<Option<f64>>,
+}
+
+/// All that is told.
+struct Plan<'c> {
+    cfg: &'c RunConfig,
+    machine: Machine,
+    steps: Vec<Planned>,
+    /// Bytes of this program itself, for ranks on this machine.
+    program: usize,
+    /// Bytes that each of them takes to read and write whole parameters.
+    files: usize,
+}
+
+/// Plans the run and returns what there is to tell; writes it as JSON too where that is asked for.
+pub fn plan(cfg: &RunConfig, plan: &PlanConfig) -> Result<String> {
+    if plan.published {
+        return published::tables();
+    }
+    let machine = match &plan.gpus {
+        Some(gpus) => Machine::parse(gpus, cfg.num_gpus)?,
+        None => Machine::here(cfg.num_gpus),
+    };
+    // A run holds its tokenizer.
+    let tokenizer = cfg.actor_model.as_ref().and_then(|name| {
+        let dir = base_dir(&resolve_model(name).ok()?).ok()?;
+        Tokenizer::load(&dir).ok()
+    });
+    let program = if machine.card.is_none() { resident_bytes().unwrap_or(0) } else { 0 };
+    let mut dry = Dry::new(cfg, machine)?;
+    let mut steps = vec![];
+    for &number in &cfg.step {
+        dry.stages.clear();
+        let step = steps::step(&mut dry, number)?;
+        let seconds = |phase: &dry::Phase| time::seconds(phase, &machine, cfg.offload);
+        steps.push(Planned {
+            seconds: step.phases.iter().map(seconds).collect(),
+            stages: dry.stages.iter().map(ToString::to_string).collect(),
+            tensor_parallel: if number == 3 { dry.tensor_parallel } else { 1 },
+            largest: largest(cfg, machine, number)?,
+            step,
+        });
+    }
+    drop(tokenizer);
+    let files = IN_FILES * dry.largest;
+    let done = Plan { cfg, machine, steps, program: program as usize, files };
+    if let Some(path) = &plan.json {
+        write(path, &format!("{:#}\n", text::json(&done)))?;
+    }
+    Ok(text::table(&done))
+}
+
+/// The most sequences of a micro-batch with which step `number` has enough memory.
+fn largest(cfg: &RunConfig, machine: Machine, number: u32) -> Result<usize> {
+    let fits = |rows: usize| fits(&with_rows(cfg, rows, machine.ranks), machine, number);
+    most(MOST_ROWS, fits)
+}
+
+/// The configuration with micro-batches of `rows` sequences, and steps that have one for each rank.
+fn with_rows(cfg: &RunConfig, rows: usize, ranks: usize) -> RunConfig {
+    let mut cfg = cfg.clone();
+    let longest = cfg.max_seq_len.max(cfg.max_prompt_seq_len + cfg.max_answer_seq_len);
+    cfg.micro_batch_tokens = rows * longest;
+    let all = rows * ranks;
+    for s in [&mut cfg.sft.optimizer, &mut cfg.reward.optimizer] {
+        s.per_device_train_batch_size = all.max(s.rows_per_step());
+        s.gradient_accumulation_steps = 1;
+    }
+    let p = &mut cfg.ppo;
+    p.per_device_generation_batch_size = all.max(p.answers_per_iteration());
+    p.generation_batches = 1;
+    p.per_device_training_batch_size = all.max(p.per_device_training_batch_size);
+    cfg
+}
+
+/// Whether the memory of the machine is enough for step `number`, with no micro-batch halved.
+fn fits(cfg: &RunConfig, machine: Machine, number: u32) -> Result<bool> {
+    let kind = machine.kind();
+    kind.set_limit(machine.memory() as usize);
+    let mut dry = Dry::new(cfg, machine)?;
+    let done = steps::step(&mut dry, number);
+    kind.set_limit(usize::MAX);
+    match done {
+        Ok(_) => Ok(dry.ws.take_told().is_none()),
+        Err(e) if e.kind() == Kind::Memory => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// The largest number up to `limit` of which `fits` says so, where all below it do; 0 if not even 1.
+fn most(limit: usize, fits: impl Fn(usize) -> Result<bool>) -> Result<usize> {
+    let (mut low, mut high) = (0, 1);
+    while high <= limit && fits(high)? {
+        (low, high) = (high, 2 * high);
+    }
+    let mut high = high.min(limit + 1);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if fits(middle)? { low = middle } else { high = middle }
+    }
+    Ok(low)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).map_err(|e| Error::io("write", path, &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_that_fits_is_found() {
+        for limit in [1, 2, 7, 64, 1000] {
+            for room in 0..=limit + 1 {
+                assert_eq!(
+                    most(limit, |n| Ok(n <= room)).unwrap(),
+                    room.min(limit),
+                    "{limit} {room}"
+                );
+            }
+        }
+    }
+}

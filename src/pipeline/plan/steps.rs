@@ -1,0 +1,237 @@
+//! The three steps, a step of each of full length: the second of two, since the first one's memory grows as it goes.
+
+use super::dry::{Decode, Dry, Phase, named, updated};
+use crate::arch::Config;
+use crate::base::{Error, Result};
+use crate::data::{PairExample, SftExample};
+use crate::engine::Engine;
+use crate::formats::Draft;
+use crate::model::Head;
+use crate::pipeline::config::keys::Every;
+use crate::pipeline::settings;
+use crate::rlhf::{
+    PpoEngines, PpoTrainer, RewardConfig, RewardSource, RewardTrainer, SftConfig, SftTrainer,
+    built_in_rule,
+};
+use crate::rollout::Sampling;
+
+/// A step as planned.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub(super) name: &'static str,
+    /// Sequences of an optimizer step, or answers of an iteration.
+    pub(super) rows: usize,
+    /// Tokens of each.
+    pub(super) tokens: usize,
+    pub(super) phases: Vec<Phase>,
+    /// Bytes of the copy that a checkpoint is written from, in the first rank's host memory.
+    pub(super) checkpoint: usize,
+    /// Bytes of the host that a rank keeps for its device.
+    pub(super) offloaded: usize,
+}
+
+/// The steps that are planned for, by number.
+pub(super) fn step(dry: &mut Dry<'_>, number: u32) -> Result<Step> {
+    match number {
+        1 => sft(dry),
+        2 => reward(dry),
+        _ => ppo(dry),
+    }
+}
+
+fn longest(dry: &Dry<'_>, config: &Config) -> Result<usize> {
+    Ok(dry.cfg.max_seq_len.min(config.arch()?.max_positions))
+}
+
+fn sft(dry: &mut Dry<'_>) -> Result<Step> {
+    let cfg = dry.cfg;
+    let config = named(cfg.actor_model.as_ref())?;
+    let (s, tokens) = (&cfg.sft.optimizer, longest(dry, &config)?);
+    let lora = settings::actor_lora(cfg);
+    let engine = dry.trained(&config, Head::Lm, lora, settings::sft_adamw(cfg), false)?;
+    let step = settings::step(cfg, s, 2);
+    let mut trainer =
+        SftTrainer::new(engine, SftConfig { step, loss_on_prompt: cfg.sft.loss_on_prompt });
+    // Half of a sequence is the prompt.
+    let example = SftExample { ids: vec![0; tokens], prompt_len: (tokens / 2).max(1) };
+    let rows = s.rows_per_step();
+    let batch = vec![&example; rows];
+    trainer.train(&mut dry.ws, &batch)?;
+    let mark = dry.mark();
+    trainer.train(&mut dry.ws, &batch)?;
+    let phase = training(dry.since(&mark, "training", &[&trainer.engine]), &[&trainer.engine]);
+    let mut draft = Draft::default();
+    trainer.save(&mut draft)?;
+    let checkpoint = copied(dry, s.max_steps, &draft)?;
+    let offloaded = offloaded(dry, &[&trainer.engine]);
+    Ok(Step { name: "sft", rows, tokens, phases: vec![phase], checkpoint, offloaded })
+}
+
+fn reward(dry: &mut Dry<'_>) -> Result<Step> {
+    let cfg = dry.cfg;
+    let config = named(cfg.reward_model.as_ref().or(cfg.actor_model.as_ref()))?;
+    let (s, tokens) = (&cfg.reward.optimizer, longest(dry, &config)?);
+    let lora = settings::critic_lora(cfg);
+    let engine = dry.trained(&config, Head::Score, lora, settings::reward_adamw(cfg), false)?;
+    let config = RewardConfig { step: settings::step(cfg, s, 2), loss: settings::reward_loss(cfg) };
+    let mut trainer = RewardTrainer::new(engine, config);
+    let (chosen, rejected) = (vec![0; tokens], vec![1; tokens]);
+    let pair = PairExample { prompt_len: (tokens / 2).max(1), chosen, rejected };
+    let pairs = vec![&pair; s.rows_per_step()];
+    trainer.train(&mut dry.ws, &pairs)?;
+    let mark = dry.mark();
+    trainer.train(&mut dry.ws, &pairs)?;
+    let phase = training(dry.since(&mark, "training", &[&trainer.engine]), &[&trainer.engine]);
+    let mut draft = Draft::default();
+    trainer.save(&mut draft)?;
+    let checkpoint = copied(dry, s.max_steps, &draft)?;
+    let (rows, offloaded) = (2 * pairs.len(), offloaded(dry, &[&trainer.engine]));
+    Ok(Step { name: "reward", rows, tokens, phases: vec![phase], checkpoint, offloaded })
+}
+
+fn ppo(dry: &mut Dry<'_>) -> Result<Step> {
+    let cfg = dry.cfg;
+    let p = &cfg.ppo;
+    let actor = named(cfg.actor_model.as_ref())?;
+    let (prompt, answer) = (cfg.max_prompt_seq_len, cfg.max_answer_seq_len);
+    let room = actor.arch()?.max_positions;
+    if prompt + answer > room {
+        return Err(Error::user(format!(
+            "--max-prompt-seq-len and --max-answer-seq-len ask for sequences of {} tokens, but the actor has \
+             {room} positions; lower them",
+            prompt + answer
+        )));
+    }
+    let engines = engines(dry, &actor)?;
+    let mut trainer = PpoTrainer::new(engines, settings::ppo(cfg, vec![], 2))?;
+    if p.enable_ema {
+        trainer.engines.actor.enable_ema(&mut dry.ws, p.ema_decay as f32)?;
+    }
+    let ids = vec![0; prompt];
+    let rows = p.answers_per_iteration();
+    let prompts = vec![ids.as_slice(); rows];
+    let block = vec![0; prompt + answer];
+    let texts = if p.unsupervised_data_path.is_empty() { 0 } else { rows };
+    let texts = vec![block.as_slice(); texts];
+    let mut phases = vec![];
+    if cfg.eval_fraction > 0.0 {
+        let mark = dry.mark();
+        trainer.answer(&mut dry.ws, &vec![ids.as_slice(); p.eval_prompts])?;
+        phases.push(dry.since(&mark, "evaluation", &all(&trainer)));
+    }
+    let experience = trainer.generate_experience(&mut dry.ws, &prompts)?;
+    trainer.train_rlhf(&mut dry.ws, &experience, &texts)?;
+
+    let drawn = generation(dry, &mut trainer, &prompts, [prompt, answer])?;
+    let mark = dry.mark();
+    let experience = trainer.generate_experience(&mut dry.ws, &prompts)?;
+    let mut made = dry.since(&mark, "scoring", &all(&trainer));
+    // It is dropped at the end of it.
+    made.bytes.kv_cache = drawn.bytes.kv_cache;
+    made.bytes.buffers = made.bytes.buffers.saturating_sub(made.bytes.kv_cache);
+    phases.push(drawn.clone());
+    phases.push(made.without(&drawn, "scoring"));
+    let mark = dry.mark();
+    trainer.train_rlhf(&mut dry.ws, &experience, &texts)?;
+    let trained = [&trainer.engines.actor, &trainer.engines.critic];
+    let steps = p.ppo_epochs * rows.div_ceil(p.per_device_training_batch_size);
+    let phase = training(dry.since(&mark, "training", &all(&trainer)), &trained);
+    phases.push(Phase { updated: phase.updated * steps, ..phase });
+    let mut draft = Draft::default();
+    trainer.save(&mut draft)?;
+    let checkpoint = copied(dry, p.max_steps, &draft)?;
+    let offloaded = offloaded(dry, &all(&trainer));
+    Ok(Step { name: "ppo", rows, tokens: prompt + answer, phases, checkpoint, offloaded })
+}
+
+/// The models of step 3, those of steps 1 and 2 where these are run.
+fn engines(dry: &mut Dry<'_>, actor_config: &Config) -> Result<PpoEngines> {
+    let cfg = dry.cfg;
+    let lora = settings::actor_lora(cfg);
+    let with_lora = lora.is_some();
+    let actor = dry.trained(actor_config, Head::Lm, lora, settings::actor_adamw(cfg), true)?;
+    let reference = if with_lora { None } else { Some(dry.frozen(actor_config, Head::Lm)?) };
+    let given = cfg.reward_model.as_ref().or(cfg.actor_model.as_ref());
+    let (reward, of_reward) = match &cfg.ppo.reward_rule {
+        Some(rule) => {
+            let decode = Box::new(|_: &[i32]| Ok(String::new()));
+            (RewardSource::Rule(built_in_rule(rule)?, decode), None)
+        }
+        None => {
+            let config = named(given)?;
+            (RewardSource::Model(Box::new(dry.frozen(&config, Head::Score)?)), Some(config))
+        }
+    };
+    let critic = match (&cfg.ppo.critic_model, of_reward) {
+        (Some(name), _) => named(Some(name))?,
+        (None, Some(config)) => config,
+        (None, None) => actor_config.clone(),
+    };
+    let lora = settings::critic_lora(cfg);
+    let critic = dry.trained(&critic, Head::Score, lora, settings::critic_adamw(cfg), false)?;
+    Ok(PpoEngines { actor, reference, critic, reward })
+}
+
+/// Drawing the answers alone, by this rank those that it draws of all.
+fn generation(
+    dry: &mut Dry<'_>,
+    trainer: &mut PpoTrainer,
+    prompts: &[&[i32]],
+    [prompt, answer]: [usize; 2],
+) -> Result<Phase> {
+    let sampling = trainer.config.sampling.clone();
+    let own = &prompts[..prompts.len().div_ceil(trainer.engines.actor.generators().size())];
+    let numbers: Vec<u64> = (0..own.len() as u64).collect();
+    let mut draw = |dry: &mut Dry<'_>, sampling: &Sampling| {
+        let mark = dry.mark();
+        let engine = &mut trainer.engines.actor;
+        engine.generate(&mut dry.ws, own, &numbers, sampling, &mut |_, _| {})?;
+        Ok::<Phase, Error>(dry.since(&mark, "generation", &all(trainer)))
+    };
+    let drawn = draw(dry, &sampling)?;
+    let first = draw(dry, &Sampling { max_new_tokens: 1, ..sampling })?;
+    let (store, arch) = (&trainer.engines.actor.model.store, &trainer.engines.actor.model.arch);
+    let blocks = store.partition().blocks;
+    let len: usize = store.flats().iter().map(|f| f.len / blocks).sum();
+    // On average half of an answer is there.
+    let held = (prompt + answer / 2) as f64 / (prompt + answer) as f64;
+    let decode = Decode {
+        steps: answer - 1,
+        weights: len * store.dtype().size(),
+        cache: (drawn.bytes.kv_cache as f64 * held) as usize,
+        layers: arch.layers,
+        prompt_flops: first.flops,
+    };
+    Ok(Phase { decode: Some(decode), ..drawn })
+}
+
+fn all(trainer: &PpoTrainer) -> Vec<&Engine> {
+    let PpoEngines { actor, reference, critic, reward } = &trainer.engines;
+    let reward = match reward {
+        RewardSource::Model(engine) | RewardSource::Foreign(engine, _) => Some(&**engine),
+        RewardSource::Rule(..) => None,
+    };
+    [Some(actor), reference.as_ref(), Some(critic), reward].into_iter().flatten().collect()
+}
+
+fn training(phase: Phase, engines: &[&Engine]) -> Phase {
+    Phase { updated: updated(engines), ..phase }
+}
+
+/// Bytes of the copy of the state for a checkpoint; none where the step is over before one is due.
+fn copied(dry: &Dry<'_>, max_steps: usize, draft: &Draft<'_>) -> Result<usize> {
+    match dry.cfg.save_every()? {
+        Every::Iterations(n) if max_steps > 0 && n > max_steps as u64 => Ok(0),
+        _ => draft.bytes(),
+    }
+}
+
+/// Bytes of optimizers and frozen weights that the host has for the device.
+fn offloaded(dry: &Dry<'_>, engines: &[&Engine]) -> usize {
+    let away = dry.cfg.offload && dry.machine.card.is_some();
+    let of = |e: &&Engine| {
+        let store = &e.model.store;
+        e.memory()[2] + if store.is_on_host() { store.host_bytes() } else { 0 }
+    };
+    if away { engines.iter().map(of).sum() } else { 0 }
+}
