@@ -103,6 +103,11 @@ CUresult emu_cuEventRecord(CUevent event, CUstream stream) {
   return CUDA_SUCCESS;
 }
 
+CUresult emu_cuEventQuery(CUevent event) {
+  if (event->capture) return unsupported(event->capture, "cuEventQuery");
+  return check_device();
+}
+
 CUresult emu_cuEventSynchronize(CUevent event) {
   if (event->capture) return unsupported(event->capture, "cuEventSynchronize");
   return CUDA_SUCCESS;

@@ -2,15 +2,16 @@
 //! comes from the pipeline's table of keys; it does no work of its own.
 
 mod args;
+mod children;
 mod deepspeed;
 mod flags;
+mod ranks;
 #[cfg(test)]
 mod tests;
 
 use crate::base::{Error, Kind, Result, is_caught};
-use crate::comm::{Launch, launched, run_ranks};
 use crate::device::cpu::set_threads;
-use crate::pipeline::{self, Ranks, config::RunConfig};
+use crate::pipeline;
 use args::Request;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsString;
@@ -28,7 +29,7 @@ pub fn main() -> ExitCode {
     }));
     let arguments: Vec<OsString> = std::env::args_os().collect();
     match std::panic::catch_unwind(|| run(arguments)) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Ok(code)) => ExitCode::from(code),
         Ok(Err(e)) => {
             say(&error_line(&e));
             ExitCode::from(e.exit_code())
@@ -38,13 +39,21 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Vec<OsString>) -> Result<()> {
+/// Does what the words ask for. The exit code is 0, or that of a rank that has told why.
+fn run(arguments: Vec<OsString>) -> Result<u8> {
     match args::parse(arguments)? {
-        Request::Print(text) => print(&text),
         Request::Run(config) => {
             set_threads(config.threads);
-            train(&config)
+            ranks::train(&config)
         }
+        other => answer(other).map(|()| 0),
+    }
+}
+
+fn answer(request: Request) -> Result<()> {
+    match request {
+        Request::Print(text) => print(&text),
+        Request::Run(_) => Err(Error::internal("a run is no question")),
         Request::Chat(config) => {
             set_threads(config.threads);
             end_with_the_reader();
@@ -73,42 +82,6 @@ fn run(arguments: Vec<OsString>) -> Result<()> {
 /// Reads a command line, the program's name first, and does nothing else: an error is what [`main`] would tell.
 pub fn check(arguments: Vec<OsString>) -> Result<()> {
     args::parse(arguments).map(|_| ())
-}
-
-/// Trains as the only rank, as one of those that a launcher has started, or as several in this process.
-fn train(config: &RunConfig) -> Result<()> {
-    let launch = launched(|name| std::env::var(name).ok())?;
-    match (launch, config.num_gpus) {
-        (Launch { size: 1, .. }, 1) => pipeline::train(config),
-        (Launch { size: 1, .. }, ranks) => {
-            let rank = |comm| pipeline::train_as(config, Ranks { comm, local: ranks });
-            run_ranks(ranks, config.rank_timeout()?, rank).map(drop)
-        }
-        (launch, 1) => train_launched(config, &launch),
-        (Launch { launcher, size, .. }, ranks) => Err(Error::user(format!(
-            "{} started {size} ranks, and --num-gpus {ranks} asks for more in each; leave one of them out",
-            launcher.unwrap_or("a launcher")
-        ))),
-    }
-}
-
-/// Trains as one of the ranks that a launcher has started.
-#[cfg(feature = "mpi")]
-fn train_launched(config: &RunConfig, _: &Launch) -> Result<()> {
-    let comm = crate::comm::mpi::start(config.rank_timeout()?, &pipeline::alike(config)?)?;
-    let ranks = Ranks::on_this_machine(comm.clone())?;
-    let done = pipeline::train_as(config, ranks);
-    comm.leave(done.as_ref().err());
-    done
-}
-
-#[cfg(not(feature = "mpi"))]
-fn train_launched(_: &RunConfig, launch: &Launch) -> Result<()> {
-    Err(Error::resource(format!(
-        "{} started {} ranks, but this binary was built without MPI; build it with --features mpi",
-        launch.launcher.unwrap_or("a launcher"),
-        launch.size
-    )))
 }
 
 /// Lets a reader that goes away (`duplex chat | head`) end the process quietly, as it ends any

@@ -1,4 +1,4 @@
-//! Which rank this process is, as its launcher tells it: torchrun (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`), Open MPI
+//! Which rank this process is, as its launcher tells it: `--num-gpus` (`DUPLEX_RANK`, ...), torchrun (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`), Open MPI
 //! (`OMPI_COMM_WORLD_*`) or Slurm's srun (`SLURM_PROCID`, `SLURM_STEP_NUM_TASKS`, `SLURM_LOCALID`).
 
 use crate::base::{Error, Result};
@@ -16,6 +16,11 @@ pub struct Launch {
     pub local_rank: usize,
 }
 
+/// The launcher that `--num-gpus` is where ranks have cards.
+pub const DUPLEX: &str = "duplex";
+/// The environment variable with the open file that its rank 0 listens at.
+pub const SOCKET: &str = "DUPLEX_SOCKET";
+
 /// What a launcher calls rank, number of ranks and local rank.
 struct Names {
     launcher: &'static str,
@@ -24,8 +29,14 @@ struct Names {
     local_rank: &'static str,
 }
 
-/// The innermost first: torchrun and mpirun may run inside a job of Slurm.
-const LAUNCHERS: [Names; 3] = [
+/// The innermost first: `--num-gpus` may be used, and torchrun and mpirun run, inside a job of Slurm.
+const LAUNCHERS: [Names; 4] = [
+    Names {
+        launcher: DUPLEX,
+        rank: "DUPLEX_RANK",
+        size: "DUPLEX_WORLD_SIZE",
+        local_rank: "DUPLEX_LOCAL_RANK",
+    },
     Names { launcher: "torchrun", rank: "RANK", size: "WORLD_SIZE", local_rank: "LOCAL_RANK" },
     Names {
         launcher: "mpirun",

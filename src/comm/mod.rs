@@ -14,16 +14,18 @@ mod lifeline;
 mod local;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod nccl;
 mod reduce;
 mod rendezvous;
 #[cfg(test)]
 mod tests;
 mod wire;
 
-pub use launch::{Launch, launched};
+pub use launch::{DUPLEX, Launch, SOCKET, launched};
 pub use lifeline::Lifeline;
 pub use local::run_ranks;
 pub use rendezvous::{Member, Met, Place, rendezvous};
+pub use wire::secret;
 
 use crate::base::{DType, Error, Result};
 use crate::device::Region;
@@ -137,9 +139,13 @@ pub(crate) trait Transport: Send + Sync + std::fmt::Debug {
     fn rank(&self) -> usize;
     fn size(&self) -> usize;
     fn start(&self, call: Call) -> Result<Box<dyn Pending>>;
-    /// The same with memory of the host, where the group's other calls may be on a device's.
+    /// [`Transport::start`] with memory of the host, where regions are otherwise a device's.
     fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
         self.start(call)
+    }
+    /// Whether calls are work of the device, in order with what its streams do.
+    fn is_on_device(&self) -> bool {
+        false
     }
     fn send(&self, data: Region, to: usize) -> Result<Box<dyn Pending>>;
     fn receive(&self, data: Region, from: usize) -> Result<Box<dyn Pending>>;
@@ -194,6 +200,12 @@ impl Comm {
     /// Ranks of the group.
     pub fn size(&self) -> usize {
         self.transport.size()
+    }
+
+    /// Whether calls are work of the device: one begins after what the calling thread's stream was given before, and what
+    /// the stream is given after [`Handle::wait`] begins after it. Else the device must have finished with the memory.
+    pub fn is_on_device(&self) -> bool {
+        self.transport.is_on_device()
     }
 
     /// Reduces `data`, an array of `dtype` on every rank, to the same on all.
@@ -274,12 +286,12 @@ impl Comm {
         }
         let mut lengths = vec![0u64; self.size()];
         let mut length = [own.len() as u64];
-        self.gather_on_host(&mut length, &mut lengths)?;
+        self.gather_on_host(host(&mut length), host(&mut lengths))?;
         let longest = lengths.iter().max().copied().unwrap_or(0) as usize;
         let mut block = vec![T::zeroed(); longest];
         block[..own.len()].copy_from_slice(own);
         let mut all = vec![T::zeroed(); longest * self.size()];
-        self.gather_on_host(&mut block, &mut all)?;
+        self.gather_on_host(host(&mut block), host(&mut all))?;
         let of = |(r, n): (usize, &u64)| all[r * longest..][..*n as usize].to_vec();
         Ok(lengths.iter().enumerate().flat_map(of).collect())
     }
@@ -299,30 +311,28 @@ impl Comm {
         self.reduce_on_host(values, Reduce::Sum)
     }
 
-    fn gather_on_host<T: bytemuck::Pod>(&self, own: &mut [T], all: &mut [T]) -> Result<()> {
-        let (from, to) = (host(own), host(all));
-        self.blocks(from, to)?;
-        self.start_on_host(Call::AllGather { from, to })?.wait()
-    }
-
-    fn reduce_on_host(&self, values: &mut [f32], by: Reduce) -> Result<()> {
-        self.start_on_host(Call::AllReduce { data: host(values), dtype: DType::F32, by })?.wait()
-    }
-
     /// Tells the other ranks that this one makes no more calls, and why, if it has failed: they name it and stop, at the
     /// latest when they next wait. A handle that is just dropped tells them that its rank is done.
     pub fn leave(&self, error: Option<&Error>) {
         self.transport.leave(error);
     }
 
+    fn gather_on_host(&self, from: Region, to: Region) -> Result<()> {
+        self.on_host(Call::AllGather { from, to })
+    }
+
+    fn reduce_on_host(&self, values: &mut [f32], by: Reduce) -> Result<()> {
+        self.on_host(Call::AllReduce { data: host(values), dtype: DType::F32, by })
+    }
+
+    fn on_host(&self, call: Call) -> Result<()> {
+        self.count(call.kind(), call.sent(self.rank(), self.size()));
+        self.handle(call.kind(), self.transport.start_on_host(call)?).wait()
+    }
+
     fn start(&self, call: Call) -> Result<Handle> {
         self.count(call.kind(), call.sent(self.rank(), self.size()));
         Ok(self.handle(call.kind(), self.transport.start(call)?))
-    }
-
-    fn start_on_host(&self, call: Call) -> Result<Handle> {
-        self.count(call.kind(), call.sent(self.rank(), self.size()));
-        Ok(self.handle(call.kind(), self.transport.start_on_host(call)?))
     }
 
     fn handle(&self, kind: CallKind, pending: Box<dyn Pending>) -> Handle {
@@ -380,7 +390,8 @@ impl std::fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// Waits for the end of the call.
+    /// Waits for the end of the call; where calls are work of the device, the calling thread's stream does, and the thread
+    /// itself at a barrier only. That a rank is missing is then told here, or where the thread next waits for the device.
     ///
     /// # Errors
     /// A rank of the group is gone or does not come.

@@ -73,17 +73,21 @@ fn meet(me: &Member, place: &Place, gift: &[u8]) -> Result<(Met, Lines)> {
     if me.rank > 0 {
         return visit(me, place);
     }
-    let port = place.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    host(me, place, gift, bind(&place.address)?)
+}
+
+/// Listens for the others, who come to `address`.
+pub(super) fn bind(address: &str) -> Result<TcpListener> {
+    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
     let Some(port) = port else {
-        return Err(Error::user(format!("{:?} is no host and port to meet at", place.address)));
+        return Err(Error::user(format!("{address:?} is no host and port to meet at")));
     };
-    let listener = TcpListener::bind(("0.0.0.0", port)).map_err(|e| match e.kind() {
+    TcpListener::bind(("0.0.0.0", port)).map_err(|e| match e.kind() {
         ErrorKind::AddrInUse => Error::user(format!(
             "port {port} of this machine is taken by another program; choose another (MASTER_PORT)"
         )),
         _ => Error::user(format!("cannot listen on port {port}: {e}")),
-    })?;
-    host(me, place, gift, listener)
+    })
 }
 
 /// What a visitor sends after the host's random number.

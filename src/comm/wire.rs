@@ -56,6 +56,11 @@ pub(super) fn random() -> Result<[u8; 32]> {
     Ok(bytes)
 }
 
+/// A secret for a run, drawn anew.
+pub fn secret() -> Result<String> {
+    Ok(random()?.iter().map(|b| format!("{b:02x}")).collect())
+}
+
 /// Sends a message.
 pub(super) fn send(to: &mut TcpStream, what: &impl Serialize) -> std::io::Result<()> {
     let text = serde_json::to_vec(what)?;

@@ -79,6 +79,29 @@ impl Device {
         })
     }
 
+    /// A stream beside the calling thread's.
+    pub fn new_stream(self) -> Result<Stream> {
+        Stream::new(self.context()?)
+    }
+
+    /// From here on every wait for this device fails with `e`, on every thread: what is computed on it is of no use any more,
+    /// since ranks that take part in it are gone. Only the first error counts.
+    pub fn end(self, e: Error) {
+        if let Ok(context) = self.context() {
+            context.end(e);
+        }
+    }
+
+    /// What was given to [`Device::end`], if anything.
+    pub fn ended(self) -> Result<()> {
+        if self.has_kernels() { self.context()?.ended() } else { Ok(()) }
+    }
+
+    /// Whether some wait has failed with it.
+    pub fn end_is_known(self) -> bool {
+        self.context().is_ok_and(cuda::Context::end_is_known)
+    }
+
     fn context(self) -> Result<&'static cuda::Context> {
         match self {
             Device::Cuda(ordinal) => cuda::card(ordinal),

@@ -62,7 +62,7 @@ impl Op for AllGather {
         if self.comm.size() == 1 {
             return io.stream.copy(to, from);
         }
-        ready_for_ranks(io.stream)?;
+        ready_for_ranks(&self.comm, io.stream)?;
         self.comm.all_gather(from, to)?.wait()
     }
 }

@@ -54,7 +54,7 @@ impl Op for AllReduce {
         if self.comm.size() == 1 {
             return Ok(());
         }
-        ready_for_ranks(io.stream)?;
+        ready_for_ranks(&self.comm, io.stream)?;
         self.comm.all_reduce(io.outs[0].region(), DType::F32, Reduce::Sum)?.wait()
     }
 }

@@ -125,7 +125,8 @@ fn run_steps(
     prepare: &dyn Fn(&Path) -> Result<()>,
 ) -> Result<()> {
     let started = Instant::now();
-    let (device, device_name) = cfg.device.open()?;
+    let device = ranks.card.map_or(cfg.device, config::DeviceChoice::On);
+    let (device, device_name) = device.open()?;
     let comm = ranks.comm.clone();
     let first = comm.rank() == 0;
     ranks::same_settings(&comm, &keys)?;

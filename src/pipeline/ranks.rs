@@ -6,6 +6,7 @@ use super::doctor::free_memory;
 use crate::arch::Arch;
 use crate::base::{Error, Result};
 use crate::comm::Comm;
+use crate::device::Device;
 use crate::model::Head;
 use crate::pool::{Partition, Zero};
 use std::collections::BTreeMap;
@@ -17,21 +18,23 @@ pub struct Ranks {
     pub comm: Comm,
     /// How many are on this machine.
     pub local: usize,
+    /// The card of this rank, where each has one; else all compute where the configuration says.
+    pub card: Option<Device>,
 }
 
 impl Ranks {
     /// A run of one rank.
     pub fn alone() -> Ranks {
-        Ranks { comm: Comm::alone(), local: 1 }
+        Ranks { comm: Comm::alone(), local: 1, card: None }
     }
 
     /// Ranks that are processes, of which those whose machine has the same name are on one.
-    pub fn on_this_machine(comm: Comm) -> Result<Ranks> {
+    pub fn on_this_machine(comm: Comm, card: Option<Device>) -> Result<Ranks> {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let hash = blake3::hash(host.as_bytes());
         let all = comm.concat(hash.as_bytes())?;
         let local = all.chunks(hash.as_bytes().len()).filter(|h| h == hash.as_bytes()).count();
-        Ok(Ranks { comm, local })
+        Ok(Ranks { comm, local, card })
     }
 }
 
@@ -154,10 +157,14 @@ impl Run<'_> {
         Partition::new(comm.clone(), stage, blocks)
     }
 
-    /// The lowest stage at which the models of a step of this size take no more than half of the machine's memory.
+    /// The lowest stage at which the models of a step of this size take no more than half of the memory there is: of the
+    /// rank's card, or its share of the machine's.
     fn fitting(&self, arch: &Arch, trained: bool) -> Result<Zero> {
         let comm = &self.ranks.comm;
-        let free = free_memory().map_or(f64::INFINITY, |b| b as f64) / self.ranks.local as f64;
+        let free = match self.ranks.card {
+            Some(card @ Device::Cuda(_)) => card.stream()?.card().memory as f64,
+            _ => free_memory().map_or(f64::INFINITY, |b| b as f64) / self.ranks.local as f64,
+        };
         let own = fitting_stage(self.cfg, arch, trained, comm.size(), free) as u32;
         // The tightest rank decides.
         let all = comm.concat(&[own])?;

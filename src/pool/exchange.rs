@@ -91,10 +91,13 @@ impl Store {
         comm.reduce_scatter(all, own, self.grad_dtype(), Reduce::Sum)
     }
 
-    /// Waits until the device has done what was asked of it so far: other ranks touch its memory now.
+    /// Waits until the device has done what was asked of it so far, where calls are not its own work: other ranks touch its
+    /// memory now.
     pub(super) fn finished(&self) -> Result<()> {
+        let Partition { comm, slice, .. } = self.partition();
+        let waits = !comm.is_on_device() && !slice.is_on_device();
         match self.device() {
-            device if device.has_kernels() && !device.is_imagined() => {
+            device if waits && device.has_kernels() && !device.is_imagined() => {
                 device.stream()?.synchronize()
             }
             _ => Ok(()),

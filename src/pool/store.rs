@@ -153,10 +153,8 @@ impl Store {
         if blocks == 0 || ranks > 1 && !ranks.is_multiple_of(blocks) {
             return Err(Error::internal(format!("{blocks} blocks of {ranks} ranks")));
         }
-        if matches!(device, Device::Cuda(_)) && ranks > 1 {
-            return Err(Error::resource(
-                "several ranks on cards need NCCL, which this version lacks",
-            ));
+        if matches!(device, Device::Cuda(_)) && ranks > 1 && !partition.comm.is_on_device() {
+            return Err(Error::internal("ranks on cards that nothing of theirs connects"));
         }
         // 0 is no store.
         static NEXT: AtomicU64 = AtomicU64::new(1);

@@ -9,6 +9,8 @@ pub(super) type Handle = *mut c_void;
 
 /// Success.
 pub(super) const SUCCESS: c_int = 0;
+/// CUDA_ERROR_NOT_READY.
+pub(super) const NOT_READY: c_int = 600;
 /// CUDA_ERROR_OUT_OF_MEMORY.
 pub(super) const OUT_OF_MEMORY: c_int = 2;
 /// Codes after which a process cannot use the device any more: it is not available (46), memory errors that cannot
@@ -67,6 +69,7 @@ driver_api! {
     event_create = "cuEventCreate" (event: *mut Handle, flags: c_uint);
     event_destroy = "cuEventDestroy_v2" (event: Handle);
     event_record = "cuEventRecord" (event: Handle, stream: Handle);
+    event_query = "cuEventQuery" (event: Handle);
     event_synchronize = "cuEventSynchronize" (event: Handle);
     event_elapsed = "cuEventElapsedTime" (ms: *mut f32, start: Handle, end: Handle);
     pool_default = "cuDeviceGetDefaultMemPool" (pool: *mut Handle, device: c_int);

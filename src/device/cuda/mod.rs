@@ -19,6 +19,7 @@ use api::{Api, Handle, LOST, OUT_OF_MEMORY, SUCCESS};
 use std::collections::HashMap;
 use std::ffi::{CString, c_int};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 /// Fat binaries made by the build script: stem of the source, image. Empty without the `cuda` feature.
@@ -53,6 +54,9 @@ pub(super) struct Context {
     modules: Vec<Handle>,
     /// Kernels met so far, with the dynamic shared memory each may take.
     functions: Mutex<HashMap<String, (Handle, usize)>>,
+    /// Why nothing that is computed here is of use any more, and whether somebody was told.
+    end: OnceLock<Error>,
+    end_is_known: AtomicBool,
 }
 
 // SAFETY: the driver's handles may be used from any thread, and the map is locked.
@@ -185,6 +189,8 @@ impl Context {
             card,
             modules: vec![],
             functions: Mutex::new(HashMap::new()),
+            end: OnceLock::new(),
+            end_is_known: AtomicBool::new(false),
         };
         context.load(ordinal)?;
         Ok(context)
@@ -220,6 +226,22 @@ impl Context {
     fn enter(&self) {
         // SAFETY: the context lives as long as the process.
         unsafe { (self.api.context_set)(self.handle) };
+    }
+
+    /// Makes every later wait fail with `e`. Only the first counts.
+    pub(super) fn end(&self, e: Error) {
+        let _ = self.end.set(e);
+    }
+
+    /// What was given to `end`, if anything.
+    pub(super) fn ended(&self) -> Result<()> {
+        let Some(e) = self.end.get() else { return Ok(()) };
+        self.end_is_known.store(true, Ordering::Relaxed);
+        Err(e.clone())
+    }
+
+    pub(super) fn end_is_known(&self) -> bool {
+        self.end_is_known.load(Ordering::Relaxed)
     }
 
     /// The kernel of that name, allowed `shared` bytes of dynamic shared memory.

@@ -1,7 +1,7 @@
 //! Streams: copies, fills and kernels, one after another, asynchronously to the host; events to time
 //! and order them.
 
-use super::api::{Handle, SUCCESS};
+use super::api::{Handle, NOT_READY, SUCCESS};
 use super::{Context, fault};
 use crate::base::{Error, Result};
 use crate::device::Region;
@@ -25,6 +25,9 @@ impl std::fmt::Debug for Stream {
         write!(f, "stream {} of {}", self.number, self.context.card.name)
     }
 }
+
+// SAFETY: the driver's handles may be used from any thread; what counts launches is used by one thread at a time.
+unsafe impl Send for Stream {}
 
 /// CU_STREAM_NON_BLOCKING.
 const NON_BLOCKING: u32 = 1;
@@ -219,10 +222,15 @@ impl Stream {
     }
 
     /// Waits until all work is done.
+    ///
+    /// # Errors
+    /// The device has failed, or what it computes is of no use any more ([`Device::end`](crate::device::Device::end)): that
+    /// is looked at after the wait, since what lets a wait end early is said before.
     pub fn synchronize(&self) -> Result<()> {
         self.context.enter();
         // SAFETY: the stream lives.
         let code = unsafe { (self.context.api.stream_synchronize)(self.handle) };
+        self.context.ended()?;
         self.context.check(code, format_args!("{self:?}"))
     }
 
@@ -256,7 +264,22 @@ pub struct Event {
     handle: Handle,
 }
 
+// SAFETY: the driver's handles may be used from any thread.
+unsafe impl Send for Event {}
+// SAFETY: as above; nothing is changed through a shared event.
+unsafe impl Sync for Event {}
+
 impl Event {
+    /// Whether the stream has come here.
+    pub fn is_over(&self) -> Result<bool> {
+        self.context.enter();
+        // SAFETY: the event was recorded.
+        match unsafe { (self.context.api.event_query)(self.handle) } {
+            NOT_READY => Ok(false),
+            code => self.context.check(code, "an event").map(|()| true),
+        }
+    }
+
     /// Milliseconds from `earlier` to this, waiting for both.
     pub fn since(&self, earlier: &Event) -> Result<f32> {
         self.context.enter();

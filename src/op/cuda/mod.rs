@@ -7,6 +7,7 @@ pub mod vectors;
 pub use gemm::{Layout, Mat, Out, gemm};
 
 use crate::base::{Error, Result};
+use crate::comm::Comm;
 use crate::device::{Device, Stream};
 use crate::op::by_dtype;
 
@@ -56,12 +57,15 @@ impl Rows {
     }
 }
 
-/// Waits for the work of `stream`, so that ranks may reach into its memory from the host: on the emulated device,
-/// whose memory is the host's. Fails on others, and while the stream is captured.
-pub fn ready_for_ranks(stream: &Stream) -> Result<()> {
+/// Waits for the work of `stream`, so that ranks may reach into its memory from the host, unless calls of `comm` are work
+/// of the device: on the emulated device, whose memory is the host's. Fails on others, and while the stream is captured.
+pub fn ready_for_ranks(comm: &Comm, stream: &Stream) -> Result<()> {
+    if comm.is_on_device() {
+        return Ok(());
+    }
     let emulated = Device::Emulated.stream().is_ok_and(|e| std::ptr::eq(e.card(), stream.card()));
     if !emulated {
-        return Err(Error::user("several ranks run on the CPU only; use --device cpu"));
+        return Err(Error::internal("ranks on cards that nothing of theirs connects"));
     }
     stream.synchronize()
 }

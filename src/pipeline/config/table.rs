@@ -46,7 +46,7 @@ pub static RUN: &[Key] = &[
     key("keep_best", RUNS, Kind::Text, "also save and keep each step's checkpoint with the best value of this metric, such as eval_loss"),
     key("allow_changed_data", RUNS, Kind::Bool, "go on although data files are not those the run began with"),
     key("deployment_type", RUNS, Kind::Choice(&["single_gpu", "single_node", "multi_node"]), "accepted for DeepSpeed-Chat's scripts; how many ranks there are follows from --num-gpus or the launcher"),
-    key("num_gpus", RUNS, Kind::int(1, 1024), "ranks that this process starts; on the CPU they are threads. A step has the same rows however many share them"),
+    key("num_gpus", RUNS, Kind::int(1, 1024), "ranks that this process starts: processes with a card each, on the CPU threads. A step has the same rows however many share them"),
     key("zero_stage", RUNS, STAGES, "what ranks share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too; auto: as little as memory allows")
         .or(&[(PPO, "actor-zero-stage")]),
     key("critic_zero_stage", TRAIN | REWARD | PPO, STAGES, "the same of reward model and critic; auto: as --zero-stage"),

@@ -1,13 +1,16 @@
 //! Libraries for several ranks, looked for as a program finds them: by name, by the dynamic loader.
 
 use super::finding::Finding;
-use std::ffi::{CStr, c_char, c_int, c_void};
+use crate::comm::nccl;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 /// What to look for.
 struct Library {
     name: &'static str,
     /// File names, the first that is found counts.
     files: &'static [&'static CStr],
+    /// The file that the user names instead.
+    given: fn() -> Option<CString>,
     /// The function that tells the version.
     symbol: &'static CStr,
     version: unsafe fn(*mut c_void) -> Option<String>,
@@ -16,13 +19,15 @@ struct Library {
 static LIBRARIES: [Library; 2] = [
     Library {
         name: "NCCL",
-        files: &[c"libnccl.so.2", c"libnccl.so"],
+        files: &nccl::FILES,
+        given: nccl::given,
         symbol: c"ncclGetVersion",
         version: nccl_version,
     },
     Library {
         name: "MPI",
         files: &[c"libmpi.so.40", c"libmpi.so.12", c"libmpi.so"],
+        given: || None,
         symbol: c"MPI_Get_library_version",
         version: mpi_version,
     },
@@ -33,7 +38,9 @@ pub(super) fn look() -> Vec<Finding> {
 }
 
 fn find(library: &Library) -> Finding {
-    for file in library.files {
+    let given = (library.given)();
+    let files = given.as_deref().map_or(library.files.to_vec(), |file| vec![file]);
+    for file in &files {
         // SAFETY: opening a library by a fixed name; it stays open, and its initialisers are those that
         // any program using it would run.
         let handle = unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
@@ -55,7 +62,7 @@ fn find(library: &Library) -> Finding {
         let finding = Finding::ok(library.name, text);
         return finding.with("found", true).with("version", version).with("path", place);
     }
-    let names: Vec<_> = library.files.iter().map(|f| f.to_string_lossy()).collect();
+    let names: Vec<_> = files.iter().map(|f| f.to_string_lossy()).collect();
     let text =
         format!("not found by the names {}; only runs of several ranks need it", names.join(", "));
     Finding::ok(library.name, text).with("found", false)
@@ -118,9 +125,12 @@ mod tests {
     #[test]
     fn a_library_is_found_by_its_name_or_the_names_are_told() {
         let files = &[c"libduplex-none.so"];
-        let none = Library { name: "none", files, symbol: c"none", version: nccl_version };
+        let (symbol, version) = (c"none", nccl_version);
+        let none = Library { name: "none", files, given: || None, symbol, version };
         let f = find(&none);
         assert!(f.mark == Mark::Ok && f.text.contains("libduplex-none.so"), "{}", f.text);
+        let f = find(&Library { given: || Some(c"/nowhere/libmine.so".into()), ..none });
+        assert!(f.text.contains("/nowhere/libmine.so") && !f.text.contains("-none"), "{}", f.text);
         assert_eq!(f.values["found"], false);
     }
 }

@@ -1,0 +1,285 @@
+//! A group of ranks, as one of them sees it: its calls on the stream, letters, and the groups that are made of it.
+
+use super::api::{Api, BYTES, Handle, NO_COLOR};
+use super::world::{Lane, What, World};
+use crate::base::Result;
+use crate::comm::local::{Meet, under_way};
+use crate::comm::{Call, Pending};
+use crate::device::{Device, Event, Region};
+use std::collections::HashMap;
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// The machine of each rank of the first group, and how much a reduction holds.
+pub(super) struct Machines {
+    pub(super) of: Vec<String>,
+    pub(super) held: usize,
+}
+
+/// A group of ranks, as one of them sees it.
+#[derive(Clone)]
+pub(super) struct Group {
+    pub(super) world: Arc<World>,
+    pub(super) comm: Communicator,
+    pub(super) rank: usize,
+    /// The ranks' numbers in the first group, by which they are named.
+    pub(super) members: Arc<Vec<usize>>,
+    /// Its number among all groups of the run.
+    pub(super) id: u64,
+    /// The number of this rank's next call.
+    pub(super) next: Arc<AtomicU64>,
+    pub(super) machines: Arc<Machines>,
+    /// Whether all are on one machine.
+    pub(super) near: bool,
+    pub(super) held: usize,
+    /// What is to be sent and received.
+    letters: Arc<Mutex<Vec<Letter>>>,
+    /// The groups made of it, by every rank's place among the colors; a communicator takes memory of the card, so each is made once.
+    pub(super) parts: Arc<Mutex<HashMap<Vec<usize>, Option<Group>>>>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Communicator(pub(super) Handle);
+
+// SAFETY: NCCL's communicators may be used from any thread, one at a time, which `Shared::call` sees to.
+unsafe impl Send for Communicator {}
+// SAFETY: as above.
+unsafe impl Sync for Communicator {}
+
+/// What goes to, or comes from, another rank.
+struct Letter {
+    gives: bool,
+    data: Region,
+    other: usize,
+    done: Arc<OnceLock<Arc<Event>>>,
+}
+
+// SAFETY: an address on the device, used under the rules of the call.
+unsafe impl Send for Letter {}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Group {
+    pub(super) fn new(
+        world: Arc<World>,
+        comm: Handle,
+        members: Arc<Vec<usize>>,
+        rank: usize,
+        id: u64,
+        machines: Arc<Machines>,
+    ) -> Group {
+        let next = world.shared.lifeline.started(id);
+        let near = members.iter().all(|m| machines.of[*m] == machines.of[members[0]]);
+        Group {
+            comm: Communicator(comm),
+            rank,
+            members,
+            id,
+            next,
+            near,
+            held: machines.held,
+            machines,
+            letters: Arc::default(),
+            parts: Arc::default(),
+            world,
+        }
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.members.len()
+    }
+
+    pub(super) fn device(&self) -> Device {
+        self.world.shared.device
+    }
+
+    /// What this rank does next, a call of all ranks or not.
+    pub(super) fn what(&self, name: &'static str, call: bool) -> What {
+        let call = call.then(|| self.next.fetch_add(1, Ordering::Relaxed));
+        What { name, group: self.id, call, members: self.members.clone() }
+    }
+
+    /// Puts a call on the stream, behind what the calling thread's was given so far.
+    pub(super) fn start(&self, call: Call) -> Result<Arc<Event>> {
+        let name = call.kind().name();
+        self.world.run(|| self.what(name, true), |lane| self.put(lane, call))
+    }
+
+    fn put(&self, lane: &mut Lane, call: Call) -> Result<()> {
+        match call {
+            Call::AllReduce { data: Region { bytes: 0, .. }, .. }
+            | Call::AllGather { from: Region { bytes: 0, .. }, .. }
+            | Call::ReduceScatter { to: Region { bytes: 0, .. }, .. }
+            | Call::Broadcast { data: Region { bytes: 0, .. }, .. } => Ok(()),
+            // Every rank waits for what all others give.
+            Call::Barrier => {
+                let word = lane.held(0, self.device(), self.held)?;
+                let (own, size) = (word.slice(self.rank, 1), self.size());
+                self.gather(lane, own, word.slice(0, size))
+            }
+            Call::Broadcast { data, root } => self.one(lane, "broadcast", |api, comm, stream| {
+                let (at, n, root) = (data.ptr.cast(), data.bytes, root as c_int);
+                // SAFETY: live memory of the device, left alone until the call is over.
+                unsafe { (api.broadcast)(at, at, n, BYTES, root, comm, stream) }
+            }),
+            Call::AllGather { from, to } => self.gather(lane, from, to),
+            Call::ReduceScatter { .. } | Call::AllReduce { .. } => self.reduce(lane, call),
+        }
+    }
+
+    /// Makes one call of NCCL.
+    pub(super) fn one(
+        &self,
+        lane: &mut Lane,
+        name: &str,
+        call: impl FnOnce(&Api, Handle, Handle) -> c_int,
+    ) -> Result<()> {
+        let (comm, stream) = (self.comm.0, lane.stream.raw());
+        self.world.shared.call(name, comm, |api| api.check(name, call(api, comm, stream)))
+    }
+
+    pub(super) fn gather(&self, lane: &mut Lane, from: Region, to: Region) -> Result<()> {
+        self.one(lane, "all-gather", |api, comm, stream| {
+            // SAFETY: as above.
+            unsafe {
+                (api.all_gather)(from.ptr.cast(), to.ptr.cast(), from.bytes, BYTES, comm, stream)
+            }
+        })
+    }
+
+    /// Gives every other rank what is `given` to it, and takes what is `taken` from it.
+    pub(super) fn exchange(
+        &self,
+        lane: &mut Lane,
+        name: &str,
+        given: impl Fn(usize) -> Region,
+        taken: impl Fn(usize) -> Region,
+    ) -> Result<()> {
+        let letters = (1..self.size()).flat_map(|i| {
+            let other = (self.rank + i) % self.size();
+            [(true, given(other), other), (false, taken(other), other)]
+        });
+        self.together(lane, name, letters)
+    }
+
+    /// Sends and receives, none of which waits for another.
+    fn together(
+        &self,
+        lane: &mut Lane,
+        name: &str,
+        letters: impl Iterator<Item = (bool, Region, usize)>,
+    ) -> Result<()> {
+        let (comm, stream) = (self.comm.0, lane.stream.raw());
+        self.world.shared.call(name, comm, |api| {
+            // SAFETY: live memory of the device, left alone until the call is over; a group is ended whatever comes of it.
+            unsafe {
+                api.check(name, (api.group_start)())?;
+                let mut put = Ok(());
+                for (gives, data, other) in letters.filter(|l| l.1.bytes > 0) {
+                    let (at, n, other) = (data.ptr.cast(), data.bytes, other as c_int);
+                    let code = match gives {
+                        true => (api.send)(at, n, BYTES, other, comm, stream),
+                        false => (api.receive)(at.cast(), n, BYTES, other, comm, stream),
+                    };
+                    put = put.and(api.check(name, code));
+                }
+                let ended = api.check(name, (api.group_end)());
+                put.and(ended)
+            }
+        })
+    }
+
+    /// Notes a letter. Letters go together, when one of them or another call is waited for: so those between two ranks that
+    /// both send first, or both receive first, do not wait for each other.
+    pub(super) fn letter(
+        &self,
+        gives: bool,
+        data: Region,
+        other: usize,
+    ) -> Result<Box<dyn Pending>> {
+        self.device().ended()?;
+        let done = Arc::new(OnceLock::new());
+        lock(&self.letters).push(Letter { gives, data, other, done: done.clone() });
+        Ok(under_way(UnderWay { group: self.clone(), done, is_barrier: false }))
+    }
+
+    /// Lets the letters go.
+    pub(super) fn post(&self) -> Result<()> {
+        let letters = std::mem::take(&mut *lock(&self.letters));
+        if letters.is_empty() {
+            return Ok(());
+        }
+        let all = letters.iter().map(|l| (l.gives, l.data, l.other));
+        let members = Arc::new(letters.iter().map(|l| self.members[l.other]).collect());
+        let what = || What { members, ..self.what("letters", false) };
+        let done = self.world.run(what, |lane| self.together(lane, "letters", all))?;
+        letters.iter().for_each(|l| drop(l.done.set(done.clone())));
+        Ok(())
+    }
+
+    /// The group of the ranks that are at one place in `places`, which has this rank's own and all others'.
+    pub(super) fn part(&self, places: &[usize], number: u64) -> Result<Option<Group>> {
+        let own = places[self.rank];
+        let ranks: Vec<usize> = (0..self.size()).filter(|r| places[*r] == own).collect();
+        let rank = ranks.iter().filter(|r| **r < self.rank).count();
+        let groups = places.iter().max().map_or(0, |last| last + 1);
+        if groups == self.size() {
+            return Ok(None);
+        }
+        let mut made = None;
+        self.world.run(
+            || self.what("split", true),
+            |_| {
+                made = self.split_off(own, ranks.len())?;
+                Ok(())
+            },
+        )?;
+        let Some(comm) = made else { return Ok(None) };
+        let members = Arc::new(ranks.iter().map(|r| self.members[*r]).collect());
+        let id = [self.id, number, own as u64].map(u64::to_le_bytes).concat();
+        let id = blake3::hash(&id).as_bytes()[..8].iter().fold(0, |id, b| id << 8 | *b as u64);
+        let machines = self.machines.clone();
+        Ok(Some(Group::new(self.world.clone(), comm, members, rank, id, machines)))
+    }
+
+    /// The communicator of the `size` ranks of this group that give the same color; of one there is none. Nothing may be under
+    /// way meanwhile: the colors have just been read off the card, behind all calls.
+    fn split_off(&self, color: usize, size: usize) -> Result<Option<Handle>> {
+        let (shared, parent) = (&self.world.shared, self.comm.0);
+        let split = |api: &Api, color: c_int, made: *mut Handle| {
+            // SAFETY: a live communicator; NCCL writes the new one where it is told to, which lives for ever where this fails.
+            unsafe { (api.split)(parent, color, self.rank as c_int, made, std::ptr::null_mut()) }
+        };
+        if size == 1 {
+            let nowhere = Box::leak(Box::new(std::ptr::null_mut()));
+            shared
+                .call("split", parent, |api| api.check("split", split(api, NO_COLOR, nowhere)))?;
+            return Ok(None);
+        }
+        shared.make("split", Some(parent), |api, made| split(api, color as c_int, made)).map(Some)
+    }
+}
+
+/// A call of this rank.
+pub(super) struct UnderWay {
+    pub(super) group: Group,
+    /// Its end, once it is on the stream.
+    pub(super) done: Arc<OnceLock<Arc<Event>>>,
+    pub(super) is_barrier: bool,
+}
+
+impl Meet for UnderWay {
+    fn meet(&self) -> Result<()> {
+        self.group.post()?;
+        let device = self.group.device();
+        device.ended()?;
+        let stream = device.stream()?;
+        if let Some(done) = self.done.get() {
+            stream.wait(done)?;
+        }
+        if self.is_barrier { stream.synchronize() } else { Ok(()) }
+    }
+}

@@ -1,0 +1,94 @@
+//! How ranks with cards meet: at rank 0's address, which the launcher tells (`MASTER_ADDR`, `MASTER_PORT`), or at the socket
+//! that `--num-gpus` opened for rank 0. There they get the id of NCCL's communicator.
+
+use super::api::{Api, START, UniqueId};
+use crate::base::{Error, Result};
+use crate::comm::lifeline::Lifeline;
+use crate::comm::rendezvous::{Member, Met, Place, bind, host, visit};
+use crate::comm::{Launch, SOCKET};
+use std::net::TcpListener;
+use std::os::fd::FromRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The environment variable with the run's secret.
+pub const SECRET: &str = "DUPLEX_SECRET";
+
+/// What tells the runs of one address apart where no secret is given.
+const JOBS: [&str; 2] = ["TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"];
+
+fn set(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.trim().is_empty())
+}
+
+/// Where the ranks of `launch` meet.
+pub(super) fn place(launch: &Launch, timeout: Duration) -> Result<Place> {
+    let needed = |name: &str, example: &str| {
+        set(name).ok_or_else(|| {
+            Error::user(format!(
+                "{} started {} ranks, but {name} is not set; export it for all of them, as in {name}={example}",
+                launch.launcher.unwrap_or("a launcher"),
+                launch.size
+            ))
+        })
+    };
+    let address = needed("MASTER_ADDR", "node-1")?;
+    let port = needed("MASTER_PORT", "29500")?;
+    let port: u16 = port
+        .trim()
+        .parse()
+        .map_err(|_| Error::user(format!("MASTER_PORT must be a port, not {port:?}")))?;
+    // There torchrun itself listens.
+    let taken = set("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v == "True");
+    let port = if taken { port.checked_add(1).unwrap_or(port - 1) } else { port };
+    let secret = set(SECRET).unwrap_or_else(|| JOBS.iter().filter_map(|v| set(v)).collect());
+    Ok(Place { address: format!("{}:{port}", address.trim()), secret, timeout })
+}
+
+/// Meets the other ranks.
+pub(super) fn meet(
+    api: &Api,
+    me: &Member,
+    place: &Place,
+) -> Result<(Met, UniqueId, Arc<Lifeline>)> {
+    let (met, lines) = if me.rank == 0 {
+        let mut id = UniqueId([0; 128]);
+        // SAFETY: the pointer is to a local of the right size.
+        api.check(START, unsafe { (api.unique_id)(&mut id) })?;
+        let listener = match socket()? {
+            Some(listener) => listener,
+            None => bind(&place.address)?,
+        };
+        host(me, place, &id.0, listener)?
+    } else {
+        visit(me, place)?
+    };
+    let id = met.gift[..].try_into().map_err(|_| Error::internal("rank 0 gave no id"))?;
+    let lifeline = Lifeline::new(me.rank, &met.members, lines)?;
+    Ok((met, UniqueId(id), lifeline))
+}
+
+/// The socket that was opened for this rank. No other program comes between its choice and its use.
+fn socket() -> Result<Option<TcpListener>> {
+    let Some(number) = set(SOCKET) else { return Ok(None) };
+    let number = number.parse::<i32>();
+    let number = number.map_err(|_| Error::user(format!("{SOCKET} is no open file")))?;
+    let mut kind: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: asks about a number that may be none of an open file; the pointers are to locals.
+    let code = unsafe {
+        let value = (&raw mut kind).cast();
+        libc::getsockopt(number, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, value, &raw mut length)
+    };
+    if code != 0 || kind == 0 {
+        return Err(Error::user(format!("{SOCKET}={number} is no socket that listens")));
+    }
+    // SAFETY: a listening socket that was made for this process, which takes it once.
+    Ok(Some(unsafe { TcpListener::from_raw_fd(number) }))
+}
+
+/// The name of this machine.
+pub(super) fn this_machine() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "an unnamed machine".into() } else { name.trim().into() }
+}
