@@ -2,15 +2,14 @@
 //! gradient, so all stay equal; what is summed over ranks counts one of them.
 
 use super::store::{ALIGN, Flat, Param, ParamId, Store};
-use super::whole::{narrowed, widened};
-use crate::base::{Error, Result};
+use crate::base::Result;
 use crate::device::Region;
 use crate::pool::Cut;
 use std::ops::Range;
 
 impl Store {
     /// Completes the gradients `all` of a flat, of which `set` says whether those of a parameter's slice in a block hold a
-    /// value: the others become zero, and what several blocks have gets the sum of all in each.
+    /// value: the others become zero.
     pub fn settle(
         &self,
         flat: usize,
@@ -33,53 +32,32 @@ impl Store {
                 let from = if set(id, b) { p.slice_len() } else { 0 };
                 self.device().clear(at(b * block + p.offset + from, room - from))?;
             }
-            self.add_copies(p, block, &at)?;
             end = p.offset + room;
         }
         let gap = |b: usize| self.device().clear(at(b * block + end, block - end));
         (0..self.partition().blocks).try_for_each(gap)
     }
 
-    /// Gives each of the blocks that have the same elements of a parameter the sum of their gradients.
-    fn add_copies(
-        &self,
-        p: &Param,
-        block: usize,
-        at: &dyn Fn(usize, usize) -> Region,
-    ) -> Result<()> {
-        let blocks = self.partition().blocks;
-        let of = |b: usize| p.spec.cut.copies(&p.slice, b);
-        let runs = |b: usize| of(b).into_iter().filter(move |(_, first)| *first != b);
-        let none = (0..blocks).all(|b| runs(b).next().is_none());
-        if none || self.device().is_imagined() {
-            return Ok(());
-        }
-        // On the host: they are small, and rounded once.
-        let region = |b: usize, run: &Range<usize>| at(b * block + p.offset + run.start, run.len());
-        let read = |b: usize, run: &Range<usize>| {
-            let from = region(b, run);
-            let mut raw = vec![0; from.bytes];
-            self.device().read(from, &mut raw)?;
-            Ok::<_, Error>(widened(raw, self.grad_dtype()))
-        };
-        for first in 0..blocks {
-            for (run, _) in of(first).into_iter().filter(|(_, f)| *f == first) {
-                let same = |b: &usize| of(*b).iter().any(|(r, f)| *r == run && *f == first);
-                let others: Vec<usize> = (first + 1..blocks).filter(same).collect();
-                if others.is_empty() {
-                    continue;
-                }
-                let mut sum = read(first, &run)?;
-                for b in &others {
-                    sum.iter_mut().zip(read(*b, &run)?).for_each(|(s, v)| *s += v);
-                }
-                let raw = narrowed(&sum, self.grad_dtype());
-                for b in std::iter::once(first).chain(others) {
-                    self.device().write(region(b, &run), &raw)?;
+    /// The runs of elements of a flat that several blocks have alike: of each, where it is in every one of them.
+    pub fn alike(&self, flat: usize) -> Vec<Vec<Range<usize>>> {
+        let (block, blocks) = (self.flats()[flat].block, self.partition().blocks);
+        let mut out = vec![];
+        let params = self.params().iter().filter(|p| p.flat == flat && blocks > 1);
+        for p in params {
+            let of = |b: usize| p.spec.cut.copies(&p.slice, b);
+            let at = |b: usize, run: &Range<usize>| {
+                let start = b * block + p.offset;
+                run.start + start..run.end + start
+            };
+            for first in 0..blocks {
+                for (run, _) in of(first).into_iter().filter(|(_, f)| *f == first) {
+                    let same = |b: &usize| of(*b).iter().any(|(r, f)| *r == run && *f == first);
+                    let all: Vec<_> = (first..blocks).filter(same).map(|b| at(b, &run)).collect();
+                    out.extend((all.len() > 1).then_some(all));
                 }
             }
         }
-        Ok(())
+        out
     }
 
     /// Runs of this rank's own elements of a flat that no block before has too: what is counted once when something is summed

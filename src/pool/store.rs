@@ -386,6 +386,9 @@ impl Store {
                 continue;
             }
             self.grads.claim(self.id)?;
+            if self.partition.blocks > 1 && !self.alike(i).is_empty() {
+                return Err(Error::internal("copies of gradients that ranks do not share"));
+            }
             let all = self.grads(i, &(0..flat.len))?;
             self.settle(i, all, &|id, block| self.params[id.0].grad_set[block].replace(true))?;
         }

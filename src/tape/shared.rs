@@ -10,6 +10,7 @@ use crate::op::add::add;
 use crate::pool::{self, Portion, Store};
 use crate::tensor::{Desc, Tensor};
 use std::collections::HashSet;
+use std::ops::Range;
 
 /// A flat of a store.
 type Key = (u64, usize);
@@ -176,13 +177,47 @@ impl<'a> Tape<'a> {
                     let is = |block| set.contains(&Portion { id, block });
                     !self.shared.only && (is(Some(block)) || block == 0 && is(None))
                 })?;
-                handle = Some(store.reduce_flat(region, self.region(&own))?);
+            }
+            self.add_copies(store, flat, all)?;
+            if !self.planning {
+                handle = Some(store.reduce_flat(self.region(&all), self.region(&own))?);
             }
             begun.push(Sum { store, flat, all, own, handle });
         }
         self.end_reductions()?;
         self.shared.sums = begun;
         Ok(())
+    }
+
+    /// Gives each of the blocks that have the same elements of a flat the sum of their gradients, which lie in `all`.
+    fn add_copies(&mut self, store: &'a Store, flat: usize, all: Tensor) -> Result<()> {
+        let part = |run: &Range<usize>| {
+            let desc = Desc::new(&[run.len()], all.desc.dtype);
+            Tensor { offset: run.start, desc, ..all }
+        };
+        for places in store.alike(flat) {
+            self.clock += 1;
+            let mut sum = part(&places[0]);
+            for other in &places[1..] {
+                sum = self.unrecorded(|tape| add(tape, sum, part(other)))?;
+            }
+            self.touch(&sum);
+            // A rank that accompanies others has zeros there.
+            if self.computes() {
+                for place in &places {
+                    store.device().copy(self.region(&part(place)), self.region(&sum))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs operators that no backward follows.
+    fn unrecorded<T>(&mut self, run: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let recording = std::mem::replace(&mut self.recording, false);
+        let done = run(self);
+        self.recording = recording;
+        done
     }
 
     /// Ends the sums that are under way, and adds them to what this rank keeps.
@@ -198,9 +233,8 @@ impl<'a> Tape<'a> {
             let kept = self.bind(to, own.desc);
             // The ranks' sum is there also where this rank has computed nothing.
             let only = std::mem::replace(&mut self.shared.only, false);
-            let recording = std::mem::replace(&mut self.recording, false);
-            let sum = add(self, kept, own);
-            (self.shared.only, self.recording) = (only, recording);
+            let sum = self.unrecorded(|tape| add(tape, kept, own));
+            self.shared.only = only;
             let sum = sum?;
             if !self.planning {
                 store.device().copy(to, self.region(&sum))?;
