@@ -18,6 +18,7 @@ use crate::op::cpu::act;
 use crate::op::cpu::gemm::{Epilogue, Mat, MatMut, gemm_nn, gemm_nt, gemm_tn};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::{self, Layout, Out, gemm};
+use crate::op::narrow;
 use crate::op::registry::OpDef;
 use crate::op::{Arg, CudaBackward, CudaForward, CudaGrad};
 use crate::op::{Backward, Forward, Grad, Op, Place, Plan, Run, required, shape_error};
@@ -86,7 +87,8 @@ impl Op for Linear {
             differentiable: u64::from(self.activation.is_none()),
             saves_ins: 0b11,
             narrow_grads: 0b10,
-            cuda_scratch_backward: cuda::column_sums_scratch(tokens, outer),
+            cuda_scratch_backward: narrowed(self, x.dtype, tokens * outer)
+                + cuda::column_sums_scratch(tokens, outer),
             flops: 2 * (tokens * inner * outer) as u64,
             ..Plan::default()
         })
@@ -129,7 +131,13 @@ impl Op for Linear {
             accumulate: g.acc,
             ..Out::new(g.arg.ptr, g.arg.desc.dtype, g.arg.last())
         };
-        let (x, w, dy_mat) = (on_device(x), on_device(w), on_device(dy));
+        let scratch = io.scratch + 4 * narrowed(self, x.desc.dtype, tokens * outer) as u64;
+        let mut dy_mat = on_device(dy);
+        if scratch > io.scratch {
+            narrow::launch(io.stream, dy.ptr, io.scratch, tokens * outer, false)?;
+            dy_mat = cuda::Mat::new(io.scratch, DType::Bf16, outer);
+        }
+        let (x, w) = (on_device(x), on_device(w));
         if let Some(dx) = &io.dins[0] {
             gemm(io.stream, Layout::Nn, tokens, inner, outer, dy_mat, w, out(dx))?;
         }
@@ -138,13 +146,19 @@ impl Op for Linear {
         }
         if let Some(db) = &io.dins[2] {
             let (ptr, acc) = (db.arg.ptr, db.acc);
-            cuda::column_sums(io.stream, dy_mat, tokens, outer, ptr, acc, io.scratch)?;
+            cuda::column_sums(io.stream, on_device(dy), tokens, outer, ptr, acc, scratch)?;
         }
         match &io.dins[3] {
             Some(dresidual) => cuda_pass_on(io.stream, dy, dresidual),
             None => Ok(()),
         }
     }
+}
+
+/// f32 elements of memory for the gradient of an f32 output beside operands in bf16, rounded to that: both of its products
+/// then take the tensor cores. Behind `settle` it has no other bits to lose.
+fn narrowed(op: &Linear, dtype: DType, elements: usize) -> usize {
+    if op.f32_out && dtype == DType::Bf16 { elements.div_ceil(2).next_multiple_of(4) } else { 0 }
 }
 
 fn on_device(x: Arg) -> cuda::Mat {

@@ -112,3 +112,32 @@ fn a_sum_in_place_takes_no_bias_and_is_f32() {
     assert!(plan(Linear { f32_out: false, ..Linear::ONTO }, None, Some(sum)).is_err());
     assert!(plan(Linear::ONTO, None, Some(Desc { dtype: DType::Bf16, ..sum })).is_err());
 }
+
+/// Behind `settle` the gradient of the f32 sum is a bf16 one widened, and its products are those of the narrow one.
+#[cfg(feature = "emulator")]
+#[test]
+fn gradients_behind_an_f32_sum_are_those_of_a_rounded_output_on_the_emulated_device() {
+    use crate::op::cuda::testing::backward;
+    let mut rng = Rng::new(53, 0);
+    for [tokens, inner, outer] in [[5, 24, 40], [33, 64, 72], [70, 31, 130]] {
+        let ins = [
+            Some(Host::normal::<bf16>(&[tokens, inner], 1.0, &mut rng)),
+            Some(Host::normal::<bf16>(&[outer, inner], 1.0, &mut rng)),
+            None,
+            None,
+        ];
+        let dy = Host::normal::<bf16>(&[tokens, outer], 1.0, &mut rng);
+        let widened: Vec<f32> = dy.get::<bf16>().into_iter().map(Elem::to_f32).collect();
+        let wide = Host::new::<f32>(&[tokens, outer], &widened);
+        let wanted = [Some(DType::Bf16), Some(DType::F32), None, None];
+        let grads = |op: &Linear, dy: &Host| {
+            let blank = Host::blank(dy.desc);
+            backward(op, &ins, &[blank], &[Some(dy.clone())], &wanted).expect("no faults")
+        };
+        assert_eq!(
+            grads(&Linear::LOGITS, &wide),
+            grads(&Linear::PLAIN, &dy),
+            "{tokens} {inner} {outer}"
+        );
+    }
+}
