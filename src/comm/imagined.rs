@@ -1,6 +1,6 @@
 //! Ranks that are not there. What this one gives them is counted; of them it hears what it says itself.
 
-use super::{Call, CallKind, Comm, Kinds, Pending, Transport};
+use super::{Call, CallKind, Comm, Kinds, Pending, Transport, reduce};
 use crate::base::{Error, Result};
 use crate::device::Region;
 use std::sync::{Arc, PoisonError};
@@ -54,12 +54,8 @@ impl Transport for Alike {
     }
 
     fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
-        let copy = |from: Region, to: Region| {
-            if from.ptr != to.ptr {
-                // SAFETY: host memory that the call names for as long as it goes on; blocks do not overlap.
-                unsafe { std::ptr::copy_nonoverlapping(from.ptr, to.ptr, from.bytes) };
-            }
-        };
+        // SAFETY: host memory that the call names for as long as it goes on; blocks do not overlap.
+        let copy = |from: Region, to: Region| unsafe { reduce::copy(from, to) };
         match call {
             Call::AllGather { from, to } => {
                 (0..self.size).for_each(|i| copy(from, to.slice(i * from.bytes, from.bytes)));

@@ -1,6 +1,7 @@
 //! Ranks as threads of one process: they read each other's memory. For tests, and for runs of one process.
 
-use super::reduce::reduce;
+use super::reduce::{copy, reduce};
+use super::under_way::{Meet, under_way};
 use super::{Call, Comm, Pending, Transport};
 use crate::base::{Error, Kind, Result};
 use crate::device::Region;
@@ -381,39 +382,6 @@ fn next_way(counts: &mut HashMap<(usize, usize), u64>, from: usize, to: usize) -
     (from, to, *count)
 }
 
-/// What ends by meeting others.
-pub(super) trait Meet {
-    fn meet(&self) -> Result<()>;
-}
-
-/// Something that meets once: when it is waited for, at the latest when it is dropped.
-struct UnderWay<M: Meet> {
-    meeting: M,
-    over: bool,
-}
-
-pub(super) fn under_way(meeting: impl Meet + 'static) -> Box<dyn Pending> {
-    Box::new(UnderWay { meeting, over: false })
-}
-
-impl<M: Meet> UnderWay<M> {
-    fn end(&mut self) -> Result<()> {
-        if std::mem::replace(&mut self.over, true) { Ok(()) } else { self.meeting.meet() }
-    }
-}
-
-impl<M: Meet> Pending for UnderWay<M> {
-    fn wait(mut self: Box<Self>) -> Result<()> {
-        self.end()
-    }
-}
-
-impl<M: Meet> Drop for UnderWay<M> {
-    fn drop(&mut self) {
-        let _ = self.end();
-    }
-}
-
 /// One rank's part in a call. Nobody touches a rank's memory before all have started the call, nor after that rank
 /// has waited for it: it leaves when all are done, or makes the round void and waits for those inside.
 struct Meeting {
@@ -507,17 +475,6 @@ unsafe fn take_part(calls: &[Call], rank: usize) -> Result<()> {
                 Ok(())
             }
         }
-    }
-}
-
-/// Copies `from` to `to`, unless it is the same place.
-///
-/// # Safety
-/// Both must be live host memory of the same length, which do not overlap otherwise.
-pub(super) unsafe fn copy(from: Region, to: Region) {
-    if from.ptr != to.ptr {
-        // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(from.ptr, to.ptr, to.bytes) };
     }
 }
 

@@ -19,6 +19,7 @@ mod reduce;
 mod rendezvous;
 #[cfg(test)]
 mod tests;
+mod under_way;
 mod wire;
 
 pub use launch::{DUPLEX, Launch, SOCKET, launched};

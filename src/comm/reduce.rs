@@ -1,4 +1,4 @@
-//! Reductions of the ranks' values on the host, in the order of the ranks.
+//! Reductions of the ranks' values on the host, in the order of the ranks, and copies.
 
 use super::Reduce;
 use crate::base::{DType, Elem, Error, Result, bf16};
@@ -47,5 +47,16 @@ unsafe fn reduce_as<E: Elem>(from: &[Region], to: Region, by: Reduce) {
             // SAFETY: as above.
             unsafe { to.ptr.cast::<E>().add(start + k).write_unaligned(E::from_f32(*sum)) };
         }
+    }
+}
+
+/// Copies `from` to `to`, unless it is the same place.
+///
+/// # Safety
+/// Both must be live host memory of the same length, which do not overlap otherwise.
+pub(super) unsafe fn copy(from: Region, to: Region) {
+    if from.ptr != to.ptr {
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(from.ptr, to.ptr, to.bytes) };
     }
 }

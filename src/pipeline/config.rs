@@ -17,8 +17,11 @@
 //! `--preset deepspeed-chat` sets those that have an equivalent here.
 
 mod bench;
+mod chat;
 mod check;
 mod doctor;
+mod eval;
+mod inspect;
 pub mod keys;
 mod layers;
 mod plan;
@@ -31,8 +34,11 @@ mod tests;
 mod verify;
 
 pub use bench::{BenchCase, BenchConfig};
+pub use chat::ChatConfig;
 pub use check::{DataSource, lower_is_better};
 pub use doctor::DoctorConfig;
+pub use eval::EvalConfig;
+pub use inspect::InspectConfig;
 pub(crate) use layers::defaults;
 pub use layers::{
     Setting, flag_setting, flat, nearest, read_toml, set_setting, to_toml, toml_settings,
@@ -358,150 +364,5 @@ impl RunConfig {
     /// Whether the user gave this dotted key.
     pub fn is_explicit(&self, path: &str) -> bool {
         self.explicit.contains(path)
-    }
-}
-
-/// A conversation: `duplex chat`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ChatConfig {
-    /// Model folder.
-    pub path: PathBuf,
-    /// Longest answer, tokens.
-    pub max_new_tokens: usize,
-    /// Softmax temperature; 0 = greedy.
-    pub temperature: f64,
-    /// Draw from the k likeliest tokens; 0 = all.
-    pub top_k: usize,
-    /// Draw from the smallest set of this probability; 1 = all.
-    pub top_p: f64,
-    /// Seed of the draws.
-    pub seed: u64,
-    /// Where to compute.
-    pub device: DeviceChoice,
-    /// Dtype of weights and activations.
-    pub dtype: Precision,
-    /// CPU threads; 0 = all cores.
-    pub threads: usize,
-    /// System message.
-    pub system: Option<String>,
-}
-
-impl Default for ChatConfig {
-    fn default() -> ChatConfig {
-        ChatConfig {
-            path: PathBuf::new(),
-            max_new_tokens: 256,
-            temperature: 0.7,
-            top_k: 0,
-            top_p: 0.95,
-            seed: 1234,
-            device: DeviceChoice::Auto,
-            dtype: Precision::Bf16,
-            threads: 0,
-            system: None,
-        }
-    }
-}
-
-impl ChatConfig {
-    /// Puts `settings` over the defaults and checks the whole.
-    pub fn resolve(settings: &[Setting]) -> Result<ChatConfig> {
-        let config: ChatConfig = layers::merge(TALK, settings)?;
-        check::model_given(&config.path, "chat")?;
-        Ok(config)
-    }
-}
-
-/// A look at a model: `duplex inspect`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct InspectConfig {
-    /// Model folder.
-    pub path: PathBuf,
-    /// Dtype of weights and activations in memory.
-    pub dtype: Precision,
-}
-
-impl Default for InspectConfig {
-    fn default() -> InspectConfig {
-        InspectConfig { path: PathBuf::new(), dtype: Precision::Bf16 }
-    }
-}
-
-impl InspectConfig {
-    /// Puts `settings` over the defaults and checks the whole.
-    pub fn resolve(settings: &[Setting]) -> Result<InspectConfig> {
-        let config: InspectConfig = layers::merge(INSPECTION, settings)?;
-        check::model_given(&config.path, "inspect")?;
-        Ok(config)
-    }
-}
-
-/// An evaluation: `duplex eval`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EvalConfig {
-    /// Model folder.
-    pub path: PathBuf,
-    /// Model folder to compare with.
-    pub baseline: Option<PathBuf>,
-    /// Reward model that scores.
-    pub reward_model: Option<String>,
-    /// Built-in rule that scores.
-    pub reward_rule: Option<String>,
-    /// PATH or PATH:WEIGHT each; see [`EvalConfig::data_sources`].
-    pub data_path: Vec<String>,
-    /// Prompts to answer.
-    pub prompts: usize,
-    /// Longest prompt, tokens.
-    pub max_prompt_seq_len: usize,
-    /// Longest answer, tokens.
-    pub max_new_tokens: usize,
-    /// Softmax temperature; 0 = greedy.
-    pub temperature: f64,
-    /// Draw from the k likeliest tokens; 0 = all.
-    pub top_k: usize,
-    /// Draw from the smallest set of this probability; 1 = all.
-    pub top_p: f64,
-    /// Seed of the draws.
-    pub seed: u64,
-    /// Where to compute.
-    pub device: DeviceChoice,
-    /// Dtype of weights and activations.
-    pub dtype: Precision,
-    /// CPU threads; 0 = all cores.
-    pub threads: usize,
-    /// Answers shown.
-    pub print_samples: usize,
-}
-
-impl Default for EvalConfig {
-    fn default() -> EvalConfig {
-        EvalConfig {
-            path: PathBuf::new(),
-            baseline: None,
-            reward_model: None,
-            reward_rule: None,
-            data_path: vec![],
-            prompts: 100,
-            max_prompt_seq_len: 256,
-            max_new_tokens: 256,
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            seed: 1234,
-            device: DeviceChoice::Auto,
-            dtype: Precision::Bf16,
-            threads: 0,
-            print_samples: 2,
-        }
-    }
-}
-
-impl EvalConfig {
-    /// Puts `settings` over the defaults and checks the whole.
-    pub fn resolve(settings: &[Setting]) -> Result<EvalConfig> {
-        let config: EvalConfig = layers::merge(EVALUATION, settings)?;
-        check::model_given(&config.path, "eval")?;
-        config.check()?;
-        Ok(config)
     }
 }

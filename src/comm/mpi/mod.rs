@@ -8,7 +8,8 @@ mod reduction;
 mod requests;
 
 use super::lifeline::Lifeline;
-use super::local::{Meet, copy, under_way};
+use super::reduce::copy;
+use super::under_way::{Meet, under_way};
 use super::{Call, Comm, Pending, Transport};
 use crate::base::{Error, Kind, Result};
 use crate::device::Region;

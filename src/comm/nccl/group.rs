@@ -3,7 +3,7 @@
 use super::api::{Api, BYTES, Handle, NO_COLOR};
 use super::world::{Lane, What, World};
 use crate::base::Result;
-use crate::comm::local::{Meet, under_way};
+use crate::comm::under_way::{Meet, under_way};
 use crate::comm::{Call, Pending};
 use crate::device::{Device, Event, Region};
 use std::collections::HashMap;

@@ -12,8 +12,8 @@ mod world;
 pub use api::{FILES, VARIABLE, given};
 pub use meet::SECRET;
 
-use super::local::under_way;
 use super::rendezvous::Member;
+use super::under_way::under_way;
 use super::{Call, Comm, Launch, Pending, Transport};
 use crate::base::{Error, Result};
 use crate::device::{Device, Region};

@@ -4,7 +4,7 @@
 use super::group::Group;
 use crate::base::{Error, Result};
 use crate::comm::Call;
-use crate::comm::local::Meet;
+use crate::comm::under_way::Meet;
 use crate::device::Region;
 
 /// Bytes of the card that values of the host take on their way.
