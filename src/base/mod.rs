@@ -1,4 +1,4 @@
-//! Words everyone uses: errors, dtypes, shapes and the counter-based random numbers.
+//! Words everyone uses: errors, dtypes, shapes, the counter-based random numbers, what the system tells.
 //! Knows nothing of devices, tensors or models.
 
 mod caught;
@@ -6,6 +6,7 @@ mod dtype;
 mod error;
 mod rng;
 mod shape;
+mod system;
 
 pub use caught::{Limited, caught, is_caught, with_limit};
 pub use dtype::{DType, Elem};
@@ -13,3 +14,4 @@ pub use error::{Error, Kind, Result};
 pub use half::bf16;
 pub use rng::{Philox, Rng};
 pub use shape::Shape;
+pub use system::{machine_name, on_stop};

@@ -1,7 +1,7 @@
 //! Ranks as processes that this one starts, each with the same words, and with the variables that a launcher sets. They end
 //! with it, and it with them: with the exit code of the rank that failed, and one line.
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, on_stop};
 use crate::comm::{SOCKET, nccl, secret};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -38,15 +38,7 @@ struct Rank {
 
 /// Starts `ranks` ranks and waits for their ends.
 pub(super) fn run(ranks: usize) -> Result<u8> {
-    for signal in [libc::SIGTERM, libc::SIGINT] {
-        // SAFETY: a zeroed sigaction is a valid one; the handler stores a number.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = came as extern "C" fn(libc::c_int) as libc::sighandler_t;
-            action.sa_flags = libc::SA_RESTART;
-            libc::sigaction(signal, &action, std::ptr::null_mut());
-        }
-    }
+    on_stop(came);
     let failed = |e: std::io::Error| Error::resource(format!("cannot start the ranks: {e}"));
     // Of this machine alone; rank 0 gets the socket itself, so that nobody takes the port meanwhile.
     let socket = TcpListener::bind(("127.0.0.1", 0)).map_err(failed)?;

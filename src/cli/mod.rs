@@ -41,19 +41,12 @@ pub fn main() -> ExitCode {
 
 /// Does what the words ask for. The exit code is 0, or that of a rank that has told why.
 fn run(arguments: Vec<OsString>) -> Result<u8> {
-    match args::parse(arguments)? {
+    let done = match args::parse(arguments)? {
+        Request::Print(text) => print(&text),
         Request::Run(config) => {
             set_threads(config.threads);
-            ranks::train(&config)
+            return ranks::train(&config);
         }
-        other => answer(other).map(|()| 0),
-    }
-}
-
-fn answer(request: Request) -> Result<()> {
-    match request {
-        Request::Print(text) => print(&text),
-        Request::Run(_) => Err(Error::internal("a run is no question")),
         Request::Chat(config) => {
             set_threads(config.threads);
             end_with_the_reader();
@@ -76,7 +69,8 @@ fn answer(request: Request) -> Result<()> {
             print(&findings.table())?;
             findings.verdict()
         }
-    }
+    };
+    done.map(|()| 0)
 }
 
 /// Reads a command line, the program's name first, and does nothing else: an error is what [`main`] would tell.

@@ -3,7 +3,7 @@
 
 use super::children;
 use crate::base::{Error, Result};
-use crate::comm::{DUPLEX, Launch, launched, nccl, run_ranks};
+use crate::comm::{Comm, DUPLEX, Launch, launched, nccl, run_ranks};
 use crate::device::{Device, cuda};
 use crate::pipeline::{self, Ranks, config::DeviceChoice, config::RunConfig};
 
@@ -80,7 +80,12 @@ fn on_a_card(config: &RunConfig, launch: &Launch) -> Result<()> {
         _ => Device::Cuda(launch.local_rank as u32),
     };
     let comm = nccl::start(card, launch, config.rank_timeout()?, &pipeline::alike(config)?)?;
-    let ranks = Ranks::on_this_machine(comm.clone(), Some(card));
+    among(config, comm, Some(card))
+}
+
+/// Trains as one of the ranks that are processes, and tells the others of its end.
+fn among(config: &RunConfig, comm: Comm, card: Option<Device>) -> Result<()> {
+    let ranks = Ranks::on_this_machine(comm.clone(), card);
     let done = ranks.and_then(|ranks| pipeline::train_as(config, ranks));
     comm.leave(done.as_ref().err());
     done
@@ -90,10 +95,7 @@ fn on_a_card(config: &RunConfig, launch: &Launch) -> Result<()> {
 #[cfg(feature = "mpi")]
 fn over_mpi(config: &RunConfig, _: &Launch) -> Result<()> {
     let comm = crate::comm::mpi::start(config.rank_timeout()?, &pipeline::alike(config)?)?;
-    let ranks = Ranks::on_this_machine(comm.clone(), None)?;
-    let done = pipeline::train_as(config, ranks);
-    comm.leave(done.as_ref().err());
-    done
+    among(config, comm, None)
 }
 
 #[cfg(not(feature = "mpi"))]

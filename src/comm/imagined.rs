@@ -20,8 +20,9 @@ impl Comm {
     pub(crate) fn repeat(&self, before: &Kinds, times: u64) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         for (count, before) in counts.iter_mut().zip(before) {
-            count.calls += times * (count.calls - before.calls);
-            count.sent += times * (count.sent - before.sent);
+            let since = count.since(before);
+            count.calls += times * since.calls;
+            count.sent += times * since.sent;
         }
     }
 }
@@ -48,7 +49,11 @@ impl Transport for Alike {
         self.size
     }
 
-    /// Memory of a device is imagined too.
+    /// It is imagined too.
+    fn is_on_device(&self) -> bool {
+        true
+    }
+
     fn start(&self, _: Call) -> Result<Box<dyn Pending>> {
         Ok(Box::new(Done))
     }

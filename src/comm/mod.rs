@@ -176,6 +176,20 @@ pub struct Count {
 pub(crate) type Kinds = [Count; CallKind::ALL.len()];
 type Counts = Arc<Mutex<Kinds>>;
 
+impl Count {
+    /// What came after `before`, when this was what there was.
+    pub(crate) fn since(&self, before: &Count) -> Count {
+        let (calls, sent) = (self.calls - before.calls, self.sent - before.sent);
+        Count { calls, sent, waited: self.waited.saturating_sub(before.waited) }
+    }
+
+    /// Both.
+    pub(crate) fn and(&self, other: &Count) -> Count {
+        let (calls, sent) = (self.calls + other.calls, self.sent + other.sent);
+        Count { calls, sent, waited: self.waited + other.waited }
+    }
+}
+
 /// One rank's handle of a group of ranks.
 #[derive(Clone, Debug)]
 pub struct Comm {

@@ -107,10 +107,15 @@ impl Buffer {
 }
 
 impl Device {
+    /// Whether a region is of no memory: while planning, and on a device that is imagined, where addresses mean nothing.
+    fn has_nothing_at(self, region: Region) -> bool {
+        region.ptr.is_null() || self.is_imagined()
+    }
+
     /// Copies host bytes to a region of this device's memory.
     pub fn write(self, to: Region, src: &[u8]) -> Result<()> {
         assert_eq!(to.bytes, src.len());
-        if to.ptr.is_null() || self.is_imagined() {
+        if self.has_nothing_at(to) {
             return Ok(());
         }
         if self.has_kernels() {
@@ -124,7 +129,7 @@ impl Device {
     /// Copies a region of this device's memory to another of the same length, which does not overlap it.
     pub fn copy(self, to: Region, from: Region) -> Result<()> {
         assert_eq!(to.bytes, from.bytes);
-        if to.ptr.is_null() || from.ptr.is_null() || self.is_imagined() {
+        if self.has_nothing_at(to) || self.has_nothing_at(from) {
             return Ok(());
         }
         if self.has_kernels() {
@@ -137,7 +142,7 @@ impl Device {
 
     /// Sets a region of this device's memory to zero bytes.
     pub fn clear(self, region: Region) -> Result<()> {
-        if region.bytes == 0 || region.ptr.is_null() || self.is_imagined() {
+        if region.bytes == 0 || self.has_nothing_at(region) {
             return Ok(());
         }
         if self.has_kernels() {
@@ -151,7 +156,7 @@ impl Device {
     /// Copies a region of this device's memory to the host, once all work before it is done.
     pub fn read(self, from: Region, dst: &mut [u8]) -> Result<()> {
         assert_eq!(from.bytes, dst.len());
-        if from.ptr.is_null() || self.is_imagined() {
+        if self.has_nothing_at(from) {
             return Ok(());
         }
         if self.has_kernels() {

@@ -2,7 +2,7 @@
 //! protocol buffers, encoded by hand. Writes only; what the numbers mean is the caller's.
 
 use super::crc::crc32c;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, machine_name};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -21,8 +21,7 @@ impl EventWriter {
     pub fn create(dir: &Path) -> Result<EventWriter> {
         fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
         let (seconds, pid) = (wall_time() as u64, std::process::id());
-        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let host = host.trim().replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "_");
+        let host = machine_name().replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "_");
         for n in 0.. {
             let path = dir.join(format!("events.out.tfevents.{seconds}.{host}.{pid}.{n}"));
             match File::create_new(&path) {

@@ -396,6 +396,11 @@ impl Run<'_> {
     }
 }
 
+/// Writes `text` to a file that the user named.
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).map_err(|e| Error::io("write", path, &e))
+}
+
 /// Writes to standard output at once.
 fn say(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();

@@ -4,7 +4,7 @@ use super::Run;
 use super::config::{self, OptimizerState, RunConfig, ZeroStage};
 use super::doctor::free_memory;
 use crate::arch::Arch;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, machine_name};
 use crate::comm::Comm;
 use crate::device::Device;
 use crate::model::Head;
@@ -30,8 +30,7 @@ impl Ranks {
 
     /// Ranks that are processes, of which those whose machine has the same name are on one.
     pub fn on_this_machine(comm: Comm, card: Option<Device>) -> Result<Ranks> {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let hash = blake3::hash(host.as_bytes());
+        let hash = blake3::hash(machine_name().as_bytes());
         let all = comm.concat(hash.as_bytes())?;
         let local = all.chunks(hash.as_bytes().len()).filter(|h| h == hash.as_bytes()).count();
         Ok(Ranks { comm, local, card })

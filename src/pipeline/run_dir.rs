@@ -1,6 +1,6 @@
 //! The run directory: one process at a time, one run, its resolved config and where results go.
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, machine_name};
 use crate::formats::{remove_leftovers, write_atomic};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -144,8 +144,7 @@ fn lock(dir: &Path) -> Result<File> {
             if owner.trim().is_empty() { "another process" } else { owner.trim() }
         )));
     }
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let note = format!("process {} on {}\n", std::process::id(), host.trim());
+    let note = format!("process {} on {}\n", std::process::id(), machine_name());
     let write =
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(note.as_bytes()));
     write.map_err(|e| Error::io("write", &path, &e))?;

@@ -96,11 +96,10 @@ impl Store {
     pub(super) fn finished(&self) -> Result<()> {
         let Partition { comm, slice, .. } = self.partition();
         let waits = !comm.is_on_device() && !slice.is_on_device();
-        match self.device() {
-            device if waits && device.has_kernels() && !device.is_imagined() => {
-                device.stream()?.synchronize()
-            }
-            _ => Ok(()),
+        if waits && self.device().has_kernels() {
+            self.device().stream()?.synchronize()
+        } else {
+            Ok(())
         }
     }
 }

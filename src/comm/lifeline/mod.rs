@@ -5,6 +5,9 @@
 
 #[cfg(test)]
 mod tests;
+mod what;
+
+pub(super) use what::{What, part_of};
 
 use super::rendezvous::{Lines, Member};
 use super::wire::{send, take};

@@ -2,9 +2,10 @@
 //! in the order in which they were started, since ranks may wait in different orders; waiting without taking the
 //! processor from ranks that compute; and the end.
 
+use super::Lifeline;
 use super::meet::Started;
-use super::{Kind, Lifeline};
 use crate::base::{Error, Result};
+use crate::comm::lifeline::What;
 use ::mpi::environment::Universe;
 use ::mpi::ffi;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,30 +30,9 @@ impl Work for super::Requests {
     }
 }
 
-/// What is waited for, as it is named where it does not end.
-pub(super) struct What {
-    pub(super) name: String,
-    /// Its number among the group's calls; `None` for letters.
-    pub(super) call: Option<u64>,
-    /// Who takes part, by their numbers in the first group.
-    pub(super) members: Arc<Vec<usize>>,
-}
-
-impl std::fmt::Display for What {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.call {
-            Some(number) => write!(f, "{} number {number}", self.name),
-            None => f.write_str(&self.name),
-        }
-    }
-}
-
 /// Looks that follow each other at once; then the processor is given to others between them.
 const EAGER: u32 = 100;
 const NAP: Duration = Duration::from_micros(50);
-/// How long a rank's end may take to be told, where MPI notices it first.
-const NEWS: Duration = Duration::from_secs(2);
-
 /// MPI in this process.
 pub(super) struct World {
     universe: ManuallyDrop<Universe>,
@@ -122,8 +102,8 @@ impl World {
         Ok(id)
     }
 
-    /// Waits for the end of a call of the group `group`, and moves all others on meanwhile.
-    pub(super) fn wait(&self, id: u64, group: u64, what: &What) -> Result<()> {
+    /// Waits for the end of a call, and moves all others on meanwhile.
+    pub(super) fn wait(&self, id: u64, what: &What) -> Result<()> {
         let deadline = Instant::now() + self.timeout;
         for look in 0u32.. {
             let stepped = {
@@ -139,7 +119,7 @@ impl World {
                 stepped
             };
             if let Err(e) = stepped {
-                return Err(self.break_up(self.culprit(e).context(what)));
+                return Err(self.break_up(self.lifeline.culprit(e).context(what)));
             }
             if let Some(e) = self.lifeline.gone() {
                 return Err(self.break_up(e));
@@ -151,43 +131,20 @@ impl World {
             std::thread::sleep(NAP);
             // Now and then, since it is less cheap, and only after a while of waiting.
             if look.is_multiple_of(EAGER) {
-                self.check(group, what, deadline)?;
+                self.check(what, deadline)?;
             }
         }
         Err(Error::internal("waiting without end"))
     }
 
     /// Gives up if a rank has ended before the call, or time is over.
-    fn check(&self, group: u64, what: &What, deadline: Instant) -> Result<()> {
-        let ended = what.call.and_then(|n| self.lifeline.ended_before(&what.members, group, n));
-        if let Some(e) = ended {
-            return Err(self.break_up(e.context(what)));
-        }
+    fn check(&self, what: &What, deadline: Instant) -> Result<()> {
+        self.lifeline.may_end(what).map_err(|e| self.break_up(e))?;
         if Instant::now() < deadline {
             return Ok(());
         }
-        // Of a letter there is no number: whoever it is from or to has not come.
-        let number = what.call.unwrap_or(u64::MAX);
-        let late = self.lifeline.late(&what.members, group, number, self.timeout);
-        // Another may have found out meanwhile.
-        let e = self.lifeline.gone().unwrap_or_else(|| {
-            Error::stopped(format!(
-                "{what}: {late}; the same command goes on from the last checkpoint"
-            ))
-        });
+        let e = self.lifeline.overdue(what, self.timeout);
         Err(self.break_up(e))
-    }
-
-    /// What the lifeline says of an error of MPI, which knows no names.
-    fn culprit(&self, e: Error) -> Error {
-        let clock = Instant::now();
-        while e.kind() == Kind::Stopped && clock.elapsed() < NEWS {
-            if let Some(gone) = self.lifeline.gone() {
-                return gone;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        e
     }
 
     /// Does what blocks inside MPI, on a thread of its own, so that this one need not wait for ever.

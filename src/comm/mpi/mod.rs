@@ -7,14 +7,14 @@ mod meet;
 mod reduction;
 mod requests;
 
-use super::lifeline::Lifeline;
+use super::lifeline::{Lifeline, What, part_of};
 use super::reduce::copy;
 use super::under_way::{Meet, under_way};
 use super::{Call, Comm, Pending, Transport};
-use crate::base::{Error, Kind, Result};
+use crate::base::{Error, Result};
 use crate::device::Region;
 use ::mpi::ffi;
-use engine::{What, World};
+use engine::World;
 use reduction::Reduction;
 use requests::{LETTERS, Lane, Requests, check, tag};
 use std::collections::BTreeMap;
@@ -94,7 +94,8 @@ impl Group {
             number = self.next.fetch_add(1, Ordering::Relaxed);
             begin(number)
         })?;
-        let what = What { name: name.into(), call: Some(number), members: self.members.clone() };
+        let (name, call, members) = (name.into(), Some(number), self.members.clone());
+        let what = What { name, group: self.id, call, members };
         Ok(UnderWay { group: self.clone(), id, what })
     }
 
@@ -132,7 +133,8 @@ impl Group {
             Ok(Box::new(requests))
         })?;
         let members = Arc::new(vec![self.members[other]]);
-        let what = What { name: format!("{name} rank {}", members[0]), call: None, members };
+        let name = format!("{name} rank {}", members[0]);
+        let what = What { name, group: self.id, call: None, members };
         Ok(UnderWay { group: self.clone(), id, what })
     }
 }
@@ -146,7 +148,7 @@ struct UnderWay {
 
 impl Meet for UnderWay {
     fn meet(&self) -> Result<()> {
-        self.group.world.wait(self.id, self.group.id, &self.what)
+        self.group.world.wait(self.id, &self.what)
     }
 }
 
@@ -236,8 +238,7 @@ impl Transport for Mpi {
         let ours = (0..group.size()).filter(|r| colors[*r] == color as u64);
         let members = ours.map(|r| group.members[r]).collect();
         let number = all_here.what.call.unwrap_or_default();
-        let id = [group.id, number, color as u64].map(u64::to_le_bytes).concat();
-        let id = blake3::hash(&id).as_bytes()[..8].iter().fold(0, |id, b| id << 8 | *b as u64);
+        let id = part_of(group.id, number, color as u64);
         let world = group.world.clone();
         Ok(Arc::new(Mpi { group: Group::new(world, comm, members, id)? }))
     }

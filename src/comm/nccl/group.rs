@@ -1,8 +1,9 @@
 //! A group of ranks, as one of them sees it: its calls on the stream, letters, and the groups that are made of it.
 
 use super::api::{Api, BYTES, Handle, NO_COLOR};
-use super::world::{Lane, What, World};
+use super::world::{Lane, World};
 use crate::base::Result;
+use crate::comm::lifeline::{What, part_of};
 use crate::comm::under_way::{Meet, under_way};
 use crate::comm::{Call, Pending};
 use crate::device::{Device, Event, Region};
@@ -99,7 +100,7 @@ impl Group {
     /// What this rank does next, a call of all ranks or not.
     pub(super) fn what(&self, name: &'static str, call: bool) -> What {
         let call = call.then(|| self.next.fetch_add(1, Ordering::Relaxed));
-        What { name, group: self.id, call, members: self.members.clone() }
+        What { name: name.into(), group: self.id, call, members: self.members.clone() }
     }
 
     /// Puts a call on the stream, behind what the calling thread's was given so far.
@@ -239,8 +240,7 @@ impl Group {
         )?;
         let Some(comm) = made else { return Ok(None) };
         let members = Arc::new(ranks.iter().map(|r| self.members[*r]).collect());
-        let id = [self.id, number, own as u64].map(u64::to_le_bytes).concat();
-        let id = blake3::hash(&id).as_bytes()[..8].iter().fold(0, |id, b| id << 8 | *b as u64);
+        let id = part_of(self.id, number, own as u64);
         let machines = self.machines.clone();
         Ok(Some(Group::new(self.world.clone(), comm, members, rank, id, machines)))
     }

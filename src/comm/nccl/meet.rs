@@ -2,7 +2,7 @@
 //! that `--num-gpus` opened for rank 0. There they get the id of NCCL's communicator.
 
 use super::api::{Api, START, UniqueId};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, machine_name};
 use crate::comm::lifeline::Lifeline;
 use crate::comm::rendezvous::{Member, Met, Place, bind, host, visit};
 use crate::comm::{Launch, SOCKET};
@@ -89,6 +89,6 @@ fn socket() -> Result<Option<TcpListener>> {
 
 /// The name of this machine.
 pub(super) fn this_machine() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() { "an unnamed machine".into() } else { name.trim().into() }
+    let name = machine_name();
+    if name.is_empty() { "an unnamed machine".into() } else { name }
 }

@@ -7,8 +7,8 @@
 //! later wait for the device finds the error, so nothing that was computed from then on gets off the card, nor to disk.
 
 use super::api::{Api, Handle, IN_PROGRESS};
-use crate::base::{Error, Kind, Result};
-use crate::comm::lifeline::Lifeline;
+use crate::base::{Error, Result};
+use crate::comm::lifeline::{Lifeline, What};
 use crate::device::{Buffer, Device, Event, Region, Stream};
 use std::collections::VecDeque;
 use std::ffi::c_int;
@@ -22,32 +22,10 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Looks of a thread that waits for NCCL that follow each other at once, and the time between later ones.
 const EAGER: u32 = 200;
 const NAP: Duration = Duration::from_micros(50);
-/// How long a rank's end may take to be told, where NCCL notices it first.
-const NEWS: Duration = Duration::from_secs(2);
 /// How long NCCL may take to abort before the process goes without that.
 const ABORT: Duration = Duration::from_secs(5);
 /// How long after that the rest of the process may take to notice; then it is stuck, and is ended.
 const STUCK: Duration = Duration::from_secs(30);
-
-/// What is waited for, as it is named where it does not end.
-#[derive(Clone)]
-pub(super) struct What {
-    pub(super) name: &'static str,
-    /// The group's number, and that of the call among the group's; none for letters.
-    pub(super) group: u64,
-    pub(super) call: Option<u64>,
-    /// Who takes part, by their numbers in the first group.
-    pub(super) members: Arc<Vec<usize>>,
-}
-
-impl std::fmt::Display for What {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.call {
-            Some(number) => write!(f, "{} number {number}", self.name),
-            None => f.write_str(self.name),
-        }
-    }
-}
 
 /// A call under way.
 struct Open {
@@ -202,7 +180,7 @@ impl Shared {
             self.device.ended()?;
             calls(self.api)
         };
-        called.map_err(|e| self.break_up(self.culprit(e)))?;
+        called.map_err(|e| self.break_up(self.lifeline.culprit(e)))?;
         self.settle(what, || comm)
     }
 
@@ -221,7 +199,7 @@ impl Shared {
             self.device.ended()?;
             self.api.check(what, begin(self.api, made))
         };
-        begun.map_err(|e| self.break_up(self.culprit(e)))?;
+        begun.map_err(|e| self.break_up(self.lifeline.culprit(e)))?;
         if let Some(parent) = parent {
             self.settle(what, || parent)?;
         }
@@ -250,23 +228,11 @@ impl Shared {
             }
             if state != IN_PROGRESS {
                 let done = self.api.check(what, state);
-                return done.map_err(|e| self.break_up(self.culprit(e)));
+                return done.map_err(|e| self.break_up(self.lifeline.culprit(e)));
             }
             if look < EAGER { std::thread::yield_now() } else { std::thread::sleep(NAP) }
         }
         Err(Error::internal("waiting without end"))
-    }
-
-    /// What the lifeline says of an error of NCCL, which knows no names.
-    fn culprit(&self, e: Error) -> Error {
-        let clock = Instant::now();
-        while matches!(e.kind(), Kind::Stopped | Kind::Resource) && clock.elapsed() < NEWS {
-            if let Some(gone) = self.lifeline.gone() {
-                return gone;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        e
     }
 
     /// Looks after the calls under way until it is told to stop, or something is wrong.
@@ -294,25 +260,13 @@ impl Shared {
             return Some(e);
         }
         if let Some(e) = self.reported() {
-            return Some(self.culprit(e));
+            return Some(self.lifeline.culprit(e));
         }
         let (what, since) = self.oldest()?;
-        let ended =
-            what.call.and_then(|n| self.lifeline.ended_before(&what.members, what.group, n));
-        if let Some(e) = ended {
-            return Some(e.context(what));
+        if let Err(e) = self.lifeline.may_end(&what) {
+            return Some(e);
         }
-        if since.elapsed() < self.timeout {
-            return None;
-        }
-        // Of a letter there is no number: whoever it is from or to has not come.
-        let number = what.call.unwrap_or(u64::MAX);
-        let late = self.lifeline.late(&what.members, what.group, number, self.timeout);
-        // Another may have found out meanwhile.
-        Some(self.lifeline.gone().unwrap_or_else(|| {
-            let again = "the same command goes on from the last checkpoint";
-            Error::stopped(format!("{what}: {late}; {again}"))
-        }))
+        (since.elapsed() >= self.timeout).then(|| self.lifeline.overdue(&what, self.timeout))
     }
 
     /// An error of a communicator that came while nobody waited for it.

@@ -11,13 +11,13 @@ mod work;
 pub(super) use machine::{processor, resident_bytes};
 
 use super::config::{BenchConfig, OptimizerState};
-use crate::base::{Error, Result};
+use super::write;
+use crate::base::Result;
 use crate::model::Head;
 use machine::Ceilings;
 use measured::{Measured, table};
 use serde_json::json;
 use shapes::Subject;
-use std::path::Path;
 use work::Bench;
 
 /// Measures the cases in order, writes the JSON file if one is asked for, and returns the table.
@@ -79,8 +79,4 @@ pub fn bench(cfg: &BenchConfig, progress: &mut dyn FnMut(&str)) -> Result<String
         ceilings.matmul_flop_per_s / 1e9,
         table(&all, &ceilings)
     ))
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|e| Error::io("write", path, &e))
 }

@@ -14,7 +14,7 @@ pub use finding::{Finding, Findings, Mark};
 pub(super) use memory::free as free_memory;
 
 use super::config::DoctorConfig;
-use crate::base::{Error, Result};
+use crate::base::Result;
 use std::path::Path;
 
 /// Looks at everything, and writes the JSON file if one is asked for. What was found to be wrong is in
@@ -29,8 +29,7 @@ pub fn doctor(cfg: &DoctorConfig) -> Result<Findings> {
     all.extend(limits::look());
     let findings = Findings(all);
     if let Some(path) = &cfg.json {
-        let text = format!("{:#}\n", findings.json());
-        std::fs::write(path, text).map_err(|e| Error::io("write", path, &e))?;
+        super::write(path, &format!("{:#}\n", findings.json()))?;
     }
     Ok(findings)
 }

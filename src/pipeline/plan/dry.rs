@@ -5,7 +5,7 @@ use super::machine::Machine;
 use super::models;
 use crate::arch::{Arch, Config};
 use crate::base::{Error, Result};
-use crate::comm::{CallKind, Comm};
+use crate::comm::{CallKind, Comm, Count, Kinds};
 use crate::engine::Engine;
 use crate::model::{Head, LoadOptions, LoraConfig, Model};
 use crate::pipeline::config::RunConfig;
@@ -35,13 +35,6 @@ impl Bytes {
     }
 }
 
-/// Calls of one kind in one group of ranks, and the bytes that a rank gives to others with them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub(super) struct Sent {
-    pub(super) calls: u64,
-    pub(super) bytes: u64,
-}
-
 /// The groups in which ranks speak.
 #[derive(Clone, Debug)]
 pub(super) struct Groups {
@@ -54,29 +47,31 @@ pub(super) struct Groups {
 }
 
 /// What was said in each of the groups, by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Traffic {
     /// Among all ranks, or those of a slice.
-    pub(super) wide: [Sent; CallKind::ALL.len()],
+    pub(super) wide: Kinds,
     /// Among those that generate together.
-    pub(super) tensor: [Sent; CallKind::ALL.len()],
+    pub(super) tensor: Kinds,
+}
+
+/// Each kind's counts in `a` with those in `b`.
+fn paired(a: &Kinds, b: &Kinds, with: fn(&Count, &Count) -> Count) -> Kinds {
+    std::array::from_fn(|kind| with(&a[kind], &b[kind]))
 }
 
 impl Traffic {
-    fn less(mut self, before: &Traffic) -> Traffic {
-        for (own, before) in [(&mut self.wide, before.wide), (&mut self.tensor, before.tensor)] {
-            for (own, before) in own.iter_mut().zip(before) {
-                own.calls -= before.calls;
-                own.bytes -= before.bytes;
-            }
+    fn since(&self, before: &Traffic) -> Traffic {
+        let since = |now, before| paired(now, before, Count::since);
+        Traffic {
+            wide: since(&self.wide, &before.wide),
+            tensor: since(&self.tensor, &before.tensor),
         }
-        self
     }
 
     /// Of one kind, in all groups.
-    pub(super) fn of(&self, kind: CallKind) -> Sent {
-        let [a, b] = [self.wide, self.tensor].map(|group| group[kind as usize]);
-        Sent { calls: a.calls + b.calls, bytes: a.bytes + b.bytes }
+    pub(super) fn of(&self, kind: CallKind) -> Count {
+        self.wide[kind as usize].and(&self.tensor[kind as usize])
     }
 }
 
@@ -119,11 +114,6 @@ pub(super) struct Dry<'c> {
     pub(super) machine: Machine,
     pub(super) ws: Workspace,
     groups: Groups,
-    /// Ranks that generate together, and stages of actor and critic, as far as they are made.
-    pub(super) tensor_parallel: usize,
-    pub(super) stages: Vec<Zero>,
-    /// Elements of the largest parameter so far.
-    pub(super) largest: usize,
 }
 
 impl<'c> Dry<'c> {
@@ -131,7 +121,7 @@ impl<'c> Dry<'c> {
         let ws = Workspace::new(machine.device(), memory_limit(cfg))?;
         let [world, slice, tensor] = [machine.ranks, 1, 1].map(Comm::imagined);
         let groups = Groups { world, slice, tensor };
-        Ok(Dry { cfg, machine, ws, groups, tensor_parallel: 1, stages: vec![], largest: 0 })
+        Ok(Dry { cfg, machine, ws, groups })
     }
 
     pub(super) fn ranks(&self) -> usize {
@@ -152,9 +142,6 @@ impl<'c> Dry<'c> {
         let stage = ranks::asked_stage(self.cfg, head).unwrap_or_else(|| {
             ranks::fitting_stage(self.cfg, arch, trained, n, self.machine.memory())
         });
-        if trained {
-            self.stages.push(stage);
-        }
         let comm = self.groups.world.clone();
         if !generates {
             return Partition::new(comm, stage, 1);
@@ -164,7 +151,6 @@ impl<'c> Dry<'c> {
             // Says why not.
             return Partition::new(comm, stage, blocks);
         }
-        self.tensor_parallel = blocks;
         (self.groups.slice, self.groups.tensor) =
             (Comm::imagined(n / blocks), Comm::imagined(blocks));
         let (slice, tensor) = (self.groups.slice.clone(), self.groups.tensor.clone());
@@ -185,10 +171,7 @@ impl<'c> Dry<'c> {
         let grads = if trained { grads } else { options.grads };
         let offload = self.cfg.offload && !trained;
         let options = LoadOptions { train: trained, grads, lora, partition, offload, ..options };
-        let model = Model::empty(config, &options)?;
-        let sizes = model.store.params().iter().map(|p| p.spec.shape.iter().product());
-        self.largest = sizes.max().unwrap_or(0).max(self.largest);
-        Ok(model)
+        Model::empty(config, &options)
     }
 
     /// An engine for a model that is trained.
@@ -211,17 +194,8 @@ impl<'c> Dry<'c> {
 
     fn traffic(&self) -> Traffic {
         let Groups { world, slice, tensor } = &self.groups;
-        let of = |groups: &[&Comm]| {
-            CallKind::ALL.map(|kind| {
-                let counts = groups.iter().map(|g| g.counted(kind));
-                let add = |sum: Sent, c: crate::comm::Count| Sent {
-                    calls: sum.calls + c.calls,
-                    bytes: sum.bytes + c.sent,
-                };
-                counts.fold(Sent::default(), add)
-            })
-        };
-        Traffic { wide: of(&[world, slice]), tensor: of(&[tensor]) }
+        let wide = paired(&world.counts(), &slice.counts(), Count::and);
+        Traffic { wide, tensor: tensor.counts() }
     }
 
     /// Begins a phase.
@@ -252,7 +226,7 @@ impl<'c> Dry<'c> {
                 buffers: peak.saturating_sub(known),
             },
             flops: self.ws.flops() - mark.flops,
-            traffic: self.traffic().less(&mark.traffic),
+            traffic: self.traffic().since(&mark.traffic),
             updated: 0,
             decode: None,
         }
@@ -262,7 +236,7 @@ impl<'c> Dry<'c> {
 impl Phase {
     /// The phase without what `part` of it takes.
     pub(super) fn without(self, part: &Phase, name: &'static str) -> Phase {
-        let traffic = self.traffic.less(&part.traffic);
+        let traffic = self.traffic.since(&part.traffic);
         Phase { name, flops: self.flops.saturating_sub(part.flops), traffic, ..self }
     }
 }

@@ -11,12 +11,11 @@ mod time;
 
 use super::bench::resident_bytes;
 use super::config::{PlanConfig, RunConfig};
-use crate::base::{Error, Kind, Result};
+use crate::base::{Kind, Result};
 use crate::data::Tokenizer;
 use crate::model::{base_dir, resolve_model};
 use dry::Dry;
 use machine::Machine;
-use std::path::Path;
 use steps::Step;
 
 /// More sequences of a micro-batch are of no use.
@@ -28,9 +27,6 @@ const IN_FILES: usize = 12;
 /// A step with what is said of it.
 struct Planned {
     step: Step,
-    /// Of actor and critic, as far as they are in it.
-    stages: Vec<String>,
-    tensor_parallel: usize,
     /// Sequences of full length in the largest micro-batch that fits; 0: none does.
     largest: usize,
     /// Seconds of each phase, where there is an estimate.
@@ -66,22 +62,19 @@ pub fn plan(cfg: &RunConfig, plan: &PlanConfig) -> Result<String> {
     let mut dry = Dry::new(cfg, machine)?;
     let mut steps = vec![];
     for &number in &cfg.step {
-        dry.stages.clear();
         let step = steps::step(&mut dry, number)?;
         let seconds = |phase: &dry::Phase| time::seconds(phase, &machine, cfg.offload);
         steps.push(Planned {
             seconds: step.phases.iter().map(seconds).collect(),
-            stages: dry.stages.iter().map(ToString::to_string).collect(),
-            tensor_parallel: if number == 3 { dry.tensor_parallel } else { 1 },
             largest: largest(cfg, machine, number)?,
             step,
         });
     }
     drop(tokenizer);
-    let files = IN_FILES * dry.largest;
+    let files = IN_FILES * steps.iter().map(|p| p.step.largest).max().unwrap_or(0);
     let done = Plan { cfg, machine, steps, program: program as usize, files };
     if let Some(path) = &plan.json {
-        write(path, &format!("{:#}\n", text::json(&done)))?;
+        super::write(path, &format!("{:#}\n", text::json(&done)))?;
     }
     Ok(text::table(&done))
 }
@@ -135,10 +128,6 @@ fn most(limit: usize, fits: impl Fn(usize) -> Result<bool>) -> Result<usize> {
         if fits(middle)? { low = middle } else { high = middle }
     }
     Ok(low)
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|e| Error::io("write", path, &e))
 }
 
 #[cfg(test)]

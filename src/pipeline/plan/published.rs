@@ -5,7 +5,7 @@ use super::dry::Dry;
 use super::machine::{CARDS, Card, Machine};
 use super::models::OPT;
 use super::text::columns;
-use super::{fits, most, steps, time, with_rows};
+use super::{fits, most, steps, time};
 use crate::base::{Error, Result};
 use crate::pipeline::config::{Checkpointing, OptimizerState, RunConfig};
 
@@ -98,8 +98,8 @@ static WAYS: [Way; 4] = [
     Way { name: "LoRA 128", state: OptimizerState::Full, offload: false, lora: LORA },
 ];
 
-/// Step 3 as it was measured, with everything computed again that can be.
-fn setting(actor: &str, way: Way) -> RunConfig {
+/// Step 3 as it was measured, on `rows` prompts in micro-batches of `micro`, with everything computed again that can be.
+fn setting(actor: &str, way: Way, rows: usize, micro: usize) -> RunConfig {
     let mut cfg = RunConfig {
         step: vec![3],
         actor_model: Some(actor.to_string()),
@@ -111,26 +111,23 @@ fn setting(actor: &str, way: Way) -> RunConfig {
         ..RunConfig::default()
     };
     cfg.lora.actor_lora_dim = way.lora;
+    cfg.micro_batch_tokens = micro * (cfg.max_prompt_seq_len + cfg.max_answer_seq_len);
+    (cfg.ppo.per_device_generation_batch_size, cfg.ppo.generation_batches) = (rows, 1);
+    cfg.ppo.per_device_training_batch_size = rows;
     cfg
 }
 
 /// The setting with as many sequences a step as fit, up to the published limit; None if not even one for each rank does.
 fn fitted(actor: &str, way: Way, machine: Machine) -> Result<Option<(RunConfig, usize)>> {
-    let with = |each: usize| {
-        // Micro-batches of one sequence: what is bounded here is the cache.
-        let mut cfg = with_rows(&setting(actor, way), 1, machine.ranks);
-        cfg.ppo.per_device_generation_batch_size = each * machine.ranks;
-        cfg.ppo.per_device_training_batch_size = each * machine.ranks;
-        cfg
-    };
-    let each = most((MOST / machine.ranks).max(1), |n| fits(&with(n), machine, 3))?;
+    let with = |each: usize, micro: usize| setting(actor, way, each * machine.ranks, micro);
+    // Micro-batches of one sequence: what is bounded here is the cache.
+    let each = most((MOST / machine.ranks).max(1), |n| fits(&with(n, 1), machine, 3))?;
     if each == 0 {
         return Ok(None);
     }
     // And with micro-batches as large as there is room for.
-    let sized = |rows: usize| RunConfig { micro_batch_tokens: rows * 512, ..with(each) };
-    let rows = most(each.min(32), |n| fits(&sized(n), machine, 3))?;
-    Ok(Some((sized(rows.max(1)), each * machine.ranks)))
+    let micro = most(each.min(32), |n| fits(&with(each, n), machine, 3))?;
+    Ok(Some((with(each, micro.max(1)), each * machine.ranks)))
 }
 
 fn epochs(machine: Machine, said: &[Said]) -> Result<String> {
@@ -176,18 +173,10 @@ fn seconds(cfg: &RunConfig, machine: Machine) -> Result<f64> {
 fn largest_actor(machine: Machine, ways: &[Way]) -> Result<String> {
     for shape in OPT.iter().rev() {
         for way in ways {
-            let cfg = with_rows(&setting(shape.0, *way), 1, 1);
-            let one = RunConfig { ppo: one_answer(&cfg), ..cfg };
-            if fits(&one, machine, 3)? {
+            if fits(&setting(shape.0, *way, 1, 1), machine, 3)? {
                 return Ok(shape.0.to_string());
             }
         }
     }
     Ok("none".into())
-}
-
-fn one_answer(cfg: &RunConfig) -> crate::pipeline::config::PpoSection {
-    let mut ppo = cfg.ppo.clone();
-    (ppo.per_device_generation_batch_size, ppo.per_device_training_batch_size) = (1, 1);
-    ppo
 }

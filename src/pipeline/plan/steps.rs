@@ -9,6 +9,7 @@ use crate::formats::Draft;
 use crate::model::Head;
 use crate::pipeline::config::keys::Every;
 use crate::pipeline::settings;
+use crate::pool::Zero;
 use crate::rlhf::{
     PpoEngines, PpoTrainer, RewardConfig, RewardSource, RewardTrainer, SftConfig, SftTrainer,
     built_in_rule,
@@ -28,6 +29,39 @@ pub(super) struct Step {
     pub(super) checkpoint: usize,
     /// Bytes of the host that a rank keeps for its device.
     pub(super) offloaded: usize,
+    /// Of the trained models, the actor first.
+    pub(super) stages: Vec<Zero>,
+    /// Ranks that generate together.
+    pub(super) tensor_parallel: usize,
+    /// Elements of the largest parameter.
+    pub(super) largest: usize,
+}
+
+impl Step {
+    /// A step of `rows` sequences of `tokens` tokens with these models.
+    fn new(
+        dry: &Dry<'_>,
+        name: &'static str,
+        [rows, tokens]: [usize; 2],
+        phases: Vec<Phase>,
+        checkpoint: usize,
+        engines: &[&Engine],
+    ) -> Step {
+        let stores = || engines.iter().map(|e| &e.model.store);
+        let trained = stores().filter(|s| s.trained().next().is_some() && dry.machine.ranks > 1);
+        let sizes = stores().flat_map(|s| s.params()).map(|p| p.spec.shape.iter().product());
+        Step {
+            name,
+            rows,
+            tokens,
+            phases,
+            checkpoint,
+            offloaded: offloaded(dry, engines),
+            stages: trained.map(|s| s.partition().stage).collect(),
+            tensor_parallel: stores().map(|s| s.partition().blocks).max().unwrap_or(1),
+            largest: sizes.max().unwrap_or(0),
+        }
+    }
 }
 
 /// The steps that are planned for, by number.
@@ -63,8 +97,7 @@ fn sft(dry: &mut Dry<'_>) -> Result<Step> {
     let mut draft = Draft::default();
     trainer.save(&mut draft)?;
     let checkpoint = copied(dry, s.max_steps, &draft)?;
-    let offloaded = offloaded(dry, &[&trainer.engine]);
-    Ok(Step { name: "sft", rows, tokens, phases: vec![phase], checkpoint, offloaded })
+    Ok(Step::new(dry, "sft", [rows, tokens], vec![phase], checkpoint, &[&trainer.engine]))
 }
 
 fn reward(dry: &mut Dry<'_>) -> Result<Step> {
@@ -85,8 +118,8 @@ fn reward(dry: &mut Dry<'_>) -> Result<Step> {
     let mut draft = Draft::default();
     trainer.save(&mut draft)?;
     let checkpoint = copied(dry, s.max_steps, &draft)?;
-    let (rows, offloaded) = (2 * pairs.len(), offloaded(dry, &[&trainer.engine]));
-    Ok(Step { name: "reward", rows, tokens, phases: vec![phase], checkpoint, offloaded })
+    let sizes = [2 * pairs.len(), tokens];
+    Ok(Step::new(dry, "reward", sizes, vec![phase], checkpoint, &[&trainer.engine]))
 }
 
 fn ppo(dry: &mut Dry<'_>) -> Result<Step> {
@@ -140,8 +173,7 @@ fn ppo(dry: &mut Dry<'_>) -> Result<Step> {
     let mut draft = Draft::default();
     trainer.save(&mut draft)?;
     let checkpoint = copied(dry, p.max_steps, &draft)?;
-    let offloaded = offloaded(dry, &all(&trainer));
-    Ok(Step { name: "ppo", rows, tokens: prompt + answer, phases, checkpoint, offloaded })
+    Ok(Step::new(dry, "ppo", [rows, prompt + answer], phases, checkpoint, &all(&trainer)))
 }
 
 /// The models of step 3, those of steps 1 and 2 where these are run.

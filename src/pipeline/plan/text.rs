@@ -1,7 +1,7 @@
 //! A plan as a table, and as JSON.
 
 use super::{Plan, Planned};
-use crate::comm::CallKind;
+use crate::comm::{CallKind, Count};
 use crate::pipeline::config::OptimizerState;
 use serde_json::{Value, json};
 
@@ -117,10 +117,11 @@ pub(super) fn table(plan: &Plan<'_>) -> String {
             1 => "1 sequence".to_string(),
             n => format!("{n} sequences"),
         };
-        let stages = if p.stages.is_empty() { "-".into() } else { p.stages.join(", ") };
+        let stages: Vec<String> = p.step.stages.iter().map(ToString::to_string).collect();
+        let stages = if stages.is_empty() { "-".into() } else { stages.join(", ") };
         let mut line =
             vec![p.step.name.to_string(), p.step.rows.to_string(), p.step.tokens.to_string()];
-        line.extend([stages, p.tensor_parallel.to_string(), largest, size(p.step.checkpoint)]);
+        line.extend([stages, p.step.tensor_parallel.to_string(), largest, size(p.step.checkpoint)]);
         lines.push(line);
     }
     out += &format!("\n{}", columns(&lines));
@@ -145,7 +146,7 @@ pub(super) fn table(plan: &Plan<'_>) -> String {
         for planned in &plan.steps {
             for p in &planned.step.phases {
                 let mut line = vec![format!("{} {}", planned.step.name, p.name)];
-                line.extend(TOLD.iter().map(|kind| size(p.traffic.of(*kind).bytes as usize)));
+                line.extend(TOLD.iter().map(|kind| size(p.traffic.of(*kind).sent as usize)));
                 lines.push(line);
             }
         }
@@ -179,11 +180,12 @@ fn times(plan: &Plan<'_>) -> String {
 
 /// The plan for programs: bytes and seconds.
 pub(super) fn json(plan: &Plan<'_>) -> Value {
+    let told = |count: Count| json!({"calls": count.calls, "bytes": count.sent});
     let step = |p: &Planned| {
         let phase = |(phase, seconds): (&super::dry::Phase, &Option<f64>)| {
             let kinds = CallKind::ALL.iter();
             let sent: serde_json::Map<String, Value> = kinds
-                .map(|kind| (kind.name().to_string(), json!(phase.traffic.of(*kind))))
+                .map(|kind| (kind.name().to_string(), told(phase.traffic.of(*kind))))
                 .collect();
             json!({
                 "phase": phase.name,
@@ -199,8 +201,8 @@ pub(super) fn json(plan: &Plan<'_>) -> Value {
             "step": p.step.name,
             "sequences": p.step.rows,
             "tokens": p.step.tokens,
-            "zero_stages": p.stages,
-            "tensor_parallel": p.tensor_parallel,
+            "zero_stages": p.step.stages.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "tensor_parallel": p.step.tensor_parallel,
             "largest_micro_batch": p.largest,
             "checkpoint_copy_bytes": p.step.checkpoint,
             "offloaded_bytes": p.step.offloaded,

@@ -1,8 +1,9 @@
 //! How long a phase takes, estimated from what it needs: operations and bytes over the rates that a card reaches of its published
 //! peaks. No part of it is measured; `docs/performance.md` has the formulas.
 
-use super::dry::{Decode, Phase, Sent};
+use super::dry::{Decode, Phase};
 use super::machine::{Card, Machine};
+use crate::comm::Count;
 
 /// Share of the peak of products that training and scoring reach.
 const PRODUCTS: f64 = 0.5;
@@ -56,8 +57,8 @@ fn update_seconds(phase: &Phase, card: &Card, offload: bool) -> f64 {
     }
 }
 
-fn call_seconds(card: &Card, sent: &[Sent], between_nodes: bool) -> f64 {
+fn call_seconds(card: &Card, sent: &[Count], between_nodes: bool) -> f64 {
     let rate = if between_nodes { card.network_gbs } else { card.link_gbs };
-    let (bytes, calls) = sent.iter().fold((0, 0), |(b, c), s| (b + s.bytes, c + s.calls));
+    let (bytes, calls) = sent.iter().fold((0, 0), |(b, c), s| (b + s.sent, c + s.calls));
     bytes as f64 / (rate * 1e9 * LINK) + calls as f64 * CALL[usize::from(between_nodes)]
 }

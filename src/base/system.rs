@@ -1,0 +1,22 @@
+//! What the system tells a process, and how it asks it to stop.
+
+/// The name of this machine; empty where the system does not say.
+pub fn machine_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().into()
+}
+
+/// Has `handler` called where the process is asked to stop: by SIGTERM or SIGINT (Ctrl-C). It may do only what handlers of signals
+/// may do, such as changing an atomic, or calling `_exit`.
+pub fn on_stop(handler: extern "C" fn(libc::c_int)) {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        // SAFETY: a zeroed sigaction is a valid one (no flags, an empty mask), and what the handler does is its owner's promise.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as libc::sighandler_t;
+            // Reads and writes under way go on.
+            action.sa_flags = libc::SA_RESTART;
+            libc::sigaction(signal, &action, std::ptr::null_mut());
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What a rank waits for, and what is to be said of it where it does not end: the same whoever carries the bytes.
+
+use super::Lifeline;
+use crate::base::{Error, Kind, Result};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a rank's end may take to be told, where a library notices it first.
+const NEWS: Duration = Duration::from_secs(2);
+
+/// What is waited for, as it is named where it does not end.
+#[derive(Clone)]
+pub(in crate::comm) struct What {
+    pub(in crate::comm) name: String,
+    /// The group's number, and that of the call among the group's; none for letters.
+    pub(in crate::comm) group: u64,
+    pub(in crate::comm) call: Option<u64>,
+    /// Who takes part, by their numbers in the first group.
+    pub(in crate::comm) members: Arc<Vec<usize>>,
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.call {
+            Some(number) => write!(f, "{} number {number}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// The number of the group of those that give `color` in call `number` of the group `parent`.
+pub(in crate::comm) fn part_of(parent: u64, number: u64, color: u64) -> u64 {
+    let id = [parent, number, color].map(u64::to_le_bytes).concat();
+    blake3::hash(&id).as_bytes()[..8].iter().fold(0, |id, b| id << 8 | u64::from(*b))
+}
+
+impl Lifeline {
+    /// Fails if a rank has ended well without coming to `what`.
+    pub(in crate::comm) fn may_end(&self, what: &What) -> Result<()> {
+        let ended = what.call.and_then(|n| self.ended_before(&what.members, what.group, n));
+        ended.map_or(Ok(()), |e| Err(e.context(what)))
+    }
+
+    /// Why `what` did not end within `timeout`.
+    pub(in crate::comm) fn overdue(&self, what: &What, timeout: Duration) -> Error {
+        // Of a letter there is no number: whoever it is from or to has not come.
+        let number = what.call.unwrap_or(u64::MAX);
+        let late = self.late(&what.members, what.group, number, timeout);
+        // Another may have found out meanwhile.
+        self.gone().unwrap_or_else(|| {
+            let again = "the same command goes on from the last checkpoint";
+            Error::stopped(format!("{what}: {late}; {again}"))
+        })
+    }
+
+    /// Whose end is behind an error of a library, which knows no names; else the error itself.
+    pub(in crate::comm) fn culprit(&self, e: Error) -> Error {
+        let clock = Instant::now();
+        while matches!(e.kind(), Kind::Stopped | Kind::Resource) && clock.elapsed() < NEWS {
+            if let Some(gone) = self.gone() {
+                return gone;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        e
+    }
+}
