@@ -48,10 +48,28 @@ pub(super) fn render(
     allow_special: bool,
 ) -> Result<Rendered> {
     match prompt {
+        Prompt::Text(text) if allow_special => pre_rendered(text, tokenizer),
         Prompt::Text(text) => Ok(plain(text.clone(), "", tokenizer, allow_special)),
         Prompt::Chat(messages) => render_messages(messages, tokenizer, format, allow_special)
             .map_err(|e| e.context(format!("{} row {}", row.file, row.row))),
     }
+}
+
+/// Text that the template has rendered beforehand. Its turns end as the template ends them, and it
+/// gets the tokenizer's first token only where it lost the one that the template writes.
+fn pre_rendered(text: &str, tokenizer: &Tokenizer) -> Result<Rendered> {
+    let first = tokenizer.bos_prefix();
+    let mut rendered =
+        Rendered { end: tokenizer.turn_end_id(), ..plain(text.to_owned(), "", tokenizer, true) };
+    rendered.from_template = first.is_empty()
+        || tokenizer.encode(text, true)?.starts_with(first)
+        || tokenizer.has_chat_template() && !template_begins_with(first, tokenizer);
+    Ok(rendered)
+}
+
+fn template_begins_with(first: &[i32], tokenizer: &Tokenizer) -> bool {
+    let hello = [Message { role: "user".into(), content: "hello".into() }];
+    chat_ids(&hello, tokenizer, ChatFormat::Template).is_ok_and(|ids| ids.starts_with(first))
 }
 
 fn plain(

@@ -31,6 +31,14 @@ pub struct Limits {
     pub allow_special: bool,
 }
 
+impl Limits {
+    /// The same for `row`: the messages of a conversation never hold control tokens.
+    pub fn of(&self, row: &Row) -> Limits {
+        let chat = matches!(row.prompt, Some(Prompt::Chat(_)));
+        Limits { allow_special: self.allow_special && !chat, ..*self }
+    }
+}
+
 /// Where an example came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowRef {
@@ -99,8 +107,11 @@ pub fn sft_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Option
     if let (None, Some(text)) = (&row.prompt, &row.text) {
         let mut ids = tok.bos_prefix().to_vec();
         let prompt_len = ids.len().max(1);
-        ids.extend(tok.encode(text, limits.allow_special)?);
-        ids.push(tok.eos_id());
+        let own = tok.encode(text, limits.allow_special)?;
+        ids.extend(own.strip_prefix(&ids[..]).unwrap_or(&own));
+        if !has_end(&ids, tok, limits) {
+            ids.push(tok.eos_id());
+        }
         ids.truncate(limits.max_seq_len);
         return Ok((ids.len() > prompt_len).then_some(SftExample { ids, prompt_len }));
     }
@@ -209,6 +220,11 @@ fn prompt_ids(
     }
 }
 
+/// Whether text that was rendered beforehand brings its own end token.
+fn has_end(ids: &[i32], tok: &Tokenizer, limits: &Limits) -> bool {
+    limits.allow_special && ids.last().is_some_and(|id| tok.stop_ids().contains(id))
+}
+
 /// Prompt, answer and end token, cut at `max_seq_len`.
 fn sequence(
     rendered: &Rendered,
@@ -219,7 +235,9 @@ fn sequence(
 ) -> Result<Vec<i32>> {
     let mut ids = prompt.to_vec();
     ids.extend(rendered.answer_ids(tok, answer)?);
-    ids.push(rendered.end);
+    if !has_end(&ids, tok, limits) {
+        ids.push(rendered.end);
+    }
     ids.truncate(limits.max_seq_len);
     Ok(ids)
 }

@@ -274,7 +274,8 @@ fn control_tokens_in_messages_stay_text() {
         assert_eq!(controls(&pair.rejected[n..]), [TURN_END]);
         let allowed = Limits { allow_special: true, ..wide() };
         let open = pair_example(&row, &tok, &allowed).unwrap().unwrap();
-        assert_eq!(open.rejected[open.prompt_len..], [TURN_END, TURN_END]);
+        // It brings its own end.
+        assert_eq!(open.rejected[open.prompt_len..], [TURN_END]);
         assert!(controls(&open.rejected[..open.prompt_len]).len() > 3);
     }
     // The same in prompts of plain text.
@@ -282,7 +283,29 @@ fn control_tokens_in_messages_stay_text() {
     let sft = sft_example(&row, &tok, &wide()).unwrap().unwrap();
     assert!(sft.ids[..sft.ids.len() - 1].iter().all(|&id| id > 2));
     let allowed = Limits { allow_special: true, ..wide() };
-    assert_eq!(sft_example(&row, &tok, &allowed).unwrap().unwrap().ids, [2, 0, 0]);
+    assert_eq!(sft_example(&row, &tok, &allowed).unwrap().unwrap().ids, [2, 0]);
+}
+
+#[test]
+fn what_was_rendered_beforehand_is_what_the_template_renders() {
+    let tok = tokenizer();
+    let messages = chat(&[("user", "who goes there?"), ("assistant", "a cat"), ("user", "and?")]);
+    let by_template = row(Prompt::Chat(messages.clone()), "a dog", "no");
+    let text = tok.template().unwrap().render(&messages, true).unwrap();
+    let allowed = Limits { allow_special: true, ..wide() };
+    let expected = pair_example(&by_template, &tok, &wide()).unwrap().unwrap();
+    for end in ["", "<|im_end|>"] {
+        let before = row(Prompt::Text(text.clone()), &format!("a dog{end}"), &format!("no{end}"));
+        assert_eq!(pair_example(&before, &tok, &allowed).unwrap().unwrap(), expected);
+    }
+    // The first token is put in once, whether the text brings it or has lost it.
+    let tok = with_bos();
+    for text in ["<s>why?", "why?"] {
+        let text = text.replace("<s>", &tok.decode(&[1], false).unwrap());
+        let ids = sft_example(&row(Prompt::Text(text), "so", "no"), &tok, &allowed);
+        let ids = ids.unwrap().unwrap().ids;
+        assert_eq!((ids[0], ids.iter().filter(|id| **id == 1).count()), (1, 1));
+    }
 }
 
 #[test]

@@ -270,6 +270,8 @@ pub struct RunConfig {
     pub offload: bool,
     /// How conversations become text.
     pub chat_format: ConversationFormat,
+    /// Whether text prompts and texts already hold the chat template's control tokens.
+    pub pre_rendered: bool,
     /// Answers shown now and then during PPO.
     pub print_samples: usize,
     /// Largest file of a saved model; see [`RunConfig::max_shard_bytes`].
@@ -331,6 +333,7 @@ impl Default for RunConfig {
             optimizer_state: OptimizerState::Full,
             offload: false,
             chat_format: ConversationFormat::Auto,
+            pre_rendered: false,
             print_samples: 2,
             max_shard_size: "5GB".into(),
             quiet: false,

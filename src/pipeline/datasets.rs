@@ -74,19 +74,19 @@ fn schedule(
 /// Examples of step 1.
 pub(super) fn sft(run: &mut Run<'_>, source: &Source) -> Result<Examples<SftExample>> {
     let limits = training_limits(run.cfg, source)?;
-    examples(run, 0, "step 1", &|row| data::sft_example(row, &source.tokenizer, &limits))
+    examples(run, 0, "step 1", &|row| data::sft_example(row, &source.tokenizer, &limits.of(row)))
 }
 
 /// Examples of step 2.
 pub(super) fn pairs(run: &mut Run<'_>, source: &Source) -> Result<Examples<PairExample>> {
     let limits = training_limits(run.cfg, source)?;
-    examples(run, 1, "step 2", &|row| data::pair_example(row, &source.tokenizer, &limits))
+    examples(run, 1, "step 2", &|row| data::pair_example(row, &source.tokenizer, &limits.of(row)))
 }
 
 /// Prompts of step 3.
 pub(super) fn prompts(run: &mut Run<'_>, source: &Source) -> Result<Examples<PromptExample>> {
     let limits = rollout_limits(run.cfg, source)?;
-    examples(run, 2, "step 3", &|row| data::prompt_example(row, &source.tokenizer, &limits))
+    examples(run, 2, "step 3", &|row| data::prompt_example(row, &source.tokenizer, &limits.of(row)))
 }
 
 /// Blocks of text for the mixture loss of step 3; none where no data is given for it.
@@ -101,7 +101,7 @@ pub(super) fn texts(run: &mut Run<'_>, source: &Source) -> Result<Vec<Vec<i32>>>
     run.note_data(&blend.files)?;
     let rows = in_order(blend.step(0)?, cfg.seed);
     let block = rollout_limits(cfg, source)?.max_seq_len;
-    data::text_blocks(&rows, &source.tokenizer, block, false)
+    data::text_blocks(&rows, &source.tokenizer, block, cfg.pre_rendered)
 }
 
 /// Ids of the prompts of an evaluation.
@@ -127,10 +127,10 @@ pub(super) fn eval_prompts(cfg: &EvalConfig, source: &Source) -> Result<Vec<Vec<
         max_seq_len: room,
         on_long_prompt: data::OnLongPrompt::Skip,
         chat: chat_format(ConversationFormat::Auto, &source.tokenizer),
-        allow_special: false,
+        allow_special: cfg.pre_rendered,
     };
     let (prompts, _) = data::build("evaluation", &rows, |row| {
-        data::prompt_example(row, &source.tokenizer, &limits)
+        data::prompt_example(row, &source.tokenizer, &limits.of(row))
     })?;
     Ok(prompts.into_iter().take(cfg.prompts).map(|p| p.ids).collect())
 }
@@ -190,7 +190,7 @@ fn limits(cfg: &RunConfig, source: &Source, max_prompt_len: usize, max_seq_len: 
             OnLongPrompt::Truncate => data::OnLongPrompt::TruncateLeft,
         },
         chat: chat_format(cfg.chat_format, &source.tokenizer),
-        allow_special: false,
+        allow_special: cfg.pre_rendered,
     }
 }
 

@@ -19,6 +19,8 @@ pub struct EvalConfig {
     pub reward_rule: Option<String>,
     /// PATH or PATH:WEIGHT each; see [`EvalConfig::data_sources`].
     pub data_path: Vec<String>,
+    /// Whether text prompts already hold the chat template's control tokens.
+    pub pre_rendered: bool,
     /// Prompts to answer.
     pub prompts: usize,
     /// Longest prompt, tokens.
@@ -51,6 +53,7 @@ impl Default for EvalConfig {
             reward_model: None,
             reward_rule: None,
             data_path: vec![],
+            pre_rendered: false,
             prompts: 100,
             max_prompt_seq_len: 256,
             max_new_tokens: 256,

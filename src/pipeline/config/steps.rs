@@ -113,13 +113,19 @@ pub struct SftSection {
     /// Optimizer, batches, evaluation.
     #[serde(flatten)]
     pub optimizer: OptimizerSection,
+    /// Whether every turn of the assistant is learnt, not only the last one.
+    pub assistant_only_loss: bool,
     /// Whether prompts are learnt too.
     pub loss_on_prompt: bool,
 }
 
 impl Default for SftSection {
     fn default() -> SftSection {
-        SftSection { optimizer: OptimizerSection::with(1e-5, 0.0), loss_on_prompt: false }
+        SftSection {
+            optimizer: OptimizerSection::with(1e-5, 0.0),
+            assistant_only_loss: false,
+            loss_on_prompt: false,
+        }
     }
 }
 

@@ -73,6 +73,7 @@ pub static RUN: &[Key] = &[
     key("optimizer_state", RUNS, STATES, "what training keeps beside bf16 weights: full, f32 gradients and state, 16 bytes a parameter, or compact, bf16 gradients and 8-bit state, 5.1"),
     key("offload", RUNS, Kind::Bool, "beside a card, keep in the host's memory the optimizer's state, whose steps are computed there, and the weights of reference and reward model of PPO, which come to the card a layer at a time"),
     key("chat_format", RUNS, FORMATS, "how conversations become text; auto: the tokenizer's chat template, else Human/Assistant turns"),
+    key("pre_rendered", RUNS, Kind::Bool, "text prompts and texts already hold the chat template's control tokens: read them as such, and put no other first token before them"),
     key("stuck_after", RUNS, Kind::Time, "an iteration that takes this long, and ten times as long as the usual one, is told of with the place where it is"),
     key("print_samples", RUNS, Kind::int(0, 1000), "answers shown now and then during PPO"),
     key("max_shard_size", RUNS, Kind::Bytes, "largest file of a saved model"),
@@ -93,6 +94,7 @@ pub static RUN: &[Key] = &[
     key("sft.adam_eps", TRAIN | SFT, Kind::above_zero(0.1), "added to Adam's denominator"),
     key("sft.eval_interval", TRAIN | SFT, ANY_COUNT, "evaluate every so many optimizer steps; 0 = before the first and after each epoch"),
     key("sft.eval_batches", TRAIN | SFT, SOME_COUNT, "most batches in one evaluation").or(&[(SFT, "eval-iters")]),
+    key("sft.assistant_only_loss", TRAIN | SFT, Kind::Bool, "learn every turn of the assistant in a conversation, not only the last one"),
     key("sft.loss_on_prompt", TRAIN | SFT, Kind::Bool, "also learn to write the prompt, as DeepSpeed-Chat does"),
 
     key("reward.learning_rate", TRAIN | REWARD, RATE, "peak learning rate"),
@@ -198,6 +200,7 @@ pub static EVALUATION: &[Key] = &[
     key("reward_model", EVAL, Kind::Text, "reward model that scores the answers"),
     key("reward_rule", EVAL, Kind::Text, "built-in rule that scores the answers"),
     key("data_path", EVAL, TEXTS, "data files or folders with prompts, each PATH or PATH:WEIGHT; left out: the demonstration's data"),
+    key("pre_rendered", EVAL, Kind::Bool, "text prompts already hold the chat template's control tokens"),
     key("prompts", EVAL, SOME_COUNT, "prompts to answer"),
     key("max_prompt_seq_len", EVAL, LENGTH, "longest prompt, in tokens; longer ones are skipped"),
     key("max_new_tokens", EVAL, LENGTH, "longest answer, in tokens"),
