@@ -2,6 +2,7 @@
 //! guard that keeps control tokens in a user's words from becoming control tokens.
 
 use super::source::{Message, Prompt, Row};
+use super::template::TemplateInput;
 use super::tokenizer::Tokenizer;
 use crate::base::Result;
 
@@ -96,7 +97,11 @@ fn render_messages(
         true => (None, messages.to_vec()),
         false => guard(messages, tokenizer),
     };
-    let marked = tokenizer.template()?.render(&guarded, true)?;
+    let turn = |m: &Message| serde_json::json!({"role": m.role, "content": m.content});
+    let guarded: Vec<serde_json::Value> = guarded.iter().map(turn).collect();
+    let input =
+        TemplateInput { messages: &guarded, add_generation_prompt: true, ..Default::default() };
+    let marked = tokenizer.template()?.render(&input)?.text;
     let pieces: Vec<String> = match mark {
         Some(mark) => marked.split(mark).map(str::to_owned).collect(),
         None => vec![marked],

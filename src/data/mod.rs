@@ -24,5 +24,5 @@ pub use example::{
 pub use mt19937::{Mt19937, permutation};
 pub use packed::{Packed, micro_batches};
 pub use source::{BadRows, Message, OnBadRow, Prompt, Row, read_rows};
-pub use template::ChatTemplate;
+pub use template::{ChatTemplate, Rendering, TemplateInput};
 pub use tokenizer::{TextStream, Tokenizer};

@@ -3,11 +3,11 @@
 //! but with a limit on their work. It renders text; it knows nothing of token ids.
 
 use super::pystr;
-use super::source::Message;
 use crate::base::{Error, Result, with_limit};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Object, Value};
 use minijinja::{Environment, ErrorKind};
+use serde_json::{Map, Value as Json};
 use std::sync::Arc;
 
 const NAME: &str = "chat_template";
@@ -25,19 +25,49 @@ const STACK: usize = 1 << 10;
 /// Bytes one rendering may allocate: a string doubled forty times would be all of memory.
 const MEMORY: usize = 256 << 20;
 
+/// All that a rendering is given.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TemplateInput<'a> {
+    /// The conversation: objects, with their keys in the order of the file.
+    pub messages: &'a [Json],
+    /// Tools that the assistant may call, as JSON schemas; None where there are none.
+    pub tools: Option<&'a Json>,
+    /// Documents that the answer may use.
+    pub documents: Option<&'a Json>,
+    /// Variables of this template, such as `enable_thinking`; they come before special tokens.
+    pub variables: Option<&'a Map<String, Json>>,
+    /// Opens the assistant's next turn.
+    pub add_generation_prompt: bool,
+}
+
+/// A rendered conversation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rendering {
+    /// The text.
+    pub text: String,
+    /// Byte ranges of `text` that came from `{% generation %}`: what the assistant wrote.
+    pub generated: Vec<std::ops::Range<usize>>,
+}
+
 /// A compiled chat template.
 pub struct ChatTemplate {
     env: Environment<'static>,
+    source: String,
     /// Where it came from, for messages.
     origin: String,
-    bos: String,
-    eos: String,
+    special: Map<String, Json>,
 }
 
 impl ChatTemplate {
-    /// Compiles `source`. `origin` names the tokenizer in errors; `bos` and `eos` are the texts of
-    /// its tokens; `now`, in seconds since 1970 (UTC), is what `strftime_now` tells.
-    pub fn new(source: &str, origin: &str, bos: &str, eos: &str, now: i64) -> Result<ChatTemplate> {
+    /// Compiles `source`. `origin` names the tokenizer in errors; `special` holds the texts of its
+    /// special tokens by name (`bos_token`, ...), only those that are set; `now`, in seconds since
+    /// 1970 (UTC), is the time that `strftime_now` returns.
+    pub fn new(
+        source: &str,
+        origin: &str,
+        special: &Map<String, Json>,
+        now: i64,
+    ) -> Result<ChatTemplate> {
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|e| Error::internal(e.to_string()))?);
@@ -47,26 +77,26 @@ impl ChatTemplate {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
         env.add_function("strftime_now", move |format: String| pystr::strftime(&format, now));
-        let source = without_generation_marks(source);
-        limited(|| env.add_template_owned(NAME, source)).map_err(|e| describe(origin, &e))?;
-        let (origin, bos, eos) = (origin.to_owned(), bos.to_owned(), eos.to_owned());
-        Ok(ChatTemplate { env, origin, bos, eos })
+        let marked = without_generation_marks(source);
+        limited(|| env.add_template_owned(NAME, marked)).map_err(|e| describe(origin, &e))?;
+        let (source, origin, special) = (source.to_owned(), origin.to_owned(), special.clone());
+        Ok(ChatTemplate { env, source, origin, special })
     }
 
-    /// Renders a conversation, with the opening of the assistant's next turn if asked. Errors name
-    /// the tokenizer and the template's line.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let turn = |m: &Message| Value::from_object(Turn(m.clone()));
-        let turns = messages.len();
-        let messages: Vec<Value> = messages.iter().map(turn).collect();
-        let context = Value::from_pairs([
-            ("messages", Value::from(messages)),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
-            ("bos_token", Value::from(&self.bos)),
-            ("eos_token", Value::from(&self.eos)),
-            ("tools", Value::from(())),
-            ("documents", Value::from(())),
-        ]);
+    /// Renders a conversation. Errors name the tokenizer and the template's line.
+    pub fn render(&self, input: &TemplateInput) -> Result<Rendering> {
+        let turns = input.messages.len();
+        let mut context: Vec<(String, Value)> =
+            self.special.iter().map(|(k, v)| (k.clone(), value(v))).collect();
+        let null = Json::Null;
+        context.push(("messages".into(), input.messages.iter().map(value).collect()));
+        context.push(("tools".into(), value(input.tools.unwrap_or(&null))));
+        context.push(("documents".into(), value(input.documents.unwrap_or(&null))));
+        context.push(("add_generation_prompt".into(), input.add_generation_prompt.into()));
+        for (key, v) in input.variables.into_iter().flatten() {
+            context.push((key.clone(), value(v)));
+        }
+        let context = Value::from_pairs(context);
         let [base, turn, most] = MORE_FUEL;
         let fuel = most.min(base + turn * turns as u64);
         let rendered = match self.rendered(&context, FUEL) {
@@ -75,7 +105,18 @@ impl ChatTemplate {
             }
             rendered => rendered,
         };
-        rendered.map_err(|e| describe(&self.origin, &e))
+        let text = rendered.map_err(|e| describe(&self.origin, &e))?;
+        Ok(Rendering { text, generated: Vec::new() })
+    }
+
+    /// Whether the template marks the assistant's text by `{% generation %}`.
+    pub fn marks_generation(&self) -> bool {
+        without_generation_marks(&self.source) != self.source
+    }
+
+    /// The template as it was given.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     fn rendered(
@@ -90,21 +131,33 @@ impl ChatTemplate {
     }
 }
 
-/// A message as templates see it: a dictionary that keeps its order, unlike the engine's own.
-#[derive(Debug)]
-struct Turn(Message);
+/// A JSON value as templates see it.
+fn value(json: &Json) -> Value {
+    match json {
+        Json::Array(items) => items.iter().map(value).collect(),
+        Json::Object(entries) => Value::from_object(Ordered(entries.clone())),
+        Json::Null => Value::from(()),
+        Json::Bool(b) => Value::from(*b),
+        Json::Number(n) => match (n.as_i64(), n.as_u64()) {
+            (Some(n), _) => Value::from(n),
+            (_, Some(n)) => Value::from(n),
+            _ => Value::from(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(s) => Value::from(s),
+    }
+}
 
-impl Object for Turn {
+/// A dictionary that keeps its order, unlike the engine's own.
+#[derive(Debug)]
+struct Ordered(Map<String, Json>);
+
+impl Object for Ordered {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        match key.as_str()? {
-            "role" => Some(Value::from(&self.0.role)),
-            "content" => Some(Value::from(&self.0.content)),
-            _ => None,
-        }
+        self.0.get(key.as_str()?).map(value)
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Str(&["role", "content"])
+        Enumerator::Values(self.0.keys().map(Value::from).collect())
     }
 }
 

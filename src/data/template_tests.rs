@@ -1,17 +1,29 @@
 use super::*;
 
-fn message(role: &str, content: &str) -> Message {
-    Message { role: role.into(), content: content.into() }
+use serde_json::json;
+
+fn message(role: &str, content: &str) -> Json {
+    json!({"role": role, "content": content})
 }
 
 /// 2026-11-21 07:05:09 UTC, a Saturday.
 const NOW: i64 = 1_795_244_709;
 
 fn template(source: &str) -> Result<ChatTemplate> {
-    ChatTemplate::new(source, "dir", "<|begin|>", "<|eot_id|>", NOW)
+    let special = json!({"bos_token": "<|begin|>", "eos_token": "<|eot_id|>"});
+    ChatTemplate::new(source, "dir", special.as_object().unwrap(), NOW)
 }
 
-fn conversation() -> Vec<Message> {
+fn render(
+    template: &ChatTemplate,
+    messages: &[Json],
+    add_generation_prompt: bool,
+) -> Result<String> {
+    let input = TemplateInput { messages, add_generation_prompt, ..TemplateInput::default() };
+    Ok(template.render(&input)?.text)
+}
+
+fn conversation() -> Vec<Json> {
     vec![
         message("system", " You are \"kind\" é\n"),
         message("user", "Hi a<b & a "),
@@ -21,7 +33,7 @@ fn conversation() -> Vec<Message> {
 }
 
 fn rendered(source: &str) -> String {
-    template(source).unwrap().render(&conversation(), true).unwrap()
+    render(&template(source).unwrap(), &conversation(), true).unwrap()
 }
 
 /// The text of an expression.
@@ -30,7 +42,7 @@ fn value(expression: &str) -> String {
 }
 
 fn problem(source: &str) -> String {
-    let outcome = template(source).and_then(|t| t.render(&conversation(), true));
+    let outcome = template(source).and_then(|t| render(&t, &conversation(), true));
     let e = outcome.expect_err(source);
     assert_eq!(e.exit_code(), 2);
     let line = e.to_string();
@@ -58,7 +70,7 @@ fn chatml() {
          <|im_end|>\n<|im_start|>assistant\n<think>x</think>\n\nYes\n<|im_end|>\n<|im_start|>user\n  \
          banana? <|im_end|>\n<|im_start|>assistant\n"
     );
-    let closed = template(CHATML).unwrap().render(&conversation()[1..3], false).unwrap();
+    let closed = render(&template(CHATML).unwrap(), &conversation()[1..3], false).unwrap();
     assert_eq!(
         closed,
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi a<b & a <|im_end|>\n\
@@ -95,7 +107,7 @@ fn headers_date_and_raised_exception() {
          <|end_header_id|>\n\n"
     );
     let chat = [message("user", "hi"), message("critic", "bad")];
-    let e = template(source).unwrap().render(&chat, true).err().unwrap();
+    let e = render(&template(source).unwrap(), &chat, true).err().unwrap();
     assert_eq!(e.to_string(), "chat template of dir line 11: Unknown role critic");
 }
 

@@ -2,11 +2,10 @@
 //! with it in Hugging Face's files. Texts of users never turn into control tokens unless asked.
 //! It knows nothing of rows and batches.
 
-use super::source::Message;
-use super::template::ChatTemplate;
+use super::template::{ChatTemplate, TemplateInput};
 use super::tokenizer_files::{
-    bos_prefix, config_of, end_ids, inner_tokenizer, parse, read, template_source, token_text,
-    using,
+    bos_prefix, config_of, end_ids, inner_tokenizer, parse, read, special_variables,
+    template_source, token_text, using,
 };
 use crate::base::{Error, Result};
 use serde_json::json;
@@ -169,7 +168,7 @@ impl Tokenizer {
             control_tokens(&special, &[eos, pad, id(&bos).unwrap_or(eos)], text("unk_token"));
         let bos_prefix = bos_prefix(&special, &config, id(&bos))?;
         let template = template_source(&files, &config, origin)?
-            .map(|t| ChatTemplate::new(&t, origin, bos.as_deref().unwrap_or(""), &eos_text, now()))
+            .map(|t| ChatTemplate::new(&t, origin, &special_variables(&config), now()))
             .transpose()?;
         let mut tokenizer = Tokenizer {
             special,
@@ -336,14 +335,14 @@ impl Tokenizer {
 
     /// Renders a small conversation and looks which control token follows the answer.
     fn find_turn_end(&self) -> i32 {
-        let message = |role: &str, content: &str| Message {
-            role: role.to_owned(),
-            content: content.to_owned(),
-        };
         const ANSWER: &str = "ANSWER";
-        let chat = [message("user", "question"), message("assistant", ANSWER)];
+        let chat = [
+            json!({"role": "user", "content": "question"}),
+            json!({"role": "assistant", "content": ANSWER}),
+        ];
+        let input = TemplateInput { messages: &chat, ..TemplateInput::default() };
         let after = || -> Option<Vec<i32>> {
-            let text = self.template.as_ref()?.render(&chat, false).ok()?;
+            let text = self.template.as_ref()?.render(&input).ok()?.text;
             self.encode(text.rsplit_once(ANSWER)?.1, true).ok()
         };
         let ids = after().unwrap_or_default();

@@ -75,6 +75,18 @@ pub(super) fn token_text(config: &Map<String, Value>, key: &str) -> Option<Strin
     Some(text.to_owned()).filter(|t| !t.is_empty())
 }
 
+/// The special tokens that transformers gives a chat template, by name: `bos_token` and whatever else
+/// ends in `_token`, and the named ones in `extra_special_tokens`. One that is not set is not there.
+pub(super) fn special_variables(config: &Map<String, Value>) -> Map<String, Value> {
+    let text = |v: &Value| v.as_str().or_else(|| v.get("content")?.as_str()).map(Value::from);
+    let named = config.iter().filter(|(key, _)| key.ends_with("_token"));
+    let extra = config.get("extra_special_tokens").and_then(Value::as_object);
+    named
+        .chain(extra.into_iter().flatten())
+        .filter_map(|(k, v)| Some((k.clone(), text(v)?)))
+        .collect()
+}
+
 /// `eos_token_id` of a model's file: one id or several.
 pub(super) fn end_ids(config: &Value) -> Vec<i32> {
     let id = |v: &Value| v.as_i64().and_then(|id| i32::try_from(id).ok()).filter(|id| *id >= 0);

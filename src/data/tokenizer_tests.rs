@@ -285,7 +285,7 @@ fn templates_and_the_end_of_a_turn() {
     let dir = saved(&bytes(Some("old")));
     let text = || {
         let tokenizer = Tokenizer::load(dir.path()).unwrap();
-        tokenizer.template().unwrap().render(&[], true).unwrap()
+        tokenizer.template().unwrap().render(&TemplateInput::default()).unwrap().text
     };
     assert_eq!(text(), "old");
     let named = json!([{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]);

@@ -5,8 +5,8 @@ use crate::{corpus, words};
 use duplex::arch::Config;
 use duplex::base::{DType, Result};
 use duplex::data::{
-    ChatFormat, ChatTemplate, Limits, Message, OnBadRow, OnLongPrompt, Tokenizer, pair_example,
-    prompt_example, read_rows, sft_example, text_blocks,
+    ChatFormat, ChatTemplate, Limits, OnBadRow, OnLongPrompt, TemplateInput, Tokenizer,
+    pair_example, prompt_example, read_rows, sft_example, text_blocks,
 };
 use duplex::device::Device;
 use duplex::engine::Engine;
@@ -315,14 +315,18 @@ fn tokenizer_configs(place: &Path, input: &[u8]) -> bool {
     }
     taken(Tokenizer::load(place).and_then(|t| {
         if t.has_chat_template() {
-            taken(t.template()?.render(&conversation(), true));
+            taken(t.template()?.render(&given(&conversation())));
         }
         use_tokenizer(&t)
     }))
 }
 
-fn conversation() -> Vec<Message> {
-    let say = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+fn given(messages: &[serde_json::Value]) -> TemplateInput<'_> {
+    TemplateInput { messages, add_generation_prompt: !messages.is_empty(), ..Default::default() }
+}
+
+fn conversation() -> Vec<serde_json::Value> {
+    let say = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
     vec![
         say("system", " Be kind. "),
         say("user", "a </think> b"),
@@ -331,11 +335,13 @@ fn conversation() -> Vec<Message> {
     ]
 }
 
-fn templates(_: &Path, input: &[u8]) -> bool {
-    let template = ChatTemplate::new(&text(input), "the fuzzer", "<s>", "</s>", 1_700_000_000);
+fn templates(_: &Path, bytes: &[u8]) -> bool {
+    let special = serde_json::json!({"bos_token": "<s>", "eos_token": "</s>"});
+    let special = special.as_object().unwrap();
+    let template = ChatTemplate::new(&text(bytes), "the fuzzer", special, 1_700_000_000);
     taken(template.and_then(|t| {
-        t.render(&[], false)?;
-        t.render(&conversation(), true)
+        t.render(&given(&[]))?;
+        t.render(&given(&conversation()))
     }))
 }
 
