@@ -291,7 +291,14 @@ fn what_was_rendered_beforehand_is_what_the_template_renders() {
     let tok = tokenizer();
     let messages = chat(&[("user", "who goes there?"), ("assistant", "a cat"), ("user", "and?")]);
     let by_template = row(Prompt::Chat(messages.clone()), "a dog", "no");
-    let text = tok.template().unwrap().render(&messages, true).unwrap();
+    let turn = |m: &Message| serde_json::json!({"role": m.role, "content": m.content});
+    let messages: Vec<serde_json::Value> = messages.iter().map(turn).collect();
+    let input = crate::data::TemplateInput {
+        messages: &messages,
+        add_generation_prompt: true,
+        ..Default::default()
+    };
+    let text = tok.template().unwrap().render(&input).unwrap().text;
     let allowed = Limits { allow_special: true, ..wide() };
     let expected = pair_example(&by_template, &tok, &wide()).unwrap().unwrap();
     for end in ["", "<|im_end|>"] {
