@@ -11,7 +11,8 @@
 //!   each epoch until all were seen, above 1 it repeats some. The order is new in every epoch.
 
 use super::mt19937::permutation;
-use super::source::{BadRows, OnBadRow, Row, read_rows};
+use super::source::{BadRows, OnBadRow, read_rows};
+use super::types::Row;
 use crate::base::{Error, Result, Rng};
 use std::path::{Path, PathBuf};
 
@@ -131,6 +132,12 @@ impl Blend {
             )));
         }
         Ok(parts)
+    }
+
+    /// All rows, of all steps.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        let parts = self.steps.iter().flatten();
+        parts.flat_map(|part| part.train.iter().chain(&part.eval))
     }
 
     /// Training and held-out rows of one set.

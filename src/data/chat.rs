@@ -1,10 +1,12 @@
-//! Prompts as text and ids: conversations through the chat template or a plain format, and the
-//! guard that keeps control tokens in a user's words from becoming control tokens.
+//! Conversations as token ids: rendered whole by the chat template, with the tokens of each answer
+//! known, and with control tokens in a user's words kept from becoming control tokens.
 
-use super::source::{Message, Prompt, Row};
-use super::template::TemplateInput;
-use super::tokenizer::Tokenizer;
-use crate::base::Result;
+use super::guard::{Guarded, render};
+use super::tokenizer::{Encoded, Tokenizer};
+use super::types::{ChatContext, Message};
+use super::unread::mentions;
+use crate::base::{Error, Result};
+use std::ops::Range;
 
 /// How conversations become text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,182 +23,298 @@ pub fn chat_ids(
     tokenizer: &Tokenizer,
     format: ChatFormat,
 ) -> Result<Vec<i32>> {
-    render_messages(messages, tokenizer, format, false)?.ids(tokenizer)
+    let talk = Talk { tokenizer, format, context: &ChatContext::default(), controls: false };
+    Ok(talk.prompt(messages)?.ids)
 }
 
-/// A prompt ready to be encoded, alone or with an answer behind it.
-pub(super) struct Rendered {
-    /// What the model is shown.
+/// What conversations are rendered with.
+pub(super) struct Talk<'a> {
+    pub(super) tokenizer: &'a Tokenizer,
+    pub(super) format: ChatFormat,
+    pub(super) context: &'a ChatContext,
+    /// Whether control tokens in messages count as such.
+    pub(super) controls: bool,
+}
+
+/// A conversation that an answer is to follow.
+pub(super) struct Opened {
+    /// As the model is shown it.
     pub(super) text: String,
-    /// `text` in pieces to be encoded one by one; joints break up control tokens in messages.
-    pieces: Vec<String>,
-    /// Whether control tokens in `pieces` count: they are the template's.
-    from_template: bool,
-    /// Whether control tokens in messages and answers count.
-    allow_special: bool,
-    /// What an answer to it begins with, before its own text.
-    answer_lead: &'static str,
-    /// The id that ends an answer to it.
-    pub(super) end: i32,
+    pub(super) ids: Vec<i32>,
+    /// Whether a message holds the text of a control token, which is taken as text.
+    pub(super) holds_controls: bool,
 }
 
-/// Renders a row's prompt. Errors name the row.
-pub(super) fn render(
-    row: &Row,
-    prompt: &Prompt,
-    tokenizer: &Tokenizer,
-    format: ChatFormat,
-    allow_special: bool,
-) -> Result<Rendered> {
-    match prompt {
-        Prompt::Text(text) if allow_special => pre_rendered(text, tokenizer),
-        Prompt::Text(text) => Ok(plain(text.clone(), "", tokenizer, allow_special)),
-        Prompt::Chat(messages) => render_messages(messages, tokenizer, format, allow_special)
-            .map_err(|e| e.context(format!("{} row {}", row.file, row.row))),
-    }
+/// A conversation with its answers.
+pub(super) struct Told {
+    pub(super) ids: Vec<i32>,
+    /// The turns asked for, in order.
+    pub(super) turns: Vec<Turn>,
+    /// Whether the prompt of the last answer, as generation begins with it, begins the conversation.
+    pub(super) continues_prompt: bool,
+    /// Whether an end token was put behind the last answer, where the template writes none.
+    pub(super) end_added: bool,
+    /// Whether a message holds the text of a control token, which is taken as text.
+    pub(super) holds_controls: bool,
 }
 
-/// Text that the template has rendered beforehand. Its turns end as the template ends them, and it
-/// gets the tokenizer's first token only where it lost the one that the template writes.
-fn pre_rendered(text: &str, tokenizer: &Tokenizer) -> Result<Rendered> {
-    let first = tokenizer.bos_prefix();
-    let mut rendered =
-        Rendered { end: tokenizer.turn_end_id(), ..plain(text.to_owned(), "", tokenizer, true) };
-    rendered.from_template = first.is_empty()
-        || tokenizer.encode(text, true)?.starts_with(first)
-        || tokenizer.has_chat_template() && !template_begins_with(first, tokenizer);
-    Ok(rendered)
+/// An answer within a conversation.
+pub(super) struct Turn {
+    /// Its message's place in the conversation.
+    pub(super) message: usize,
+    /// First token behind the opening of the turn.
+    pub(super) start: usize,
+    /// One behind the answer itself.
+    pub(super) said: usize,
+    /// One behind the token that ends the turn.
+    pub(super) end: usize,
+    /// Tokens to be learned: those the template marks, else all from `start` to `end`.
+    pub(super) learned: Vec<Range<usize>>,
 }
 
-fn template_begins_with(first: &[i32], tokenizer: &Tokenizer) -> bool {
-    let hello = [Message { role: "user".into(), content: "hello".into() }];
-    chat_ids(&hello, tokenizer, ChatFormat::Template).is_ok_and(|ids| ids.starts_with(first))
-}
+/// A stretch of text that the template cannot know, in place of an answer. One character that
+/// Unicode keeps for internal use.
+const STAND_IN: &str = "\u{fdd2}";
 
-fn plain(
-    text: String,
-    answer_lead: &'static str,
-    tokenizer: &Tokenizer,
-    allow_special: bool,
-) -> Rendered {
-    let pieces = vec![text.clone()];
-    let end = tokenizer.eos_id();
-    Rendered { text, pieces, from_template: false, allow_special, answer_lead, end }
-}
-
-fn render_messages(
-    messages: &[Message],
-    tokenizer: &Tokenizer,
-    format: ChatFormat,
-    allow_special: bool,
-) -> Result<Rendered> {
-    if format == ChatFormat::HumanAssistant {
-        return Ok(plain(human_assistant(messages), " ", tokenizer, allow_special));
-    }
-    let (mark, guarded) = match allow_special {
-        true => (None, messages.to_vec()),
-        false => guard(messages, tokenizer),
-    };
-    let turn = |m: &Message| serde_json::json!({"role": m.role, "content": m.content});
-    let guarded: Vec<serde_json::Value> = guarded.iter().map(turn).collect();
-    let input =
-        TemplateInput { messages: &guarded, add_generation_prompt: true, ..Default::default() };
-    let marked = tokenizer.template()?.render(&input)?.text;
-    let pieces: Vec<String> = match mark {
-        Some(mark) => marked.split(mark).map(str::to_owned).collect(),
-        None => vec![marked],
-    };
-    let (text, end) = (pieces.concat(), tokenizer.turn_end_id());
-    Ok(Rendered { text, pieces, from_template: true, allow_special, answer_lead: "", end })
-}
-
-impl Rendered {
-    /// The ids of the prompt, with what the tokenizer puts first unless the template does that.
-    pub(super) fn ids(&self, tokenizer: &Tokenizer) -> Result<Vec<i32>> {
-        let mut ids = match self.from_template {
-            true => Vec::new(),
-            false => tokenizer.bos_prefix().to_vec(),
-        };
-        ids.extend(self.encode(tokenizer, &self.pieces)?);
-        Ok(ids)
+impl Talk<'_> {
+    /// The conversation with the assistant's turn opened.
+    pub(super) fn prompt(&self, messages: &[Message]) -> Result<Opened> {
+        if self.format == ChatFormat::HumanAssistant {
+            let (text, _) = human_assistant(messages)?;
+            let text = text + OPENING;
+            let mut ids = self.tokenizer.bos_prefix().to_vec();
+            ids.extend(self.tokenizer.encode(&text, self.controls)?);
+            return Ok(Opened { text, ids, holds_controls: false });
+        }
+        let guarded = self.render(messages, true)?;
+        let ids = self.encode(&guarded)?.ids;
+        Ok(Opened { text: guarded.text, ids, holds_controls: guarded.holds_controls })
     }
 
-    /// The ids of an answer behind this prompt, without the end token. They are those of the joint
-    /// text where it begins with the prompt's own ids, as it nearly always does; where a token
-    /// would span the joint, those of the answer alone. So a prompt has the same ids in every step.
-    pub(super) fn answer_ids(&self, tokenizer: &Tokenizer, answer: &str) -> Result<Vec<i32>> {
-        let answer = format!("{}{answer}", self.answer_lead);
-        let cut: Vec<String> = match self.from_template && !self.allow_special {
-            true => cut_controls(&answer, tokenizer).into_iter().map(str::to_owned).collect(),
-            false => vec![answer],
-        };
-        let mut last = self.pieces[self.pieces.len() - 1..].to_vec();
-        let head = self.encode(tokenizer, &last)?;
-        last[0].push_str(&cut[0]);
-        last.extend_from_slice(&cut[1..]);
-        let joint = self.encode(tokenizer, &last)?;
-        match joint.strip_prefix(&head[..]) {
-            Some(answer) => Ok(answer.to_vec()),
-            None => self.encode(tokenizer, &cut),
+    /// The whole conversation, which ends in an answer, with its last turn or `all` of the
+    /// assistant's.
+    pub(super) fn told(&self, messages: &[Message], all: bool) -> Result<Told> {
+        match self.format {
+            ChatFormat::Template => self.by_template(messages, all),
+            ChatFormat::HumanAssistant => self.by_speaker(messages, all),
         }
     }
 
-    fn encode(&self, tokenizer: &Tokenizer, pieces: &[String]) -> Result<Vec<i32>> {
-        let special = self.from_template || self.allow_special;
-        let ids: Vec<Vec<i32>> =
-            pieces.iter().map(|p| tokenizer.encode(p, special)).collect::<Result<_>>()?;
-        Ok(ids.concat())
+    fn by_template(&self, messages: &[Message], all: bool) -> Result<Told> {
+        let whole = self.render(messages, false)?;
+        let Encoded { mut ids, offsets } = self.encode(&whole)?;
+        let last = messages.len() - 1;
+        let wanted = |i: &usize| messages[*i].is_answer() && (all || *i == last);
+        let marks = self.tokenizer.template()?.marks_generation();
+        let mut turns = vec![];
+        let (mut continues_prompt, mut end_added) = (true, false);
+        for i in (0..messages.len()).filter(wanted) {
+            let opened = self.render(&messages[..i], true);
+            let answer = self.answer_in(&whole.text, messages, i)?;
+            let (start, continues) = match &opened {
+                Ok(opened) if whole.text.starts_with(&opened.text) => (opened.text.len(), true),
+                Ok(opened) => (common(&whole.text, &opened.text).min(answer.start), false),
+                // A template may refuse to open a turn here.
+                Err(_) => (answer.start, true),
+            };
+            if i == last {
+                continues_prompt = continues;
+            }
+            let limit = match i == last {
+                true => whole.text.len(),
+                // Where this turn ends: up to there the conversation is the same without the rest.
+                false => self
+                    .render(&messages[..=i], false)
+                    .map_or(answer.end, |g| common(&whole.text, &g.text).max(answer.end)),
+            };
+            let token_at = |at: usize| offsets.iter().position(|o| o.start >= at);
+            let first = offsets.iter().position(|o| o.end > start).unwrap_or(ids.len());
+            let behind = token_at(answer.end.max(start)).unwrap_or(ids.len());
+            let limit = token_at(limit).unwrap_or(ids.len());
+            let end = match ids[behind..limit].iter().position(|id| self.ends(*id)) {
+                Some(n) => behind + n + 1,
+                // No token of the template ends the turn.
+                None if i == last => {
+                    end_added = true;
+                    ids.push(self.tokenizer.turn_end_id());
+                    ids.len()
+                }
+                None => limit,
+            };
+            turns.push(Turn {
+                message: i,
+                start: first,
+                said: behind,
+                end,
+                learned: vec![first..end],
+            });
+        }
+        if marks {
+            by_marks(&mut turns, &whole.generated, &offsets, ids.len());
+        }
+        let holds_controls = whole.holds_controls;
+        Ok(Told { ids, turns, continues_prompt, end_added, holds_controls })
     }
-}
 
-fn human_assistant(messages: &[Message]) -> String {
-    let turn = |m: &Message| match m.role.as_str() {
-        "system" => m.content.clone(),
-        "assistant" => format!("\n\nAssistant: {}", m.content),
-        _ => format!("\n\nHuman: {}", m.content),
-    };
-    messages.iter().map(turn).collect::<String>() + "\n\nAssistant:"
-}
-
-/// Puts a mark into every control token's text in the messages. After rendering, the text is cut at
-/// the marks, so the template may trim and rearrange messages as it likes, while no control token
-/// of theirs is encoded whole. Without any, there is no mark.
-fn guard(messages: &[Message], tokenizer: &Tokenizer) -> (Option<char>, Vec<Message>) {
-    // Templates write the role too, and it stands in the data like the content.
-    let held = |text: &str| cut_controls(text, tokenizer).len() > 1;
-    let holds = |m: &Message| held(&m.role) || held(&m.content);
-    if !messages.iter().any(holds) {
-        return (None, messages.to_vec());
+    fn ends(&self, id: i32) -> bool {
+        self.tokenizer.stop_ids().contains(&id)
     }
-    // Unicode keeps these for internal use; one that no message holds is free.
-    let mark = ('\u{fdd0}'..='\u{fdef}')
-        .find(|&c| !messages.iter().any(|m| m.content.contains(c) || m.role.contains(c)))
-        .unwrap_or('\u{fdd0}');
-    let cut = |text: &str| cut_controls(text, tokenizer).join(&String::from(mark));
-    let marked = |m: &Message| Message { role: cut(&m.role), content: cut(&m.content) };
-    (Some(mark), messages.iter().map(marked).collect())
-}
 
-/// Cuts `text` after the first character of every control token's text in it. One pass: a tokenizer
-/// may have hundreds of control tokens, but they begin with very few different characters.
-fn cut_controls<'a>(text: &'a str, tokenizer: &Tokenizer) -> Vec<&'a str> {
-    let mut firsts: Vec<char> =
-        tokenizer.control_texts().filter_map(|c| c.chars().next()).collect();
-    firsts.sort_unstable();
-    firsts.dedup();
-    let holds = |at: usize| {
-        let rest = &text[at..];
-        tokenizer.control_texts().any(|c| !c.is_empty() && rest.starts_with(c))
-    };
-    let mut pieces = Vec::new();
-    let mut start = 0;
-    for (at, first) in text.match_indices(&firsts[..]) {
-        let end = at + first.len();
-        if end < text.len() && holds(at) {
-            pieces.push(&text[start..end]);
-            start = end;
+    /// Bytes of `text`, the rendering of `messages`, that answer `i` has made: all that differs
+    /// where something else is put in its place.
+    fn answer_in(&self, text: &str, messages: &[Message], i: usize) -> Result<Range<usize>> {
+        let mut changed = messages.to_vec();
+        changed[i] = Message::new(messages[i].role(), STAND_IN);
+        let other = self.render(&changed, false)?.text;
+        let start = common(text, &other);
+        let tail = text[start..].bytes().rev().zip(other[start..].bytes().rev());
+        let mut end = text.len() - tail.take_while(|(a, b)| a == b).count();
+        while !text.is_char_boundary(end) {
+            end += 1;
+        }
+        if !other.contains(STAND_IN) {
+            return Err(Error::user(format!(
+                "the chat template of {} leaves out an answer; it cannot be learned",
+                self.tokenizer.origin()
+            )));
+        }
+        match text[start..end].trim().is_empty() && i + 1 == messages.len() {
+            true => Err(Error::user(format!(
+                "the chat template of {} writes nothing for an answer; it cannot be learned",
+                self.tokenizer.origin()
+            ))),
+            false => Ok(start..end),
         }
     }
-    pieces.push(&text[start..]);
-    pieces
+
+    fn render(&self, messages: &[Message], open: bool) -> Result<Guarded> {
+        let calls = messages.iter().any(Message::calls_tools);
+        if calls && !mentions(self.tokenizer.template()?.source(), "tool_calls") {
+            return Err(Error::user(format!(
+                "a message has \"tool_calls\", which the chat template of {} does not write; use a \
+                 model with a template for tools, or leave such rows out",
+                self.tokenizer.origin()
+            )));
+        }
+        render(self.tokenizer, messages, self.context, open, self.controls)
+    }
+
+    fn encode(&self, guarded: &Guarded) -> Result<Encoded> {
+        self.tokenizer.encode_guarded(&guarded.text, &guarded.literal)
+    }
+
+    /// The plain format. The prompt of the last answer has the same ids as without it.
+    fn by_speaker(&self, messages: &[Message], all: bool) -> Result<Told> {
+        let tok = self.tokenizer;
+        let (last, before) = messages.split_last().expect("a conversation has a message");
+        let (text, answers) = human_assistant(before)?;
+        let text = text + OPENING;
+        let prefix = tok.bos_prefix();
+        let literal = if self.controls { vec![] } else { vec![0..text.len()] };
+        let Encoded { ids: prompt, offsets } = tok.encode_guarded(&text, &literal)?;
+        let mut turns = vec![];
+        for (message, span) in answers.into_iter().filter(|_| all) {
+            let tokens = tokens_of(&span, &offsets);
+            let tokens = tokens.start + prefix.len()..tokens.end + prefix.len();
+            let (start, end) = (tokens.start, tokens.end);
+            turns.push(Turn { message, start, said: end, end, learned: vec![tokens] });
+        }
+        let mut ids = [prefix, &prompt[..]].concat();
+        let start = ids.len();
+        no_calls(last)?;
+        let answer = format!(" {}", last.content());
+        ids.extend(answer_ids(tok, &text, &answer, self.controls)?);
+        let said = ids.len();
+        ids.push(tok.eos_id());
+        let end = ids.len();
+        turns.push(Turn { message: before.len(), start, said, end, learned: vec![start..end] });
+        let (continues_prompt, end_added, holds_controls) = (true, false, false);
+        Ok(Told { ids, turns, continues_prompt, end_added, holds_controls })
+    }
+}
+
+/// The ids of an answer behind the text of a prompt, without an end token. They are those of the
+/// joint text where it begins with the prompt's own ids, as it nearly always does; where a token
+/// would span the joint, those of the answer alone. So a prompt has the same ids in every step.
+pub(super) fn answer_ids(
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    answer: &str,
+    controls: bool,
+) -> Result<Vec<i32>> {
+    let head = tokenizer.encode(prompt, controls)?;
+    let joint = tokenizer.encode(&format!("{prompt}{answer}"), controls)?;
+    match joint.strip_prefix(&head[..]) {
+        Some(answer) => Ok(answer.to_vec()),
+        None => tokenizer.encode(answer, controls),
+    }
+}
+
+/// Leaves to each turn what the template marks of it. Bytes become tokens as in Hugging Face's
+/// `apply_chat_template`: from the token of the first character to that of the last.
+fn by_marks(turns: &mut [Turn], marked: &[Range<usize>], offsets: &[Range<usize>], ids: usize) {
+    turns.iter_mut().for_each(|turn| turn.learned.clear());
+    let starts: Vec<usize> = turns.iter().map(|t| t.start).collect();
+    for span in marked.iter().filter(|s| !s.is_empty()) {
+        let tokens = tokens_of(span, offsets);
+        // The last turn that begins before the span ends.
+        let Some(turn) = starts.iter().rposition(|start| *start < tokens.end) else { continue };
+        turns[turn].learned.push(tokens.start..tokens.end.min(ids));
+    }
+}
+
+/// The tokens of a span of bytes.
+fn tokens_of(span: &Range<usize>, offsets: &[Range<usize>]) -> Range<usize> {
+    let holds = |at: usize| offsets.iter().position(|o| o.start <= at && at < o.end);
+    let behind = |at: usize| offsets.iter().position(|o| o.start >= at).unwrap_or(offsets.len());
+    let start = holds(span.start).unwrap_or_else(|| behind(span.start));
+    let end = holds(span.end - 1).map_or_else(|| behind(span.end), |last| last + 1);
+    start..end.max(start)
+}
+
+/// Bytes that two texts begin with alike.
+fn common(a: &str, b: &str) -> usize {
+    let mut n = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    while !a.is_char_boundary(n) {
+        n -= 1;
+    }
+    n
+}
+
+/// The opening of an answer in the plain format.
+const OPENING: &str = "\n\nAssistant:";
+
+/// Messages and the bytes of their text.
+type Spans = Vec<(usize, Range<usize>)>;
+
+/// The plain format, with the answers in it.
+fn human_assistant(messages: &[Message]) -> Result<(String, Spans)> {
+    let (mut text, mut answers) = (String::new(), vec![]);
+    for (i, message) in messages.iter().enumerate() {
+        no_calls(message)?;
+        match message.role() {
+            "system" => text.push_str(message.content()),
+            "assistant" => {
+                text.push_str(OPENING);
+                let start = text.len();
+                text.push(' ');
+                text.push_str(message.content());
+                answers.push((i, start..text.len()));
+            }
+            _ => {
+                text.push_str("\n\nHuman: ");
+                text.push_str(message.content());
+            }
+        }
+    }
+    Ok((text, answers))
+}
+
+fn no_calls(message: &Message) -> Result<()> {
+    match message.calls_tools() {
+        false => Ok(()),
+        true => Err(Error::user(
+            "a message has \"tool_calls\", which need a chat template; use a model with one",
+        )),
+    }
 }

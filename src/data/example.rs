@@ -1,9 +1,10 @@
-//! Rows to token ids, one kind of example for each step. An example holds one sequence, unpadded;
-//! batches are packed later. It knows nothing of losses.
+//! Examples: rows as token ids with the lengths the user allows. A row becomes one sequence,
+//! unpadded; batches are packed later. It knows nothing of losses.
 
-use super::chat::{ChatFormat, Rendered, render};
-use super::source::{Prompt, Row};
+use super::chat::{ChatFormat, Opened, Talk, Told, answer_ids, chat_ids};
+use super::guard::controls_in;
 use super::tokenizer::Tokenizer;
+use super::types::{Answer, ChatContext, Message, Prompt, Row};
 use crate::base::{Error, Result};
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ pub enum OnLongPrompt {
 /// Lengths in tokens, and how text becomes tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Longest prompt, all that comes before the answer included.
+    /// Longest prompt, all that comes before the last answer included.
     pub max_prompt_len: usize,
     /// Longest prompt with answer and end token. Must exceed `max_prompt_len`.
     pub max_seq_len: usize,
@@ -27,16 +28,12 @@ pub struct Limits {
     pub on_long_prompt: OnLongPrompt,
     /// How conversations become text.
     pub chat: ChatFormat,
-    /// Whether control tokens written in the data count as such; else they are plain text.
+    /// Whether control tokens written in the data count as such; else they are plain text. Text is
+    /// then taken as rendered by the chat template already.
     pub allow_special: bool,
-}
-
-impl Limits {
-    /// The same for `row`: the messages of a conversation never hold control tokens.
-    pub fn of(&self, row: &Row) -> Limits {
-        let chat = matches!(row.prompt, Some(Prompt::Chat(_)));
-        Limits { allow_special: self.allow_special && !chat, ..*self }
-    }
+    /// Whether all of the assistant's turns are learned, or the last one only. A message's own
+    /// weight goes before either.
+    pub all_turns: bool,
 }
 
 /// Where an example came from.
@@ -48,24 +45,59 @@ pub struct RowRef {
     pub row: usize,
 }
 
-/// Prompt, answer and end token.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a user should know of how a row became an example.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remarks {
+    /// The chat template writes the conversation otherwise than as the prompt of generation with
+    /// the answer behind it.
+    pub prompt_differs: bool,
+    /// The chat template ends no turn; an end token was put behind the last answer.
+    pub end_added: bool,
+    /// The text of a control token in the row was taken as text.
+    pub holds_controls: bool,
+}
+
+/// A sequence with the tokens to be learned.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct SftExample {
     /// At most `max_seq_len` ids. A longer row is cut at its end and loses its end token.
     pub ids: Vec<i32>,
-    /// The loss is taken on `ids[prompt_len..]`; at least 1, less than `ids.len()`.
+    /// Tokens before the last answer; at least 1, less than `ids.len()`.
     pub prompt_len: usize,
+    /// The weight in the loss of each token, or nothing: 1 from `prompt_len` on, else 0.
+    pub weights: Vec<f32>,
+    /// How it came about.
+    pub remarks: Remarks,
+}
+
+impl SftExample {
+    /// A sequence of which all from `prompt_len` on is learned.
+    pub fn new(ids: Vec<i32>, prompt_len: usize) -> SftExample {
+        SftExample { ids, prompt_len, ..SftExample::default() }
+    }
+
+    /// The weight in the loss of predicting token `t`. Nothing predicts the first one.
+    pub fn weight(&self, t: usize) -> f32 {
+        match self.weights.get(t) {
+            _ if t == 0 => 0.0,
+            Some(weight) => *weight,
+            None => f32::from(u8::from(t >= self.prompt_len)),
+        }
+    }
 }
 
 /// Two answers to one prompt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PairExample {
-    /// Both sequences begin with the same `prompt_len` ids.
+    /// Tokens before the answers. They are the same in both sequences, unless the chat template
+    /// lets an answer decide on what is before it.
     pub prompt_len: usize,
     /// Prompt, good answer, end token; cut like [`SftExample::ids`].
     pub chosen: Vec<i32>,
     /// Prompt, bad answer, end token.
     pub rejected: Vec<i32>,
+    /// How they came about.
+    pub remarks: Remarks,
 }
 
 /// A prompt to be answered.
@@ -77,6 +109,62 @@ pub struct PromptExample {
     pub text: String,
     /// Where it came from.
     pub row: RowRef,
+    /// The conversation to be answered, where it is one, for models that render it otherwise.
+    pub talk: Option<Arc<OpenTalk>>,
+    /// How it came about.
+    pub remarks: Remarks,
+}
+
+/// A conversation that waits for an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct OpenTalk {
+    messages: Vec<Message>,
+    context: Option<Arc<ChatContext>>,
+}
+
+impl OpenTalk {
+    /// The conversation with `answer` in it, up to the end of the turn, or up to the answer's end
+    /// where it is not `finished`: as a model trained on whole conversations knows it.
+    pub fn answered(
+        &self,
+        answer: &str,
+        finished: bool,
+        tokenizer: &Tokenizer,
+        format: ChatFormat,
+    ) -> Result<AnsweredTalk> {
+        let mut messages = self.messages.clone();
+        messages.push(Message::new("assistant", answer));
+        let talk = talk(tokenizer, format, self.context.as_deref(), false);
+        // A template may write nothing for an empty answer.
+        let Ok(told) = talk.told(&messages, false) else {
+            let ids = talk.prompt(&self.messages)?.ids;
+            return Ok(AnsweredTalk { start: ids.len(), said: ids.len(), ids });
+        };
+        let turn =
+            told.turns.last().ok_or_else(|| Error::internal("a conversation's last turn"))?;
+        let end = if finished { turn.end } else { turn.said };
+        let (start, said) = (turn.start.min(end), turn.said);
+        Ok(AnsweredTalk { ids: told.ids[..end].to_vec(), start, said })
+    }
+}
+
+/// A conversation up to its last answer.
+#[derive(Debug)]
+pub struct AnsweredTalk {
+    /// The ids of the whole.
+    pub ids: Vec<i32>,
+    /// Tokens before the answer.
+    start: usize,
+    /// One behind the answer's own last token.
+    said: usize,
+}
+
+impl AnsweredTalk {
+    /// Whether it is `prompt` with `answer` behind it, if perhaps in other tokens.
+    pub fn follows(&self, prompt: &[i32], answer: &str, tokenizer: &Tokenizer) -> Result<bool> {
+        let said = tokenizer.decode(&self.ids[self.start..self.said], true)?;
+        Ok(self.ids[..self.start] == *prompt && said == answer)
+    }
 }
 
 /// Runs `f` over rows; returns the examples and how many rows it left out. Naming `what` (such as
@@ -102,18 +190,15 @@ pub fn build<'a, T>(
 }
 
 /// The supervised example of a row: prompt and chosen answer, or plain text, of which all but the
-/// first token is learned. `None`: left out, being too long.
+/// first token is learned. `None`: left out, being too long or without a token to learn.
 pub fn sft_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Option<SftExample>> {
     if let (None, Some(text)) = (&row.prompt, &row.text) {
-        let mut ids = tok.bos_prefix().to_vec();
+        let mut ids = first_ids(tok, text, limits).to_vec();
         let prompt_len = ids.len().max(1);
-        let own = tok.encode(text, limits.allow_special)?;
-        ids.extend(own.strip_prefix(&ids[..]).unwrap_or(&own));
-        if !has_end(&ids, tok, limits) {
-            ids.push(tok.eos_id());
-        }
+        ids.extend(tok.encode(text, limits.allow_special)?);
+        end_with(&mut ids, tok.eos_id(), tok, limits);
         ids.truncate(limits.max_seq_len);
-        return Ok((ids.len() > prompt_len).then_some(SftExample { ids, prompt_len }));
+        return Ok((ids.len() > prompt_len).then(|| SftExample::new(ids, prompt_len)));
     }
     let (Some(prompt), Some(chosen)) = (&row.prompt, &row.chosen) else {
         return Err(lacks(
@@ -122,21 +207,38 @@ pub fn sft_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Option
             "an answer (\"chosen\" or \"completion\")",
         ));
     };
-    let Some((rendered, prompt)) = prompt_ids(row, prompt, tok, limits)? else { return Ok(None) };
-    let ids = sequence(&rendered, &prompt, chosen, tok, limits)?;
-    Ok(Some(SftExample { ids, prompt_len: prompt.len() }))
+    check_limits(limits)?;
+    let Some(mut s) = sequence(row, prompt, chosen, tok, limits)? else { return Ok(None) };
+    s.ids.truncate(limits.max_seq_len);
+    s.weights.truncate(limits.max_seq_len);
+    let example =
+        SftExample { ids: s.ids, prompt_len: s.prompt_len, weights: s.weights, remarks: s.remarks };
+    let learned = (1..example.ids.len()).any(|t| example.weight(t) > 0.0);
+    Ok(learned.then_some(example))
 }
 
-/// The pair of a row. `None`: left out, being too long, or equal within `max_seq_len`.
+/// The pair of a row, up to the ends of the last answers. `None`: left out, being too long, or
+/// equal within `max_seq_len`.
 pub fn pair_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Option<PairExample>> {
     let (Some(prompt), Some(chosen), Some(rejected)) = (&row.prompt, &row.chosen, &row.rejected)
     else {
         return Err(lacks(row, "the reward model", "\"chosen\" and \"rejected\""));
     };
-    let Some((rendered, prompt)) = prompt_ids(row, prompt, tok, limits)? else { return Ok(None) };
-    let chosen = sequence(&rendered, &prompt, chosen, tok, limits)?;
-    let rejected = sequence(&rendered, &prompt, rejected, tok, limits)?;
-    let pair = PairExample { prompt_len: prompt.len(), chosen, rejected };
+    check_limits(limits)?;
+    let one = |answer| sequence(row, prompt, answer, tok, limits);
+    let (Some(chosen), Some(rejected)) = (one(chosen)?, one(rejected)?) else { return Ok(None) };
+    let cut = |s: &Sequence| s.ids[..s.end.min(limits.max_seq_len)].to_vec();
+    let (c, r) = (chosen.remarks, rejected.remarks);
+    let pair = PairExample {
+        prompt_len: chosen.prompt_len.min(rejected.prompt_len),
+        chosen: cut(&chosen),
+        rejected: cut(&rejected),
+        remarks: Remarks {
+            prompt_differs: c.prompt_differs || r.prompt_differs,
+            end_added: c.end_added || r.end_added,
+            holds_controls: c.holds_controls || r.holds_controls,
+        },
+    };
     Ok((pair.chosen != pair.rejected).then_some(pair))
 }
 
@@ -146,12 +248,39 @@ pub fn prompt_example(
     tok: &Tokenizer,
     limits: &Limits,
 ) -> Result<Option<PromptExample>> {
-    let Some(prompt) = &row.prompt else {
-        return Err(lacks(row, "PPO", "\"prompt\""));
+    check_limits(limits)?;
+    let (opened, talk) = match &row.prompt {
+        None => return Err(lacks(row, "PPO", "\"prompt\"")),
+        Some(Prompt::Text(text)) => (text_prompt(text, tok, limits)?, None),
+        Some(Prompt::Chat(messages)) => {
+            let messages = to_be_answered(row, messages)?;
+            let opened = talk_of(row, tok, limits).prompt(&messages).map_err(|e| at(row, e))?;
+            let context = row.context.clone();
+            (opened, Some(Arc::new(OpenTalk { messages, context })))
+        }
     };
-    let found = prompt_ids(row, prompt, tok, limits)?;
-    let place = RowRef { file: row.file.clone(), row: row.row };
-    Ok(found.map(|(rendered, ids)| PromptExample { ids, text: rendered.text, row: place }))
+    let Opened { text, mut ids, holds_controls } = opened;
+    let Some(cut) = excess(&ids, ids.len(), tok, limits) else { return Ok(None) };
+    ids.drain(cut);
+    if ids.is_empty() {
+        return Err(row.error("the prompt has no token"));
+    }
+    let remarks = Remarks { holds_controls, ..Remarks::default() };
+    let row = RowRef { file: row.file.clone(), row: row.row };
+    Ok(Some(PromptExample { ids, text, row, talk, remarks }))
+}
+
+/// The messages up to the first one that the assistant is to write. Where an earlier answer is the
+/// last thing that both answers of a pair share, that is in the middle of the answers.
+fn to_be_answered(row: &Row, messages: &[Message]) -> Result<Vec<Message>> {
+    let mut messages = messages.to_vec();
+    if let Some(Answer::Chat(rest)) = &row.chosen {
+        messages.extend(rest.iter().take_while(|m| !m.is_answer()).cloned());
+    }
+    match messages.last().is_some_and(Message::is_answer) {
+        true => Err(row.error("the prompt ends with the assistant's own message; end it before")),
+        false => Ok(messages),
+    }
 }
 
 /// Text for the mixture loss: all rows' text end to end, cut into blocks of `block_len` ids; the
@@ -188,58 +317,172 @@ pub fn text_blocks(
 }
 
 fn lacks(row: &Row, step: &str, keys: &str) -> Error {
-    row.error(format!("{step} needs {keys}, which this row has not"))
+    let has: Vec<&str> = [
+        ("a prompt", row.prompt.is_some()),
+        ("a good answer", row.chosen.is_some()),
+        ("a bad answer", row.rejected.is_some()),
+        ("text", row.text.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(name, has)| has.then_some(name))
+    .collect();
+    row.error(format!("{step} needs {keys}; this row has {}", has.join(" and ")))
 }
 
-/// The prompt's ids within the limit, or none when the row is to be left out.
-fn prompt_ids(
-    row: &Row,
-    prompt: &Prompt,
-    tok: &Tokenizer,
-    limits: &Limits,
-) -> Result<Option<(Rendered, Vec<i32>)>> {
-    let max = limits.max_prompt_len;
-    if max == 0 || max >= limits.max_seq_len {
-        let lengths = format!("prompts of up to {max} tokens in {}", limits.max_seq_len);
+fn at(row: &Row, e: Error) -> Error {
+    e.context(format!("{} row {}", row.file, row.row))
+}
+
+fn check_limits(limits: &Limits) -> Result<()> {
+    let (max, most) = (limits.max_prompt_len, limits.max_seq_len);
+    if max == 0 || max >= most {
+        let lengths = format!("prompts of up to {max} tokens in {most}");
         return Err(Error::user(format!("{lengths} leave no room; use 0 < prompt < sequence")));
     }
-    let rendered = render(row, prompt, tok, limits.chat, limits.allow_special)?;
-    let mut ids = rendered.ids(tok)?;
-    if ids.len() > max {
-        let first = tok.bos_prefix();
-        // Where the limit has no room for a token of the prompt itself, nothing useful is left.
-        if limits.on_long_prompt == OnLongPrompt::Skip || first.len() >= max {
-            return Ok(None);
-        }
-        let keep = if ids.starts_with(first) { first.len() } else { 0 };
-        ids.drain(keep..ids.len() - (max - keep));
+    Ok(())
+}
+
+fn talk<'a>(
+    tokenizer: &'a Tokenizer,
+    format: ChatFormat,
+    context: Option<&'a ChatContext>,
+    controls: bool,
+) -> Talk<'a> {
+    static NOTHING: std::sync::LazyLock<ChatContext> = std::sync::LazyLock::new(Default::default);
+    Talk { tokenizer, format, context: context.unwrap_or(&NOTHING), controls }
+}
+
+fn talk_of<'a>(row: &'a Row, tok: &'a Tokenizer, limits: &Limits) -> Talk<'a> {
+    talk(tok, limits.chat, row.context.as_deref(), limits.allow_special)
+}
+
+/// Ids put before a text. One that was rendered already gets them only where it lost those that the
+/// template writes.
+fn first_ids<'t>(tok: &'t Tokenizer, text: &str, limits: &Limits) -> &'t [i32] {
+    let first = tok.bos_prefix();
+    if first.is_empty() || !limits.allow_special {
+        return first;
     }
-    match ids.is_empty() {
-        true => Err(row.error("the prompt has no token")),
-        false => Ok(Some((rendered, ids))),
+    let begins = tok.encode(text, true).is_ok_and(|ids| ids.starts_with(first));
+    let hello = [Message::new("user", "hello")];
+    let by_template = || chat_ids(&hello, tok, ChatFormat::Template);
+    let never = tok.has_chat_template() && !by_template().is_ok_and(|ids| ids.starts_with(first));
+    if begins || never { &[] } else { first }
+}
+
+/// Puts an end token behind a text, unless it was rendered already and ends with one.
+fn end_with(ids: &mut Vec<i32>, end: i32, tok: &Tokenizer, limits: &Limits) {
+    let ended = ids.last().is_some_and(|id| tok.stop_ids().contains(id));
+    if !(limits.allow_special && ended) {
+        ids.push(end);
     }
 }
 
-/// Whether text that was rendered beforehand brings its own end token.
-fn has_end(ids: &[i32], tok: &Tokenizer, limits: &Limits) -> bool {
-    limits.allow_special && ids.last().is_some_and(|id| tok.stop_ids().contains(id))
+fn text_prompt(text: &str, tok: &Tokenizer, limits: &Limits) -> Result<Opened> {
+    let mut ids = first_ids(tok, text, limits).to_vec();
+    ids.extend(tok.encode(text, limits.allow_special)?);
+    let holds_controls = !limits.allow_special && !controls_in(text, tok).is_empty();
+    Ok(Opened { text: text.to_owned(), ids, holds_controls })
 }
 
-/// Prompt, answer and end token, cut at `max_seq_len`.
+/// A row as one sequence.
+struct Sequence {
+    ids: Vec<i32>,
+    /// Weights in the loss, or nothing where all from `prompt_len` on is learned.
+    weights: Vec<f32>,
+    prompt_len: usize,
+    /// One behind the token that ends the last answer.
+    end: usize,
+    remarks: Remarks,
+}
+
+/// Prompt, answer and end token. `None`: left out, the prompt being too long.
 fn sequence(
-    rendered: &Rendered,
-    prompt: &[i32],
-    answer: &str,
+    row: &Row,
+    prompt: &Prompt,
+    answer: &Answer,
     tok: &Tokenizer,
     limits: &Limits,
-) -> Result<Vec<i32>> {
-    let mut ids = prompt.to_vec();
-    ids.extend(rendered.answer_ids(tok, answer)?);
-    if !has_end(&ids, tok, limits) {
-        ids.push(rendered.end);
+) -> Result<Option<Sequence>> {
+    let mut s = match (prompt, answer) {
+        (Prompt::Text(prompt), Answer::Text { joint, text }) => {
+            let joint = if limits.allow_special { "" } else { joint };
+            text_sequence(prompt, &format!("{joint}{text}"), tok, limits)?
+        }
+        (Prompt::Chat(before), Answer::Chat(answer)) => {
+            let messages = [&before[..], &answer[..]].concat();
+            chat_sequence(row, &messages, tok, limits)?
+        }
+        _ => return Err(Error::internal("a text and a conversation in one row")),
+    };
+    if s.prompt_len == 0 {
+        return Err(row.error("the prompt has no token"));
     }
-    ids.truncate(limits.max_seq_len);
-    Ok(ids)
+    let Some(cut) = excess(&s.ids, s.prompt_len, tok, limits) else { return Ok(None) };
+    s.prompt_len -= cut.len();
+    s.end -= cut.len();
+    if !s.weights.is_empty() {
+        s.weights.drain(cut.clone());
+    }
+    s.ids.drain(cut);
+    Ok(Some(s))
+}
+
+fn text_sequence(prompt: &str, answer: &str, tok: &Tokenizer, limits: &Limits) -> Result<Sequence> {
+    let Opened { mut ids, mut holds_controls, .. } = text_prompt(prompt, tok, limits)?;
+    let prompt_len = ids.len();
+    ids.extend(answer_ids(tok, prompt, answer, limits.allow_special)?);
+    let end = if limits.allow_special { tok.turn_end_id() } else { tok.eos_id() };
+    end_with(&mut ids, end, tok, limits);
+    holds_controls |= !limits.allow_special && !controls_in(answer, tok).is_empty();
+    let remarks = Remarks { holds_controls, ..Remarks::default() };
+    Ok(Sequence { end: ids.len(), ids, weights: vec![], prompt_len, remarks })
+}
+
+fn chat_sequence(
+    row: &Row,
+    messages: &[Message],
+    tok: &Tokenizer,
+    limits: &Limits,
+) -> Result<Sequence> {
+    let given = |m: &&Message| m.is_answer() && m.weight().is_some();
+    let weighted = messages.iter().filter(given).count() > 0;
+    let all = limits.all_turns || weighted;
+    let told = talk_of(row, tok, limits).told(messages, all).map_err(|e| at(row, e))?;
+    let Told { ids, turns, continues_prompt, end_added, holds_controls } = told;
+    let last = turns.last().ok_or_else(|| Error::internal("a conversation without an answer"))?;
+    let mut weights = vec![0.0; ids.len()];
+    for turn in &turns {
+        let is_last = turn.message + 1 == messages.len();
+        let usual = f32::from(u8::from(limits.all_turns || is_last));
+        let weight = messages[turn.message].weight().unwrap_or(usual);
+        for span in &turn.learned {
+            weights[span.clone()].fill(weight);
+        }
+    }
+    let remarks = Remarks { prompt_differs: !continues_prompt, end_added, holds_controls };
+    Ok(Sequence { prompt_len: last.start, end: last.end, ids, weights, remarks })
+}
+
+/// Tokens to take out of the prompt, the first `prompt_len` of `ids`, so that it keeps to the limit;
+/// its first token stays. `None` where the row is to be left out.
+fn excess(
+    ids: &[i32],
+    prompt_len: usize,
+    tok: &Tokenizer,
+    limits: &Limits,
+) -> Option<std::ops::Range<usize>> {
+    let max = limits.max_prompt_len;
+    if prompt_len <= max {
+        return Some(0..0);
+    }
+    let first = tok.bos_prefix();
+    // Where the limit has no room for a token of the prompt itself, nothing useful is left.
+    if limits.on_long_prompt == OnLongPrompt::Skip || first.len() >= max {
+        return None;
+    }
+    let keep = if ids.starts_with(first) { first.len() } else { 0 };
+    Some(keep..prompt_len - (max - keep))
 }
 
 #[cfg(test)]

@@ -27,7 +27,8 @@ fn with_bos() -> Tokenizer {
 fn limits(max_prompt_len: usize, max_seq_len: usize) -> Limits {
     let on_long_prompt = OnLongPrompt::Skip;
     let chat = ChatFormat::Template;
-    Limits { max_prompt_len, max_seq_len, on_long_prompt, chat, allow_special: false }
+    let (allow_special, all_turns) = (false, false);
+    Limits { max_prompt_len, max_seq_len, on_long_prompt, chat, allow_special, all_turns }
 }
 
 const WIDE: (usize, usize) = (1000, 2000);
@@ -37,14 +38,18 @@ fn wide() -> Limits {
 }
 
 fn row(prompt: Prompt, chosen: &str, rejected: &str) -> Row {
-    let answer = |a: &str| Some(a.to_owned());
+    let answer = |a: &str| {
+        Some(match prompt {
+            Prompt::Text(_) => Answer::Text { joint: "", text: a.to_owned() },
+            Prompt::Chat(_) => Answer::Chat(vec![Message::new("assistant", a)]),
+        })
+    };
     let (chosen, rejected) = (answer(chosen), answer(rejected));
-    Row { file: "f.json".into(), row: 7, prompt: Some(prompt), chosen, rejected, text: None }
+    Row { file: "f.json".into(), row: 7, prompt: Some(prompt), chosen, rejected, ..Row::blank() }
 }
 
 fn text_row(text: &str) -> Row {
-    let text = Some(text.to_owned());
-    Row { file: "f.txt".into(), row: 3, prompt: None, chosen: None, rejected: None, text }
+    Row { file: "f.txt".into(), row: 3, text: Some(text.to_owned()), ..Row::blank() }
 }
 
 fn asked(prompt: &str) -> Prompt {
@@ -52,9 +57,7 @@ fn asked(prompt: &str) -> Prompt {
 }
 
 fn chat(messages: &[(&str, &str)]) -> Vec<Message> {
-    let message =
-        |&(role, content): &(&str, &str)| Message { role: role.into(), content: content.into() };
-    messages.iter().map(message).collect()
+    messages.iter().map(|&(role, content)| Message::new(role, content)).collect()
 }
 
 fn ids(tok: &Tokenizer, text: &str) -> Vec<i32> {
@@ -84,7 +87,8 @@ fn all_steps_share_the_prompt() {
                 0 if tok.has_chat_template() => Prompt::Chat(chat(&[("user", &word)])),
                 _ => asked(&format!("x{word}")),
             };
-            let row = row(prompt, &random_word(&mut rng), &format!("z{}", random_word(&mut rng)));
+            let word = |first: &str, rng: &mut Rng| format!("{first}{}", random_word(rng));
+            let row = row(prompt, &word("y", &mut rng), &word("z", &mut rng));
             let limits = wide();
             let prompt = prompt_example(&row, &tok, &limits).unwrap().unwrap();
             let sft = sft_example(&row, &tok, &limits).unwrap().unwrap();
@@ -94,9 +98,12 @@ fn all_steps_share_the_prompt() {
             for whole in [&sft.ids, &pair.chosen, &pair.rejected] {
                 assert_eq!(whole[..len], prompt.ids);
             }
-            assert_eq!(sft.ids, pair.chosen);
-            let answer = tok.decode(&sft.ids[len..sft.ids.len() - 1], false).unwrap();
-            assert_eq!(Some(answer), row.chosen);
+            // What a template writes behind the end of the last turn is no part of a pair.
+            assert_eq!(sft.ids[..pair.chosen.len()], pair.chosen);
+            let end = pair.chosen.len();
+            let answer = tok.decode(&sft.ids[len..end - 1], false).unwrap();
+            let said = row.chosen.as_ref().unwrap().text();
+            assert_eq!(answer, if prompt.talk.is_some() { said.trim() } else { &said });
             assert_eq!(prompt.row, RowRef { file: "f.json".into(), row: 7 });
             let rendered = prompt.text;
             let first = tok.decode(tok.bos_prefix(), false).unwrap();
@@ -191,7 +198,7 @@ fn rows_that_lack_something() {
         assert!(line.starts_with(&format!("f.json row 7: {step}")), "{line}");
     }
     let line = problem(prompt_example(&text_row("x"), &tok, &wide()));
-    assert_eq!(line, "f.txt row 3: PPO needs \"prompt\", which this row has not");
+    assert_eq!(line, "f.txt row 3: PPO needs \"prompt\"; this row has text");
     let line = problem(prompt_example(&row(asked(""), "a", "b"), &tok, &wide()));
     assert_eq!(line, "f.json row 7: the prompt has no token");
 }
@@ -241,7 +248,13 @@ fn conversations_by_template() {
                 <|im_start|>assistant\n";
     let prompt = tok.encode(text, true).unwrap();
     assert_eq!(sft.prompt_len, prompt.len());
-    assert_eq!(sft.ids, [prompt.clone(), ids(&tok, "yes"), vec![TURN_END]].concat());
+    let turn = [ids(&tok, "yes"), vec![TURN_END]].concat();
+    assert_eq!(sft.ids, [prompt.clone(), turn.clone(), ids(&tok, "\n")].concat());
+    let learned: Vec<i32> =
+        (0..sft.ids.len()).filter(|&t| sft.weight(t) == 1.0).map(|t| sft.ids[t]).collect();
+    assert_eq!(learned, turn);
+    let pair = pair_example(&row, &tok, &wide()).unwrap().unwrap();
+    assert_eq!(pair.chosen, [prompt.clone(), turn].concat());
     assert_eq!(prompt_example(&row, &tok, &wide()).unwrap().unwrap().text, text);
     assert_eq!(chat_ids(&messages, &tok, ChatFormat::Template).unwrap(), prompt);
     let line = problem(prompt_example(&row, &with_bos(), &wide()));
@@ -274,8 +287,8 @@ fn control_tokens_in_messages_stay_text() {
         assert_eq!(controls(&pair.rejected[n..]), [TURN_END]);
         let allowed = Limits { allow_special: true, ..wide() };
         let open = pair_example(&row, &tok, &allowed).unwrap().unwrap();
-        // It brings its own end.
-        assert_eq!(open.rejected[open.prompt_len..], [TURN_END]);
+        // Its own, and the template's.
+        assert_eq!(open.rejected[open.prompt_len..], [TURN_END, TURN_END]);
         assert!(controls(&open.rejected[..open.prompt_len]).len() > 3);
     }
     // The same in prompts of plain text.
@@ -291,14 +304,8 @@ fn what_was_rendered_beforehand_is_what_the_template_renders() {
     let tok = tokenizer();
     let messages = chat(&[("user", "who goes there?"), ("assistant", "a cat"), ("user", "and?")]);
     let by_template = row(Prompt::Chat(messages.clone()), "a dog", "no");
-    let turn = |m: &Message| serde_json::json!({"role": m.role, "content": m.content});
-    let messages: Vec<serde_json::Value> = messages.iter().map(turn).collect();
-    let input = crate::data::TemplateInput {
-        messages: &messages,
-        add_generation_prompt: true,
-        ..Default::default()
-    };
-    let text = tok.template().unwrap().render(&input).unwrap().text;
+    let limits = wide();
+    let text = prompt_example(&by_template, &tok, &limits).unwrap().unwrap().text;
     let allowed = Limits { allow_special: true, ..wide() };
     let expected = pair_example(&by_template, &tok, &wide()).unwrap().unwrap();
     for end in ["", "<|im_end|>"] {

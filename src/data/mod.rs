@@ -5,24 +5,31 @@
 mod blend;
 mod chat;
 mod example;
+mod guard;
+mod messages;
 mod mt19937;
 mod packed;
 mod pystr;
 mod row;
+mod row_keys;
 mod source;
 mod template;
 mod tokenizer;
 mod tokenizer_checks;
 mod tokenizer_files;
+mod types;
+mod unread;
 
 pub use blend::{Blend, BlendConfig, Part, Spec, epoch_order, split_indices};
 pub use chat::{ChatFormat, chat_ids};
 pub use example::{
-    Limits, OnLongPrompt, PairExample, PromptExample, RowRef, SftExample, build, pair_example,
-    prompt_example, sft_example, text_blocks,
+    AnsweredTalk, Limits, OnLongPrompt, OpenTalk, PairExample, PromptExample, Remarks, RowRef,
+    SftExample, build, pair_example, prompt_example, sft_example, text_blocks,
 };
 pub use mt19937::{Mt19937, permutation};
 pub use packed::{Packed, micro_batches};
-pub use source::{BadRows, Message, OnBadRow, Prompt, Row, read_rows};
+pub use source::{BadRows, OnBadRow, read_rows};
 pub use template::{ChatTemplate, Rendering, TemplateInput};
 pub use tokenizer::{TextStream, Tokenizer};
+pub use types::{Answer, ChatContext, Message, Prompt, Row};
+pub use unread::unread_by_template;

@@ -1,29 +1,27 @@
 //! One JSON object to one [`Row`]: recognises the format by its keys and checks the contents. Its
 //! errors are the bare reason; the reader of the file adds file and row.
 
-use super::source::{Message, Prompt, Row};
+use super::messages::{list, parse as parse_messages, single};
+use super::row_keys::{CHAT_PROMPTS, HARMLESS, context, refuse_meaningful};
+use super::types::{Answer, Message, Prompt, Row};
 use serde_json::{Map, Value};
 
-type Parsed<T> = Result<T, String>;
+pub(super) type Parsed<T> = Result<T, String>;
 
-const EXPECTED: &str =
-    "expected prompt, chosen and rejected; prompt and completion; messages; or text";
+const EXPECTED: &str = "expected prompt, chosen and rejected; prompt and completion; messages; \
+                        instruction and output; \
+                        question and answer; or text";
 const TURN: &str = "\n\nAssistant:";
 
-/// The answers as they stand in the file: the good one, and the bad one if there is one.
+/// The two answers as they stand in the file; the bad one may be absent.
 enum Answers {
     Text(String, Option<String>),
     Chat(Vec<Message>, Option<Vec<Message>>),
 }
 
-/// A row without file and number.
-fn blank() -> Row {
-    Row { file: "".into(), row: 0, prompt: None, chosen: None, rejected: None, text: None }
-}
-
 /// A row of plain text.
 pub(super) fn text_row(text: &str) -> Parsed<Row> {
-    Ok(Row { text: Some(checked("text", text)?), ..blank() })
+    Ok(Row { text: Some(checked("text", text)?), ..Row::blank() })
 }
 
 /// The row in `value`, or the reason why it is none.
@@ -31,34 +29,137 @@ pub(super) fn parse_row(value: &Value) -> Parsed<Row> {
     let Value::Object(object) = value else {
         return Err(format!("is {}, not an object ({EXPECTED})", kind(value)));
     };
-    if let Some(messages) = present(object, "messages") {
-        return conversation(messages_of("messages", messages)?);
+    let mut keys = Keys { object, used: vec![] };
+    let mut row = by_format(&mut keys)?;
+    row.context = context(&mut keys)?;
+    refuse_meaningful(&mut keys, &row)?;
+    let known = |key: &str| HARMLESS.contains(&key) || keys.used.contains(&key);
+    let others = object.iter().filter(|(key, value)| !known(key) && !value.is_null());
+    row.unused = others.map(|(key, _)| key.clone()).collect();
+    Ok(row)
+}
+
+/// The keys of a row, and those that have been read.
+pub(super) struct Keys<'a> {
+    object: &'a Map<String, Value>,
+    used: Vec<&'a str>,
+}
+
+impl<'a> Keys<'a> {
+    /// The value of a key, which counts as read. A null counts as absent: exporters write it for
+    /// empty columns.
+    pub(super) fn take(&mut self, key: &str) -> Option<&'a Value> {
+        let (key, value) = self.object.get_key_value(key)?;
+        self.used.push(key);
+        Some(value).filter(|v| !v.is_null())
     }
-    let prompt = present(object, "prompt").map(prompt_of).transpose()?;
-    let good = ["chosen", "completion", "response"].into_iter().find(|k| has(object, k));
-    let Some(good) = good else {
-        return match (prompt, present(object, "text")) {
-            _ if has(object, "rejected") => Err(missing("chosen")),
-            (Some(prompt), _) => Ok(Row { prompt: Some(prompt), ..blank() }),
+
+    /// The value of a key.
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.object.get(key).filter(|v| !v.is_null())
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// The first of `keys` that is there.
+    fn first<'k>(&self, keys: &[&'k str]) -> Option<&'k str> {
+        keys.iter().copied().find(|key| self.has(key))
+    }
+}
+
+fn by_format(keys: &mut Keys<'_>) -> Parsed<Row> {
+    let pair = keys.has("chosen") && keys.has("rejected");
+    let dialogue = keys.first(&["messages", "conversations", "conversation"]);
+    match dialogue {
+        Some(key) if pair => {
+            let base = base_of_pair(keys, key)?;
+            answered(keys, base)
+        }
+        Some(key) => {
+            let messages = parse_messages(key, keys.take(key).unwrap_or(&Value::Null))?;
+            // A prompt beside it is its first message once more.
+            keys.take("prompt");
+            let system = system_of(keys)?;
+            conversation(key, with_system(messages, system)?)
+        }
+        None => answered(keys, None),
+    }
+}
+
+/// The conversation under `key` beside a pair: what both answer, where they are answers alone.
+/// Beside whole conversations it repeats one of them.
+fn base_of_pair(keys: &mut Keys<'_>, key: &str) -> Parsed<Option<Prompt>> {
+    let dialogue = keys.take(key).unwrap_or(&Value::Null);
+    let first = |list: &[Value]| match list.first() {
+        Some(m) => m["role"] == "assistant" || m["from"] == "gpt" || m["from"] == "assistant",
+        None => false,
+    };
+    let alone = match keys.get("chosen") {
+        Some(Value::Object(_)) => true,
+        Some(Value::Array(list)) => first(list),
+        Some(Value::String(text)) => !text.contains(TURN),
+        _ => false,
+    };
+    if !alone || keys.has("prompt") {
+        return Ok(None);
+    }
+    let mut messages = parse_messages(key, dialogue)?;
+    messages.pop_if(|m| m.is_answer());
+    Ok(Some(Prompt::Chat(messages)))
+}
+
+/// Rows with a prompt and answers, or text.
+fn answered(keys: &mut Keys<'_>, base: Option<Prompt>) -> Parsed<Row> {
+    let prompt = match (base, keys.take("prompt")) {
+        (Some(base), _) => Some(base),
+        (None, Some(prompt)) => Some(prompt_of(prompt)?),
+        (None, None) => question(keys)?,
+    };
+    let from_question = keys.used.iter().any(|k| CHAT_PROMPTS.contains(k) || *k == "input");
+    let system = system_of(keys)?;
+    // A system message makes a conversation of a text.
+    let prompt = match (prompt, &system) {
+        (Some(Prompt::Text(text)), Some(_)) => Some(Prompt::Chat(vec![Message::new("user", text)])),
+        (prompt, _) => prompt,
+    };
+    let prompt = match prompt {
+        Some(Prompt::Chat(messages)) => Some(Prompt::Chat(with_system(messages, system)?)),
+        other => other,
+    };
+    let answer_keys: &[&str] = match from_question {
+        true => &["chosen", "output", "answer", "response", "completion"],
+        false => &["chosen", "completion", "response"],
+    };
+    let Some(good) = keys.first(answer_keys) else {
+        let text = keys.take("text");
+        return match (prompt, text) {
+            _ if keys.has("rejected") => Err(missing("chosen")),
+            (Some(prompt), _) => Ok(Row { prompt: Some(prompt), ..Row::blank() }),
             (None, Some(Value::String(text))) => text_row(text),
             (None, Some(other)) => Err(wrong_type("text", other, "a string")),
             (None, None) => Err(missing("prompt")),
         };
     };
-    let row = match (prompt, answers(object, good)?) {
-        (Some(prompt), Answers::Text(chosen, rejected)) => {
-            let join = |answer| match &prompt {
-                Prompt::Text(p) if good != "completion" => joined(p, answer),
-                _ => answer,
+    let row = match (prompt, answers(keys, good)?) {
+        (Some(Prompt::Text(prompt)), Answers::Text(chosen, rejected)) => {
+            let answer = |text: String| match good {
+                "completion" => Answer::Text { joint: "", text },
+                _ => Answer::Text { joint: joint(&prompt, &text), text },
             };
-            let (chosen, rejected) = (Some(join(chosen)), rejected.map(join));
-            Row { chosen, rejected, prompt: Some(prompt), ..blank() }
+            let (chosen, rejected) = (Some(answer(chosen)), rejected.map(answer));
+            Row { chosen, rejected, prompt: Some(Prompt::Text(prompt)), ..Row::blank() }
+        }
+        (Some(Prompt::Chat(base)), Answers::Text(c, r)) => {
+            let answer = |text: String| vec![Message::new("assistant", text)];
+            conversations(&base, answer(c), r.map(answer))?
         }
         (Some(Prompt::Chat(base)), Answers::Chat(c, r)) => conversations(&base, c, r)?,
         (Some(Prompt::Text(content)), Answers::Chat(c, r)) => {
             // Either the answer alone, or the whole conversation, whose beginning `prompt` repeats.
-            let base = vec![Message { role: "user".into(), content }];
-            let alone = c.first().is_some_and(|m| m.role == "assistant");
+            let base = vec![Message::new("user", content)];
+            let alone = c.first().is_some_and(Message::is_answer);
             conversations(if alone { &base } else { &[] }, c, r)?
         }
         (None, Answers::Chat(c, r)) => conversations(&[], c, r)?,
@@ -66,7 +167,7 @@ pub(super) fn parse_row(value: &Value) -> Parsed<Row> {
         (None, Answers::Text(_, None)) => return Err(missing("prompt")),
     };
     for (key, answer) in [(good, &row.chosen), ("rejected", &row.rejected)] {
-        if answer.as_ref().is_some_and(|a| a.trim().is_empty()) {
+        if answer.as_ref().is_some_and(Answer::is_blank) {
             return Err(format!("the answer in key {key:?} is empty"));
         }
     }
@@ -76,24 +177,68 @@ pub(super) fn parse_row(value: &Value) -> Parsed<Row> {
     }
 }
 
-fn has(object: &Map<String, Value>, key: &str) -> bool {
-    present(object, key).is_some()
+/// The user's question under the other names it has: Alpaca's `instruction` with its `input`,
+/// `question`, `query`, or `input` beside `output`.
+fn question(keys: &mut Keys<'_>) -> Parsed<Option<Prompt>> {
+    let key = match keys.first(CHAT_PROMPTS) {
+        Some(key) => key,
+        None if keys.has("input") && keys.has("output") => "input",
+        None => return Ok(None),
+    };
+    let mut text = string(key, keys.take(key))?.unwrap_or_default();
+    if key == "instruction" {
+        for more in ["input", "context"] {
+            let more = string(more, keys.take(more))?.unwrap_or_default();
+            if !more.trim().is_empty() {
+                text = format!("{text}\n{more}");
+            }
+        }
+    }
+    let mut messages = vec![];
+    if let Some(history) = keys.take("history") {
+        let pairs = serde_json::from_value::<Vec<[String; 2]>>(history.clone());
+        let pairs = pairs.map_err(|_| "key \"history\" is not a list of [question, answer]")?;
+        for [question, answer] in pairs {
+            messages.extend([Message::new("user", question), Message::new("assistant", answer)]);
+        }
+    }
+    messages.push(Message::new("user", checked(key, &text)?));
+    Ok(Some(Prompt::Chat(messages)))
 }
 
-/// A null counts as absent: exporters write it for empty columns.
-fn present<'a>(object: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
-    object.get(key).filter(|v| !v.is_null())
+fn system_of(keys: &mut Keys<'_>) -> Parsed<Option<String>> {
+    let mut found = None;
+    for key in ["system", "system_prompt"] {
+        let Some(text) = string(key, keys.take(key))? else { continue };
+        if !text.trim().is_empty() {
+            found = Some(text);
+        }
+    }
+    Ok(found)
+}
+
+/// Puts the row's own system message first. A second one beside it would be ambiguous.
+fn with_system(mut messages: Vec<Message>, system: Option<String>) -> Parsed<Vec<Message>> {
+    let Some(system) = system else { return Ok(messages) };
+    match messages.iter().find(|m| m.role() == "system") {
+        Some(own) if own.content() == system => Ok(messages),
+        Some(_) => Err("holds a key \"system\" and another system message; keep one".into()),
+        None => {
+            messages.insert(0, Message::new("system", system));
+            Ok(messages)
+        }
+    }
 }
 
 fn missing(key: &str) -> String {
     format!("key {key:?} is missing ({EXPECTED})")
 }
 
-fn wrong_type(key: &str, value: &Value, wanted: &str) -> String {
+pub(super) fn wrong_type(key: &str, value: &Value, wanted: &str) -> String {
     format!("key {key:?} is {}, not {wanted}", kind(value))
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -101,6 +246,14 @@ fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
+    }
+}
+
+fn string(key: &str, value: Option<&Value>) -> Parsed<Option<String>> {
+    match value {
+        None => Ok(None),
+        Some(Value::String(text)) => no_nul(key, text).map(Some),
+        Some(other) => Err(wrong_type(key, other, "a string")),
     }
 }
 
@@ -112,86 +265,63 @@ fn checked(key: &str, text: &str) -> Parsed<String> {
     no_nul(key, text)
 }
 
-fn no_nul(key: &str, text: &str) -> Parsed<String> {
+pub(super) fn no_nul(key: &str, text: &str) -> Parsed<String> {
     match text.contains('\0') {
         true => Err(format!("key {key:?} holds a NUL character")),
         false => Ok(text.to_owned()),
     }
 }
 
-fn messages_of(key: &str, value: &Value) -> Parsed<Vec<Message>> {
-    let Value::Array(list) = value else {
-        return Err(wrong_type(key, value, "a list of messages"));
-    };
-    let messages: Vec<Message> = list.iter().map(|m| message(key, m)).collect::<Parsed<_>>()?;
-    match messages.last() {
-        None => Err(format!("key {key:?} is empty")),
-        Some(last) if last.content.trim().is_empty() => {
-            Err(format!("the last message of {key:?} is empty"))
-        }
-        Some(_) => Ok(messages),
-    }
-}
-
-fn message(key: &str, value: &Value) -> Parsed<Message> {
-    let field = |name: &str| match value.get(name) {
-        Some(Value::String(s)) => no_nul(key, s),
-        _ => Err(format!("a message of {key:?} has no string {name:?}")),
-    };
-    Ok(Message { role: field("role")?, content: field("content")? })
-}
-
 fn prompt_of(value: &Value) -> Parsed<Prompt> {
     match value {
         Value::String(s) => Ok(Prompt::Text(checked("prompt", s)?)),
-        Value::Array(_) => Ok(Prompt::Chat(messages_of("prompt", value)?)),
+        Value::Array(_) => Ok(Prompt::Chat(parse_messages("prompt", value)?)),
+        Value::Object(_) => Ok(Prompt::Chat(vec![single("prompt", value)?])),
         other => Err(wrong_type("prompt", other, "a string or a list of messages")),
     }
 }
 
-fn answers(object: &Map<String, Value>, good: &str) -> Parsed<Answers> {
-    let text = |key, s: &str| checked(key, s);
-    match (&object[good], present(object, "rejected")) {
-        (Value::String(c), None) => Ok(Answers::Text(text(good, c)?, None)),
+fn answers(keys: &mut Keys<'_>, good: &str) -> Parsed<Answers> {
+    let (chosen, rejected) = (keys.take(good).unwrap_or(&Value::Null), keys.take("rejected"));
+    let is_chat = |v: &Value| matches!(v, Value::Array(_) | Value::Object(_));
+    match (chosen, rejected) {
+        (Value::String(c), None) => Ok(Answers::Text(checked(good, c)?, None)),
         (Value::String(c), Some(Value::String(r))) => {
-            Ok(Answers::Text(text(good, c)?, Some(text("rejected", r)?)))
-        }
-        (c @ Value::Array(_), None) => Ok(Answers::Chat(messages_of(good, c)?, None)),
-        (c @ Value::Array(_), Some(r @ Value::Array(_))) => {
-            Ok(Answers::Chat(messages_of(good, c)?, Some(messages_of("rejected", r)?)))
+            Ok(Answers::Text(checked(good, c)?, Some(checked("rejected", r)?)))
         }
         (Value::String(_), Some(r)) => {
             Err(wrong_type("rejected", r, &format!("a string like {good:?}")))
         }
-        (Value::Array(_), Some(r)) => {
+        (c, None) if is_chat(c) => Ok(Answers::Chat(list(good, c)?, None)),
+        (c, Some(r)) if is_chat(c) && is_chat(r) => {
+            Ok(Answers::Chat(list(good, c)?, Some(list("rejected", r)?)))
+        }
+        (c, Some(r)) if is_chat(c) => {
             Err(wrong_type("rejected", r, &format!("a list like {good:?}")))
         }
         (other, _) => Err(wrong_type(good, other, "a string or a list of messages")),
     }
 }
 
-/// `messages`: the last one is the answer when the assistant wrote it.
-fn conversation(mut messages: Vec<Message>) -> Parsed<Row> {
-    let answered = messages.last().is_some_and(|m| m.role == "assistant");
-    let chosen = if answered { messages.pop().map(|m| m.content) } else { None };
+/// A whole conversation: the last message is the answer when the assistant wrote it.
+fn conversation(key: &str, mut messages: Vec<Message>) -> Parsed<Row> {
+    let answer = messages.pop_if(|m| m.is_answer());
     if messages.is_empty() {
-        return Err("key \"messages\" holds an answer but no prompt".into());
+        return Err(format!("key {key:?} holds an answer but no prompt"));
     }
-    Ok(Row { prompt: Some(Prompt::Chat(messages)), chosen, ..blank() })
+    let chosen = answer.map(|m| Answer::Chat(vec![m]));
+    Ok(Row { prompt: Some(Prompt::Chat(messages)), chosen, ..Row::blank() })
 }
 
 /// One space between prompt and answer where neither has white space at the joint. Not after a
 /// character beyond ASCII: scripts without spaces between words need none.
-fn joined(prompt: &str, answer: String) -> String {
+fn joint(prompt: &str, answer: &str) -> &'static str {
     let plain = prompt.ends_with(|c: char| c.is_ascii() && !c.is_ascii_whitespace());
-    match plain && !answer.starts_with(char::is_whitespace) {
-        true => format!(" {answer}"),
-        false => answer,
-    }
+    if plain && !answer.starts_with(char::is_whitespace) { " " } else { "" }
 }
 
-/// Splits conversations into the shared prompt and one last answer each. `base` is put before an
-/// answer that does not itself begin with it.
+/// Splits conversations into the messages they share and those that differ. `base` is put before
+/// an answer that does not itself begin with it. One answer alone is the last message.
 fn conversations(
     base: &[Message],
     chosen: Vec<Message>,
@@ -202,23 +332,38 @@ fn conversations(
         false => [base, &c[..]].concat(),
     };
     let mut chosen = whole(chosen);
-    let mut rejected = rejected.map(whole);
-    let last = chosen.pop();
-    let last_rejected = rejected.as_mut().and_then(Vec::pop);
-    if rejected.is_some_and(|r| r != chosen) {
-        return Err("\"chosen\" and \"rejected\" must differ only in their last message".into());
-    }
-    if [&last, &last_rejected].into_iter().flatten().any(|m| m.role != "assistant") {
+    let rejected = rejected.map(whole);
+    let all = [Some(&chosen), rejected.as_ref()];
+    if !all.into_iter().flatten().all(|c| c.last().is_some_and(Message::is_answer)) {
         return Err("an answer must end in a message of the role \"assistant\"".into());
     }
-    if chosen.is_empty() {
-        return Err("the conversation holds an answer but no prompt".into());
+    let shared = match &rejected {
+        Some(rejected) => chosen.iter().zip(rejected).take_while(|(a, b)| a == b).count(),
+        None => chosen.len() - 1,
+    };
+    if let Some(rejected) = &rejected
+        && chosen.len() != rejected.len()
+        && shared == chosen.len().min(rejected.len())
+    {
+        return Err("one of \"chosen\" and \"rejected\" is only the beginning of the other".into());
     }
+    // Equal answers: the caller refuses them.
+    let shared = shared.min(chosen.len() - 1);
+    if shared == 0 {
+        return Err(match rejected {
+            Some(_) if chosen.len() > 1 => {
+                "\"chosen\" and \"rejected\" share no message to answer".into()
+            }
+            _ => "the conversation holds an answer but no prompt".into(),
+        });
+    }
+    let answer = chosen.split_off(shared);
+    let rejected = rejected.map(|mut r| Answer::Chat(r.split_off(shared)));
     Ok(Row {
         prompt: Some(Prompt::Chat(chosen)),
-        chosen: last.map(|m| m.content),
-        rejected: last_rejected.map(|m| m.content),
-        ..blank()
+        chosen: Some(Answer::Chat(answer)),
+        rejected,
+        ..Row::blank()
     })
 }
 
@@ -232,10 +377,15 @@ fn transcripts(chosen: &str, rejected: &str) -> Parsed<Row> {
             + ", and \"chosen\" and \"rejected\" share no beginning that ends in \"Assistant:\"");
     };
     let end = at + TURN.len();
+    let answer = |text: &str| Some(Answer::Text { joint: "", text: text[end..].to_owned() });
     Ok(Row {
         prompt: Some(Prompt::Text(chosen[..end].to_owned())),
-        chosen: Some(chosen[end..].to_owned()),
-        rejected: Some(rejected[end..].to_owned()),
-        ..blank()
+        chosen: answer(chosen),
+        rejected: answer(rejected),
+        ..Row::blank()
     })
 }
+
+#[cfg(test)]
+#[path = "row_tests.rs"]
+mod tests;

@@ -15,52 +15,11 @@
 //! A file is a JSON list, JSON lines, or text. It knows nothing of tokens or training steps.
 
 use super::row::parse_row;
+use super::types::Row;
 use crate::base::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// Who speaks: "system", "user", "assistant", or what the chat template knows.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
-
-/// What the model is given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Prompt {
-    /// Text, taken verbatim.
-    Text(String),
-    /// A conversation, rendered by the chat template.
-    Chat(Vec<Message>),
-}
-
-/// One row of a data file. At least one of `prompt` and `text` is present.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
-    /// The file as the user named it.
-    pub file: Arc<str>,
-    /// Line, or place in the JSON list, from 1.
-    pub row: usize,
-    /// The prompt.
-    pub prompt: Option<Prompt>,
-    /// The good answer, with the space that joins it to a text prompt.
-    pub chosen: Option<String>,
-    /// The bad answer, likewise.
-    pub rejected: Option<String>,
-    /// Plain text.
-    pub text: Option<String>,
-}
-
-impl Row {
-    /// A user error about this row: `FILE row N: MESSAGE`.
-    pub fn error(&self, message: impl std::fmt::Display) -> Error {
-        Error::user(format!("{} row {}: {message}", self.file, self.row))
-    }
-}
 
 /// What to do with a row that cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::data::{Answer, Message, Prompt};
 use proptest::prelude::*;
 use std::path::PathBuf;
 
@@ -36,29 +37,37 @@ fn text(s: &str) -> Option<Prompt> {
 }
 
 fn chat(messages: &[(&str, &str)]) -> Option<Prompt> {
-    let message = |(r, c): &(&str, &str)| Message { role: r.to_string(), content: c.to_string() };
-    Some(Prompt::Chat(messages.iter().map(message).collect()))
+    Some(Prompt::Chat(messages.iter().map(|(r, c)| Message::new(*r, *c)).collect()))
 }
 
-fn answers(row: &Row) -> (Option<&str>, Option<&str>) {
-    (row.chosen.as_deref(), row.rejected.as_deref())
+/// The last text of each answer, with the space that joins it to the prompt.
+fn answers(row: &Row) -> (Option<String>, Option<String>) {
+    (row.chosen.as_ref().map(Answer::text), row.rejected.as_ref().map(Answer::text))
+}
+
+fn both(chosen: &str, rejected: &str) -> (Option<String>, Option<String>) {
+    (Some(chosen.into()), Some(rejected.into()))
+}
+
+fn only(chosen: &str) -> (Option<String>, Option<String>) {
+    (Some(chosen.into()), None)
 }
 
 #[test]
 fn plain_preference_rows_get_one_joining_space() {
     let row = one(r#"{"prompt":"Human: hi Assistant:","chosen":"Yes","rejected":" No","id":7}"#);
     assert_eq!(row.prompt, text("Human: hi Assistant:"));
-    assert_eq!(answers(&row), (Some(" Yes"), Some(" No")));
+    assert_eq!(answers(&row), both(" Yes", " No"));
     let row = one(r#"{"prompt":"hi ","chosen":"a","rejected":"b"}"#);
-    assert_eq!(answers(&row), (Some("a"), Some("b")));
+    assert_eq!(answers(&row), both("a", "b"));
     let row = one(r#"{"prompt":"問い：","response":"答え","rejected":null}"#);
-    assert_eq!(answers(&row), (Some("答え"), None));
+    assert_eq!(answers(&row), only("答え"));
 }
 
 #[test]
 fn completion_is_verbatim_and_prompt_may_stand_alone() {
     let row = one(r#"{"prompt":"2+2=","completion":"4"}"#);
-    assert_eq!((row.prompt.clone(), answers(&row)), (text("2+2="), (Some("4"), None)));
+    assert_eq!((row.prompt.clone(), answers(&row)), (text("2+2="), only("4")));
     let row = one(r#"{"prompt":"2+2="}"#);
     assert_eq!((row.prompt.clone(), answers(&row)), (text("2+2="), (None, None)));
     assert_eq!(one(r#"{"text":"just text"}"#).text.as_deref(), Some("just text"));
@@ -70,7 +79,7 @@ const USER: &str = r#"{"role":"user","content":"q"}"#;
 fn conversations_in_all_their_forms() {
     let a = |s: &str| format!(r#"{{"role":"assistant","content":"{s}"}}"#);
     let (yes, no) = (a("yes"), a("no"));
-    let expected = (chat(&[("user", "q")]), (Some("yes"), Some("no")));
+    let expected = (chat(&[("user", "q")]), both("yes", "no"));
     for json in [
         // Prompt and answers apart; whole conversations; both; a prompt that is repeated as text.
         format!(r#"{{"prompt":[{USER}],"chosen":[{yes}],"rejected":[{no}]}}"#),
@@ -86,11 +95,11 @@ fn conversations_in_all_their_forms() {
     let turns = format!(r#"{USER},{yes},{USER}"#);
     let context = chat(&[("user", "q"), ("assistant", "yes"), ("user", "q")]);
     let row = one(&format!(r#"{{"messages":[{turns},{no}]}}"#));
-    assert_eq!((row.prompt.clone(), answers(&row)), (context.clone(), (Some("no"), None)));
+    assert_eq!((row.prompt.clone(), answers(&row)), (context.clone(), only("no")));
     let row = one(&format!(r#"{{"messages":[{turns}]}}"#));
     assert_eq!((row.prompt.clone(), answers(&row)), (context.clone(), (None, None)));
     let row = one(&format!(r#"{{"prompt":[{USER}],"completion":[{yes},{USER},{no}]}}"#));
-    assert_eq!((row.prompt.clone(), answers(&row)), (context, (Some("no"), None)));
+    assert_eq!((row.prompt.clone(), answers(&row)), (context, only("no")));
 }
 
 #[test]
@@ -98,7 +107,7 @@ fn transcripts_share_their_prompt() {
     let start = r"\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:";
     let row = one(&format!(r#"{{"chosen":"{start} Because","rejected":"{start} Beats me"}}"#));
     assert_eq!(row.prompt, text(&start.replace(r"\n", "\n")));
-    assert_eq!(answers(&row), (Some(" Because"), Some(" Beats me")));
+    assert_eq!(answers(&row), both(" Because", " Beats me"));
 }
 
 #[test]
@@ -117,8 +126,8 @@ fn lists_lines_bom_crlf_and_blank_lines() {
     assert_eq!((texts, numbers(&paragraphs)), (vec!["one\ntwo", "three"], vec![2, 6]));
 }
 
-const EXPECTED: &str =
-    "(expected prompt, chosen and rejected; prompt and completion; messages; or text)";
+const EXPECTED: &str = "(expected prompt, chosen and rejected; prompt and completion; messages; instruction and output; \
+     question and answer; or text)";
 const HINT: &str = "; use --on-bad-row skip to leave such rows out";
 
 #[test]
@@ -127,7 +136,7 @@ fn every_bad_row_has_its_message() {
     let share = "share no beginning that ends in \"Assistant:\"";
     let cases: Vec<(String, String)> = [
         (r#"{"prompt":"p","rejected":"r"}"#, format!("key \"chosen\" is missing {EXPECTED}")),
-        (r#"{"question":"p"}"#, format!("key \"prompt\" is missing {EXPECTED}")),
+        (r#"{"answer":"p"}"#, format!("key \"prompt\" is missing {EXPECTED}")),
         (r#"{"chosen":"p"}"#, format!("key \"prompt\" is missing {EXPECTED}")),
         (r#"[1]"#, format!("is a list, not an object {EXPECTED}")),
         (
@@ -170,7 +179,7 @@ fn every_bad_row_has_its_message() {
         (
             r#"{"chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"x"}],
                 "rejected":[{"role":"user","content":"b"},{"role":"assistant","content":"x"}]}"#,
-            "\"chosen\" and \"rejected\" must differ only in their last message".into(),
+            "\"chosen\" and \"rejected\" share no message to answer".into(),
         ),
         (
             r#"{"chosen":"one","rejected":"two"}"#,

@@ -29,6 +29,14 @@ const FILES: [&str; 9] = [
     "tokenizer.model",
 ];
 
+/// Ids, each with the bytes of the text that it came from.
+pub struct Encoded {
+    /// The ids.
+    pub ids: Vec<i32>,
+    /// Byte ranges.
+    pub offsets: Vec<std::ops::Range<usize>>,
+}
+
 /// A tokenizer with its special tokens and chat template.
 pub struct Tokenizer {
     /// Finds special tokens in text.
@@ -199,6 +207,27 @@ impl Tokenizer {
             true => Ok(ids),
             false => self.encode_cut(text),
         }
+    }
+
+    /// Encodes `text` with control tokens in it, but for the byte ranges `literal`, whose letters are
+    /// plain text.
+    pub fn encode_guarded(
+        &self,
+        text: &str,
+        literal: &[std::ops::Range<usize>],
+    ) -> Result<Encoded> {
+        let mut out = Encoded { ids: vec![], offsets: vec![] };
+        let mut at = 0;
+        for span in literal.iter().cloned().chain([text.len()..text.len()]) {
+            for (range, t) in [(at..span.start, &self.special), (span.clone(), &self.plain)] {
+                let e = using(|| t.encode(&text[range.clone()], false))?;
+                out.ids.extend(e.get_ids().iter().map(|&i| i as i32));
+                out.offsets
+                    .extend(e.get_offsets().iter().map(|o| o.0 + range.start..o.1 + range.start));
+            }
+            at = span.end;
+        }
+        Ok(out)
     }
 
     fn is_control(&self, id: i32) -> bool {

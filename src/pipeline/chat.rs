@@ -72,7 +72,7 @@ struct Chat {
 impl Chat {
     /// Answers `text`, printing as tokens come.
     fn turn(&mut self, text: &str) -> Result<()> {
-        self.history.push(Message { role: "user".into(), content: text.into() });
+        self.history.push(Message::new("user", text));
         let Some(ids) = self.ids_that_fit()? else { return Ok(()) };
         let room = self.engine.model.arch.max_positions - ids.len();
         let max_new_tokens = self.sampling.max_new_tokens.min(room);
@@ -101,7 +101,7 @@ impl Chat {
         say(&format!("{}\n", stream.finish()?))?;
         self.turns += 1;
         let answer = self.tokenizer.decode(&answers[0].tokens, true)?;
-        self.history.push(Message { role: "assistant".into(), content: answer.trim().into() });
+        self.history.push(Message::new("assistant", answer.trim()));
         Ok(())
     }
 
@@ -128,8 +128,7 @@ impl Chat {
     }
 
     fn messages(&self) -> Vec<Message> {
-        let system =
-            self.system.iter().map(|s| Message { role: "system".into(), content: s.clone() });
+        let system = self.system.iter().map(|s| Message::new("system", s));
         system.chain(self.history.iter().cloned()).collect()
     }
 }

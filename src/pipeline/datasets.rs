@@ -3,6 +3,7 @@
 use super::Run;
 use super::config::{ConversationFormat, EvalConfig, OnBadRow, OnLongPrompt, RunConfig};
 use super::demo;
+use super::remarks::{self, Remarked, Seen};
 use super::sources::Source;
 use crate::base::{Error, Kind, Result};
 use crate::data::{
@@ -74,19 +75,19 @@ fn schedule(
 /// Examples of step 1.
 pub(super) fn sft(run: &mut Run<'_>, source: &Source) -> Result<Examples<SftExample>> {
     let limits = training_limits(run.cfg, source)?;
-    examples(run, 0, "step 1", &|row| data::sft_example(row, &source.tokenizer, &limits.of(row)))
+    examples(run, 0, "step 1", source, &|row| data::sft_example(row, &source.tokenizer, &limits))
 }
 
 /// Examples of step 2.
 pub(super) fn pairs(run: &mut Run<'_>, source: &Source) -> Result<Examples<PairExample>> {
     let limits = training_limits(run.cfg, source)?;
-    examples(run, 1, "step 2", &|row| data::pair_example(row, &source.tokenizer, &limits.of(row)))
+    examples(run, 1, "step 2", source, &|row| data::pair_example(row, &source.tokenizer, &limits))
 }
 
 /// Prompts of step 3.
 pub(super) fn prompts(run: &mut Run<'_>, source: &Source) -> Result<Examples<PromptExample>> {
     let limits = rollout_limits(run.cfg, source)?;
-    examples(run, 2, "step 3", &|row| data::prompt_example(row, &source.tokenizer, &limits.of(row)))
+    examples(run, 2, "step 3", source, &|row| data::prompt_example(row, &source.tokenizer, &limits))
 }
 
 /// Blocks of text for the mixture loss of step 3; none where no data is given for it.
@@ -104,8 +105,8 @@ pub(super) fn texts(run: &mut Run<'_>, source: &Source) -> Result<Vec<Vec<i32>>>
     data::text_blocks(&rows, &source.tokenizer, block, cfg.pre_rendered)
 }
 
-/// Ids of the prompts of an evaluation.
-pub(super) fn eval_prompts(cfg: &EvalConfig, source: &Source) -> Result<Vec<Vec<i32>>> {
+/// The prompts of an evaluation.
+pub(super) fn eval_prompts(cfg: &EvalConfig, source: &Source) -> Result<Vec<PromptExample>> {
     let room = cfg.max_prompt_seq_len + cfg.max_new_tokens;
     check_room(room, source, "--max-prompt-seq-len and --max-new-tokens")?;
     let data = specs(&cfg.data_sources()?);
@@ -128,16 +129,17 @@ pub(super) fn eval_prompts(cfg: &EvalConfig, source: &Source) -> Result<Vec<Vec<
         on_long_prompt: data::OnLongPrompt::Skip,
         chat: chat_format(ConversationFormat::Auto, &source.tokenizer),
         allow_special: cfg.pre_rendered,
+        all_turns: false,
     };
     let (prompts, _) = data::build("evaluation", &rows, |row| {
-        data::prompt_example(row, &source.tokenizer, &limits.of(row))
+        data::prompt_example(row, &source.tokenizer, &limits)
     })?;
-    Ok(prompts.into_iter().take(cfg.prompts).map(|p| p.ids).collect())
+    Ok(prompts.into_iter().take(cfg.prompts).collect())
 }
 
 fn demo_row(prompt: String) -> Row {
     let prompt = Some(Prompt::Text(prompt));
-    Row { file: "the demo".into(), row: 0, prompt, chosen: None, rejected: None, text: None }
+    Row { file: "the demo".into(), prompt, ..Row::blank() }
 }
 
 /// The format meant for this tokenizer.
@@ -191,6 +193,7 @@ fn limits(cfg: &RunConfig, source: &Source, max_prompt_len: usize, max_seq_len: 
         },
         chat: chat_format(cfg.chat_format, &source.tokenizer),
         allow_special: cfg.pre_rendered,
+        all_turns: cfg.sft.assistant_only_loss,
     }
 }
 
@@ -228,6 +231,9 @@ fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
     // An earlier program has told of them.
     let repeats = run.reporter.repeat(run.goes_on);
     report_left_out(run, "rows could not be read", &blend.bad);
+    if let Some(unused) = remarks::unused_keys(blend.rows()) {
+        run.reporter.emit(Event::warning(unused));
+    }
     run.reporter.repeat(repeats);
     run.blend = Some(blend.clone());
     Ok(blend)
@@ -240,23 +246,29 @@ fn in_order(parts: &[Part], seed: u64) -> Vec<Row> {
     data::epoch_order(&sets, seed, 0).into_iter().map(|i| rows[i].clone()).collect()
 }
 
-fn examples<T>(
+fn examples<T: Remarked>(
     run: &mut Run<'_>,
     step: usize,
     what: &str,
+    source: &Source,
     make: &dyn Fn(&Row) -> Result<Option<T>>,
 ) -> Result<Examples<T>> {
     let blend = blend(run)?;
     let skip = run.cfg.on_bad_row == OnBadRow::Skip;
     let mut out = Examples { train: vec![], eval: vec![], sets: vec![] };
     let (mut bad, mut long) = (BadRows::default(), BadRows::default());
+    let mut seen = Seen::default();
+    let format = chat_format(run.cfg.chat_format, &source.tokenizer);
     for part in blend.step(step)? {
         let before = out.train.len();
         for (rows, to) in [(&part.train, &mut out.train), (&part.eval, &mut out.eval)] {
             for row in rows {
                 let place = || format!("{} row {}", row.file, row.row);
                 match make(row) {
-                    Ok(Some(example)) => to.push(example),
+                    Ok(Some(example)) => {
+                        seen.note(example.remarks(), row, &source.tokenizer, format);
+                        to.push(example);
+                    }
                     Ok(None) => long.add(BadRows { count: 1, first: vec![place()] }),
                     Err(e) if skip && e.kind() == Kind::User => {
                         bad.add(BadRows { count: 1, first: vec![e.to_string()] });
@@ -270,6 +282,9 @@ fn examples<T>(
     report_left_out(run, &format!("rows could not be used for {what}"), &bad);
     let longer = "rows were longer than --max-prompt-seq-len or --max-seq-len";
     report_left_out(run, &format!("{longer} and left out of {what}"), &long);
+    for warning in seen.warnings(what) {
+        run.reporter.emit(Event::warning(warning));
+    }
     if out.train.is_empty() {
         let why = bad.first.first().map_or_else(
             || {

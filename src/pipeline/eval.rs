@@ -1,12 +1,13 @@
 //! Evaluation on held-out prompts: mean reward of a model's answers, and its win rate against
 //! another model, under a reward model or a rule.
 
-use super::config::EvalConfig;
+use super::config::{ConversationFormat, EvalConfig};
 use super::datasets;
+use super::reading::{reading, talks};
 use super::say;
-use super::sources::{Source, retokenise};
+use super::sources::Source;
 use crate::base::{Error, Result};
-use crate::data::Tokenizer;
+use crate::data::{PromptExample, Tokenizer};
 use crate::engine::Engine;
 use crate::model::{Head, LoadOptions};
 use crate::pipeline::demo;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 enum Scorer {
     Rule(Arc<dyn RewardRule>),
-    /// With what makes its ids where its tokenizer is another.
+    /// With what makes its ids where it knows the answers by others.
     Model(Box<Engine>, Option<Retokenise>),
 }
 
@@ -36,7 +37,7 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
     let mut ws = Workspace::new(device, usize::MAX)?;
     let source = Source::open(&cfg.path.display().to_string())?;
     let prompts = datasets::eval_prompts(cfg, &source)?;
-    let scorer = scorer(cfg, &source, &scoring)?;
+    let scorer = scorer(cfg, &source, &prompts, &scoring)?;
     let ours = score(cfg, &source, &scorer, &prompts, &answering, &mut ws)?;
     let mut table = format!("prompts          {}\n", prompts.len());
     table += &format!("mean reward      {:.4}  {}\n", mean(&ours.scores), cfg.path.display());
@@ -51,7 +52,8 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
         shown.push(&theirs);
     }
     for (i, prompt) in prompts.iter().enumerate().take(cfg.print_samples) {
-        table += &format!("\nprompt    {}\n", one_line(&source.tokenizer.decode(prompt, true)?));
+        table +=
+            &format!("\nprompt    {}\n", one_line(&source.tokenizer.decode(&prompt.ids, true)?));
         for model in &shown {
             table += &format!("{:8.3}  {}\n", model.scores[i], one_line(&model.answers[i]));
         }
@@ -77,13 +79,19 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn scorer(cfg: &EvalConfig, source: &Source, options: &LoadOptions) -> Result<Scorer> {
+fn scorer(
+    cfg: &EvalConfig,
+    source: &Source,
+    prompts: &[PromptExample],
+    options: &LoadOptions,
+) -> Result<Scorer> {
     match (&cfg.reward_rule, &cfg.reward_model) {
         (Some(rule), _) if rule == demo::RULE => Ok(Scorer::Rule(Arc::new(demo::HiddenRule))),
         (Some(rule), _) => Ok(Scorer::Rule(built_in_rule(rule)?)),
         (None, Some(name)) => {
             let reward = Source::open(name)?;
-            let translate = (!source.has_tokens_of(&reward)).then(|| retokenise(source, &reward));
+            let talks = talks(prompts.iter());
+            let translate = reading(source, &reward, talks, ConversationFormat::Auto);
             let model = reward.load_alone(options)?;
             Ok(Scorer::Model(Box::new(Engine::frozen(model)), translate))
         }
@@ -95,7 +103,7 @@ fn score(
     cfg: &EvalConfig,
     source: &Source,
     scorer: &Scorer,
-    prompts: &[Vec<i32>],
+    prompts: &[PromptExample],
     options: &LoadOptions,
     ws: &mut Workspace,
 ) -> Result<Scored> {
@@ -114,16 +122,16 @@ fn score(
     let (mut answers, mut scores) = (vec![], vec![]);
     const GROUP: usize = 32;
     for (g, group) in prompts.chunks(GROUP).enumerate() {
-        let rows: Vec<&[i32]> = group.iter().map(Vec::as_slice).collect();
+        let rows: Vec<&[i32]> = group.iter().map(|p| p.ids.as_slice()).collect();
         let ids: Vec<u64> = (0..group.len()).map(|i| (g * GROUP + i) as u64).collect();
         let made = engine.generate(ws, &rows, &ids, &sampling, &mut |_, _| {})?;
         for (prompt, answer) in group.iter().zip(made) {
             let text = tokenizer.decode(&answer.tokens, true)?;
             scores.push(match scorer {
-                Scorer::Rule(rule) => rule.score(&tokenizer.decode(prompt, true)?, &text)?,
+                Scorer::Rule(rule) => rule.score(&tokenizer.decode(&prompt.ids, true)?, &text)?,
                 Scorer::Model(model, translate) => {
-                    let ids = [prompt.as_slice(), &answer.tokens].concat();
-                    let (prompt_len, finished) = (prompt.len(), answer.finished);
+                    let ids = [prompt.ids.as_slice(), &answer.tokens].concat();
+                    let (prompt_len, finished) = (prompt.ids.len(), answer.finished);
                     let all = match translate {
                         None => ids,
                         Some(f) => f(&Rollout { ids, prompt_len, finished, ..Rollout::default() })?,

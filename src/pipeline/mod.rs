@@ -15,6 +15,8 @@ mod pace;
 mod plan;
 mod ppo;
 mod ranks;
+mod reading;
+mod remarks;
 mod resume;
 mod reward;
 mod run_dir;

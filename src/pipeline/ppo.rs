@@ -1,6 +1,7 @@
 //! Step 3 as a run: prompts in, actor and critic directories out.
 
 use super::judge::Judged;
+use super::reading::{Talks, reading, talks};
 use super::sources::{self, Source};
 use super::stage::Stage;
 use super::{Run, datasets, judge, settings};
@@ -24,7 +25,8 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     let others = other_sources(run)?;
     let read: Vec<&Source> = std::iter::once(&source).chain(&others).collect();
     let (stage, from) = run.enter("ppo", &read)?;
-    let engines = build(run, &source)?;
+    let prompts = talks(data.train.iter().chain(&data.eval));
+    let engines = build(run, &source, prompts)?;
     let p = &cfg.ppo;
     let per_iteration = p.answers_per_iteration();
     let batches = data.batches(per_iteration, p.num_train_epochs, p.max_steps, cfg.seed);
@@ -138,7 +140,7 @@ fn no_reward() -> Error {
 }
 
 /// Loads the four models, two of them once where LoRA or a rule makes a copy unnecessary.
-fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
+fn build(run: &mut Run<'_>, source: &Source, prompts: Talks) -> Result<PpoEngines> {
     let cfg = run.cfg;
     let lora = settings::actor_lora(cfg);
     let with_lora = lora.is_some();
@@ -151,6 +153,7 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
         if with_lora { None } else { Some(frozen(run, source, Head::Lm, "reference")?) };
     let rule = cfg.ppo.reward_rule.as_deref();
     let reward_name = run.ppo_reward();
+    let mut foreign = false;
     let reward = match (rule, &reward_name) {
         (Some(rule), _) => {
             let tokenizer = source.tokenizer.clone();
@@ -160,20 +163,22 @@ fn build(run: &mut Run<'_>, source: &Source) -> Result<PpoEngines> {
         (None, Some(name)) => {
             let reward = Source::open(name)?;
             let engine = Box::new(frozen(run, &reward, Head::Score, "reward model")?);
-            if source.has_tokens_of(&reward) {
-                RewardSource::Model(engine)
-            } else {
+            if !source.has_tokens_of(&reward) {
                 run.reporter.emit(Event::note(format!(
                     "{name} has a tokenizer of its own: answers are tokenised again for it, and the \
                      critic starts from the actor unless --critic-model says otherwise"
                 )));
-                RewardSource::Foreign(engine, sources::retokenise(source, &reward))
+            }
+            foreign = !source.has_tokens_of(&reward);
+            match reading(source, &reward, prompts, cfg.chat_format) {
+                None => RewardSource::Model(engine),
+                Some(read) => RewardSource::Foreign(engine, read),
             }
         }
         (None, None) => return Err(no_reward()),
     };
     // Values are per token of the actor.
-    let reward_name = reward_name.filter(|_| !matches!(reward, RewardSource::Foreign(..)));
+    let reward_name = reward_name.filter(|_| !foreign);
     let critic_name =
         cfg.ppo.critic_model.clone().or(reward_name).map_or_else(|| run.ppo_actor(), Ok)?;
     let critic_source = Source::open(&critic_name)?;

@@ -10,7 +10,6 @@ use crate::model::{
 };
 
 use crate::report::{Event, Reporter};
-use crate::rlhf::Retokenise;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -131,21 +130,6 @@ impl Source {
             Ok(())
         })
     }
-}
-
-/// The ids that `reader` gives the text of a rollout of `actor`, control tokens left out. Of a text
-/// longer than it can read, the end.
-pub(super) fn retokenise(actor: &Source, reader: &Source) -> Retokenise {
-    let (from, to) = (actor.tokenizer.clone(), reader.tokenizer.clone());
-    let most = reader.arch.max_positions;
-    Box::new(move |rollout| {
-        let mut ids = to.bos_prefix().to_vec();
-        ids.extend(to.encode(&from.decode(&rollout.ids, true)?, false)?);
-        if rollout.finished || ids.is_empty() {
-            ids.push(to.eos_id());
-        }
-        Ok(ids.split_off(ids.len().saturating_sub(most)))
-    })
 }
 
 /// Fills a new directory and puts it in the place of `dir`. On an error the old one stays.

@@ -27,7 +27,7 @@
 //! // Step 1: after 5 comes 6, after 6 comes 7.
 //! let engine = Engine::trained(random(Head::Lm, true)?, adamw.clone(), Keep::All)?;
 //! let mut sft = SftTrainer::new(engine, SftConfig { step: step.clone(), loss_on_prompt: false });
-//! let example = SftExample { ids: vec![9, 5, 6, 7], prompt_len: 2 };
+//! let example = SftExample::new(vec![9, 5, 6, 7], 2);
 //! let before = sft.evaluate(&mut ws, &[&example])?;
 //! for _ in 0..20 { sft.train(&mut ws, &[&example])?; }
 //! assert!(sft.evaluate(&mut ws, &[&example])? < before);
@@ -35,7 +35,7 @@
 //! // Step 2: an answer of 6 is better than one of 8.
 //! let engine = Engine::trained(random(Head::Score, true)?, adamw.clone(), Keep::All)?;
 //! let mut reward = RewardTrainer::new(engine, RewardConfig { step, loss: RewardLoss::End });
-//! let pair = PairExample { prompt_len: 2, chosen: vec![9, 5, 6], rejected: vec![9, 5, 8] };
+//! let pair = PairExample { prompt_len: 2, chosen: vec![9, 5, 6], rejected: vec![9, 5, 8], ..PairExample::default() };
 //! for _ in 0..20 { reward.train(&mut ws, &[&pair])?; }
 //! assert_eq!(reward.evaluate(&mut ws, &[&pair])?.accuracy, 1.0);
 //!

@@ -76,14 +76,15 @@ pub struct PpoConfig {
 /// Token ids to text.
 pub type Decode = Box<dyn Fn(&[i32]) -> Result<String> + Send + Sync>;
 
-/// The ids another tokenizer gives a rollout, with its end token where the answer was finished.
+/// The ids under which a reward model knows a rollout: by its own tokenizer or chat template, with
+/// the end token where the answer was finished.
 pub type Retokenise = Box<dyn Fn(&Rollout) -> Result<Vec<i32>> + Send + Sync>;
 
 /// Where scores come from.
 pub enum RewardSource {
-    /// A frozen reward model that reads the same tokens.
+    /// A frozen reward model that reads the very tokens of the rollout.
     Model(Box<Engine>),
-    /// A frozen reward model with a tokenizer of its own.
+    /// A frozen reward model that knows a rollout by other ids.
     Foreign(Box<Engine>, Retokenise),
     /// A rule on text, with a decoder of answer tokens.
     Rule(Arc<dyn RewardRule>, Decode),

@@ -1,5 +1,5 @@
-//! Supervised finetuning: cross-entropy of the answer's tokens, averaged over all of them in the
-//! optimizer step, so that the split into micro-batches does not matter.
+//! Supervised finetuning: cross-entropy of the answer's tokens, averaged by their weights over all of
+//! them in the optimizer step, so that the split into micro-batches does not matter.
 
 use crate::base::Result;
 use crate::data::SftExample;
@@ -10,7 +10,6 @@ use crate::rlhf::rows::Rows;
 use crate::rlhf::{StepConfig, add, optimize, over_ranks};
 use crate::tape::Workspace;
 use crate::train::Batch;
-use std::ops::Range;
 
 /// Settings of supervised finetuning.
 #[derive(Clone, Debug)]
@@ -51,12 +50,12 @@ impl SftTrainer {
 
     /// One optimizer step over `examples`; none, and a loss of 0, if they predict no token.
     pub fn train(&mut self, ws: &mut Workspace, examples: &[&SftExample]) -> Result<SftStats> {
-        let predicted = self.predicted(examples);
-        if predicted == 0 {
+        let weight = self.weight(examples);
+        if weight == 0.0 {
             return Ok(SftStats { loss: 0.0, grad_norm: 0.0, skipped: None, tokens: 0 });
         }
         let rows = rows(&self.config, &self.engine.model.store, examples);
-        let loss = nll(-1.0 / predicted as f32);
+        let loss = nll(-1.0 / weight);
         let (sums, tokens, step) =
             optimize(&mut self.engine, ws, "sft", &rows, &self.config.step, self.steps, &loss)?;
         self.steps += 1;
@@ -77,7 +76,8 @@ impl SftTrainer {
 
     /// Mean negative log-likelihood per predicted token of `examples`; 0 if they predict none.
     pub fn evaluate(&self, ws: &mut Workspace, examples: &[&SftExample]) -> Result<f32> {
-        let loss = nll(-1.0 / self.predicted(examples).max(1) as f32);
+        let weight = self.weight(examples);
+        let loss = nll(if weight > 0.0 { -1.0 / weight } else { -1.0 });
         let mut sums = vec![];
         let comm = self.engine.comm();
         rows(&self.config, &self.engine.model.store, examples).each(ws, &mut |ws, batch| {
@@ -88,34 +88,39 @@ impl SftTrainer {
         Ok(sums.first().map_or(0.0, |s| s[0]))
     }
 
-    /// Tokens of `examples` that are predicted.
-    fn predicted(&self, examples: &[&SftExample]) -> usize {
-        examples.iter().map(|e| predicted(&self.config, e).len()).sum()
+    /// The weight of all tokens of `examples` that are predicted: their number, where each weighs 1.
+    fn weight(&self, examples: &[&SftExample]) -> f32 {
+        let weights = examples.iter().flat_map(|e| predicted(&self.config, e));
+        weights.map(|(_, weight)| f64::from(weight)).sum::<f64>() as f32
     }
 }
 
-/// The positions of an example at which the next token is predicted. None where its prompt was cut at the length
-/// limit.
-fn predicted(config: &SftConfig, e: &SftExample) -> Range<usize> {
-    let first = if config.loss_on_prompt { 0 } else { e.prompt_len.max(1) - 1 };
-    first..e.ids.len().saturating_sub(1).max(first)
+/// The positions of an example at which the next token is predicted, with its weight. None where
+/// its prompt was cut at the length limit.
+fn predicted(config: &SftConfig, e: &SftExample) -> impl Iterator<Item = (usize, f32)> {
+    let all = config.loss_on_prompt;
+    let weight = move |t: usize| (t - 1, if all { 1.0 } else { e.weight(t) });
+    (1..e.ids.len()).map(weight).filter(|(_, weight)| *weight > 0.0)
 }
 
 fn rows<'r>(config: &SftConfig, store: &Store, examples: &[&'r SftExample]) -> Rows<'r> {
-    let texts = examples.iter().map(|e| (e.ids.as_slice(), predicted(config, e))).collect();
-    text_rows(texts, config.step.micro_batch_tokens, store)
+    let text = |e: &&'r SftExample| (e.ids.as_slice(), predicted(config, e).collect());
+    text_rows(examples.iter().map(text).collect(), config.step.micro_batch_tokens, store)
 }
 
-/// Rows of text, each with the positions at which the next token is predicted; the column is of weights, all 1.
+/// Rows of text, each with the positions at which the next token is predicted and the weights of
+/// these, which are the column.
 pub(super) fn text_rows<'r>(
-    texts: Vec<(&'r [i32], Range<usize>)>,
+    texts: Vec<(&'r [i32], Vec<(usize, f32)>)>,
     max_tokens: usize,
     store: &Store,
 ) -> Rows<'r> {
     let lengths = texts.iter().map(|t| t.0.len()).collect();
     let pack = move |rows: &[usize]| {
-        let mut batch = Batch::new(&rows.iter().map(|&i| texts[i].clone()).collect::<Vec<_>>());
-        batch.columns = vec![vec![1.0; batch.select.len()]];
+        let row = |&i: &usize| (texts[i].0, texts[i].1.iter().map(|p| p.0));
+        let mut batch = Batch::new(&rows.iter().map(row).collect::<Vec<_>>());
+        let weights = rows.iter().flat_map(|&i| texts[i].1.iter().map(|p| p.1));
+        batch.columns = vec![weights.collect()];
         batch
     };
     Rows::new(lengths, max_tokens, store, pack)

@@ -24,15 +24,15 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Packs `rows`, each with the range of positions selected in it; the target at position `t` is
-    /// token `t + 1` (0 after the end).
-    pub fn new(rows: &[(&[i32], std::ops::Range<usize>)]) -> Batch {
+    /// Packs `rows`, each with the positions selected in it; the target at position `t` is token
+    /// `t + 1` (0 after the end).
+    pub fn new<P: IntoIterator<Item = usize> + Clone>(rows: &[(&[i32], P)]) -> Batch {
         let ids: Vec<&[i32]> = rows.iter().map(|r| r.0).collect();
         let packed = Packed::from_rows(&ids);
         let (mut select, mut targets) = (vec![], vec![]);
-        for (i, (ids, range)) in rows.iter().enumerate() {
+        for (i, (ids, positions)) in rows.iter().enumerate() {
             let first = packed.cu_seqlens[i];
-            for t in range.clone() {
+            for t in positions.clone() {
                 select.push(first + t as i32);
                 targets.push(ids.get(t + 1).copied().unwrap_or(0));
             }

@@ -12,7 +12,7 @@ use duplex::tape::{Keep, Workspace};
 /// Rows of one length, so that halves of a micro-batch are micro-batches of half as many tokens.
 fn rows(n: usize, len: usize) -> Vec<SftExample> {
     let mut rng = Rng::new(17, 0);
-    (0..n).map(|_| SftExample { ids: random_ids(&mut rng, len), prompt_len: 3 }).collect()
+    (0..n).map(|_| SftExample::new(random_ids(&mut rng, len), 3)).collect()
 }
 
 fn sft_of(model: Model, step: StepConfig, loss_on_prompt: bool) -> SftTrainer {
@@ -151,14 +151,19 @@ fn dropout_draws_the_same_in_micro_batches_of_any_size() {
         let n = 2 + rng.below(30) as usize;
         random_ids(&mut rng, n)
     };
-    let examples: Vec<SftExample> =
-        (0..9).map(|i| SftExample { ids: ids(), prompt_len: i % 3 }).collect();
+    let examples: Vec<SftExample> = (0..9).map(|i| SftExample::new(ids(), i % 3)).collect();
     // One that predicts nothing still has its numbers.
-    let none = SftExample { ids: vec![1, 2, 3], prompt_len: 3 };
+    let none = SftExample::new(vec![1, 2, 3], 3);
     let mut examples: Vec<&SftExample> = examples.iter().collect();
     examples.insert(4, &none);
-    let pairs: Vec<PairExample> =
-        (0..5).map(|_| PairExample { prompt_len: 1, chosen: ids(), rejected: ids() }).collect();
+    let pairs: Vec<PairExample> = (0..5)
+        .map(|_| PairExample {
+            prompt_len: 1,
+            chosen: ids(),
+            rejected: ids(),
+            ..PairExample::default()
+        })
+        .collect();
     let pairs: Vec<&PairExample> = pairs.iter().collect();
     let mut run = |micro: usize, seed: u64| {
         let step = StepConfig { seed, ..step_config(micro) };

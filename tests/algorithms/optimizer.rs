@@ -56,7 +56,7 @@ fn steps_are_those_of_adamw() {
         let mut rng = Rng::new(2, 0);
         for t in 0..6 {
             let ids = random_ids(&mut rng, 60);
-            let example = SftExample { ids, prompt_len: 1 };
+            let example = SftExample::new(ids, 1);
             let stats = trainer.train(&mut ws, &[&example]).unwrap();
             let store = &trainer.engine.model.store;
             let length = norm(&gradients(&trainer.engine.model));
@@ -111,7 +111,7 @@ fn losses(
     let mut trainer = SftTrainer::new(engine, config);
     let mut rng = Rng::new(3, 0);
     let examples: Vec<SftExample> =
-        (0..8).map(|_| SftExample { ids: random_ids(&mut rng, 40), prompt_len: 1 }).collect();
+        (0..8).map(|_| SftExample::new(random_ids(&mut rng, 40), 1)).collect();
     let train = |i: usize| {
         let batch: Vec<&SftExample> = examples[i % 2 * 4..][..4].iter().collect();
         f64::from(trainer.train(&mut ws, &batch).unwrap().loss)

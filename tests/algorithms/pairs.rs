@@ -28,7 +28,7 @@ pub fn pairs(seed: u64, n: usize) -> Vec<PairExample> {
                 [prompt.clone(), random_ids(&mut rng, len)].concat()
             };
             let (chosen, rejected) = (answer(), answer());
-            PairExample { prompt_len, chosen, rejected }
+            PairExample { prompt_len, chosen, rejected, ..PairExample::default() }
         })
         .collect();
     pairs[0].rejected = pairs[0].chosen.clone();
@@ -133,7 +133,12 @@ fn training_learns_to_prefer() {
                 let prompt = random_ids(&mut rng, 5);
                 let end = rng.below(40) as i32 * 2;
                 let with = |e: i32| [prompt.clone(), vec![1, e]].concat();
-                PairExample { prompt_len: 5, chosen: with(end), rejected: with(end + 1) }
+                PairExample {
+                    prompt_len: 5,
+                    chosen: with(end),
+                    rejected: with(end + 1),
+                    ..PairExample::default()
+                }
             })
             .collect();
         let rows: Vec<&PairExample> = pairs.iter().collect();

@@ -105,9 +105,7 @@ fn less(mut taken: Taken, before: &[(u64, u64)]) -> Taken {
 }
 
 fn examples() -> Vec<SftExample> {
-    (0..8)
-        .map(|i| SftExample { ids: (0..40).map(|t| (t * 7 + i) % 101).collect(), prompt_len: 11 })
-        .collect()
+    (0..8).map(|i| SftExample::new((0..40).map(|t| (t * 7 + i) % 101).collect(), 11)).collect()
 }
 
 #[test]

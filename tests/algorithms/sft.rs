@@ -20,7 +20,7 @@ pub fn examples(seed: u64, n: usize) -> Vec<SftExample> {
     (0..n)
         .map(|_| {
             let (prompt_len, answer) = (1 + rng.below(30) as usize, 1 + rng.below(40) as usize);
-            SftExample { ids: random_ids(&mut rng, prompt_len + answer), prompt_len }
+            SftExample::new(random_ids(&mut rng, prompt_len + answer), prompt_len)
         })
         .collect()
 }
@@ -82,8 +82,8 @@ fn nothing_to_predict_gives_zeros_and_no_step() {
     let rows: Vec<&SftExample> = good.iter().collect();
     trainer.train(&mut ws, &rows).unwrap();
     let before = weights(&trainer.engine.model);
-    let cut = SftExample { ids: vec![4, 5, 6], prompt_len: 3 };
-    let empty = SftExample { ids: vec![], prompt_len: 0 };
+    let cut = SftExample::new(vec![4, 5, 6], 3);
+    let empty = SftExample::new(vec![], 0);
     for none in [vec![], vec![&cut], vec![&empty, &cut]] {
         assert_eq!(trainer.evaluate(&mut ws, &none).unwrap(), 0.0);
         let stats = trainer.train(&mut ws, &none).unwrap();
@@ -106,7 +106,7 @@ fn training_learns_the_answers_only() {
         .map(|_| {
             let n = rng.below(20) as i32;
             let ids = [random_ids(&mut rng, 4), vec![n, n + 1, n + 2, n + 3]].concat();
-            SftExample { ids, prompt_len: 5 }
+            SftExample::new(ids, 5)
         })
         .collect();
     let rows: Vec<&SftExample> = examples.iter().collect();

@@ -145,7 +145,7 @@ fn work_that_is_dropped_leaves_everything_as_it_was() {
     };
     let (mut one, mut two) = (sft(), sft());
     let rows: Vec<SftExample> =
-        prompts(8, 9).into_iter().map(|ids| SftExample { ids, prompt_len: 1 }).collect();
+        prompts(8, 9).into_iter().map(|ids| SftExample::new(ids, 1)).collect();
     let rows: Vec<&SftExample> = rows.iter().collect();
     let drops = drop_again_and_again(&mut ws, |ws| one.train(ws, &rows));
     assert!(drops > 1, "{drops}");

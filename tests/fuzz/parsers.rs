@@ -375,6 +375,7 @@ fn rows(place: &Path, input: &[u8]) -> bool {
                 },
                 chat: if i % 3 == 0 { ChatFormat::HumanAssistant } else { ChatFormat::Template },
                 allow_special: i % 5 == 0,
+                all_turns: i % 2 == 0,
             };
             taken(sft_example(row, tokenizer, &limits));
             taken(pair_example(row, tokenizer, &limits));

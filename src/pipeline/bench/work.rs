@@ -178,7 +178,7 @@ impl Bench<'_> {
         let cost = Cost::of(&model.arch, Head::Lm)?;
         let rows = self.sequences(batch, tokens, model.arch.vocab);
         let examples: Vec<SftExample> =
-            rows.into_iter().map(|ids| SftExample { ids, prompt_len: 1 }).collect();
+            rows.into_iter().map(|ids| SftExample::new(ids, 1)).collect();
         let examples: Vec<&SftExample> = examples.iter().collect();
         let step = StepConfig {
             schedule: SCHEDULE,

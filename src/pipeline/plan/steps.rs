@@ -87,7 +87,7 @@ fn sft(dry: &mut Dry<'_>) -> Result<Step> {
     let mut trainer =
         SftTrainer::new(engine, SftConfig { step, loss_on_prompt: cfg.sft.loss_on_prompt });
     // Half of a sequence is the prompt.
-    let example = SftExample { ids: vec![0; tokens], prompt_len: (tokens / 2).max(1) };
+    let example = SftExample::new(vec![0; tokens], (tokens / 2).max(1));
     let rows = s.rows_per_step();
     let batch = vec![&example; rows];
     trainer.train(&mut dry.ws, &batch)?;
@@ -109,7 +109,8 @@ fn reward(dry: &mut Dry<'_>) -> Result<Step> {
     let config = RewardConfig { step: settings::step(cfg, s, 2), loss: settings::reward_loss(cfg) };
     let mut trainer = RewardTrainer::new(engine, config);
     let (chosen, rejected) = (vec![0; tokens], vec![1; tokens]);
-    let pair = PairExample { prompt_len: (tokens / 2).max(1), chosen, rejected };
+    let pair =
+        PairExample { prompt_len: (tokens / 2).max(1), chosen, rejected, ..PairExample::default() };
     let pairs = vec![&pair; s.rows_per_step()];
     trainer.train(&mut dry.ws, &pairs)?;
     let mark = dry.mark();

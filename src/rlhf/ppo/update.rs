@@ -239,7 +239,8 @@ impl PpoTrainer {
         let predicted: usize = text.iter().map(|t| t.len() - 1).sum();
         let coef = self.config.unsup_coef;
         let loss = nll(-coef / predicted.max(1) as f32);
-        let rows = text.iter().map(|t| (*t, 0..t.len() - 1)).collect();
+        let rows =
+            text.iter().map(|t| (*t, (0..t.len() - 1).map(|p| (p, 1.0)).collect())).collect();
         let mut sum = 0.0;
         let (comm, store) = (self.engines.actor.comm(), &self.engines.actor.model.store);
         text_rows(rows, self.config.micro_batch_tokens, store).each(ws, &mut |ws, batch| {

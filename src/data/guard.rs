@@ -1,0 +1,175 @@
+//! Rendering with a guard: the text of control tokens in messages, tools and documents is found
+//! again in the rendering, so that the tokenizer can take it as text.
+
+use super::messages::strings;
+use super::template::TemplateInput;
+use super::tokenizer::Tokenizer;
+use super::types::{ChatContext, Message};
+use crate::base::{Error, Result};
+use serde_json::{Map, Value};
+use std::ops::Range;
+
+/// A rendered conversation.
+pub(super) struct Guarded {
+    pub(super) text: String,
+    /// Bytes of `text` in which control tokens do not count.
+    pub(super) literal: Vec<Range<usize>>,
+    /// Bytes of `text` that the template marks as the assistant's.
+    pub(super) generated: Vec<Range<usize>>,
+    /// Whether a message holds the text of a control token that does not count.
+    pub(super) holds_controls: bool,
+}
+
+/// Renders messages, with the assistant's next turn opened if `open`. Control tokens in them count
+/// only where `controls`.
+pub(super) fn render(
+    tokenizer: &Tokenizer,
+    messages: &[Message],
+    context: &ChatContext,
+    open: bool,
+    controls: bool,
+) -> Result<Guarded> {
+    let messages: Vec<Value> = messages.iter().map(|m| m.fields().clone()).collect();
+    let given = Given { messages, context: context.clone() };
+    let plain = given.render(tokenizer, open)?;
+    if controls || !given.holds(&|text| !controls_in(text, tokenizer).is_empty()) {
+        let (text, generated) = (plain.text, plain.generated);
+        return Ok(Guarded { text, literal: vec![], generated, holds_controls: false });
+    }
+    // Unicode keeps these for internal use; two that the data does not hold are free.
+    let mut free = ('\u{fdd0}'..='\u{fdef}').filter(|&c| !given.holds(&|text| text.contains(c)));
+    let (Some(open_mark), Some(close_mark)) = (free.next(), free.next()) else {
+        return Err(Error::user(
+            "a conversation holds nearly all of the characters U+FDD0 to \
+                                U+FDEF; leave two out",
+        ));
+    };
+    let marks = [open_mark, close_mark];
+    let marked =
+        given.map(&|text| mark_controls(text, marks, tokenizer)).render(tokenizer, open)?;
+    let Some(literal) = literal_spans(&marked.text, marks, &plain.text, tokenizer) else {
+        return Err(Error::user(format!(
+            "a message holds the text of a control token of {}, and the chat template acts on it; \
+             take it out, or use --pre-rendered, which makes it a control token",
+            tokenizer.origin()
+        )));
+    };
+    let (text, generated) = (plain.text, plain.generated);
+    Ok(Guarded { text, literal, generated, holds_controls: true })
+}
+
+/// All that the data gives a template.
+struct Given {
+    messages: Vec<Value>,
+    context: ChatContext,
+}
+
+impl Given {
+    fn render(&self, tokenizer: &Tokenizer, open: bool) -> Result<super::template::Rendering> {
+        tokenizer.template()?.render(&TemplateInput {
+            messages: &self.messages,
+            tools: self.context.tools.as_ref(),
+            documents: self.context.documents.as_ref(),
+            variables: Some(&self.context.variables),
+            add_generation_prompt: open,
+        })
+    }
+
+    /// Whether `f` holds for a string in it.
+    fn holds(&self, f: &dyn Fn(&str) -> bool) -> bool {
+        let ChatContext { tools, documents, variables } = &self.context;
+        let all = self.messages.iter().chain(tools).chain(documents).chain(variables.values());
+        let look = &|text: &str| if f(text) { Err(()) } else { Ok(()) };
+        all.into_iter().any(|value| strings(value, look).is_err())
+    }
+
+    /// The same with other strings. Keys stay: the template asks for them.
+    fn map(&self, f: &dyn Fn(&str) -> String) -> Given {
+        let ChatContext { tools, documents, variables } = &self.context;
+        let context = ChatContext {
+            tools: tools.as_ref().map(|v| mapped(v, f)),
+            documents: documents.as_ref().map(|v| mapped(v, f)),
+            variables: variables.iter().map(|(k, v)| (k.clone(), mapped(v, f))).collect(),
+        };
+        Given { messages: self.messages.iter().map(|v| mapped(v, f)).collect(), context }
+    }
+}
+
+fn mapped(value: &Value, f: &dyn Fn(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => Value::String(f(text)),
+        Value::Array(list) => list.iter().map(|v| mapped(v, f)).collect(),
+        Value::Object(object) => {
+            let fields: Map<_, _> = object.iter().map(|(k, v)| (k.clone(), mapped(v, f))).collect();
+            Value::Object(fields)
+        }
+        other => other.clone(),
+    }
+}
+
+/// Puts a mark before and behind the text of every control token, so that the template may look for
+/// it, trim and rearrange as it likes.
+fn mark_controls(text: &str, marks: [char; 2], tokenizer: &Tokenizer) -> String {
+    let mut out = String::with_capacity(text.len() + 8);
+    let mut done = 0;
+    for span in controls_in(text, tokenizer) {
+        out.push_str(&text[done..span.start]);
+        out.push(marks[0]);
+        out.push_str(&text[span.clone()]);
+        out.push(marks[1]);
+        done = span.end;
+    }
+    out + &text[done..]
+}
+
+/// Where `marked` has control tokens between marks, as bytes of `plain`, which is the same without
+/// marks. `None` where it is not the same: the template has looked at what was marked.
+fn literal_spans(
+    marked: &str,
+    marks: [char; 2],
+    plain: &str,
+    tokenizer: &Tokenizer,
+) -> Option<Vec<Range<usize>>> {
+    let mut text = String::with_capacity(plain.len());
+    let mut spans: Vec<Range<usize>> = Vec::new();
+    let mut opened = None;
+    for (at, c) in marked.char_indices() {
+        if c == marks[0] {
+            // The closing mark may be lost where the template cuts the text.
+            let rest = &marked[at + c.len_utf8()..];
+            let controls = tokenizer.control_texts().filter(|t| rest.starts_with(t));
+            let longest = controls.map(str::len).max().unwrap_or(0);
+            opened = Some(text.len());
+            spans.push(text.len()..text.len() + longest);
+        } else if c == marks[1] {
+            if let (Some(start), Some(last)) = (opened.take(), spans.last_mut()) {
+                last.end = last.end.max(text.len());
+                last.start = start;
+            }
+        } else {
+            text.push(c);
+        }
+    }
+    spans.retain(|s| !s.is_empty());
+    (text == plain).then_some(spans)
+}
+
+/// The text of every control token in `text`. Overlapping ones are joined. One pass: a tokenizer
+/// may have hundreds of control tokens, but they begin with very few different characters.
+pub(super) fn controls_in(text: &str, tokenizer: &Tokenizer) -> Vec<Range<usize>> {
+    let mut firsts: Vec<char> =
+        tokenizer.control_texts().filter_map(|c| c.chars().next()).collect();
+    firsts.sort_unstable();
+    firsts.dedup();
+    let mut spans: Vec<Range<usize>> = Vec::new();
+    for (at, _) in text.match_indices(&firsts[..]) {
+        let rest = &text[at..];
+        let held = tokenizer.control_texts().filter(|c| !c.is_empty() && rest.starts_with(c));
+        let Some(end) = held.map(|c| at + c.len()).max() else { continue };
+        match spans.last_mut().filter(|last| at < last.end) {
+            Some(last) => last.end = last.end.max(end),
+            None => spans.push(at..end),
+        }
+    }
+    spans
+}

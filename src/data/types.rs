@@ -1,0 +1,168 @@
+//! Rows as they are read: prompts, answers, messages, and what a chat template is given beside them.
+
+use crate::base::Error;
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// One message of a conversation, with every key of the file in its order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    fields: Value,
+}
+
+/// Keys that say how much a message counts in the loss.
+pub(super) const WEIGHT_KEYS: [&str; 5] = ["weight", "train", "training", "loss", "loss_weight"];
+
+impl Message {
+    /// A message of text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
+        Message { fields: json!({"role": role.into(), "content": content.into()}) }
+    }
+
+    /// A message with the keys of an object, `role` and `content` among them.
+    pub(super) fn from_fields(fields: Map<String, Value>) -> Message {
+        Message { fields: Value::Object(fields) }
+    }
+
+    /// The speaker: "system", "user", "assistant", "tool", or another role of the chat template.
+    pub fn role(&self) -> &str {
+        self.fields["role"].as_str().unwrap_or_default()
+    }
+
+    /// The text; empty where the file has null, as for a message that only calls tools.
+    pub fn content(&self) -> &str {
+        self.fields["content"].as_str().unwrap_or_default()
+    }
+
+    /// Whether the assistant wrote it.
+    pub fn is_answer(&self) -> bool {
+        self.role() == "assistant"
+    }
+
+    /// Whether it calls a tool.
+    pub fn calls_tools(&self) -> bool {
+        self.fields["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty())
+    }
+
+    /// Whether it says nothing: no text and no call of a tool.
+    pub(super) fn is_blank(&self) -> bool {
+        self.content().trim().is_empty() && !self.calls_tools()
+    }
+
+    /// The weight of the message in the loss, where the file gives one.
+    pub fn weight(&self) -> Option<f32> {
+        let weights = WEIGHT_KEYS.iter().filter_map(|key| weight_of(&self.fields[*key]).ok()?);
+        weights.reduce(|a, b| a * b)
+    }
+
+    /// The message as an object.
+    pub fn fields(&self) -> &Value {
+        &self.fields
+    }
+}
+
+/// A weight as files spell it: a number, or a boolean; null says nothing. `Err`: anything else.
+pub(super) fn weight_of(value: &Value) -> Result<Option<f32>, ()> {
+    match value {
+        Value::Null => Ok(None),
+        Value::Bool(yes) => Ok(Some(f32::from(u8::from(*yes)))),
+        Value::Number(n) => {
+            let weight = n.as_f64().unwrap_or(-1.0) as f32;
+            if weight.is_finite() && weight >= 0.0 { Ok(Some(weight)) } else { Err(()) }
+        }
+        _ => Err(()),
+    }
+}
+
+/// The model's input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// Text, taken verbatim.
+    Text(String),
+    /// A conversation, rendered by the chat template.
+    Chat(Vec<Message>),
+}
+
+/// An answer to a prompt: text to a text, messages to a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Text behind the prompt's.
+    Text {
+        /// The space that joins it to the prompt, or nothing.
+        joint: &'static str,
+        /// The answer as the file has it.
+        text: String,
+    },
+    /// The messages that follow the prompt's. The last one is the assistant's.
+    Chat(Vec<Message>),
+}
+
+impl Answer {
+    /// The text behind a text prompt, or that of the last message.
+    pub fn text(&self) -> String {
+        match self {
+            Answer::Text { joint, text } => format!("{joint}{text}"),
+            Answer::Chat(messages) => messages.last().map_or("", Message::content).to_owned(),
+        }
+    }
+
+    pub(super) fn is_blank(&self) -> bool {
+        match self {
+            Answer::Text { text, .. } => text.trim().is_empty(),
+            Answer::Chat(messages) => messages.last().is_none_or(Message::is_blank),
+        }
+    }
+}
+
+/// Values that a chat template is given beside the messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChatContext {
+    /// JSON schemas of the tools the model may call.
+    pub tools: Option<Value>,
+    /// Documents to answer from.
+    pub documents: Option<Value>,
+    /// Further variables (`chat_template_kwargs`), such as `enable_thinking`.
+    pub variables: Map<String, Value>,
+}
+
+/// One row of a data file. At least one of `prompt` and `text` is present.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The file as the user named it.
+    pub file: Arc<str>,
+    /// Line, or place in the JSON list, from 1.
+    pub row: usize,
+    /// The prompt.
+    pub prompt: Option<Prompt>,
+    /// The good answer.
+    pub chosen: Option<Answer>,
+    /// The bad answer.
+    pub rejected: Option<Answer>,
+    /// Plain text.
+    pub text: Option<String>,
+    /// What the chat template is given beside the prompt's messages.
+    pub context: Option<Arc<ChatContext>>,
+    /// Keys of the row that nothing reads.
+    pub unused: Vec<String>,
+}
+
+impl Row {
+    /// A row that holds nothing yet, of no file.
+    pub fn blank() -> Row {
+        Row {
+            file: "".into(),
+            row: 0,
+            prompt: None,
+            chosen: None,
+            rejected: None,
+            text: None,
+            context: None,
+            unused: vec![],
+        }
+    }
+
+    /// A user error about this row: `FILE row N: MESSAGE`.
+    pub fn error(&self, message: impl std::fmt::Display) -> Error {
+        Error::user(format!("{} row {}: {message}", self.file, self.row))
+    }
+}

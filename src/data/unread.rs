@@ -1,0 +1,78 @@
+//! What a row gives a chat template that the template never looks at. A model would be trained as
+//! if it were not there.
+
+use super::chat::ChatFormat;
+use super::tokenizer::Tokenizer;
+use super::types::{Answer, Message, Prompt, Row, WEIGHT_KEYS};
+
+/// Keys of messages that say nothing to a model.
+const HARMLESS: [&str; 12] = [
+    "role",
+    "content",
+    "id",
+    "message_id",
+    "uuid",
+    "timestamp",
+    "created_at",
+    "date",
+    "source",
+    "model",
+    "language",
+    "score",
+];
+
+/// Keys of a conversation's row and messages, in order of first use, that its rendering leaves out:
+/// tools, documents, variables, and what messages hold beside role and content.
+pub fn unread_by_template(row: &Row, tokenizer: &Tokenizer, format: ChatFormat) -> Vec<String> {
+    let Some(Prompt::Chat(prompt)) = &row.prompt else { return vec![] };
+    let source = match format {
+        ChatFormat::Template => tokenizer.template().map_or("", |t| t.source()),
+        ChatFormat::HumanAssistant => "",
+    };
+    let mut keys: Vec<&str> = vec![];
+    if let Some(context) = &row.context {
+        keys.extend(context.tools.iter().map(|_| "tools"));
+        keys.extend(context.documents.iter().map(|_| "documents"));
+        keys.extend(context.variables.keys().map(String::as_str));
+    }
+    // Such a template may write any key of a message.
+    if !["message | tojson", "message|tojson", "message.items", "m.items"]
+        .iter()
+        .any(|all| source.contains(all))
+    {
+        let answers = [&row.chosen, &row.rejected].into_iter().flatten();
+        let answers = answers.filter_map(|a| match a {
+            Answer::Chat(messages) => Some(messages),
+            Answer::Text { .. } => None,
+        });
+        for message in prompt.iter().chain(answers.flatten()) {
+            keys.extend(said_by(message));
+        }
+    }
+    keys.retain(|key| !mentions(source, key));
+    let mut unread: Vec<String> = vec![];
+    for key in keys {
+        if !unread.iter().any(|k| k == key) {
+            unread.push(key.to_owned());
+        }
+    }
+    unread
+}
+
+/// Keys by which a message says something beside its text.
+fn said_by(message: &Message) -> impl Iterator<Item = &str> {
+    let fields = message.fields().as_object().into_iter().flatten();
+    let empty = |v: &serde_json::Value| {
+        v.is_null() || v.as_array().is_some_and(Vec::is_empty) || v.as_str() == Some("")
+    };
+    let known = |key: &str| HARMLESS.contains(&key) || WEIGHT_KEYS.contains(&key);
+    fields.filter(move |(key, v)| !known(key) && !empty(v)).map(|(key, _)| key.as_str())
+}
+
+/// Whether a template's source holds `key` as a word of its own.
+pub(super) fn mentions(source: &str, key: &str) -> bool {
+    let inside = |c: char| c.is_alphanumeric() || c == '_';
+    source.match_indices(key).any(|(at, _)| {
+        !source[..at].ends_with(inside) && !source[at + key.len()..].starts_with(inside)
+    })
+}
