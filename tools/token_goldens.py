@@ -232,6 +232,27 @@ def runs(mask):
     return [list(pair) for pair in zip(edges[::2], edges[1::2])]
 
 
+def contents(text, messages):
+    """Spans of characters of what messages say."""
+    spans, at = [], 0
+    for message in messages:
+        content = message["content"].strip()
+        start = text.index(content, at)
+        at = start + len(content)
+        spans.append((start, at))
+    return spans
+
+
+def beyond_contents(text, spans, literal, ends):
+    """The spans that begin outside messages, each up to the first end token behind its message."""
+    opened = [start for start, _ in spans if not any(a < start < b for a, b in literal)]
+    out = []
+    for start in opened:
+        said = next(b for a, b in literal if a >= start)
+        out.append((start, min(text.index(e, said) + len(e) for e in ends if e in text[said:])))
+    return out
+
+
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
     inner = tokenizer()
@@ -275,25 +296,16 @@ def main():
                 spans = all_spans[0]
                 mask = whole["assistant_masks"]
                 assert mask == mask_of(encoding["offset_mapping"], spans)
-            case |= {"ids": ids, "learned": runs(mask)}
+            case["ids"] = ids
             if conversation == "controls":
-                literal, at = [], 0
-                for message in messages:
-                    start = text.index(message["content"].strip(), at)
-                    at = start + len(message["content"].strip())
-                    literal.append((start, at))
-                ids, offsets = guarded(fast, text, literal)
-                # Headers in what people wrote open no turn.
-                opened = [s for s in spans if not any(a < s[0] < b for a, b in literal)]
-                ends = []
-                for start, end in opened:
-                    span = next((l for l in literal if start <= l[1] and l[0] <= end), (end, end))
-                    tail = text[max(span[1], start) :]
-                    end_token = next(t for t in TURNS.get(name, CHATML)[1])
-                    if name in TURNS:
-                        end = len(text) - len(tail) + tail.index(end_token) + len(end_token)
-                    ends.append((start, end))
-                case["guarded"] = {"ids": ids, "learned": runs(mask_of(offsets, ends))}
+                literal = contents(text, messages)
+                if name in TURNS:
+                    spans = beyond_contents(text, spans, literal, TURNS[name][1])
+                    mask = mask_of(encoding["offset_mapping"], spans)
+                guarded_ids, offsets = guarded(fast, text, literal)
+                learned = runs(mask_of(offsets, spans))
+                case["guarded"] = {"ids": guarded_ids, "learned": learned}
+            case["learned"] = runs(mask)
     lines = ",\n".join(json.dumps(c, ensure_ascii=False) for c in cases)
     head = json.dumps({"now": int(NOW.replace(tzinfo=datetime.timezone.utc).timestamp())})[:-1]
     conversations = json.dumps(CONVERSATIONS, ensure_ascii=False)

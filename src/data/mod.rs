@@ -33,3 +33,6 @@ pub use template::{ChatTemplate, Rendering, TemplateInput};
 pub use tokenizer::{TextStream, Tokenizer};
 pub use types::{Answer, ChatContext, Message, Prompt, Row};
 pub use unread::unread_by_template;
+
+#[cfg(test)]
+mod golden_tests;
