@@ -15,8 +15,12 @@ mod row_keys;
 mod source;
 mod template;
 mod tokenizer;
+mod tokenizer_added;
+mod tokenizer_build;
 mod tokenizer_checks;
+mod tokenizer_encode;
 mod tokenizer_files;
+mod tokenizer_keys;
 mod types;
 mod unread;
 
@@ -31,6 +35,7 @@ pub use packed::{Packed, micro_batches};
 pub use source::{BadRows, OnBadRow, read_rows};
 pub use template::{ChatTemplate, Rendering, TemplateInput};
 pub use tokenizer::{TextStream, Tokenizer};
+pub use tokenizer_encode::Encoded;
 pub use types::{Answer, ChatContext, Message, Prompt, Row};
 pub use unread::unread_by_template;
 

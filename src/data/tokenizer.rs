@@ -2,14 +2,19 @@
 //! with it in Hugging Face's files. Texts of users never turn into control tokens unless asked.
 //! It knows nothing of rows and batches.
 
-use super::template::{ChatTemplate, TemplateInput};
+use super::template::{ChatTemplate, Rendering, TemplateInput};
+use super::tokenizer_added::add_tokens;
+use super::tokenizer_build::Kind;
+use super::tokenizer_encode::{Encoded, Matcher};
 use super::tokenizer_files::{
-    bos_prefix, config_of, end_ids, inner_tokenizer, parse, read, special_variables,
-    template_source, token_text, using,
+    MORE_TEMPLATES, absent, bos_prefix, config_of, end_ids, file, inner_tokenizer, named_template,
+    parse, present, read, special_variables, template_source, token_text, tokenizer_of, using,
 };
+use super::tokenizer_keys::key_notes;
 use crate::base::{Error, Result};
-use serde_json::json;
-use std::collections::HashMap;
+use serde_json::{Map, Value, json};
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -17,7 +22,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer as HfTokenizer};
 
 /// Files a tokenizer may consist of; all that are there are kept, so that saving loses nothing.
-const FILES: [&str; 9] = [
+const FILES: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -27,22 +32,15 @@ const FILES: [&str; 9] = [
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    "spiece.model",
+    "vocab.txt",
 ];
-
-/// Ids, each with the bytes of the text that it came from.
-pub struct Encoded {
-    /// The ids.
-    pub ids: Vec<i32>,
-    /// Byte ranges.
-    pub offsets: Vec<std::ops::Range<usize>>,
-}
 
 /// A tokenizer with its special tokens and chat template.
 pub struct Tokenizer {
-    /// Finds special tokens in text.
-    special: HfTokenizer,
-    /// Takes special tokens in text as text.
-    plain: HfTokenizer,
+    inner: HfTokenizer,
+    /// Finds added tokens in text.
+    matcher: Matcher,
     /// Id and text of every control token.
     controls: HashMap<u32, String>,
     bos_prefix: Vec<i32>,
@@ -50,8 +48,13 @@ pub struct Tokenizer {
     pad: i32,
     stop_ids: Vec<i32>,
     turn_end: i32,
+    turn_end_text: String,
     eos_text: String,
     template: Option<ChatTemplate>,
+    tool_template: Option<ChatTemplate>,
+    /// Ids that stand for nothing: special tokens that only a configuration names.
+    idle: HashSet<u32>,
+    notes: Vec<String>,
     origin: String,
     files: Vec<(String, Vec<u8>)>,
 }
@@ -59,29 +62,45 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Loads the tokenizer of a model directory. Errors name the file and the way out.
     pub fn load(dir: &Path) -> Result<Tokenizer> {
+        Self::load_at(dir, now())
+    }
+
+    /// Loads with the time that the chat template's `strftime_now` tells: seconds since 1970, UTC.
+    pub fn load_at(dir: &Path, now: i64) -> Result<Tokenizer> {
         let at = dir.display();
-        if !dir.join("tokenizer.json").is_file() {
-            return Err(Error::user(format!(
-                "no tokenizer.json in {at}; save the tokenizer there with \
-                 `AutoTokenizer.from_pretrained(...).save_pretrained({:?})`",
-                at.to_string()
-            )));
+        if !Self::is_in(dir) {
+            return Err(absent(dir));
+        }
+        let mut names: Vec<String> = FILES.map(str::to_owned).to_vec();
+        if let Ok(entries) = std::fs::read_dir(dir.join(MORE_TEMPLATES)) {
+            let name = |e: std::fs::DirEntry| e.file_name().into_string().ok();
+            let more = entries.flatten().filter_map(name).filter(|n| n.ends_with(".jinja"));
+            names.extend(more.map(|n| format!("{MORE_TEMPLATES}/{n}")));
         }
         let mut files = Vec::new();
-        for name in FILES {
-            if dir.join(name).is_file() {
-                files.push((name.to_owned(), read(&dir.join(name))?));
+        for name in names {
+            let path = dir.join(&name);
+            if present(&path) {
+                files.push((name, read(&path)?));
             }
         }
-        // These two belong to the model: read for their end tokens, not kept.
+        // These two belong to the model: read for their end tokens and its kind, not kept.
         let mut model_stops = Vec::new();
+        let mut model = Value::Null;
         for name in ["generation_config.json", "config.json"] {
             let path = dir.join(name);
-            if path.is_file() {
-                model_stops.extend(end_ids(&parse(&path.display().to_string(), &read(&path)?)?));
+            if present(&path) {
+                model = parse(&path.display().to_string(), &read(&path)?)?;
+                model_stops.extend(end_ids(&model));
             }
         }
-        Self::from_files(files, &model_stops, &at.to_string())
+        Self::from_files(files, &model, &model_stops, &at.to_string(), now)
+    }
+
+    /// Whether a directory has a tokenizer of its own.
+    pub fn is_in(dir: &Path) -> bool {
+        let has = |name: &str| present(&dir.join(name));
+        has("tokenizer.json") || has("vocab.json") && has("merges.txt")
     }
 
     /// A tokenizer made in code, with the texts of its end-of-sequence (also padding) token and of
@@ -105,13 +124,17 @@ impl Tokenizer {
         if let Some(template) = chat_template {
             config["chat_template"] = json!(template);
         }
+        let origin = "the tokenizer made in code";
+        if inner.token_to_id(eos).is_none() {
+            return Err(no_end(origin));
+        }
         let tokenizer =
             inner.to_string(true).map_err(|e| Error::internal(format!("tokenizer: {e}")))?;
         let files = vec![
             ("tokenizer.json".to_owned(), tokenizer.into_bytes()),
             ("tokenizer_config.json".to_owned(), format!("{config:#}\n").into_bytes()),
         ];
-        Self::from_files(files, &[], "the tokenizer made in code")
+        Self::from_files(files, &Value::Null, &[], origin, now())
     }
 
     /// Trains a byte-level BPE tokenizer of at most `vocab_size` tokens: `special` first (its first
@@ -147,52 +170,86 @@ impl Tokenizer {
         Self::from_parts(&inner, eos, None, chat_template)
     }
 
+    /// `model` is the model's `config.json`, `model_stops` its end tokens' ids.
     fn from_files(
-        files: Vec<(String, Vec<u8>)>,
+        mut files: Vec<(String, Vec<u8>)>,
+        model: &Value,
         model_stops: &[i32],
         origin: &str,
+        now: i64,
     ) -> Result<Tokenizer> {
-        let special = inner_tokenizer(&files, origin)?;
-        let mut plain = special.clone();
-        plain.set_encode_special_tokens(true);
-        let config = config_of(&files, origin)?;
+        let mut config = config_of(&files, origin)?;
+        let mut notes = key_notes(&config, origin);
+        let (inner, idle) = match file(&files, "tokenizer.json") {
+            Some(_) => {
+                let mut inner = inner_tokenizer(&files, &config, origin, &mut notes)?;
+                if let Ok(kind) = Kind::of(&config, model, origin) {
+                    kind.complete(&mut config, &inner, false);
+                }
+                let added = add_tokens(&mut inner, &files, &config, origin)?;
+                notes.extend(added.notes);
+                (inner, added.idle)
+            }
+            None => built(&mut files, &mut config, model, origin, &mut notes)?,
+        };
         let text = |key| token_text(&config, key);
         let id = |text: &Option<String>| {
-            text.as_ref().and_then(|t| special.token_to_id(t)).map(|id| id as i32)
+            let id = text.as_ref().and_then(|t| inner.token_to_id(t));
+            id.filter(|id| !idle.contains(id)).map(|id| id as i32)
         };
         let (eos_token, bos, pad) = (text("eos_token"), text("bos_token"), text("pad_token"));
         // A model's end token that the tokenizer lacks can be neither put in nor come out as text.
-        let known = |id: &i32| special.id_to_token(*id as u32).is_some();
+        let known = |id: &i32| inner.id_to_token(*id as u32).is_some();
         let model_stops: Vec<i32> = model_stops.iter().copied().filter(known).collect();
         let Some(eos) = id(&eos_token).or(model_stops.first().copied()) else {
-            return Err(Error::user(format!(
-                "the tokenizer of {origin} has no end-of-sequence token; set \"eos_token\" in its \
-                 tokenizer_config.json"
-            )));
+            return Err(no_end(origin));
         };
         let pad = id(&pad).unwrap_or(eos);
-        let eos_text = special.id_to_token(eos as u32).unwrap_or_default();
-        let controls =
-            control_tokens(&special, &[eos, pad, id(&bos).unwrap_or(eos)], text("unk_token"));
-        let bos_prefix = bos_prefix(&special, &config, id(&bos))?;
-        let template = template_source(&files, &config, origin)?
-            .map(|t| ChatTemplate::new(&t, origin, &special_variables(&config), now()))
-            .transpose()?;
+        let eos_text = token_letters(&inner, eos);
+        let named = [eos, pad, id(&bos).unwrap_or(eos)];
+        let mut controls = control_tokens(&inner, &named, text("unk_token"));
+        let more = config.get("chat_control_tokens").and_then(Value::as_array);
+        for text in more.into_iter().flatten().filter_map(Value::as_str) {
+            if let Some(id) = inner.token_to_id(text) {
+                controls.insert(id, text.to_owned());
+            }
+        }
+        controls.retain(|id, _| !idle.contains(id));
+        let bos_prefix = bos_prefix(&inner, &config, id(&bos))?;
+        let variables = special_variables(&config);
+        let template = |source: Option<String>| {
+            source.map(|t| ChatTemplate::new(&t, origin, &variables, now)).transpose()
+        };
+        let tool_template = template(named_template(&files, &config, "tool_use", origin)?)?;
+        let template = template(template_source(&files, &config, origin)?)?;
+        let unknown = text("unk_token").and_then(|t| inner.token_to_id(&t));
+        let matcher = Matcher::new(&inner, &controls, &idle, unknown)?;
         let mut tokenizer = Tokenizer {
-            special,
-            plain,
+            inner,
+            matcher,
             controls,
             bos_prefix,
             eos,
             pad,
             stop_ids: [&[eos], &model_stops[..]].concat(),
             turn_end: eos,
+            turn_end_text: eos_text.clone(),
             eos_text,
             template,
+            tool_template,
+            idle,
+            notes,
             origin: origin.to_owned(),
             files,
         };
-        tokenizer.turn_end = tokenizer.find_turn_end();
+        tokenizer.turn_end = tokenizer.find_turn_end(unknown);
+        tokenizer.turn_end_text = token_letters(&tokenizer.inner, tokenizer.turn_end);
+        if !tokenizer.is_control(tokenizer.turn_end) {
+            let text = tokenizer.turn_end_text.clone();
+            tokenizer.controls.insert(tokenizer.turn_end as u32, text);
+            let Tokenizer { inner, controls, idle, .. } = &tokenizer;
+            tokenizer.matcher = Matcher::new(inner, controls, idle, unknown)?;
+        }
         tokenizer.stop_ids.push(tokenizer.turn_end);
         tokenizer.stop_ids.sort_unstable();
         tokenizer.stop_ids.dedup();
@@ -202,64 +259,20 @@ impl Tokenizer {
     /// The ids of `text`, without what the tokenizer puts first (see [`Tokenizer::bos_prefix`]).
     /// Special tokens inside it are control tokens only where `allow_special`, else plain text.
     pub fn encode(&self, text: &str, allow_special: bool) -> Result<Vec<i32>> {
-        let ids = encode_with(if allow_special { &self.special } else { &self.plain }, text)?;
-        match allow_special || !ids.iter().any(|&id| self.is_control(id)) {
-            true => Ok(ids),
-            false => self.encode_cut(text),
-        }
+        let all = 0..text.len();
+        let literal = if allow_special { &[][..] } else { std::slice::from_ref(&all) };
+        self.matcher.ids(&self.inner, text, literal)
     }
 
-    /// Encodes `text` with control tokens in it, but for the byte ranges `literal`, whose letters are
-    /// plain text.
-    pub fn encode_guarded(
-        &self,
-        text: &str,
-        literal: &[std::ops::Range<usize>],
-    ) -> Result<Encoded> {
-        let mut out = Encoded { ids: vec![], offsets: vec![] };
-        let mut at = 0;
-        for span in literal.iter().cloned().chain([text.len()..text.len()]) {
-            for (range, t) in [(at..span.start, &self.special), (span.clone(), &self.plain)] {
-                let e = using(|| t.encode(&text[range.clone()], false))?;
-                out.ids.extend(e.get_ids().iter().map(|&i| i as i32));
-                out.offsets
-                    .extend(e.get_offsets().iter().map(|o| o.0 + range.start..o.1 + range.start));
-            }
-            at = span.end;
-        }
-        Ok(out)
+    /// Encodes `text` in one pass, without [`Tokenizer::bos_prefix`]. Control tokens count, except
+    /// in the byte ranges `literal` (sorted, disjoint), where their letters are plain text. A
+    /// control token that only partly stands in a literal range is plain text too.
+    pub fn encode_guarded(&self, text: &str, literal: &[Range<usize>]) -> Result<Encoded> {
+        self.matcher.encode(&self.inner, text, literal)
     }
 
-    fn is_control(&self, id: i32) -> bool {
+    pub(super) fn is_control(&self, id: i32) -> bool {
         self.controls.contains_key(&(id as u32))
-    }
-
-    /// Some vocabularies (unigram, word level) hold the text of a control token as an ordinary
-    /// piece. Cutting such a piece in two leaves the model no way to choose it.
-    fn encode_cut(&self, text: &str) -> Result<Vec<i32>> {
-        let encoding = using(|| self.plain.encode(text, false))?;
-        let mut ids = Vec::new();
-        let mut start = 0;
-        let spans = encoding.get_ids().iter().zip(encoding.get_offsets());
-        let mut cuts: Vec<usize> = spans
-            .filter(|(id, _)| self.controls.contains_key(id))
-            .filter_map(|(_, &(from, to))| {
-                let piece = text.get(from..to)?;
-                let lead = piece.len() - piece.trim_start().len();
-                let first = piece[lead..].chars().next()?;
-                Some(from + lead + first.len_utf8())
-            })
-            .collect();
-        cuts.push(text.len());
-        for cut in cuts.into_iter().filter(|&c| text.is_char_boundary(c)) {
-            if cut > start {
-                // A control token of one character cannot be cut; it is left out.
-                let piece = encode_with(&self.plain, &text[start..cut])?;
-                ids.extend(piece.into_iter().filter(|&id| !self.is_control(id)));
-                start = cut;
-            }
-        }
-        Ok(ids)
     }
 
     /// The ids the tokenizer puts before every text: OPT's `</s>`, LLaMA's `<s>`, often none. Chat
@@ -271,7 +284,7 @@ impl Tokenizer {
     /// The text of `ids`, where asked without special tokens. Unknown ids are left out.
     pub fn decode(&self, ids: &[i32], skip_special: bool) -> Result<String> {
         let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
-        using(|| self.special.decode(&ids, skip_special))
+        using(|| self.inner.decode(&ids, skip_special))
     }
 
     /// Decodes one token at a time, for a chat.
@@ -281,12 +294,13 @@ impl Tokenizer {
 
     /// Largest id plus one, added tokens included.
     pub fn vocab_size(&self) -> usize {
-        self.special.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+        let ids = self.inner.get_vocab(true).into_values();
+        ids.filter(|id| !self.idle.contains(id)).max().map_or(0, |id| id as usize + 1)
     }
 
     /// Whether both give every token the same id.
     pub fn same_vocabulary(&self, other: &Tokenizer) -> bool {
-        self.special.get_vocab(true) == other.special.get_vocab(true)
+        self.inner.get_vocab(true) == other.inner.get_vocab(true)
     }
 
     /// An error unless the model's embedding has a row for every token.
@@ -322,6 +336,16 @@ impl Tokenizer {
         self.turn_end
     }
 
+    /// Text of the token that ends the assistant's turn.
+    pub fn turn_end_text(&self) -> &str {
+        &self.turn_end_text
+    }
+
+    /// Warnings about the files it was read from, one line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// All ids that end an answer, sorted: the tokenizer's, the model's, and the turn's end.
     pub fn stop_ids(&self) -> &[i32] {
         &self.stop_ids
@@ -348,10 +372,19 @@ impl Tokenizer {
         })
     }
 
-    /// Writes the tokenizer's files to an existing directory, as they were read.
+    /// The chat template for conversations with tools: the one named "tool_use", or the default.
+    pub fn tool_template(&self) -> Result<&ChatTemplate> {
+        self.tool_template.as_ref().map_or_else(|| self.template(), Ok)
+    }
+
+    /// Writes the tokenizer's files to an existing directory, as they were read. One that was built
+    /// from `vocab.json` and `merges.txt` also gets a `tokenizer.json`, which everything loads.
     pub fn save(&self, dir: &Path) -> Result<()> {
         for (name, bytes) in &self.files {
             let path = dir.join(name);
+            if let (true, Some(parent)) = (name.contains('/'), path.parent()) {
+                std::fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, &e))?;
+            }
             std::fs::write(&path, bytes).map_err(|e| Error::io("write", &path, &e))?;
         }
         Ok(())
@@ -362,21 +395,71 @@ impl Tokenizer {
         self.controls.values().map(String::as_str)
     }
 
-    /// Renders a small conversation and looks which control token follows the answer.
-    fn find_turn_end(&self) -> i32 {
+    /// Renders a small conversation and looks which added token follows the answer: special or not,
+    /// since many a model's `<|im_end|>` is not. Runs of spaces, which some vocabularies add, and
+    /// the unknown token end nothing.
+    fn find_turn_end(&self, unknown: Option<u32>) -> i32 {
         const ANSWER: &str = "ANSWER";
+        // Some templates demand a system message.
         let chat = [
+            json!({"role": "system", "content": "instruction"}),
             json!({"role": "user", "content": "question"}),
             json!({"role": "assistant", "content": ANSWER}),
         ];
-        let input = TemplateInput { messages: &chat, ..TemplateInput::default() };
-        let after = || -> Option<Vec<i32>> {
-            let text = self.template.as_ref()?.render(&input).ok()?.text;
-            self.encode(text.rsplit_once(ANSWER)?.1, true).ok()
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let ends = |id: i32| {
+            let token = added.get(&(id as u32)).filter(|_| Some(id as u32) != unknown);
+            id == self.eos || token.is_some_and(|t| !t.content.trim().is_empty())
         };
-        let ids = after().unwrap_or_default();
-        ids.into_iter().find(|&id| self.is_control(id)).unwrap_or(self.eos)
+        for messages in [&chat[1..], &chat] {
+            let input = TemplateInput { messages, ..TemplateInput::default() };
+            let rendered = self.template.as_ref().map(|t| t.render(&input));
+            let Some(Ok(Rendering { text, .. })) = rendered else { continue };
+            let Some(at) = text.rfind(ANSWER) else { continue };
+            let Ok(encoded) = self.encode_guarded(&text, &[]) else { continue };
+            let mut tokens = encoded.ids.into_iter().zip(encoded.offsets);
+            let end = tokens.find(|(id, range)| range.start >= at + ANSWER.len() && ends(*id));
+            return end.map_or(self.eos, |(id, _)| id);
+        }
+        self.eos
     }
+}
+
+fn no_end(origin: &str) -> Error {
+    Error::user(format!(
+        "the tokenizer of {origin} has no end-of-sequence token; set \"eos_token\" in its \
+         tokenizer_config.json"
+    ))
+}
+
+/// The text of a token as it stands in a text; the library normalizes that of some added tokens.
+fn token_letters(tokenizer: &HfTokenizer, id: i32) -> String {
+    let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder().get(&(id as u32));
+    let text = added.map(|t| t.content.clone());
+    text.or_else(|| tokenizer.id_to_token(id as u32)).unwrap_or_default()
+}
+
+/// Builds a tokenizer from `vocab.json` and `merges.txt`, adds its `tokenizer.json` to `files` and the
+/// special tokens of its class to `config`. Returns the idle ids too.
+fn built(
+    files: &mut Vec<(String, Vec<u8>)>,
+    config: &mut Map<String, Value>,
+    model: &Value,
+    origin: &str,
+    notes: &mut Vec<String>,
+) -> Result<(HfTokenizer, HashSet<u32>)> {
+    let kind = Kind::of(config, model, origin)?;
+    let whole = kind.build(files, config, origin)?;
+    let bytes = whole.to_string().into_bytes();
+    let mut inner = tokenizer_of(&whole, &bytes, "vocab.json with merges.txt", origin)?;
+    kind.complete(config, &inner, true);
+    let added = add_tokens(&mut inner, files, config, origin)?;
+    notes.extend(added.notes);
+    let processor = kind.post_processor(config, &inner)?;
+    inner.with_post_processor(processor);
+    let json = inner.to_string(true).map_err(|e| Error::internal(format!("tokenizer: {e}")))?;
+    files.push(("tokenizer.json".to_owned(), json.into_bytes()));
+    Ok((inner, added.idle))
 }
 
 /// The added tokens marked special and the `named` ones. The unknown token is none of them unless
@@ -396,11 +479,6 @@ fn control_tokens(
         }
     }
     controls
-}
-
-fn encode_with(tokenizer: &HfTokenizer, text: &str) -> Result<Vec<i32>> {
-    let encoding = using(|| tokenizer.encode_fast(text, false))?;
-    Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
 }
 
 /// Seconds since 1970. `SOURCE_DATE_EPOCH` overrides the clock, for runs that must repeat exactly
@@ -475,3 +553,11 @@ impl TextStream<'_> {
 #[cfg(test)]
 #[path = "tokenizer_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "tokenizer_layout_tests.rs"]
+mod layout_tests;
+
+#[cfg(test)]
+#[path = "tokenizer_golden_tests.rs"]
+mod golden_tests;

@@ -7,11 +7,61 @@ use serde_json::{Map, Value};
 use std::path::Path;
 use tokenizers::Tokenizer as HfTokenizer;
 
+/// The directory of chat templates beside the default one.
+pub(super) const MORE_TEMPLATES: &str = "additional_chat_templates";
+
 /// File names with their contents.
 pub(super) type Files = [(String, Vec<u8>)];
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::io("read", path, &e))
+    std::fs::read(path).map_err(|e| match std::fs::read_link(path) {
+        Ok(to) if !path.exists() => Error::user(format!(
+            "{} is a link to {}, which does not exist; download the file again",
+            path.display(),
+            to.display()
+        )),
+        _ => Error::io("read", path, &e),
+    })
+}
+
+/// Whether there is such a file, or a link that should lead to one.
+pub(super) fn present(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+/// Why a directory has no tokenizer that can be read, by the files that it has instead.
+pub(super) fn absent(dir: &Path) -> Error {
+    let at = dir.display();
+    let has = |name: &str| present(&dir.join(name));
+    let listed = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let tiktoken = listed
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .find(|name| name.ends_with(".tiktoken"));
+    let known = [
+        ("tokenizer.model", "a SentencePiece or tiktoken model"),
+        ("spiece.model", "a SentencePiece model"),
+        ("sentencepiece.bpe.model", "a SentencePiece model"),
+        ("tiktoken.model", "a tiktoken vocabulary"),
+        ("tekken.json", "a tekken vocabulary"),
+        ("vocab.txt", "a WordPiece vocabulary"),
+    ];
+    let found = known.iter().find(|(name, _)| has(name));
+    let found =
+        found.map(|(name, kind)| format!(" ({name} is {kind}, which Duplex does not read)"));
+    let found = found
+        .or(tiktoken
+            .map(|n| format!(" ({n} is a tiktoken vocabulary, which Duplex does not read)")));
+    let half = match (has("vocab.json"), has("merges.txt")) {
+        (true, false) => Some(" (vocab.json is there, merges.txt is missing)".to_owned()),
+        (false, true) => Some(" (merges.txt is there, vocab.json is missing)".to_owned()),
+        _ => None,
+    };
+    Error::user(format!(
+        "no tokenizer.json in {at}, nor vocab.json with merges.txt{}; save the tokenizer there \
+         with `AutoTokenizer.from_pretrained(...).save_pretrained({:?})`",
+        half.or(found).unwrap_or_default(),
+        at.to_string()
+    ))
 }
 
 pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Value> {
@@ -26,40 +76,82 @@ pub(super) fn using<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     }
 }
 
-fn file<'a>(files: &'a Files, name: &str) -> Option<&'a [u8]> {
+pub(super) fn file<'a>(files: &'a Files, name: &str) -> Option<&'a [u8]> {
     files.iter().find(|(n, _)| n == name).map(|(_, bytes)| bytes.as_slice())
 }
 
-/// The tokenizer in `tokenizer.json`, without the padding and truncation it may prescribe.
-pub(super) fn inner_tokenizer(files: &Files, origin: &str) -> Result<HfTokenizer> {
+/// The tokenizer in `tokenizer.json`, without the padding, truncation and random merges it may
+/// prescribe; `notes` gets a line about the last. `config` has a say in spaces, as in `transformers`.
+pub(super) fn inner_tokenizer(
+    files: &Files,
+    config: &Map<String, Value>,
+    origin: &str,
+    notes: &mut Vec<String>,
+) -> Result<HfTokenizer> {
     let bytes = file(files, "tokenizer.json").unwrap_or_default();
-    let unusable = |e: &dyn std::fmt::Display| {
-        Error::user(format!("tokenizer.json of {origin} cannot be used: {e}"))
-    };
-    let fail = |e: tokenizers::Error| unusable(&e);
+    let mut whole = serde_json::from_slice::<Value>(bytes)
+        .map_err(|e| unusable("tokenizer.json", origin, &e))?;
+    let mut changed = false;
+    if let Some(dropout) = whole.pointer_mut("/model/dropout").filter(|d| !d.is_null()) {
+        notes.push(format!(
+            "tokenizer.json of {origin}: BPE dropout of {dropout} is off, so that a text always has \
+             the same tokens"
+        ));
+        *dropout = Value::Null;
+        changed = true;
+    }
+    // The classes of GPT-2 take this from the configuration, whatever tokenizer.json says.
+    let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+    if let ("GPT2Tokenizer" | "GPT2TokenizerFast", Some(Value::Bool(wanted))) =
+        (class, config.get("add_prefix_space"))
+        && let Some(Value::Bool(is)) = whole.pointer_mut("/pre_tokenizer/add_prefix_space")
+    {
+        changed |= is != wanted;
+        *is = *wanted;
+    }
+    let bytes = if changed { whole.to_string().into_bytes() } else { bytes.to_vec() };
+    tokenizer_of(&whole, &bytes, "tokenizer.json", origin)
+}
+
+fn unusable(name: &str, origin: &str, e: &dyn std::fmt::Display) -> Error {
+    Error::user(format!("{name} of {origin} cannot be used: {e}"))
+}
+
+/// The tokenizer that `whole`, in `bytes` as text, describes; `name` is the file's, for errors.
+pub(super) fn tokenizer_of(
+    whole: &Value,
+    bytes: &[u8],
+    name: &str,
+    origin: &str,
+) -> Result<HfTokenizer> {
+    let fail = |e: tokenizers::Error| unusable(name, origin, &e);
     // The library panics on some files: on broken JSON where it expects a decoder, hence the look
     // at the whole first, and on some broken tables.
-    let whole = serde_json::from_slice::<Value>(bytes).map_err(|e| unusable(&e))?;
-    if let Some(why) = refusal(&whole) {
-        return Err(unusable(&why));
+    if let Some(why) = refusal(whole) {
+        return Err(unusable(name, origin, &why));
     }
     let mut tokenizer = caught(|| HfTokenizer::from_bytes(bytes))
-        .ok_or_else(|| unusable(&"a table in it is broken"))?
+        .ok_or_else(|| unusable(name, origin, &"a table in it is broken"))?
         .map_err(fail)?;
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(fail)?;
     Ok(tokenizer)
 }
 
-/// `tokenizer_config.json`, completed from `special_tokens_map.json`.
+/// `tokenizer_config.json` with `special_tokens_map.json`. As in `transformers`, the second counts more
+/// where the first is so old that it has no `added_tokens_decoder`.
 pub(super) fn config_of(files: &Files, origin: &str) -> Result<Map<String, Value>> {
     let mut config = Map::new();
     for name in ["tokenizer_config.json", "special_tokens_map.json"] {
         let Some(bytes) = file(files, name) else { continue };
         match parse(&format!("{name} of {origin}"), bytes)? {
             Value::Object(object) => {
+                let newer = config.contains_key("added_tokens_decoder");
                 for (key, value) in object.into_iter().filter(|(_, v)| !v.is_null()) {
-                    config.entry(key).or_insert(value);
+                    match newer {
+                        true => drop(config.entry(key).or_insert(value)),
+                        false => drop(config.insert(key, value)),
+                    }
                 }
             }
             _ => return Err(Error::user(format!("{name} of {origin} is not a JSON object"))),
@@ -98,7 +190,7 @@ pub(super) fn end_ids(config: &Value) -> Vec<i32> {
 }
 
 /// The chat template: `chat_template.jinja`, or the key `chat_template` of a JSON file, which is
-/// text or a list of named ones, of which "default" counts.
+/// text or a list of named ones, of which "default" counts, or the first without one.
 pub(super) fn template_source(
     files: &Files,
     config: &Map<String, Value>,
@@ -124,6 +216,25 @@ pub(super) fn template_source(
             "chat_template of {origin} is neither text nor a list of named templates"
         ))),
     }
+}
+
+/// The chat template of that name: `additional_chat_templates/NAME.jinja`, or an entry of the list in
+/// `tokenizer_config.json`.
+pub(super) fn named_template(
+    files: &Files,
+    config: &Map<String, Value>,
+    name: &str,
+    origin: &str,
+) -> Result<Option<String>> {
+    let path = format!("{MORE_TEMPLATES}/{name}.jinja");
+    if let Some(bytes) = file(files, &path) {
+        return String::from_utf8(bytes.to_vec())
+            .map(Some)
+            .map_err(|_| Error::user(format!("{path} of {origin} is not UTF-8")));
+    }
+    let named = config.get("chat_template").and_then(Value::as_array).into_iter().flatten();
+    let found = named.into_iter().find(|t| t["name"] == name);
+    Ok(found.and_then(|t| t["template"].as_str()).map(str::to_owned))
 }
 
 /// What the tokenizer puts before a text: seen by encoding one with and without special tokens.

@@ -135,7 +135,7 @@ fn control_tokens_that_are_ordinary_words_are_cut() {
 #[test]
 fn the_first_token() {
     let plain = bytes(None);
-    let inner = inner_tokenizer(&plain.files, "here").unwrap();
+    let inner = plain.inner.clone();
     let with_bos = Tokenizer::from_parts(&inner, "<|end|>", Some("<|im_start|>"), None).unwrap();
     let loaded = Tokenizer::load(saved(&with_bos).path()).unwrap();
     for tokenizer in [&with_bos, &loaded] {
@@ -182,7 +182,7 @@ fn end_tokens_of_the_model() {
 
 #[test]
 fn no_end_token() {
-    let inner = inner_tokenizer(&bytes(None).files, "here").unwrap();
+    let inner = bytes(None).inner;
     let line = problem(Tokenizer::from_parts(&inner, "</s>", None, None));
     assert_eq!(
         line,
@@ -201,7 +201,11 @@ fn missing_and_broken_files() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().display().to_string();
     let line = problem(Tokenizer::load(dir.path()));
-    assert!(line.starts_with(&format!("no tokenizer.json in {at}; save the tokenizer there")));
+    assert!(
+        line.starts_with(&format!(
+            "no tokenizer.json in {at}, nor vocab.json with merges.txt; save"
+        ))
+    );
     let whole = saved(&bytes(Some(CHATML)));
     let copy = |name: &str| std::fs::copy(whole.path().join(name), dir.path().join(name)).unwrap();
     let json = std::fs::read(whole.path().join("tokenizer.json")).unwrap();

@@ -28,7 +28,7 @@ impl Source {
         // Adapters come with the base model's tokenizer.
         let base = base_dir(&dir)?;
         let arch = Config::read(&base)?.arch()?;
-        let own = dir.join("tokenizer.json").is_file();
+        let own = Tokenizer::is_in(&dir);
         let tokenizer = Arc::new(Tokenizer::load(if own { &dir } else { &base })?);
         Ok(Source { dir, tokenizer, arch })
     }
@@ -36,7 +36,7 @@ impl Source {
     /// Loads the model and checks that it knows every token.
     pub(super) fn load(&self, options: &LoadOptions, reporter: &mut Reporter) -> Result<Model> {
         let model = self.load_checked(options)?;
-        for note in &model.notes {
+        for note in model.notes.iter().chain(self.tokenizer.notes()) {
             reporter.emit(Event::warning(note.clone()));
         }
         Ok(model)
@@ -45,7 +45,7 @@ impl Source {
     /// The same outside a run: warnings go to standard error.
     pub(super) fn load_alone(&self, options: &LoadOptions) -> Result<Model> {
         let model = self.load_checked(options)?;
-        for note in &model.notes {
+        for note in model.notes.iter().chain(self.tokenizer.notes()) {
             eprintln!("warning: {note}");
         }
         Ok(model)
@@ -78,7 +78,8 @@ impl Source {
                 let of = |p: &Path, ends: &[&str]| {
                     p.extension().and_then(|e| e.to_str()).is_some_and(|e| ends.contains(&e))
                 };
-                let adapter = p.file_name().is_some_and(|n| n == "adapter_model.safetensors");
+                let by_name = ["adapter_model.safetensors", "merges.txt"];
+                let adapter = by_name.iter().any(|n| p.ends_with(n));
                 p.is_file() && (of(p, &settings) || adapter)
             }));
         }
