@@ -28,8 +28,10 @@ pub(super) fn sets(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         found.sort();
         found
     };
+    // The same rows may lie there in several formats.
     let read = |files: Vec<PathBuf>| -> Vec<PathBuf> {
-        files.into_iter().filter(|f| ends(f, &READ)).collect()
+        let one = |end: &str| files.iter().filter(|f| ends(f, &[end])).cloned().collect();
+        READ.into_iter().map(one).find(|f: &Vec<PathBuf>| !f.is_empty()).unwrap_or_default()
     };
     let train = read(of("train"));
     if !train.is_empty() {

@@ -319,7 +319,7 @@ mod tests {
     fn the_last_of_equal_keys_counts_and_the_first_is_named() {
         let parsed = value(br#" {"a": 1, "b": {"c": 2, "c": 3}, "a": 4} rest"#, 0).unwrap();
         assert_eq!(parsed.value, json!({"a": 4, "b": {"c": 3}}));
-        assert_eq!((parsed.end, parsed.repeated.as_deref()), (41, Some("c")));
+        assert_eq!((parsed.end, parsed.repeated.as_deref()), (40, Some("c")));
     }
 
     #[test]

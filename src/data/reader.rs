@@ -140,21 +140,26 @@ impl Reader {
                 return;
             }
             let end = end_of_line(bytes, start);
-            let parsed = match json::value(&bytes[..end], start) {
-                Err(fault) if fault.cut && end < bytes.len() => {
-                    let beyond = json::value(bytes, start);
-                    // A line that is cut short in the middle is no object over several lines.
-                    let last = bytes[start..end].trim_ascii_end().last();
-                    let open = last.is_some_and(|b| b"{[,:".contains(b));
-                    if beyond.is_err() && !open { Err(fault) } else { beyond }
-                }
-                parsed => parsed,
+            let in_line = json::value(&bytes[..end], start);
+            // A line that is cut short in the middle is no object over several lines.
+            let last = bytes[start..end].trim_ascii_end().last();
+            let open = last.is_some_and(|b| b"{[,:".contains(b));
+            let beyond = match &in_line {
+                Err(fault) if fault.cut && end < bytes.len() => Some(json::value(bytes, start)),
+                _ => None,
             };
-            at = match parsed {
-                Ok(parsed) => self.after(bytes, start, line, parsed),
-                Err(fault) => {
+            let beyond = beyond.filter(|parsed| parsed.is_ok() || open);
+            at = match (in_line, beyond) {
+                (_, Some(Ok(parsed))) | (Ok(parsed), None) => {
+                    self.after(bytes, start, line, parsed)
+                }
+                (_, Some(Err(fault))) => {
                     self.take(line, Err(bad_json(bytes, start, line, &fault)));
-                    if fault.at < end { end } else { next_object(bytes, end) }
+                    next_object(bytes, end)
+                }
+                (Err(fault), None) => {
+                    self.take(line, Err(bad_json(bytes, start, line, &fault)));
+                    end
                 }
             };
         }

@@ -185,7 +185,7 @@ fn binary(path: &Path, bytes: &[u8]) -> Option<String> {
         ));
     }
     // Text holds no zeros; that of a row is told of with the row.
-    let binary = head.iter().filter(|b| **b == 0).count() > head.len() / 20;
+    let binary = head.iter().filter(|b| **b == 0).count() > 2 + head.len() / 20;
     binary.then(|| "is a binary file of an unknown format; rows are read from JSON lines".into())
 }
 

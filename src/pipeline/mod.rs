@@ -28,6 +28,7 @@ mod sft;
 mod sources;
 mod stage;
 mod stop;
+mod tokens;
 mod verify;
 mod watchdog;
 
