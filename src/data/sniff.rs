@@ -96,10 +96,11 @@ pub(super) fn sniff(path: &Path, bytes: &[u8]) -> Result<Format, String> {
         return Ok(Format::Table(b'\t'));
     }
     if html(first) {
-        return Err(format!(
-            "is a web page, not data; download the file itself{}",
-            "; on the hub its address has \"resolve\" where the page's has \"blob\""
-        ));
+        return Err(
+            "is a web page, not data; download the file itself; on the hub its address has \
+             \"resolve\" where the page's has \"blob\""
+                .into(),
+        );
     }
     // A broken line before good ones is a bad row like another.
     if lines.clone().any(|l| l.starts_with(b"{")) {

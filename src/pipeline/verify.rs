@@ -142,7 +142,7 @@ fn model(dir: &Path) -> Result<(String, Vec<String>)> {
     if base != dir {
         files.push(weights(dir)?);
     }
-    let infos = files.iter().flat_map(|f| f.names().filter_map(|name| f.info(name)));
+    let infos = files.iter().flat_map(|f| f.names().filter_map(move |name| f.info(name)));
     let (tensors, bytes) =
         infos.fold((0, 0), |(n, b), i| (n + 1, b + i.checked_bytes().unwrap_or(0)));
     Ok((format!("{}, {}", model.arch.family.model_type, amount(tensors, bytes)), notes))
