@@ -239,7 +239,7 @@ fn told(name: &str, text: &str) -> Vec<(usize, String, String)> {
             Some(Prompt::Text(text)) => text,
             other => format!("{other:?}"),
         };
-        (row.row, prompt, row.chosen.unwrap_or_default())
+        (row.row, prompt, row.chosen.map(|a| a.text()).unwrap_or_default())
     };
     rows(name, text).into_iter().map(one).collect()
 }

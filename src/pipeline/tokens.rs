@@ -116,7 +116,7 @@ fn generation_file(dir: &Path) -> Result<Option<(&'static str, Value)>> {
 
 /// A rendered question, if there is a template.
 fn probe(tokenizer: &Tokenizer) -> Option<Result<String>> {
-    let message = Message { role: "user".into(), content: "Hello!".into() };
+    let message = Message::new("user", "Hello!");
     tokenizer.has_chat_template().then(|| {
         let ids = chat_ids(&[message], tokenizer, ChatFormat::Template)?;
         tokenizer.decode(&ids, false)
