@@ -13,6 +13,8 @@ mod determinism;
 mod devices;
 #[path = "pipeline/doctor.rs"]
 mod doctor;
+#[path = "pipeline/exports.rs"]
+mod exports;
 #[path = "pipeline/lora.rs"]
 mod lora;
 #[path = "pipeline/options.rs"]

@@ -40,6 +40,11 @@ impl Config {
         }
     }
 
+    /// The directory it was read from; empty for one made in code.
+    pub fn dir(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
     /// A config made in code.
     pub fn from_map(map: Map<String, Value>) -> Config {
         Config { path: PathBuf::from("config.json"), map }

@@ -1,15 +1,16 @@
 //! Blends data sets and divides them between the three steps: which rows each step trains on,
 //! which are held out, and in what order an epoch takes them. It knows nothing of tokens.
 //!
-//! - A set is a path with a weight; the path is a file, or a directory with `train.json[l]` and perhaps
-//!   `eval`, `test` or `validation`.
-//! - Held-out rows are the directory's own file, or else the share `eval_fraction` of the rows,
+//! - A set is a path with a weight; the path is a file, or a directory whose files have the names of
+//!   splits (`folder`).
+//! - Held-out rows are the directory's own split, or else the share `eval_fraction` of the rows,
 //!   taken off before anything else.
 //! - Proportions such as "2,4,4" give each step its own rows of every set; sets for the first step
 //!   only are given to it whole. The division is DeepSpeed-Chat's, row for row.
 //! - An epoch takes `round(weight * n)` of a set's `n` rows: below 1 it takes another part of them
 //!   each epoch until all were seen, above 1 it repeats some. The order is new in every epoch.
 
+use super::folder;
 use super::mt19937::permutation;
 use super::source::{BadRows, OnBadRow, read_rows};
 use super::types::Row;
@@ -143,20 +144,28 @@ impl Blend {
     /// Training and held-out rows of one set.
     fn read_set(&mut self, path: &Path, config: &BlendConfig) -> Result<(Vec<Row>, Vec<Row>)> {
         let (train, eval) = match path.is_dir() {
-            true => files_of(path)?,
-            false => (path.to_owned(), None),
+            true => folder::sets(path)?,
+            false => (vec![path.to_owned()], vec![]),
         };
-        let rows = self.read(train, config)?;
-        match eval {
-            Some(eval) => Ok((rows, self.read(eval, config)?)),
-            None if config.eval_fraction > 0.0 => {
-                let f = config.eval_fraction;
-                let mut parts = divide(rows, &[1.0 - f, f], config.seed);
-                let eval = parts.pop().unwrap_or_default();
-                Ok((parts.pop().unwrap_or_default(), eval))
-            }
-            None => Ok((rows, Vec::new())),
+        let rows = self.read_all(train, config)?;
+        if !eval.is_empty() {
+            return Ok((rows, self.read_all(eval, config)?));
         }
+        if config.eval_fraction == 0.0 {
+            return Ok((rows, Vec::new()));
+        }
+        let f = config.eval_fraction;
+        let mut parts = divide(rows, &[1.0 - f, f], config.seed);
+        let eval = parts.pop().unwrap_or_default();
+        Ok((parts.pop().unwrap_or_default(), eval))
+    }
+
+    fn read_all(&mut self, files: Vec<PathBuf>, config: &BlendConfig) -> Result<Vec<Row>> {
+        let mut rows = vec![];
+        for file in files {
+            rows.extend(self.read(file, config)?);
+        }
+        Ok(rows)
     }
 
     fn read(&mut self, path: PathBuf, config: &BlendConfig) -> Result<Vec<Row>> {
@@ -165,18 +174,6 @@ impl Blend {
         self.bad.add(bad);
         Ok(rows)
     }
-}
-
-/// The training file of a directory, and its held-out file if it has one.
-fn files_of(dir: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
-    let find = |names: &[&str]| {
-        let paths = names.iter().flat_map(|n| ["json", "jsonl"].map(|e| format!("{n}.{e}")));
-        paths.map(|file| dir.join(file)).find(|path| path.is_file())
-    };
-    let train = find(&["train"]).ok_or_else(|| {
-        Error::user(format!("{} holds no train.json or train.jsonl; name a file", dir.display()))
-    })?;
-    Ok((train, find(&["eval", "test", "validation"])))
 }
 
 /// Divides rows by [`split_indices`], each part in the order of the permutation.

@@ -82,8 +82,8 @@ fn steps_and_held_out_rows_are_disjoint_and_repeat() {
 fn a_directory_brings_its_held_out_rows() {
     let dir = tempfile::tempdir().unwrap();
     let set = spec(dir.path().to_owned());
-    let expected =
-        format!("{} holds no train.json or train.jsonl; name a file", dir.path().display());
+    let nothing = "holds no file of rows: no .json, .jsonl, .csv or .tsv; name a file";
+    let expected = format!("{} {nothing}", dir.path().display());
     assert_eq!(message(Blend::load(&config(vec![set.clone()]))), expected);
     jsonl(dir.path(), "train.jsonl", 10);
     for name in ["validation.jsonl", "test.json", "eval.json"] {

@@ -5,13 +5,17 @@
 mod blend;
 mod chat;
 mod example;
+mod folder;
 mod guard;
+mod json;
 mod messages;
 mod mt19937;
 mod packed;
 mod pystr;
+mod reader;
 mod row;
 mod row_keys;
+mod sniff;
 mod source;
 mod template;
 mod tokenizer;

@@ -191,8 +191,19 @@ fn every_bad_row_has_its_message() {
             r#"{"chosen":"\n\nHuman: a\n\nAssistant: b","rejected":"\n\nHuman: a\n\nAssistant: "}"#,
             "the answer in key \"rejected\" is empty".into(),
         ),
-        (r#"{"prompt":}"#, "bad JSON at column 11: expected value".into()),
-        (r#"{"prompt":"\ud800"}"#, "bad JSON at column 18: unexpected end of hex escape".into()),
+        (r#"{"prompt":}"#, "bad JSON at column 11: expected a value".into()),
+        (
+            r#"{"prompt":"é\ud83d!"}"#,
+            "bad JSON at column 13: \\ud83d is half a character (a lone surrogate)".into(),
+        ),
+        (r#"{"prompt":"p",}"#, "bad JSON at column 14: a comma before `}`".into()),
+        (r#"{'prompt':'p'}"#, "bad JSON at column 2: single quotes: this is Python's repr, not JSON".into()),
+        (
+            r#"{"prompt":"p"},"#,
+            "bad JSON at column 15: a comma behind it: JSON lines have none, a JSON list begins with `[`".into(),
+        ),
+        (r#"{"prompt":"p"} x"#, "bad JSON at column 16: characters behind it".into()),
+        (r#"{"prompt":"p"#, "bad JSON at column 13: a string does not end".into()),
     ]
     .map(|(json, message)| (json.replace('\n', " "), message))
     .to_vec();
@@ -200,17 +211,128 @@ fn every_bad_row_has_its_message() {
         let expected = format!("data.jsonl row 2: {message}{HINT}");
         assert_eq!(error("data.jsonl", format!("{ask}\n{json}\n").as_bytes()), expected);
     }
+    // No advice to leave rows out where none would be left.
     let deep = format!("{{\"prompt\":{}", "[".repeat(100_000));
-    let expected = "data.jsonl row 1: bad JSON at column 137: recursion limit exceeded";
-    assert_eq!(error("data.jsonl", deep.as_bytes()), format!("{expected}{HINT}"));
+    let expected = "data.jsonl row 1: bad JSON at column 138: nested more than 128 deep";
+    assert_eq!(error("data.jsonl", deep.as_bytes()), expected);
     assert_eq!(
         error("data.jsonl", b"{\"prompt\":\"a\xff\"}"),
-        format!("data.jsonl row 1: invalid UTF-8 at byte 13{HINT}")
+        "data.jsonl row 1: bad JSON at column 13: byte 0xff is not UTF-8"
+    );
+    assert_eq!(
+        error("data.jsonl", b"{}\n\n{\"text\": 1}"),
+        format!(
+            "data.jsonl row 1: key \"prompt\" is missing {EXPECTED}; no row of the file can be used"
+        )
     );
     assert_eq!(
         error("a.txt", b"ok\n\nb\0d"),
         format!("a.txt row 3: key \"text\" holds a NUL character{HINT}")
     );
+    assert_eq!(error("a.txt", b"caf\xe9"), "a.txt row 1: byte 4 (0xe9) is not UTF-8");
+}
+
+/// Rows of a file with their numbers, prompts and good answers.
+fn told(name: &str, text: &str) -> Vec<(usize, String, String)> {
+    let one = |row: Row| {
+        let prompt = match row.prompt {
+            Some(Prompt::Text(text)) => text,
+            other => format!("{other:?}"),
+        };
+        (row.row, prompt, row.chosen.map(|a| a.text()).unwrap_or_default())
+    };
+    rows(name, text).into_iter().map(one).collect()
+}
+
+#[test]
+fn objects_may_share_a_line_or_take_several() {
+    let row = |n, p: &str, c: &str| (n, p.to_string(), c.to_string());
+    let text = "{\"prompt\":\"a\"}{\"prompt\":\"b\"} {\"prompt\":\"c\"}\r\n\n{\n  \"prompt\": \"d\",\n  \
+        \"completion\": \"e\"\n}\n{\"prompt\": \"f\", \"score\": NaN}\n";
+    let want =
+        [row(1, "a", ""), row(1, "b", ""), row(1, "c", ""), row(3, "d", "e"), row(7, "f", "")];
+    assert_eq!(told("data.json", text), want);
+    // A fault in an object over several lines is told of with its own line.
+    let broken = "{\"prompt\": \"a\"}\n{\n  \"prompt\": \"b\",\n}\n{\"prompt\": \"c\"}\n";
+    let expected = "data.jsonl row 2: bad JSON at line 3 column 16: a comma before `}`";
+    assert_eq!(error("data.jsonl", broken.as_bytes()), format!("{expected}{HINT}"));
+    let (_dir, path) = write("data.jsonl", broken.as_bytes());
+    let (left, bad) = read_rows(&path, OnBadRow::Skip).unwrap();
+    assert_eq!((left.len(), left[1].row, bad.count), (2, 5, 1));
+    // A line that was cut short takes no other line with it.
+    let cut = "{\"prompt\": \"a\nno\n{\"prompt\": \"b\"}\n";
+    let (_dir, path) = write("data.jsonl", cut.as_bytes());
+    let (left, bad) = read_rows(&path, OnBadRow::Skip).unwrap();
+    assert_eq!((left.len(), left[0].row, bad.count), (1, 3, 2));
+}
+
+#[test]
+fn one_object_may_hold_all_rows() {
+    let row = |n, p: &str| (n, p.to_string(), String::new());
+    let two = r#"[{"prompt": "a"}, {"prompt": "b"}]"#;
+    for text in [
+        format!(r#"{{"version": "1.1", "data": {two}}}"#),
+        format!("{{\n  \"train\": {two}\n}}\n"),
+        r#"{"features": [], "rows": [{"row_idx": 0, "row": {"prompt": "a"}},
+            {"row_idx": 1, "row": {"prompt": "b"}}], "num_rows_total": 2}"#
+            .to_string(),
+    ] {
+        assert_eq!(told("a.json", &text), [row(1, "a"), row(2, "b")], "{text}");
+    }
+    let (_dir, path) = write(
+        "a.json",
+        br#"{"rows": [{"row_idx": 0, "row": {"prompt": "a"}}], "num_rows_total": 9}"#,
+    );
+    let notes = read_rows(&path, OnBadRow::Error).unwrap().1.notes;
+    assert_eq!(
+        notes,
+        [format!("{} holds 1 rows of 9: it is one page of the hub's viewer", path.display())]
+    );
+    let by_rows = "is one object of columns; rows are one object each: with pandas, write it by \
+        `.to_json(FILE, orient=\"records\", lines=True)`";
+    for (text, want) in [
+        (
+            format!(r#"{{"train": {two}, "test": {two}}}"#),
+            "is one object with the lists \"train\", \"test\"; save each as a file",
+        ),
+        (r#"{"prompt": ["a", "b"], "chosen": ["c", "d"]}"#.into(), by_rows),
+        (r#"{"prompt": {"0": "a", "1": "b"}, "chosen": {"0": "c", "1": "d"}}"#.into(), by_rows),
+    ] {
+        assert_eq!(error("a.json", text.as_bytes()), format!("a.json {want}"));
+    }
+}
+
+#[test]
+fn keys_given_twice_are_named_once() {
+    let lines = b"{\"prompt\":\"a\"}\n{\"prompt\":\"b\",\"prompt\":\"c\"}\n{\"prompt\":\"d\",\"x\":1,\"x\":2}";
+    let (_dir, path) = write("a.jsonl", lines);
+    let (rows, bad) = read_rows(&path, OnBadRow::Error).unwrap();
+    assert_eq!(rows[1].prompt, text("c"));
+    let first = format!("first: {} row 2, key \"prompt\"", path.display());
+    let want = format!("2 rows hold a key twice, of which the last value counts, {first}");
+    assert_eq!((bad.count, bad.notes), (0, vec![want]));
+}
+
+#[test]
+fn tables_have_a_header() {
+    let row = |n, p: &str, c: &str| (n, p.to_string(), c.to_string());
+    let csv = "\u{feff}prompt,completion,score\r\nwhat is it?,it is this.,3\r\n\r\n\"a, b\n\"\"c\"\"\",\"d\",\r\ne,,1";
+    let want = [row(2, "what is it?", "it is this."), row(4, "a, b\n\"c\"", "d"), row(6, "e", "")];
+    assert_eq!(told("a.csv", csv), want);
+    assert_eq!(told("a.tsv", "prompt\tcompletion\na, b\tc\n"), [row(2, "a, b", "c")]);
+    for (bytes, want) in [
+        (&b"prompt,prompt\na,b"[..], "a.csv has two columns \"prompt\"".to_string()),
+        (b"prompt,completion\na\n", "a.csv row 2: has 1 fields, the header has 2".into()),
+        (b"prompt\na\n\"b", format!("a.csv row 3: a field in quotes does not end{HINT}")),
+        (
+            b"prompt\na\n\"b\"c\nd\n",
+            format!("a.csv row 3: characters follow the closing quote of a field{HINT}"),
+        ),
+        (b"prompt\ncaf\xe9\n", "a.csv row 2: byte 4 (0xe9) is not UTF-8".into()),
+        (b"question,answer\na,b\n", format!("a.csv row 2: key \"prompt\" is missing {EXPECTED}")),
+    ] {
+        assert_eq!(error("a.csv", bytes), want);
+    }
 }
 
 #[test]
@@ -224,11 +346,22 @@ fn lists_name_their_rows_too() {
     let whole = "a JSON list must be whole, JSON lines may leave rows out";
     assert_eq!(
         error("data.json", br#"[{"prompt":"a"},{"prompt"]"#),
-        format!("data.json row 2: bad JSON: expected `:` at line 1 column 26; {whole}")
+        format!("data.json row 2: bad JSON at line 1 column 26: expected `:`; {whole}")
     );
     assert_eq!(
         error("data.json", br#"[{"prompt":"a"}] x"#),
-        format!("data.json row 2: bad JSON: trailing characters at line 1 column 18; {whole}")
+        format!(
+            "data.json row 2: bad JSON at line 1 column 18: characters behind the list; {whole}"
+        )
+    );
+    assert_eq!(
+        error("data.json", b"[\n{\"prompt\":\"a\"},\n]"),
+        format!("data.json row 2: bad JSON at line 2 column 15: a comma before `]`; {whole}")
+    );
+    assert_eq!(
+        error("data.json", b"[\n{\"prompt\":\"a\"},\n{\"prompt\":"),
+        "data.json row 2: bad JSON at line 3 column 11: a value is missing at the end; the file is \
+         cut short, write or download it again"
     );
 }
 

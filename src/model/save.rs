@@ -6,7 +6,7 @@ use crate::formats::{
 };
 use crate::model::{Adapter, Head, Model, Source};
 use crate::pool::ParamId;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Write;
@@ -18,11 +18,13 @@ use std::sync::Arc;
 pub struct SaveAs {
     /// Larger checkpoints are cut into shards.
     pub max_shard_bytes: usize,
+    /// `eos_token_id` of `config.json`; `None` leaves the base's.
+    pub eos: Option<Value>,
 }
 
 impl Default for SaveAs {
     fn default() -> Self {
-        SaveAs { max_shard_bytes: 5_000_000_000 }
+        SaveAs { max_shard_bytes: 5_000_000_000, eos: None }
     }
 }
 
@@ -66,7 +68,7 @@ fn save_or_read(
 ) -> Result<()> {
     if let Some(dir) = dir {
         std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
-        write_json(&dir.join("config.json"), &config_of(model).into())?;
+        write_json(&dir.join("config.json"), &config_of(model, options).into())?;
     }
     let dtype = source_dtype(model.store.dtype());
     let mut tensors = vec![];
@@ -160,8 +162,8 @@ fn merge(
     Ok(())
 }
 
-/// The config with what the weights are now: class, dtype, labels.
-fn config_of(model: &Model) -> serde_json::Map<String, serde_json::Value> {
+/// The config with what the weights are now: class, dtype, end tokens, labels.
+fn config_of(model: &Model, options: &SaveAs) -> Map<String, Value> {
     let mut map = model.config.map.clone();
     let family = model.arch.family;
     let class = match model.head {
@@ -172,6 +174,9 @@ fn config_of(model: &Model) -> serde_json::Map<String, serde_json::Value> {
     let dtype = if model.store.dtype() == DType::Bf16 { "bfloat16" } else { "float32" };
     map.shift_remove("torch_dtype");
     map.insert("dtype".into(), json!(dtype));
+    if let Some(eos) = &options.eos {
+        map.insert("eos_token_id".into(), eos.clone());
+    }
     if model.head == Head::Score {
         map.insert("num_labels".into(), json!(1));
         map.insert("id2label".into(), json!({"0": "LABEL_0"}));
@@ -180,7 +185,7 @@ fn config_of(model: &Model) -> serde_json::Map<String, serde_json::Value> {
     map
 }
 
-fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+fn write_json(path: &Path, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::internal(e.to_string()))?;
     write_atomic(path, |out| writeln!(out, "{text}").map_err(|e| Error::io("write", path, &e)))
 }

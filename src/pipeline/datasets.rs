@@ -4,7 +4,7 @@ use super::Run;
 use super::config::{ConversationFormat, EvalConfig, OnBadRow, OnLongPrompt, RunConfig};
 use super::demo;
 use super::remarks::{self, Remarked, Seen};
-use super::sources::Source;
+use super::sources::{Source, data_path};
 use crate::base::{Error, Kind, Result};
 use crate::data::{
     self, BadRows, Blend, BlendConfig, ChatFormat, Limits, PairExample, Part, Prompt,
@@ -93,7 +93,7 @@ pub(super) fn prompts(run: &mut Run<'_>, source: &Source) -> Result<Examples<Pro
 /// Blocks of text for the mixture loss of step 3; none where no data is given for it.
 pub(super) fn texts(run: &mut Run<'_>, source: &Source) -> Result<Vec<Vec<i32>>> {
     let cfg = run.cfg;
-    let data = specs(&cfg.unsupervised_sources()?);
+    let data = specs(&cfg.unsupervised_sources()?)?;
     if data.is_empty() {
         return Ok(vec![]);
     }
@@ -109,7 +109,7 @@ pub(super) fn texts(run: &mut Run<'_>, source: &Source) -> Result<Vec<Vec<i32>>>
 pub(super) fn eval_prompts(cfg: &EvalConfig, source: &Source) -> Result<Vec<PromptExample>> {
     let room = cfg.max_prompt_seq_len + cfg.max_new_tokens;
     check_room(room, source, "--max-prompt-seq-len and --max-new-tokens")?;
-    let data = specs(&cfg.data_sources()?);
+    let data = specs(&cfg.data_sources()?)?;
     let rows: Vec<Row> = if data.is_empty() {
         demo::held_out_prompts(cfg.prompts).into_iter().map(demo_row).collect()
     } else {
@@ -197,17 +197,19 @@ fn limits(cfg: &RunConfig, source: &Source, max_prompt_len: usize, max_seq_len: 
     }
 }
 
-fn specs(sources: &[super::config::DataSource]) -> Vec<Spec> {
-    sources.iter().map(|s| Spec { path: s.path.clone(), weight: s.weight }).collect()
+fn specs(sources: &[super::config::DataSource]) -> Result<Vec<Spec>> {
+    let spec =
+        |s: &super::config::DataSource| Ok(Spec { path: data_path(&s.path)?, weight: s.weight });
+    sources.iter().map(spec).collect()
 }
 
 fn blend_config(cfg: &RunConfig) -> Result<BlendConfig> {
-    let data = specs(&cfg.data_sources()?);
+    let data = specs(&cfg.data_sources()?)?;
     Ok(BlendConfig {
         // Without data to share out, steps 2 and 3 have none.
         split: if data.is_empty() { [1.0, 0.0, 0.0] } else { cfg.split()? },
         data,
-        sft_only: specs(&cfg.sft_only_sources()?),
+        sft_only: specs(&cfg.sft_only_sources()?)?,
         eval_fraction: cfg.eval_fraction,
         seed: cfg.seed as u32,
         on_bad: match cfg.on_bad_row {
@@ -233,6 +235,9 @@ fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
     report_left_out(run, "rows could not be read", &blend.bad);
     if let Some(unused) = remarks::unused_keys(blend.rows()) {
         run.reporter.emit(Event::warning(unused));
+    }
+    for note in &blend.bad.notes {
+        run.reporter.emit(Event::warning(note.clone()));
     }
     run.reporter.repeat(repeats);
     run.blend = Some(blend.clone());
@@ -269,9 +274,12 @@ fn examples<T: Remarked>(
                         seen.note(example.remarks(), row, &source.tokenizer, format);
                         to.push(example);
                     }
-                    Ok(None) => long.add(BadRows { count: 1, first: vec![place()] }),
+                    Ok(None) => {
+                        long.add(BadRows { count: 1, first: vec![place()], ..BadRows::default() })
+                    }
                     Err(e) if skip && e.kind() == Kind::User => {
-                        bad.add(BadRows { count: 1, first: vec![e.to_string()] });
+                        let first = vec![e.to_string()];
+                        bad.add(BadRows { count: 1, first, ..BadRows::default() });
                     }
                     Err(e) => return Err(e),
                 }

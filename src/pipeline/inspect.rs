@@ -2,12 +2,13 @@
 //! LoRA can be put on, and the memory its phases take.
 
 use super::config::InspectConfig;
+use super::tokens;
 use crate::arch::{Arch, Config, Position, Residual};
 use crate::base::{DType, Result};
-use crate::data::Tokenizer;
 use crate::formats::Checkpoint;
 use crate::model::{Head, LoraConfig, Params, base_dir, linear_modules, resolve_model};
 use crate::pool::ParamSpec;
+use serde_json::Value;
 use std::path::Path;
 
 /// Tokens the cache's size is told for.
@@ -18,14 +19,19 @@ const LORA_RANK: usize = 16;
 
 /// The description, one fact a line.
 pub fn inspect(cfg: &InspectConfig) -> Result<String> {
-    let dir = base_dir(&resolve_model(&cfg.path.display().to_string())?)?;
+    let given = resolve_model(&cfg.path.display().to_string())?;
+    let dir = base_dir(&given)?;
     let config = Config::read(&dir)?;
     let arch = config.arch()?;
     let (specs, _) = Params::lay_out(&arch, Head::Lm, true, None, 1)?;
-    let mut lines = vec![("folder", dir.display().to_string())];
+    let mut lines = vec![("directory", given.display().to_string())];
+    if let Some(adapter) = adapter(&given) {
+        lines.push(("adapter", adapter));
+        lines.push(("base model", dir.display().to_string()));
+    }
     lines.extend(shape(&arch, &specs));
     lines.push(("weights", weights(&dir)?));
-    lines.push(("tokenizer", tokenizer(&dir)));
+    lines.extend(tokens::facts(&given, arch.vocab));
     lines.push(("lora modules", linear_modules(&arch).join(", ")));
     lines.push(("trained", trained(&arch, &specs)?));
     lines.extend(memory(&arch, count(&specs), cfg.dtype.dtype()));
@@ -107,21 +113,29 @@ fn weights(dir: &Path) -> Result<String> {
     Ok(format!("{} in {files} file{plural}", dtypes.join(", ")))
 }
 
-/// A model can be looked at without its tokenizer.
-fn tokenizer(dir: &Path) -> String {
-    match Tokenizer::load(dir) {
-        Ok(t) => {
-            let template = if t.has_chat_template() { "with" } else { "without" };
-            let ends: Vec<String> = t.stop_ids().iter().map(i32::to_string).collect();
-            format!(
-                "{} tokens, answers end with {:?} (ids {}), {template} a chat template",
-                t.vocab_size(),
-                t.eos_text(),
-                ends.join(", ")
-            )
+/// Rank and modules of adapters, as their file says.
+fn adapter(dir: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(dir.join("adapter_config.json")).ok()?;
+    let config: Value = serde_json::from_str(&text).ok()?;
+    let list = |key: &str| match config.get(key) {
+        Some(Value::Array(all)) => {
+            let names: Vec<&str> = all.iter().filter_map(Value::as_str).collect();
+            (!names.is_empty()).then(|| names.join(", "))
         }
-        Err(e) => format!("none: {e}"),
+        Some(Value::String(one)) => Some(one.clone()),
+        Some(Value::Object(map)) if !map.is_empty() => Some(Value::Object(map.clone()).to_string()),
+        _ => None,
+    };
+    let number = |key: &str| config.get(key).map_or("unset".into(), Value::to_string);
+    let mut parts = vec![
+        format!("{} of rank {}", config["peft_type"].as_str().unwrap_or("?"), number("r")),
+        format!("alpha {}", number("lora_alpha")),
+        format!("on {}", list("target_modules").unwrap_or("?".into())),
+    ];
+    for key in ["rank_pattern", "alpha_pattern", "modules_to_save"] {
+        parts.extend(list(key).map(|value| format!("{key} {value}")));
     }
+    Some(parts.join(", "))
 }
 
 /// Bytes by what holds them.
@@ -133,17 +147,17 @@ fn memory(arch: &Arch, params: usize, dtype: DType) -> Vec<(&'static str, String
     let cache = 2 * arch.layers * arch.kv_heads * arch.head_dim * dtype.size() * CACHE_TOKENS;
     vec![
         (
-            "generation",
+            "memory",
             format!(
-                "{dtype}: weights {}, cache {} for {CACHE_TOKENS} tokens of one sequence",
+                "generation in {dtype}: weights {}, cache {} for {CACHE_TOKENS} tokens of one sequence",
                 mib(weights),
                 mib(cache)
             ),
         ),
         (
-            "training",
+            "memory",
             format!(
-                "{dtype}: weights {}, gradients and optimizer {} (only those of the adapters under LoRA), and activations",
+                "training in {dtype}: weights {}, gradients and optimizer {} (only those of the adapters under LoRA), and activations",
                 mib(weights),
                 mib(copies * 4 * params)
             ),

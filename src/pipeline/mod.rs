@@ -2,12 +2,14 @@
 //! embedded demo, and the measurement of a machine. Knows no argument parsing.
 
 mod bench;
+mod card;
 mod chat;
 pub mod config;
 mod datasets;
 pub mod demo;
 mod doctor;
 mod eval;
+mod export;
 mod health;
 mod inspect;
 mod judge;
@@ -26,6 +28,7 @@ mod sft;
 mod sources;
 mod stage;
 mod stop;
+mod tokens;
 mod verify;
 mod watchdog;
 

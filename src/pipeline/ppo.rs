@@ -1,5 +1,6 @@
 //! Step 3 as a run: prompts in, actor and critic directories out.
 
+use super::card::Card;
 use super::judge::Judged;
 use super::reading::{Talks, reading, talks};
 use super::sources::{self, Source};
@@ -85,11 +86,16 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     show(run, &before, &after, total);
     let actor = run.dir.ppo("actor");
     let options = settings::save_as(cfg)?;
-    source.save(&trainer.engines.actor.model, &actor, &options, None)?;
-    source.save(&trainer.engines.critic.model, &run.dir.ppo("critic"), &options, None)?;
+    let critic = run.dir.ppo("critic");
+    let card = |role| Card::ppo(cfg, total, role);
+    source.save(&trainer.engines.actor.model, &actor, &options, None, &card("actor")?)?;
+    source.save(&trainer.engines.critic.model, &critic, &options, None, &card("critic")?)?;
     let (model, ema_dir) = (&trainer.engines.actor.model, run.dir.ppo("actor_ema"));
     match trainer.engines.actor.ema() {
-        Some(ema) => source.save(model, &ema_dir, &options, Some(&|id| ema.read(model, id)))?,
+        Some(ema) => {
+            let card = card("moving average of the actor")?;
+            source.save(model, &ema_dir, &options, Some(&|id| ema.read(model, id)), &card)?;
+        }
         // That of an earlier run, replaced by this one.
         None => sources::clear(&ema_dir)?,
     }

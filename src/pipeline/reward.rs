@@ -1,5 +1,6 @@
 //! Step 2 as a run: pairs in, a reward model directory out.
 
+use super::card::Card;
 use super::sources::Source;
 use super::stage::Stage;
 use super::{Run, datasets, evaluates, settings};
@@ -77,7 +78,8 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     }
     let after = judge_pairs(&trainer, &mut run.ws, &held_out)?;
     let dir = run.dir.reward();
-    source.save(&trainer.engine.model, &dir, &settings::save_as(cfg)?, None)?;
+    let card = Card::reward(cfg, total)?;
+    source.save(&trainer.engine.model, &dir, &settings::save_as(cfg)?, None, &card)?;
     let mut summary = vec![("loss_first", f64::from(ends.0)), ("loss_last", f64::from(ends.1))];
     summary.extend(before.map(|accuracy| ("eval_accuracy_before", accuracy)));
     summary.extend(after.map(|(_, accuracy)| ("eval_accuracy_after", accuracy)));

@@ -119,7 +119,7 @@ pub(super) fn reward_loss(cfg: &RunConfig) -> RewardLoss {
 }
 
 pub(super) fn save_as(cfg: &RunConfig) -> Result<SaveAs> {
-    Ok(SaveAs { max_shard_bytes: cfg.max_shard_bytes()? as usize })
+    Ok(SaveAs { max_shard_bytes: cfg.max_shard_bytes()? as usize, ..SaveAs::default() })
 }
 
 /// PPO over `updates` optimizer steps.

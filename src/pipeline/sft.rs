@@ -1,5 +1,6 @@
 //! Step 1 as a run: data in, a finetuned model directory out.
 
+use super::card::Card;
 use super::sources::Source;
 use super::stage::Stage;
 use super::{Run, datasets, evaluates, settings};
@@ -73,7 +74,8 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     }
     let after = eval_loss(&trainer, &mut run.ws, &held_out)?;
     let dir = run.dir.sft();
-    source.save(&trainer.engine.model, &dir, &settings::save_as(cfg)?, None)?;
+    let card = Card::sft(cfg, total)?;
+    source.save(&trainer.engine.model, &dir, &settings::save_as(cfg)?, None, &card)?;
     let mut summary = vec![("loss_first", f64::from(first)), ("loss_last", f64::from(last))];
     summary.extend(before.map(|loss| ("eval_loss_before", loss)));
     summary.extend(after.map(|loss| ("eval_loss_after", loss)));

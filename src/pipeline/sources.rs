@@ -1,14 +1,14 @@
 //! Models of a run with their tokenizers: found, loaded, saved.
 
+use super::card::Card;
+use super::export;
 use crate::arch::{Arch, Config};
 use crate::base::{Error, Result};
 use crate::data::Tokenizer;
 use crate::formats::{Checkpoint, sync_dir};
 use crate::model::{
-    LoadOptions, Model, SaveAs, Values, base_dir, resolve_model, save_adapters, save_model,
-    take_part_in_saving,
+    LoadOptions, Model, SaveAs, Values, base_dir, hub_cache, resolve_model, take_part_in_saving,
 };
-
 use crate::report::{Event, Reporter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +17,8 @@ use std::sync::Arc;
 pub(super) struct Source {
     pub(super) dir: PathBuf,
     pub(super) tokenizer: Arc<Tokenizer>,
+    /// Where the tokenizer's files are: here, or beside the base model of adapters.
+    pub(super) tokenizer_dir: PathBuf,
     /// Of the model.
     pub(super) arch: Arch,
 }
@@ -25,12 +27,10 @@ impl Source {
     /// Resolves a directory or cached name and loads its tokenizer.
     pub(super) fn open(name: &str) -> Result<Source> {
         let dir = resolve_model(name)?;
-        // Adapters come with the base model's tokenizer.
-        let base = base_dir(&dir)?;
-        let arch = Config::read(&base)?.arch()?;
-        let own = Tokenizer::is_in(&dir);
-        let tokenizer = Arc::new(Tokenizer::load(if own { &dir } else { &base })?);
-        Ok(Source { dir, tokenizer, arch })
+        let arch = Config::read(&base_dir(&dir)?)?.arch()?;
+        let tokenizer_dir = tokenizer_dir(&dir)?;
+        let tokenizer = Arc::new(Tokenizer::load(&tokenizer_dir)?);
+        Ok(Source { dir, tokenizer, tokenizer_dir, arch })
     }
 
     /// Loads the model and checks that it knows every token.
@@ -105,32 +105,66 @@ impl Source {
         )))
     }
 
-    /// Saves a trained model that started here as a Hugging Face directory with its tokenizer, in
-    /// place of an older one: the first rank writes, all read. Adapters are merged into it, and also saved alone, in `adapter/`
-    /// inside. `values` replaces the stored weights (an EMA) where it returns some.
+    /// Saves a trained model that started here as a Hugging Face directory, in place of an older one.
+    /// Rank 0 writes, all ranks read. Adapters are merged into the weights, and also saved alone, in
+    /// `adapter/` inside. `values` replaces the stored weights (an EMA) where it returns some.
     pub(super) fn save(
         &self,
         model: &Model,
         dir: &Path,
         options: &SaveAs,
         values: Option<&Values<'_>>,
+        card: &Card,
     ) -> Result<()> {
         let adapters = model.lora.is_some() && values.is_none();
         if model.store.partition().comm.rank() > 0 {
             return take_part_in_saving(model, values, adapters);
         }
-        replace_dir(dir, |new| {
-            save_model(model, new, options, values)?;
-            self.tokenizer.save(new)?;
-            if adapters {
-                // Where training started from adapters, the base is theirs.
-                let base = base_dir(&self.dir)?;
-                let base = std::path::absolute(&base).unwrap_or(base);
-                save_adapters(model, &new.join("adapter"), &base.display().to_string())?;
-            }
-            Ok(())
-        })
+        replace_dir(dir, |new| export::write(self, model, new, options, values, card, adapters))
     }
+}
+
+/// The directory of the tokenizer of `dir`: its own, or that of the base model for adapters that
+/// come without one.
+pub(super) fn tokenizer_dir(dir: &Path) -> Result<PathBuf> {
+    let base = base_dir(dir)?;
+    Ok(if Tokenizer::is_in(dir) { dir.to_path_buf() } else { base })
+}
+
+/// The path of a data set: as given, or where the local cache of the hub holds a data set of this
+/// name.
+pub(super) fn data_path(given: &Path) -> Result<PathBuf> {
+    let name = given.to_str().unwrap_or_default();
+    let known = ["json", "jsonl", "txt", "csv", "tsv", "gz", "zst", "parquet", "arrow"];
+    let is_file = given.extension().and_then(|e| e.to_str()).is_some_and(|e| known.contains(&e));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    let parts = name.split('/').filter(|p| !p.is_empty()).count();
+    if given.exists()
+        || is_file
+        || !(1..=2).contains(&parts)
+        || name.starts_with(['.', '/', '~'])
+        || name.ends_with('/')
+        || !name.chars().all(plain)
+    {
+        return Ok(given.to_path_buf());
+    }
+    let hub = hub_cache();
+    let repo = hub.join(format!("datasets--{}", name.replace('/', "--")));
+    let commit = std::fs::read_to_string(repo.join("refs/main")).unwrap_or_default();
+    let commit = commit.trim();
+    // A hash. Anything else could lead out of the cache.
+    let snapshot = repo.join("snapshots").join(commit);
+    let plain = !commit.is_empty() && commit.chars().all(|c| c.is_ascii_alphanumeric());
+    if plain && snapshot.is_dir() {
+        return Ok(snapshot);
+    }
+    let directory = name.rsplit('/').next().unwrap_or(name);
+    Err(Error::user(format!(
+        "{name}: no such file or directory, and no data set of that name in the local cache {}; \
+         Duplex does not download data sets: run `hf download --repo-type dataset {name} --local-dir \
+         {directory}` and give that directory",
+        hub.display()
+    )))
 }
 
 /// Fills a new directory and puts it in the place of `dir`. On an error the old one stays.
@@ -143,7 +177,7 @@ fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()>
     let (new, old) = (sibling(".partial"), sibling(".old"));
     clear(&new)?;
     std::fs::create_dir_all(&new).map_err(|e| Error::io("create", &new, &e))?;
-    if let Err(e) = fill(&new) {
+    if let Err(e) = fill(&new).and_then(|()| sync_tree(&new)) {
         // The error that counts is the first one.
         let _ = clear(&new);
         return Err(e);
@@ -159,6 +193,21 @@ fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()>
     // What is told of it afterwards must not outlive it.
     dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), sync_dir)?;
     clear(&old)
+}
+
+/// Puts every file below `dir` on the disk, and the directories that name them.
+fn sync_tree(dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir).map_err(|e| Error::io("read", dir, &e))? {
+        let path = entry.map_err(|e| Error::io("read", dir, &e))?.path();
+        match path.is_dir() {
+            true => sync_tree(&path)?,
+            false => {
+                let file = std::fs::File::open(&path).and_then(|f| f.sync_all());
+                file.map_err(|e| Error::io("sync", &path, &e))?;
+            }
+        }
+    }
+    sync_dir(dir)
 }
 
 /// Removes a directory if it is there.

@@ -4,10 +4,12 @@
 use super::config::VerifyConfig;
 use super::resume::STEPS;
 use super::saver::in_order;
+use super::tokens;
 use crate::arch::Config;
 use crate::base::{DType, Error, Result};
 use crate::formats::{Checkpoint, Snapshot};
-use crate::model::{Head, LoadOptions, Model, base_dir};
+use crate::model::{Head, LoadOptions, Model, base_dir, resolve_model};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Where a run keeps its models.
@@ -19,26 +21,32 @@ const MODELS: [&str; 5] = ["sft", "reward", "ppo/actor", "ppo/critic", "ppo/acto
 /// # Errors
 /// Something is damaged, or there is nothing to check.
 pub fn verify(cfg: &VerifyConfig, tell: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
-    let dir = cfg.path.as_path();
+    let dir = &match cfg.path.exists() {
+        true => cfg.path.clone(),
+        false => resolve_model(&cfg.path.display().to_string())?,
+    };
     let whole = things(dir)?;
     if whole.is_empty() {
         return Err(Error::user(format!(
-            "{}: no checkpoint, no run and no model; name one of their folders",
+            "{}: no checkpoint, no run and no model; name the directory of one",
             dir.display()
         )));
     }
     let mut bad = 0;
     for thing in &whole {
         let (path, what) = match thing {
-            Thing::Snapshot(path) => (path, snapshot(path)),
+            Thing::Snapshot(path) => (path, snapshot(path).map(|what| (what, vec![]))),
             Thing::Model(path) => (path, model(path)),
         };
         bad += usize::from(what.is_err());
         let path = path.display();
-        tell(&match what {
-            Ok(what) => format!("{path}: whole, {what}\n"),
-            Err(e) => format!("{path}: DAMAGED, {e}\n"),
-        })?;
+        match what {
+            Ok((what, notes)) => {
+                tell(&format!("{path}: whole, {what}\n"))?;
+                notes.iter().try_for_each(|note| tell(&format!("{path}: note, {note}\n")))?;
+            }
+            Err(e) => tell(&format!("{path}: DAMAGED, {e}\n"))?,
+        }
     }
     match bad {
         0 => Ok(()),
@@ -60,7 +68,7 @@ fn things(dir: &Path) -> Result<Vec<Thing>> {
     if dir.join("manifest.json").exists() {
         return Ok(vec![Thing::Snapshot(dir.to_owned())]);
     }
-    if dir.join("config.json").exists() || dir.join("adapter_config.json").exists() {
+    if is_model(dir) {
         return Ok(vec![Thing::Model(dir.to_owned())]);
     }
     let inside = dir.join("checkpoints");
@@ -68,8 +76,26 @@ fn things(dir: &Path) -> Result<Vec<Thing>> {
     let mut all: Vec<Thing> =
         in_order(root, &STEPS)?.into_iter().map(|f| Thing::Snapshot(f.dir)).collect();
     let models = MODELS.map(|name| dir.join(name)).into_iter();
-    all.extend(models.filter(|m| m.join("config.json").exists()).map(Thing::Model));
+    let with_adapters = models.flat_map(|m| [m.join("adapter"), m]);
+    all.extend(with_adapters.filter(|m| is_model(m)).map(Thing::Model));
     Ok(all)
+}
+
+/// Whether `dir` holds a model or adapters. A configuration of something else names no model type.
+fn is_model(dir: &Path) -> bool {
+    let text = std::fs::read(dir.join("config.json")).unwrap_or_default();
+    let config: Option<Value> = serde_json::from_slice(&text).ok();
+    let other = config.is_some_and(|c| c.get("model_type").is_none()) && weights(dir).is_err();
+    dir.join("adapter_config.json").exists() || dir.join("config.json").exists() && !other
+}
+
+/// The weight files of `dir`: a model's, or its adapters'.
+fn weights(dir: &Path) -> Result<Checkpoint> {
+    let adapters = ["adapter_model.safetensors", "adapter_model.bin"].map(|name| dir.join(name));
+    match adapters.iter().find(|path| path.is_file()) {
+        Some(path) if dir.join("adapter_config.json").exists() => Checkpoint::open_file(path),
+        _ => Checkpoint::open(dir),
+    }
 }
 
 fn snapshot(dir: &Path) -> Result<String> {
@@ -92,30 +118,34 @@ fn snapshot(dir: &Path) -> Result<String> {
     })
 }
 
-fn model(dir: &Path) -> Result<String> {
+/// Loads the model as a run does, with its tokenizer. Returns also notes on what loads, but is not as
+/// it may be meant.
+fn model(dir: &Path) -> Result<(String, Vec<String>)> {
     let base = base_dir(dir)?;
     let config = Config::read(&base)?;
     let classes = config.map.get("architectures").map_or(String::new(), ToString::to_string);
-    let head = if classes.contains("Classification") { Head::Score } else { Head::Lm };
+    let text = std::fs::read(dir.join("adapter_config.json")).unwrap_or_default();
+    let adapter: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let scores = classes.contains("Classification") || adapter["task_type"] == "SEQ_CLS";
+    let head = if scores { Head::Score } else { Head::Lm };
     // Every tensor is read and its shape compared with the configuration's.
-    let model = Model::load(dir, &LoadOptions::frozen(head, DType::F32))?;
-    let mut files = vec![Checkpoint::open(&base)?];
+    let mut model = Model::load(dir, &LoadOptions::frozen(head, DType::F32))?;
+    if let Some(note) = model.notes.iter().find(|n| n.contains("not finite")) {
+        return Err(Error::user(note.clone()));
+    }
+    let mut notes = std::mem::take(&mut model.notes);
+    if model.score_is_random {
+        notes.push("it has no score head, so it can be trained as a reward model only".into());
+    }
+    notes.extend(tokens::verify(dir, model.arch.vocab)?);
+    let mut files = vec![weights(&base)?];
     if base != dir {
-        files.push(Checkpoint::open_file(&dir.join("adapter_model.safetensors"))?);
+        files.push(weights(dir)?);
     }
-    let (mut tensors, mut bytes) = (0, 0);
-    for file in &files {
-        for name in file.names() {
-            let Some(info) = file.info(name) else { continue };
-            if info.dtype.is_float() {
-                let bad = file.read_f32(name)?.iter().filter(|x| !x.is_finite()).count();
-                finite(name, bad)?;
-            }
-            tensors += 1;
-            bytes += info.checked_bytes().unwrap_or(0);
-        }
-    }
-    Ok(format!("{}, {}", model.arch.family.model_type, amount(tensors, bytes)))
+    let infos = files.iter().flat_map(|f| f.names().filter_map(move |name| f.info(name)));
+    let (tensors, bytes) =
+        infos.fold((0, 0), |(n, b), i| (n + 1, b + i.checked_bytes().unwrap_or(0)));
+    Ok((format!("{}, {}", model.arch.family.model_type, amount(tensors, bytes)), notes))
 }
 
 fn finite(name: &str, bad: usize) -> Result<()> {

@@ -19,7 +19,7 @@ fn talks(n: usize) -> Vec<[String; 3]> {
         .collect()
 }
 
-fn chat(question: &str, answer: &str) -> Value {
+pub(crate) fn chat(question: &str, answer: &str) -> Value {
     json!([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
 }
 
@@ -58,7 +58,7 @@ fn transcripts_conversations_and_pairs_say_the_same() {
 }
 
 /// A GPT-2 whose tokenizer has control tokens and a template for them.
-fn chatml_model(p: &Place) {
+pub(crate) fn chatml_model(p: &Place) {
     let texts = ["user\nSay it twice.assistant\nNever 1 1. 2 2."; 4];
     let special = ["<|end|>", "<|im_start|>", "<|im_end|>"];
     let tokenizer =

@@ -199,9 +199,15 @@ fn inspect_tells_what_a_model_is() {
     ] {
         let p = Place::new(family);
         let text = p.output(&["inspect", "model"], "");
-        for part in
-            [expected, "parameters", "f32 in 1 file", "lora modules", "generation", "training"]
-        {
+        for part in [
+            expected,
+            "parameters",
+            "f32 in 1 file",
+            "lora modules",
+            "generation in",
+            "training in",
+            "\"<|end|>\" (0)",
+        ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
     }

@@ -1,0 +1,396 @@
+//! JSON as Python's `json` module reads and writes it, one value at a time, so that a file may hold
+//! several. Beyond the standard: `NaN`, `Infinity` and `-Infinity`, which Python writes for missing and
+//! infinite numbers, are read as null; integers of any length and `1e999` are read, too large ones as
+//! the nearest f64 or null. A key given twice has its last value. Half a surrogate pair is an error,
+//! where Python makes a string of it that no tokenizer takes.
+
+use serde_json::{Map, Number, Value};
+
+/// Values nested deeper are refused: they are read, written and dropped on the stack.
+const DEEPEST: usize = 128;
+
+/// One value.
+#[derive(Debug, PartialEq)]
+pub(super) struct Parsed {
+    pub(super) value: Value,
+    /// The byte behind it.
+    pub(super) end: usize,
+    /// The first key that an object in it holds twice.
+    pub(super) repeated: Option<String>,
+}
+
+/// The fault that makes the bytes no value.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// The byte where it is.
+    pub(super) at: usize,
+    pub(super) what: String,
+    /// Whether more bytes could have made a value of it.
+    pub(super) cut: bool,
+}
+
+type Read<T> = Result<T, Fault>;
+
+/// The value that begins at byte `at`, white space before it skipped.
+pub(super) fn value(bytes: &[u8], at: usize) -> Read<Parsed> {
+    let mut reader = Reader { bytes, at, depth: 0, repeated: None };
+    let value = reader.value()?;
+    Ok(Parsed { value, end: reader.at, repeated: reader.repeated })
+}
+
+/// The first byte from `at` on that is no white space.
+pub(super) fn skip_space(bytes: &[u8], at: usize) -> usize {
+    let space = |b: &&u8| matches!(b, b' ' | b'\t' | b'\n' | b'\r');
+    at + bytes[at..].iter().take_while(space).count()
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    depth: usize,
+    repeated: Option<String>,
+}
+
+impl Reader<'_> {
+    fn fault<T>(&self, at: usize, what: impl Into<String>) -> Read<T> {
+        Err(Fault { at, what: what.into(), cut: false })
+    }
+
+    fn cut<T>(&self, what: &str) -> Read<T> {
+        Err(Fault { at: self.bytes.len(), what: what.into(), cut: true })
+    }
+
+    /// The next byte that is no white space.
+    fn peek(&mut self) -> Option<u8> {
+        self.at = skip_space(self.bytes, self.at);
+        self.bytes.get(self.at).copied()
+    }
+
+    fn value(&mut self) -> Read<Value> {
+        let Some(first) = self.peek() else { return self.cut("a value is missing at the end") };
+        match first {
+            b'{' => self.nested(Self::object),
+            b'[' => self.nested(Self::list),
+            b'"' => self.string().map(Value::String),
+            b'-' | b'0'..=b'9' => self.number(),
+            b'\'' => self.fault(self.at, "single quotes: this is Python's repr, not JSON"),
+            _ => self.word(),
+        }
+    }
+
+    fn nested(&mut self, read: impl FnOnce(&mut Self) -> Read<Value>) -> Read<Value> {
+        if self.depth == DEEPEST {
+            return self.fault(self.at, format!("nested more than {DEEPEST} deep"));
+        }
+        self.depth += 1;
+        self.at += 1;
+        let value = read(self);
+        self.depth -= 1;
+        value
+    }
+
+    fn word(&mut self) -> Read<Value> {
+        let rest = &self.bytes[self.at..];
+        let length = rest.iter().take_while(|b| b.is_ascii_alphanumeric() || **b == b'_').count();
+        let value = match &rest[..length] {
+            b"true" => Value::Bool(true),
+            b"false" => Value::Bool(false),
+            b"null" | b"NaN" | b"Infinity" => Value::Null,
+            b"None" | b"True" | b"False" => {
+                return self.fault(self.at, "a word of Python, not of JSON; write with json.dumps");
+            }
+            b"" => return self.fault(self.at, "expected a value"),
+            word if length == rest.len() && word.len() < 8 && is_begun(word) => {
+                return self.cut("a value is cut short");
+            }
+            _ => return self.fault(self.at, "expected a value"),
+        };
+        self.at += length;
+        Ok(value)
+    }
+
+    fn number(&mut self) -> Read<Value> {
+        let rest = &self.bytes[self.at..];
+        if rest.starts_with(b"-Infinity") {
+            self.at += 9;
+            return Ok(Value::Null);
+        }
+        let part = |b: &&u8| b.is_ascii_digit() || matches!(b, b'-' | b'+' | b'.' | b'e' | b'E');
+        let text = &rest[..rest.iter().take_while(part).count()];
+        let text = std::str::from_utf8(text).unwrap_or_default();
+        if !is_number(text) {
+            return self.fault(self.at, "a malformed number");
+        }
+        self.at += text.len();
+        let whole = text.parse::<u64>().map(Number::from).or(text.parse::<i64>().map(Number::from));
+        let number = whole.ok().or_else(|| text.parse().ok().and_then(Number::from_f64));
+        Ok(number.map_or(Value::Null, Value::Number))
+    }
+
+    fn list(&mut self) -> Read<Value> {
+        let mut items = vec![];
+        if self.peek() == Some(b']') {
+            self.at += 1;
+            return Ok(Value::Array(items));
+        }
+        loop {
+            items.push(self.value()?);
+            match self.peek() {
+                Some(b']') => break,
+                Some(b',') => self.comma(b']')?,
+                Some(_) => return self.fault(self.at, "expected `,` or `]`"),
+                None => return self.cut("a list does not end"),
+            }
+        }
+        self.at += 1;
+        Ok(Value::Array(items))
+    }
+
+    fn object(&mut self) -> Read<Value> {
+        let mut map = Map::new();
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+            return Ok(Value::Object(map));
+        }
+        loop {
+            match self.peek() {
+                Some(b'"') => {}
+                Some(b'\'') => {
+                    return self.fault(self.at, "single quotes: this is Python's repr, not JSON");
+                }
+                Some(_) => return self.fault(self.at, "expected a key in double quotes"),
+                None => return self.cut("an object does not end"),
+            }
+            let key = self.string()?;
+            match self.peek() {
+                Some(b':') => self.at += 1,
+                Some(_) => return self.fault(self.at, "expected `:`"),
+                None => return self.cut("an object does not end"),
+            }
+            let value = self.value()?;
+            if map.contains_key(&key) && self.repeated.is_none() {
+                self.repeated = Some(key.clone());
+            }
+            map.insert(key, value);
+            match self.peek() {
+                Some(b'}') => break,
+                Some(b',') => self.comma(b'}')?,
+                Some(_) => return self.fault(self.at, "expected `,` or `}`"),
+                None => return self.cut("an object does not end"),
+            }
+        }
+        self.at += 1;
+        Ok(Value::Object(map))
+    }
+
+    /// Steps over a comma; one before `close` is refused.
+    fn comma(&mut self, close: u8) -> Read<()> {
+        let comma = self.at;
+        self.at += 1;
+        match self.peek() == Some(close) {
+            true => self.fault(comma, format!("a comma before `{}`", char::from(close))),
+            false => Ok(()),
+        }
+    }
+
+    /// A string; `at` is its first quote.
+    fn string(&mut self) -> Read<String> {
+        self.at += 1;
+        let mut out = String::new();
+        loop {
+            let start = self.at;
+            let stop = |b: &u8| *b == b'"' || *b == b'\\' || *b < b' ';
+            let Some(length) = self.bytes[start..].iter().position(stop) else {
+                self.text(start, self.bytes.len())?;
+                return self.cut("a string does not end");
+            };
+            self.at += length;
+            out.push_str(self.text(start, self.at)?);
+            match self.bytes[self.at] {
+                b'"' => break,
+                b'\\' => out.push(self.escape()?),
+                b'\n' | b'\r' => return self.fault(self.at, "a line break within a string"),
+                _ => return self.fault(self.at, "a control character within a string"),
+            }
+        }
+        self.at += 1;
+        Ok(out)
+    }
+
+    fn text(&self, from: usize, to: usize) -> Read<&str> {
+        std::str::from_utf8(&self.bytes[from..to]).or_else(|e| {
+            let at = from + e.valid_up_to();
+            self.fault(at, format!("byte 0x{:02x} is not UTF-8", self.bytes[at]))
+        })
+    }
+
+    /// The character of an escape; `at` is its backslash.
+    fn escape(&mut self) -> Read<char> {
+        let start = self.at;
+        let Some(letter) = self.bytes.get(start + 1) else {
+            return self.cut("a string does not end");
+        };
+        self.at += 2;
+        Ok(match letter {
+            b'"' | b'\\' | b'/' => char::from(*letter),
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            b'n' => '\n',
+            b'r' => '\r',
+            b't' => '\t',
+            b'u' => return self.unicode(start),
+            _ => return self.fault(start, "an unknown escape in a string"),
+        })
+    }
+
+    fn unicode(&mut self, start: usize) -> Read<char> {
+        let first = self.hex(start)?;
+        if (0xd800..0xdc00).contains(&first) && self.bytes[self.at..].starts_with(b"\\u") {
+            let (second_start, back) = (self.at, self.at);
+            self.at += 2;
+            let second = self.hex(second_start)?;
+            if (0xdc00..0xe000).contains(&second) {
+                let code = 0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00);
+                return Ok(char::from_u32(code).unwrap_or('\u{fffd}'));
+            }
+            self.at = back;
+        }
+        char::from_u32(first).map_or_else(
+            || self.fault(start, format!("\\u{first:04x} is half a character (a lone surrogate)")),
+            Ok,
+        )
+    }
+
+    /// The four hexadecimal digits at `at`, of the escape at `start`.
+    fn hex(&mut self, start: usize) -> Read<u32> {
+        let Some(digits) = self.bytes.get(self.at..self.at + 4) else {
+            return self.cut("a string does not end");
+        };
+        let digit = |b: &u8| char::from(*b).to_digit(16);
+        let code = digits.iter().try_fold(0, |code, b| Some(code << 4 | digit(b)?));
+        self.at += 4;
+        code.map_or_else(|| self.fault(start, "an escape without four hexadecimal digits"), Ok)
+    }
+}
+
+/// Whether `word` is the beginning of a word of JSON.
+fn is_begun(word: &[u8]) -> bool {
+    [&b"true"[..], b"false", b"null", b"NaN", b"Infinity"].iter().any(|w| w.starts_with(word))
+}
+
+/// Whether `text` is a number by JSON's grammar.
+fn is_number(text: &str) -> bool {
+    let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    let text = text.strip_prefix('-').unwrap_or(text);
+    let (mantissa, exponent) = match text.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => (mantissa, Some(exponent)),
+        None => (text, None),
+    };
+    let (whole, fraction) = match mantissa.split_once('.') {
+        Some((whole, fraction)) => (whole, Some(fraction)),
+        None => (mantissa, None),
+    };
+    digits(whole)
+        && (whole.len() == 1 || !whole.starts_with('0'))
+        && fraction.is_none_or(digits)
+        && exponent.is_none_or(|e| digits(e.strip_prefix(['+', '-']).unwrap_or(e)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn read(text: &str) -> Value {
+        value(text.as_bytes(), 0).unwrap().value
+    }
+
+    #[test]
+    fn python_writes_what_json_does_not_know() {
+        let text = r#"{"score": NaN, "low": -Infinity, "high": Infinity, "big": 123456789012345678901234567890,
+            "huge": 1e999, "id": 18446744073709551615, "face": "\ud83d\ude00", "s": "\u00e9\/\t\n"}"#;
+        let want = json!({"score": null, "low": null, "high": null, "big": 1.2345678901234568e29,
+            "huge": null, "id": 18446744073709551615u64, "face": "😀", "s": "é/\t\n"});
+        assert_eq!(read(text), want);
+    }
+
+    #[test]
+    fn the_last_of_equal_keys_counts_and_the_first_is_named() {
+        let parsed = value(br#" {"a": 1, "b": {"c": 2, "c": 3}, "a": 4} rest"#, 0).unwrap();
+        assert_eq!(parsed.value, json!({"a": 4, "b": {"c": 3}}));
+        assert_eq!((parsed.end, parsed.repeated.as_deref()), (40, Some("c")));
+    }
+
+    #[test]
+    fn every_fault_is_where_it_is_said_to_be() {
+        let cases: &[(&str, usize, &str, bool)] = &[
+            ("", 0, "a value is missing at the end", true),
+            ("{\"a\":1,}", 6, "a comma before `}`", false),
+            ("[1,2,\n]", 4, "a comma before `]`", false),
+            ("{'a': 1}", 1, "single quotes: this is Python's repr, not JSON", false),
+            ("{\"a\": None}", 6, "a word of Python, not of JSON; write with json.dumps", false),
+            ("{\"a\" 1}", 5, "expected `:`", false),
+            ("{a: 1}", 1, "expected a key in double quotes", false),
+            ("{\"a\": }", 6, "expected a value", false),
+            ("{\"a\": 01}", 6, "a malformed number", false),
+            ("{\"a\": 1 \"b\"", 8, "expected `,` or `}`", false),
+            ("{\"a\": \"x", 8, "a string does not end", true),
+            ("{\"a\": \"x\ny\"}", 8, "a line break within a string", false),
+            ("{\"a\": \"x\u{1}\"}", 8, "a control character within a string", false),
+            ("{\"a\": \"\\x41\"}", 7, "an unknown escape in a string", false),
+            ("{\"a\": \"\\u12g4\"}", 7, "an escape without four hexadecimal digits", false),
+            ("{\"a\": \"é \\ud83d\"}", 10, "\\ud83d is half a character (a lone surrogate)", false),
+            ("[\"\\udc00\"]", 2, "\\udc00 is half a character (a lone surrogate)", false),
+            ("[\"\\ud83d\\u0041\"]", 2, "\\ud83d is half a character (a lone surrogate)", false),
+            ("{\"a\": tru", 9, "a value is cut short", true),
+            ("{\"a\": [1", 8, "a list does not end", true),
+            ("{\"a\": 1", 7, "an object does not end", true),
+        ];
+        for &(text, at, what, cut) in cases {
+            let want = Fault { at, what: what.into(), cut };
+            assert_eq!(value(text.as_bytes(), 0), Err(want), "{text}");
+        }
+        let deep = "[".repeat(100_000);
+        assert_eq!(value(deep.as_bytes(), 0).unwrap_err().what, "nested more than 128 deep");
+        assert_eq!(value(b"[\"a\xff\"]", 0).unwrap_err().what, "byte 0xff is not UTF-8");
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            (-1e300f64..1e300).prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 5, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                prop::collection::vec((any::<String>(), inner), 0..5)
+                    .prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_serde_json(want in any_json(), pretty in any::<bool>()) {
+            let text = if pretty { format!("{want:#}") } else { want.to_string() };
+            let parsed = value(text.as_bytes(), 0).unwrap();
+            prop_assert_eq!(parsed, Parsed { value: want, end: text.len(), repeated: None });
+        }
+
+        #[test]
+        fn whatever_serde_json_reads_is_read_alike(text in "[-0-9eE+.\\[\\]{}\",:\\\\ua-f tn]{0,24}") {
+            let ours = value(text.as_bytes(), 0).ok().filter(|p| skip_space(text.as_bytes(), p.end) == text.len());
+            if let Ok(theirs) = serde_json::from_str::<Value>(&text) {
+                prop_assert_eq!(ours.map(|p| p.value), Some(theirs));
+            } else if let Some(p) = ours {
+                // What we read and the standard does not: numbers beyond f64.
+                prop_assert!(text.contains(['e', 'E']), "{} as {}", text, p.value);
+            }
+        }
+    }
+}
