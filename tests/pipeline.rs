@@ -13,6 +13,8 @@ mod determinism;
 mod devices;
 #[path = "pipeline/doctor.rs"]
 mod doctor;
+#[path = "pipeline/first_hour.rs"]
+mod first_hour;
 #[path = "pipeline/lora.rs"]
 mod lora;
 #[path = "pipeline/options.rs"]

@@ -12,6 +12,7 @@ mod packed;
 mod pystr;
 mod row;
 mod row_keys;
+mod share;
 mod source;
 mod template;
 mod tokenizer;
@@ -28,8 +29,9 @@ pub use example::{
 };
 pub use mt19937::{Mt19937, permutation};
 pub use packed::{Packed, micro_batches};
+pub use share::Kind as RowKind;
 pub use source::{BadRows, OnBadRow, read_rows};
 pub use template::{ChatTemplate, Rendering, TemplateInput};
-pub use tokenizer::{TextStream, Tokenizer};
+pub use tokenizer::{TextStream, Tokenizer, now};
 pub use types::{Answer, ChatContext, Message, Prompt, Row};
 pub use unread::unread_by_template;

@@ -59,6 +59,11 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Loads the tokenizer of a model directory. Errors name the file and the way out.
     pub fn load(dir: &Path) -> Result<Tokenizer> {
+        Self::load_at(dir, now())
+    }
+
+    /// Loads with the time that the chat template's `strftime_now` tells: seconds since 1970, UTC.
+    pub fn load_at(dir: &Path, now: i64) -> Result<Tokenizer> {
         let at = dir.display();
         if !dir.join("tokenizer.json").is_file() {
             return Err(Error::user(format!(
@@ -81,7 +86,7 @@ impl Tokenizer {
                 model_stops.extend(end_ids(&parse(&path.display().to_string(), &read(&path)?)?));
             }
         }
-        Self::from_files(files, &model_stops, &at.to_string())
+        Self::from_files(files, &model_stops, &at.to_string(), now)
     }
 
     /// A tokenizer made in code, with the texts of its end-of-sequence (also padding) token and of
@@ -111,7 +116,7 @@ impl Tokenizer {
             ("tokenizer.json".to_owned(), tokenizer.into_bytes()),
             ("tokenizer_config.json".to_owned(), format!("{config:#}\n").into_bytes()),
         ];
-        Self::from_files(files, &[], "the tokenizer made in code")
+        Self::from_files(files, &[], "the tokenizer made in code", now())
     }
 
     /// Trains a byte-level BPE tokenizer of at most `vocab_size` tokens: `special` first (its first
@@ -151,6 +156,7 @@ impl Tokenizer {
         files: Vec<(String, Vec<u8>)>,
         model_stops: &[i32],
         origin: &str,
+        now: i64,
     ) -> Result<Tokenizer> {
         let special = inner_tokenizer(&files, origin)?;
         let mut plain = special.clone();
@@ -176,7 +182,7 @@ impl Tokenizer {
             control_tokens(&special, &[eos, pad, id(&bos).unwrap_or(eos)], text("unk_token"));
         let bos_prefix = bos_prefix(&special, &config, id(&bos))?;
         let template = template_source(&files, &config, origin)?
-            .map(|t| ChatTemplate::new(&t, origin, &special_variables(&config), now()))
+            .map(|t| ChatTemplate::new(&t, origin, &special_variables(&config), now))
             .transpose()?;
         let mut tokenizer = Tokenizer {
             special,
@@ -405,7 +411,7 @@ fn encode_with(tokenizer: &HfTokenizer, text: &str) -> Result<Vec<i32>> {
 
 /// Seconds since 1970. `SOURCE_DATE_EPOCH` overrides the clock, for runs that must repeat exactly
 /// under a template that writes the date.
-fn now() -> i64 {
+pub fn now() -> i64 {
     let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|s| s.parse().ok());
     let clock = || std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs() as i64);
     fixed.unwrap_or_else(clock)

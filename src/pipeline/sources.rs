@@ -2,7 +2,7 @@
 
 use crate::arch::{Arch, Config};
 use crate::base::{Error, Result};
-use crate::data::Tokenizer;
+use crate::data::{Tokenizer, now};
 use crate::formats::{Checkpoint, sync_dir};
 use crate::model::{
     LoadOptions, Model, SaveAs, Values, base_dir, resolve_model, save_adapters, save_model,
@@ -24,12 +24,17 @@ pub(super) struct Source {
 impl Source {
     /// Resolves a directory or cached name and loads its tokenizer.
     pub(super) fn open(name: &str) -> Result<Source> {
+        Source::open_at(name, now())
+    }
+
+    /// The same at a given time, in seconds since 1970, for chat templates that write the date.
+    pub(super) fn open_at(name: &str, now: i64) -> Result<Source> {
         let dir = resolve_model(name)?;
         // Adapters come with the base model's tokenizer.
         let base = base_dir(&dir)?;
         let arch = Config::read(&base)?.arch()?;
         let own = dir.join("tokenizer.json").is_file();
-        let tokenizer = Arc::new(Tokenizer::load(if own { &dir } else { &base })?);
+        let tokenizer = Arc::new(Tokenizer::load_at(if own { &dir } else { &base }, now)?);
         Ok(Source { dir, tokenizer, arch })
     }
 
