@@ -15,6 +15,8 @@ mod devices;
 mod doctor;
 #[path = "pipeline/exports.rs"]
 mod exports;
+#[path = "pipeline/first_hour.rs"]
+mod first_hour;
 #[path = "pipeline/lora.rs"]
 mod lora;
 #[path = "pipeline/options.rs"]

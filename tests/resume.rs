@@ -13,6 +13,8 @@ mod around;
 mod damage;
 #[path = "resume/killed.rs"]
 mod killed;
+#[path = "resume/later.rs"]
+mod later;
 #[path = "resume/process.rs"]
 mod process;
 #[path = "resume/stopped.rs"]

@@ -4,7 +4,8 @@
 use super::deepspeed;
 use super::flags::{COMMANDS, Entry, command};
 use crate::base::{Error, Result};
-use crate::pipeline::config::keys::{BENCH, CHAT, DOCTOR, EVAL, INSPECT, Kind, PLAN, VERIFY};
+use crate::model::resolve_model;
+use crate::pipeline::config::keys::{BENCH, CHAT, DOCTOR, EVAL, INSPECT, Key, Kind, PLAN, VERIFY};
 use crate::pipeline::config::{
     BENCHMARK, BenchConfig, CHECKUP, ChatConfig, DoctorConfig, EVALUATION, EvalConfig, INSPECTION,
     InspectConfig, PlanConfig, RUN, RunConfig, Setting, TALK, VERIFICATION, VerifyConfig,
@@ -38,8 +39,13 @@ pub(super) enum Request {
     Doctor(DoctorConfig),
 }
 
-/// Reads a command line, the program's name first.
-pub(super) fn parse(arguments: Vec<OsString>) -> Result<Request> {
+/// Reads a command line, the program's name first. Returns also what is to be warned of.
+pub(super) fn parse(arguments: Vec<OsString>) -> Result<(Request, Vec<String>)> {
+    let mut warnings = vec![];
+    parse_words(arguments, &mut warnings).map(|request| (request, warnings))
+}
+
+fn parse_words(arguments: Vec<OsString>, warnings: &mut Vec<String>) -> Result<Request> {
     let words = normalise(arguments)?;
     let entry = words.get(1).and_then(|w| COMMANDS.iter().find(|c| c.name == w));
     let matches = match command().try_get_matches_from(words) {
@@ -50,7 +56,8 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<Request> {
     let (Some(entry), Some((_, matches))) = (entry, matches.subcommand()) else {
         return Ok(Request::Print(command().render_help().to_string()));
     };
-    let settings = settings(entry, matches)?;
+    let mut settings = settings(entry, matches, warnings)?;
+    warnings.extend(deepspeed::read(entry, matches, &mut settings)?);
     let print = matches.get_flag("print-config");
     match entry.bit {
         CHAT => {
@@ -117,7 +124,11 @@ fn normalise(arguments: Vec<OsString>) -> Result<Vec<String>> {
 }
 
 /// The layers above the defaults, lowest first.
-fn settings(entry: &'static Entry, matches: &ArgMatches) -> Result<Vec<Setting>> {
+fn settings(
+    entry: &'static Entry,
+    matches: &ArgMatches,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Setting>> {
     let mut settings = Vec::new();
     if let Ok(Some(name)) = matches.try_get_one::<String>("preset") {
         settings.extend(preset_settings(name)?);
@@ -125,10 +136,26 @@ fn settings(entry: &'static Entry, matches: &ArgMatches) -> Result<Vec<Setting>>
     if let Some(file) = matches.get_one::<String>("config") {
         settings.extend(read_toml(entry.keys, Path::new(file))?);
     }
+    let missing = !settings.iter().any(|s| s.key.path == "path");
+    let swallowed = if missing { swallowed(entry, matches)? } else { None };
     for key in entry.own_keys() {
         let place = (key.path == "path").then(|| matches.get_many::<String>("FOLDER")).flatten();
-        let Some(values) = matches.get_many::<String>(key.path).or(place) else { continue };
-        let mut values: Vec<String> = values.cloned().collect();
+        let values = matches.get_many::<String>(key.path).or(place);
+        let mut values: Vec<String> = values.into_iter().flatten().cloned().collect();
+        match &swallowed {
+            Some((list, _)) if list.path == key.path => drop(values.pop()),
+            Some((_, model)) if key.path == "path" => values.push(model.clone()),
+            _ => {}
+        }
+        if values.is_empty() {
+            continue;
+        }
+        for value in &mut values {
+            if let Some((meant, warning)) = meant(entry, key.path, value) {
+                warnings.extend(warning);
+                *value = meant;
+            }
+        }
         if let Kind::List(Kind::Int { .. }) = key.kind {
             values = values.iter().flat_map(|v| v.split(',')).map(str::to_string).collect();
         }
@@ -138,6 +165,67 @@ fn settings(entry: &'static Entry, matches: &ArgMatches) -> Result<Vec<Setting>>
         settings.push(set_setting(entry.keys, text)?);
     }
     Ok(settings)
+}
+
+/// A list's last word that is the model of a command, whose place is empty: `duplex eval --data-path
+/// a.jsonl MODEL`.
+///
+/// # Errors
+/// The place is empty, and the words of lists are no model.
+fn swallowed(
+    entry: &'static Entry,
+    matches: &ArgMatches,
+) -> Result<Option<(&'static Key, String)>> {
+    let given = |id: &str| matches.try_contains_id(id).unwrap_or(false);
+    let has_place = entry.own_keys().any(|k| k.path == "path");
+    let set = matches.get_many::<String>("set").into_iter().flatten();
+    let by_set = set.into_iter().any(|text| text.trim_start().starts_with("path"));
+    if !has_place || given("path") || given("FOLDER") || by_set {
+        return Ok(None);
+    }
+    let mut lists = vec![];
+    for key in entry.own_keys().filter(|k| matches!(k.kind, Kind::List(_))) {
+        let Some(values) = matches.get_many::<String>(key.path) else { continue };
+        let Some(last) = values.last() else { continue };
+        if matches.get_many::<String>(key.path).is_some_and(|v| v.len() > 1) && is_model(last) {
+            return Ok(Some((key, last.clone())));
+        }
+        lists.push(format!("--{}", entry.flag(key)));
+    }
+    match lists.first() {
+        None => Ok(None),
+        Some(list) => Err(Error::user(format!(
+            "no model given; write `duplex {} FOLDER {list} ...`: the words behind {list} are all its own",
+            entry.name
+        ))),
+    }
+}
+
+/// Whether a word names a model rather than data.
+fn is_model(word: &str) -> bool {
+    let path = Path::new(word);
+    match path.exists() {
+        true => ["config.json", "adapter_config.json"].iter().any(|f| path.join(f).is_file()),
+        false => resolve_model(word).is_ok(),
+    }
+}
+
+/// The value that other programs' spelling of it means here, perhaps with a warning.
+fn meant(entry: &Entry, path: &str, value: &str) -> Option<(String, Option<String>)> {
+    match (path, value) {
+        ("dtype", "fp16" | "float16" | "half") => Some((
+            "bf16".into(),
+            Some(format!(
+                "--dtype {value} is not offered: bf16 is used, which needs no loss scale"
+            )),
+        )),
+        ("dtype", "bfloat16") => Some(("bf16".into(), None)),
+        ("dtype", "fp32" | "float32") => Some(("f32".into(), None)),
+        ("actor_model" | "reward_model", size) if entry.trains() => {
+            deepspeed::opt_of_size(size).map(|name| (name, None))
+        }
+        _ => None,
+    }
 }
 
 /// clap's error as one line.
@@ -202,12 +290,10 @@ fn unknown_flag(entry: &Entry, flag: &str) -> String {
     }
     let has = |c: &&Entry| {
         c.own_keys().any(|k| c.flag(k) == flag || c.aliases(k).iter().any(|a| a == flag))
+            || deepspeed::of(c).any(|f| f.flag == flag)
     };
     let others: Vec<String> =
         COMMANDS.iter().filter(has).map(|c| format!("`duplex {}`", c.name)).collect();
-    if let Some(advice) = deepspeed::advice(flag) {
-        return format!("--{flag} is not a flag of `duplex {}`: {advice}", entry.name);
-    }
     let own: Vec<String> = entry
         .own_keys()
         .map(|k| entry.flag(k))

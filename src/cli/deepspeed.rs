@@ -1,52 +1,203 @@
-//! Flags of DeepSpeed and DeepSpeed-Chat that have no counterpart here, and why, so that a script
-//! that is moved over says at once what to do.
+//! Flags of DeepSpeed and of DeepSpeed-Chat's scripts that are no keys here. They are accepted: those
+//! that change nothing are named in one warning, those that would train another model in a warning or
+//! an error each, and those that mean a key set it.
 
-/// Flag (or, with a trailing `*`, a beginning of flags) and advice.
-static FLAGS: &[(&str, &str)] = &[
-    ("add-eot-token", OWN_TOKEN),
-    ("align-overflow", "bf16 has no loss scale to overflow; leave it out"),
-    ("compute-fp32-loss", "losses are always computed in f32; leave it out"),
-    ("critic-gradient-checkpointing", "use --gradient-checkpointing, which holds for all models"),
-    ("critic-lora-module-name", "use --lora-module-name, which holds for all models"),
-    ("data-output-path", "there are no cache files; leave it out"),
-    ("deepspeed*", "everything is set by duplex's own flags; leave it out"),
-    ("actor-dropout", NO_DROPOUT),
-    ("critic-dropout", NO_DROPOUT),
-    ("dropout", NO_DROPOUT),
-    ("eot-token", OWN_TOKEN),
-    ("enable-hybrid-engine", "it is always on; leave it out"),
-    ("enable-mixed-precision-lora", "adapters have the dtype of the weights; leave it out"),
-    ("enable-test-mode", "use --max-steps"),
-    ("gradient-accumulation-steps", "raise --per-device-training-batch-size instead"),
-    ("local-rank", "ranks follow from --num-gpus or the launcher; leave it out"),
-    ("num-padding-at-beginning", "sequences are packed, never padded; leave it out"),
-    ("offload-*", "use --offload, which holds for optimizer state, reference and reward model"),
-    ("only-optimize-lora", "LoRA always trains its adapters alone; leave it out"),
-    ("per-device-eval-batch-size", "batches are packed to fit; leave it out"),
-    ("preprocessing-num-workers", "use --threads"),
-    ("print-answers*", "use --print-samples N"),
-    ("print-loss", "the loss is always shown; leave it out"),
-    ("release-inference-cache", "memory is planned for both phases; leave it out"),
-    ("reward-zero-stage", "use --critic-zero-stage, which holds for both"),
-    ("tensorboard-path", "event files go into the output folder; leave it out"),
-    ("test-stop-step", "use --max-steps"),
-    (
-        "tp-gather-partition-size",
-        "a rank gathers nothing to generate, or what it lacks of its slice; leave it out",
-    ),
-    ("unpin-actor-parameters", "weights are held once for both phases; leave it out"),
-    ("unsupervised-dataset-config-name", "name the files with --unsupervised-data-path"),
+use super::flags::Entry;
+use crate::base::{Error, Result};
+use crate::pipeline::config::keys::{Commands, EVAL, PLAN, PPO, REWARD, SFT, TRAIN};
+use crate::pipeline::config::{Setting, flag_setting};
+use clap::{Arg, ArgAction, ArgMatches};
+
+const RUNS: Commands = TRAIN | SFT | REWARD | PPO | PLAN;
+
+/// A flag that is no key.
+pub(super) struct Foreign {
+    /// Without its dashes.
+    pub(super) flag: &'static str,
+    pub(super) commands: Commands,
+    /// Whether a value follows.
+    value: bool,
+    meaning: Meaning,
+}
+
+enum Meaning {
+    /// It changes no number of the result.
+    Nothing,
+    /// It does something else than this line says.
+    Differs(&'static str),
+    /// It changes nothing at one value; at others it would train another model, of which this is said.
+    Only(f64, &'static str),
+    /// It means a key, which [`read`] sets.
+    Key,
+}
+
+use Meaning::{Differs, Key, Nothing, Only};
+
+const fn flag(flag: &'static str, commands: Commands, value: bool, meaning: Meaning) -> Foreign {
+    Foreign { flag, commands, value, meaning }
+}
+
+const NO_DROPOUT: &str = "models are trained without dropout; give 0 or leave it out";
+const OWN_TOKEN: &str = "answers end with the token by which the tokenizer or its chat template ends \
+                         them, and no token is added";
+const ONE_ANSWER: &str = "one answer is sampled or decoded greedily; give 1 or leave it out";
+
+/// All of them.
+#[rustfmt::skip]
+pub(super) static FOREIGN: &[Foreign] = &[
+    flag("add-eot-token", RUNS | EVAL, false, Differs(OWN_TOKEN)),
+    flag("eot-token", RUNS, true, Differs(OWN_TOKEN)),
+    flag("dropout", RUNS, true, Only(0.0, NO_DROPOUT)),
+    flag("actor-dropout", RUNS, true, Only(0.0, NO_DROPOUT)),
+    flag("critic-dropout", RUNS, true, Only(0.0, NO_DROPOUT)),
+    flag("align-overflow", RUNS, false, Nothing),
+    flag("compute-fp32-loss", RUNS, false, Nothing),
+    flag("critic-gradient-checkpointing", RUNS, false, Key),
+    flag("critic-lora-module-name", RUNS, true, Key),
+    flag("data-output-path", RUNS, true, Nothing),
+    flag("deepscale", RUNS, false, Nothing),
+    flag("deepscale-config", RUNS, true, Differs("that file is not read; write its values as flags")),
+    flag("deepspeed", RUNS, false, Nothing),
+    flag("deepspeed-config", RUNS, true, Differs("that file is not read; write its values as flags")),
+    flag("deepspeed-mpi", RUNS, false, Nothing),
+    flag("enable-hybrid-engine", RUNS, false, Nothing),
+    flag("enable-mixed-precision-lora", RUNS, false, Nothing),
+    flag("enable-test-mode", RUNS, false, Key),
+    flag("test-stop-step", RUNS, true, Key),
+    flag("exclude", RUNS, true, Differs("ranks are chosen with --num-gpus, or by the launcher")),
+    flag("hostfile", RUNS, true, Differs("ranks on several machines are started by torchrun, srun or mpirun")),
+    flag("include", RUNS, true, Differs("ranks are chosen with --num-gpus, or by the launcher")),
+    flag("local-rank", RUNS, true, Nothing),
+    flag("master-addr", RUNS, true, Nothing),
+    flag("master-port", RUNS, true, Nothing),
+    flag("num-nodes", RUNS, true, Only(1.0, "ranks on several machines are started by torchrun, srun or mpirun, as docs/clusters.md tells")),
+    flag("num-padding-at-beginning", RUNS | EVAL, true, Nothing),
+    flag("offload-reference-model", RUNS, false, Nothing),
+    flag("offload-reward-model", RUNS, false, Nothing),
+    flag("only-optimize-lora", RUNS, false, Nothing),
+    flag("per-device-eval-batch-size", RUNS, true, Nothing),
+    flag("preprocessing-num-workers", RUNS, true, Nothing),
+    flag("print-answers", RUNS, false, Nothing),
+    flag("print-answers-interval", RUNS, true, Nothing),
+    flag("print-loss", RUNS, false, Nothing),
+    flag("release-inference-cache", RUNS, false, Nothing),
+    flag("tensorboard-path", RUNS, true, Nothing),
+    flag("tp-gather-partition-size", RUNS, true, Nothing),
+    flag("unpin-actor-parameters", RUNS, false, Nothing),
+    flag("unsupervised-dataset-config-name", RUNS, true, Differs("name the files of the part that is meant with --unsupervised-data-path")),
+    flag("language", EVAL, true, Differs("prompts come from --data-path")),
+    flag("num-beam-groups", EVAL, true, Only(1.0, ONE_ANSWER)),
+    flag("num-beams", EVAL, true, Only(1.0, ONE_ANSWER)),
+    flag("num-return-sequences", EVAL, true, Only(1.0, ONE_ANSWER)),
+    flag("penalty-alpha", EVAL, true, Differs("there is no contrastive search; --temperature 0 decodes greedily")),
 ];
 
-const NO_DROPOUT: &str = "models are trained without dropout; leave it out";
+impl Foreign {
+    fn id(&self) -> String {
+        format!("foreign {}", self.flag)
+    }
+}
 
-const OWN_TOKEN: &str = "answers end with the tokenizer's own end token; leave it out";
+/// Those that `entry` takes.
+pub(super) fn of(entry: &Entry) -> impl Iterator<Item = &'static Foreign> {
+    let bit = entry.bit;
+    FOREIGN.iter().filter(move |f| f.commands & bit != 0)
+}
 
-/// What to do instead of `flag`, given without its dashes.
-pub(super) fn advice(flag: &str) -> Option<&'static str> {
-    let matches = |pattern: &str| match pattern.strip_suffix('*') {
-        Some(start) => flag.starts_with(start),
-        None => flag == pattern,
+/// The same as arguments, which help does not show.
+pub(super) fn arguments(entry: &Entry) -> impl Iterator<Item = Arg> {
+    of(entry).map(|f| {
+        let arg = Arg::new(f.id()).long(f.flag).hide(true);
+        match f.value {
+            true => arg.num_args(1).allow_negative_numbers(true).action(ArgAction::Append),
+            false => arg.num_args(0).action(ArgAction::Count),
+        }
+    })
+}
+
+/// Reads those that were given: sets the keys they mean, and returns what is to be said of the others.
+///
+/// # Errors
+/// One would train another model.
+pub(super) fn read(
+    entry: &'static Entry,
+    matches: &ArgMatches,
+    settings: &mut Vec<Setting>,
+) -> Result<Vec<String>> {
+    let given = |f: &Foreign| match f.value {
+        true => matches.get_many::<String>(&f.id()).is_some(),
+        false => matches.get_count(&f.id()) > 0,
     };
-    FLAGS.iter().find(|(pattern, _)| matches(pattern)).map(|(_, advice)| *advice)
+    let value = |flag: &str| -> Option<&String> {
+        of(entry).find(|f| f.flag == flag).and_then(|f| matches.get_one::<String>(&f.id()))
+    };
+    let (mut nothing, mut said) = (vec![], vec![]);
+    for f in of(entry).filter(|f| given(f)) {
+        let name = format!("--{}", f.flag);
+        match f.meaning {
+            Nothing => nothing.push(name),
+            Differs(how) => said.push(format!("{name}: {how}")),
+            Only(neutral, why) => {
+                let text = value(f.flag).map_or("", String::as_str);
+                if text.parse() != Ok(neutral) {
+                    return Err(Error::user(format!("{name} {text}: {why}")));
+                }
+                nothing.push(name);
+            }
+            Key => {}
+        }
+    }
+    let has = |path: &str| matches.try_get_one::<String>(path).ok().flatten().is_some();
+    let mut set = |path: &str, value: &str| -> Result<()> {
+        if let Some(key) = entry.own_keys().find(|k| k.path == path) {
+            settings.push(flag_setting(key, &entry.flag(key), &[value.to_string()])?);
+        }
+        Ok(())
+    };
+    if of(entry).any(|f| f.flag == "critic-gradient-checkpointing" && given(f))
+        && !has("gradient_checkpointing")
+    {
+        set("gradient_checkpointing", "full")?;
+    }
+    match (value("test-stop-step"), of(entry).any(|f| f.flag == "enable-test-mode" && given(f))) {
+        (Some(steps), true) if !has("ppo.max_steps") => set("ppo.max_steps", steps)?,
+        (None, false) => {}
+        _ => nothing.push("--test-stop-step".into()),
+    }
+    if let Some(critic) = value("critic-lora-module-name") {
+        let names = matches.try_get_many::<String>("lora.lora_module_name").ok().flatten();
+        let actor: Option<Vec<&String>> = names.map(Iterator::collect);
+        let dim = |path| {
+            let dim = matches.try_get_one::<String>(path).ok().flatten();
+            dim.is_some_and(|d| d != "0")
+        };
+        match actor {
+            Some(actor) if actor == [critic] || !dim("lora.critic_lora_dim") => {}
+            Some(actor) if dim("lora.actor_lora_dim") => {
+                return Err(Error::user(format!(
+                    "--critic-lora-module-name {critic} differs from the actor's {}; one \
+                     --lora-module-name holds for all models",
+                    actor[0]
+                )));
+            }
+            _ => set("lora.lora_module_name", critic)?,
+        }
+    }
+    if !nothing.is_empty() {
+        let preset = match has("preset") {
+            false if entry.trains() => {
+                "; --preset deepspeed-chat sets DeepSpeed-Chat's defaults too"
+            }
+            _ => "",
+        };
+        said.insert(0, format!("these flags change nothing here: {}{preset}", nothing.join(", ")));
+    }
+    Ok(said)
+}
+
+/// The hub's name of a size in DeepSpeed-Chat's `--actor-model` and `--reward-model`.
+pub(super) fn opt_of_size(word: &str) -> Option<String> {
+    let sizes = ["125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b"];
+    let is_size = sizes.contains(&word) && !std::path::Path::new(word).exists();
+    is_size.then(|| format!("facebook/opt-{word}"))
 }

@@ -1,6 +1,7 @@
 //! The commands, and how keys become flags. A key's flag is its bare name, with dashes; where a
 //! command has the bare name in several sections, the section goes before it (`--sft-learning-rate`).
 
+use super::deepspeed;
 use crate::pipeline::config::keys::{
     BENCH, CHAT, Commands, DOCTOR, EVAL, INSPECT, Key, Kind, PLAN, PPO, REWARD, SFT, TRAIN, VERIFY,
 };
@@ -158,7 +159,7 @@ fn subcommand(entry: &'static Entry) -> Command {
 }
 
 fn with_flags(command: Command, entry: &'static Entry) -> Command {
-    let mut command = command.args(common(entry));
+    let mut command = command.args(common(entry)).args(deepspeed::arguments(entry));
     let more = entry.more().iter().zip(defaults::<PlanConfig>(entry.more()));
     for (key, default) in entry.keys.iter().zip(entry.defaults()).chain(more) {
         if key.commands & entry.bits() != 0 {
@@ -205,6 +206,9 @@ fn flag(entry: &Entry, key: &'static Key, default: Option<String>) -> Arg {
         .num_args(count)
         .allow_negative_numbers(true)
         .action(if list { ArgAction::Append } else { ArgAction::Set });
+    if matches!(key.path, "prompt" | "system") {
+        arg = arg.allow_hyphen_values(true);
+    }
     if let Some(section) = section {
         arg = arg.help_heading(section);
     }

@@ -7,6 +7,8 @@ mod deepspeed;
 mod flags;
 mod ranks;
 #[cfg(test)]
+mod script_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::base::{Error, Kind, Result, is_caught};
@@ -41,7 +43,13 @@ pub fn main() -> ExitCode {
 
 /// Does what the words ask for. The exit code is 0, or that of a rank that has told why.
 fn run(arguments: Vec<OsString>) -> Result<u8> {
-    let done = match args::parse(arguments)? {
+    let (request, warnings) = args::parse(arguments)?;
+    if ranks::speaks() {
+        for warning in warnings {
+            let _ = writeln!(std::io::stderr(), "warning: {warning}");
+        }
+    }
+    let done = match request {
         Request::Print(text) => print(&text),
         Request::Run(config) => {
             set_threads(config.threads);

@@ -7,6 +7,13 @@ use crate::comm::{Comm, DUPLEX, Launch, launched, nccl, run_ranks};
 use crate::device::{Device, cuda};
 use crate::pipeline::{self, Ranks, config::DeviceChoice, config::RunConfig};
 
+/// Whether this process is the one that warns of its command line: not a rank that another rank, or
+/// the process that started it, speaks for.
+pub(super) fn speaks() -> bool {
+    let launch = launched(|name| std::env::var(name).ok());
+    launch.is_ok_and(|l| l.rank == 0 && l.launcher != Some(DUPLEX))
+}
+
 /// Trains; the exit code is that of the rank that failed, which has told why.
 pub(super) fn train(config: &RunConfig) -> Result<u8> {
     let launch = launched(|name| std::env::var(name).ok())?;

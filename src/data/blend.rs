@@ -6,18 +6,18 @@
 //! - Held-out rows are the directory's own split, or else the share `eval_fraction` of the rows,
 //!   taken off before anything else.
 //! - Proportions such as "2,4,4" give each step its own rows of every set; sets for the first step
-//!   only are given to it whole. The division is DeepSpeed-Chat's, row for row.
+//!   only are given to it whole. The division is DeepSpeed-Chat's, row for row, where every step can
+//!   use the rows. Rows that only some steps can use are divided among those, in their proportions.
 //! - An epoch takes `round(weight * n)` of a set's `n` rows: below 1 it takes another part of them
 //!   each epoch until all were seen, above 1 it repeats some. The order is new in every epoch.
 
 use super::folder;
 use super::mt19937::permutation;
+use super::share::{self, Kind, NEEDS, STEPS};
 use super::source::{BadRows, OnBadRow, read_rows};
 use super::types::Row;
 use crate::base::{Error, Result, Rng};
 use std::path::{Path, PathBuf};
-
-const STEPS: [&str; 3] = ["supervised finetuning", "reward model", "PPO"];
 
 /// One data set of a blend.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +59,8 @@ pub struct BlendConfig {
     pub seed: u32,
     /// What to do with unusable rows.
     pub on_bad: OnBadRow,
+    /// Whether rows go only to steps that can use them; else a step refuses them one by one.
+    pub by_use: bool,
 }
 
 /// The rows one step takes from one set.
@@ -77,11 +79,13 @@ pub struct Part {
 pub struct Blend {
     steps: [Vec<Part>; 3],
     split: [f64; 3],
-    names: String,
+    sets: Vec<String>,
     /// The files read, to stamp them.
     pub files: Vec<PathBuf>,
     /// The rows left out of all files.
     pub bad: BadRows,
+    /// The rows that no step with a share can use: set, kind, number.
+    pub unused: Vec<(String, Kind, usize)>,
 }
 
 impl Blend {
@@ -99,40 +103,79 @@ impl Blend {
         let mut blend = Blend {
             steps: Default::default(),
             split: config.split,
-            names: names.join(", "),
+            sets: names,
             files: Vec::new(),
             bad: BadRows::default(),
+            unused: Vec::new(),
         };
         for (i, spec) in all.into_iter().enumerate() {
             let split = if i < config.data.len() { config.split } else { [1.0, 0.0, 0.0] };
             let (train, eval) = blend.read_set(&spec.path, config)?;
-            let train = divide(train, &split, config.seed);
-            let eval = divide(eval, &split, config.seed);
+            let divide = |rows| share::divide(rows, &split, config.seed, config.by_use);
+            let ((train, unused), (eval, unused_eval)) = (divide(train), divide(eval));
+            let unused = unused.iter().chain(&unused_eval);
+            blend.unused.extend(share::count(unused).map(|(kind, n)| {
+                let set = spec.path.display().to_string();
+                (set, kind, n)
+            }));
             for (step, (train, eval)) in train.into_iter().zip(eval).enumerate() {
                 blend.steps[step].push(Part { train, eval, weight: spec.weight });
-            }
-        }
-        for (k, share) in config.split.iter().enumerate() {
-            if *share > 0.0 {
-                blend.step(k)?;
             }
         }
         Ok(blend)
     }
 
+    /// The kinds of rows that step `k` (0 to 2) takes from each set that gives it some: a line each.
+    pub fn tally(&self, k: usize) -> Vec<String> {
+        let parts = self.steps[k].iter().zip(&self.sets);
+        let parts = parts.filter(|(part, _)| !part.train.is_empty() || !part.eval.is_empty());
+        let line = |(part, set): (&Part, &String)| {
+            let kinds = share::count(part.train.iter());
+            let kinds: Vec<String> = kinds.map(|(kind, n)| kind.counted(n)).collect();
+            let held_out = match part.eval.len() {
+                0 => String::new(),
+                n => format!(" ({n} held out)"),
+            };
+            format!("{} of {set}{held_out}", kinds.join(", "))
+        };
+        parts.map(line).collect()
+    }
+
     /// The parts of step `k` (0 to 2), one for each set. An error when they hold no training row.
     pub fn step(&self, k: usize) -> Result<&[Part]> {
         let parts = &self.steps[k];
-        if parts.iter().all(|p| p.train.is_empty()) {
-            let [a, b, c] = self.split;
-            return Err(Error::user(format!(
-                "split {a},{b},{c} leaves no row of {} for step {} ({}); give more data or another split",
-                self.names,
-                k + 1,
-                STEPS[k]
-            )));
+        if parts.iter().any(|p| !p.train.is_empty()) {
+            return Ok(parts);
         }
-        Ok(parts)
+        let rows = self.steps.iter().flatten().flat_map(|p| p.train.iter().chain(&p.eval));
+        let usable = rows.filter(|row| share::users(row)[k]).count();
+        let (names, step) = (self.sets.join(", "), format!("step {} ({})", k + 1, STEPS[k]));
+        Err(Error::user(match usable {
+            0 => format!(
+                "no row for {step}, which needs {}: {names} hold {}",
+                NEEDS[k],
+                self.holds().join(", ")
+            ),
+            _ => {
+                let [a, b, c] = self.split;
+                format!(
+                    "split {a},{b},{c} leaves no row of {names} for {step}; give more data or another split"
+                )
+            }
+        }))
+    }
+
+    /// All rows by their kinds.
+    fn holds(&self) -> Vec<String> {
+        let rows = self.steps.iter().flatten().flat_map(|p| p.train.iter().chain(&p.eval));
+        let mut all: Vec<(Kind, usize)> = share::count(rows).collect();
+        for (_, kind, n) in &self.unused {
+            match all.iter_mut().find(|(k, _)| k == kind) {
+                Some((_, sum)) => *sum += n,
+                None => all.push((*kind, *n)),
+            }
+        }
+        all.into_iter().map(|(kind, n)| kind.counted(n)).collect()
     }
 
     /// All rows, of all steps.
@@ -177,7 +220,7 @@ impl Blend {
 }
 
 /// Divides rows by [`split_indices`], each part in the order of the permutation.
-fn divide(rows: Vec<Row>, proportions: &[f64], seed: u32) -> Vec<Vec<Row>> {
+pub(super) fn divide(rows: Vec<Row>, proportions: &[f64], seed: u32) -> Vec<Vec<Row>> {
     let parts = split_indices(rows.len(), proportions, seed);
     let mut rows: Vec<Option<Row>> = rows.into_iter().map(Some).collect();
     let take = |part: Vec<usize>| part.into_iter().filter_map(|i| rows[i].take()).collect();

@@ -11,7 +11,8 @@ fn jsonl(dir: &Path, name: &str, count: usize) -> PathBuf {
 fn config(data: Vec<Spec>) -> BlendConfig {
     let on_bad = OnBadRow::Error;
     let split = [2.0, 4.0, 4.0];
-    BlendConfig { data, sft_only: vec![], split, eval_fraction: 0.0, seed: 1234, on_bad }
+    let sft_only = vec![];
+    BlendConfig { data, sft_only, split, eval_fraction: 0.0, seed: 1234, on_bad, by_use: true }
 }
 
 fn spec(path: PathBuf) -> Spec {
@@ -103,11 +104,26 @@ fn an_empty_split_is_named() {
     let at = path.display().to_string();
     let tail = "give more data or another split";
     let expected = format!("split 2,4,4 leaves no row of {at} for step 2 (reward model); {tail}");
-    assert_eq!(message(Blend::load(&config(vec![spec(path.clone())]))), expected);
+    let blend = Blend::load(&config(vec![spec(path.clone())])).unwrap();
+    assert_eq!(message(blend.step(1)), expected);
     let only_sft = BlendConfig { split: [1.0, 0.0, 0.0], ..config(vec![spec(path)]) };
     let blend = Blend::load(&only_sft).unwrap();
     let expected = format!("split 1,0,0 leaves no row of {at} for step 3 (PPO); {tail}");
     assert_eq!(message(blend.step(2)), expected);
+    let prompts = dir.path().join("prompts.jsonl");
+    std::fs::write(&prompts, "{\"prompt\":\"a\"}\n{\"prompt\":\"b\",\"completion\":\"c\"}\n")
+        .unwrap();
+    let blend = Blend::load(&config(vec![spec(prompts.clone())])).unwrap();
+    let expected = format!(
+        "no row for step 2 (reward model), which needs a prompt with \"chosen\" and \"rejected\": {} \
+         hold 1 prompt with completion, 1 prompt without answer",
+        prompts.display()
+    );
+    assert_eq!(message(blend.step(1)), expected);
+    assert_eq!(
+        blend.tally(2),
+        [format!("1 prompt with completion, 1 prompt without answer of {}", prompts.display())]
+    );
     assert_eq!(message(Blend::load(&config(vec![]))), "no data set given; name one");
     let bad = BlendConfig { eval_fraction: 1.0, ..only_sft };
     assert_eq!(message(Blend::load(&bad)), "eval fraction 1 is not in 0..1");

@@ -483,7 +483,7 @@ fn control_tokens(
 
 /// Seconds since 1970. `SOURCE_DATE_EPOCH` overrides the clock, for runs that must repeat exactly
 /// under a template that writes the date.
-fn now() -> i64 {
+pub fn now() -> i64 {
     let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|s| s.parse().ok());
     let clock = || std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs() as i64);
     fixed.unwrap_or_else(clock)

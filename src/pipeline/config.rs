@@ -216,6 +216,8 @@ pub struct RunConfig {
     pub keep_checkpoints: usize,
     /// Metric whose best checkpoint is kept too.
     pub keep_best: Option<String>,
+    /// Whether a finished run is trained further.
+    pub extend: bool,
     /// Whether a run goes on with changed data.
     pub allow_changed_data: bool,
     /// DeepSpeed-Chat's word for how many ranks there are; they follow from `num_gpus` or the launcher.
@@ -240,8 +242,8 @@ pub struct RunConfig {
     pub seed: u64,
     /// PATH or PATH:WEIGHT each; see [`RunConfig::data_sources`].
     pub data_path: Vec<String>,
-    /// Shares of steps 1, 2, 3; see [`RunConfig::split`].
-    pub data_split: String,
+    /// Shares of steps 1, 2, 3; None = 2,4,4 among the steps of the run; see [`RunConfig::split`].
+    pub data_split: Option<String>,
     /// Further data, all for step 1.
     pub sft_only_data_path: Vec<String>,
     /// Share kept for evaluation, 0..=0.5.
@@ -306,6 +308,7 @@ impl Default for RunConfig {
             stuck_after: "10m".into(),
             keep_checkpoints: 2,
             keep_best: None,
+            extend: false,
             allow_changed_data: false,
             deployment_type: Deployment::SingleGpu,
             num_gpus: 1,
@@ -318,7 +321,7 @@ impl Default for RunConfig {
             threads: 0,
             seed: 1234,
             data_path: vec![],
-            data_split: "2,4,4".into(),
+            data_split: None,
             sft_only_data_path: vec![],
             eval_fraction: 0.05,
             strict_weights: false,

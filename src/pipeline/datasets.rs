@@ -4,11 +4,12 @@ use super::Run;
 use super::config::{ConversationFormat, EvalConfig, OnBadRow, OnLongPrompt, RunConfig};
 use super::demo;
 use super::remarks::{self, Remarked, Seen};
+use super::resume::STEPS;
 use super::sources::{Source, data_path};
 use crate::base::{Error, Kind, Result};
 use crate::data::{
     self, BadRows, Blend, BlendConfig, ChatFormat, Limits, PairExample, Part, Prompt,
-    PromptExample, Row, SftExample, Spec, Tokenizer,
+    PromptExample, Row, RowKind, SftExample, Spec, Tokenizer,
 };
 use crate::report::Event;
 use std::rc::Rc;
@@ -97,7 +98,7 @@ pub(super) fn texts(run: &mut Run<'_>, source: &Source) -> Result<Vec<Vec<i32>>>
     if data.is_empty() {
         return Ok(vec![]);
     }
-    let config = BlendConfig { sft_only: data, data: vec![], ..blend_config(cfg)? };
+    let config = BlendConfig { sft_only: data, data: vec![], by_use: false, ..blend_config(cfg)? };
     let blend = Blend::load(&BlendConfig { split: [1.0, 0.0, 0.0], eval_fraction: 0.0, ..config })?;
     run.note_data(&blend.files)?;
     let rows = in_order(blend.step(0)?, cfg.seed);
@@ -120,8 +121,13 @@ pub(super) fn eval_prompts(cfg: &EvalConfig, source: &Source) -> Result<Vec<Prom
             eval_fraction: 0.0,
             seed: cfg.seed as u32,
             on_bad: data::OnBadRow::Error,
+            by_use: true,
         };
-        in_order(Blend::load(&config)?.step(2)?, cfg.seed)
+        let blend = Blend::load(&config)?;
+        for unused in unused_lines(&blend, &[2]) {
+            eprintln!("warning: {unused}");
+        }
+        in_order(blend.step(2)?, cfg.seed)
     };
     let limits = Limits {
         max_prompt_len: cfg.max_prompt_seq_len,
@@ -163,7 +169,7 @@ fn check_room(wanted: usize, source: &Source, flags: &str) -> Result<()> {
 }
 
 /// Limits of steps 1 and 2.
-fn training_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
+pub(super) fn training_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
     let mut max_seq_len = cfg.max_seq_len;
     // A written configuration has every key, so the default counts as not given.
     let default = RunConfig::default().max_seq_len;
@@ -216,22 +222,54 @@ fn blend_config(cfg: &RunConfig) -> Result<BlendConfig> {
             OnBadRow::Error => data::OnBadRow::Error,
             OnBadRow::Skip => data::OnBadRow::Skip,
         },
+        by_use: true,
     })
 }
 
-/// All data of the run, read once.
-fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
-    if let Some(blend) = &run.blend {
-        return Ok(blend.clone());
-    }
-    let config = blend_config(run.cfg)?;
+/// All data of a run, divided among its steps.
+///
+/// # Errors
+/// A file cannot be read, or a step of the run gets no row.
+pub(super) fn read(cfg: &RunConfig) -> Result<Blend> {
+    let config = blend_config(cfg)?;
     if config.data.is_empty() && config.sft_only.is_empty() {
         return Err(Error::user("no data given; name it with --data-path FILE"));
     }
-    let blend = Rc::new(Blend::load(&config)?);
+    let blend = Blend::load(&config)?;
+    cfg.step.iter().try_for_each(|step| blend.step(*step as usize - 1).map(|_| ()))?;
+    Ok(blend)
+}
+
+/// The rows that no step of `steps` (0 to 2) can use: a line for each kind and set.
+fn unused_lines(blend: &Blend, steps: &[usize]) -> Vec<String> {
+    let names: Vec<&str> = steps.iter().map(|k| STEPS[*k]).collect();
+    let line = |(set, kind, n): &(String, RowKind, usize)| {
+        format!("{} of {set} left out: {} cannot use them", kind.counted(*n), names.join(" and "))
+    };
+    blend.unused.iter().map(line).collect()
+}
+
+/// All data of the run, read once, and told of once: rows by step, and those that were left out.
+pub(super) fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
+    if let Some(blend) = &run.blend {
+        return Ok(blend.clone());
+    }
+    let blend = match run.read.take() {
+        Some(blend) => blend,
+        None => read(run.cfg)?,
+    };
+    let blend = Rc::new(blend);
     run.note_data(&blend.files)?;
     // An earlier program has told of them.
     let repeats = run.reporter.repeat(run.goes_on);
+    let steps: Vec<usize> = run.cfg.step.iter().map(|step| *step as usize - 1).collect();
+    for k in &steps {
+        let rows = blend.tally(*k).join("; ");
+        run.reporter.emit(Event::note(format!("data for {}: {rows}", STEPS[*k])));
+    }
+    for unused in unused_lines(&blend, &steps) {
+        run.reporter.emit(Event::warning(unused));
+    }
     report_left_out(run, "rows could not be read", &blend.bad);
     if let Some(unused) = remarks::unused_keys(blend.rows()) {
         run.reporter.emit(Event::warning(unused));

@@ -4,6 +4,7 @@
 mod bench;
 mod card;
 mod chat;
+mod chat_input;
 pub mod config;
 mod datasets;
 pub mod demo;
@@ -27,6 +28,7 @@ mod settings;
 mod sft;
 mod sources;
 mod stage;
+mod start;
 mod stop;
 mod tokens;
 mod verify;
@@ -41,12 +43,12 @@ pub use plan::plan;
 pub use ranks::{Ranks, alike};
 pub use verify::verify;
 
-use crate::base::{DType, Error, Result};
+use crate::base::{DType, Error, Kind, Result};
 use crate::comm::Comm;
 use crate::data::Blend;
 use crate::device::Device;
 use crate::formats::{Input, Snapshot};
-use crate::model::{Head, LoadOptions, LoraConfig, Model, resolve_model};
+use crate::model::{Head, LoadOptions, LoraConfig, Model};
 use crate::report::{Event, Reporter, cut_log};
 use crate::rlhf::RewardRule;
 use crate::tape::Workspace;
@@ -58,6 +60,7 @@ use run_dir::RunDir;
 use saver::{Best, Saver};
 use sources::Source;
 use stage::Stage;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -84,7 +87,15 @@ struct Run<'c> {
     dropped: bool,
     /// How fast this rank is beside the others.
     pace: Pace,
-    /// The rows of all steps, once read.
+    /// When it began, in seconds since 1970: the date that chat templates write.
+    begun: i64,
+    /// Whether an iteration was done here.
+    trained: Rc<Cell<bool>>,
+    /// Iterations of the step under way.
+    total: u64,
+    /// The rows of all steps, as read before the directory was opened.
+    read: Option<Blend>,
+    /// The same in use.
     blend: Option<Rc<Blend>>,
     /// Scores answers for evaluation only; training never sees it.
     judge: Option<&'c dyn RewardRule>,
@@ -129,19 +140,61 @@ fn run_steps(
     judge: Option<&dyn RewardRule>,
     prepare: &dyn Fn(&Path) -> Result<()>,
 ) -> Result<()> {
-    let started = Instant::now();
-    let device = ranks.card.map_or(cfg.device, config::DeviceChoice::On);
-    let (device, device_name) = device.open()?;
-    let comm = ranks.comm.clone();
-    let first = comm.rank() == 0;
-    ranks::same_settings(&comm, &keys)?;
+    let begins = Begins { at: Instant::now(), seconds: start::time()?, trained: Rc::default() };
+    ranks::same_settings(&ranks.comm, &keys)?;
+    let first = ranks.comm.rank() == 0;
+    // Model and data of the demonstration are made in the run directory.
+    let read = match judge {
+        Some(_) => None,
+        None => {
+            let dir = RunDir::unopened(&cfg.output_dir);
+            dir.check_free(cfg.overwrite)?;
+            start::check(cfg, &dir)?;
+            Some(datasets::read(cfg)?)
+        }
+    };
     if !first {
-        comm.barrier()?;
+        ranks.comm.barrier()?;
     }
     let dir = match first {
         true => RunDir::open(&cfg.output_dir, cfg.overwrite)?,
         false => RunDir::beside(&cfg.output_dir)?,
     };
+    let traces = dir.traces();
+    let done = run_in(dir, cfg, keys, ranks, (judge, prepare), read, &begins);
+    let failed = |e: &Error| matches!(e.kind(), Kind::User | Kind::Resource);
+    if first && !begins.trained.get() && done.as_ref().is_err_and(failed) {
+        traces.remove();
+    }
+    done
+}
+
+/// The beginning of this program's part of a run.
+struct Begins {
+    at: Instant,
+    /// In seconds since 1970.
+    seconds: i64,
+    /// Whether an iteration was done.
+    trained: Rc<Cell<bool>>,
+}
+
+/// Knows the demonstration's answers, and makes its files.
+type Demonstration<'d> = (Option<&'d dyn RewardRule>, &'d dyn Fn(&Path) -> Result<()>);
+
+/// Runs the steps in a directory that is opened.
+fn run_in(
+    dir: RunDir,
+    cfg: &RunConfig,
+    keys: BTreeMap<String, String>,
+    ranks: Ranks,
+    (judge, prepare): Demonstration<'_>,
+    read: Option<Blend>,
+    begins: &Begins,
+) -> Result<()> {
+    let device = ranks.card.map_or(cfg.device, config::DeviceChoice::On);
+    let (device, device_name) = device.open()?;
+    let comm = ranks.comm.clone();
+    let first = comm.rank() == 0;
     let resumed = resume::find(&dir, cfg, &keys)?;
     if first {
         if !resumed.as_ref().is_some_and(|r| r.here) {
@@ -154,6 +207,11 @@ fn run_steps(
         }
         comm.barrier()?;
     }
+    let begun = match &resumed {
+        Some(from) => from.snapshot.find("begun")?.unwrap_or(begins.seconds),
+        None => begins.seconds,
+    };
+    let begun = comm.concat(&[begun as u64])?[0] as i64;
     let resumed = resumed.filter(|r| !r.is_beginning());
     let moment = resumed.as_ref().map(|r| format!("{:?}", r.snapshot.label()));
     ranks::same(&comm, "checkpoints", moment.unwrap_or_default().as_bytes())?;
@@ -173,6 +231,10 @@ fn run_steps(
             false => Reporter::silent(),
         },
         dropped: false,
+        begun,
+        trained: begins.trained.clone(),
+        total: 0,
+        read,
         pace: Pace::new(&comm)?,
         saver: saver(cfg, &dir, &comm)?,
         comm,
@@ -185,7 +247,7 @@ fn run_steps(
         data: vec![],
         resumed: None,
         goes_on: false,
-        started,
+        started: begins.at,
         earlier: 0.0,
     };
     run.begin(resumed)?;
@@ -240,8 +302,11 @@ impl Run<'_> {
         self.goes_on = resumed.is_some();
         self.reporter.repeat(resumed.as_ref().is_some_and(|r| r.here));
         self.announce();
+        if self.judge.is_some() {
+            start::check(self.cfg, &self.dir)?;
+        }
         let Some(Resumed { snapshot, here, notes }) = resumed else {
-            self.look_ahead()?;
+            datasets::blend(self)?;
             // Of another run, which this one replaces from here on.
             if self.comm.rank() == 0 {
                 resume::forget(&root, &steps, None)?;
@@ -256,7 +321,7 @@ impl Run<'_> {
                 .emit(Event::note(format!("changed since, which does not matter: {changed}")));
         }
         self.take_over(&snapshot)?;
-        self.look_ahead()?;
+        datasets::blend(self)?;
         if self.comm.rank() == 0 {
             resume::forget(&root, &steps, Some(&snapshot).filter(|_| here))?;
         }
@@ -319,47 +384,9 @@ impl Run<'_> {
         self.reporter.emit(Event::RunStart { name, run_dir, summary });
     }
 
-    /// Finds before the first step what would stop a later one, hours away.
-    fn look_ahead(&self) -> Result<()> {
-        let cfg = self.cfg;
-        let named = [&cfg.actor_model, &cfg.reward_model, &cfg.ppo.critic_model];
-        for name in named.into_iter().flatten() {
-            // What lies in the run directory may be yet to come.
-            if !Path::new(name).starts_with(self.dir.path()) {
-                resolve_model(name)?;
-            }
-        }
-        if cfg.step.contains(&3) { ppo::look_ahead(self) } else { Ok(()) }
-    }
-
-    /// Where step 1 starts.
-    fn sft_start(&self) -> Result<String> {
-        let given = self.cfg.actor_model.clone();
-        given.ok_or_else(|| Error::user("no model given; name one with --actor-model"))
-    }
-
-    /// Where step 2 starts.
-    fn reward_start(&self) -> Result<String> {
-        self.cfg.reward_model.clone().map_or_else(|| self.sft_start(), Ok)
-    }
-
-    /// The actor of step 3: step 1's if this run makes it, else the one given, else step 1's from
-    /// before.
-    fn ppo_actor(&self) -> Result<String> {
-        match &self.cfg.actor_model {
-            Some(given) if !self.cfg.step.contains(&1) => Ok(given.clone()),
-            _ => finished(&self.dir.sft()).ok_or_else(|| {
-                Error::user("no actor: name one with --actor-model, or run step 1 here first")
-            }),
-        }
-    }
-
-    /// The reward model of step 3, found likewise.
-    fn ppo_reward(&self) -> Option<String> {
-        match &self.cfg.reward_model {
-            Some(given) if !self.cfg.step.contains(&2) => Some(given.clone()),
-            _ => finished(&self.dir.reward()),
-        }
+    /// Resolves a model of the run and loads its tokenizer, as of the time when the run began.
+    fn source(&self, name: &str) -> Result<Source> {
+        Source::open_at(name, self.begun)
     }
 
     fn describe(&mut self, what: &str, model: &Model) {
@@ -411,11 +438,6 @@ fn say(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let done = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     done.map_err(|e| Error::io("write", "standard output".as_ref(), &e))
-}
-
-/// `dir` as a model's name, if a model was saved there.
-fn finished(dir: &Path) -> Option<String> {
-    dir.join("config.json").is_file().then(|| dir.display().to_string())
 }
 
 /// Whether to evaluate after `done` batches: every `interval`, or where that is 0 after each epoch.

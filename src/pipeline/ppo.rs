@@ -5,8 +5,8 @@ use super::judge::Judged;
 use super::reading::{Talks, reading, talks};
 use super::sources::{self, Source};
 use super::stage::Stage;
-use super::{Run, datasets, judge, settings};
-use crate::base::{Error, Result};
+use super::{Run, datasets, judge, settings, start};
+use crate::base::Result;
 use crate::data::Tokenizer;
 use crate::engine::Engine;
 use crate::formats::Draft;
@@ -20,7 +20,7 @@ use std::time::Instant;
 /// Runs step 3. Returns it with its number of iterations.
 pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     let cfg = run.cfg;
-    let source = Source::open(&run.ppo_actor()?)?;
+    let source = run.source(&start::ppo_actor(cfg, &run.dir)?)?;
     let data = datasets::prompts(run, &source)?;
     let texts = datasets::texts(run, &source)?;
     let others = other_sources(run)?;
@@ -32,8 +32,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     let per_iteration = p.answers_per_iteration();
     let batches = data.batches(per_iteration, p.num_train_epochs, p.max_steps, cfg.seed);
     let total = batches.len() as u64;
-    let updates =
-        total * (p.ppo_epochs * per_iteration.div_ceil(p.per_device_training_batch_size)) as u64;
+    let updates = total * (p.ppo_epochs * per_iteration.div_ceil(p.answers_per_step())) as u64;
     let config = settings::ppo(cfg, source.tokenizer.stop_ids().to_vec(), updates);
     let mut trainer = PpoTrainer::new(engines, config)?;
     if p.enable_ema {
@@ -119,30 +118,8 @@ fn save<'d>(
 
 /// The models that are read beside the actor.
 fn other_sources(run: &Run<'_>) -> Result<Vec<Source>> {
-    let names = [run.ppo_reward(), run.cfg.ppo.critic_model.clone()];
-    names.iter().flatten().map(|name| Source::open(name)).collect()
-}
-
-/// Finds before an earlier step runs what would stop this one.
-pub(super) fn look_ahead(run: &Run<'_>) -> Result<()> {
-    let cfg = run.cfg;
-    let actor = if cfg.step.contains(&1) { run.sft_start()? } else { run.ppo_actor()? };
-    datasets::rollout_limits(cfg, &Source::open(&actor)?)?;
-    if let Some(missing) = cfg.unsupervised_sources()?.iter().find(|s| !s.path.exists()) {
-        return Err(Error::user(format!(
-            "--unsupervised-data-path {}: no such file",
-            missing.path.display()
-        )));
-    }
-    match &cfg.ppo.reward_rule {
-        Some(rule) => built_in_rule(rule).map(|_| ()),
-        None if cfg.step.contains(&2) || run.ppo_reward().is_some() => Ok(()),
-        None => Err(no_reward()),
-    }
-}
-
-fn no_reward() -> Error {
-    Error::user("step 3 needs a reward: run step 2 first, or give --reward-model or --reward-rule")
+    let names = [start::ppo_reward(run.cfg, &run.dir), run.cfg.ppo.critic_model.clone()];
+    names.iter().flatten().map(|name| run.source(name)).collect()
 }
 
 /// Loads the four models, two of them once where LoRA or a rule makes a copy unnecessary.
@@ -158,7 +135,7 @@ fn build(run: &mut Run<'_>, source: &Source, prompts: Talks) -> Result<PpoEngine
     let reference =
         if with_lora { None } else { Some(frozen(run, source, Head::Lm, "reference")?) };
     let rule = cfg.ppo.reward_rule.as_deref();
-    let reward_name = run.ppo_reward();
+    let reward_name = start::ppo_reward(cfg, &run.dir);
     let mut foreign = false;
     let reward = match (rule, &reward_name) {
         (Some(rule), _) => {
@@ -167,7 +144,7 @@ fn build(run: &mut Run<'_>, source: &Source, prompts: Talks) -> Result<PpoEngine
             RewardSource::Rule(built_in_rule(rule)?, Box::new(decode))
         }
         (None, Some(name)) => {
-            let reward = Source::open(name)?;
+            let reward = run.source(name)?;
             let engine = Box::new(frozen(run, &reward, Head::Score, "reward model")?);
             if !source.has_tokens_of(&reward) {
                 run.reporter.emit(Event::note(format!(
@@ -181,13 +158,17 @@ fn build(run: &mut Run<'_>, source: &Source, prompts: Talks) -> Result<PpoEngine
                 Some(read) => RewardSource::Foreign(engine, read),
             }
         }
-        (None, None) => return Err(no_reward()),
+        (None, None) => return Err(start::no_reward()),
     };
     // Values are per token of the actor.
     let reward_name = reward_name.filter(|_| !foreign);
-    let critic_name =
-        cfg.ppo.critic_model.clone().or(reward_name).map_or_else(|| run.ppo_actor(), Ok)?;
-    let critic_source = Source::open(&critic_name)?;
+    let critic_name = cfg
+        .ppo
+        .critic_model
+        .clone()
+        .or(reward_name)
+        .map_or_else(|| start::ppo_actor(cfg, &run.dir), Ok)?;
+    let critic_source = run.source(&critic_name)?;
     source.same_tokens(&critic_source)?;
     let lora = settings::critic_lora(cfg);
     let options = run.trained(&critic_source, Head::Score, lora, false)?;

@@ -26,6 +26,7 @@ pub(super) const HARMLESS: &[&str] = &[
     "keep_checkpoints",
     "keep_best",
     "allow_changed_data",
+    "extend",
     "deployment_type",
     "num_gpus",
     "zero_stage",
@@ -78,6 +79,16 @@ pub(super) fn find(
     config: &BTreeMap<String, String>,
 ) -> Result<Option<Resumed>> {
     let all = in_order(&dir.checkpoints(), &steps_of(cfg))?;
+    if cfg.extend && cfg.resume == "auto" {
+        match all.last() {
+            Some(end) if is_end(end, cfg) => return extension(dir, &all, cfg, config).map(Some),
+            Some(_) => {}
+            None => {
+                let dir = dir.path().display();
+                return Err(Error::user(format!("--extend: {dir} holds no run of these steps")));
+            }
+        }
+    }
     let newest = all.last().filter(|f| !is_end(f, cfg));
     match (cfg.resume.as_str(), newest) {
         ("auto", None) => Ok(None),
@@ -105,6 +116,51 @@ pub(super) fn find(
             Ok(Some(Resumed { snapshot, here, notes }))
         }
     }
+}
+
+/// The last state of a finished run that is to be trained further.
+fn extension(
+    dir: &RunDir,
+    all: &[Found],
+    cfg: &RunConfig,
+    config: &BTreeMap<String, String>,
+) -> Result<Resumed> {
+    let last = steps_of(cfg).last().copied().unwrap_or_default();
+    let state = |f: &&Found| f.step == last && f.iteration.is_some_and(|n| n > 0);
+    let Some(found) = all.iter().rev().find(state) else {
+        return Err(Error::user(format!(
+            "--extend: no checkpoint of {last} is left in {}, so its optimizer state is gone; train it \
+             again with --overwrite, or give its model to a run in another --output-dir",
+            dir.checkpoints().display()
+        )));
+    };
+    let snapshot = Snapshot::open(&found.dir)?;
+    let notes = compare(&snapshot, cfg, config)?;
+    let number = |of: &BTreeMap<String, String>, key: &str| -> u64 {
+        of.get(&format!("{last}.{key}")).and_then(|v| v.parse().ok()).unwrap_or(0)
+    };
+    let then = |key| number(&snapshot.label().config, key);
+    let (steps, epochs) = (number(config, "max_steps"), number(config, "num_train_epochs"));
+    let done = snapshot.label().iteration;
+    if steps > 0 && steps <= done {
+        return Err(Error::user(format!(
+            "--extend: {last} has done {done} iterations already; give a larger --max-steps than {steps}"
+        )));
+    }
+    if steps == 0 && then("max_steps") == 0 && epochs <= then("num_train_epochs") {
+        return Err(Error::user(format!(
+            "--extend: {last} has done {} epochs already; give a larger --num-train-epochs than {epochs}",
+            then("num_train_epochs")
+        )));
+    }
+    Ok(Resumed { snapshot, here: true, notes })
+}
+
+/// Keys that may grow where a run is trained further: those of its last step.
+fn grows(cfg: &RunConfig, key: &str) -> bool {
+    let last = steps_of(cfg).last().copied().unwrap_or_default();
+    let rest = key.strip_prefix(last).and_then(|k| k.strip_prefix('.'));
+    cfg.extend && matches!(rest, Some("num_train_epochs" | "max_steps"))
 }
 
 /// Whether nothing comes after `found`.
@@ -157,6 +213,7 @@ fn compare(
         let Some(then) = label.config.get(key).filter(|then| *then != now) else { continue };
         let free = HARMLESS.contains(&key.as_str())
             || !begun(key)
+            || grows(cfg, key)
             || cfg.allow_changed_data && DATA.contains(&key.as_str());
         let told = format!("{key} ({}, now {})", shown(then), shown(now));
         let list = if free { &mut harmless } else { &mut matter };

@@ -1,9 +1,8 @@
 //! Step 2 as a run: pairs in, a reward model directory out.
 
 use super::card::Card;
-use super::sources::Source;
 use super::stage::Stage;
-use super::{Run, datasets, evaluates, settings};
+use super::{Run, datasets, evaluates, settings, start};
 use crate::base::Result;
 use crate::data::PairExample;
 use crate::engine::Engine;
@@ -17,7 +16,7 @@ use std::time::Instant;
 /// Runs step 2. Returns it with its number of iterations.
 pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     let cfg = run.cfg;
-    let source = Source::open(&run.reward_start()?)?;
+    let source = run.source(&start::reward(cfg)?)?;
     let data = datasets::pairs(run, &source)?;
     let (stage, from) = run.enter("reward", &[&source])?;
     let options = run.trained(&source, Head::Score, settings::critic_lora(cfg), false)?;

@@ -15,6 +15,8 @@ pub(super) struct RunDir {
     path: PathBuf,
     /// Whether it was one before.
     is_run: bool,
+    /// What was not there before it was opened.
+    traces: Traces,
     // Held for its lock, which the kernel drops when the process ends, however it ends. The first rank has it.
     _lock: Option<File>,
 }
@@ -23,12 +25,37 @@ impl RunDir {
     /// Opens or creates `path` and locks it. Refused, without `overwrite`: a directory that holds
     /// something else.
     pub(super) fn open(path: &Path, overwrite: bool) -> Result<RunDir> {
+        let mut dir = RunDir::unopened(path);
+        dir.check_free(overwrite)?;
+        dir.traces = Traces::before(path);
+        let opened = std::fs::create_dir_all(path)
+            .map_err(|e| Error::io("create", path, &e))
+            .and_then(|()| lock(path));
+        match opened {
+            Ok(lock) => dir._lock = Some(lock),
+            Err(e) => {
+                dir.traces.remove();
+                return Err(e);
+            }
+        }
+        remove_leftovers(&dir.checkpoints())?;
+        Ok(dir)
+    }
+
+    /// The directory as it lies there, perhaps not yet.
+    pub(super) fn unopened(path: &Path) -> RunDir {
+        let is_run = path.join(LOCK).exists();
+        RunDir { path: path.to_path_buf(), is_run, traces: Traces::default(), _lock: None }
+    }
+
+    /// Refuses a path that is a file, and without `overwrite` a directory that holds something else.
+    pub(super) fn check_free(&self, overwrite: bool) -> Result<()> {
+        let path = &self.path;
         if path.is_file() {
             return Err(Error::user(format!("--output-dir {}: is a file", path.display())));
         }
-        let is_run = path.join(LOCK).exists();
         let foreign = path.is_dir()
-            && !is_run
+            && !self.is_run
             && std::fs::read_dir(path).map_err(|e| Error::io("read", path, &e))?.next().is_some();
         if foreign && !overwrite {
             return Err(Error::user(format!(
@@ -37,16 +64,18 @@ impl RunDir {
                 path.display()
             )));
         }
-        std::fs::create_dir_all(path).map_err(|e| Error::io("create", path, &e))?;
-        let dir = RunDir { path: path.to_path_buf(), is_run, _lock: Some(lock(path)?) };
-        remove_leftovers(&dir.checkpoints())?;
-        Ok(dir)
+        Ok(())
+    }
+
+    /// What the opened directory holds that was not there before, for a start that fails.
+    pub(super) fn traces(&self) -> Traces {
+        self.traces.clone()
     }
 
     /// The directory as another rank sees it than the one that has opened it.
     pub(super) fn beside(path: &Path) -> Result<RunDir> {
         if path.join(LOCK).is_file() {
-            return Ok(RunDir { path: path.to_path_buf(), is_run: true, _lock: None });
+            return Ok(RunDir::unopened(path));
         }
         Err(Error::user(format!(
             "--output-dir {}: not the folder that the first rank has opened; it must be on a file system that all ranks share",
@@ -61,7 +90,8 @@ impl RunDir {
         let old = steps.iter().map(|s| &results[*s as usize - 1]).find(|dir| dir.exists());
         if let Some(old) = old.filter(|_| !overwrite) {
             return Err(Error::user(format!(
-                "{} exists already; give --overwrite to replace it, or another --output-dir",
+                "{} exists already; give --overwrite to replace it, another --output-dir, or --extend \
+                 with more epochs or steps to train it further",
                 old.display()
             )));
         }
@@ -125,6 +155,39 @@ impl RunDir {
     }
 }
 
+/// What a run makes in its directory before its first iteration is done. The lock comes last.
+const MADE: [&str; 6] =
+    ["checkpoints", "metrics.jsonl", "report.html", "tensorboard", "config.toml", LOCK];
+
+/// Files and directories that did not exist before a run directory was opened.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Traces {
+    files: Vec<PathBuf>,
+    /// The directory and those above it, innermost first.
+    dirs: Vec<PathBuf>,
+}
+
+impl Traces {
+    fn before(dir: &Path) -> Traces {
+        let above = dir.ancestors().filter(|d| !d.as_os_str().is_empty());
+        Traces {
+            files: MADE.iter().map(|name| dir.join(name)).filter(|p| !p.exists()).collect(),
+            dirs: above.take_while(|d| !d.exists()).map(Path::to_path_buf).collect(),
+        }
+    }
+
+    /// Removes what came since. What cannot be removed, or holds something else, stays.
+    pub(super) fn remove(&self) {
+        for path in &self.files {
+            let _ = match path.is_dir() {
+                true => std::fs::remove_dir_all(path),
+                false => std::fs::remove_file(path),
+            };
+        }
+        self.dirs.iter().take_while(|dir| std::fs::remove_dir(dir).is_ok()).for_each(drop);
+    }
+}
+
 fn lock(dir: &Path) -> Result<File> {
     let path = dir.join(LOCK);
     let mut file = OpenOptions::new()
@@ -154,6 +217,32 @@ fn lock(dir: &Path) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_start_that_fails_leaves_what_was_there() {
+        let tmp = tempfile::tempdir().unwrap();
+        let inner = tmp.path().join("a/b/c");
+        let dir = RunDir::open(&inner, false).unwrap();
+        dir.write_config("x = 1").unwrap();
+        let traces = dir.traces();
+        drop(dir);
+        traces.remove();
+        assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
+        // Directories and files from before stay, and so does what others put there.
+        std::fs::create_dir_all(tmp.path().join("a/b")).unwrap();
+        let dir = RunDir::open(&inner, false).unwrap();
+        std::fs::write(inner.join("thesis.txt"), "x").unwrap();
+        dir.traces().remove();
+        assert_eq!(std::fs::read_dir(&inner).unwrap().count(), 1);
+        let old = RunDir::open(&tmp.path().join("old"), false).unwrap();
+        old.write_config("x = 1").unwrap();
+        drop(old);
+        let old = RunDir::open(&tmp.path().join("old"), false).unwrap();
+        std::fs::write(old.metrics(), "x").unwrap();
+        old.traces().remove();
+        assert!(old.path().join("config.toml").exists() && old.path().join(LOCK).exists());
+        assert!(!old.metrics().exists());
+    }
 
     #[test]
     fn one_process_at_a_time_and_no_foreign_files() {

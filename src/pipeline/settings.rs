@@ -19,8 +19,17 @@ fn lora(cfg: &RunConfig, rank: usize) -> Option<LoraConfig> {
         rank,
         alpha: l.lora_alpha as f32,
         dropout: l.lora_dropout as f32,
-        modules: l.lora_module_name.clone(),
+        modules: l.lora_module_name.iter().map(|name| module(name)).collect(),
     })
+}
+
+/// The name of a module, or all linear layers where DeepSpeed-Chat's part of a path means the blocks:
+/// `decoder.layers.`, `layers.`, `transformer.h.`
+fn module(name: &str) -> String {
+    let path = name.strip_suffix('.').unwrap_or(name);
+    let last = path.rsplit('.').next().unwrap_or(path);
+    let blocks = ["layers", "h", "blocks", "block"].contains(&last);
+    if blocks { "all".into() } else { path.to_string() }
 }
 
 /// Adapters of the actor, in steps 1 and 3.
@@ -155,7 +164,7 @@ pub(super) fn ppo(cfg: &RunConfig, eos: Vec<i32>, updates: u64) -> PpoConfig {
         entropy_coef: p.entropy_coef as f32,
         unsup_coef: p.unsup_coef as f32,
         ppo_epochs: p.ppo_epochs,
-        minibatch: p.per_device_training_batch_size,
+        minibatch: p.answers_per_step(),
         micro_batch_tokens: micro_batch_tokens(cfg),
         actor_schedule: schedule,
         critic_schedule: schedule,

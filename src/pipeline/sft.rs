@@ -1,9 +1,8 @@
 //! Step 1 as a run: data in, a finetuned model directory out.
 
 use super::card::Card;
-use super::sources::Source;
 use super::stage::Stage;
-use super::{Run, datasets, evaluates, settings};
+use super::{Run, datasets, evaluates, settings, start};
 use crate::base::Result;
 use crate::data::SftExample;
 use crate::engine::Engine;
@@ -17,7 +16,7 @@ use std::time::Instant;
 /// Runs step 1. Returns it with its number of iterations.
 pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     let cfg = run.cfg;
-    let source = Source::open(&run.sft_start()?)?;
+    let source = run.source(&start::sft(cfg)?)?;
     let data = datasets::sft(run, &source)?;
     let (stage, from) = run.enter("sft", &[&source])?;
     let options = run.trained(&source, Head::Lm, settings::actor_lora(cfg), false)?;

@@ -4,7 +4,7 @@ use super::card::Card;
 use super::export;
 use crate::arch::{Arch, Config};
 use crate::base::{Error, Result};
-use crate::data::Tokenizer;
+use crate::data::{Tokenizer, now};
 use crate::formats::{Checkpoint, sync_dir};
 use crate::model::{
     LoadOptions, Model, SaveAs, Values, base_dir, hub_cache, resolve_model, take_part_in_saving,
@@ -26,10 +26,15 @@ pub(super) struct Source {
 impl Source {
     /// Resolves a directory or cached name and loads its tokenizer.
     pub(super) fn open(name: &str) -> Result<Source> {
+        Source::open_at(name, now())
+    }
+
+    /// The same at a given time, in seconds since 1970, for chat templates that write the date.
+    pub(super) fn open_at(name: &str, now: i64) -> Result<Source> {
         let dir = resolve_model(name)?;
         let arch = Config::read(&base_dir(&dir)?)?.arch()?;
         let tokenizer_dir = tokenizer_dir(&dir)?;
-        let tokenizer = Arc::new(Tokenizer::load(&tokenizer_dir)?);
+        let tokenizer = Arc::new(Tokenizer::load_at(&tokenizer_dir, now)?);
         Ok(Source { dir, tokenizer, tokenizer_dir, arch })
     }
 

@@ -73,6 +73,7 @@ impl Run<'_> {
         let (step, title) = (stage.step.to_string(), title.to_string());
         let unit = unit.to_string();
         let goes_on = format!("goes on after {} of {total} {unit}", stage.done);
+        self.total = total;
         self.watchdog.begin(stage.step, stage.done as u64 + 1);
         self.pace.begin(&self.comm);
         self.reporter.emit(Event::StepStart { step, title, total, unit });
@@ -91,6 +92,7 @@ impl Run<'_> {
         values: &[(&str, f64)],
         save: &dyn Fn(&mut Draft<'d>) -> Result<()>,
     ) -> Result<()> {
+        self.trained.set(true);
         self.watchdog.next();
         if let Some(slow) = self.pace.end(&self.comm)? {
             self.reporter.emit(Event::warning(slow));
@@ -102,7 +104,9 @@ impl Run<'_> {
         if let Some(told) = self.ws.take_told() {
             self.reporter.emit(Event::warning(told));
         }
-        let due = self.saver.is_due(stage.step, iteration, values);
+        // The last state of all is what a longer run goes on from.
+        let last = iteration == self.total && steps_of(self.cfg).last() == Some(&stage.step);
+        let due = self.saver.is_due(stage.step, iteration, values) || last;
         let [due, asked] = self.comm.any([due, stop::is_asked()])?;
         let signal = asked.then(stop::name);
         if due || asked {
@@ -164,6 +168,7 @@ impl Run<'_> {
 
     /// Marks a step as finished, once its results are saved.
     pub(super) fn mark_finished(&mut self, stage: &Stage, iterations: u64) -> Result<()> {
+        self.trained.set(true);
         self.save(stage, iterations, true, Draft::default(), self.log_bytes())?;
         self.saver.wait()
     }
@@ -206,6 +211,7 @@ impl Run<'_> {
         self.health.save(&mut draft);
         draft.set("device", self.hardware());
         draft.set("log_bytes", log);
+        draft.set("begun", self.begun);
         if let Some(best) = self.saver.best() {
             draft.set("best_metric", best.metric.clone());
             draft.set("best", best.written());

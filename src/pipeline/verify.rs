@@ -32,6 +32,12 @@ pub fn verify(cfg: &VerifyConfig, tell: &mut dyn FnMut(&str) -> Result<()>) -> R
             dir.display()
         )));
     }
+    if whole.iter().all(is_beginning) {
+        return Err(Error::user(format!(
+            "{}: a run has begun here and has saved nothing yet; there is nothing to check",
+            dir.display()
+        )));
+    }
     let mut bad = 0;
     for thing in &whole {
         let (path, what) = match thing {
@@ -61,6 +67,13 @@ pub fn verify(cfg: &VerifyConfig, tell: &mut dyn FnMut(&str) -> Result<()>) -> R
 enum Thing {
     Snapshot(PathBuf),
     Model(PathBuf),
+}
+
+/// Whether a snapshot is the mark of a run's beginning, which holds no state.
+fn is_beginning(thing: &Thing) -> bool {
+    let Thing::Snapshot(dir) = thing else { return false };
+    let label = |s: &Snapshot| s.label().iteration == 0 && !s.label().finished;
+    Snapshot::open(dir).as_ref().is_ok_and(label)
 }
 
 /// What there is to check in `dir`.

@@ -80,7 +80,7 @@ fn merged_and_adapted_models_answer_alike() {
         for name in ["sft", "ppo/actor"] {
             let (merged, adapter) = (format!("run/{name}"), format!("run/{name}/adapter"));
             let talk = |model: &str| {
-                let lines = "Say the number 3, please.\nclear\nGrass is green.\n";
+                let lines = "Say the number 3, please.\n/clear\nGrass is green.\n";
                 p.output(&[&["chat", model], &GREEDY[..]].concat(), lines)
             };
             assert_eq!(talk(&merged), talk(&adapter), "{family}");

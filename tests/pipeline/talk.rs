@@ -15,10 +15,10 @@ fn chat_answers_line_by_line() {
     assert!(one.len() > 1 && one.ends_with('\n') && one != other, "{one:?} {other:?}");
     assert_eq!(talk("\n  \n"), "");
     // Cleared, the second message is the first again; otherwise it is a second one.
-    assert_eq!(talk("What is blue?\nclear\nAnd grass?\n"), format!("{one}{other}"));
+    assert_eq!(talk("What is blue?\n/clear\nAnd grass?\n"), format!("{one}{other}"));
     let kept = talk("What is blue?\nAnd grass?\n");
     assert!(kept.starts_with(&one) && kept != format!("{one}{other}"), "{kept:?}");
-    assert_eq!(talk("What is blue?\nquit\nAnd grass?\n"), one);
+    assert_eq!(talk("What is blue?\n/quit\nAnd grass?\n"), one);
     // A conversation longer than the model forgets its beginning.
     let long = talk(&"What is blue?\n".repeat(30));
     assert!(long.len() > 30 && long.starts_with(&one), "{long:?}");
@@ -43,6 +43,105 @@ fn a_message_too_long_is_refused_and_the_talk_goes_on() {
     // More new tokens than the model has positions are as many as fit.
     let much = ["chat", "loud", "--dtype", "f32", "--max-new-tokens", "5000"];
     assert!(p.output(&much, "What is blue?\n").len() > 20);
+}
+
+#[test]
+fn commands_have_a_slash_and_words_are_said() {
+    let p = Place::new("gpt2");
+    p.loud("loud");
+    let talk = |lines: &str| p.output(&[&["chat", "loud"], &GREEDY[..]].concat(), lines);
+    let one = talk("What is blue?\n");
+    for word in ["quit", "exit", "clear"] {
+        let said = talk(&format!("{word}\n"));
+        assert!(said.len() > 1 && talk(&format!("{word}\nWhat is blue?\n")).starts_with(&said));
+    }
+    assert_eq!(talk("//help\n"), talk("\"\"\"/help\"\"\"\n"));
+    assert_eq!(talk("And grass?\n/undo\nWhat is blue?\n").matches(one.as_str()).count(), 1);
+    // Greedy, the answer is the same again.
+    assert_eq!(talk("What is blue?\n/retry\n"), format!("{one}{one}"));
+    assert_ne!(talk("/system Be kind.\nWhat is blue?\n"), one);
+    assert_eq!(talk("/system Be kind.\n/system\nWhat is blue?\n"), one);
+    assert_eq!(talk("/help\n/retry\n/nonsense\n"), "");
+    talk("/system Be kind.\nWhat is blue?\n/save talk.jsonl\n");
+    let saved: Value =
+        serde_json::from_str(&std::fs::read_to_string(p.path("talk.jsonl")).unwrap()).unwrap();
+    let roles: Vec<&str> =
+        saved["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["system", "user", "assistant"]);
+}
+
+/// A chat at a terminal of its own: what is typed, and what it shows.
+struct Terminal {
+    child: std::process::Child,
+    file: std::fs::File,
+}
+
+impl Terminal {
+    fn open(p: &Place, args: &[&str]) -> Terminal {
+        use std::os::fd::{FromRawFd, OwnedFd};
+        use std::os::unix::process::CommandExt;
+        let (mut main, mut side) = (0, 0);
+        let null = std::ptr::null_mut();
+        // SAFETY: two numbers to write to; the rest may be null.
+        let done = unsafe { libc::openpty(&mut main, &mut side, null, null as _, null as _) };
+        assert_eq!(done, 0);
+        // SAFETY: both are open and belong to nobody else.
+        let (main, side) =
+            unsafe { (std::fs::File::from_raw_fd(main), OwnedFd::from_raw_fd(side)) };
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_duplex"));
+        command.args(args).current_dir(p.path("")).stdin(side.try_clone().unwrap());
+        command.stdout(side.try_clone().unwrap()).stderr(side);
+        // SAFETY: system calls alone. The terminal becomes that of a session of its own.
+        unsafe {
+            command.pre_exec(|| {
+                libc::setsid();
+                libc::ioctl(0, libc::TIOCSCTTY as _, 0);
+                Ok(())
+            })
+        };
+        let child = command.spawn().unwrap();
+        Terminal { child, file: main }
+    }
+
+    fn type_in(&mut self, text: &str) {
+        std::io::Write::write_all(&mut self.file, text.as_bytes()).unwrap();
+    }
+
+    /// Reads until `n` times `what` has been shown.
+    #[track_caller]
+    fn shows(&mut self, what: &str, n: usize) {
+        let (mut all, mut part) = (String::new(), [0; 256]);
+        while all.matches(what).count() < n {
+            let read = std::io::Read::read(&mut self.file, &mut part).unwrap_or(0);
+            assert!(read > 0, "{what:?} is not in {all:?}");
+            all.push_str(&String::from_utf8_lossy(&part[..read]));
+        }
+    }
+}
+
+#[test]
+fn ctrl_c_stops_the_answer_and_then_the_talk() {
+    let p = Place::new("gpt2");
+    p.loud("loud");
+    // Of all cases one in which it answers to the end of its positions.
+    let args = ["chat", "loud", "--raw", "--dtype", "f32", "--max-new-tokens", "64"];
+    let mut t = Terminal::open(&p, &args);
+    t.shows("> ", 1);
+    for _ in 0..3 {
+        t.type_in("What is blue?\n");
+        t.type_in("\u{3}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        if let Some(status) = t.child.try_wait().unwrap() {
+            // It came before the answer or after it: the talk has ended.
+            assert_eq!(status.code(), Some(130));
+            t = Terminal::open(&p, &args);
+            t.shows("> ", 1);
+            continue;
+        }
+        t.shows("> ", 1);
+    }
+    t.type_in("\u{3}");
+    assert_eq!(t.child.wait().unwrap().code(), Some(130));
 }
 
 /// The number after `label` in the table.

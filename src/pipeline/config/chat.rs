@@ -2,7 +2,7 @@
 
 use super::layers::{self, Setting};
 use super::{DeviceChoice, Precision, TALK, check};
-use crate::base::Result;
+use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -29,6 +29,10 @@ pub struct ChatConfig {
     pub threads: usize,
     /// System message.
     pub system: Option<String>,
+    /// One prompt to answer; `-` = standard input. None = a conversation.
+    pub prompt: Option<String>,
+    /// Whether text is continued as it is, without chat template.
+    pub raw: bool,
 }
 
 impl Default for ChatConfig {
@@ -44,6 +48,8 @@ impl Default for ChatConfig {
             dtype: Precision::Bf16,
             threads: 0,
             system: None,
+            prompt: None,
+            raw: false,
         }
     }
 }
@@ -53,6 +59,11 @@ impl ChatConfig {
     pub fn resolve(settings: &[Setting]) -> Result<ChatConfig> {
         let config: ChatConfig = layers::merge(TALK, settings)?;
         check::model_given(&config.path, "chat")?;
+        if config.raw && config.system.is_some() {
+            return Err(Error::user(
+                "--raw continues text as it is, without a system message; leave out --system",
+            ));
+        }
         Ok(config)
     }
 }

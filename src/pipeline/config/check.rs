@@ -7,6 +7,9 @@ use crate::base::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// DeepSpeed-Chat's shares of the steps.
+const DEFAULT_SPLIT: [f64; 3] = [2.0, 4.0, 4.0];
+
 /// Most often that an epoch may repeat a data set.
 const MAX_WEIGHT: f64 = 100.0;
 
@@ -56,17 +59,23 @@ impl RunConfig {
         DataSource::parse_all("ppo.unsupervised_data_path", &self.ppo.unsupervised_data_path)
     }
 
-    /// Shares of the data for steps 1, 2 and 3; they add up to 1.
+    /// Shares of the data for steps 1, 2 and 3; they add up to 1. Where none are given, the steps that
+    /// are not run get nothing: a step alone takes all rows that it can use.
     pub fn split(&self) -> Result<[f64; 3]> {
-        let parts: Option<Vec<f64>> =
-            self.data_split.split(',').map(|p| p.trim().parse().ok()).collect();
+        let Some(text) = &self.data_split else {
+            let runs = |k: usize| self.step.contains(&(k as u32 + 1));
+            let shares: [f64; 3] =
+                std::array::from_fn(|k| if runs(k) { DEFAULT_SPLIT[k] } else { 0.0 });
+            let sum: f64 = shares.iter().sum();
+            return Ok(shares.map(|s| s / sum));
+        };
+        let parts: Option<Vec<f64>> = text.split(',').map(|p| p.trim().parse().ok()).collect();
         let parts: Option<[f64; 3]> = parts.and_then(|p| p.try_into().ok());
         let usable =
             |p: &[f64; 3]| p.iter().all(|x| (0.0..=1e9).contains(x)) && p.iter().sum::<f64>() > 0.0;
         let Some(parts) = parts.filter(usable) else {
             return Err(Error::user(format!(
-                "\"data_split\" must be three numbers of 0 or more, not all 0, such as \"2,4,4\", not {:?}",
-                self.data_split
+                "\"data_split\" must be three numbers of 0 or more, not all 0, such as \"2,4,4\", not {text:?}"
             )));
         };
         let sum: f64 = parts.iter().sum();
@@ -135,7 +144,7 @@ impl RunConfig {
                 ppo.min_answer_seq_len, self.max_answer_seq_len
             ));
         }
-        let (step, gathered) = (ppo.per_device_training_batch_size, ppo.answers_per_iteration());
+        let (step, gathered) = (ppo.answers_per_step(), ppo.answers_per_iteration());
         if step > gathered {
             return refuse(&format!(
                 "\"ppo.per_device_training_batch_size\" {step} is above the {gathered} answers gathered \

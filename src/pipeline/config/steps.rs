@@ -154,6 +154,8 @@ pub struct PpoSection {
     pub generation_batches: usize,
     /// Sequences per optimizer step.
     pub per_device_training_batch_size: usize,
+    /// Rounds per optimizer step: an iteration gathers, and a step takes, so many times as many.
+    pub gradient_accumulation_steps: usize,
     /// Passes over each experience.
     pub ppo_epochs: usize,
     /// Passes over the prompts.
@@ -238,6 +240,7 @@ impl Default for PpoSection {
             per_device_generation_batch_size: 16,
             generation_batches: 1,
             per_device_training_batch_size: 16,
+            gradient_accumulation_steps: 1,
             ppo_epochs: 1,
             num_train_epochs: 1,
             max_steps: 0,
@@ -283,7 +286,13 @@ impl Default for PpoSection {
 impl PpoSection {
     /// Answers gathered in one iteration.
     pub fn answers_per_iteration(&self) -> usize {
-        self.per_device_generation_batch_size * self.generation_batches
+        let rounds = self.generation_batches * self.gradient_accumulation_steps;
+        self.per_device_generation_batch_size * rounds
+    }
+
+    /// Answers that an optimizer step takes.
+    pub fn answers_per_step(&self) -> usize {
+        self.per_device_training_batch_size * self.gradient_accumulation_steps
     }
 }
 

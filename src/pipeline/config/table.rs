@@ -44,12 +44,14 @@ pub static RUN: &[Key] = &[
     key("save_every", RUNS, Kind::Every, "how often a checkpoint is saved: iterations, or a time such as 10m"),
     key("keep_checkpoints", RUNS, Kind::int(1, COUNT), "the newest checkpoints that are kept"),
     key("keep_best", RUNS, Kind::Text, "also save and keep each step's checkpoint with the best value of this metric, such as eval_loss"),
+    key("extend", RUNS, Kind::Bool, "train a finished run further, with its optimizer state: with more epochs or a larger --max-steps. The learning rate is that of the longer schedule from here on"),
     key("allow_changed_data", RUNS, Kind::Bool, "go on although data files are not those the run began with"),
     key("deployment_type", RUNS, Kind::Choice(&["single_gpu", "single_node", "multi_node"]), "accepted for DeepSpeed-Chat's scripts; how many ranks there are follows from --num-gpus or the launcher"),
     key("num_gpus", RUNS, Kind::int(1, 1024), "ranks that this process starts: processes with a card each, on the CPU threads. A step has the same rows however many share them"),
     key("zero_stage", RUNS, STAGES, "what ranks share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too; auto: as little as memory allows")
-        .or(&[(PPO, "actor-zero-stage")]),
-    key("critic_zero_stage", TRAIN | REWARD | PPO, STAGES, "the same of reward model and critic; auto: as --zero-stage"),
+        .or(&[(TRAIN | PPO, "actor-zero-stage")]),
+    key("critic_zero_stage", TRAIN | REWARD | PPO, STAGES, "the same of reward model and critic; auto: as --zero-stage")
+        .or(&[(TRAIN, "reward-zero-stage")]),
     key("inference_tp_size", TRAIN | PPO, Kind::int(0, 1024), "ranks that generate together at stage 3, each with its slice of the weights; 0 = those of a machine"),
     key("rank_timeout", RUNS, Kind::Time, "how long a rank waits for another before it gives up with exit code 75"),
     key("device", RUNS, Kind::Device, "where to compute; auto: CUDA where it can be used, else the CPU"),
@@ -57,7 +59,7 @@ pub static RUN: &[Key] = &[
     key("threads", RUNS, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
     key("seed", RUNS, Kind::int(0, i64::MAX), "seed of every random number in the run"),
     key("data_path", RUNS, TEXTS, "data files or folders, each PATH or PATH:WEIGHT; left out: the demonstration's data"),
-    key("data_split", RUNS, Kind::Text, "shares of the data for steps 1, 2 and 3"),
+    key("data_split", RUNS, Kind::Text, "shares of the data for steps 1, 2 and 3; left out: 2,4,4, where a step that is not run gets nothing. Rows that only some steps can use are shared among those"),
     key("sft_only_data_path", TRAIN | SFT, TEXTS, "more data, all of it for step 1"),
     key("eval_fraction", RUNS, Kind::between(0.0, 0.5), "share of each step's data kept for evaluation"),
     key("strict_weights", RUNS, Kind::Bool, "refuse models with weights that are infinite or not a number; else they are warned of"),
@@ -116,6 +118,7 @@ pub static RUN: &[Key] = &[
     key("ppo.per_device_generation_batch_size", TRAIN | PPO, BATCH, "prompts per rollout"),
     key("ppo.generation_batches", TRAIN | PPO, BATCH, "rollouts gathered before each update"),
     key("ppo.per_device_training_batch_size", TRAIN | PPO, BATCH, "sequences per optimizer step"),
+    key("ppo.gradient_accumulation_steps", TRAIN | PPO, BATCH, "rounds per optimizer step: an iteration gathers, and a step takes, so many times as many sequences"),
     key("ppo.ppo_epochs", TRAIN | PPO, Kind::int(1, 1000), "passes over each gathered experience"),
     key("ppo.num_train_epochs", TRAIN | PPO, Kind::int(1, 1000), "passes over the prompts"),
     key("ppo.max_steps", TRAIN | PPO, ANY_COUNT, "stop after this many iterations (gather, then update); 0 = by epochs"),
@@ -179,6 +182,8 @@ pub static TALK: &[Key] = &[
     key("dtype", CHAT, DTYPES, "dtype of weights and activations"),
     key("threads", CHAT, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
     key("system", CHAT, Kind::Text, "system message at the head of the conversation"),
+    key("prompt", CHAT, Kind::Text, "answer this prompt, print the answer alone and stop; - reads it from standard input"),
+    key("raw", CHAT, Kind::Bool, "continue text as it is: no chat template, control tokens in it count, each message stands by itself"),
 ];
 
 /// Keys of a check of saved files.
@@ -195,7 +200,7 @@ pub static INSPECTION: &[Key] = &[
 /// Keys of an evaluation.
 #[rustfmt::skip]
 pub static EVALUATION: &[Key] = &[
-    key("path", EVAL, Kind::Text, "model folder").or(&[(EVAL, "model-name-or-path-finetune")]),
+    key("path", EVAL, Kind::Text, "model folder").or(&[(EVAL, "model-name-or-path-finetune"), (EVAL, "model-name-or-path")]),
     key("baseline", EVAL, Kind::Text, "model folder to compare with, on the same prompts").or(&[(EVAL, "model-name-or-path-baseline")]),
     key("reward_model", EVAL, Kind::Text, "reward model that scores the answers"),
     key("reward_rule", EVAL, Kind::Text, "built-in rule that scores the answers"),

@@ -98,7 +98,8 @@ fn with_rows(cfg: &RunConfig, rows: usize, ranks: usize) -> RunConfig {
     let p = &mut cfg.ppo;
     p.per_device_generation_batch_size = all.max(p.answers_per_iteration());
     p.generation_batches = 1;
-    p.per_device_training_batch_size = all.max(p.per_device_training_batch_size);
+    p.per_device_training_batch_size = all.max(p.answers_per_step());
+    p.gradient_accumulation_steps = 1;
     cfg
 }
 

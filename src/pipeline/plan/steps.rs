@@ -168,7 +168,7 @@ fn ppo(dry: &mut Dry<'_>) -> Result<Step> {
     let mark = dry.mark();
     trainer.train_rlhf(&mut dry.ws, &experience, &texts)?;
     let trained = [&trainer.engines.actor, &trainer.engines.critic];
-    let steps = p.ppo_epochs * rows.div_ceil(p.per_device_training_batch_size);
+    let steps = p.ppo_epochs * rows.div_ceil(p.answers_per_step());
     let phase = training(dry.since(&mark, "training", &all(&trainer)), &trained);
     phases.push(Phase { updated: phase.updated * steps, ..phase });
     let mut draft = Draft::default();

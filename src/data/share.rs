@@ -1,0 +1,157 @@
+//! Which steps can use a row, the kinds of rows that messages tell of, and the division of rows among
+//! the steps that can use them.
+
+use super::blend::divide as cut;
+use super::types::{Prompt, Row};
+
+/// The steps, in order.
+pub(super) const STEPS: [&str; 3] = ["supervised finetuning", "reward model", "PPO"];
+
+/// The keys of a row that a step can use.
+pub(super) const NEEDS: [&str; 3] = [
+    "a prompt with an answer (\"chosen\" or \"completion\"), or \"text\"",
+    "a prompt with \"chosen\" and \"rejected\"",
+    "\"prompt\"",
+];
+
+/// A kind of row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Two answers to a prompt.
+    Pair,
+    /// Messages with an answer.
+    Conversation,
+    /// A text with an answer.
+    Completion,
+    /// A prompt without an answer.
+    Prompt,
+    /// Plain text.
+    Text,
+}
+
+impl Kind {
+    /// The kind of a row.
+    pub fn of(row: &Row) -> Kind {
+        match (&row.prompt, &row.chosen, &row.rejected) {
+            (Some(_), Some(_), Some(_)) => Kind::Pair,
+            (Some(Prompt::Chat(_)), Some(_), None) => Kind::Conversation,
+            (Some(Prompt::Text(_)), Some(_), None) => Kind::Completion,
+            (Some(_), None, _) => Kind::Prompt,
+            (None, ..) => Kind::Text,
+        }
+    }
+
+    /// So many rows of this kind, in words.
+    pub fn counted(self, n: usize) -> String {
+        let (one, more) = match self {
+            Kind::Pair => ("preference pair", "preference pairs"),
+            Kind::Conversation => ("conversation", "conversations"),
+            Kind::Completion => ("prompt with completion", "prompts with completions"),
+            Kind::Prompt => ("prompt without answer", "prompts without answers"),
+            Kind::Text => ("text", "texts"),
+        };
+        format!("{n} {}", if n == 1 { one } else { more })
+    }
+}
+
+/// The steps that can use a row: SFT, reward model, PPO.
+pub(super) fn users(row: &Row) -> [bool; 3] {
+    let (prompt, chosen) = (row.prompt.is_some(), row.chosen.is_some());
+    let text = !prompt && row.text.is_some();
+    [prompt && chosen || text, prompt && chosen && row.rejected.is_some(), prompt]
+}
+
+/// How many rows there are of each kind that occurs.
+pub(super) fn count<'a>(
+    rows: impl Iterator<Item = &'a Row>,
+) -> impl Iterator<Item = (Kind, usize)> {
+    let mut counts = std::collections::BTreeMap::new();
+    rows.for_each(|row| *counts.entry(Kind::of(row)).or_default() += 1);
+    counts.into_iter()
+}
+
+/// Divides rows among the steps by their proportions. With `by_use`, those that only some steps can
+/// use go to these alone; the second part are the rows that none with a share can use.
+pub(super) fn divide(
+    rows: Vec<Row>,
+    split: &[f64; 3],
+    seed: u32,
+    by_use: bool,
+) -> ([Vec<Row>; 3], Vec<Row>) {
+    let mut classes: std::collections::BTreeMap<[bool; 3], Vec<Row>> = Default::default();
+    for row in rows {
+        classes.entry(if by_use { users(&row) } else { [true; 3] }).or_default().push(row);
+    }
+    let (mut steps, mut unused): ([Vec<Row>; 3], Vec<Row>) = Default::default();
+    for (can_use, rows) in classes {
+        // Without the steps that get nothing: what rounding leaves over falls to the first part.
+        let takers: Vec<usize> = (0..3).filter(|&k| can_use[k] && split[k] > 0.0).collect();
+        if takers.is_empty() {
+            unused.extend(rows);
+            continue;
+        }
+        let shares: Vec<f64> = takers.iter().map(|&k| split[k]).collect();
+        for (k, part) in takers.into_iter().zip(cut(rows, &shares, seed)) {
+            steps[k].extend(part);
+        }
+    }
+    (steps, unused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{OnBadRow, read_rows};
+
+    /// Rows of every kind: `counts` of pairs, conversations, completions, prompts, texts.
+    fn rows(counts: [usize; 5]) -> Vec<Row> {
+        let lines = [
+            r#"{"prompt":"a","chosen":"b","rejected":"c"}"#,
+            r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
+            r#"{"prompt":"a","completion":"b"}"#,
+            r#"{"prompt":"a"}"#,
+            r#"{"text":"a"}"#,
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        let text: String =
+            counts.iter().zip(lines).map(|(n, line)| format!("{line}\n").repeat(*n)).collect();
+        std::fs::write(&path, text).unwrap();
+        read_rows(&path, OnBadRow::Error).unwrap().0
+    }
+
+    #[test]
+    fn rows_go_to_the_steps_that_can_use_them() {
+        let divided = |counts, split: [f64; 3]| {
+            let (steps, unused) = divide(rows(counts), &split, 7, true);
+            (steps.map(|rows| count(rows.iter()).collect::<Vec<_>>()), unused.len())
+        };
+        // Pairs serve all; prompts with an answer SFT and PPO, as 2 to 4; the rest one step each.
+        let (steps, unused) = divided([50, 0, 30, 8, 9], [2.0, 4.0, 4.0]);
+        use Kind::{Completion, Conversation, Pair, Prompt, Text};
+        assert_eq!(steps[0], [(Pair, 10), (Completion, 10), (Text, 9)]);
+        assert_eq!(steps[1], [(Pair, 20)]);
+        assert_eq!(steps[2], [(Pair, 20), (Completion, 20), (Prompt, 8)]);
+        assert_eq!(unused, 0);
+        // A step alone takes all it can use.
+        let (steps, unused) = divided([5, 4, 3, 2, 1], [1.0, 0.0, 0.0]);
+        assert_eq!(steps[0], [(Pair, 5), (Conversation, 4), (Completion, 3), (Text, 1)]);
+        assert_eq!((steps[1].len(), steps[2].len(), unused), (0, 0, 2));
+        let (steps, unused) = divided([5, 4, 3, 2, 1], [0.0, 1.0, 0.0]);
+        assert_eq!((steps[1].clone(), unused), (vec![(Pair, 5)], 10));
+        let (steps, unused) = divided([5, 4, 3, 2, 1], [0.0, 0.0, 1.0]);
+        assert_eq!(steps[2], [(Pair, 5), (Conversation, 4), (Completion, 3), (Prompt, 2)]);
+        assert_eq!(unused, 1);
+        // No row is lost to a step that has no share, however the shares round.
+        for n in 1..40 {
+            let (steps, unused) = divide(rows([n, 0, 0, 0, 0]), &[0.0, 1.0, 1.0], 3, true);
+            assert_eq!((steps[0].len(), steps[1].len() + steps[2].len(), unused.len()), (0, n, 0));
+        }
+    }
+
+    #[test]
+    fn kinds_in_words() {
+        assert_eq!(Kind::Pair.counted(1), "1 preference pair");
+        assert_eq!(Kind::Completion.counted(2), "2 prompts with completions");
+    }
+}

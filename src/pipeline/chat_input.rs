@@ -1,0 +1,147 @@
+//! The lines of a conversation: messages, of one line or between `"""`, and commands.
+
+use crate::base::{Error, Result};
+use std::io::BufRead;
+
+/// The help of the commands.
+pub(super) const HELP: &str = "\
+/help         this list
+/clear        forget the conversation
+/system TEXT  set the system message; without TEXT, take it away
+/retry        answer the last message again
+/undo         forget the last message and its answer
+/save FILE    write the conversation as a line of JSON, as training reads it
+/quit         leave (also the end of input)
+//x           says /x
+\"\"\"           begins and ends a message of several lines
+";
+
+/// What a line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    Message(String),
+    Help,
+    Clear,
+    /// The new system message, perhaps none.
+    System(Option<String>),
+    Retry,
+    Undo,
+    Save(String),
+    Quit,
+    /// Not understood: a line about it.
+    Wrong(String),
+}
+
+/// The next thing said; None at the end of input. `more` is called before a line that goes on.
+pub(super) fn next(
+    input: &mut dyn BufRead,
+    more: &mut dyn FnMut() -> Result<()>,
+) -> Result<Option<Said>> {
+    while let Some(line) = line(input)? {
+        let text = line.trim();
+        if text.is_empty() {
+            continue;
+        }
+        return Ok(Some(match text.strip_prefix("\"\"\"") {
+            Some(first) => Said::Message(block(first, input, more)?),
+            None => said(text),
+        }));
+    }
+    Ok(None)
+}
+
+/// A line without its end; None at the end of input.
+fn line(input: &mut dyn BufRead) -> Result<Option<String>> {
+    let mut line = String::new();
+    let read = input.read_line(&mut line);
+    match read.map_err(|e| Error::user(format!("standard input: {e}")))? {
+        0 => Ok(None),
+        _ => Ok(Some(line.trim_end_matches(['\n', '\r']).to_string())),
+    }
+}
+
+/// The lines up to one that ends in `"""`, or the end of input.
+fn block(
+    first: &str,
+    input: &mut dyn BufRead,
+    more: &mut dyn FnMut() -> Result<()>,
+) -> Result<String> {
+    let (mut lines, mut next) = (vec![], Some(first.to_string()));
+    while let Some(text) = next {
+        if let Some(last) = text.trim_end().strip_suffix("\"\"\"") {
+            lines.push(last.to_string());
+            break;
+        }
+        lines.push(text);
+        more()?;
+        next = line(input)?;
+    }
+    Ok(lines.join("\n").trim_matches('\n').to_string())
+}
+
+fn said(text: &str) -> Said {
+    let Some(rest) = text.strip_prefix('/') else { return Said::Message(text.into()) };
+    if rest.starts_with('/') {
+        return Said::Message(rest.into());
+    }
+    let (word, argument) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+    let argument = argument.trim();
+    let given = (!argument.is_empty()).then(|| argument.to_string());
+    match (word, given) {
+        ("system", given) => Said::System(given),
+        ("save", Some(file)) => Said::Save(file),
+        ("save", None) => Said::Wrong("/save needs a file: /save FILE".into()),
+        ("help", None) => Said::Help,
+        ("clear", None) => Said::Clear,
+        ("retry", None) => Said::Retry,
+        ("undo", None) => Said::Undo,
+        ("quit", None) => Said::Quit,
+        ("help" | "clear" | "retry" | "undo" | "quit", Some(_)) => {
+            Said::Wrong(format!("/{word} takes nothing behind it; //{word} says /{word}"))
+        }
+        _ => Said::Wrong(format!("no command /{word}; /help lists them, //{word} says /{word}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(text: &str) -> Vec<Said> {
+        let mut input = text.as_bytes();
+        std::iter::from_fn(|| next(&mut input, &mut || Ok(())).unwrap()).collect()
+    }
+
+    #[test]
+    fn words_are_words_and_commands_have_a_slash() {
+        let says = |text: &str| Said::Message(text.into());
+        let given = "quit\n exit \n\n  \nclear\n//quit\n//home/x\nhelp me / now\r\n";
+        let expected = ["quit", "exit", "clear", "/quit", "/home/x", "help me / now"].map(says);
+        assert_eq!(all(given), expected);
+        let given =
+            "/help\n/clear\n/system  Be kind. \n/system\n/retry\n/undo\n/save a b.json\n/quit";
+        let expected = [
+            Said::Help,
+            Said::Clear,
+            Said::System(Some("Be kind.".into())),
+            Said::System(None),
+            Said::Retry,
+            Said::Undo,
+            Said::Save("a b.json".into()),
+            Said::Quit,
+        ];
+        assert_eq!(all(given), expected);
+        for wrong in ["/bye", "/save", "/quit now", "/"] {
+            assert!(matches!(all(wrong)[..], [Said::Wrong(_)]), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn messages_of_several_lines() {
+        let says = |text: &str| Said::Message(text.into());
+        assert_eq!(all("\"\"\"\na\n\n  /quit\n\"\"\"\nb\n"), [says("a\n\n  /quit"), says("b")]);
+        assert_eq!(all("\"\"\"one\"\"\"\n"), [says("one")]);
+        assert_eq!(all("\"\"\"one\ntwo\"\"\""), [says("one\ntwo")]);
+        assert_eq!(all("\"\"\"never\nended"), [says("never\nended")]);
+    }
+}
