@@ -426,9 +426,9 @@ impl Run {
             recursive: f.recursive.then(|| (f.clone(), scope.clone())),
         }))));
         let name: Arc<str> = Arc::from("loop");
+        // As in Jinja2, an iteration that was broken off does not count against `else`.
         let mut ran = false;
         while let Some(item) = self.advance(&state)? {
-            ran = true;
             self.spend(1)?;
             let inner = Scope::new(Some(scope.clone()));
             if f.uses_loop {
@@ -436,8 +436,10 @@ impl Run {
             }
             self.line = f.line;
             self.assign(&f.target, item, &inner)?;
-            if self.body(&f.body, &inner, out)? == Flow::Break {
-                break;
+            match self.body(&f.body, &inner, out)? {
+                Flow::Break => break,
+                Flow::Continue => {}
+                Flow::On => ran = true,
             }
         }
         if let (Value::Iter(iter), Object::Loop(state)) = (&iterable, &*state)
@@ -829,7 +831,13 @@ impl Run {
 }
 
 fn is_constant(kind: &Kind) -> bool {
-    matches!(kind, Kind::None | Kind::Bool(_) | Kind::Int(_) | Kind::Float(_) | Kind::Str(_))
+    match kind {
+        Kind::None | Kind::Bool(_) | Kind::Int(_) | Kind::Float(_) | Kind::Str(_) => true,
+        Kind::Dict(items) => {
+            items.iter().all(|(k, v)| is_constant(&k.kind) && is_constant(&v.kind))
+        }
+        _ => false,
+    }
 }
 
 /// The undefined value that a missing attribute or item is.

@@ -611,7 +611,7 @@ impl Run {
             (_, Some(i)) => i as f64,
             _ => return error(format!("type {} doesn't define __round__", value.kind())),
         };
-        if !(-30..=300).contains(&precision) {
+        if !(-30..=300).contains(&precision) || (precision < 0 && number.abs() > 1e37) {
             return error("round with so many digits is not supported");
         }
         match &*method {

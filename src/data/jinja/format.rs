@@ -368,10 +368,6 @@ pub(crate) fn percent(run: &mut Run, template: &str, value: &Value) -> Res<Strin
         }
         while chars.next_if(|c| "hlL".contains(*c)).is_some() {}
         let Some(kind) = chars.next() else { return error("incomplete format") };
-        if kind == '%' {
-            out.push('%');
-            continue;
-        }
         let argument = match named {
             Some(value) => value,
             None => match args.next() {

@@ -138,6 +138,10 @@ impl<'a> Lexer<'a> {
         let rest = self.rest();
         let body = &rest[opening..];
         let Some(end) = body.find("#}") else {
+            if body.is_empty() {
+                self.advance(opening);
+                return Ok(());
+            }
             return Err(("Missing end of comment tag".into(), self.line));
         };
         let after = opening + end + 2;
@@ -178,7 +182,10 @@ impl<'a> Lexer<'a> {
             self.advance(at + end - start);
             return Ok(());
         }
-        Err(("Missing end of raw directive".into(), self.line))
+        match rest.is_empty() {
+            true => Ok(()),
+            false => Err(("Missing end of raw directive".into(), self.line)),
+        }
     }
 
     /// The tokens of a tag up to its end.

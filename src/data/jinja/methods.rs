@@ -92,7 +92,7 @@ impl Run {
                     "name" => Ok(Some(m.def.name.clone().map_or(Value::None, Value::Str))),
                     "arguments" => {
                         let names = m.def.params.iter().cloned().map(Value::Str).collect();
-                        Value::list(names).map(Some)
+                        Value::tuple(names).map(Some)
                     }
                     "catch_kwargs" => Ok(Some(Value::Bool(m.def.takes_kwargs))),
                     "catch_varargs" => Ok(Some(Value::Bool(m.def.takes_varargs))),

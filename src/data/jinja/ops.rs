@@ -47,8 +47,8 @@ pub(crate) fn same(a: &Value, b: &Value) -> Option<bool> {
         (Value::Str(a), Value::Str(b)) if Arc::ptr_eq(a, b) || a.len() < 2 => true,
         (Value::Int(_), Value::Int(_))
         | (Value::Float(_), Value::Float(_))
-        | (Value::Str(_), Value::Str(_))
-        | (Value::Undefined(_), Value::Undefined(_)) => return None,
+        | (Value::Str(_), Value::Str(_)) => return None,
+        (Value::Undefined(a), Value::Undefined(b)) => Arc::ptr_eq(a, b),
         _ => false,
     })
 }
@@ -469,7 +469,7 @@ fn repeat(run: &mut Run, value: &Value, times: i128) -> Res<Value> {
 }
 
 fn integers(op: BinaryOp, a: i128, b: i128) -> Res<Value> {
-    const EXACT: i128 = 1 << 53;
+    const EXACT: u128 = 1 << 53;
     if b == 0 && matches!(op, BinaryOp::Div | BinaryOp::FloorDiv | BinaryOp::Mod) {
         return error("division by zero");
     }
@@ -483,7 +483,8 @@ fn integers(op: BinaryOp, a: i128, b: i128) -> Res<Value> {
         BinaryOp::Mul => a.checked_mul(b),
         BinaryOp::FloorDiv => a.checked_div(b).map(|q| floor(q, a % b).0),
         BinaryOp::Mod => a.checked_rem(b).map(|r| floor(0, r).1),
-        BinaryOp::Div if a.abs() <= EXACT && b.abs() <= EXACT => {
+        BinaryOp::Div if b == 1 => return Ok(Value::Float(a as f64)),
+        BinaryOp::Div if a.unsigned_abs() <= EXACT && b.unsigned_abs() <= EXACT => {
             return Ok(Value::Float(a as f64 / b as f64));
         }
         BinaryOp::Div => return error("division of integers beyond 2**53 is not supported"),

@@ -292,7 +292,12 @@ impl Parser {
             "include" | "extends" | "import" | "from" => {
                 return Err((format!("'{tag}' needs other templates, and there are none"), line));
             }
-            "autoescape" => return Err(("'autoescape' is not supported".into(), line)),
+            "autoescape" => match self.expr()?.kind {
+                Kind::Bool(false) => {
+                    Stmt::With(Vec::new(), self.frame(|p| p.block("endautoescape"))?)
+                }
+                _ => return Err(("'autoescape' is not supported".into(), line)),
+            },
             _ => return Err((format!("Encountered unknown tag '{tag}'."), line)),
         });
         Ok(())
