@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 /// Units of work of a rendering: the base, more for each message (which takes some hundreds), the
 /// most of these two together, and more for each byte of input (a text costs an eighth a byte).
-const FUEL: [u64; 4] = [3_000_000, 20_000, 20_000_000, 16];
+const FUEL: [u64; 4] = [1_000_000, 20_000, 20_000_000, 16];
 
 /// Levels of calls that a rendering may nest where it stands, and on a stack of its own.
 const DEPTH: [u32; 2] = [60, 2_000];
