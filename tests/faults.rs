@@ -263,18 +263,8 @@ fn a_template_that_takes_all_memory_ends_in_one_line() {
         [double, "{{ 'a\nb' | indent(10 ** 12) }}", "{{ '%999999999999s' | format('a') }}"]
     {
         std::fs::write(model.join("chat_template.jinja"), template).unwrap();
-        let (code, stderr) = p.sft(&model, &data, &["--overwrite"]);
-        // What the engine itself refuses is no use of this template.
-        if code != 0 {
-            refused(
-                (code, stderr),
-                2,
-                &["the chat template of a model asks for memory without end"],
-            );
-        }
+        refused(p.sft(&model, &data, &["--overwrite"]), 2, &["chat template of", "line 1: "]);
     }
-    std::fs::write(model.join("chat_template.jinja"), double).unwrap();
-    refused(p.sft(&model, &data, &["--overwrite"]), 2, &["asks for memory without end"]);
 }
 
 /// The file-size limit of the shell stands for a full disk: a write fails in the middle.

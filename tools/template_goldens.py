@@ -11,6 +11,7 @@ import datetime
 import json
 import logging
 import pathlib
+import re
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -72,6 +73,9 @@ def snippets():
     for template, refused in template_snippets.all_snippets():
         case = {"template": template}
         outcome = render(template, template_snippets.GIVEN)
+        # An address is another one in every run.
+        if not refused and re.search(r" at 0x[0-9a-f]+>", outcome.get("text", "")):
+            refused = "printing"
         if refused:
             case["refused"] = refused
         else:

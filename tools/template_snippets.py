@@ -271,6 +271,14 @@ range(100001)
 range(1, 2, 0)
 range('a')
 none[1:]
+n[1:]
+5[1:]
+i[:2]
+'abc'[1:9]
+{'a': 1}[1:]
+n[0]
+f[0]
+t[:1]
 missing[1:]
 d[1:]
 items['a':]
@@ -759,6 +767,422 @@ i is divisibleby(none)
 '%s' % none
 '{}'.format(d)
 '{:.3}'.format('abcdef')
+'%s' | format('a')
+'%05.1f|%+.2e|%G' % (3.14159, 12345.678, 0.00001)
+'%-8s|%8s|%.2s' % ('ab', 'cd', 'efg')
+'%x %X %o %#x' % (255, 255, 8, 255)
+'%i %u' % (3.9, 4)
+'%s %s %s' % (none, true, [1.0])
+'%5%|%-5d|' % 3
+'%(k y)s' % d
+'%(q)s' % d
+'%' % 1
+'%z' % 1
+'{0:>{1}}'.format
+'{:<6}|{:>6}|{:^6}|{:06.2f}|{:+.1f}|{:_}'.format('a', 1, true, 2.5, 3.0, 1000000)
+'{:s} {:d}'.format('x', 5)
+'{:,.2f}'.format(1234567.891)
+'{:e} {:E} {:.0f} {:G}'.format(1500, 0.00015, 2.5, 1e20)
+'{:#x} {:#b} {:o} {:X} {:c}'.format(255, 5, 8, 255, 65)
+'{:=+6d}|{:*<4}|{:-}'.format(5, 'z', 7)
+'{:%}'.format(0.5)
+'{!r:>6}'.format('a')
+'{a.real} {b[z]} {c[0]}'.format(a=5, b=d, c=items)
+'{'.format()
+'}'.format()
+'{:q}'.format(1)
+'a' < 'B'
+'a' == 'a' == 'a'
+[3, 1] == [3, 1.0]
+[[1], [2]] < [[1], [3]]
+(1, 2) + (3,) == (1, 2, 3)
+[1, [2, (3, {'k': none})]] ~ ''
+{'x': [1, 'a\'b', "q\"q"], (1, 2): none} ~ ''
+{1: 2}[1]
+{1: 2}[true]
+{1: 2}['1']
+{none: 1}[none]
+{(1, 2): 3}[1, 2]
+{[1]: 2}
+{{1: 2}: 3}
+d['z'] + d.a[0]
+d.a[1] is float
+d.a[2] is none
+d.a.count(1)
+d.a.index
+d | length
+d.items() | map('first') | list
+d.items() | sort | map('last') | list
+d.keys() | sort
+d.values() | map('string') | join('/')
+d | map('upper') | list
+d | list | sort(reverse=true)
+d | selectattr('x') | list
+'abc' | map('upper') | join('-')
+'cab' | sort | join
+'cab' | unique | join
+'aab' | unique | list
+'abc' | select('in', 'ab') | list
+'abc' | batch(2) | list
+'a b' | list
+words | sort(attribute='0')
+words | map('first') | join
+words | map('length') | sum
+words | map('default', 'x') | list
+words | map(attribute=0) | list
+words | join(', ') | length
+words | select('eq', 'fig') | first | default('none')
+words | select('eq', 'nope') | first | default('none')
+words | groupby('0') | map('last') | list
+items | map('string') | map('int') | list
+items | max
+items | min
+items | sum(start=10)
+rows | max(attribute='n')
+rows | min(attribute='name')
+rows | map(attribute='n') | unique | sort | list
+rows | map('items') | map('list') | list | length
+rows | sort(attribute='missing')
+rows | groupby('missing')
+rows | groupby('n') | first | last | length
+rows | rejectattr('n', 'eq', 2) | list
+rows | selectattr('name', 'lower') | map(attribute='name') | join
+rows | selectattr | list
+[1, 2, 3] | sum / 2
+[3, 1, 2] | sort | first
+[true, false, 1] | unique | list
+[1.0, 1, true] | unique | list
+['b', 'a', 'B'] | sort
+['b', 'a', 'B'] | sort(true, true)
+[[2, 'a'], [1, 'b']] | sort
+[[2, 'a'], [1, 'b']] | sort(attribute=1)
+[[2, 'a'], [1, 'b']] | map('last') | list
+[(1, 'a'), (2, 'b')] | map(attribute=1) | join
+[none, 0, '', 'x'] | select | list
+[none, 0, '', 'x'] | select('none') | list
+[1, 2, 3, 4] | reject('odd') | list
+[1, 2] | first + 1
+[1, 2] | last | string + 'x'
+range(3) | sum
+range(3) | map('string') | join
+range(3) | reverse | list
+range(3) | last
+range(1, 4) | list | tojson
+range(3) == range(0, 3)
+2 in range(0, 10, 3)
+range(3)[1:]
+range(3).index(2)
+range(0, 10, 2).stop
+range(-3) | list
+range(2.0)
+missing | sort
+missing | join
+missing | map('upper') | list
+missing | selectattr('x') | list
+missing | first
+missing | last
+missing | max
+missing | sum
+missing | tojson | default
+missing | string
+missing | int
+missing | trim ~ '|'
+missing | replace('a', 'b')
+missing | indent
+missing | reverse | list
+missing | batch(2) | list
+missing | dictsort
+missing | unique | list
+missing | abs
+missing | round
+missing | e
+missing | urlencode
+missing | wordcount
+missing * 2
+-missing
+missing > 1
+missing in [missing]
+missing in {}
+'x' if missing else 'y'
+missing is string
+missing is mapping
+missing is number
+missing is sameas missing
+missing is callable
+missing is in [1]
+[missing]
+[missing, missing] | join('-')
+{'a': missing}
+missing ~ missing
+missing or 'x'
+missing and 'x'
+not missing
+missing.items()
+none | upper
+none | trim
+none | tojson
+none | replace('o', 'a')
+none | list | default('x')
+none | join
+none | sort
+none | map('x') | list
+none | selectattr('x') | list
+none | first
+none | batch(2) | list
+none | dictsort
+none | items | list
+none | int(7)
+none | abs
+none | round
+none | wordcount
+none | title
+none ~ ''
+none + 'a'
+none in [none]
+none == false
+none < none
+none is string
+none is defined
+none and 1
+true | string
+true | int
+true | upper
+true + 1.5
+true | tojson
+true in [1]
+true is number
+true is integer
+false | default('x')
+false | default('x', true)
+1.0 | int
+1.5 | string
+1e400
+1e400 | tojson
+-1e400
+1e-400
+0.1 + 0.7
+100.0 * 1.1
+1e22
+1e21 + 1
+123456789012345678
+1234567890123456789012
+12345678901234567.0
+0.00001
+0.0001
+1.0e5
+5e-324
+1.7976931348623157e308
+3.0 == 3
+3.7 % 1
+-3.7 // 1
+2 ** 63
+2 ** 64 - 1
+-7 % -3
+7 // -2
+0 ** 0
+0 ** -1
+4 ** 0.5
+(-8) ** 3
+1_0.5_0
+0b102
+0xZ
+07
+00
+1.
+.5
+1e
+'1' + '2'
+'1' * 2 + '3'
+'a' - 'b'
+'a' / 2
+[] * 3
+{} + {}
+[1] - [1]
+'ab' in ['ab', 'c']
+'a' in ('a',)
+'a' in {'a': 1}.keys()
+1 in {'a': 1}.values()
+('a', 1) in {'a': 1}.items()
+'a' is in {'a': 1}
+1 not in [1] or true
+not 1 in [2]
+'x' ~ 1 + 2
+1 + 2 ~ 'x'
+2 * 3 ~ 4 * 5
+'a' ~ 'b' == 'ab'
+1 if 1 else 2 if 0 else 3
+(1 if 0) ~ 'x'
+1 if missing is defined else 2
+'yes' if 'a' in 'abc' and not 'z' in 'abc' else 'no'
+s | length
+s | wordcount
+s | upper | lower | title
+s.split('ö') | last
+s.split() | map('capitalize') | join(' ')
+s.encode is defined
+s | list | length
+s | first ~ s | last
+s is string and s is iterable and s is sequence and s is not mapping
+quote | tojson
+quote | e
+quote | urlencode
+quote | length
+quote.strip() | length
+quote.splitlines() | length
+quote | upper
+'\r\n\t' | tojson
+'a\\b'
+'a\/b'
+'\0' | length
+'\x7f' ~ ''
+['\x7f\x80\xa0\xad']
+['\u2028\ufeff\ue000\U0010ffff']
+['\U0001f600é\u0301']
+['\t\n\r\\']
+'\u00e9' == 'é'
+'ﬁ' | upper
+'İ' | lower | length
+'ΑΣ' | lower
+'ǆ' | capitalize
+'éa ßb' | title
+'aé'.isalpha()
+'a b'.isalpha()
+'日本'.isalpha()
+'日本' | upper
+'日本'.islower()
+'Ⅷ'.isnumeric()
+'\u00a0'.isspace()
+'abc'.isupper() or 'A'.isupper()
+'A1 b2'.swapcase()
+'\t'.expandtabs()
+'ab\tc'.expandtabs(0)
+'a-b_c d'.title()
+'x'.join({'a': 1, 'b': 2})
+'x'.join(range(2) | map('string'))
+'abc'.find('')
+'abc'.find('', 3)
+'abc'.find('', 4)
+'abc'.rfind('')
+'abc'.find('c', -1)
+'abc'.find('a', -2)
+'abc'.count('', 1)
+'abcabc'.index('c', 3)
+'aaa'.replace('aa', 'b')
+'aaa'.count('aa')
+'a,b,,c'.split(',')
+',a,'.split(',')
+'a  b'.split(' ')
+'a b c'.rsplit(' ', 1)
+'a b c'.split(' ', 0)
+'abc'.split('abc')
+'abc'.startswith('')
+'abc'.startswith('bc', 1)
+'abc'.startswith('abcd')
+'abc'.endswith(('bc', 'x'), 1)
+'abc'.startswith(())
+'abc'.startswith(1)
+'abc'.removeprefix('')
+'  abc'.lstrip(' a')
+'abc'.rstrip('bc')
+'abc'.strip('')
+'a'.center(4, 'é')
+'7'.zfill(3) ~ '+7'.zfill(3) ~ ''.zfill(2)
+'a'.ljust(3) ~ 'b'.rjust(3) ~ '|'
+'x'.upper().lower().title()
+{'a': {'b': 1}}['a']['b']
+{'a': {'b': 1}}.a.b
+{'keys': 1}.keys
+{'keys': 1}['keys']
+{'get': 1}.get('get')
+{'a': 1}.values() | first
+{'a': 1}.items() | list | first | last
+{'b': 1, 'a': 2} | tojson
+{'b': 1, 'a': 2} | dictsort | tojson
+{'a': none, 'b': true} | tojson(indent=0)
+{'a': [1, {'b': 2}]} | tojson(indent=3)
+[[], {}, [[]]] | tojson(indent=2)
+['a'] | tojson(indent=-1)
+{'a': 1} | tojson(indent=true)
+{'a': 1} | tojson(separators=['.', '='])
+{'a': 1, 'b': 2} | tojson(separators=(';',))
+{'é': 'ü'} | tojson(ensure_ascii=true)
+{true: 1, 1.5: 2} | tojson
+'a"b' | tojson | tojson
+namespace(a=1) | tojson
+(words | map('upper')) | tojson
+1.1 | tojson
+1e100 | tojson
+-0.0 | tojson
+-0.0
+messages | map(attribute='role') | unique | list | tojson
+messages | tojson | length
+messages[1:3] | map(attribute='role') | join('+')
+messages[::2] | length
+messages[-1:] | first | attr('role')
+messages | last | tojson
+messages | first | dictsort
+messages | selectattr('role', 'ne', 'user') | map(attribute='role') | list
+messages | groupby('role') | map(attribute='grouper') | list
+messages | map(attribute='content') | map('length') | max
+messages | map(attribute='nothing') | select('defined') | list | length
+messages | sum(attribute='n')
+loop is defined
+varargs is defined
+caller is defined
+namespace is defined
+range is defined and dict is defined and joiner is defined
+strftime_now is defined
+raise_exception is defined
+raise_exception is callable
+dict is callable
+cycler is mapping
+foo.bar is defined
+messages.x is defined
+messages.0.role
+messages.-1
+messages[0]role
+messages[0].role.upper().lower()[1:3]
+(messages[0]).role
+(1)
+((1))
+(((1, 2)))
+[(1)]
+(1, )
+{}
+{'a': {}}
+[[]]
+[[[1]]]
+'a'if 1 else'b'
+1<2
+1==1and 2==2
+a.b.c is defined
+i+1
+i-1
+i -1
+-i
+i*-1
+i~-1
+i|string~'x'
+'a' is string is string
+i is odd is defined
+i is not odd
+i is divisibleby 7
+i is divisibleby 2 or i is odd
+not i is odd
+i in [7] is defined
+i is number and f is number
+f is integer
+whole is integer
+whole == 1
+whole | int
+whole | string
+whole ~ ''
+tiny ~ huge
+huge | int
+big + 1
+big / 1
+big | float
+big * big
 """.strip("\n").replace("\\\n", "\\\x00").split("\n")
 EXPRESSIONS = [e.replace("\\\x00", "\\\n") for e in EXPRESSIONS]
 
@@ -835,6 +1259,10 @@ TEMPLATES = [
     "{% for i in items %}{{ i }}{% if i == 1 %}{% break %}{% endif %}{% endfor %}!",
     "{% for i in items %}{% for j in items %}{% if j == 1 %}{% break %}{% endif %}{{ i }}{{ j }};{% endfor %}{% endfor %}",
     "{% for i in items %}{% break %}{% else %}none{% endfor %}",
+    "{% for i in items %}{% if i == 1 %}{% break %}{% endif %}{% else %}none{% endfor %}",
+    "{% for i in items %}{% continue %}{% else %}none{% endfor %}",
+    "{#x",
+    "a{% raw %}b",
     "{% break %}",
     "{% for i in items %}{% macro m() %}{% break %}{% endmacro %}{% endfor %}",
     "{% for i in items %}{% set x %}{{ i }}{% continue %}{% endset %}{% endfor %}!",
@@ -976,7 +1404,7 @@ REFUSED = [
     ("{{ ('a' | safe).upper() }}", "marked safe"),
     ("{% autoescape true %}{{ '<' }}{% endautoescape %}", "'autoescape' is not supported"),
     ("{% macro m() %}ab{% generation %}c{% endgeneration %}{% endmacro %}x{{ m() }}", "generation"),
-    ("{{ 'ab' is sameas 'a' ~ 'b' }}", "sameas"),
+    ("{{ 'ab' is sameas('a' ~ 'b') }}", "sameas"),
     ("{{ (-8) ** 0.5 }}", "complex"),
     ("{{ '٣'.isdigit() }}", "beyond ASCII"),
 ]

@@ -1,29 +1,23 @@
-//! Chat templates: the Jinja programs that come with a tokenizer, run as the Hugging Face tools run
-//! them (trimmed blocks, loop controls, `raise_exception`, `strftime_now`, Python's string methods)
-//! but with a limit on their work. It renders text; it knows nothing of token ids.
+//! Chat templates: the Jinja programs that come with a tokenizer, rendered as `transformers` does
+//! it, but with a limit on their work. It renders text; it knows nothing of token ids.
 
-use super::pystr;
+use super::jinja::{Failed, Limits, Output, Program, Value, parse, render};
 use crate::base::{Error, Result, with_limit};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Enumerator, Object, Value};
-use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value as Json};
 use std::sync::Arc;
 
-const NAME: &str = "chat_template";
+/// Units of work of a rendering: the base, more for each message (which takes some hundreds), the
+/// most of these two together, and more for each byte of input (a text costs an eighth a byte).
+const FUEL: [u64; 4] = [1_000_000, 20_000, 20_000_000, 16];
 
-/// Template instructions that a rendering may take where it stands. A turn of a conversation takes about a hundred.
-const FUEL: u64 = 2_000;
+/// Levels of calls that a rendering may nest where it stands, and on a stack of its own.
+const DEPTH: [u32; 2] = [60, 2_000];
 
-/// Instructions that it may take on a stack of its own: so many, so many more for a turn, and so many at most. Each
-/// can nest a value one level deeper, and values are written and dropped on the stack.
-const MORE_FUEL: [u64; 3] = [20_000, 2_000, 150_000];
+/// Bytes of that stack for a level.
+const STACK: usize = 32 << 10;
 
-/// Stack of an instruction in bytes: writing a nested value was seen to take 720.
-const STACK: usize = 1 << 10;
-
-/// Bytes one rendering may allocate: a string doubled forty times would be all of memory.
-const MEMORY: usize = 256 << 20;
+/// Bytes that one rendering may allocate. Its fuel ends before, so this is the last resort.
+const MEMORY: usize = 1 << 30;
 
 /// All that a rendering is given.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,11 +45,12 @@ pub struct Rendering {
 
 /// A compiled chat template.
 pub struct ChatTemplate {
-    env: Environment<'static>,
+    program: Program,
     source: String,
     /// Where it came from, for messages.
     origin: String,
     special: Map<String, Json>,
+    now: i64,
 }
 
 impl ChatTemplate {
@@ -68,50 +63,39 @@ impl ChatTemplate {
         special: &Map<String, Json>,
         now: i64,
     ) -> Result<ChatTemplate> {
-        let mut env = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        env.set_syntax(syntax.map_err(|e| Error::internal(e.to_string()))?);
-        env.set_unknown_method_callback(pystr::method);
-        env.add_filter("tojson", pystr::tojson);
-        env.add_function("raise_exception", |message: String| -> Raised {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        env.add_function("strftime_now", move |format: String| pystr::strftime(&format, now));
-        let marked = without_generation_marks(source);
-        limited(|| env.add_template_owned(NAME, marked)).map_err(|e| describe(origin, &e))?;
+        let program = limited(|| parse(source));
+        let program = program.map_err(|(message, line)| describe(origin, line, &message))?;
         let (source, origin, special) = (source.to_owned(), origin.to_owned(), special.clone());
-        Ok(ChatTemplate { env, source, origin, special })
+        Ok(ChatTemplate { program, source, origin, special, now })
     }
 
     /// Renders a conversation. Errors name the tokenizer and the template's line.
     pub fn render(&self, input: &TemplateInput) -> Result<Rendering> {
-        let turns = input.messages.len();
-        let mut context: Vec<(String, Value)> =
-            self.special.iter().map(|(k, v)| (k.clone(), value(v))).collect();
-        let null = Json::Null;
-        context.push(("messages".into(), input.messages.iter().map(value).collect()));
-        context.push(("tools".into(), value(input.tools.unwrap_or(&null))));
-        context.push(("documents".into(), value(input.documents.unwrap_or(&null))));
-        context.push(("add_generation_prompt".into(), input.add_generation_prompt.into()));
-        for (key, v) in input.variables.into_iter().flatten() {
-            context.push((key.clone(), value(v)));
-        }
-        let context = Value::from_pairs(context);
-        let [base, turn, most] = MORE_FUEL;
-        let fuel = most.min(base + turn * turns as u64);
-        let rendered = match self.rendered(&context, FUEL) {
-            Err(e) if e.kind() == ErrorKind::OutOfFuel => {
-                on_stack(fuel as usize * STACK, || self.rendered(&context, fuel))?
-            }
-            rendered => rendered,
+        let [base, message, most, byte] = FUEL;
+        let fuel = most.min(base + message * input.messages.len() as u64);
+        let others = input.tools.into_iter().chain(input.documents);
+        let fuel = fuel + byte * input.messages.iter().chain(others).map(bytes).sum::<u64>();
+        let [shallow, deep] = DEPTH;
+        let run = |depth| limited(|| self.rendered(input, Limits { fuel, depth }));
+        let outcome = match run(shallow) {
+            Err(Failed::Depth) => on_stack(deep as usize * STACK, || run(deep))?,
+            outcome => outcome,
         };
-        let text = rendered.map_err(|e| describe(&self.origin, &e))?;
-        Ok(Rendering { text, generated: Vec::new() })
+        match outcome {
+            Ok(Output { text, generated }) => Ok(Rendering { text, generated }),
+            Err(Failed::Error(message, line)) => Err(describe(&self.origin, line, &message)),
+            Err(Failed::Fuel) => Err(self.endless("it does not come to an end")),
+            Err(Failed::Depth) => Err(self.endless("its calls do not come to an end (recursion)")),
+        }
     }
 
-    /// Whether the template marks the assistant's text by `{% generation %}`.
+    fn endless(&self, what: &str) -> Error {
+        Error::user(format!("chat template of {}: {what}", self.origin))
+    }
+
+    /// True where the template marks the assistant's text by `{% generation %}`.
     pub fn marks_generation(&self) -> bool {
-        without_generation_marks(&self.source) != self.source
+        self.program.marks_generation
     }
 
     /// The template as it was given.
@@ -121,44 +105,73 @@ impl ChatTemplate {
 
     fn rendered(
         &self,
-        context: &Value,
-        fuel: u64,
-    ) -> std::result::Result<String, minijinja::Error> {
-        // A copy of a few pointers.
-        let mut env = self.env.clone();
-        env.set_fuel(Some(fuel));
-        limited(|| env.get_template(NAME)?.render(context.clone()))
+        input: &TemplateInput,
+        limits: Limits,
+    ) -> std::result::Result<Output, Failed> {
+        let mut vars: Vec<(Arc<str>, Value)> = Vec::new();
+        let mut set = |name: &str, value: Value| match vars.iter_mut().find(|(n, _)| &**n == name) {
+            Some((_, old)) => *old = value,
+            None => vars.push((Arc::from(name), value)),
+        };
+        let too_deep = || Failed::Error("its input is nested too deeply".into(), 1);
+        let given = |json: &Json| value(json).ok_or_else(too_deep);
+        for (name, json) in self.special.iter().chain(input.variables.into_iter().flatten()) {
+            set(name, given(json)?);
+        }
+        let messages: Vec<Json> = input.messages.iter().map(with_reasoning).collect();
+        set("messages", given(&Json::Array(messages))?);
+        set("tools", given(input.tools.unwrap_or(&Json::Null))?);
+        set("documents", given(input.documents.unwrap_or(&Json::Null))?);
+        set("add_generation_prompt", Value::Bool(input.add_generation_prompt));
+        render(&self.program, vars, self.now, limits)
     }
 }
 
-/// A JSON value as templates see it.
-fn value(json: &Json) -> Value {
+/// Bytes of the texts in a value.
+fn bytes(json: &Json) -> u64 {
     match json {
-        Json::Array(items) => items.iter().map(value).collect(),
-        Json::Object(entries) => Value::from_object(Ordered(entries.clone())),
-        Json::Null => Value::from(()),
-        Json::Bool(b) => Value::from(*b),
-        Json::Number(n) => match (n.as_i64(), n.as_u64()) {
-            (Some(n), _) => Value::from(n),
-            (_, Some(n)) => Value::from(n),
-            _ => Value::from(n.as_f64().unwrap_or(f64::NAN)),
-        },
-        Json::String(s) => Value::from(s),
+        Json::String(s) => s.len() as u64,
+        Json::Array(items) => items.iter().map(bytes).sum(),
+        Json::Object(entries) => entries.values().map(bytes).sum(),
+        _ => 0,
     }
 }
 
-/// A dictionary that keeps its order, unlike the engine's own.
-#[derive(Debug)]
-struct Ordered(Map<String, Json>);
-
-impl Object for Ordered {
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        self.0.get(key.as_str()?).map(value)
+/// A message with its reasoning under all names that templates read, as transformers gives it.
+fn with_reasoning(message: &Json) -> Json {
+    let names = ["reasoning_content", "thinking", "reasoning"];
+    let found = |object: &Map<String, Json>| {
+        names.iter().find_map(|n| object.get(*n).filter(|v| !v.is_null()).cloned())
+    };
+    match message.as_object().and_then(|object| Some((object, found(object)?))) {
+        None => message.clone(),
+        Some((object, reasoning)) => {
+            let mut all = Map::new();
+            all.insert("thinking".into(), reasoning.clone());
+            all.extend(object.iter().map(|(k, v)| (k.clone(), v.clone())));
+            all.insert("reasoning_content".into(), reasoning);
+            Json::Object(all)
+        }
     }
+}
 
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Values(self.0.keys().map(Value::from).collect())
-    }
+/// A JSON value as templates see it; None where it is nested too deeply.
+fn value(json: &Json) -> Option<Value> {
+    Some(match json {
+        Json::Null => Value::None,
+        Json::Bool(b) => Value::Bool(*b),
+        Json::Number(n) => match (n.as_i64(), n.as_u64()) {
+            (Some(i), _) => Value::Int(i.into()),
+            (_, Some(i)) => Value::Int(i.into()),
+            _ => Value::Float(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(s) => Value::str(s),
+        Json::Array(items) => Value::list(items.iter().map(value).collect::<Option<_>>()?).ok()?,
+        Json::Object(entries) => {
+            let entry = |(k, v): (&String, &Json)| Some((Value::str(k), value(v)?));
+            Value::dict(entries.iter().map(entry).collect::<Option<_>>()?).ok()?
+        }
+    })
 }
 
 /// Runs `f` on a thread with so many bytes of stack.
@@ -177,36 +190,9 @@ fn limited<T>(f: impl FnOnce() -> T) -> T {
     with_limit(MEMORY, "the chat template of a model", f)
 }
 
-type Raised = std::result::Result<Value, minijinja::Error>;
-
-fn describe(origin: &str, e: &minijinja::Error) -> Error {
-    let what = match e.kind() {
-        ErrorKind::OutOfFuel => "it does not come to an end",
-        _ => &e.detail().map_or_else(|| e.kind().to_string(), str::to_owned),
-    };
-    let line = e.line().map_or(String::new(), |l| format!(" line {l}"));
-    Error::user(format!("chat template of {origin}{line}: {what}"))
-}
-
-/// `{% generation %}` and `{% endgeneration %}` mark the assistant's text for Hugging Face's loss
-/// masks and print nothing; here they become a condition that always holds.
-fn without_generation_marks(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start + 2..].find("%}") else { break };
-        let tag = &rest[start..start + 2 + length];
-        out.push_str(&rest[..start]);
-        out.push_str(
-            &match tag[2..].trim_matches(|c: char| c.is_whitespace() || "+-".contains(c)) {
-                "generation" => tag.replacen("generation", "if true", 1),
-                "endgeneration" => tag.replacen("endgeneration", "endif", 1),
-                _ => tag.to_owned(),
-            },
-        );
-        rest = &rest[start + tag.len()..];
-    }
-    out + rest
+fn describe(origin: &str, line: u32, message: &str) -> Error {
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    Error::user(format!("chat template of {origin} line {line}: {message}"))
 }
 
 #[cfg(test)]

@@ -1,0 +1,196 @@
+//! Python's `str` and `repr`.
+
+use super::ops::range_text;
+use super::value::{Object, Res, Value, View, error};
+use std::fmt::Write;
+
+/// Python's `str(value)`.
+pub(crate) fn text(value: &Value) -> Res<String> {
+    match value {
+        Value::Undefined(_) => Ok(String::new()),
+        Value::Str(s) | Value::Safe(s) => Ok(s.to_string()),
+        _ => repr(value),
+    }
+}
+
+/// Python's `repr(value)`.
+pub(crate) fn repr(value: &Value) -> Res<String> {
+    let mut out = String::new();
+    write(value, false, 0, &mut out)?;
+    Ok(out)
+}
+
+/// `repr` with the keys of dictionaries sorted, as `pprint` does.
+pub(crate) fn sorted_repr(value: &Value) -> Res<String> {
+    let mut out = String::new();
+    write(value, true, 0, &mut out)?;
+    Ok(out)
+}
+
+fn write(value: &Value, sorted: bool, depth: u32, out: &mut String) -> Res<()> {
+    if depth > 500 {
+        return error("maximum recursion depth exceeded while getting the repr of an object");
+    }
+    match value {
+        Value::Undefined(_) => out.push_str("Undefined"),
+        Value::None => out.push_str("None"),
+        Value::Bool(b) => out.push_str(if *b { "True" } else { "False" }),
+        Value::Int(i) => _ = write!(out, "{i}"),
+        Value::Float(f) => out.push_str(&float(*f)),
+        Value::Str(s) => quote(s, out),
+        Value::Safe(s) => {
+            out.push_str("Markup(");
+            quote(s, out);
+            out.push(')');
+        }
+        Value::List(s) => series(&s.items, ["[", "]"], sorted, depth, out)?,
+        Value::Tuple(s) => {
+            let close = if s.items.len() == 1 { ",)" } else { ")" };
+            series(&s.items, ["(", close], sorted, depth, out)?;
+        }
+        Value::Dict(d) => {
+            let mut entries: Vec<&(Value, Value)> = d.entries.iter().collect();
+            if sorted {
+                if entries.iter().any(|(k, _)| !matches!(k, Value::Str(_))) {
+                    return error("pprint of keys that are no strings is not supported");
+                }
+                entries.sort_by_key(|(k, _)| k.as_str().unwrap_or("").to_owned());
+            }
+            out.push('{');
+            for (i, (key, item)) in entries.into_iter().enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                write(key, sorted, depth + 1, out)?;
+                out.push_str(": ");
+                write(item, sorted, depth + 1, out)?;
+            }
+            out.push('}');
+        }
+        Value::View(view, d) => {
+            let items = super::ops::view_items(*view, &d.entries)?;
+            let name = match view {
+                View::Keys => "dict_keys([",
+                View::Values => "dict_values([",
+                View::Items => "dict_items([",
+            };
+            series(&items, [name, "])"], sorted, depth, out)?;
+        }
+        Value::Range(r) => out.push_str(&range_text(r)),
+        Value::Object(o) => match &**o {
+            Object::Namespace(vars, _) => {
+                out.push_str("<Namespace {");
+                for (i, (name, item)) in vars.borrow().iter().enumerate() {
+                    out.push_str(if i > 0 { ", " } else { "" });
+                    quote(name, out);
+                    out.push_str(": ");
+                    write(item, sorted, depth + 1, out)?;
+                }
+                out.push_str("}>");
+            }
+            Object::Macro(m) => {
+                out.push_str("<Macro ");
+                match &m.def.name {
+                    Some(name) => quote(name, out),
+                    None => out.push_str("anonymous"),
+                }
+                out.push('>');
+            }
+            Object::Loop(_) => return error("printing 'loop' is not supported"),
+            _ => return error(format!("printing a {} is not supported", value.kind())),
+        },
+        Value::Iter(_) => {
+            return error("printing a generator is not supported; use the filter 'list'");
+        }
+    }
+    Ok(())
+}
+
+fn series(
+    items: &[Value],
+    [open, close]: [&str; 2],
+    sorted: bool,
+    depth: u32,
+    out: &mut String,
+) -> Res<()> {
+    out.push_str(open);
+    for (i, item) in items.iter().enumerate() {
+        out.push_str(if i > 0 { ", " } else { "" });
+        write(item, sorted, depth + 1, out)?;
+    }
+    out.push_str(close);
+    Ok(())
+}
+
+/// A character that Python's `repr` writes as it is.
+pub(crate) fn is_printable(c: char) -> bool {
+    match c {
+        ' '..='~' => true,
+        _ if c.is_ascii() || c.is_control() => false,
+        // A combining mark is printable too, and this escapes one only at the start of a text.
+        _ => !format!("a{c}").escape_debug().to_string().starts_with("a\\"),
+    }
+}
+
+/// `repr` of a string.
+pub(crate) fn quote(s: &str, out: &mut String) {
+    let mark = if s.contains('\'') && !s.contains('"') { '"' } else { '\'' };
+    out.push(mark);
+    for c in s.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == mark => {
+                out.push('\\');
+                out.push(c);
+            }
+            c if is_printable(c) => out.push(c),
+            c => out.push_str(&escaped(c)),
+        }
+    }
+    out.push(mark);
+}
+
+/// `\xNN`, `\uNNNN` or `\UNNNNNNNN`.
+pub(crate) fn escaped(c: char) -> String {
+    match u32::from(c) {
+        code @ 0..=0xff => format!("\\x{code:02x}"),
+        code @ 0x100..=0xffff => format!("\\u{code:04x}"),
+        code => format!("\\U{code:08x}"),
+    }
+}
+
+/// `repr` of a float: the shortest digits that give it back.
+pub(crate) fn float(f: f64) -> String {
+    if f.is_nan() {
+        return "nan".into();
+    }
+    if f.is_infinite() {
+        return if f > 0.0 { "inf" } else { "-inf" }.into();
+    }
+    let scientific = format!("{f:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    if (-4..16).contains(&exponent) {
+        let plain = format!("{f}");
+        return if plain.contains('.') { plain } else { plain + ".0" };
+    }
+    let sign = if exponent < 0 { '-' } else { '+' };
+    format!("{digits}e{sign}{:02}", exponent.abs())
+}
+
+/// `markupsafe.escape`.
+pub(crate) fn escape_html(s: &str) -> String {
+    let mut out = String::with_capacity(s.len());
+    for c in s.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&#34;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
