@@ -116,6 +116,11 @@ impl Config {
         Ok(())
     }
 
+    /// Things to tell the user of keys that mean nothing to `arch`.
+    pub fn notes(&self, _arch: &Arch) -> Vec<String> {
+        vec![]
+    }
+
     /// An error about `key`.
     pub fn error(&self, key: &str, what: &str) -> Error {
         Error::user(format!("{}: {key} {what}", self.path.display()))

@@ -78,7 +78,9 @@ impl Source {
                 let of = |p: &Path, ends: &[&str]| {
                     p.extension().and_then(|e| e.to_str()).is_some_and(|e| ends.contains(&e))
                 };
-                let adapter = p.file_name().is_some_and(|n| n == "adapter_model.safetensors");
+                let adapter = p
+                    .file_name()
+                    .is_some_and(|n| n == "adapter_model.safetensors" || n == "adapter_model.bin");
                 p.is_file() && (of(p, &settings) || adapter)
             }));
         }

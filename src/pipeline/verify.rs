@@ -7,7 +7,7 @@ use super::saver::in_order;
 use crate::arch::Config;
 use crate::base::{DType, Error, Result};
 use crate::formats::{Checkpoint, Snapshot};
-use crate::model::{Head, LoadOptions, Model, base_dir};
+use crate::model::{Head, LoadOptions, Model, adapter_weights, base_dir};
 use std::path::{Path, PathBuf};
 
 /// Where a run keeps its models.
@@ -101,7 +101,7 @@ fn model(dir: &Path) -> Result<String> {
     let model = Model::load(dir, &LoadOptions::frozen(head, DType::F32))?;
     let mut files = vec![Checkpoint::open(&base)?];
     if base != dir {
-        files.push(Checkpoint::open_file(&dir.join("adapter_model.safetensors"))?);
+        files.push(Checkpoint::open_file(&adapter_weights(dir)?)?);
     }
     let (mut tensors, mut bytes) = (0, 0);
     for file in &files {
