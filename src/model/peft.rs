@@ -152,7 +152,8 @@ impl Keys {
             ..LoraRules::default()
         };
         for (pattern, value) in self.pattern("rank_pattern")? {
-            let rank = self::rank(value).map_err(|e| e.context(format!("rank_pattern {pattern:?}")))?;
+            let rank =
+                self::rank(value).map_err(|e| e.context(format!("rank_pattern {pattern:?}")))?;
             rules.rank_pattern.push((pattern.clone(), rank));
         }
         for (pattern, value) in self.pattern("alpha_pattern")? {
