@@ -114,7 +114,7 @@ impl Model {
         }
         let mut model = Model::empty(&config, &options)?;
         model.notes = notes;
-        model.fill(&checkpoint, &base, &options)?;
+        model.fill(&checkpoint, &base, &options, arch.tied)?;
         match adapters {
             Some(adapters) => model.fill_adapters(&adapters, &options)?,
             None => model.init_adapters(options.seed)?,
@@ -131,15 +131,24 @@ impl Model {
         sources.flat_map(|s| s.tensors.iter().map(|(n, _)| n.clone())).collect()
     }
 
-    fn fill(&mut self, checkpoint: &Checkpoint, dir: &Path, options: &LoadOptions) -> Result<()> {
+    /// Reads all parameters but adapters. `tied`: the checkpoint has one tensor for embedding and head,
+    /// even if the model has two.
+    fn fill(
+        &mut self,
+        checkpoint: &Checkpoint,
+        dir: &Path,
+        options: &LoadOptions,
+        tied: bool,
+    ) -> Result<()> {
         let known = self.known_tensors();
         let place = dir.display().to_string();
         let mut names = Names::of(checkpoint, &self.arch, &known, &place)?;
         let (embedding, head) = (embedding_name(&self.arch), head_name(&self.arch, "weight"));
-        if self.arch.tied && names.get(&embedding).is_none() {
-            // Of tensors that share memory some tools store one, under either name.
-            if let Some(stored) = names.get(&head).cloned() {
-                names.tensors.insert(embedding, stored);
+        // Of tensors that share memory some tools store one, under either name.
+        for (one, other) in [(&embedding, &head), (&head, &embedding)] {
+            if let (true, None, Some(stored)) = (tied, names.get(one), names.get(other)) {
+                let stored = stored.clone();
+                names.tensors.insert(one.clone(), stored);
             }
         }
         self.find_score(checkpoint, &mut names, dir)?;
@@ -222,6 +231,7 @@ impl Model {
     fn find_score(&mut self, checkpoint: &Checkpoint, names: &mut Names, dir: &Path) -> Result<()> {
         if let Some(stored) = names.tensors.remove("score.weight") {
             names.score.push(stored);
+            names.score.sort();
         }
         if names.score.is_empty() {
             return Ok(());
