@@ -2,8 +2,12 @@
 //! without the cache, adapters of `peft`, reward heads. How the goldens were made:
 //! `tests/golden/README.md`.
 
+#[path = "goldens/adapters.rs"]
+mod adapters;
 #[path = "common/device.rs"]
 mod device;
+#[path = "goldens/spellings.rs"]
+mod spellings;
 
 use device::device;
 use duplex::base::DType;

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from golden_adapters import adapters
 from golden_families import families, published
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -243,6 +244,7 @@ def pytorch_bin_sharded(out, name, model, expected):
         file = f"pytorch_model-{part:05}-of-00002.bin"
         torch.save({k: state[k] for k in keys}, folder / file)
         weight_map |= dict.fromkeys(keys, file)
+    adapters(out)
     total = sum(v.numel() * 4 for v in state.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
@@ -359,6 +361,7 @@ def main():
 
     for family in families({"vocab_size": VOCAB} | SPECIAL):
         other_family(out, family)
+    adapters(out)
     total = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     assert total < 3.5 * 2**20, total
     print(f"{total} bytes in all")

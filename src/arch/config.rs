@@ -55,9 +55,15 @@ impl Config {
         let name = self.map.get("model_type").and_then(Value::as_str).unwrap_or("(missing)");
         FAMILIES.into_iter().find(|f| f.model_type == name).ok_or_else(|| {
             let known: Vec<&str> = FAMILIES.iter().map(|f| f.model_type).collect();
+            let own = match self.map.get("auto_map") {
+                Some(Value::Object(map)) if !map.is_empty() => {
+                    " (it needs code of its own, auto_map)"
+                }
+                _ => "",
+            };
             self.error(
                 "model_type",
-                &format!("{name:?} is not supported; known: {}", known.join(", ")),
+                &format!("{name:?} is not supported{own}; known: {}", known.join(", ")),
             )
         })
     }
@@ -85,6 +91,7 @@ impl Config {
             return Err(self.error("num_key_value_heads", &what));
         }
         self.check_numbers(&arch)?;
+        self.check_keys(&arch)?;
         Ok(arch)
     }
 
@@ -119,6 +126,11 @@ impl Config {
             );
         }
         Ok(())
+    }
+
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// An error about `key`.

@@ -3,6 +3,7 @@
 
 mod config;
 mod families;
+mod keys;
 
 pub use config::Config;
 pub use families::{FAMILIES, Family, Module, Names};

@@ -29,6 +29,8 @@ pub struct Checkpoint {
     sources: Vec<Source>,
     /// Name to position in `sources`.
     places: BTreeMap<String, usize>,
+    /// Tensors that an index names and no file holds, with the file it names.
+    absent: BTreeMap<String, String>,
 }
 
 enum Source {
@@ -39,7 +41,8 @@ enum Source {
 impl Checkpoint {
     /// Opens the weights in `dir`: `model.safetensors`, else its index and shards, else
     /// `pytorch_model.bin`, else its index and shards. Everything but the tensors' bytes is checked
-    /// here; errors name the file and the tensor at fault.
+    /// here; errors name the file and the tensor at fault. An index may name tensors and shards that
+    /// are not there ([`Checkpoint::absent`]), as long as one shard is.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
         for name in LOOKED_FOR {
             let path = dir.join(name);
@@ -52,9 +55,10 @@ impl Checkpoint {
             };
         }
         Err(Error::user(format!(
-            "no weights in {}: looked for {}; give a directory in Hugging Face layout",
+            "no weights in {}: looked for {}; {}",
             dir.display(),
-            LOOKED_FOR.join(", ")
+            LOOKED_FOR.join(", "),
+            what_is_there(dir)
         )))
     }
 
@@ -66,31 +70,40 @@ impl Checkpoint {
 
     fn open_index(dir: &Path, index: &Path) -> Result<Checkpoint> {
         let map = read_index(index)?;
-        let mut shards: Vec<&str> = map.values().map(String::as_str).collect();
+        let mut shards: Vec<String> = map.values().cloned().collect();
         shards.sort_unstable();
         shards.dedup();
         let mut sources = Vec::new();
-        for shard in shards {
+        for shard in &shards {
             let path = dir.join(shard);
-            if !path.try_exists().map_err(|e| Error::io("look for", &path, &e))? {
-                return Err(Error::user(format!(
-                    "{} names the shard {shard}, which is missing; download it again",
-                    index.display()
-                )));
+            if path.try_exists().map_err(|e| Error::io("look for", &path, &e))? {
+                sources.push(Source::open(&path)?);
             }
-            sources.push(Source::open(&path)?);
         }
-        let checkpoint = Checkpoint::join(sources)?;
-        for (name, shard) in &map {
-            let found = checkpoint.places.get(name).map(|&i| checkpoint.sources[i].path());
-            if found != Some(&dir.join(shard)) {
-                return Err(Error::user(format!(
-                    "{} places tensor {} in {shard}, but it is {}; the files are of different \
-                     models, download them again",
-                    index.display(),
-                    quoted(name),
-                    found.map_or("in no shard".to_owned(), |f| format!("in {}", f.display()))
-                )));
+        if sources.is_empty() {
+            return Err(Error::user(format!(
+                "{} names the shard {}, which is missing; download it again",
+                index.display(),
+                shards[0]
+            )));
+        }
+        let mut checkpoint = Checkpoint::join(sources)?;
+        for (name, shard) in map {
+            match checkpoint.places.get(&name).map(|&i| checkpoint.sources[i].path()) {
+                Some(found) if found != dir.join(&shard) => {
+                    return Err(Error::user(format!(
+                        "{} places tensor {} in {shard}, but it is in {}; the files are of \
+                         different models, download them again",
+                        index.display(),
+                        quoted(&name),
+                        found.display()
+                    )));
+                }
+                Some(_) => {}
+                // Whoever needs it says so.
+                None => {
+                    checkpoint.absent.insert(name, shard);
+                }
             }
         }
         Ok(checkpoint)
@@ -110,12 +123,17 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Checkpoint { sources, places })
+        Ok(Checkpoint { sources, places, absent: BTreeMap::new() })
     }
 
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
+    }
+
+    /// Tensors that the index names and no file holds, each with the file that should.
+    pub fn absent(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.absent.iter().map(|(name, shard)| (name.as_str(), shard.as_str()))
     }
 
     /// Dtype and shape of a tensor; `None` if there is none of this name.
@@ -188,6 +206,26 @@ impl Source {
             Source::Safetensors(file) => file.bytes(name),
             Source::Torch(file) => file.bytes(name),
         }
+    }
+}
+
+/// Advice for a directory without weights that are read, by what it holds instead.
+fn what_is_there(dir: &Path) -> &'static str {
+    let names = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names: Vec<String> = names.filter_map(|e| e.file_name().into_string().ok()).collect();
+    let any = |test: &dyn Fn(&str) -> bool| names.iter().any(|n| test(n));
+    if any(&|n| n == "adapter_model.safetensors" || n == "adapter_model.bin") {
+        "it holds adapters without adapter_config.json; copy that beside them"
+    } else if any(&|n| n.ends_with(".gguf")) {
+        "it holds GGUF files, which are not read; give the original model"
+    } else if any(&|n| n.starts_with("consolidated")) {
+        "its consolidated weights are in another layout; use the model's Hugging Face version"
+    } else if any(&|n| n == "tf_model.h5" || n == "flax_model.msgpack") {
+        "its weights are TensorFlow's or Flax's; load and save it once with transformers"
+    } else if any(&|n| n.starts_with("global_step") || n == "zero_to_fp32.py") {
+        "it is a DeepSpeed checkpoint; run its zero_to_fp32.py first"
+    } else {
+        "give a directory in Hugging Face layout"
     }
 }
 

@@ -146,7 +146,7 @@ impl Model {
                 _ => None,
             };
             let lora = Lora {
-                scale: config.scale(),
+                scale: adapter.scale,
                 offset: if block.is_some() { adapter.offset_in_block } else { adapter.offset },
                 dropout: pass.dropout.map_or(0.0, |_| config.dropout),
                 seed: pass.dropout.map_or(0, |d| d.seed),

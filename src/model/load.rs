@@ -1,13 +1,16 @@
 //! Loading Hugging Face checkpoints: finding the directory, checking that every tensor is there and
 //! fits, and putting each into the store in our layout.
 
-use crate::arch::Config;
+use crate::arch::{Arch, Config};
 use crate::base::{DType, Error, Result};
 use crate::device::Device;
 use crate::formats::{Checkpoint, layout};
-use crate::model::lora::{is_adapter_dir, read_adapter_config};
+use crate::model::hub::{resolve_model, split_revision};
+use crate::model::names::{Names, embedding_name, first_three, head_name, model_name, same_tensor};
+use crate::model::peft::{AdapterConfig, adapter_weights, is_adapter_dir};
 use crate::model::{Head, LoraConfig, Model, Source};
-use crate::pool::{Param, ParamId, Partition};
+use crate::pool::{ParamId, Partition};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// How a model is loaded or made.
@@ -51,208 +54,461 @@ impl LoadOptions {
     }
 }
 
-/// The local Hugging Face cache: `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else in `~/.cache/huggingface`.
-pub fn hub_cache() -> PathBuf {
-    let env = |key: &str| std::env::var_os(key).filter(|v| !v.is_empty()).map(PathBuf::from);
-    env("HF_HUB_CACHE")
-        .or_else(|| env("HF_HOME").map(|h| h.join("hub")))
-        .or_else(|| env("HOME").map(|h| h.join(".cache/huggingface/hub")))
-        .unwrap_or_default()
-}
-
-/// The directory of a model given as a path or as a name in the local Hugging Face cache
-/// ([`hub_cache`]).
-pub fn resolve_model(name: &str) -> Result<PathBuf> {
-    let path = Path::new(name);
-    if path.is_dir() {
-        return Ok(path.to_path_buf());
-    }
-    let looks_like_name = name.split('/').count() <= 2
-        && !name.starts_with(['/', '.', '~'])
-        && name.chars().all(|c| c.is_alphanumeric() || "-_./".contains(c));
-    if !looks_like_name {
-        return Err(Error::user(format!("{name}: no such model directory")));
-    }
-    let hub = hub_cache();
-    let repo = hub.join(format!("models--{}", name.replace('/', "--")));
-    if let Ok(commit) = std::fs::read_to_string(repo.join("refs/main")) {
-        // A hash. Anything else could lead out of the cache.
-        let commit = commit.trim();
-        let plain = !commit.is_empty() && commit.chars().all(|c| c.is_ascii_alphanumeric());
-        let snapshot = repo.join("snapshots").join(commit);
-        if plain && snapshot.join("config.json").is_file() {
-            return Ok(snapshot);
-        }
-    }
-    Err(Error::user(format!(
-        "{name}: neither a directory nor a model in the local cache {}; download it there first (`hf download {name}`) or give a directory",
-        hub.display()
-    )))
-}
-
 /// The directory of the base model where `dir` holds PEFT adapters, else `dir`.
 pub fn base_dir(dir: &Path) -> Result<PathBuf> {
     if !is_adapter_dir(dir) {
         return Ok(dir.to_path_buf());
     }
-    let (_, base) = read_adapter_config(dir)?;
+    let name = AdapterConfig::read(dir)?.base;
+    let (path, _) = split_revision(&name);
     // Looked for beside the adapters first.
-    let beside = dir.parent().unwrap_or(Path::new(".")).join(&base);
-    if !base.is_empty() && beside.join("config.json").is_file() {
+    let beside = dir.parent().unwrap_or(Path::new(".")).join(path);
+    if !path.is_empty() && beside.join("config.json").is_file() {
         return Ok(beside);
     }
-    resolve_model(&base).map_err(|e| e.context("base of the adapters"))
+    if path.is_empty() {
+        return Err(Error::user(format!(
+            "{}: names no base model; set base_model_name_or_path",
+            dir.join("adapter_config.json").display()
+        )));
+    }
+    let name = if Path::new(path).is_dir() { path } else { &name };
+    resolve_model(name).map_err(|e| e.context("base of the adapters"))
+}
+
+/// PEFT adapters that are read.
+struct Adapters<'d> {
+    dir: &'d Path,
+    lora: LoraConfig,
+    file: Checkpoint,
 }
 
 impl Model {
     /// Loads a checkpoint directory, or PEFT adapters on the base they name.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
-        if dir.is_dir() && is_adapter_dir(dir) {
-            return Model::load_adapted(dir, options);
+        let adapters = match dir.is_dir() && is_adapter_dir(dir) {
+            true => Some(Adapters::open(dir, options)?),
+            false => None,
+        };
+        let base = base_dir(dir)?;
+        if adapters.is_some() && is_adapter_dir(&base) {
+            return Err(Error::user(format!(
+                "{}: adapters on adapters; merge {} first",
+                dir.display(),
+                base.display()
+            )));
         }
-        let config = Config::read(dir)?;
-        let mut model = Model::empty(&config, options)?;
-        let checkpoint = Checkpoint::open(dir)?;
-        model.fill(&checkpoint, dir, options)?;
-        model.init_adapters(options.seed)?;
+        let mut config = Config::read(&base)?;
+        let arch = config.arch()?;
+        let checkpoint = Checkpoint::open(&base)?;
+        let mut notes = config.notes(&arch);
+        let mut options = options.clone();
+        if let Some(adapters) = adapters.as_ref() {
+            options.lora = Some(adapters.lora.clone().for_names(&adapters.file, &arch));
+        }
+        if options.head == Head::Lm && arch.tied {
+            let untied = adapters.as_ref().is_some_and(|a| a.unties(&arch));
+            if untied || own_head(&checkpoint, &arch, &base, &mut notes)? {
+                config.map.insert("tie_word_embeddings".into(), false.into());
+            }
+        }
+        let mut model = Model::empty(&config, &options)?;
+        model.notes = notes;
+        model.fill(&checkpoint, &base, &options, arch.tied)?;
+        match adapters {
+            Some(adapters) => model.fill_adapters(&adapters, &options)?,
+            None => model.init_adapters(options.seed)?,
+        }
+        if model.score_is_random {
+            model.init_score(options.seed)?;
+        }
         Ok(model)
     }
 
-    fn load_adapted(dir: &Path, options: &LoadOptions) -> Result<Model> {
-        let (lora, _) = read_adapter_config(dir)?;
+    /// Names of the checkpoint tensors of this model, with those of a tied head.
+    fn known_tensors(&self) -> HashSet<String> {
+        let sources = self.params.sources.iter().flatten();
+        sources.flat_map(|s| s.tensors.iter().map(|(n, _)| n.clone())).collect()
+    }
+
+    /// Reads all parameters but adapters. `tied`: the checkpoint has one tensor for embedding and head,
+    /// even if the model has two.
+    fn fill(
+        &mut self,
+        checkpoint: &Checkpoint,
+        dir: &Path,
+        options: &LoadOptions,
+        tied: bool,
+    ) -> Result<()> {
+        let known = self.known_tensors();
+        let place = dir.display().to_string();
+        let mut names = Names::of(checkpoint, &self.arch, &known, &place)?;
+        let (embedding, head) = (embedding_name(&self.arch), head_name(&self.arch, "weight"));
+        // Of tensors that share memory some tools store one, under either name.
+        for (one, other) in [(&embedding, &head), (&head, &embedding)] {
+            if let (true, None, Some(stored)) = (tied, names.get(one), names.get(other)) {
+                let stored = stored.clone();
+                names.tensors.insert(one.clone(), stored);
+            }
+        }
+        self.find_score(checkpoint, &mut names, dir)?;
+        let mut missing = vec![];
+        for (i, source) in self.params.sources.iter().enumerate() {
+            let Some(source) = source else { continue };
+            let stored: Vec<Option<&String>> =
+                source.tensors.iter().map(|(n, _)| names.get(n)).collect();
+            if stored.iter().any(Option::is_none) {
+                if self.store.param(ParamId(i)).spec.name == "score.weight" {
+                    self.score_is_random = true;
+                } else {
+                    let all = source.tensors.iter().zip(&stored);
+                    missing.extend(all.filter(|(_, s)| s.is_none()).map(|((n, _), _)| n.clone()));
+                }
+                continue;
+            }
+            let stored: Vec<String> = stored.into_iter().flatten().cloned().collect();
+            let param = self.store.param(ParamId(i));
+            let values = read_rows(checkpoint, &param.spec.shape, source, &stored, dir)?;
+            self.store.write_f32(ParamId(i), &values)?;
+            self.notes.extend(no_numbers(&values, &stored[0], dir, options.strict)?);
+        }
+        if !missing.is_empty() {
+            return Err(self.missing(checkpoint, &missing, &names, dir));
+        }
+        if !names.unknown.is_empty() {
+            return Err(Error::user(format!(
+                "{}: {} tensors belong to no part of a {} model of this config, first {}{}",
+                dir.display(),
+                names.unknown.len(),
+                self.arch.family.model_type,
+                first_three(&names.unknown),
+                names.hint()
+            )));
+        }
+        let absent = checkpoint.absent().count();
+        if absent > 0 {
+            self.notes.push(format!(
+                "{}: the index names {absent} tensors that are in no file; the model needs none \
+                 of them",
+                dir.display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// The error of tensors that are not there.
+    fn missing(
+        &self,
+        checkpoint: &Checkpoint,
+        missing: &[String],
+        names: &Names,
+        dir: &Path,
+    ) -> Error {
+        let known = self.known_tensors();
+        let shard = checkpoint.absent().find(|(name, _)| {
+            model_name(name, &self.arch, &known).is_some_and(|n| missing.contains(&n))
+        });
+        let more = if let Some((_, shard)) = shard {
+            format!("; the index places it in {shard}, which does not hold it: download it again")
+        } else if !names.unknown.is_empty() {
+            let unknown = &names.unknown;
+            format!("; {} have no meaning here, first {}", unknown.len(), first_three(unknown))
+                + names.hint()
+        } else if missing == [head_name(&self.arch, "weight")] {
+            "; if the head is the embedding, the config must say tie_word_embeddings true".into()
+        } else {
+            String::new()
+        };
+        Error::user(format!(
+            "{}: {} tensors are missing, first {}{more}",
+            dir.display(),
+            missing.len(),
+            first_three(missing)
+        ))
+    }
+
+    /// Finds the score head of a checkpoint under any of its names, and notes one that is not wanted.
+    fn find_score(&mut self, checkpoint: &Checkpoint, names: &mut Names, dir: &Path) -> Result<()> {
+        if let Some(stored) = names.tensors.remove("score.weight") {
+            names.score.push(stored);
+            names.score.sort();
+        }
+        if names.score.is_empty() {
+            return Ok(());
+        }
+        if self.head == Head::Lm {
+            self.notes.push(format!(
+                "{}: its score head ({}) is not used: a language model is wanted",
+                dir.display(),
+                first_three(&names.score)
+            ));
+            return Ok(());
+        }
+        let bad = |what: String| Error::user(format!("{}: {what}", dir.display()));
+        let (mut weights, mut rest) = (vec![], vec![]);
+        for stored in &names.score {
+            let last = stored.rsplit('.').next().unwrap_or("");
+            let flat = stored.split('.').all(|part| part.parse::<usize>().is_err());
+            let known = flat && !stored.contains("dense") && !stored.contains("out_proj");
+            match last {
+                "weight" if known => weights.push(stored),
+                "bias" if known => {
+                    if checkpoint.read_f32(stored)?.iter().any(|x| *x != 0.0) {
+                        return Err(bad(format!(
+                            "{stored} is not 0; a score head with a bias is not supported"
+                        )));
+                    }
+                }
+                _ => rest.push(stored.clone()),
+            }
+        }
+        let [weight] = weights[..] else {
+            return Err(bad(format!(
+                "a score head of one linear layer is supported; it has {}",
+                first_three(&names.score)
+            )));
+        };
+        if !rest.is_empty() {
+            return Err(bad(format!(
+                "a score head of one linear layer is supported; it has {} too",
+                first_three(&rest)
+            )));
+        }
+        if let Some(&[labels, _]) = checkpoint.info(weight).map(|i| &i.shape[..])
+            && labels != 1
+        {
+            return Err(bad(format!(
+                "has num_labels {labels} ({weight} has {labels} rows); a reward model has 1"
+            )));
+        }
+        names.tensors.insert("score.weight".into(), weight.clone());
+        Ok(())
+    }
+}
+
+/// Whether a checkpoint whose config ties head and embedding has both with different values: then
+/// `transformers` does not tie them either.
+fn own_head(
+    checkpoint: &Checkpoint,
+    arch: &Arch,
+    dir: &Path,
+    notes: &mut Vec<String>,
+) -> Result<bool> {
+    let (embedding, head) = (embedding_name(arch), head_name(arch, "weight"));
+    let known = [embedding.clone(), head.clone()].into();
+    let names = Names::of(checkpoint, arch, &known, &dir.display().to_string())?;
+    let (Some(e), Some(h)) = (names.get(&embedding), names.get(&head)) else { return Ok(false) };
+    if same_tensor(checkpoint, e, h)? {
+        return Ok(false);
+    }
+    notes.push(format!(
+        "{}: tie_word_embeddings is true, but {h} and {e} differ: they are not tied, as in \
+         transformers",
+        dir.display()
+    ));
+    Ok(true)
+}
+
+impl Adapters<'_> {
+    fn open<'d>(dir: &'d Path, options: &LoadOptions) -> Result<Adapters<'d>> {
+        let lora = AdapterConfig::read(dir)?.lora;
         if options.lora.is_some() {
             return Err(Error::user(format!(
                 "{}: holds adapters already; merge them first, or give the base model",
                 dir.display()
             )));
         }
-        let base = base_dir(dir)?;
-        let options = LoadOptions { lora: Some(lora), ..options.clone() };
-        let mut model = Model::load(&base, &options)?;
-        let file = Checkpoint::open_file(&dir.join("adapter_model.safetensors"))?;
+        let file = Checkpoint::open_file(&adapter_weights(dir)?)?;
+        Ok(Adapters { dir, lora, file })
+    }
+
+    /// Whether a tied head is not the embedding any more: one of them came with the adapters alone.
+    fn unties(&self, arch: &Arch) -> bool {
+        let rules = &self.lora.rules;
+        let (embedding, head) = (embedding_name(arch), head_name(arch, "weight"));
+        !rules.ensure_tying && (rules.saves(&embedding) || rules.saves(&head))
+    }
+}
+
+impl Model {
+    /// Reads the adapters' factors and what else their file holds.
+    fn fill_adapters(&mut self, adapters: &Adapters<'_>, options: &LoadOptions) -> Result<()> {
+        let Adapters { dir, file, .. } = adapters;
+        let lora = self.lora.clone().unwrap_or_default();
+        let root = embedding_name(&self.arch);
+        let root = root.split('.').next().filter(|_| lora.rules.bare).map(|r| format!("{r}."));
+        // By module and factor; the rest by its name without what PEFT adds.
+        let mut factors = HashMap::new();
+        let mut rest = HashMap::new();
+        for stored in file.names() {
+            let name = plain_name(stored);
+            match factor_of(&name) {
+                Some((module, factor)) => {
+                    let module = format!("{}{module}", root.as_deref().unwrap_or(""));
+                    factors.insert((module, factor), stored.to_string());
+                }
+                // The base's own weights, which old versions stored too.
+                None if name.contains(".original_module.") => {}
+                None => {
+                    rest.insert(name, stored.to_string());
+                }
+            }
+        }
         let mut notes = vec![];
-        for adapter in model.adapters() {
+        for adapter in self.adapters() {
             for (id, part) in [(adapter.a, "lora_A"), (adapter.b, "lora_B")] {
-                let name = format!("base_model.model.{}.{part}.weight", adapter.module);
-                let shape = &model.store.param(id).spec.shape;
-                check_shape(&file, &name, shape, dir)?;
-                let mut values = file.read_f32(&name)?;
-                notes.extend(no_numbers(&values, &name, dir, options.strict)?);
+                let shape = &self.store.param(id).spec.shape;
+                let Some(stored) = factors.remove(&(adapter.module.clone(), part)) else {
+                    return Err(Error::user(format!(
+                        "{}: {part} of {} is missing, which target_modules selects",
+                        dir.display(),
+                        adapter.module
+                    )));
+                };
+                check_shape(file, &stored, shape, dir)?;
+                let mut values = file.read_f32(&stored)?;
+                notes.extend(no_numbers(&values, &stored, dir, options.strict)?);
                 if let Some(order) = adapter.order.as_ref().filter(|_| part == "lora_B") {
                     values = layout::gather_rows(order, shape[1], &values);
                 }
-                model.store.write_f32(id, &values)?;
+                self.store.write_f32(id, &values)?;
             }
         }
-        model.notes.extend(notes);
-        let score = "base_model.model.score.weight";
-        if model.head == Head::Score && file.info(score).is_some() {
-            model.store.write_f32(model.params.head, &file.read_f32(score)?)?;
-            model.score_is_random = false;
+        self.notes.extend(notes);
+        if !factors.is_empty() {
+            let mut names: Vec<String> = factors.into_values().collect();
+            names.sort();
+            return Err(Error::user(format!(
+                "{}: {} tensors are of no adapter that adapter_config.json selects on a linear layer \
+                 of a block, first {}",
+                dir.display(),
+                names.len(),
+                first_three(&names)
+            )));
         }
-        Ok(model)
+        self.fill_saved(adapters, &lora, rest, options)
     }
 
-    fn fill(&mut self, checkpoint: &Checkpoint, dir: &Path, options: &LoadOptions) -> Result<()> {
-        let prefix = self.arch.family.names.prefix;
-        // Published base-model checkpoints name tensors without the prefix.
-        let find = |name: &str| -> Option<String> {
-            let short = name.strip_prefix(prefix).unwrap_or(name);
-            // OPT's base model keeps half of its prefix.
-            let middle = name.strip_prefix("model.").unwrap_or(name);
-            [name, short, middle]
-                .into_iter()
-                .find(|n| checkpoint.info(n).is_some())
-                .map(String::from)
-        };
-        let mut missing = vec![];
-        let mut init_score = false;
+    /// Reads weights of the base that came with the adapters. `rest` holds their names in the file by
+    /// those without PEFT's parts.
+    fn fill_saved(
+        &mut self,
+        adapters: &Adapters<'_>,
+        lora: &LoraConfig,
+        rest: HashMap<String, String>,
+        options: &LoadOptions,
+    ) -> Result<()> {
+        let Adapters { dir, file, .. } = adapters;
+        let known = self.known_tensors();
+        let mut names = Names::default();
+        for (name, stored) in rest {
+            names.sort(&name, &stored, &self.arch, &known, file, &dir.display().to_string())?;
+        }
+        names.score.sort();
+        names.unknown.sort();
+        self.find_score(file, &mut names, dir)?;
+        let (embedding, head) = (embedding_name(&self.arch), head_name(&self.arch, "weight"));
+        if self.arch.tied
+            && let Some(stored) = names.tensors.remove(&head)
+        {
+            if let Some(other) = names.get(&embedding).filter(|_| self.head == Head::Lm)
+                && !same_tensor(file, other, &stored)?
+            {
+                return Err(Error::user(format!(
+                    "{}: {other} and {stored} differ, but the config ties them",
+                    dir.display()
+                )));
+            }
+            names.tensors.entry(embedding).or_insert(stored);
+        }
+        if self.head == Head::Score {
+            // A reward model has no language-model head.
+            names.tensors.remove(&head);
+            names.tensors.remove(&head_name(&self.arch, "bias"));
+        }
+        if !names.unknown.is_empty() {
+            return Err(Error::user(format!(
+                "{}: {} tensors belong to no part of a {} model of this config, first {}",
+                dir.display(),
+                names.unknown.len(),
+                self.arch.family.model_type,
+                first_three(&names.unknown)
+            )));
+        }
+        let mut used = HashSet::new();
         for (i, source) in self.params.sources.iter().enumerate() {
             let Some(source) = source else { continue };
             let param = self.store.param(ParamId(i));
-            let names: Vec<Option<String>> = source.tensors.iter().map(|(n, _)| find(n)).collect();
-            if names.iter().any(Option::is_none) {
-                if param.spec.name == "score.weight" {
-                    init_score = true;
+            let mut first = 0;
+            for (name, rows) in &source.tensors {
+                let range = first..first + rows;
+                first = range.end;
+                let Some(stored) = names.get(name) else {
+                    // PEFT finds the modules by their names' ends.
+                    if lora.rules.saves(name)
+                        && !(self.arch.tied && name == &embedding_name(&self.arch))
+                    {
+                        return Err(Error::user(format!(
+                            "{}: {name} is missing, which modules_to_save names",
+                            dir.display()
+                        )));
+                    }
+                    continue;
+                };
+                let one = Source { tensors: vec![(name.clone(), *rows)], ..source.clone() };
+                let alone = source.tensors.len() == 1;
+                let spec = &param.spec;
+                let columns: usize = spec.shape[1..].iter().product();
+                let values = read_rows(file, &spec.shape, &one, std::slice::from_ref(stored), dir)?;
+                self.notes.extend(no_numbers(&values, stored, dir, options.strict)?);
+                if alone {
+                    self.store.write_f32(ParamId(i), &values)?;
                 } else {
-                    missing.extend(
-                        source
-                            .tensors
-                            .iter()
-                            .zip(&names)
-                            .filter(|(_, f)| f.is_none())
-                            .map(|((n, _), _)| n.clone()),
-                    );
+                    let mut all = self.store.read_f32(ParamId(i))?;
+                    all[range.start * columns..range.end * columns].copy_from_slice(&values);
+                    self.store.write_f32(ParamId(i), &all)?;
                 }
-                continue;
+                used.insert(name.clone());
             }
-            let names: Vec<String> = names.into_iter().flatten().collect();
-            let values = read_param(checkpoint, param, source, &names, dir)?;
-            self.store.write_f32(ParamId(i), &values)?;
-            self.notes.extend(no_numbers(&values, &names[0], dir, options.strict)?);
         }
-        if !missing.is_empty() {
-            return Err(Error::user(format!(
-                "{}: {} tensors are missing, first {}",
+        if used.remove("score.weight") {
+            self.score_is_random = false;
+        }
+        let mut saved: Vec<String> = used.into_iter().collect();
+        saved.sort();
+        if options.train && !saved.is_empty() {
+            self.notes.push(format!(
+                "{}: {} came with the adapters and stay as they are; the adapters' factors are trained",
                 dir.display(),
-                missing.len(),
-                first_three(&missing)
-            )));
+                first_three(&saved)
+            ));
         }
-        self.refuse_extra(checkpoint, dir)?;
-        if init_score {
-            self.init_score(options.seed)?;
-            self.score_is_random = true;
-        }
+        self.saved_with_adapters = saved;
         Ok(())
     }
+}
 
-    /// Refuses tensors that belong to no parameter, but for known buffers and the other head.
-    fn refuse_extra(&self, checkpoint: &Checkpoint, dir: &Path) -> Result<()> {
-        let prefix = self.arch.family.names.prefix;
-        let sources = self.params.sources.iter().flatten();
-        let known: std::collections::HashSet<&str> =
-            sources.flat_map(|s| s.tensors.iter().map(|(n, _)| n.as_str())).collect();
-        let ignored = |name: &str| {
-            let buffers = [
-                ".attn.bias",
-                ".attn.masked_bias",
-                ".attention.bias",
-                ".attention.masked_bias",
-                ".attn.causal_mask",
-                "rotary_emb.inv_freq",
-            ];
-            let heads = [
-                "lm_head.weight",
-                "lm_head.bias",
-                "embed_out.weight",
-                "score.weight",
-                "v_head.weight",
-            ];
-            heads.contains(&name) || buffers.iter().any(|b| name.ends_with(b))
-        };
-        let extra: Vec<String> = checkpoint
-            .names()
-            .filter(|n| {
-                let (full, half) = (format!("{prefix}{n}"), format!("model.{n}"));
-                !known.contains(n)
-                    && !known.contains(&*full)
-                    && !known.contains(&*half)
-                    && !ignored(n)
-            })
-            .map(String::from)
-            .collect();
-        if extra.is_empty() {
-            return Ok(());
-        }
-        Err(Error::user(format!(
-            "{}: {} tensors belong to no part of a {} model of this config, first {}",
-            dir.display(),
-            extra.len(),
-            self.arch.family.model_type,
-            first_three(&extra)
-        )))
+/// A name in an adapter file without wrappers and without `modules_to_save.<adapter>`.
+fn plain_name(stored: &str) -> String {
+    let mut name = stored;
+    while let Some(inner) =
+        ["module.", "base_model.model.", "base_model."].iter().find_map(|w| name.strip_prefix(w))
+    {
+        name = inner;
     }
+    let Some((module, rest)) = name.split_once(".modules_to_save.") else { return name.into() };
+    // The adapter's name, which PEFT leaves out of files.
+    let part = rest.split_once('.').map_or(rest, |(_, part)| part);
+    format!("{module}.{part}")
+}
+
+/// Module and factor that a tensor of an adapter is, with or without the adapter's name.
+fn factor_of(name: &str) -> Option<(&str, &'static str)> {
+    ["lora_A", "lora_B"].into_iter().find_map(|factor| {
+        let (module, rest) = name.split_once(&format!(".{factor}."))?;
+        let end = rest.strip_suffix("weight")?;
+        (end.matches('.').count() <= 1).then_some((module, factor))
+    })
 }
 
 /// What is to be said of values of a tensor that are infinite or not a number; an error if `strict`.
@@ -266,10 +522,6 @@ fn no_numbers(values: &[f32], name: &str, dir: &Path, strict: bool) -> Result<Op
         }
         _ => Ok(Some(told)),
     }
-}
-
-fn first_three(names: &[String]) -> String {
-    names.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 fn check_shape(checkpoint: &Checkpoint, name: &str, want: &[usize], dir: &Path) -> Result<()> {
@@ -286,16 +538,16 @@ fn check_shape(checkpoint: &Checkpoint, name: &str, want: &[usize], dir: &Path) 
     Ok(())
 }
 
-/// Stacks the source tensors of a parameter into our row-major `[out, in]`.
-fn read_param(
+/// Stacks the source tensors of a parameter of `shape` into our row-major `[out, in]`.
+fn read_rows(
     checkpoint: &Checkpoint,
-    param: &Param,
+    shape: &[usize],
     source: &Source,
     names: &[String],
     dir: &Path,
 ) -> Result<Vec<f32>> {
     let shape_of = |rows: usize| {
-        let mut shape = param.spec.shape.clone();
+        let mut shape = shape.to_vec();
         shape[0] = rows;
         if source.transposed {
             shape.reverse();
@@ -306,7 +558,7 @@ fn read_param(
     for (name, (_, rows)) in names.iter().zip(&source.tensors) {
         check_shape(checkpoint, name, &shape_of(*rows), dir)?;
     }
-    let mut out = Vec::with_capacity(param.spec.shape.iter().product());
+    let mut out = Vec::with_capacity(shape.iter().product());
     for (name, (_, rows)) in names.iter().zip(&source.tensors) {
         let shape = shape_of(*rows);
         let values = checkpoint.read_f32(name)?;

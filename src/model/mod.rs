@@ -3,17 +3,22 @@
 
 mod cache;
 mod forward;
+mod hub;
 mod layers;
 mod load;
 mod lora;
+mod names;
 mod params;
+mod peft;
 mod save;
 
 pub use cache::{KvCache, PAGE};
 pub use forward::{Attend, Draw, Pass};
-pub use load::{LoadOptions, base_dir, hub_cache, resolve_model};
-pub use lora::{LoraConfig, linear_modules};
+pub use hub::{hub_cache, resolve_model};
+pub use load::{LoadOptions, base_dir};
+pub use lora::{LoraConfig, LoraRules, linear_modules};
 pub use params::{Adapter, BlockParams, Linear, NormParams, Params, Source};
+pub use peft::adapter_weights;
 pub use save::{SaveAs, Values, save_adapters, save_model, take_part_in_saving};
 
 use crate::arch::{Arch, Config};
@@ -44,6 +49,8 @@ pub struct Model {
     pub store: Store,
     /// Which parameter is what.
     pub params: Params,
+    /// Tensors of the base that came with the adapters (PEFT's `modules_to_save`, trained biases).
+    pub saved_with_adapters: Vec<String>,
     /// Things the user should know of what was loaded ("values are not finite").
     pub notes: Vec<String>,
     /// Its checkpoint had no score head: scores mean nothing until it is trained.
@@ -64,7 +71,17 @@ impl Model {
             false => Store::with_grads(device, dtype, grads, partition, specs)?,
         };
         let (config, lora) = (config.clone(), options.lora.clone());
-        Ok(Model { arch, config, head, lora, store, params, notes: vec![], score_is_random: false })
+        Ok(Model {
+            arch,
+            config,
+            head,
+            lora,
+            store,
+            params,
+            saved_with_adapters: vec![],
+            notes: vec![],
+            score_is_random: false,
+        })
     }
 
     /// A model with random weights, as GPT-2 was initialised: normal with standard deviation 0.02,

@@ -3,8 +3,10 @@
 
 use crate::arch::{Arch, Module, Position, Residual};
 use crate::base::Result;
+use crate::model::lora::Size;
 use crate::model::{Head, LoraConfig};
 use crate::pool::{Cut, Group, ParamId, ParamSpec};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -32,6 +34,10 @@ pub struct Adapter {
     pub offset_in_block: usize,
     /// Output rows it acts on.
     pub rows: usize,
+    /// Width of the update.
+    pub rank: usize,
+    /// Factor on the update.
+    pub scale: f32,
     /// Full name of the checkpoint module.
     pub module: String,
     /// Row of the module that each of these rows is; None where they are the same.
@@ -127,9 +133,7 @@ impl Params {
         lora: Option<&LoraConfig>,
         blocks: usize,
     ) -> Result<(Vec<ParamSpec>, Params)> {
-        if let Some(lora) = lora {
-            lora.check(arch)?;
-        }
+        let adapted = lora.map_or(Ok(HashMap::new()), |l| l.sizes(arch))?;
         let mut l = Layout {
             arch,
             specs: vec![],
@@ -137,7 +141,7 @@ impl Params {
             segment: 0,
             train_base: train && lora.is_none(),
             train,
-            lora,
+            adapted,
             cuts: Cuts::new(arch, blocks),
             qkv_order: arch.qkv_source_rows().map(Arc::from),
         };
@@ -263,7 +267,8 @@ struct Layout<'a> {
     segment: usize,
     train_base: bool,
     train: bool,
-    lora: Option<&'a LoraConfig>,
+    /// Adapters by the module they are on.
+    adapted: HashMap<String, Size>,
     cuts: Cuts,
     /// Of all blocks; see [`Source::order`].
     qkv_order: Option<Arc<[usize]>>,
@@ -434,18 +439,28 @@ impl Layout<'_> {
         let (mut offset, mut offset_in_block) = (0, 0);
         for (i, (module, rows)) in modules.iter().zip(&groups).enumerate() {
             let short = module.rsplit('.').next().unwrap_or(module);
-            if let Some(lora) = self.lora.filter(|l| l.targets(short)) {
-                let (name, rank) = (format!("{name}.lora.{short}"), lora.rank);
+            let module = format!("{at}{module}");
+            if let Some(Size { rank, scale }) = self.adapted.get(&module).copied() {
+                let name = format!("{name}.lora.{short}");
                 let (cut_a, cut_b) = adapter_cuts(i, offset);
                 let mut factor = |part: &str, shape: &[usize], cut| {
                     self.param(&format!("{name}.{part}"), shape, cut, self.train, None)
                 };
                 let a = factor("a", &[rank, columns], cut_a);
                 let b = factor("b", &[*rows, rank], cut_b);
-                let (module, site) = (format!("{at}{module}"), a.0 as u64);
-                let order = order.clone();
-                let rows = *rows;
-                adapters.push(Adapter { a, b, offset, offset_in_block, rows, module, order, site });
+                let (order, rows, site) = (order.clone(), *rows, a.0 as u64);
+                adapters.push(Adapter {
+                    a,
+                    b,
+                    offset,
+                    offset_in_block,
+                    rows,
+                    rank,
+                    scale,
+                    module,
+                    order,
+                    site,
+                });
             }
             offset += rows;
             offset_in_block += each(i);

@@ -4,11 +4,11 @@ use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::formats::{
     SaveTensor, SourceDType, layout, save_sharded, write_atomic, write_safetensors,
 };
-use crate::model::{Adapter, Head, Model, Source};
+use crate::model::{Adapter, Head, LoraConfig, Model, Source};
 use crate::pool::ParamId;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -36,6 +36,46 @@ struct Part<'m> {
     param: ParamId,
     source: &'m Source,
     rows: std::ops::Range<usize>,
+}
+
+impl Part<'_> {
+    /// The checkpoint tensor from the parameter's values, which have so many columns.
+    fn as_stored(&self, values: &[f32], columns: usize) -> Vec<f32> {
+        let range = self.rows.start * columns..self.rows.end * columns;
+        let rows = match &self.source.order {
+            Some(order) => layout::scatter_rows(order, columns, values)[range].to_vec(),
+            None => values[range].to_vec(),
+        };
+        if !self.source.transposed {
+            return rows;
+        }
+        let mut turned = vec![0.0; rows.len()];
+        layout::transpose(self.rows.len(), columns, &rows, &mut turned);
+        turned
+    }
+}
+
+/// The checkpoint tensors of a model in its dtype, and where their values come from.
+fn checkpoint_tensors(model: &Model) -> (Vec<SaveTensor>, HashMap<String, Part<'_>>) {
+    let dtype = source_dtype(model.store.dtype());
+    let (mut tensors, mut parts) = (vec![], HashMap::new());
+    for (i, source) in model.params.sources.iter().enumerate() {
+        let Some(source) = source else { continue };
+        let shape = &model.store.param(ParamId(i)).spec.shape;
+        let mut first = 0;
+        for (name, rows) in &source.tensors {
+            let mut dims = shape.clone();
+            dims[0] = *rows;
+            if source.transposed {
+                dims.reverse();
+            }
+            tensors.push(SaveTensor::new(name.clone(), dtype, &dims));
+            let rows = first..first + rows;
+            first = rows.end;
+            parts.insert(name.clone(), Part { param: ParamId(i), source, rows });
+        }
+    }
+    (tensors, parts)
 }
 
 /// Writes `config.json` and the weights into `dir`, which is made if absent. Adapters are merged.
@@ -70,25 +110,7 @@ fn save_or_read(
         std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
         write_json(&dir.join("config.json"), &config_of(model, options).into())?;
     }
-    let dtype = source_dtype(model.store.dtype());
-    let mut tensors = vec![];
-    let mut parts = HashMap::new();
-    for (i, source) in model.params.sources.iter().enumerate() {
-        let Some(source) = source else { continue };
-        let shape = &model.store.param(ParamId(i)).spec.shape;
-        let mut first = 0;
-        for (name, rows) in &source.tensors {
-            let mut dims = shape.clone();
-            dims[0] = *rows;
-            if source.transposed {
-                dims.reverse();
-            }
-            tensors.push(SaveTensor::new(name.clone(), dtype, &dims));
-            let rows = first..first + rows;
-            first = rows.end;
-            parts.insert(name.clone(), Part { param: ParamId(i), source, rows });
-        }
-    }
+    let (tensors, parts) = checkpoint_tensors(model);
     let adapters = merged_adapters(model);
     let value = |id: ParamId| {
         let given = values.map_or(Ok(None), |f| f(id))?;
@@ -97,22 +119,13 @@ fn save_or_read(
     let mut bytes = |t: &SaveTensor| {
         let part = &parts[&t.name];
         let columns: usize = model.store.param(part.param).spec.shape[1..].iter().product();
-        let range = part.rows.start * columns..part.rows.end * columns;
         let mut w = value(part.param)?;
         // A parameter of several tensors comes by here once for each, and merges that one's adapter.
         let merged = adapters.get(&part.param).into_iter().flat_map(|a| a.iter());
         for adapter in merged.filter(|a| part.rows.contains(&a.offset)) {
-            merge(model, adapter, &value, columns, &mut w)?;
+            merge(adapter, &value, columns, &mut w)?;
         }
-        if let Some(order) = &part.source.order {
-            w = layout::scatter_rows(order, columns, &w);
-        }
-        let mut w = w[range].to_vec();
-        if part.source.transposed {
-            let mut turned = vec![0.0; w.len()];
-            layout::transpose(part.rows.len(), columns, &w, &mut turned);
-            w = turned;
-        }
+        let w = part.as_stored(&w, columns);
         Ok(Cow::Owned(to_bytes(&w, model.store.dtype())))
     };
     match dir {
@@ -144,18 +157,17 @@ fn merged_adapters(model: &Model) -> HashMap<ParamId, &Vec<Adapter>> {
 
 /// W[offset.., :] += scale * B A, with A and B as `value` gives them.
 fn merge(
-    model: &Model,
     adapter: &Adapter,
     value: &dyn Fn(ParamId) -> Result<Vec<f32>>,
     columns: usize,
     w: &mut [f32],
 ) -> Result<()> {
-    let lora = model.lora.as_ref().expect("adapters come with a config");
+    let Adapter { rank, scale, .. } = *adapter;
     let (a, b) = (value(adapter.a)?, value(adapter.b)?);
     for row in 0..adapter.rows {
         let out = &mut w[(adapter.offset + row) * columns..][..columns];
-        for r in 0..lora.rank {
-            let f = lora.scale() * b[row * lora.rank + r];
+        for r in 0..rank {
+            let f = scale * b[row * rank + r];
             out.iter_mut().zip(&a[r * columns..]).for_each(|(o, a)| *o += f * a);
         }
     }
@@ -201,29 +213,47 @@ fn adapters_to(model: &Model, dir: Option<&Path>, base: &str) -> Result<()> {
     };
     let mut tensors = vec![];
     let mut places = HashMap::new();
-    let mut add = |name: String, id: ParamId, order: Option<Arc<[usize]>>| {
-        tensors.push(SaveTensor::new(
-            name.clone(),
-            SourceDType::F32,
-            &model.store.param(id).spec.shape,
-        ));
-        places.insert(name, (id, order));
-    };
     for adapter in model.adapters() {
-        let order = adapter.order.clone();
-        for (id, part, order) in [(adapter.a, "lora_A", None), (adapter.b, "lora_B", order)] {
-            add(format!("base_model.model.{}.{part}.weight", adapter.module), id, order);
+        for (id, part) in [(adapter.a, "lora_A"), (adapter.b, "lora_B")] {
+            let name = in_peft(lora, &format!("{}.{part}.weight", adapter.module));
+            let shape = &model.store.param(id).spec.shape;
+            tensors.push(SaveTensor::new(name.clone(), SourceDType::F32, shape));
+            let order = adapter.order.clone().filter(|_| part == "lora_B");
+            places.insert(name, Place::Factor(id, order));
         }
     }
-    if model.head == Head::Score {
-        add("base_model.model.score.weight".into(), model.params.head, None);
+    let (stored, mut parts) = checkpoint_tensors(model);
+    let adapted: HashSet<&str> = model.adapters().map(|a| a.module.as_str()).collect();
+    for tensor in &stored {
+        let score = tensor.name == "score.weight";
+        if !score && !model.saved_with_adapters.contains(&tensor.name) {
+            continue;
+        }
+        let Some(part) = parts.remove(&tensor.name) else { continue };
+        // PEFT looks for an adapted module's own tensors below it.
+        let name = match tensor.name.rsplit_once('.') {
+            Some((module, end)) if adapted.contains(module) => format!("{module}.base_layer.{end}"),
+            _ => tensor.name.clone(),
+        };
+        let name = in_peft(lora, &name);
+        tensors.push(SaveTensor::new(name.clone(), SourceDType::F32, &tensor.info.shape));
+        places.insert(name, Place::Base(part));
     }
     let mut bytes = |t: &SaveTensor| {
-        let (id, order) = &places[&t.name];
-        let mut values = model.store.read_f32(*id)?;
-        if let Some(order) = order {
-            values = layout::scatter_rows(order, values.len() / order.len(), &values);
-        }
+        let values = match &places[&t.name] {
+            Place::Factor(id, order) => {
+                let values = model.store.read_f32(*id)?;
+                match order {
+                    Some(order) => layout::scatter_rows(order, values.len() / order.len(), &values),
+                    None => values,
+                }
+            }
+            Place::Base(part) => {
+                let shape = &model.store.param(part.param).spec.shape;
+                let values = model.store.read_f32(part.param)?;
+                part.as_stored(&values, shape[1..].iter().product())
+            }
+        };
         Ok(Cow::Owned(to_bytes(&values, DType::F32)))
     };
     let Some(dir) = dir else {
@@ -232,14 +262,48 @@ fn adapters_to(model: &Model, dir: Option<&Path>, base: &str) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
     let path = dir.join("adapter_model.safetensors");
     write_safetensors(&path, &tensors, &[("format", "pt")], &mut bytes)?;
-    let mut modules: Vec<String> = model
-        .adapters()
-        .map(|a| a.module.rsplit('.').next().unwrap_or(&a.module).to_string())
-        .collect();
+    write_json(&dir.join("adapter_config.json"), &adapter_config(model, lora, base))
+}
+
+/// Where the values of an adapter file's tensor come from.
+enum Place<'m> {
+    /// A factor, with the order of its rows in the checkpoint.
+    Factor(ParamId, Option<Arc<[usize]>>),
+    /// A tensor of the base.
+    Base(Part<'m>),
+}
+
+/// The name that PEFT gives a tensor.
+fn in_peft(lora: &LoraConfig, name: &str) -> String {
+    let bare = name.split_once('.').filter(|_| lora.rules.bare && !name.starts_with("score."));
+    format!("base_model.model.{}", bare.map_or(name, |(_, rest)| rest))
+}
+
+/// The settings in PEFT's words. A selection of modules that names alone do not make is written as a
+/// list of full names.
+fn adapter_config(model: &Model, lora: &LoraConfig, base: &str) -> serde_json::Value {
+    let rules = &lora.rules;
+    let last = |m: &str| m.rsplit('.').next().unwrap_or(m).to_string();
+    let selected = rules.target_regex.is_some()
+        || rules.exclude_regex.is_some()
+        || !rules.exclude.is_empty()
+        || rules.layers.is_some()
+        || lora.modules.iter().any(|m| m.contains('.'));
+    let full = |m: &str| in_peft(lora, m).replacen("base_model.model.", "", 1);
+    let modules =
+        model.adapters().map(|a| if selected { full(&a.module) } else { last(&a.module) });
+    let mut modules: Vec<String> = modules.collect();
     modules.sort();
     modules.dedup();
     let score = model.head == Head::Score;
-    let config = json!({
+    let mut saved: Vec<&str> = rules.saved.iter().map(String::as_str).collect();
+    if score && !saved.contains(&"score") {
+        saved.push("score");
+    }
+    let patterns = |all: Vec<(&String, serde_json::Value)>| -> serde_json::Map<_, _> {
+        all.into_iter().map(|(p, v)| (p.clone(), v)).collect()
+    };
+    json!({
         "peft_type": "LORA",
         "task_type": if score { "SEQ_CLS" } else { "CAUSAL_LM" },
         "base_model_name_or_path": base,
@@ -247,11 +311,14 @@ fn adapters_to(model: &Model, dir: Option<&Path>, base: &str) -> Result<()> {
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "target_modules": modules,
-        "modules_to_save": if score { json!(["score"]) } else { json!(null) },
-        "bias": "none",
+        "rank_pattern": patterns(rules.rank_pattern.iter().map(|(p, v)| (p, json!(v))).collect()),
+        "alpha_pattern": patterns(rules.alpha_pattern.iter().map(|(p, v)| (p, json!(v))).collect()),
+        "use_rslora": rules.rank_stabilised,
+        "modules_to_save": if saved.is_empty() { json!(null) } else { json!(saved) },
+        "ensure_weight_tying": rules.ensure_tying,
+        "bias": if rules.bias.is_empty() { "none" } else { &rules.bias },
         "fan_in_fan_out": model.arch.family.transposed,
         "inference_mode": true,
         "init_lora_weights": true,
-    });
-    write_json(&dir.join("adapter_config.json"), &config)
+    })
 }

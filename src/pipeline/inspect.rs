@@ -41,7 +41,7 @@ pub fn inspect(cfg: &InspectConfig) -> Result<String> {
 /// Parameters trained in full, and by LoRA on every linear layer.
 fn trained(arch: &Arch, specs: &[ParamSpec]) -> Result<String> {
     let modules = vec!["all".to_string()];
-    let lora = LoraConfig { rank: LORA_RANK, alpha: 16.0, dropout: 0.0, modules };
+    let lora = LoraConfig { rank: LORA_RANK, alpha: 16.0, modules, ..LoraConfig::default() };
     let (adapted, _) = Params::lay_out(arch, Head::Lm, true, Some(&lora), 1)?;
     let adapters: Vec<ParamSpec> = adapted.into_iter().filter(|s| s.trained).collect();
     Ok(format!(

@@ -20,6 +20,7 @@ fn lora(cfg: &RunConfig, rank: usize) -> Option<LoraConfig> {
         alpha: l.lora_alpha as f32,
         dropout: l.lora_dropout as f32,
         modules: l.lora_module_name.iter().map(|name| module(name)).collect(),
+        ..LoraConfig::default()
     })
 }
 

@@ -83,7 +83,7 @@ impl Source {
                 let of = |p: &Path, ends: &[&str]| {
                     p.extension().and_then(|e| e.to_str()).is_some_and(|e| ends.contains(&e))
                 };
-                let by_name = ["adapter_model.safetensors", "merges.txt"];
+                let by_name = ["adapter_model.safetensors", "adapter_model.bin", "merges.txt"];
                 let adapter = by_name.iter().any(|n| p.ends_with(n));
                 p.is_file() && (of(p, &settings) || adapter)
             }));

@@ -8,7 +8,7 @@ use super::tokens;
 use crate::arch::Config;
 use crate::base::{DType, Error, Result};
 use crate::formats::{Checkpoint, Snapshot};
-use crate::model::{Head, LoadOptions, Model, base_dir, resolve_model};
+use crate::model::{Head, LoadOptions, Model, adapter_weights, base_dir, resolve_model};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -153,7 +153,7 @@ fn model(dir: &Path) -> Result<(String, Vec<String>)> {
     notes.extend(tokens::verify(dir, model.arch.vocab)?);
     let mut files = vec![weights(&base)?];
     if base != dir {
-        files.push(weights(dir)?);
+        files.push(Checkpoint::open_file(&adapter_weights(dir)?)?);
     }
     let infos = files.iter().flat_map(|f| f.names().filter_map(move |name| f.info(name)));
     let (tensors, bytes) =

@@ -97,7 +97,7 @@ pub fn lora(family: &str) -> LoraConfig {
         _ => &["all"],
     };
     let modules = modules.iter().map(|m| m.to_string()).collect();
-    LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, modules }
+    LoraConfig { rank: 4, alpha: 8.0, modules, ..LoraConfig::default() }
 }
 
 /// A model whose weights are large enough for its distributions to be far from uniform.

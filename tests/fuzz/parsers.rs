@@ -212,7 +212,7 @@ fn prepare_adapters(place: &Path) {
     fs::create_dir_all(&base).unwrap();
     prepare_models(&base);
     let modules = vec!["q_proj".to_string(), "v_proj".to_string()];
-    let lora = Some(LoraConfig { rank: 2, alpha: 8.0, dropout: 0.0, modules });
+    let lora = Some(LoraConfig { rank: 2, alpha: 8.0, modules, ..LoraConfig::default() });
     let options = LoadOptions { lora, train: true, ..LoadOptions::frozen(Head::Lm, DType::F32) };
     let model = Model::random(&tiny(), &options).unwrap();
     save_adapters(&model, &place.join("adapter"), "base").unwrap();

@@ -24,6 +24,17 @@ pub(super) static BLOOM: Family = Family {
         final_norm: "ln_f",
         ..Names::NONE
     },
+    keys: &[
+        "apply_residual_connection_post_layernorm",
+        "n_embed",
+        "hidden_size",
+        "n_layer",
+        "num_hidden_layers",
+        "n_head",
+        "num_attention_heads",
+        "seq_length",
+        "layer_norm_epsilon",
+    ],
     read,
 };
 

@@ -16,6 +16,29 @@ pub(super) static GEMMA2: Family = Family {
         post2: "post_feedforward_layernorm",
         ..llama::NAMES
     },
+    keys: &[
+        "attention_bias",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "head_dim",
+        "hidden_act",
+        "hidden_activation",
+        "hidden_size",
+        "intermediate_size",
+        "layer_types",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "partial_rotary_factor",
+        "query_pre_attn_scalar",
+        "rms_norm_eps",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "sliding_window",
+        "use_bidirectional_attention",
+    ],
     read: |c, family| {
         c.only("use_bidirectional_attention", &json!(false))?;
         let arch = llama::read(c, family)?;

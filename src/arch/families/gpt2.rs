@@ -27,6 +27,18 @@ pub(super) static GPT2: Family = Family {
     classifier: "GPT2ForSequenceClassification",
     transposed: true,
     names: NAMES,
+    keys: &[
+        "scale_attn_weights",
+        "scale_attn_by_inverse_layer_idx",
+        "add_cross_attention",
+        "layer_norm_epsilon",
+        "activation_function",
+        "n_embd",
+        "n_layer",
+        "n_head",
+        "n_inner",
+        "n_positions",
+    ],
     read,
 };
 

@@ -16,6 +16,18 @@ pub(super) static GPT_NEO: Family = Family {
         out: &["attn.attention.out_proj"],
         ..gpt2::NAMES
     },
+    keys: &[
+        "hidden_size",
+        "num_layers",
+        "num_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "window_size",
+        "attention_layers",
+        "attention_types",
+        "layer_norm_epsilon",
+        "activation_function",
+    ],
     read,
 };
 

@@ -24,6 +24,23 @@ pub(super) static GPT_NEOX: Family = Family {
         head: "embed_out",
         ..Names::NONE
     },
+    keys: &[
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "rope_parameters",
+        "rope_scaling",
+        "partial_rotary_factor",
+        "rotary_pct",
+        "rope_theta",
+        "rotary_emb_base",
+        "use_parallel_residual",
+        "attention_bias",
+        "layer_norm_eps",
+        "hidden_act",
+    ],
     read,
 };
 

@@ -16,12 +16,25 @@ pub(super) const NAMES: Names = Names {
     ..gpt2::NAMES
 };
 
+/// Keys that are read, for CodeGen too.
+pub(super) const KEYS: &[&str] = &[
+    "activation_function",
+    "layer_norm_epsilon",
+    "n_embd",
+    "n_head",
+    "n_inner",
+    "n_layer",
+    "n_positions",
+    "rotary_dim",
+];
+
 pub(super) static GPTJ: Family = Family {
     model_type: "gptj",
     causal_lm: "GPTJForCausalLM",
     classifier: "GPTJForSequenceClassification",
     transposed: false,
     names: NAMES,
+    keys: KEYS,
     read,
 };
 

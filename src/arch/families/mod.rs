@@ -100,6 +100,8 @@ pub struct Family {
     pub transposed: bool,
     /// Tensor names.
     pub names: Names,
+    /// Keys of `config.json` that [`Family::read`] reads.
+    pub keys: &'static [&'static str],
     /// Reads the architecture from a config.
     pub read: fn(&Config, &'static Family) -> Result<Arch>,
 }

@@ -26,6 +26,19 @@ pub(super) static OPT: Family = Family {
         final_norm: "final_layer_norm",
         ..Names::NONE
     },
+    keys: &[
+        "layer_norm_elementwise_affine",
+        "hidden_size",
+        "do_layer_norm_before",
+        "enable_bias",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "ffn_dim",
+        "max_position_embeddings",
+        "word_embed_proj_dim",
+        "_remove_final_layer_norm",
+        "activation_function",
+    ],
     read,
 };
 

@@ -10,6 +10,24 @@ pub(super) static PHI3: Family = Family {
     classifier: "Phi3ForSequenceClassification",
     transposed: false,
     names: Names { qkv: &["self_attn.qkv_proj"], up: &["mlp.gate_up_proj"], ..llama::NAMES },
+    keys: &[
+        "head_dim",
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "layer_types",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "original_max_position_embeddings",
+        "partial_rotary_factor",
+        "rms_norm_eps",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "sliding_window",
+    ],
     read: |c, family| {
         let arch = llama::read(c, family)?;
         Ok(Arch { windows: c.windows(arch.layers, 0, |_| true)?, ..arch })
