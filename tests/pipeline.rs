@@ -25,3 +25,5 @@ mod plan;
 mod steps;
 #[path = "pipeline/talk.rs"]
 mod talk;
+#[path = "pipeline/vocabulary.rs"]
+mod vocabulary;
