@@ -18,7 +18,7 @@ use duplex::train::{AdamWConfig, AdamWState};
 
 /// Random shapes; `DUPLEX_SHAPES` asks for more.
 fn shapes() -> usize {
-    std::env::var("DUPLEX_SHAPES").ok().and_then(|n| n.parse().ok()).unwrap_or(200)
+    std::env::var("DUPLEX_SHAPES").ok().and_then(|n| n.parse().ok()).unwrap_or(2000)
 }
 
 /// Shapes of one model.

@@ -31,6 +31,8 @@ pub(crate) fn of_steps<'a>(
     more: &[&'a str],
 ) -> Vec<&'a str> {
     let mut words = on(to, ranks, more);
+    let set = words.iter().position(|w| *w == "--set").unwrap();
+    words.drain(set..set + 2);
     let steps =
         [("--sft-max-steps", sft), ("--reward-max-steps", reward), ("--ppo-max-steps", ppo)];
     for (flag, n) in steps {
