@@ -26,7 +26,11 @@ mod sampling;
 mod setup;
 #[path = "algorithms/sft.rs"]
 mod sft;
+#[path = "algorithms/sizes.rs"]
+mod sizes;
 #[path = "algorithms/state.rs"]
 mod state;
 #[path = "algorithms/update.rs"]
 mod update;
+#[path = "algorithms/vocabulary.rs"]
+mod vocabulary;

@@ -29,3 +29,5 @@ mod plan;
 mod steps;
 #[path = "pipeline/talk.rs"]
 mod talk;
+#[path = "pipeline/vocabulary.rs"]
+mod vocabulary;

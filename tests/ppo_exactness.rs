@@ -6,7 +6,7 @@ use common::*;
 use duplex::base::DType;
 use duplex::device::Device;
 use duplex::engine::Engine;
-use duplex::model::Head;
+use duplex::model::{Head, LoadOptions};
 use duplex::rlhf::{KlControl, PpoConfig, PpoEngines, PpoTrainer, RewardSource};
 use duplex::rollout::Sampling;
 use duplex::tape::{Keep, Workspace};
@@ -101,6 +101,52 @@ fn first_minibatch_is_exact_for_every_family_dtype_and_lora() {
                 }
             }
         }
+    }
+}
+
+/// Prompts and answers of random unequal length under the vocabulary of a real model, whose logits go through in
+/// shares of one size where they are scored and of another where they are trained on.
+#[test]
+fn first_minibatches_are_exact_under_a_large_vocabulary() {
+    let (mut rng, emulated) = (fresh_rng(), device() == Device::Emulated);
+    let (vocab, longest, count) = if emulated { (151_936, 9, 2) } else { (50_257, 300, 6) };
+    let iterations = if emulated { 1 } else { 3 };
+    let dtypes = if emulated { &[DType::Bf16][..] } else { &[DType::F32, DType::Bf16] };
+    for dtype in dtypes.iter().copied() {
+        let mut ws = Workspace::new(device(), usize::MAX).unwrap();
+        let engine = |head, train, seed| {
+            let frozen = LoadOptions::frozen(head, dtype).on(device());
+            let options = LoadOptions { train, seed, ..frozen };
+            let model = model_of(&config_of("llama", vocab, 512), &options);
+            match train {
+                true => Engine::trained(model, adamw(1e-3), Keep::Cheap).unwrap(),
+                false => Engine::frozen(model),
+            }
+        };
+        let engines = PpoEngines {
+            actor: engine(Head::Lm, true, 1),
+            reference: Some(engine(Head::Lm, false, 1)),
+            critic: engine(Head::Score, true, 2),
+            reward: RewardSource::Model(Box::new(engine(Head::Score, false, 2))),
+        };
+        let mut config = ppo_config(0.8);
+        config.micro_batch_tokens = longest * count / 2;
+        config.sampling.max_new_tokens = if emulated { 4 } else { 24 };
+        config.sampling.eos = (0..vocab as i32).step_by(vocab.div_ceil(64)).collect();
+        let mut trainer = PpoTrainer::new(engines, config).unwrap();
+        for iteration in 0..iterations {
+            let prompts: Vec<Vec<i32>> =
+                (0..count).map(|_| row(&mut rng, vocab, 5, longest)).collect();
+            let prompts: Vec<&[i32]> = prompts.iter().map(Vec::as_slice).collect();
+            let experience = trainer.generate_experience(&mut ws, &prompts).unwrap();
+            for r in experience.rollouts.iter().filter(|_| iteration == 0) {
+                assert_eq!(bits(&r.logprobs), bits(&r.ref_logprobs), "{dtype}: reference");
+            }
+            let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
+            assert_eq!(stats.first_ratio_deviation, 0.0, "{dtype}");
+            assert!(stats.approx_kl > 0.0 && stats.skipped.is_empty(), "{dtype} {stats:?}");
+        }
+        assert_eq!(ws.misfits(), 0);
     }
 }
 

@@ -21,3 +21,5 @@ mod process;
 mod stopped;
 #[path = "resume/unhealthy.rs"]
 mod unhealthy;
+#[path = "resume/vocabulary.rs"]
+mod vocabulary;

@@ -13,7 +13,7 @@ use crate::op::registry::OpDef;
 use crate::op::{Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run};
 use crate::op::{required, shape_error};
 use crate::tensor::{Desc, Tensor};
-use shares::{Layer, check_targets, chunk_rows};
+use shares::{Layer, check_targets, most_logits};
 use std::sync::Arc;
 
 pub(super) mod cuda;
@@ -71,8 +71,8 @@ impl Op for LogProb {
         if !(self.softcap >= 0.0 && self.softcap.is_finite()) {
             return Err(Error::internal(format!("logprob with softcap {}", self.softcap)));
         }
-        let scratch = chunk_rows(n, vocab) * vocab;
-        let cuda = cuda::Chunks::new(n, vocab, x.dtype);
+        let scratch = most_logits(n, vocab);
+        let cuda = cuda::Room::new(n, vocab, x.dtype);
         Ok(Plan {
             outs: vec![Place::New(Desc::new(&[n], DType::F32)); 3],
             differentiable: 0b11,
@@ -82,7 +82,7 @@ impl Op for LogProb {
             scratch,
             scratch_backward: scratch,
             cuda_scratch: cuda.logits,
-            cuda_scratch_backward: cuda.parts(),
+            cuda_scratch_backward: cuda.all(),
             flops: 2 * (n * d * vocab) as u64,
             ..Plan::default()
         })

@@ -31,6 +31,8 @@ pub mod narrow;
 pub mod nll;
 pub mod norm;
 pub mod pairwise;
+#[cfg(test)]
+mod plan_tests;
 pub mod ppo_policy;
 pub mod ppo_value;
 pub mod registry;

@@ -12,7 +12,7 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cpu::softmax::{self, Slope};
-use crate::op::logprob::cuda::{self, Chunks, Statistics, at};
+use crate::op::logprob::cuda::{self, Room, Statistics, at};
 use crate::op::logprob::shares::{Layer, check_targets};
 use crate::op::logprob::{LogProb, exact_logits, log_sum_exp};
 use crate::op::registry::OpDef;
@@ -69,7 +69,7 @@ impl Op for Nll {
         if required(self, ins, 4)? != Desc::new(&[n], DType::F32) {
             return Err(shape_error(self, ins, "weights f32 [n] for x [n, hidden]"));
         }
-        let cuda = Chunks::new(n, w.shape.rows(), x.dtype);
+        let cuda = Room::new(n, w.shape.rows(), x.dtype);
         let f32s = |dims: &[usize]| Place::New(Desc::new(dims, DType::F32));
         Ok(Plan {
             outs: vec![f32s(&[1]), f32s(&[n])],
@@ -78,7 +78,7 @@ impl Op for Nll {
             saves_outs: 0,
             late: true,
             cuda_scratch: cuda.logits + 2 * n,
-            cuda_scratch_backward: cuda.parts() + 3 * n,
+            cuda_scratch_backward: cuda.all() + 3 * n,
             ..plan
         })
     }

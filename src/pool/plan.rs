@@ -30,7 +30,8 @@ impl ArenaPlan {
     /// Places slots with the given lifetimes.
     pub fn place(lives: &[Life]) -> ArenaPlan {
         let size = |i: usize| lives[i].bytes.next_multiple_of(ALIGN);
-        let mut order: Vec<usize> = (0..lives.len()).collect();
+        // What takes no bytes lies anywhere.
+        let mut order: Vec<usize> = (0..lives.len()).filter(|i| lives[*i].bytes > 0).collect();
         order.sort_by_key(|&i| (std::cmp::Reverse(lives[i].bytes), i));
         let mut offsets = vec![0; lives.len()];
         // Placed slots, kept sorted by offset.

@@ -75,7 +75,18 @@ struct SlotInfo<'a> {
 pub struct Planned {
     /// Where its slots lie.
     pub arena: ArenaPlan,
+    lives: Vec<Life>,
     gathers: Vec<shared::Gather>,
+}
+
+impl Planned {
+    /// Whether a program whose slots live as `lives` runs as planned: the same slots at the same times, none
+    /// of which is larger.
+    fn holds(&self, lives: &[Life]) -> bool {
+        let fits =
+            |(a, b): (&Life, &Life)| (a.first, a.last) == (b.first, b.last) && a.bytes >= b.bytes;
+        self.lives.len() == lives.len() && self.lives.iter().zip(lives).all(fits)
+    }
 }
 
 /// One run of a program: forward, and backward if wanted.
@@ -181,7 +192,8 @@ impl<'a> Tape<'a> {
 
     /// The plan that follows from the lifetimes seen.
     pub fn into_plan(self) -> Planned {
-        Planned { arena: ArenaPlan::place(&self.lives), gathers: self.gathers }
+        let arena = ArenaPlan::place(&self.lives);
+        Planned { arena, lives: self.lives, gathers: self.gathers }
     }
 
     /// A parameter as a tensor: all of it, or what is not cut.
@@ -304,12 +316,11 @@ impl<'a> Tape<'a> {
         Region { ptr: whole.ptr.wrapping_add(start), bytes }
     }
 
-    /// Workspace of `len` f32 elements that lives for the current operator only.
+    /// Workspace of `len` f32 elements that lives for the current operator only. An empty one has a slot too:
+    /// a program has the same slots whatever its sizes.
     fn scratch(&mut self, len: usize) -> Result<Option<Tensor>> {
-        if len == 0 {
-            return Ok(None);
-        }
-        self.alloc(Desc::new(&[len], DType::F32), false).map(Some)
+        let made = self.alloc(Desc::new(&[len], DType::F32), false)?;
+        Ok((len > 0).then_some(made))
     }
 
     fn scratch_slice<'s>(&self, tensor: Option<Tensor>) -> &'s mut [f32] {

@@ -174,3 +174,58 @@ fn a_captured_program_has_no_business_with_the_host() {
     let writes = ws.capture("cap", &x, true, |tape, _| tape.input_f32(&[1.0]).map(|_| ()));
     assert!(writes.unwrap_err().to_string().contains("copies from the host"));
 }
+
+/// A copy whose workspace grows with its rows from a thousand on, or shrinks up to there.
+#[derive(Debug)]
+struct Uneven {
+    shrinks: bool,
+}
+
+impl Op for Uneven {
+    fn name(&self) -> &'static str {
+        "uneven"
+    }
+
+    fn plan(&self, ins: &[Option<Desc>]) -> Result<Plan> {
+        let x = crate::op::required(self, ins, 0)?;
+        let n = x.shape.numel();
+        let scratch =
+            if self.shrinks { 1000usize.saturating_sub(n) } else { n.saturating_sub(1000) };
+        Ok(Plan { outs: vec![Place::New(x)], scratch, ..Plan::default() })
+    }
+
+    fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
+        io.scratch.fill(-1.0);
+        let x = io.input(0).f32();
+        io.outs[0].f32().copy_from_slice(x);
+        Ok(())
+    }
+}
+
+/// Copies rows of each number, one after the other; how often the plan did not hold by then.
+fn misfits<const N: usize>(shrinks: bool, numbers: [usize; N]) -> [usize; N] {
+    let mut ws = Workspace::new(Device::Cpu, usize::MAX).unwrap();
+    numbers.map(|n| {
+        let rows = Rows((0..n).map(|i| (i as f32).sqrt()).collect());
+        let out = ws.run("copies", &rows, |tape, rows: &Rows| {
+            let mut x = tape.input_f32(&rows.0)?;
+            let kept = tape.input_f32(&rows.0)?;
+            for _ in 0..3 {
+                x = tape.run(Arc::new(Uneven { shrinks }), &[Some(x)])?[0];
+            }
+            Ok((tape.read_f32(x)?, tape.read_f32(kept)?))
+        });
+        assert!(out.unwrap() == (rows.0.clone(), rows.0), "{n} rows");
+        ws.misfits()
+    })
+}
+
+#[test]
+fn a_program_that_needs_more_for_less_is_planned_again() {
+    assert_eq!(misfits(true, [2000, 1500, 400, 300, 350, 900]), [0, 0, 1, 2, 2, 2]);
+}
+
+#[test]
+fn a_program_has_the_same_slots_where_an_operator_needs_nothing() {
+    assert_eq!(misfits(false, [2000, 500, 1500, 1, 3000, 999]), [0; 6]);
+}

@@ -64,6 +64,7 @@ pub struct Workspace {
     asked: Option<fn() -> bool>,
     dropped: Cell<bool>,
     flops: Cell<u64>,
+    misfits: usize,
 }
 
 /// The error of a program that memory does not suffice for.
@@ -87,7 +88,7 @@ impl Workspace {
         let arena = Arena { buffer: Buffer::zeroed(device, 0)?, position: Arc::default() };
         let (plans, dropped, flops) = (HashMap::new(), Cell::default(), Cell::default());
         let (note, told, asked) = (None, false, None);
-        Ok(Workspace { arena, plans, limit, note, told, asked, dropped, flops })
+        Ok(Workspace { arena, plans, limit, note, told, asked, dropped, flops, misfits: 0 })
     }
 
     /// Size of the arena: the peak of activations over all programs.
@@ -169,8 +170,19 @@ impl Workspace {
         dims: &[usize],
         program: &mut dyn FnMut(&mut Tape<'a>, &I) -> Result<T>,
     ) -> Result<()> {
+        self.plan_as(key, dims, &I::largest(dims), program)
+    }
+
+    /// Plans `program` for `inputs` of `dims`.
+    fn plan_as<'a, I: Shaped, T>(
+        &mut self,
+        key: &str,
+        dims: &[usize],
+        inputs: &I,
+        program: &mut dyn FnMut(&mut Tape<'a>, &I) -> Result<T>,
+    ) -> Result<()> {
         let mut tape = Tape::planning(self.arena.device());
-        program(&mut tape, &I::largest(dims))?;
+        program(&mut tape, inputs)?;
         let plan = tape.into_plan();
         let total = plan.arena.total;
         if total > self.limit {
@@ -180,6 +192,34 @@ impl Workspace {
         self.grow(total).map_err(|e| short(key, dims, total, &e))?;
         self.plans.insert(key.to_string(), (dims.to_vec(), plan));
         Ok(())
+    }
+
+    /// Plans `program` again, for `inputs` alone, if it does not run on them as planned for larger ones. That
+    /// is never so where what operators plan grows with their sizes, but a run must not end on one that
+    /// does not; [`Workspace::misfits`] counts them.
+    fn fit<'a, I: Shaped, T>(
+        &mut self,
+        key: &str,
+        inputs: &I,
+        program: &mut dyn FnMut(&mut Tape<'a>, &I) -> Result<T>,
+    ) -> Result<()> {
+        let dims = inputs.dims();
+        let Some((_, plan)) = self.plans.get(key).filter(|(known, _)| *known != dims) else {
+            return Ok(());
+        };
+        let mut tape = Tape::planning(self.arena.device());
+        program(&mut tape, inputs)?;
+        if plan.holds(&tape.lives) {
+            return Ok(());
+        }
+        self.misfits += 1;
+        self.plan_as(key, &dims, inputs, program)
+    }
+
+    /// How often a program did not run on smaller inputs as it was planned for larger ones. 0, unless an
+    /// operator needs more of something for less.
+    pub fn misfits(&self) -> usize {
+        self.misfits
     }
 
     fn grow(&mut self, bytes: usize) -> Result<()> {
@@ -211,6 +251,7 @@ impl Workspace {
         mut program: impl FnMut(&mut Tape<'a>, &I) -> Result<T>,
     ) -> Result<T> {
         self.reserve(key, &inputs.dims(), &mut program)?;
+        self.fit(key, inputs, &mut program)?;
         self.arena.position.enter(key);
         let this = &*self;
         let mut tape = this.tape(key)?;

@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 use duplex::arch::Config;
-use duplex::base::DType;
+use duplex::base::{DType, Rng};
 use duplex::data::Tokenizer;
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use serde_json::{Value, json};
@@ -47,8 +47,22 @@ pub fn write(dir: &Path, family: &str) -> PathBuf {
 /// The same with a tokenizer of `vocab` tokens.
 pub fn write_with(dir: &Path, family: &str, vocab: usize) -> PathBuf {
     let tokenizer = tokenizer_of(vocab, None);
-    let fields = config(family, tokenizer.vocab_size()).as_object().unwrap().clone();
-    let config = Config::from_map(fields);
+    let fields = config(family, tokenizer.vocab_size());
+    write_as(dir, fields, &tokenizer)
+}
+
+/// Writes a random model with a vocabulary of `vocab`, most of which its tokenizer does not know, for rows of up to 512
+/// tokens.
+pub fn write_large(dir: &Path, family: &str, vocab: usize) -> PathBuf {
+    let mut fields = config(family, vocab);
+    for name in ["max_position_embeddings", "n_positions"] {
+        fields.as_object_mut().unwrap().entry(name).and_modify(|n| *n = json!(512));
+    }
+    write_as(dir, fields, &tokenizer(None))
+}
+
+fn write_as(dir: &Path, fields: Value, tokenizer: &Tokenizer) -> PathBuf {
+    let config = Config::from_map(fields.as_object().unwrap().clone());
     let model = Model::random(
         &config,
         &LoadOptions { seed: 3, ..LoadOptions::frozen(Head::Lm, DType::F32) },
@@ -67,6 +81,18 @@ pub fn pairs(n: usize) -> Vec<Value> {
             json!({"prompt": prompt, "chosen": format!(" It is {i}."), "rejected": " Go away!"})
         })
         .collect()
+}
+
+/// Preference rows whose answers have random lengths, of up to `longest` bytes and so about as many tokens.
+pub fn uneven_pairs(rng: &mut Rng, n: usize, longest: u32) -> Vec<Value> {
+    let mut text = |least: u32| -> String {
+        let n = least + rng.below(longest - least);
+        // Letters of all kinds, which no merge joins.
+        (0..n).map(|_| char::from(b'0' + rng.below(70) as u8)).filter(|c| *c != '\\').collect()
+    };
+    let row =
+        |_| json!({"prompt": format!("{}:", text(3)), "chosen": text(4), "rejected": text(4)});
+    (0..n).map(row).collect()
 }
 
 /// Writes JSON lines.

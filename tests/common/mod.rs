@@ -36,7 +36,21 @@ pub const ALL_FAMILIES: [&str; 17] = [
 pub const VOCAB: usize = 97;
 
 pub fn config(family: &str) -> Config {
-    let v: Value = match family {
+    Config::from_map(fields(family).as_object().unwrap().clone())
+}
+
+/// The same with another vocabulary, and room for rows of `positions` tokens.
+pub fn config_of(family: &str, vocab: usize, positions: usize) -> Config {
+    let mut fields = fields(family).as_object().unwrap().clone();
+    fields.insert("vocab_size".into(), vocab.into());
+    for name in ["max_position_embeddings", "n_positions", "seq_length"] {
+        fields.entry(name).and_modify(|n| *n = positions.into());
+    }
+    Config::from_map(fields)
+}
+
+fn fields(family: &str) -> Value {
+    match family {
         "opt" => json!({"model_type": "opt", "vocab_size": VOCAB, "hidden_size": 32,
             "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 52,
             "max_position_embeddings": 128, "word_embed_proj_dim": 32}),
@@ -62,8 +76,7 @@ pub fn config(family: &str) -> Config {
         "gptj" | "codegen" => json!({"model_type": family, "vocab_size": VOCAB, "n_embd": 32,
             "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 4}),
         _ => llama_like(family),
-    };
-    Config::from_map(v.as_object().unwrap().clone())
+    }
 }
 
 fn llama_like(family: &str) -> Value {
@@ -116,8 +129,13 @@ pub fn model(
 
 /// The same with every option.
 pub fn model_as(family: &str, options: &LoadOptions) -> Model {
+    model_of(&config(family), options)
+}
+
+/// The same of any configuration.
+pub fn model_of(config: &Config, options: &LoadOptions) -> Model {
     let seed = options.seed;
-    let model = Model::random(&config(family), options).unwrap();
+    let model = Model::random(config, options).unwrap();
     for (i, p) in model.store.params().iter().enumerate() {
         if p.spec.name.contains(".lora.") {
             continue;
@@ -158,6 +176,20 @@ pub fn prompts(seed: u64, n: usize) -> Vec<Vec<i32>> {
     (0..n)
         .map(|_| (0..1 + rng.below(70)).map(|_| rng.below(VOCAB as u32) as i32).collect())
         .collect()
+}
+
+/// A generator that differs from run to run; the seed is printed when a test fails.
+pub fn fresh_rng() -> Rng {
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let seed = clock.as_nanos() as u64;
+    println!("seed {seed}");
+    Rng::new(seed, 0)
+}
+
+/// A row of `shortest..=longest` tokens of a vocabulary.
+pub fn row(rng: &mut Rng, vocab: usize, shortest: usize, longest: usize) -> Vec<i32> {
+    let n = shortest + rng.below((longest - shortest + 1) as u32) as usize;
+    (0..n).map(|_| rng.below(vocab as u32) as i32).collect()
 }
 
 pub const KEEPS: [Keep; 3] = [Keep::All, Keep::Cheap, Keep::Input];

@@ -1,6 +1,6 @@
 //! Ranks that are threads of one process.
 
-use crate::near::{near, on, whole};
+use crate::near::{near, of_steps, on, whole};
 use crate::place::{Place, distance};
 use crate::process::{ended, spawn, stop_after, words};
 use std::process::Command;
@@ -16,6 +16,19 @@ fn several_ranks_do_what_one_does() {
     }
     // Two ranks generate together, each with half of a slice gathered.
     whole(&p, &on("two", "4", &["--zero-stage", "3", "--inference-tp-size", "2"]));
+    near(&p.path("one"), &p.path("two"));
+}
+
+/// Rows of random unequal length: each rank plans for those it has.
+#[test]
+fn several_ranks_do_what_one_does_under_a_large_vocabulary() {
+    let p = Place::large("llama", 49_159, 300);
+    let micro = ["--micro-batch-tokens", "900"];
+    whole(&p, &of_steps(["3", "2", "2"], "one", "1", &micro));
+    whole(
+        &p,
+        &of_steps(["3", "2", "2"], "two", "2", &[&micro[..], &["--zero-stage", "3"]].concat()),
+    );
     near(&p.path("one"), &p.path("two"));
 }
 

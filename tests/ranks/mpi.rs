@@ -1,6 +1,6 @@
 //! Ranks that are processes, connected by MPI: what one rank does, and what is done when one is gone.
 
-use crate::near::{near, on, whole};
+use crate::near::{near, of_steps, on, whole};
 use crate::place::{Place, events};
 use crate::process::{fresh_rng, until};
 use std::path::Path;
@@ -69,6 +69,17 @@ fn processes_do_what_one_rank_does() {
         assert_eq!(code, Some(0), "{stderr}");
         near(&p.path("one"), &p.path(&to));
     }
+}
+
+/// Rows of random unequal length: each rank plans for those it has.
+#[test]
+fn processes_do_what_one_rank_does_under_a_large_vocabulary() {
+    let p = Place::large("llama", 49_159, 200);
+    whole(&p, &of_steps(["3", "2", "2"], "one", "1", &[]));
+    let (code, stderr) =
+        end(start(&p, 2, &of_steps(["3", "2", "2"], "two", "1", &["--zero-stage", "2"])));
+    assert_eq!(code, Some(0), "{stderr}");
+    near(&p.path("one"), &p.path("two"));
 }
 
 /// With `tools/two-hosts` two ranks on each of two hosts.

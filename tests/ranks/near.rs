@@ -23,6 +23,25 @@ pub(crate) fn on<'a>(to: &'a str, ranks: &'a str, more: &[&'a str]) -> Vec<&'a s
     words(to, &[&CALM[..], ranks, &given, more].concat())
 }
 
+/// The same of other numbers of steps.
+pub(crate) fn of_steps<'a>(
+    [sft, reward, ppo]: [&'a str; 3],
+    to: &'a str,
+    ranks: &'a str,
+    more: &[&'a str],
+) -> Vec<&'a str> {
+    let mut words = on(to, ranks, more);
+    let set = words.iter().position(|w| *w == "--set").unwrap();
+    words.drain(set..set + 2);
+    let steps =
+        [("--sft-max-steps", sft), ("--reward-max-steps", reward), ("--ppo-max-steps", ppo)];
+    for (flag, n) in steps {
+        let at = words.iter().position(|w| *w == flag).unwrap();
+        words[at + 1] = n;
+    }
+    words
+}
+
 /// Runs to the end.
 #[track_caller]
 pub(crate) fn whole(p: &Place, words: &[&str]) {

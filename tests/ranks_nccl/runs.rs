@@ -1,7 +1,7 @@
 //! Whole runs through the binary, which starts its ranks itself, or finds itself started as one of several.
 
 use crate::fake;
-use crate::near::{near, on};
+use crate::near::{near, of_steps, on};
 use crate::place::{Place, metrics, number};
 use crate::process::{ended, fresh_rng, same, signal, until};
 use std::path::Path;
@@ -89,6 +89,18 @@ fn ranks_with_a_card_each_do_what_one_does() {
         whole(&p, None, &on(&threads, ranks, &more));
         same(&p.path(&threads), &p.path(&processes));
     }
+}
+
+/// One step of each kind: the kernels are slow here.
+#[test]
+fn ranks_with_a_card_each_take_a_large_vocabulary() {
+    let (p, folder) = (Place::large("llama", 150_001, 9), fake::folder());
+    let sizes = ["--per-device-train-batch-size", "2", "--max-answer-seq-len", "3"];
+    let ppo = ["--per-device-generation-batch-size", "2", "--per-device-training-batch-size", "2"];
+    let more = [&sizes[..], &ppo, &["--zero-stage", "2"]].concat();
+    let words = of_steps(["1", "1", "1"], "run", "2", &more);
+    whole(&p, Some(&folder), &words);
+    assert_eq!(number(&metrics(&p.path("run"), "ppo")[0], "first_ratio_deviation"), 0.0);
 }
 
 #[test]

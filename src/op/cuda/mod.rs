@@ -71,7 +71,7 @@ pub fn ready_for_ranks(comm: &Comm, stream: &Stream) -> Result<()> {
 }
 
 /// Rows that one block sums.
-const SUM_ROWS: usize = 256;
+pub const SUM_ROWS: usize = 256;
 /// Columns that one block sums, and its threads.
 const SUM_COLUMNS: u32 = 128;
 

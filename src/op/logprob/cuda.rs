@@ -6,7 +6,7 @@ use super::LogProb;
 use crate::base::{DType, Error, Result};
 use crate::device::Stream;
 use crate::op::cpu::softmax;
-use crate::op::cuda::{Layout, Mat, Out, Rows, column_sums, column_sums_scratch, gemm};
+use crate::op::cuda::{Layout, Mat, Out, Rows, SUM_ROWS, column_sums, column_sums_scratch, gemm};
 use crate::op::{Arg, CudaBackward, CudaForward, CudaGrad, by_dtype};
 use std::ops::Range;
 
@@ -45,6 +45,32 @@ impl Chunks {
     /// The length of all parts.
     pub(in crate::op) fn parts(&self) -> usize {
         self.logits + self.slopes + self.sums
+    }
+}
+
+/// Workspace in f32 elements that holds the parts for every smaller number of rows and every smaller
+/// vocabulary: it grows with both, which the parts do not, since the rows of a chunk are whole multiples.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::op) struct Room {
+    /// For the logits alone.
+    pub(in crate::op) logits: usize,
+    rest: usize,
+}
+
+impl Room {
+    pub(in crate::op) fn new(n: usize, vocab: usize, dtype: DType) -> Room {
+        let ld = vocab.next_multiple_of(ALIGN);
+        let elements = (n * ld).min(CHUNK.max(ROWS * ld));
+        let logits = elements.next_multiple_of(64);
+        let slopes = if dtype == DType::Bf16 { (elements / 2).next_multiple_of(64) } else { 0 };
+        // A piece of rows may have one row.
+        let sums = column_sums_scratch(n, vocab).min(elements.div_ceil(SUM_ROWS) + vocab);
+        Room { logits, rest: slopes + sums }
+    }
+
+    /// For all parts.
+    pub(in crate::op) fn all(&self) -> usize {
+        self.logits + self.rest
     }
 }
 

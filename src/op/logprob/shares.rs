@@ -9,11 +9,21 @@ use crate::op::linear::column_sums;
 use crate::op::{Grad, View};
 use std::ops::Range;
 
-/// Rows whose logits exist at once: even shares of at most about 128 MiB, so that reading the weights and
-/// adding to their gradients, once for each share, is little beside the products.
+/// Logits that exist at once: 128 MiB of them, so that reading the weights and adding to their gradients,
+/// once for each share, is little beside the products.
+const LOGITS: usize = (128 << 20) / 4;
+/// Rows of a share at least, where there are so many.
+const ROWS: usize = 8;
+
+/// Rows whose logits exist at once: even shares. More rows may make smaller shares.
 pub(in crate::op) fn chunk_rows(n: usize, vocab: usize) -> usize {
-    let most = ((128 << 20) / 4 / vocab.max(1)).max(8);
+    let most = (LOGITS / vocab.max(1)).max(ROWS);
     n.div_ceil(n.div_ceil(most).max(1))
+}
+
+/// Logits of the largest share that up to `n` rows of up to `vocab` words have: it grows with both.
+pub(in crate::op) fn most_logits(n: usize, vocab: usize) -> usize {
+    (n * vocab).min(LOGITS.max(ROWS * vocab))
 }
 
 /// Refuses targets outside the vocabulary.

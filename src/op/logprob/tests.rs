@@ -1,5 +1,6 @@
 //! Equality with sampling bit for bit, independence of the batch, chunks, partial gradients.
 
+use super::shares::chunk_rows;
 use super::*;
 use crate::base::Rng;
 use crate::op::conformance::distance;
