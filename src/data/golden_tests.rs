@@ -15,7 +15,7 @@ fn tokenizer(template: &str, now: i64) -> Tokenizer {
     let source = std::fs::read_to_string(popular).unwrap();
     let config = json!({"bos_token": "<s>", "eos_token": "</s>", "chat_template": source});
     std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-    { let _ = now; Tokenizer::load(dir.path()).unwrap() }
+    Tokenizer::load_at(dir.path(), now).unwrap()
 }
 
 /// The only row of a file that holds `row`.
@@ -75,8 +75,14 @@ fn ids_and_masks_are_those_of_transformers() {
         // What such a template leaves out would not be learned.
         let calls = name == "tools" && !tok.template().unwrap().source().contains("tool_calls");
         if case.get("error").is_some() || calls {
-            let limits = Limits { max_prompt_len: 9, max_seq_len: 99, on_long_prompt: OnLongPrompt::Skip,
-                chat: ChatFormat::Template, allow_special: false, all_turns: false };
+            let limits = Limits {
+                max_prompt_len: 9,
+                max_seq_len: 99,
+                on_long_prompt: OnLongPrompt::Skip,
+                chat: ChatFormat::Template,
+                allow_special: false,
+                all_turns: false,
+            };
             assert!(sft_example(&row, &tok, &limits).is_err(), "{place}");
             refused += 1;
             continue;

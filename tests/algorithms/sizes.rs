@@ -132,8 +132,7 @@ fn ids(n: usize) -> Vec<i32> {
 /// A step of supervised finetuning, and an evaluation.
 fn sft(trainer: &mut SftTrainer, ws: &mut Workspace, rng: &mut Rng) -> Vec<usize> {
     let lengths = lengths(rng, TOKENS);
-    let example =
-        |n: &usize| SftExample { ids: ids(*n), prompt_len: rng.below(*n as u32) as usize };
+    let example = |n: &usize| SftExample::new(ids(*n), rng.below(*n as u32) as usize);
     let examples: Vec<SftExample> = lengths.iter().map(example).collect();
     let rows: Vec<&SftExample> = examples.iter().collect();
     trainer.train(ws, &rows).unwrap();
@@ -147,7 +146,7 @@ fn reward(trainer: &mut RewardTrainer, ws: &mut Workspace, rng: &mut Rng) -> Vec
     let pair = |n: &usize| {
         let prompt_len = rng.below(*n as u32) as usize;
         let rejected = [ids(prompt_len), vec![2; size(rng, *n)]].concat();
-        PairExample { prompt_len, chosen: ids(*n), rejected }
+        PairExample { prompt_len, chosen: ids(*n), rejected, ..PairExample::default() }
     };
     let pairs: Vec<PairExample> = lengths.iter().map(pair).collect();
     let rows: Vec<&PairExample> = pairs.iter().collect();

@@ -62,7 +62,7 @@ impl Work {
         let config = SftConfig { step: self.step(), loss_on_prompt: true };
         let mut trainer = SftTrainer::new(self.engine(Head::Lm, true, 1), config);
         for _ in 0..self.steps {
-            let example = |ids: Vec<i32>| SftExample { prompt_len: 2, ids };
+            let example = |ids: Vec<i32>| SftExample::new(ids, 2);
             let examples: Vec<SftExample> =
                 (0..self.rows).map(|_| example(self.row(&mut rng))).collect();
             let rows: Vec<&SftExample> = examples.iter().collect();
@@ -85,6 +85,7 @@ impl Work {
                 prompt_len: 0,
                 chosen: self.row(&mut rng),
                 rejected: self.row(&mut rng),
+                ..PairExample::default()
             };
             let pairs: Vec<PairExample> = (0..self.rows).map(|_| pair()).collect();
             let rows: Vec<&PairExample> = pairs.iter().collect();
