@@ -114,7 +114,12 @@ impl Talk<'_> {
             let answer = self.answer_in(&whole.text, messages, i)?;
             let (start, continues) = match &opened {
                 Ok(opened) if whole.text.starts_with(&opened.text) => (opened.text.len(), true),
-                Ok(opened) => (common(&whole.text, &opened.text).min(answer.start), false),
+                Ok(opened) => {
+                    let before = self.render(&messages[..i], false).map(|g| g.text);
+                    let header = before.ok().and_then(|b| opened.text.strip_prefix(&*b));
+                    let same = common(&whole.text, &opened.text).min(answer.start);
+                    (behind_header(&whole.text[..answer.start], header.unwrap_or(""), same), false)
+                }
                 // A template may refuse to open a turn here.
                 Err(_) => (answer.start, true),
             };
@@ -271,6 +276,15 @@ fn tokens_of(span: &Range<usize>, offsets: &[Range<usize>]) -> Range<usize> {
     let start = holds(span.start).unwrap_or_else(|| behind(span.start));
     let end = holds(span.end - 1).map_or_else(|| behind(span.end), |last| last + 1);
     start..end.max(start)
+}
+
+/// Where an answer begins in `text`, which ends where its own words begin: behind the last that there
+/// is of the header of its turn, or as much of it as the template has written. At `least`, where the
+/// conversation stops to be the same with and without the answer.
+fn behind_header(text: &str, header: &str, least: usize) -> usize {
+    let ends = (1..=header.len()).rev().filter(|n| header.is_char_boundary(*n));
+    let found = ends.filter_map(|n| Some(text.rfind(&header[..n])? + n));
+    found.into_iter().find(|end| *end >= least).unwrap_or(least)
 }
 
 /// Bytes that two texts begin with alike.

@@ -329,7 +329,7 @@ fn tables_have_a_header() {
             format!("a.csv row 3: characters follow the closing quote of a field{HINT}"),
         ),
         (b"prompt\ncaf\xe9\n", "a.csv row 2: byte 4 (0xe9) is not UTF-8".into()),
-        (b"question,answer\na,b\n", format!("a.csv row 2: key \"prompt\" is missing {EXPECTED}")),
+        (b"where,answer\na,b\n", format!("a.csv row 2: key \"prompt\" is missing {EXPECTED}")),
     ] {
         assert_eq!(error("a.csv", bytes), want);
     }
