@@ -4,6 +4,7 @@ use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::formats::{
     SaveTensor, SourceDType, layout, save_sharded, write_atomic, write_safetensors,
 };
+use crate::model::names::{embedding_name, head_name};
 use crate::model::{Adapter, Head, LoraConfig, Model, Source};
 use crate::pool::ParamId;
 use serde_json::{Map, Value, json};
@@ -32,6 +33,7 @@ impl Default for SaveAs {
 pub type Values<'v> = dyn Fn(ParamId) -> Result<Option<Vec<f32>>> + 'v;
 
 /// Where the values of a checkpoint tensor come from.
+#[derive(Clone)]
 struct Part<'m> {
     param: ParamId,
     source: &'m Source,
@@ -235,9 +237,16 @@ fn adapters_to(model: &Model, dir: Option<&Path>, base: &str) -> Result<()> {
             Some((module, end)) if adapted.contains(module) => format!("{module}.base_layer.{end}"),
             _ => tensor.name.clone(),
         };
-        let name = in_peft(lora, &name);
-        tensors.push(SaveTensor::new(name.clone(), SourceDType::F32, &tensor.info.shape));
-        places.insert(name, Place::Base(part));
+        let mut names = vec![name];
+        // PEFT keeps a copy for each of two modules that it ties.
+        let tied = model.arch.tied && model.head == Head::Lm && lora.rules.ensure_tying;
+        if tied && tensor.name == embedding_name(&model.arch) {
+            names.push(head_name(&model.arch, "weight"));
+        }
+        for name in names.iter().map(|n| in_peft(lora, n)) {
+            tensors.push(SaveTensor::new(name.clone(), SourceDType::F32, &tensor.info.shape));
+            places.insert(name, Place::Base(part.clone()));
+        }
     }
     let mut bytes = |t: &SaveTensor| {
         let values = match &places[&t.name] {

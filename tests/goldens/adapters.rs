@@ -221,7 +221,7 @@ fn training_keeps_the_ranks_and_what_came_with_the_adapters() {
     assert_eq!(ranks, [(4, 8.0), (3, 32.0 / 3.0), (2, 2.5), (3, 8.0 / 3.0)]);
     let model = Model::load(&peft("head"), &options).unwrap();
     assert!(
-        model.notes.iter().any(|n| n.contains("lm_head.weight, model.norm.weight")),
+        model.notes.iter().any(|n| n.contains("lm_head.weight, model.layers.0")),
         "{:?}",
         model.notes
     );
