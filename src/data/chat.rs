@@ -118,7 +118,12 @@ impl Talk<'_> {
                     let before = self.render(&messages[..i], false).map(|g| g.text);
                     let header = before.ok().and_then(|b| opened.text.strip_prefix(&*b));
                     let same = common(&whole.text, &opened.text).min(answer.start);
-                    (behind_header(&whole.text[..answer.start], header.unwrap_or(""), same), false)
+                    let text = &whole.text[..answer.start];
+                    let start = match header {
+                        None | Some("") => behind_ending(text, &opened.text, same),
+                        Some(header) => behind_header(text, header, same),
+                    };
+                    (start, false)
                 }
                 // A template may refuse to open a turn here.
                 Err(_) => (answer.start, true),
@@ -126,17 +131,18 @@ impl Talk<'_> {
             if i == last {
                 continues_prompt = continues;
             }
-            let limit = match i == last {
-                true => whole.text.len(),
-                // Where this turn ends: up to there the conversation is the same without the rest.
-                false => self
-                    .render(&messages[..=i], false)
-                    .map_or(answer.end, |g| common(&whole.text, &g.text).max(answer.end)),
-            };
             let token_at = |at: usize| offsets.iter().position(|o| o.start >= at);
             let first = offsets.iter().position(|o| o.end > start).unwrap_or(ids.len());
             let behind = token_at(answer.end.max(start)).unwrap_or(ids.len());
-            let limit = token_at(limit).unwrap_or(ids.len());
+            let limit = self.limit(&whole.text, messages, i).unwrap_or(0);
+            let limit = token_at(limit).unwrap_or(ids.len()).max(behind);
+            // Without that limit, the token right behind the answer may end the turn.
+            let near =
+                offsets[behind..].iter().position(|o| !whole.text[o.clone()].trim().is_empty());
+            let limit = match near {
+                Some(n) if limit == behind && self.ends(ids[behind + n]) => behind + n + 1,
+                _ => limit,
+            };
             let end = match ids[behind..limit].iter().position(|id| self.ends(*id)) {
                 Some(n) => behind + n + 1,
                 // No token of the template ends the turn.
@@ -162,6 +168,15 @@ impl Talk<'_> {
         Ok(Told { ids, turns, continues_prompt, end_added, holds_controls })
     }
 
+    /// Where turn `i` ends in `text`, the rendering of all messages: up to there it is the same
+    /// without those that follow.
+    fn limit(&self, text: &str, messages: &[Message], i: usize) -> Option<usize> {
+        if i + 1 == messages.len() {
+            return Some(text.len());
+        }
+        Some(common(text, &self.render(&messages[..=i], false).ok()?.text))
+    }
+
     fn ends(&self, id: i32) -> bool {
         self.tokenizer.stop_ids().contains(&id)
     }
@@ -171,7 +186,14 @@ impl Talk<'_> {
     fn answer_in(&self, text: &str, messages: &[Message], i: usize) -> Result<Range<usize>> {
         let mut changed = messages.to_vec();
         changed[i] = Message::new(messages[i].role(), STAND_IN);
-        let other = self.render(&changed, false)?.text;
+        let other = match self.render(&changed, false) {
+            // Templates may take a message that calls tools where they take no other.
+            Err(_) if messages[i].calls_tools() => {
+                changed[i] = messages[i].calling(STAND_IN);
+                self.render(&changed, false)?.text
+            }
+            other => other?.text,
+        };
         let start = common(text, &other);
         let tail = text[start..].bytes().rev().zip(other[start..].bytes().rev());
         let mut end = text.len() - tail.take_while(|(a, b)| a == b).count();
@@ -285,6 +307,17 @@ fn behind_header(text: &str, header: &str, least: usize) -> usize {
     let ends = (1..=header.len()).rev().filter(|n| header.is_char_boundary(*n));
     let found = ends.filter_map(|n| Some(text.rfind(&header[..n])? + n));
     found.into_iter().find(|end| *end >= least).unwrap_or(least)
+}
+
+/// Where an answer begins in `text`, which ends where its own words begin, if the template writes no
+/// header: behind what ends most like the prompt of generation.
+fn behind_ending(text: &str, prompt: &str, least: usize) -> usize {
+    let alike = |end: usize| {
+        let pairs = text[..end].bytes().rev().zip(prompt.bytes().rev());
+        pairs.take_while(|(a, b)| a == b).count()
+    };
+    let ends = (least..=text.len()).filter(|end| text.is_char_boundary(*end));
+    ends.max_by_key(|end| alike(*end)).unwrap_or(least)
 }
 
 /// Bytes that two texts begin with alike.

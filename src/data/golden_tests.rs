@@ -96,5 +96,5 @@ fn ids_and_masks_are_those_of_transformers() {
         }
         compared += 1;
     }
-    assert!(compared > 95 && refused > 0, "{compared} {refused}");
+    assert!(compared >= 95 && refused > 0, "{compared} {refused}");
 }

@@ -44,6 +44,17 @@ impl Message {
         self.fields["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty())
     }
 
+    /// The same message with calls of another tool.
+    pub(super) fn calling(&self, name: &str) -> Message {
+        let mut fields = self.fields.clone();
+        for call in fields["tool_calls"].as_array_mut().into_iter().flatten() {
+            let nested = call.get("function").is_some();
+            let function = if nested { &mut call["function"] } else { call };
+            function["name"] = name.into();
+        }
+        Message { fields }
+    }
+
     /// Whether it says nothing: no text and no call of a tool.
     pub(super) fn is_blank(&self) -> bool {
         self.content().trim().is_empty() && !self.calls_tools()
