@@ -1,6 +1,6 @@
 use super::*;
 use crate::base::Rng;
-use crate::data::{Message, chat_ids};
+use crate::data::{Message, chat_ids, unread_by_template};
 
 const SPECIAL: [&str; 3] = ["<|end|>", "<|im_start|>", "<|im_end|>"];
 const EOS: i32 = 0;
@@ -335,4 +335,117 @@ fn conversations_as_human_and_assistant() {
     let prompt = prompt_example(&row, &tok, &limits).unwrap().unwrap();
     assert_eq!((prompt.text.as_str(), prompt.ids.len()), (text, sft.prompt_len));
     assert_eq!(chat_ids(&messages, &tok, ChatFormat::HumanAssistant).unwrap(), prompt.ids);
+}
+
+/// A tokenizer with another template.
+fn with_template(template: &str) -> Tokenizer {
+    let texts = ["aaaa aaaa aaaa aaaa bbbb bbbb bbbb"];
+    Tokenizer::byte_level_bpe(texts.into_iter(), 400, &SPECIAL, Some(template)).unwrap()
+}
+
+/// The text of the learned tokens, with their weights.
+fn learned(tok: &Tokenizer, sft: &SftExample) -> Vec<(String, f32)> {
+    let mut runs: Vec<(Vec<i32>, f32)> = vec![];
+    let mut before = 0.0;
+    for t in 0..sft.ids.len() {
+        let weight = sft.weight(t);
+        if weight > 0.0 && weight == before {
+            runs.last_mut().unwrap().0.push(sft.ids[t]);
+        } else if weight > 0.0 {
+            runs.push((vec![sft.ids[t]], weight));
+        }
+        before = weight;
+    }
+    runs.into_iter().map(|(ids, w)| (tok.decode(&ids, false).unwrap(), w)).collect()
+}
+
+fn turns(weights: [Option<f64>; 2]) -> Row {
+    let answer = |text: &str, weight: Option<f64>| match weight {
+        Some(w) => serde_json::json!({"role": "assistant", "content": text, "weight": w}),
+        None => serde_json::json!({"role": "assistant", "content": text}),
+    };
+    let user = |text: &str| serde_json::json!({"role": "user", "content": text});
+    let [first, last] = weights;
+    let messages = [user("q"), answer("one", first), user("r"), answer("two", last)];
+    let row = serde_json::json!({"messages": messages});
+    Row { file: "f".into(), row: 1, ..super::super::row::parse_row(&row).unwrap() }
+}
+
+#[test]
+fn turns_and_weights() {
+    let tok = tokenizer();
+    let all = Limits { all_turns: true, ..wide() };
+    let of = |weights, limits: &Limits| {
+        let sft = sft_example(&turns(weights), &tok, limits).unwrap();
+        sft.map(|sft| learned(&tok, &sft))
+    };
+    let (one, two) = ("one<|im_end|>".to_string(), "two<|im_end|>".to_string());
+    assert_eq!(of([None, None], &wide()).unwrap(), [(two.clone(), 1.0)]);
+    assert_eq!(of([None, None], &all).unwrap(), [(one.clone(), 1.0), (two.clone(), 1.0)]);
+    // A weight goes before the rule for turns, each way.
+    assert_eq!(of([Some(0.5), None], &wide()).unwrap(), [(one.clone(), 0.5), (two.clone(), 1.0)]);
+    assert_eq!(of([Some(1.0), Some(0.0)], &wide()).unwrap(), [(one.clone(), 1.0)]);
+    assert_eq!(of([None, Some(0.0)], &all).unwrap(), [(one, 1.0)]);
+    assert_eq!(of([Some(0.0), Some(0.0)], &all), None);
+}
+
+#[test]
+fn answers_as_the_template_writes_them() {
+    // Generation begins inside a block that the template takes out of conversations.
+    let think = "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}\
+                 {% else %}[A]{{ m.content.split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}\
+                 {% if add_generation_prompt %}[A]<think>\n{% endif %}";
+    let tok = with_template(think);
+    let plain = row(Prompt::Chat(chat(&[("user", "q")])), "yes", "no");
+    let sft = sft_example(&plain, &tok, &wide()).unwrap().unwrap();
+    assert_eq!(tok.decode(&sft.ids, false).unwrap(), "<|im_start|>q[A]yes<|im_end|>");
+    assert_eq!(learned(&tok, &sft), [("yes<|im_end|>".to_string(), 1.0)]);
+    assert!(sft.remarks.prompt_differs);
+    let thought = row(Prompt::Chat(chat(&[("user", "q")])), "<think>\nhm\n</think>yes", "no");
+    assert_eq!(sft_example(&thought, &tok, &wide()).unwrap().unwrap().ids, sft.ids);
+    let prompt = prompt_example(&plain, &tok, &wide()).unwrap().unwrap();
+    assert_eq!(prompt.text, "<|im_start|>q[A]<think>\n");
+    // A reward model reads what it was trained on, not what was generated.
+    let pair = pair_example(&plain, &tok, &wide()).unwrap().unwrap();
+    let talk = prompt.talk.unwrap();
+    let told = talk.answered("hm</think>yes", true, &tok, ChatFormat::Template).unwrap();
+    assert_eq!(told.ids, pair.chosen);
+    assert!(!told.follows(&prompt.ids, "hm</think>yes", &tok).unwrap());
+    // An ordinary template: the very ids of the rollout.
+    let tok = tokenizer();
+    let prompt = prompt_example(&plain, &tok, &wide()).unwrap().unwrap();
+    let told = prompt.talk.unwrap().answered("yes", true, &tok, ChatFormat::Template).unwrap();
+    assert_eq!(told.ids, pair_example(&plain, &tok, &wide()).unwrap().unwrap().chosen);
+    assert!(told.follows(&prompt.ids, "yes", &tok).unwrap());
+    // White space before an answer is the template's, and learned with it.
+    let space = "{% for m in messages %}{% if m.role == 'user' %}[U]{{ m.content }}[/U]{% else %} \
+                 {{ m.content | trim }}<|end|>{% endif %}{% endfor %}";
+    let tok = with_template(space);
+    let sft = sft_example(&plain, &tok, &wide()).unwrap().unwrap();
+    assert_eq!(learned(&tok, &sft), [(" yes<|end|>".to_string(), 1.0)]);
+    assert!(!sft.remarks.prompt_differs && !sft.remarks.end_added);
+    // No token ends a turn: the end token is put behind the last answer.
+    let none = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}\
+                {% if add_generation_prompt %}[assistant]{% endif %}";
+    let tok = with_template(none);
+    let sft = sft_example(&plain, &tok, &wide()).unwrap().unwrap();
+    assert_eq!(learned(&tok, &sft), [("yes\n<|end|>".to_string(), 1.0)]);
+    assert!(sft.remarks.end_added);
+}
+
+#[test]
+fn calls_and_keys_that_a_template_does_not_read() {
+    let tok = tokenizer();
+    let call = serde_json::json!({"messages": [{"role": "user", "content": "q", "name": "Ada"},
+        {"role": "assistant", "content": "a", "tool_calls": [{"function": {"name": "f"}}]}],
+        "tools": [{"name": "f"}]});
+    let call = super::super::row::parse_row(&call).unwrap();
+    let line = problem(sft_example(&call, &tok, &wide()));
+    assert!(line.contains("a message has \"tool_calls\", which the chat template of"), "{line}");
+    let unread = unread_by_template(&call, &tok, ChatFormat::Template);
+    assert_eq!(unread, ["tools", "name", "tool_calls"]);
+    let reads = with_template(
+        "{{ tools }}{% for m in messages %}{{ m.name }}{{ m.tool_calls }}{% endfor %}",
+    );
+    assert!(unread_by_template(&call, &reads, ChatFormat::Template).is_empty());
 }
