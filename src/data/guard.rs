@@ -2,7 +2,7 @@
 //! again in the rendering, so that the tokenizer can take it as text.
 
 use super::messages::strings;
-use super::template::TemplateInput;
+use super::template::{ChatTemplate, TemplateInput};
 use super::tokenizer::Tokenizer;
 use super::types::{ChatContext, Message};
 use crate::base::{Error, Result};
@@ -58,6 +58,14 @@ pub(super) fn render(
     Ok(Guarded { text, literal, generated, holds_controls: true })
 }
 
+/// The template that writes a conversation: that for tools where there are some.
+pub(super) fn template_for<'t>(
+    tokenizer: &'t Tokenizer,
+    context: &ChatContext,
+) -> Result<&'t ChatTemplate> {
+    if context.tools.is_some() { tokenizer.tool_template() } else { tokenizer.template() }
+}
+
 /// All that the data gives a template.
 struct Given {
     messages: Vec<Value>,
@@ -66,7 +74,7 @@ struct Given {
 
 impl Given {
     fn render(&self, tokenizer: &Tokenizer, open: bool) -> Result<super::template::Rendering> {
-        tokenizer.template()?.render(&TemplateInput {
+        template_for(tokenizer, &self.context)?.render(&TemplateInput {
             messages: &self.messages,
             tools: self.context.tools.as_ref(),
             documents: self.context.documents.as_ref(),

@@ -2,6 +2,7 @@
 //! if it were not there.
 
 use super::chat::ChatFormat;
+use super::guard::template_for;
 use super::tokenizer::Tokenizer;
 use super::types::{Answer, Message, Prompt, Row, WEIGHT_KEYS};
 
@@ -26,7 +27,10 @@ const HARMLESS: [&str; 12] = [
 pub fn unread_by_template(row: &Row, tokenizer: &Tokenizer, format: ChatFormat) -> Vec<String> {
     let Some(Prompt::Chat(prompt)) = &row.prompt else { return vec![] };
     let source = match format {
-        ChatFormat::Template => tokenizer.template().map_or("", |t| t.source()),
+        ChatFormat::Template => {
+            let context = row.context.as_deref().cloned().unwrap_or_default();
+            template_for(tokenizer, &context).map_or("", |t| t.source())
+        }
         ChatFormat::HumanAssistant => "",
     };
     let mut keys: Vec<&str> = vec![];
