@@ -172,6 +172,17 @@ impl Row {
         }
     }
 
+    /// Whether the weights of its messages leave nothing to learn: that of the last answer is 0, and
+    /// none of the others is above.
+    pub fn learns_nothing(&self) -> bool {
+        let (Some(Prompt::Chat(prompt)), Some(Answer::Chat(answer))) = (&self.prompt, &self.chosen)
+        else {
+            return false;
+        };
+        let mut weights = prompt.iter().chain(answer).filter(|m| m.is_answer()).map(Message::weight);
+        weights.next_back() == Some(Some(0.0)) && weights.all(|w| w.is_none_or(|w| w == 0.0))
+    }
+
     /// A user error about this row: `FILE row N: MESSAGE`.
     pub fn error(&self, message: impl std::fmt::Display) -> Error {
         Error::user(format!("{} row {}: {message}", self.file, self.row))

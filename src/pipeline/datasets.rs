@@ -299,7 +299,8 @@ fn examples<T: Remarked>(
     let blend = blend(run)?;
     let skip = run.cfg.on_bad_row == OnBadRow::Skip;
     let mut out = Examples { train: vec![], eval: vec![], sets: vec![] };
-    let (mut bad, mut long) = (BadRows::default(), BadRows::default());
+    let (mut bad, mut long, mut silent) =
+        (BadRows::default(), BadRows::default(), BadRows::default());
     let mut seen = Seen::default();
     let format = chat_format(run.cfg.chat_format, &source.tokenizer);
     for part in blend.step(step)? {
@@ -313,7 +314,9 @@ fn examples<T: Remarked>(
                         to.push(example);
                     }
                     Ok(None) => {
-                        long.add(BadRows { count: 1, first: vec![place()], ..BadRows::default() })
+                        let weightless = step == 0 && row.learns_nothing();
+                        let out = if weightless { &mut silent } else { &mut long };
+                        out.add(BadRows { count: 1, first: vec![place()], ..BadRows::default() });
                     }
                     Err(e) if skip && e.kind() == Kind::User => {
                         let first = vec![e.to_string()];
@@ -328,14 +331,17 @@ fn examples<T: Remarked>(
     report_left_out(run, &format!("rows could not be used for {what}"), &bad);
     let longer = "rows were longer than --max-prompt-seq-len or --max-seq-len";
     report_left_out(run, &format!("{longer} and left out of {what}"), &long);
+    let weightless = format!("rows give their answers the weight 0 and are left out of {what}");
+    report_left_out(run, &weightless, &silent);
     for warning in seen.warnings(what) {
         run.reporter.emit(Event::warning(warning));
     }
     if out.train.is_empty() {
         let why = bad.first.first().map_or_else(
-            || {
-                "all are too long; raise --max-prompt-seq-len or use --on-long-prompt truncate"
-                    .into()
+            || match long.count {
+                0 => "the answers of all have the weight 0".into(),
+                _ => "all are too long; raise --max-prompt-seq-len or use --on-long-prompt truncate"
+                    .into(),
             },
             |first| format!("none can be used, first: {first}"),
         );
