@@ -257,7 +257,10 @@ fn another_run_is_never_overwritten_unasked() {
 #[test]
 fn a_template_that_takes_all_memory_ends_in_one_line() {
     let p = Place::new();
-    let (model, data) = (p.model(), p.data());
+    let (model, data) = (p.model(), p.path("chat.jsonl"));
+    let message = |role: &str| format!("{{\"role\": \"{role}\", \"content\": \"aa\"}}");
+    let row = format!("{{\"messages\": [{}, {}]}}", message("user"), message("assistant"));
+    std::fs::write(&data, row.repeat(9)).unwrap();
     let double = "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
     for template in
         [double, "{{ 'a\nb' | indent(10 ** 12) }}", "{{ '%999999999999s' | format('a') }}"]

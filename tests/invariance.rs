@@ -117,7 +117,7 @@ fn micro_batches_of_unequal_rows_agree_under_a_large_vocabulary() {
     let (vocab, longest) = if emulated { (151_936, 12) } else { (49_152, 400) };
     let setup = Setup { vocab, ..exact(Keep::All, false) };
     let rows: Vec<Vec<i32>> = (0..4).map(|_| row(&mut rng, vocab, 5, longest)).collect();
-    let (loss, whole) = gradients("llama", setup, &[rows.clone()]);
+    let (loss, whole) = gradients("llama", setup, std::slice::from_ref(&rows));
     assert!(loss.is_finite() && whole.iter().all(|g| g.iter().any(|v| *v != 0.0)));
     // The largest micro-batch first: the others run as it was planned.
     let (all, single) = (rows.iter().map(|r| vec![r.clone()]), rows[0].clone());

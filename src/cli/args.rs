@@ -185,8 +185,8 @@ fn swallowed(
     }
     let mut lists = vec![];
     for key in entry.own_keys().filter(|k| matches!(k.kind, Kind::List(_))) {
-        let Some(values) = matches.get_many::<String>(key.path) else { continue };
-        let Some(last) = values.last() else { continue };
+        let Some(mut values) = matches.get_many::<String>(key.path) else { continue };
+        let Some(last) = values.next_back() else { continue };
         if matches.get_many::<String>(key.path).is_some_and(|v| v.len() > 1) && is_model(last) {
             return Ok(Some((key, last.clone())));
         }

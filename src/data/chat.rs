@@ -73,6 +73,13 @@ pub(super) struct Turn {
     pub(super) learned: Vec<Range<usize>>,
 }
 
+impl Turn {
+    /// A turn of which all is learned.
+    fn whole(message: usize, start: usize, said: usize, end: usize) -> Turn {
+        Turn { message, start, said, end, learned: std::iter::once(start..end).collect() }
+    }
+}
+
 /// A stretch of text that the template cannot know, in place of an answer. One character that
 /// Unicode keeps for internal use.
 const STAND_IN: &str = "\u{fdd2}";
@@ -153,13 +160,7 @@ impl Talk<'_> {
                 }
                 None => limit,
             };
-            turns.push(Turn {
-                message: i,
-                start: first,
-                said: behind,
-                end,
-                learned: vec![first..end],
-            });
+            turns.push(Turn::whole(i, first, behind, end));
         }
         if marks {
             by_marks(&mut turns, &whole.generated, &offsets, ids.len());
@@ -238,14 +239,14 @@ impl Talk<'_> {
         let (text, answers) = human_assistant(before)?;
         let text = text + OPENING;
         let prefix = tok.bos_prefix();
-        let literal = if self.controls { vec![] } else { vec![0..text.len()] };
+        let whole = std::iter::once(0..text.len()).filter(|_| !self.controls);
+        let literal: Vec<Range<usize>> = whole.collect();
         let Encoded { ids: prompt, offsets } = tok.encode_guarded(&text, &literal)?;
         let mut turns = vec![];
         for (message, span) in answers.into_iter().filter(|_| all) {
             let tokens = tokens_of(&span, &offsets);
             let tokens = tokens.start + prefix.len()..tokens.end + prefix.len();
-            let (start, end) = (tokens.start, tokens.end);
-            turns.push(Turn { message, start, said: end, end, learned: vec![tokens] });
+            turns.push(Turn::whole(message, tokens.start, tokens.end, tokens.end));
         }
         let mut ids = [prefix, &prompt[..]].concat();
         let start = ids.len();
@@ -255,7 +256,7 @@ impl Talk<'_> {
         let said = ids.len();
         ids.push(tok.eos_id());
         let end = ids.len();
-        turns.push(Turn { message: before.len(), start, said, end, learned: vec![start..end] });
+        turns.push(Turn::whole(before.len(), start, said, end));
         let (continues_prompt, end_added, holds_controls) = (true, false, false);
         Ok(Told { ids, turns, continues_prompt, end_added, holds_controls })
     }

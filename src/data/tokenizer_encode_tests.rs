@@ -142,7 +142,8 @@ fn agrees_with_the_library() {
             let free = tokenizer.encode_guarded(&text, &[]).unwrap();
             assert_eq!(free.ids, library(&inner, &text), "{kind}: {text:?}");
             assert_eq!(free.ids, tokenizer.encode(&text, true).unwrap());
-            let literal = tokenizer.encode_guarded(&text, &[0..text.len()]).unwrap();
+            let literal =
+                tokenizer.encode_guarded(&text, std::slice::from_ref(&(0..text.len()))).unwrap();
             assert_eq!(literal.ids, tokenizer.encode(&text, false).unwrap());
             assert!(!literal.ids.iter().any(control), "{kind}: {text:?}");
             let theirs = library(&plain, &text);

@@ -179,7 +179,8 @@ impl Row {
         else {
             return false;
         };
-        let mut weights = prompt.iter().chain(answer).filter(|m| m.is_answer()).map(Message::weight);
+        let mut weights =
+            prompt.iter().chain(answer).filter(|m| m.is_answer()).map(Message::weight);
         weights.next_back() == Some(Some(0.0)) && weights.all(|w| w.is_none_or(|w| w == 0.0))
     }
 

@@ -340,8 +340,10 @@ fn examples<T: Remarked>(
         let why = bad.first.first().map_or_else(
             || match long.count {
                 0 => "the answers of all have the weight 0".into(),
-                _ => "all are too long; raise --max-prompt-seq-len or use --on-long-prompt truncate"
-                    .into(),
+                _ => {
+                    "all are too long; raise --max-prompt-seq-len or use --on-long-prompt truncate"
+                        .into()
+                }
             },
             |first| format!("none can be used, first: {first}"),
         );

@@ -4,7 +4,7 @@ use super::config::ConversationFormat;
 use super::datasets::chat_format;
 use super::sources::Source;
 use crate::base::Result;
-use crate::data::{OpenTalk, PromptExample, Tokenizer};
+use crate::data::{ChatFormat, OpenTalk, PromptExample, Tokenizer};
 use crate::rlhf::{Retokenise, Rollout};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,11 +27,13 @@ pub(super) fn reading(
     format: ConversationFormat,
 ) -> Option<Retokenise> {
     let same = actor.has_tokens_of(reader);
+    let (from, to) = (actor.tokenizer.clone(), reader.tokenizer.clone());
+    let (most, format) = (reader.arch.max_positions, chat_format(format, &to));
+    // Without a template, a conversation is a text like another.
+    let talks = if format == ChatFormat::Template { talks } else { Talks::new() };
     if same && talks.is_empty() {
         return None;
     }
-    let (from, to) = (actor.tokenizer.clone(), reader.tokenizer.clone());
-    let (most, format) = (reader.arch.max_positions, chat_format(format, &to));
     Some(Box::new(move |rollout| {
         let (prompt, answer) = rollout.ids.split_at(rollout.prompt_len);
         let mut ids = match talks.get(prompt) {

@@ -108,10 +108,13 @@ fn rows<'r>(config: &SftConfig, store: &Store, examples: &[&'r SftExample]) -> R
     text_rows(examples.iter().map(text).collect(), config.step.micro_batch_tokens, store)
 }
 
+/// Positions at which the next token is predicted, each with its weight.
+type Predicted = Vec<(usize, f32)>;
+
 /// Rows of text, each with the positions at which the next token is predicted and the weights of
 /// these, which are the column.
 pub(super) fn text_rows<'r>(
-    texts: Vec<(&'r [i32], Vec<(usize, f32)>)>,
+    texts: Vec<(&'r [i32], Predicted)>,
     max_tokens: usize,
     store: &Store,
 ) -> Rows<'r> {

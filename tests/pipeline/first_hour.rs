@@ -133,7 +133,16 @@ fn a_start_that_fails_leaves_nothing_behind() {
 #[test]
 fn a_list_before_the_model_leaves_it_alone() {
     let p = Place::new("gpt2");
-    let rest = ["--reward-rule", "no_repetition", "--prompts", "3", "--max-new-tokens", "4"];
+    let rest = [
+        "--reward-rule",
+        "no_repetition",
+        "--prompts",
+        "3",
+        "--max-new-tokens",
+        "4",
+        "--max-prompt-seq-len",
+        "60",
+    ];
     let first =
         p.output(&[&["eval", "model", "--data-path", "data.jsonl"], &rest[..]].concat(), "");
     let last = p.output(&[&["eval", "--data-path", "data.jsonl", "model"], &rest[..]].concat(), "");

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// A template that writes the date.
-const DATED: &str = "{% for m in messages %}{{ strftime_now('%d %B %Y') }} {{ m.role }}: {{ m.content }}\n\
+const DATED: &str = "{% for m in messages %}{{ strftime_now('%d') }} {{ m.role }}: {{ m.content }}\n\
                      {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
 
 const DAY: u64 = 24 * 60 * 60;

@@ -137,6 +137,7 @@ fn steps_one_by_one_go_on_too() {
     {
         let mut words = vec![command, "--config", "short.toml", "--data-path", "data.jsonl"];
         words.extend(["--output-dir", "single", "--save-every", "1", flag, "6"]);
+        words.extend(["--data-split", "2,4,4"]);
         if command != "ppo" {
             words.extend(["--actor-model", "model"]);
         }

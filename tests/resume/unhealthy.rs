@@ -68,6 +68,7 @@ fn a_policy_that_breaks_is_warned_of_and_so_is_who_goes_on() {
     let mut more = vec!["--step", "3", "--actor-model", "model", "--reward-rule", "full_sentences"];
     more.extend(["--kl-coef", "0", "--actor-learning-rate", "0.1", "--ppo-max-steps", "36"]);
     more.extend(["--save-every", "1", "--ppo-epochs", "2", "--print-samples", "0"]);
+    more.extend(["--data-split", "2,4,4"]);
     let words = |to| {
         let head = ["train", "--config", "short.toml", "--data-path", "data.jsonl"];
         [&head[..], &["--output-dir", to], &more].concat()

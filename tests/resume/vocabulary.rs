@@ -7,7 +7,7 @@ use crate::process::{ended, same, spawn, stop_after};
 #[test]
 fn a_stopped_run_under_a_large_vocabulary_ends_as_if_it_were_not() {
     let p = Place::large("gpt2", 49_411, 300);
-    let steps = ["--sft-max-steps", "3", "--reward-max-steps", "2", "--ppo-max-steps", "2"];
+    let steps = ["--sft-max-steps", "5", "--reward-max-steps", "2", "--ppo-max-steps", "5"];
     let steps = [&steps[..], &["--micro-batch-tokens", "900"]].concat();
     let whole = p.train("whole", &steps);
     let head = ["train", "--config", "short.toml", "--actor-model", "model"];

@@ -145,7 +145,7 @@ impl<'a> Lexer<'a> {
             return Err(("Missing end of comment tag".into(), self.line));
         };
         let after = opening + end + 2;
-        let more = match body[..end].as_bytes().last() {
+        let more = match body.as_bytes()[..end].last() {
             Some(b'-') => skip_space(&rest[after..]),
             Some(b'+') => 0,
             _ => usize::from(rest[after..].starts_with('\n')),
@@ -282,15 +282,15 @@ fn block_end(rest: &str) -> Option<usize> {
     if rest.starts_with("+%}") {
         return Some(3);
     }
-    if rest.starts_with("-%}") {
-        return Some(3 + skip_space(&rest[3..]));
+    if let Some(after) = rest.strip_prefix("-%}") {
+        return Some(3 + skip_space(after));
     }
     rest.starts_with("%}").then(|| 2 + usize::from(rest[2..].starts_with('\n')))
 }
 
 fn print_end(rest: &str) -> Option<usize> {
-    if rest.starts_with("-}}") {
-        return Some(3 + skip_space(&rest[3..]));
+    if let Some(after) = rest.strip_prefix("-}}") {
+        return Some(3 + skip_space(after));
     }
     rest.starts_with("}}").then_some(2)
 }

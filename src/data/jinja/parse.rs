@@ -629,8 +629,11 @@ impl Parser {
             self.primary()?
         };
         let mut node = self.postfix(node)?;
+        if !with_filter {
+            return Ok(node);
+        }
         let mut chained = 0;
-        while with_filter {
+        loop {
             self.chain(&mut chained)?;
             node = match self.tok() {
                 Tok::Op("|") => {
@@ -639,10 +642,9 @@ impl Parser {
                 }
                 Tok::Name(n) if &**n == "is" => self.test(node)?,
                 Tok::Op("(") => self.call(node)?,
-                _ => break,
+                _ => return Ok(node),
             };
         }
-        Ok(node)
     }
 
     fn primary(&mut self) -> Parsed<Expr> {

@@ -8,6 +8,7 @@ use crate::engine::Engine;
 use crate::formats::Draft;
 use crate::model::Head;
 use crate::pipeline::config::keys::Every;
+use crate::pipeline::resume::steps_of;
 use crate::pipeline::settings;
 use crate::pool::Zero;
 use crate::rlhf::{
@@ -96,7 +97,7 @@ fn sft(dry: &mut Dry<'_>) -> Result<Step> {
     let phase = training(dry.since(&mark, "training", &[&trainer.engine]), &[&trainer.engine]);
     let mut draft = Draft::default();
     trainer.save(&mut draft)?;
-    let checkpoint = copied(dry, s.max_steps, &draft)?;
+    let checkpoint = copied(dry, "sft", s.max_steps, &draft)?;
     Ok(Step::new(dry, "sft", [rows, tokens], vec![phase], checkpoint, &[&trainer.engine]))
 }
 
@@ -118,7 +119,7 @@ fn reward(dry: &mut Dry<'_>) -> Result<Step> {
     let phase = training(dry.since(&mark, "training", &[&trainer.engine]), &[&trainer.engine]);
     let mut draft = Draft::default();
     trainer.save(&mut draft)?;
-    let checkpoint = copied(dry, s.max_steps, &draft)?;
+    let checkpoint = copied(dry, "reward", s.max_steps, &draft)?;
     let sizes = [2 * pairs.len(), tokens];
     Ok(Step::new(dry, "reward", sizes, vec![phase], checkpoint, &[&trainer.engine]))
 }
@@ -173,7 +174,7 @@ fn ppo(dry: &mut Dry<'_>) -> Result<Step> {
     phases.push(Phase { updated: phase.updated * steps, ..phase });
     let mut draft = Draft::default();
     trainer.save(&mut draft)?;
-    let checkpoint = copied(dry, p.max_steps, &draft)?;
+    let checkpoint = copied(dry, "ppo", p.max_steps, &draft)?;
     Ok(Step::new(dry, "ppo", [rows, prompt + answer], phases, checkpoint, &all(&trainer)))
 }
 
@@ -252,9 +253,11 @@ fn training(phase: Phase, engines: &[&Engine]) -> Phase {
 }
 
 /// Bytes of the copy of the state for a checkpoint; none where the step is over before one is due.
-fn copied(dry: &Dry<'_>, max_steps: usize, draft: &Draft<'_>) -> Result<usize> {
+/// The last step of a run always saves its end, from which a longer run can go on.
+fn copied(dry: &Dry<'_>, step: &str, max_steps: usize, draft: &Draft<'_>) -> Result<usize> {
+    let last = steps_of(dry.cfg).last() == Some(&step);
     match dry.cfg.save_every()? {
-        Every::Iterations(n) if max_steps > 0 && n > max_steps as u64 => Ok(0),
+        Every::Iterations(n) if max_steps > 0 && n > max_steps as u64 && !last => Ok(0),
         _ => draft.bytes(),
     }
 }
