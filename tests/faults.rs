@@ -266,7 +266,7 @@ fn a_template_that_takes_all_memory_ends_in_one_line() {
         [double, "{{ 'a\nb' | indent(10 ** 12) }}", "{{ '%999999999999s' | format('a') }}"]
     {
         std::fs::write(model.join("chat_template.jinja"), template).unwrap();
-        refused(p.sft(&model, &data, &["--overwrite"]), 2, &["chat template of", "line 1: "]);
+        refused(p.sft(&model, &data, &["--overwrite"]), 2, &["row 1: chat template of"]);
     }
 }
 
