@@ -101,6 +101,7 @@ fn parse_words(arguments: Vec<OsString>, warnings: &mut Vec<String>) -> Result<R
             if let Some(step) = entry.step() {
                 config.step = vec![step];
             }
+            warnings.extend(config.idle_settings());
             let text = || to_toml(RUN, &config);
             Ok(if print { Request::Print(text()?) } else { Request::Run(Box::new(config)) })
         }

@@ -198,7 +198,10 @@ pub fn sft_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Option
         ids.extend(tok.encode(text, limits.allow_special)?);
         end_with(&mut ids, tok.eos_id(), tok, limits);
         ids.truncate(limits.max_seq_len);
-        return Ok((ids.len() > prompt_len).then(|| SftExample::new(ids, prompt_len)));
+        let holds_controls = !limits.allow_special && !controls_in(text, tok).is_empty();
+        let remarks = Remarks { holds_controls, ..Remarks::default() };
+        let example = SftExample { remarks, ..SftExample::new(ids, prompt_len) };
+        return Ok((example.ids.len() > prompt_len).then_some(example));
     }
     let (Some(prompt), Some(chosen)) = (&row.prompt, &row.chosen) else {
         return Err(lacks(

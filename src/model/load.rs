@@ -215,7 +215,13 @@ impl Model {
             format!("; {} have no meaning here, first {}", unknown.len(), first_three(unknown))
                 + names.hint()
         } else if missing == [head_name(&self.arch, "weight")] {
-            "; if the head is the embedding, the config must say tie_word_embeddings true".into()
+            match checkpoint.names().any(|n| n.ends_with("score.weight")) {
+                true => "; it is a reward model, which writes no text".into(),
+                false => {
+                    "; if the head is the embedding, the config must say tie_word_embeddings true"
+                        .into()
+                }
+            }
         } else {
             String::new()
         };

@@ -21,6 +21,7 @@ mod chat;
 mod check;
 mod doctor;
 mod eval;
+mod idle;
 mod inspect;
 pub mod keys;
 mod layers;

@@ -107,8 +107,13 @@ pub(super) fn texts(run: &mut Run<'_>, source: &Source) -> Result<Vec<Vec<i32>>>
 }
 
 /// The prompts of an evaluation.
-pub(super) fn eval_prompts(cfg: &EvalConfig, source: &Source) -> Result<Vec<PromptExample>> {
-    let room = cfg.max_prompt_seq_len + cfg.max_new_tokens;
+pub(super) fn eval_prompts(
+    cfg: &EvalConfig,
+    source: &Source,
+    max_prompt_len: usize,
+    max_new_tokens: usize,
+) -> Result<Vec<PromptExample>> {
+    let room = max_prompt_len + max_new_tokens;
     check_room(room, source, "--max-prompt-seq-len and --max-new-tokens")?;
     let data = specs(&cfg.data_sources()?)?;
     let rows: Vec<Row> = if data.is_empty() {
@@ -130,7 +135,7 @@ pub(super) fn eval_prompts(cfg: &EvalConfig, source: &Source) -> Result<Vec<Prom
         in_order(blend.step(2)?, cfg.seed)
     };
     let limits = Limits {
-        max_prompt_len: cfg.max_prompt_seq_len,
+        max_prompt_len,
         max_seq_len: room,
         on_long_prompt: data::OnLongPrompt::Skip,
         chat: chat_format(ConversationFormat::Auto, &source.tokenizer),

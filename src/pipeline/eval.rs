@@ -36,7 +36,9 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
     let (answering, scoring) = (frozen(Head::Lm), frozen(Head::Score));
     let mut ws = Workspace::new(device, usize::MAX)?;
     let source = Source::open(&cfg.path.display().to_string())?;
-    let prompts = datasets::eval_prompts(cfg, &source)?;
+    let [max_prompt_len, max_new_tokens] = lengths(cfg, &source);
+    let prompts = datasets::eval_prompts(cfg, &source, max_prompt_len, max_new_tokens)?;
+    let cfg = &EvalConfig { max_new_tokens, ..cfg.clone() };
     let scorer = scorer(cfg, &source, &prompts, &scoring)?;
     let ours = score(cfg, &source, &scorer, &prompts, &answering, &mut ws)?;
     let mut table = format!("prompts          {}\n", prompts.len());
@@ -59,6 +61,16 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
         }
     }
     say(&table)
+}
+
+/// Longest prompt and longest answer: the defaults are halved to what the model has positions for.
+fn lengths(cfg: &EvalConfig, source: &Source) -> [usize; 2] {
+    let given = [cfg.max_prompt_seq_len, cfg.max_new_tokens];
+    let default = EvalConfig::default();
+    match given == [default.max_prompt_seq_len, default.max_new_tokens] {
+        true => given.map(|n| n.min(source.arch.max_positions / 2)),
+        false => given,
+    }
 }
 
 fn mean(xs: &[f32]) -> f32 {

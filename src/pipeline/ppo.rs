@@ -38,7 +38,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     if p.enable_ema {
         trainer.engines.actor.enable_ema(&mut run.ws, p.ema_decay as f32)?;
     }
-    run.start(&stage, "PPO", total, "iterations");
+    run.start(&stage, "PPO", total, "iterations")?;
     let held_out = data.held_out(p.eval_prompts);
     let held_out: Vec<&[i32]> = held_out.iter().map(|e| e.ids.as_slice()).collect();
     let (before, mut text) = match from {

@@ -33,7 +33,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     let step = settings::step(cfg, s, total);
     let loss = settings::reward_loss(cfg);
     let mut trainer = RewardTrainer::new(engine, RewardConfig { step, loss });
-    run.start(&stage, "Reward model", total, "batches");
+    run.start(&stage, "Reward model", total, "batches")?;
     let held_out = data.held_out(s.eval_batches * s.rows_per_step());
     // Of the evaluation before, the accuracy is all that is told at the end.
     let (before, mut ends) = match from {

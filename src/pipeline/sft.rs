@@ -33,7 +33,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     let step = settings::step(cfg, s, total);
     let mut trainer =
         SftTrainer::new(engine, SftConfig { step, loss_on_prompt: cfg.sft.loss_on_prompt });
-    run.start(&stage, "Supervised finetuning", total, "batches");
+    run.start(&stage, "Supervised finetuning", total, "batches")?;
     let held_out = data.held_out(s.eval_batches * s.rows_per_step());
     let (before, mut first, mut last) = match from {
         Some(from) => {

@@ -69,7 +69,21 @@ impl Run<'_> {
     }
 
     /// Tells that a step begins, or goes on.
-    pub(super) fn start(&mut self, stage: &Stage, title: &str, total: u64, unit: &str) {
+    /// An error where more has been done than is asked for.
+    pub(super) fn start(
+        &mut self,
+        stage: &Stage,
+        title: &str,
+        total: u64,
+        unit: &str,
+    ) -> Result<()> {
+        if stage.done as u64 > total {
+            return Err(Error::user(format!(
+                "{} has done {} {unit} already, but this command asks for {total}; give more epochs or a \
+                 larger --max-steps",
+                stage.step, stage.done
+            )));
+        }
         let (step, title) = (stage.step.to_string(), title.to_string());
         let unit = unit.to_string();
         let goes_on = format!("goes on after {} of {total} {unit}", stage.done);
@@ -81,6 +95,7 @@ impl Run<'_> {
             self.reporter.emit(Event::note(goes_on));
         }
         self.reporter.repeat(false);
+        Ok(())
     }
 
     /// Ends an iteration, with its metrics: saves a checkpoint when it is time, and stops where the run

@@ -36,7 +36,7 @@ pub static RUN: &[Key] = &[
     key("step", TRAIN, Kind::List(&Kind::Int { min: 1, max: 3 }), "steps to run: 1 SFT, 2 reward model, 3 PPO"),
     key("actor_model", RUNS, Kind::Text, "model to train: a folder or a Hugging Face name; left out: the embedded demonstration")
         .or(&[(SFT, "model-name-or-path"), (PPO, "actor-model-name-or-path")]),
-    key("reward_model", TRAIN | REWARD | PPO, Kind::Text, "reward model to start from (step 2) or to score with (step 3); left out: the actor model")
+    key("reward_model", TRAIN | REWARD | PPO, Kind::Text, "reward model to start from (step 2; left out: the actor model) or to score with (step 3; left out: the one that step 2 left in the output directory)")
         .or(&[(REWARD, "model-name-or-path"), (PPO, "critic-model-name-or-path")]),
     key("output_dir", RUNS, Kind::Text, "folder of the run: models, checkpoints, metrics, report"),
     key("overwrite", RUNS, Kind::Bool, "replace another run found in the output folder; an unfinished one of the same configuration goes on"),
@@ -75,7 +75,7 @@ pub static RUN: &[Key] = &[
     key("optimizer_state", RUNS, STATES, "what training keeps beside bf16 weights: full, f32 gradients and state, 16 bytes a parameter, or compact, bf16 gradients and 8-bit state, 5.1"),
     key("offload", RUNS, Kind::Bool, "beside a card, keep in the host's memory the optimizer's state, whose steps are computed there, and the weights of reference and reward model of PPO, which come to the card a layer at a time"),
     key("chat_format", RUNS, FORMATS, "how conversations become text; auto: the tokenizer's chat template, else Human/Assistant turns"),
-    key("pre_rendered", RUNS, Kind::Bool, "text prompts and texts already hold the chat template's control tokens: read them as such, and put no other first token before them"),
+    key("pre_rendered", RUNS, Kind::Bool, "control tokens written in the data count as such, in messages too, and text prompts are taken as rendered by the chat template already: no other first token is put before them"),
     key("stuck_after", RUNS, Kind::Time, "an iteration that takes this long, and ten times as long as the usual one, is told of with the place where it is"),
     key("print_samples", RUNS, Kind::int(0, 1000), "answers shown now and then during PPO"),
     key("max_shard_size", RUNS, Kind::Bytes, "largest file of a saved model"),
