@@ -143,14 +143,18 @@ impl Talk<'_> {
             let behind = token_at(answer.end.max(start)).unwrap_or(ids.len());
             let limit = self.limit(&whole.text, messages, i).unwrap_or(0);
             let limit = token_at(limit).unwrap_or(ids.len()).max(behind);
-            // Without that limit, the token right behind the answer may end the turn.
-            let near =
-                offsets[behind..].iter().position(|o| !whole.text[o.clone()].trim().is_empty());
-            let limit = match near {
-                Some(n) if limit == behind && self.ends(ids[behind + n]) => behind + n + 1,
-                _ => limit,
+            // Without that limit, the next token that ends turns, before the next message.
+            let limit = if limit > behind {
+                limit
+            } else {
+                self.near(&ids, &offsets, &whole.text, behind, messages.get(i + 1))
             };
-            let end = match ids[behind..limit].iter().position(|id| self.ends(*id)) {
+            // A token that stops generation ends the turn, or else any control token, as behind calls
+            // of tools.
+            let rest = &ids[behind..limit];
+            let stop = rest.iter().position(|id| self.ends(*id));
+            let stop = stop.or_else(|| rest.iter().position(|id| self.tokenizer.is_control(*id)));
+            let end = match stop {
                 Some(n) => behind + n + 1,
                 // No token of the template ends the turn.
                 None if i == last => {
@@ -178,6 +182,23 @@ impl Talk<'_> {
         Some(common(text, &self.render(&messages[..=i], false).ok()?.text))
     }
 
+    /// One behind the first token from `from` on that ends a turn, unless `next` is said before it;
+    /// else `from`.
+    fn near(
+        &self,
+        ids: &[i32],
+        offsets: &[Range<usize>],
+        text: &str,
+        from: usize,
+        next: Option<&Message>,
+    ) -> usize {
+        let Some(n) = ids[from..].iter().position(|id| self.ends(*id)) else { return from };
+        let between = &text[offsets[from].start..offsets[from + n].start];
+        let next = next.map_or_else(Default::default, Message::content);
+        let said = !next.trim().is_empty() && between.contains(next.trim());
+        if said { from } else { from + n + 1 }
+    }
+
     fn ends(&self, id: i32) -> bool {
         self.tokenizer.stop_ids().contains(&id)
     }
@@ -186,15 +207,12 @@ impl Talk<'_> {
     /// where something else is put in its place.
     fn answer_in(&self, text: &str, messages: &[Message], i: usize) -> Result<Range<usize>> {
         let mut changed = messages.to_vec();
-        changed[i] = Message::new(messages[i].role(), STAND_IN);
-        let other = match self.render(&changed, false) {
-            // Templates may take a message that calls tools where they take no other.
-            Err(_) if messages[i].calls_tools() => {
-                changed[i] = messages[i].calling(STAND_IN);
-                self.render(&changed, false)?.text
-            }
-            other => other?.text,
+        let calls_only = messages[i].calls_tools() && messages[i].content().trim().is_empty();
+        changed[i] = match calls_only {
+            true => messages[i].calling(STAND_IN),
+            false => messages[i].with_content(STAND_IN),
         };
+        let other = self.render(&changed, false)?.text;
         let start = common(text, &other);
         let tail = text[start..].bytes().rev().zip(other[start..].bytes().rev());
         let mut end = text.len() - tail.take_while(|(a, b)| a == b).count();
@@ -342,17 +360,17 @@ fn human_assistant(messages: &[Message]) -> Result<(String, Spans)> {
     for (i, message) in messages.iter().enumerate() {
         no_calls(message)?;
         match message.role() {
-            "system" => text.push_str(message.content()),
+            "system" => text.push_str(&message.content()),
             "assistant" => {
                 text.push_str(OPENING);
                 let start = text.len();
                 text.push(' ');
-                text.push_str(message.content());
+                text.push_str(&message.content());
                 answers.push((i, start..text.len()));
             }
             _ => {
                 text.push_str("\n\nHuman: ");
-                text.push_str(message.content());
+                text.push_str(&message.content());
             }
         }
     }

@@ -55,6 +55,8 @@ pub struct Remarks {
     pub end_added: bool,
     /// The text of a control token in the row was taken as text.
     pub holds_controls: bool,
+    /// It was cut at the length limit, and its end is not learned.
+    pub cut: bool,
 }
 
 /// A sequence with the tokens to be learned.
@@ -197,9 +199,10 @@ pub fn sft_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Option
         let prompt_len = ids.len().max(1);
         ids.extend(tok.encode(text, limits.allow_special)?);
         end_with(&mut ids, tok.eos_id(), tok, limits);
+        let cut = ids.len() > limits.max_seq_len;
         ids.truncate(limits.max_seq_len);
         let holds_controls = !limits.allow_special && !controls_in(text, tok).is_empty();
-        let remarks = Remarks { holds_controls, ..Remarks::default() };
+        let remarks = Remarks { holds_controls, cut, ..Remarks::default() };
         let example = SftExample { remarks, ..SftExample::new(ids, prompt_len) };
         return Ok((example.ids.len() > prompt_len).then_some(example));
     }
@@ -212,6 +215,7 @@ pub fn sft_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Option
     };
     check_limits(limits)?;
     let Some(mut s) = sequence(row, prompt, chosen, tok, limits)? else { return Ok(None) };
+    s.remarks.cut = s.end > limits.max_seq_len;
     s.ids.truncate(limits.max_seq_len);
     s.weights.truncate(limits.max_seq_len);
     let example =
@@ -240,6 +244,7 @@ pub fn pair_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Optio
             prompt_differs: c.prompt_differs || r.prompt_differs,
             end_added: c.end_added || r.end_added,
             holds_controls: c.holds_controls || r.holds_controls,
+            cut: chosen.end.max(rejected.end) > limits.max_seq_len,
         },
     };
     Ok((pair.chosen != pair.rejected).then_some(pair))
@@ -463,7 +468,8 @@ fn chat_sequence(
             weights[span.clone()].fill(weight);
         }
     }
-    let remarks = Remarks { prompt_differs: !continues_prompt, end_added, holds_controls };
+    let prompt_differs = !continues_prompt;
+    let remarks = Remarks { prompt_differs, end_added, holds_controls, cut: false };
     Ok(Sequence { prompt_len: last.start, end: last.end, ids, weights, remarks })
 }
 

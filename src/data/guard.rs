@@ -29,7 +29,13 @@ pub(super) fn render(
     open: bool,
     controls: bool,
 ) -> Result<Guarded> {
-    let messages: Vec<Value> = messages.iter().map(|m| m.fields().clone()).collect();
+    // Templates for text alone would print the parts of a content as they print a list.
+    let source = template_for(tokenizer, context)?.source();
+    let parts =
+        ["is string", "is not string", "is iterable", "is sequence", ".text", "'text'", "\"text\""];
+    let reads_parts = parts.iter().any(|word| source.contains(word));
+    let fields = |m: &Message| if reads_parts { m.fields().clone() } else { m.flat_fields() };
+    let messages: Vec<Value> = messages.iter().map(fields).collect();
     let given = Given { messages, context: context.clone() };
     let plain = given.render(tokenizer, open)?;
     if controls || !given.holds(&|text| !controls_in(text, tokenizer).is_empty()) {

@@ -59,12 +59,14 @@ fn message(key: &str, value: &Value) -> Parsed<Message> {
         return Err(format!("a message of {key:?} is {}, not an object", kind(value)));
     };
     strings(value, &|text| no_nul(key, text).map(drop))?;
+    let (role, content) = (role(key, object)?, content(key, object)?);
     let mut fields = Map::new();
-    fields.insert("role".into(), json!(role(key, object)?));
-    fields.insert("content".into(), content(key, object)?);
-    let renamed = ["role", "from", "content", "value"];
-    for (name, value) in object.iter().filter(|(name, _)| !renamed.contains(&name.as_str())) {
-        fields.insert(name.clone(), value.clone());
+    for (name, value) in object {
+        match name.as_str() {
+            "role" | "from" => fields.insert("role".into(), json!(role)),
+            "content" | "value" => fields.insert("content".into(), content.clone()),
+            _ => fields.insert(name.clone(), value.clone()),
+        };
     }
     tool_calls(key, &mut fields)?;
     for name in WEIGHT_KEYS {
@@ -82,20 +84,21 @@ fn message(key: &str, value: &Value) -> Parsed<Message> {
 }
 
 fn role(key: &str, object: &Map<String, Value>) -> Parsed<String> {
+    let known = |name: &str| {
+        let lower = name.to_lowercase();
+        SPEAKERS.iter().find(|(speaker, _)| *speaker == lower).map(|(_, role)| (*role).to_owned())
+    };
     match (object.get("role"), object.get("from")) {
-        (Some(Value::String(role)), _) => Ok(role.clone()),
-        (None, Some(Value::String(from))) => {
-            let speaker = SPEAKERS.iter().find(|(name, _)| name == from);
-            speaker.map(|(_, role)| (*role).to_owned()).ok_or_else(|| {
-                let names: Vec<&str> = SPEAKERS.iter().map(|s| s.0).collect();
-                format!("a message of {key:?} is from {from:?}; known are {}", names.join(", "))
-            })
-        }
+        (Some(Value::String(role)), _) => Ok(known(role).unwrap_or_else(|| role.clone())),
+        (None, Some(Value::String(from))) => known(from).ok_or_else(|| {
+            let names: Vec<&str> = SPEAKERS.iter().map(|s| s.0).collect();
+            format!("a message of {key:?} is from {from:?}; known are {}", names.join(", "))
+        }),
         _ => Err(format!("a message of {key:?} has no string \"role\"")),
     }
 }
 
-/// The text of a message: a string, parts of text, or null where it only calls tools.
+/// The text of a message: a string, parts of text as they are, or null where it only calls tools.
 fn content(key: &str, object: &Map<String, Value>) -> Parsed<Value> {
     let calls = ["tool_calls", "function_call"]
         .iter()
@@ -103,23 +106,27 @@ fn content(key: &str, object: &Map<String, Value>) -> Parsed<Value> {
     match object.get("content").or_else(|| object.get("value")) {
         Some(Value::String(text)) => Ok(json!(text)),
         Some(Value::Array(parts)) => {
-            let texts = parts.iter().map(|part| text_of(key, part));
-            Ok(json!(texts.collect::<Parsed<Vec<&str>>>()?.concat()))
+            parts.iter().try_for_each(|part| text_of(key, part))?;
+            Ok(json!(parts))
         }
         Some(Value::Null) if calls => Ok(Value::Null),
-        None if calls => Ok(json!("")),
+        None if calls => Ok(Value::Null),
         _ => Err(format!("a message of {key:?} has no string \"content\"")),
     }
 }
 
-fn text_of<'a>(key: &str, part: &'a Value) -> Parsed<&'a str> {
+/// Refuses parts of a content that are no text.
+fn text_of(key: &str, part: &Value) -> Parsed<()> {
     let kind = part.get("type").and_then(Value::as_str).unwrap_or("text");
     match (part, kind) {
-        (Value::String(text), _) => Ok(text),
+        (Value::String(_), _) => Ok(()),
         (Value::Object(part), "text" | "input_text" | "output_text") => {
-            part.get("text").and_then(Value::as_str).ok_or_else(|| {
-                format!("a part of the content of a message of {key:?} has no string \"text\"")
-            })
+            match part.get("text").is_some_and(Value::is_string) {
+                true => Ok(()),
+                false => Err(format!(
+                    "a part of the content of a message of {key:?} has no string \"text\""
+                )),
+            }
         }
         _ => Err(format!(
             "the content of a message of {key:?} has a part of the type {kind:?}; only text is read"

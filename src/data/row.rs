@@ -79,8 +79,10 @@ fn by_format(keys: &mut Keys<'_>) -> Parsed<Row> {
         }
         Some(key) => {
             let messages = parse_messages(key, keys.take(key).unwrap_or(&Value::Null))?;
-            // A prompt beside it is its first message once more.
-            keys.take("prompt");
+            // A prompt beside it is one of its messages once more.
+            if let Some(Value::String(prompt)) = keys.take("prompt") {
+                repeats(prompt, &messages)?;
+            }
             let system = system_of(keys)?;
             conversation(key, with_system(messages, system)?)
         }
@@ -119,15 +121,28 @@ fn answered(keys: &mut Keys<'_>, base: Option<Prompt>) -> Parsed<Row> {
     };
     let from_question = keys.used.iter().any(|k| CHAT_PROMPTS.contains(k) || *k == "input");
     let system = system_of(keys)?;
-    // A system message makes a conversation of a text.
-    let prompt = match (prompt, &system) {
-        (Some(Prompt::Text(text)), Some(_)) => Some(Prompt::Chat(vec![Message::new("user", text)])),
-        (prompt, _) => prompt,
-    };
-    let prompt = match prompt {
-        Some(Prompt::Chat(messages)) => Some(Prompt::Chat(with_system(messages, system)?)),
-        other => other,
-    };
+    let row = with_answers(keys, prompt, from_question, system.is_some())?;
+    match (system, row.prompt) {
+        (None, prompt) => Ok(Row { prompt, ..row }),
+        (Some(system), Some(Prompt::Chat(messages))) => {
+            let prompt = Some(Prompt::Chat(with_system(messages, Some(system))?));
+            Ok(Row { prompt, ..row })
+        }
+        (Some(_), _) => {
+            Err("holds a key \"system\" beside text, which has no place for it; put it there"
+                .into())
+        }
+    }
+}
+
+/// A row of `prompt` and the answers in `keys`. Where there is a system message for it, a prompt of
+/// text becomes a user's.
+fn with_answers(
+    keys: &mut Keys<'_>,
+    prompt: Option<Prompt>,
+    from_question: bool,
+    is_chat: bool,
+) -> Parsed<Row> {
     let answer_keys: &[&str] = match from_question {
         true => &["chosen", "output", "answer", "response", "completion"],
         false => &["chosen", "completion", "response"],
@@ -136,6 +151,10 @@ fn answered(keys: &mut Keys<'_>, base: Option<Prompt>) -> Parsed<Row> {
         let text = keys.take("text");
         return match (prompt, text) {
             _ if keys.has("rejected") => Err(missing("chosen")),
+            (Some(Prompt::Text(text)), _) if is_chat => {
+                let prompt = Some(Prompt::Chat(vec![Message::new("user", text)]));
+                Ok(Row { prompt, ..Row::blank() })
+            }
             (Some(prompt), _) => Ok(Row { prompt: Some(prompt), ..Row::blank() }),
             (None, Some(Value::String(text))) => text_row(text),
             (None, Some(other)) => Err(wrong_type("text", other, "a string")),
@@ -143,6 +162,10 @@ fn answered(keys: &mut Keys<'_>, base: Option<Prompt>) -> Parsed<Row> {
         };
     };
     let row = match (prompt, answers(keys, good)?) {
+        (Some(Prompt::Text(prompt)), Answers::Text(c, r)) if is_chat => {
+            let answer = |text: String| vec![Message::new("assistant", text)];
+            conversations(&[Message::new("user", prompt)], answer(c), r.map(answer))?
+        }
         (Some(Prompt::Text(prompt)), Answers::Text(chosen, rejected)) => {
             let answer = |text: String| match good {
                 "completion" => Answer::Text { joint: "", text },
@@ -158,8 +181,11 @@ fn answered(keys: &mut Keys<'_>, base: Option<Prompt>) -> Parsed<Row> {
         (Some(Prompt::Chat(base)), Answers::Chat(c, r)) => conversations(&base, c, r)?,
         (Some(Prompt::Text(content)), Answers::Chat(c, r)) => {
             // Either the answer alone, or the whole conversation, whose beginning `prompt` repeats.
-            let base = vec![Message::new("user", content)];
             let alone = c.first().is_some_and(Message::is_answer);
+            if !alone {
+                repeats(&content, &c)?;
+            }
+            let base = vec![Message::new("user", content)];
             conversations(if alone { &base } else { &[] }, c, r)?
         }
         (None, Answers::Chat(c, r)) => conversations(&[], c, r)?,
@@ -190,7 +216,7 @@ fn question(keys: &mut Keys<'_>) -> Parsed<Option<Prompt>> {
         for more in ["input", "context"] {
             let more = string(more, keys.take(more))?.unwrap_or_default();
             if !more.trim().is_empty() {
-                text = format!("{text}\n{more}");
+                text = if text.trim().is_empty() { more } else { format!("{text}\n{more}") };
             }
         }
     }
@@ -210,9 +236,13 @@ fn system_of(keys: &mut Keys<'_>) -> Parsed<Option<String>> {
     let mut found = None;
     for key in ["system", "system_prompt"] {
         let Some(text) = string(key, keys.take(key))? else { continue };
-        if !text.trim().is_empty() {
-            found = Some(text);
+        if text.trim().is_empty() {
+            continue;
         }
+        if found.as_ref().is_some_and(|other| *other != text) {
+            return Err("keys \"system\" and \"system_prompt\" differ; keep one".into());
+        }
+        found = Some(text);
     }
     Ok(found)
 }
@@ -327,18 +357,14 @@ fn conversations(
     chosen: Vec<Message>,
     rejected: Option<Vec<Message>>,
 ) -> Parsed<Row> {
-    let whole = |c: Vec<Message>| match c.starts_with(base) {
-        true => c,
-        false => [base, &c[..]].concat(),
-    };
-    let mut chosen = whole(chosen);
-    let rejected = rejected.map(whole);
+    let mut chosen = whole(base, chosen)?;
+    let rejected = rejected.map(|r| whole(base, r)).transpose()?;
     let all = [Some(&chosen), rejected.as_ref()];
     if !all.into_iter().flatten().all(|c| c.last().is_some_and(Message::is_answer)) {
         return Err("an answer must end in a message of the role \"assistant\"".into());
     }
     let shared = match &rejected {
-        Some(rejected) => chosen.iter().zip(rejected).take_while(|(a, b)| a == b).count(),
+        Some(rejected) => chosen.iter().zip(rejected).take_while(|(a, b)| a.says(b)).count(),
         None => chosen.len() - 1,
     };
     if let Some(rejected) = &rejected
@@ -365,6 +391,46 @@ fn conversations(
         rejected,
         ..Row::blank()
     })
+}
+
+/// A prompt with an answer behind it: `messages` as they are where they begin with the prompt, which
+/// may have a system message that they lack, or the other way round.
+fn whole(base: &[Message], messages: Vec<Message>) -> Parsed<Vec<Message>> {
+    let begins = |all: &[Message], with: &[Message]| {
+        all.len() > with.len() && all.iter().zip(with).all(|(a, b)| a.says(b))
+    };
+    let split = |all: &[Message]| all.iter().take_while(|m| m.role() == "system").count();
+    if begins(&messages, base) {
+        return Ok(messages);
+    }
+    let (own, given) = (split(&messages), split(base));
+    if given < base.len() && begins(&messages[own..], &base[given..]) {
+        return match (own, given) {
+            (0, _) => Ok([&base[..given], &messages[..]].concat()),
+            (_, 0) => Ok(messages),
+            _ => Err("the prompt and its answers have different system messages; keep one".into()),
+        };
+    }
+    match messages.first() {
+        Some(first) if first.role() == "user" && !base.is_empty() => {
+            Err("an answer holds a conversation that does not begin with the prompt".into())
+        }
+        _ => Ok([base, &messages[..]].concat()),
+    }
+}
+
+/// An error unless a prompt of text, which stands beside a conversation, is said in it.
+fn repeats(prompt: &str, messages: &[Message]) -> Parsed<()> {
+    let prompt = prompt.trim();
+    match messages
+        .iter()
+        .any(|m| m.content().contains(prompt) || prompt.contains(m.content().trim()))
+    {
+        true => Ok(()),
+        false => {
+            Err("key \"prompt\" is not in the conversation beside it; keep one of them".into())
+        }
+    }
 }
 
 /// Two transcripts with a common beginning: it ends after the last "\n\nAssistant:" they share.

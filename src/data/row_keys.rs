@@ -125,7 +125,28 @@ pub(super) fn context(keys: &mut Keys<'_>) -> Parsed<Option<Arc<ChatContext>>> {
     }
     match keys.take("chat_template_kwargs") {
         None => {}
-        Some(Value::Object(variables)) => context.variables = variables.clone(),
+        Some(Value::Object(variables)) => {
+            context.variables = variables.clone();
+            for (key, own) in [("tools", &mut context.tools), ("documents", &mut context.documents)]
+            {
+                match context.variables.shift_remove(key).filter(|v| !v.is_null()) {
+                    Some(_) if own.is_some() => {
+                        return Err(format!(
+                            "holds {key:?} twice, once in \"chat_template_kwargs\""
+                        ));
+                    }
+                    Some(value) => *own = Some(value),
+                    None => {}
+                }
+            }
+            for key in ["messages", "add_generation_prompt"] {
+                if context.variables.contains_key(key) {
+                    return Err(format!(
+                        "\"chat_template_kwargs\" holds {key:?}, which the row decides"
+                    ));
+                }
+            }
+        }
         Some(other) => return Err(wrong_type("chat_template_kwargs", other, "an object")),
     }
     let given = context != ChatContext::default();
@@ -183,14 +204,18 @@ pub(super) fn refuse_meaningful(keys: &mut Keys<'_>, row: &Row) -> Parsed<()> {
     }
     // KTO's rows: a completion, and whether it is desirable.
     if row.chosen.is_some() && row.rejected.is_none() {
-        match keys.get("label") {
-            Some(Value::Bool(false)) => {
-                return Err("key \"label\" is false: it marks an undesirable answer (KTO), which \
-                            no step here learns from"
-                    .into());
+        for key in ["label", "kto_tag"] {
+            let text = keys.get(key).map(|v| v.to_string().trim_matches('"').to_lowercase());
+            match text.as_deref() {
+                Some("false" | "0" | "0.0") => {
+                    return Err(format!(
+                        "key {key:?} is false: it marks an undesirable answer (KTO), which no step \
+                         here learns from"
+                    ));
+                }
+                Some("true" | "1" | "1.0") => drop(keys.take(key)),
+                _ => {}
             }
-            Some(Value::Bool(true)) => drop(keys.take("label")),
-            _ => {}
         }
     }
     Ok(())

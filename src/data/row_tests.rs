@@ -18,7 +18,7 @@ fn told(row: &Row) -> Vec<(String, String)> {
         None => vec![],
     };
     let all = prompt.iter().chain(&answer);
-    all.map(|m| (m.role().to_owned(), m.content().to_owned())).collect()
+    all.map(|m| (m.role().to_owned(), m.content().into_owned())).collect()
 }
 
 fn turns(list: &[(&str, &str)]) -> Vec<(String, String)> {

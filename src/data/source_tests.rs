@@ -173,7 +173,7 @@ fn every_bad_row_has_its_message() {
             "key \"messages\" holds an answer but no prompt".into(),
         ),
         (
-            r#"{"prompt":"p","chosen":[{"role":"user","content":"a"}]}"#,
+            r#"{"prompt":"p","chosen":[{"role":"user","content":"p"}]}"#,
             "an answer must end in a message of the role \"assistant\"".into(),
         ),
         (

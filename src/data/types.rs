@@ -29,9 +29,40 @@ impl Message {
         self.fields["role"].as_str().unwrap_or_default()
     }
 
-    /// The text; empty where the file has null, as for a message that only calls tools.
-    pub fn content(&self) -> &str {
-        self.fields["content"].as_str().unwrap_or_default()
+    /// The text, parts end to end; empty where the file has null, as for a message that only calls
+    /// tools.
+    pub fn content(&self) -> std::borrow::Cow<'_, str> {
+        match &self.fields["content"] {
+            Value::Array(parts) => parts.iter().map(part_text).collect::<String>().into(),
+            other => other.as_str().unwrap_or_default().into(),
+        }
+    }
+
+    /// The same message with another text, in parts where it had parts.
+    pub(super) fn with_content(&self, text: &str) -> Message {
+        let mut fields = self.fields.clone();
+        fields["content"] = match &self.fields["content"] {
+            Value::Array(_) => json!([{"type": "text", "text": text}]),
+            _ => json!(text),
+        };
+        Message { fields }
+    }
+
+    /// Its fields with the text in one piece, for templates that know no parts.
+    pub(super) fn flat_fields(&self) -> Value {
+        let mut fields = self.fields.clone();
+        if fields["content"].is_array() {
+            fields["content"] = json!(self.content());
+        }
+        fields
+    }
+
+    /// Whether both say the same: speaker, text and calls of tools.
+    pub(super) fn says(&self, other: &Message) -> bool {
+        let calls = |m: &Message| m.fields.get("tool_calls").filter(|c| !c.is_null()).cloned();
+        self.role() == other.role()
+            && self.content().trim() == other.content().trim()
+            && calls(self) == calls(other)
     }
 
     /// Whether the assistant wrote it.
@@ -70,6 +101,11 @@ impl Message {
     pub fn fields(&self) -> &Value {
         &self.fields
     }
+}
+
+/// The text of a part of a message's content.
+pub(super) fn part_text(part: &Value) -> &str {
+    part.as_str().or_else(|| part["text"].as_str()).unwrap_or_default()
 }
 
 /// A weight as files spell it: a number, or a boolean; null says nothing. `Err`: anything else.
@@ -113,7 +149,9 @@ impl Answer {
     pub fn text(&self) -> String {
         match self {
             Answer::Text { joint, text } => format!("{joint}{text}"),
-            Answer::Chat(messages) => messages.last().map_or("", Message::content).to_owned(),
+            Answer::Chat(messages) => {
+                messages.last().map_or(String::new(), |m| m.content().into_owned())
+            }
         }
     }
 
@@ -182,6 +220,15 @@ impl Row {
         let mut weights =
             prompt.iter().chain(answer).filter(|m| m.is_answer()).map(Message::weight);
         weights.next_back() == Some(Some(0.0)) && weights.all(|w| w.is_none_or(|w| w == 0.0))
+    }
+
+    /// Whether one of its messages has a weight of its own.
+    pub fn has_weights(&self) -> bool {
+        let (Some(Prompt::Chat(prompt)), Some(Answer::Chat(answer))) = (&self.prompt, &self.chosen)
+        else {
+            return false;
+        };
+        prompt.iter().chain(answer).any(|m| m.weight().is_some())
     }
 
     /// A user error about this row: `FILE row N: MESSAGE`.

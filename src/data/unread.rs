@@ -25,8 +25,14 @@ const HARMLESS: [&str; 12] = [
 /// Keys of a conversation's row and messages, in order of first use, that its rendering leaves out:
 /// tools, documents, variables, and what messages hold beside role and content.
 pub fn unread_by_template(row: &Row, tokenizer: &Tokenizer, format: ChatFormat) -> Vec<String> {
-    let Some(Prompt::Chat(prompt)) = &row.prompt else { return vec![] };
+    let empty = vec![];
+    let (prompt, is_chat) = match &row.prompt {
+        Some(Prompt::Chat(prompt)) => (prompt, true),
+        _ => (&empty, false),
+    };
     let source = match format {
+        // Text is not rendered.
+        _ if !is_chat => "",
         ChatFormat::Template => {
             let context = row.context.as_deref().cloned().unwrap_or_default();
             template_for(tokenizer, &context).map_or("", |t| t.source())
@@ -53,7 +59,13 @@ pub fn unread_by_template(row: &Row, tokenizer: &Tokenizer, format: ChatFormat) 
             keys.extend(said_by(message));
         }
     }
-    keys.retain(|key| !mentions(source, key));
+    // A reasoning under one of these names reaches the template under all of them.
+    const REASONING: [&str; 3] = ["thinking", "reasoning", "reasoning_content"];
+    let reads = |key: &str| match REASONING.contains(&key) {
+        true => REASONING.iter().any(|name| mentions(source, name)),
+        false => mentions(source, key),
+    };
+    keys.retain(|key| !reads(key));
     let mut unread: Vec<String> = vec![];
     for key in keys {
         if !unread.iter().any(|k| k == key) {

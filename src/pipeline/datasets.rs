@@ -76,7 +76,11 @@ fn schedule(
 /// Examples of step 1.
 pub(super) fn sft(run: &mut Run<'_>, source: &Source) -> Result<Examples<SftExample>> {
     let limits = training_limits(run.cfg, source)?;
-    examples(run, 0, "step 1", source, &|row| data::sft_example(row, &source.tokenizer, &limits))
+    let all = run.cfg.sft.loss_on_prompt;
+    examples(run, 0, "step 1", source, &|row| match all && row.has_weights() {
+        true => Err(row.error("its messages have weights, which --loss-on-prompt would ignore")),
+        false => data::sft_example(row, &source.tokenizer, &limits),
+    })
 }
 
 /// Examples of step 2.
@@ -334,8 +338,10 @@ fn examples<T: Remarked>(
         out.sets.push((out.train.len() - before, part.weight));
     }
     report_left_out(run, &format!("rows could not be used for {what}"), &bad);
+    // A row can also be left out for having nothing to learn within that length.
+    let nothing = ["no token to learn", "two equal answers", "no prompt"][step];
     let longer = "rows were longer than --max-prompt-seq-len or --max-seq-len";
-    report_left_out(run, &format!("{longer} and left out of {what}"), &long);
+    report_left_out(run, &format!("{longer}, or had {nothing}, and left out of {what}"), &long);
     let weightless = format!("rows give their answers the weight 0 and are left out of {what}");
     report_left_out(run, &weightless, &silent);
     for warning in seen.warnings(what) {
@@ -345,10 +351,10 @@ fn examples<T: Remarked>(
         let why = bad.first.first().map_or_else(
             || match long.count {
                 0 => "the answers of all have the weight 0".into(),
-                _ => {
-                    "all are too long; raise --max-prompt-seq-len or use --on-long-prompt truncate"
-                        .into()
-                }
+                _ => format!(
+                    "all are too long, or have {nothing}; raise --max-prompt-seq-len or use \
+                     --on-long-prompt truncate"
+                ),
             },
             |first| format!("none can be used, first: {first}"),
         );

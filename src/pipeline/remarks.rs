@@ -53,6 +53,7 @@ pub(super) struct Seen {
     prompt_differs: Rows,
     end_added: Rows,
     holds_controls: Rows,
+    cut: Rows,
     /// By the key that the chat template does not read.
     unread: Vec<(String, Rows)>,
 }
@@ -65,11 +66,12 @@ impl Seen {
         tokenizer: &Tokenizer,
         format: ChatFormat,
     ) {
-        let Remarks { prompt_differs, end_added, holds_controls } = remarks;
+        let Remarks { prompt_differs, end_added, holds_controls, cut } = remarks;
         let kinds = [
             (prompt_differs, &mut self.prompt_differs),
             (end_added, &mut self.end_added),
             (holds_controls, &mut self.holds_controls),
+            (cut, &mut self.cut),
         ];
         kinds.into_iter().filter(|(is, _)| *is).for_each(|(_, rows)| rows.add(row));
         for key in unread_by_template(row, tokenizer, format) {
@@ -94,10 +96,15 @@ impl Seen {
             "rows of {step} hold the text of control tokens, which is taken as plain text; \
              --pre-rendered makes control tokens of it"
         );
+        let cut = format!(
+            "rows of {step} are longer than --max-seq-len: their ends, with the end token, are cut off \
+             and not trained"
+        );
         let mut lines: Vec<String> = [
             self.prompt_differs.line(&differs),
             self.end_added.line(&added),
             self.holds_controls.line(&controls),
+            self.cut.line(&cut),
         ]
         .into_iter()
         .flatten()
