@@ -449,3 +449,40 @@ fn calls_and_keys_that_a_template_does_not_read() {
     );
     assert!(unread_by_template(&call, &reads, ChatFormat::Template).is_empty());
 }
+
+/// Templates that look into a content's parts get them, the others get their text.
+#[test]
+fn content_in_parts_reaches_the_template() {
+    let parts = serde_json::json!({"messages": [
+        {"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "r"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}]});
+    let row = super::super::row::parse_row(&parts).unwrap();
+    let by_parts = "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}({{ p.text }}){% endfor %}\
+                    <|im_end|>{% endfor %}";
+    for (template, expected) in [
+        (by_parts, "[user](q)(r)<|im_end|>[assistant](yes)<|im_end|>"),
+        (
+            "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}",
+            "[user]qr<|im_end|>[assistant]yes<|im_end|>",
+        ),
+    ] {
+        let tok = with_template(template);
+        let sft = sft_example(&row, &tok, &wide()).unwrap().unwrap();
+        assert_eq!(tok.decode(&sft.ids, false).unwrap(), expected);
+    }
+}
+
+/// The token that ends a turn may depend on what the turn holds.
+#[test]
+fn calls_end_as_the_template_ends_them() {
+    let template = "{% for m in messages %}{{ m.role }}:{{ m.content }}{% if m.tool_calls %}\
+                    {{ m.tool_calls[0].function.name }}<|im_start|>{% else %}<|im_end|>{% endif %}\
+                    {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
+    let tok = with_template(template);
+    let call = serde_json::json!({"messages": [{"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look"}}]}]});
+    let row = super::super::row::parse_row(&call).unwrap();
+    let sft = sft_example(&row, &tok, &wide()).unwrap().unwrap();
+    assert_eq!(learned(&tok, &sft), [("look<|im_start|>".to_string(), 1.0)]);
+    assert!(!sft.remarks.end_added);
+}

@@ -221,3 +221,82 @@ fn keys_are_used_harmless_named_or_refused() {
     }
     assert_eq!(parsed(json!({"prompt": "a", "completion": "b", "label": true})).unused.len(), 0);
 }
+
+#[test]
+fn a_system_message_of_the_row_comes_first_in_every_format() {
+    let told_by = |row: Value| told(&parsed(row));
+    let expected = turns(&[("system", "s"), ("user", "why?"), ("assistant", "so")]);
+    let (whole, bad) = ([user("why?"), assistant("so")], [user("why?"), assistant("no")]);
+    for row in [
+        json!({"system": "s", "chosen": whole, "rejected": bad}),
+        json!({"system": "s", "chosen": whole, "rejected": bad, "messages": whole}),
+        json!({"system": "s", "prompt": "why?", "chosen": whole, "rejected": bad}),
+        json!({"system": "s", "prompt": "why?", "completion": [assistant("so")]}),
+        json!({"system": "s", "prompt": [user("why?")], "completion": whole}),
+    ] {
+        assert_eq!(told_by(row.clone()), expected, "{row}");
+    }
+    for (row, line) in [
+        (
+            json!({"system": "s", "text": "t"}),
+            "holds a key \"system\" beside text, which has no place for it; put it there",
+        ),
+        (
+            json!({"system": "s", "system_prompt": "t", "prompt": "p"}),
+            "keys \"system\" and \"system_prompt\" differ; keep one",
+        ),
+    ] {
+        assert_eq!(refused(row), line);
+    }
+}
+
+/// Exporters add nulls and ids, and trim; what is said is the same.
+#[test]
+fn a_prompt_is_not_said_twice() {
+    let expected = turns(&[("user", "why?"), ("assistant", "so")]);
+    let asks = json!({"role": "user", "content": "why?\n", "tool_calls": null, "id": 3});
+    let pair = json!({"prompt": [user("why?")], "chosen": [asks, assistant("so")],
+        "rejected": [user("why?"), assistant("no")]});
+    let trimmed: Vec<_> =
+        told(&parsed(pair)).into_iter().map(|(r, c)| (r, c.trim().to_owned())).collect();
+    assert_eq!(trimmed, expected);
+    let system = json!({"role": "system", "content": "s"});
+    let with_system = turns(&[("system", "s"), ("user", "why?"), ("assistant", "so")]);
+    for (prompt, chosen) in [
+        (json!([user("why?")]), json!([system, user("why?"), assistant("so")])),
+        (json!([system, user("why?")]), json!([user("why?"), assistant("so")])),
+    ] {
+        assert_eq!(told(&parsed(json!({"prompt": prompt, "completion": chosen}))), with_system);
+    }
+    let other = json!({"prompt": [user("who?")], "completion": [user("why?"), assistant("so")]});
+    assert_eq!(
+        refused(other),
+        "an answer holds a conversation that does not begin with the prompt"
+    );
+    let other = json!({"prompt": "who?", "messages": [user("why?"), assistant("so")]});
+    assert_eq!(
+        refused(other),
+        "key \"prompt\" is not in the conversation beside it; keep one of them"
+    );
+}
+
+#[test]
+fn speakers_labels_and_variables_in_other_spellings() {
+    let says = |role: &str, text: &str| json!({"role": role, "content": text});
+    for (asks, answers) in [("human", "gpt"), ("User", "Assistant"), ("prompter", "model")] {
+        let row = parsed(json!({"messages": [says(asks, "q"), says(answers, "a")]}));
+        assert_eq!(told(&row), turns(&[("user", "q"), ("assistant", "a")]));
+    }
+    for label in [json!(false), json!(0), json!("False"), json!("false")] {
+        for key in ["label", "kto_tag"] {
+            let row = json!({"prompt": "a", "completion": "b", key: label});
+            assert!(refused(row).starts_with(&format!("key {key:?} is false: it marks")));
+        }
+    }
+    let kwargs = json!({"documents": [{"text": "d"}], "tools": [{"name": "f"}], "x": 1});
+    let context = parsed(json!({"prompt": [user("q")], "chat_template_kwargs": kwargs})).context;
+    let context = context.unwrap();
+    assert_eq!(context.documents, Some(json!([{"text": "d"}])));
+    assert_eq!(context.tools, Some(json!([{"name": "f"}])));
+    assert_eq!(context.variables.len(), 1);
+}
