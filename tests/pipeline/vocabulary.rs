@@ -24,8 +24,10 @@ fn all_steps_on_unequal_rows_under_a_large_vocabulary() {
 fn a_step_of_each_kind_under_a_large_vocabulary_on_the_emulated_device() {
     let p = Place::large("llama", 151_936, 9);
     let steps = ["--sft-max-steps", "1", "--reward-max-steps", "1", "--ppo-max-steps", "1"];
-    let sizes = ["--per-device-train-batch-size", "2", "--max-answer-seq-len", "3"];
+    let sizes = ["--sft-per-device-train-batch-size", "2", "--max-answer-seq-len", "3"];
+    let reward = ["--reward-per-device-train-batch-size", "2"];
     let ppo = ["--per-device-generation-batch-size", "2", "--per-device-training-batch-size", "2"];
-    let run = p.train("run", &[&steps[..], &sizes, &ppo, &["--device", "emulated"]].concat());
+    let run =
+        p.train("run", &[&steps[..], &sizes, &reward, &ppo, &["--device", "emulated"]].concat());
     assert_eq!(number(&metrics(&run, "ppo")[0], "first_ratio_deviation"), 0.0);
 }

@@ -95,9 +95,10 @@ fn ranks_with_a_card_each_do_what_one_does() {
 #[test]
 fn ranks_with_a_card_each_take_a_large_vocabulary() {
     let (p, folder) = (Place::large("llama", 150_001, 9), fake::folder());
-    let sizes = ["--per-device-train-batch-size", "2", "--max-answer-seq-len", "3"];
+    let sizes = ["--sft-per-device-train-batch-size", "2", "--max-answer-seq-len", "3"];
+    let reward = ["--reward-per-device-train-batch-size", "2"];
     let ppo = ["--per-device-generation-batch-size", "2", "--per-device-training-batch-size", "2"];
-    let more = [&sizes[..], &ppo, &["--zero-stage", "2"]].concat();
+    let more = [&sizes[..], &reward, &ppo, &["--zero-stage", "2"]].concat();
     let words = of_steps(["1", "1", "1"], "run", "2", &more);
     whole(&p, Some(&folder), &words);
     assert_eq!(number(&metrics(&p.path("run"), "ppo")[0], "first_ratio_deviation"), 0.0);
