@@ -143,7 +143,7 @@ const STRUCTURAL: &[(&str, Neutral)] = &[
     ("enable_bias", Neutral::On),
     ("final_logit_softcapping", Neutral::Off),
     ("head_dim", Neutral::HeadDim),
-    ("is_causal", Neutral::On),
+    ("is_causal", Neutral::Causal),
     ("is_encoder_decoder", Neutral::Off),
     ("kv_lora_rank", Neutral::Off),
     ("layer_norm_elementwise_affine", Neutral::On),
@@ -191,13 +191,15 @@ const STRUCTURAL: &[(&str, Neutral)] = &[
     ("word_embed_proj_dim", Neutral::Hidden),
 ];
 
-/// The value of a key that changes nothing. Null always is one.
+/// The value of a key that changes nothing. Null is one too.
 #[derive(Clone, Copy, Debug)]
 enum Neutral {
     /// False, 0, an empty list or object.
     Off,
     /// True.
     On,
+    /// True, and not null: `transformers` takes that for false.
+    Causal,
     /// 1.
     One,
     /// Whether the family has ALiBi.
@@ -224,7 +226,7 @@ impl Neutral {
     fn is(self, value: &Value, arch: &Arch) -> bool {
         let size = |n: usize| value.as_u64() == Some(n as u64);
         if value.is_null() {
-            return true;
+            return !matches!(self, Neutral::Causal);
         }
         match self {
             Neutral::Off => match value {
@@ -235,7 +237,7 @@ impl Neutral {
                 Value::Object(o) => o.is_empty(),
                 Value::Null => true,
             },
-            Neutral::On => value == &Value::Bool(true),
+            Neutral::On | Neutral::Causal => value == &Value::Bool(true),
             Neutral::One => value.as_f64() == Some(1.0),
             Neutral::Alibi => {
                 value == &Value::Bool(matches!(arch.position, Position::Alibi { .. }))
@@ -297,14 +299,15 @@ impl Config {
                 || HARMLESS.contains(&key)
                 || STRUCTURAL.iter().any(|(k, _)| *k == key)
         };
-        // Heads that turn whole need no word.
+        // Heads that turn whole need no word. GPT-NeoX's turn in part, by another key.
         let part = "partial_rotary_factor";
-        let whole = |key: &str, value: &Value| key == part && value.as_f64() == Some(1.0);
+        let neox = arch.family.model_type == "gpt_neox";
+        let whole = |key: &str, value: &Value| key == part && !neox && value.as_f64() == Some(1.0);
         let mut unknown: Vec<&str> = (self.map.iter())
             .filter(|(key, value)| !known(key) && !value.is_null() && !whole(key, value))
             .map(|(key, _)| key.as_str())
             .collect();
-        let nested = self.nested_part().filter(|_| !arch.family.keys.contains(&part));
+        let nested = self.nested_part().filter(|_| !neox && !arch.family.keys.contains(&part));
         unknown.extend(nested.as_deref());
         if unknown.is_empty() {
             return vec![];

@@ -149,11 +149,11 @@ fn snapshot(dir: &Path) -> Result<String> {
     }
     let label = snapshot.label();
     Ok(match label.finished {
-        true => format!("{} finished after {} iterations", label.step, label.iteration),
+        true => format!("{} finished after {}", label.step, iterations(label.iteration)),
         false => format!(
-            "{} after {} iterations, {}",
+            "{} after {}, {}",
             label.step,
-            label.iteration,
+            iterations(label.iteration),
             amount(tensors, bytes)
         ),
     })
@@ -202,6 +202,11 @@ fn finite(name: &str, bad: usize) -> Result<()> {
     }
 }
 
+fn iterations(n: u64) -> String {
+    format!("{n} iteration{}", if n == 1 { "" } else { "s" })
+}
+
 fn amount(tensors: usize, bytes: usize) -> String {
-    format!("{tensors} tensors, {:.1} MB", bytes as f64 / 1e6)
+    let plural = if tensors == 1 { "" } else { "s" };
+    format!("{tensors} tensor{plural}, {:.1} MB", bytes as f64 / 1e6)
 }

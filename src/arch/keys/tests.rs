@@ -284,6 +284,13 @@ fn parts_of_heads_turn_only_where_the_reference_lets_them() {
     let (arch, notes) = read(&with(&phi3(), part, json!(0.5))).unwrap();
     assert!(matches!(&arch.position, Position::Rotary(r) if r.inv_freq.len() == 24));
     assert!(notes.is_empty());
+    // GPT-NeoX reads it among the rotary settings alone; beside them it has rotary_pct.
+    let inside = with(&gpt_neox(), "rope_parameters", json!({"rope_theta": 1e4, part: 0.5}));
+    for (config, dims, count) in [(with(&gpt_neox(), part, json!(0.5)), 16, 1), (inside, 32, 0)] {
+        let (arch, notes) = read(&config).unwrap();
+        assert!(matches!(&arch.position, Position::Rotary(r) if 2 * r.inv_freq.len() == dims));
+        assert_eq!(notes.len(), count, "{notes:?}");
+    }
 }
 
 #[test]
@@ -297,6 +304,7 @@ fn values_that_the_reference_refuses_are_refused() {
         (opt(), "activation_function", json!(null)),
         (llama(), "is_causal", json!(false)),
         (gpt2(), "is_causal", json!(false)),
+        (gpt2(), "is_causal", json!(null)),
     ] {
         let e = read(&with(&config, key, value)).unwrap_err().to_string();
         assert!(e.contains(&format!("config.json: {key}")), "{key}: {e}");
