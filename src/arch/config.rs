@@ -195,7 +195,13 @@ impl Config {
 
     /// The activation named by `key`.
     pub fn activation(&self, key: &str, default: &str) -> Result<Activation> {
-        let name = self.map.get(key).and_then(Value::as_str).unwrap_or(default);
+        let name = match self.map.get(key) {
+            None => default,
+            Some(Value::String(name)) => name,
+            Some(other) => {
+                return Err(self.error(key, &format!("is {other}, expected the name of one")));
+            }
+        };
         match name {
             "relu" => Ok(Activation::Relu),
             "gelu" => Ok(Activation::GeluErf),
@@ -211,6 +217,30 @@ impl Config {
             Some(Value::Object(rope)) if !rope.is_empty() => Some((key, rope)),
             _ => None,
         })
+    }
+
+    /// The part of each head that turns in families of which whole heads do: 1, whatever
+    /// `partial_rotary_factor` says.
+    ///
+    /// # Errors
+    /// The positions are scaled too: `transformers` does not run such a model.
+    pub fn whole_heads(&self) -> Result<f64> {
+        let key = "partial_rotary_factor";
+        let part = self.rope_number(key, &[key], 1.0)?;
+        let kind = self.rope().and_then(|(_, rope)| rope_kind(rope));
+        match kind {
+            Some(kind) if kind != "default" && part != 1.0 => {
+                Err(self.error(key, &format!("{part} is not supported beside {kind} positions")))
+            }
+            _ => Ok(1.0),
+        }
+    }
+
+    /// `partial_rotary_factor` of the rotary settings where it is not 1, by its whole name.
+    pub(super) fn nested_part(&self) -> Option<String> {
+        let (key, rope) = self.rope()?;
+        let part = rope.get("partial_rotary_factor")?.as_f64()?;
+        (part != 1.0).then(|| format!("{key}.partial_rotary_factor"))
     }
 
     /// A number that is `absent` where the key is missing and 0 where it is null.
@@ -243,10 +273,17 @@ impl Config {
     }
 
     fn scaled_frequencies(&self, dims: usize, theta: f64) -> Result<Vec<f32>> {
+        for key in ["rope_scaling", "rope_parameters"] {
+            if let Some(v) = self.map.get(key).filter(|v| !v.is_null() && !v.is_object()) {
+                return Err(
+                    self.error(key, &format!("is {v}, expected an object with its settings"))
+                );
+            }
+        }
         // An odd number of dims has its last pair reach one dim further.
         let plain = (0..dims.div_ceil(2)).map(|i| theta.powf(-2.0 * i as f64 / dims as f64));
         let Some((key, rope)) = self.rope() else { return Ok(plain.map(|f| f as f32).collect()) };
-        let kind = rope.get("rope_type").or_else(|| rope.get("type")).and_then(Value::as_str);
+        let kind = rope_kind(rope);
         let number = |name: &str| {
             let value = rope.get(name).and_then(Value::as_f64).filter(|x| *x > 0.0);
             value.ok_or_else(|| self.error(&format!("{key}.{name}"), "is missing"))
@@ -306,6 +343,11 @@ impl Config {
         };
         types.iter().map(one).collect()
     }
+}
+
+/// The kind of scaling that the rotary settings name.
+fn rope_kind(rope: &Map<String, Value>) -> Option<&str> {
+    rope.get("rope_type").or_else(|| rope.get("type")).and_then(Value::as_str)
 }
 
 #[cfg(test)]
@@ -394,6 +436,9 @@ mod tests {
             if ["hidden_size", "vocab_size"].contains(&key) {
                 c["hidden_size"] = json!(1 << 20);
                 c["num_attention_heads"] = json!(64);
+            }
+            if key == "partial_rotary_factor" {
+                c["model_type"] = json!("phi3");
             }
             c[key] = value.clone();
             let e = config(c).arch().unwrap_err().to_string();

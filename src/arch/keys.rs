@@ -143,6 +143,7 @@ const STRUCTURAL: &[(&str, Neutral)] = &[
     ("enable_bias", Neutral::On),
     ("final_logit_softcapping", Neutral::Off),
     ("head_dim", Neutral::HeadDim),
+    ("is_causal", Neutral::Causal),
     ("is_encoder_decoder", Neutral::Off),
     ("kv_lora_rank", Neutral::Off),
     ("layer_norm_elementwise_affine", Neutral::On),
@@ -161,7 +162,6 @@ const STRUCTURAL: &[(&str, Neutral)] = &[
     ("num_key_value_heads", Neutral::KvHeads),
     ("num_nextn_predict_layers", Neutral::Off),
     ("parallel_attn", Neutral::Off),
-    ("partial_rotary_factor", Neutral::One),
     ("pruned_heads", Neutral::Off),
     ("q_lora_rank", Neutral::Off),
     ("qk_layernorm", Neutral::Off),
@@ -191,13 +191,15 @@ const STRUCTURAL: &[(&str, Neutral)] = &[
     ("word_embed_proj_dim", Neutral::Hidden),
 ];
 
-/// The value of a key that changes nothing. Null always is one.
+/// The value of a key that changes nothing. Null is one too.
 #[derive(Clone, Copy, Debug)]
 enum Neutral {
     /// False, 0, an empty list or object.
     Off,
     /// True.
     On,
+    /// True, and not null: `transformers` takes that for false.
+    Causal,
     /// 1.
     One,
     /// Whether the family has ALiBi.
@@ -224,7 +226,7 @@ impl Neutral {
     fn is(self, value: &Value, arch: &Arch) -> bool {
         let size = |n: usize| value.as_u64() == Some(n as u64);
         if value.is_null() {
-            return true;
+            return !matches!(self, Neutral::Causal);
         }
         match self {
             Neutral::Off => match value {
@@ -235,7 +237,7 @@ impl Neutral {
                 Value::Object(o) => o.is_empty(),
                 Value::Null => true,
             },
-            Neutral::On => value == &Value::Bool(true),
+            Neutral::On | Neutral::Causal => value == &Value::Bool(true),
             Neutral::One => value.as_f64() == Some(1.0),
             Neutral::Alibi => {
                 value == &Value::Bool(matches!(arch.position, Position::Alibi { .. }))
@@ -251,7 +253,9 @@ impl Neutral {
             }
             Neutral::PlainRope => {
                 let kind = value.get("rope_type").or_else(|| value.get("type"));
-                kind.is_none_or(|k| k == "default") && value.get("factor").is_none()
+                value.is_object()
+                    && kind.is_none_or(|k| k == "default")
+                    && value.get("factor").is_none()
             }
             Neutral::Window => value.as_u64().is_some_and(|w| w as usize >= arch.max_positions),
         }
@@ -295,19 +299,28 @@ impl Config {
                 || HARMLESS.contains(&key)
                 || STRUCTURAL.iter().any(|(k, _)| *k == key)
         };
-        let unknown: Vec<&str> = (self.map.iter())
-            .filter(|(key, value)| !known(key) && !value.is_null())
+        // Heads that turn whole need no word. GPT-NeoX's turn in part, by another key.
+        let part = "partial_rotary_factor";
+        let neox = arch.family.model_type == "gpt_neox";
+        let whole = |key: &str, value: &Value| key == part && !neox && value.as_f64() == Some(1.0);
+        let mut unknown: Vec<&str> = (self.map.iter())
+            .filter(|(key, value)| !known(key) && !value.is_null() && !whole(key, value))
             .map(|(key, _)| key.as_str())
             .collect();
+        let nested = self.nested_part().filter(|_| !neox && !arch.family.keys.contains(&part));
+        unknown.extend(nested.as_deref());
         if unknown.is_empty() {
             return vec![];
         }
         let first = unknown.iter().take(5).copied().collect::<Vec<_>>().join(", ");
         let dots = if unknown.len() > 5 { ", ..." } else { "" };
         vec![format!(
-            "{}: {} keys mean nothing to a {} model and are not used: {first}{dots}",
+            "{}: {} to a {} model: {first}{dots}",
             self.path().display(),
-            unknown.len(),
+            match unknown.len() {
+                1 => "1 key without effect".to_string(),
+                n => format!("{n} keys without effect"),
+            },
             arch.family.model_type
         )]
     }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::base::Rng;
 use crate::data::{Message, chat_ids, unread_by_template};
+use serde_json::{Value, json};
 
 const SPECIAL: [&str; 3] = ["<|end|>", "<|im_start|>", "<|im_end|>"];
 const EOS: i32 = 0;
@@ -19,7 +20,15 @@ fn tokenizer() -> Tokenizer {
 fn with_bos() -> Tokenizer {
     let dir = tempfile::tempdir().unwrap();
     tokenizer().save(dir.path()).unwrap();
-    let config = r#"{"eos_token":"<|end|>","bos_token":"<|im_start|>","add_bos_token":true}"#;
+    let path = dir.path().join("tokenizer.json");
+    let mut whole: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let first = json!({"SpecialToken": {"id": "<|im_start|>", "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    whole["post_processor"] = json!({"type": "TemplateProcessing", "single": [first, text],
+        "pair": [text, {"Sequence": {"id": "B", "type_id": 0}}], "special_tokens": {"<|im_start|>":
+            {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}});
+    std::fs::write(&path, whole.to_string()).unwrap();
+    let config = r#"{"eos_token":"<|end|>","bos_token":"<|im_start|>"}"#;
     std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
     Tokenizer::load(dir.path()).unwrap()
 }

@@ -7,8 +7,9 @@ use super::tokenizer_added::add_tokens;
 use super::tokenizer_build::Kind;
 use super::tokenizer_encode::{Encoded, Matcher};
 use super::tokenizer_files::{
-    MORE_TEMPLATES, absent, bos_prefix, config_of, end_ids, file, inner_tokenizer, named_template,
-    parse, present, read, special_variables, template_source, token_text, tokenizer_of, using,
+    MORE_TEMPLATES, absent, bos_note, bos_prefix, config_of, end_ids, file, inner_tokenizer,
+    named_template, parse, present, read, special_variables, template_source, token_text,
+    tokenizer_of, using,
 };
 use super::tokenizer_keys::key_notes;
 use crate::base::{Error, Result};
@@ -128,6 +129,11 @@ impl Tokenizer {
         if inner.token_to_id(eos).is_none() {
             return Err(no_end(origin));
         }
+        let mut inner = inner.clone();
+        if let (Some(_), Value::Object(config)) = (bos, &config) {
+            let first = Kind::Gpt2.post_processor(config, &inner)?;
+            inner.with_post_processor(first);
+        }
         let tokenizer =
             inner.to_string(true).map_err(|e| Error::internal(format!("tokenizer: {e}")))?;
         let files = vec![
@@ -182,7 +188,7 @@ impl Tokenizer {
         let mut notes = key_notes(&config, origin);
         let (inner, idle) = match file(&files, "tokenizer.json") {
             Some(_) => {
-                let mut inner = inner_tokenizer(&files, &config, origin, &mut notes)?;
+                let mut inner = inner_tokenizer(&files, &config, model, origin, &mut notes)?;
                 if let Ok(kind) = Kind::of(&config, model, origin) {
                     kind.complete(&mut config, &inner, false);
                 }
@@ -215,7 +221,8 @@ impl Tokenizer {
             }
         }
         controls.retain(|id, _| !idle.contains(id));
-        let bos_prefix = bos_prefix(&inner, &config, id(&bos))?;
+        let bos_prefix = bos_prefix(&inner)?;
+        notes.extend(bos_note(&config, id(&bos), &bos_prefix, origin));
         let variables = special_variables(&config);
         let template = |source: Option<String>| {
             source.map(|t| ChatTemplate::new(&t, origin, &variables, now)).transpose()

@@ -81,10 +81,12 @@ pub(super) fn file<'a>(files: &'a Files, name: &str) -> Option<&'a [u8]> {
 }
 
 /// The tokenizer in `tokenizer.json`, without the padding, truncation and random merges it may
-/// prescribe; `notes` gets a line about the last. `config` has a say in spaces, as in `transformers`.
+/// prescribe; `notes` gets a line about the last. `config` has a say in spaces, as in `transformers`;
+/// `model` is the model's `config.json`.
 pub(super) fn inner_tokenizer(
     files: &Files,
     config: &Map<String, Value>,
+    model: &Value,
     origin: &str,
     notes: &mut Vec<String>,
 ) -> Result<HfTokenizer> {
@@ -100,17 +102,60 @@ pub(super) fn inner_tokenizer(
         *dropout = Value::Null;
         changed = true;
     }
-    // The classes of GPT-2 take this from the configuration, whatever tokenizer.json says.
-    let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
-    if let ("GPT2Tokenizer" | "GPT2TokenizerFast", Some(Value::Bool(wanted))) =
-        (class, config.get("add_prefix_space"))
-        && let Some(Value::Bool(is)) = whole.pointer_mut("/pre_tokenizer/add_prefix_space")
-    {
-        changed |= is != wanted;
-        *is = *wanted;
+    // These classes take spaces from the configuration, whatever tokenizer.json says.
+    let class = class_of(config, model);
+    if REBUILT.contains(&class) {
+        let wanted = config.get("add_prefix_space") == Some(&Value::Bool(true));
+        changed |= set_prefix_space(&mut whole["pre_tokenizer"], wanted);
+    }
+    // This one puts nothing before or behind a text where there is a tokenizer.json.
+    if class == "GPTNeoXTokenizer" && !whole["post_processor"].is_null() {
+        whole["post_processor"] = Value::Null;
+        changed = true;
     }
     let bytes = if changed { whole.to_string().into_bytes() } else { bytes.to_vec() };
     tokenizer_of(&whole, &bytes, "tokenizer.json", origin)
+}
+
+/// Classes of `transformers` that build their tokenizer anew from the vocabulary in `tokenizer.json`.
+const REBUILT: [&str; 5] =
+    ["GPT2Tokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer", "CodeGenTokenizer", "CohereTokenizer"];
+
+/// The class that `AutoTokenizer` takes beside a `tokenizer.json`, without "Fast": some models' own,
+/// else the one that the configuration names, else the model type's. Empty for the plain one.
+fn class_of<'a>(config: &'a Map<String, Value>, model: &'a Value) -> &'a str {
+    let model_type = model.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    match model_type {
+        "qwen2" => return "Qwen2Tokenizer",
+        "mistral" | "phi3" => return "",
+        _ => {}
+    }
+    let class = config.get("tokenizer_class").or_else(|| model.get("tokenizer_class"));
+    if let Some(class) = class.and_then(Value::as_str) {
+        return class.strip_suffix("Fast").unwrap_or(class);
+    }
+    match model_type {
+        "gpt2" | "opt" | "gptj" | "gpt_neo" | "codegen" => "GPT2Tokenizer",
+        "gpt_neox" => "GPTNeoXTokenizer",
+        "qwen3" => "Qwen2Tokenizer",
+        "cohere" => "CohereTokenizer",
+        _ => "",
+    }
+}
+
+/// Has the byte-level parts of a pre-tokenizer put a space first, or not. Says whether that is new.
+fn set_prefix_space(part: &mut Value, wanted: bool) -> bool {
+    if let Some(parts) = part.get_mut("pretokenizers").and_then(Value::as_array_mut) {
+        return parts.iter_mut().fold(false, |new, part| set_prefix_space(part, wanted) | new);
+    }
+    let bytes = part["type"] == "ByteLevel";
+    match part.get_mut("add_prefix_space") {
+        Some(Value::Bool(is)) if bytes && *is != wanted => {
+            *is = wanted;
+            true
+        }
+        _ => false,
+    }
 }
 
 fn unusable(name: &str, origin: &str, e: &dyn std::fmt::Display) -> Error {
@@ -238,22 +283,30 @@ pub(super) fn named_template(
 }
 
 /// What the tokenizer puts before a text: seen by encoding one with and without special tokens.
-/// `add_bos_token` in the configuration has the last word, as in Hugging Face's LLaMA tokenizers.
-pub(super) fn bos_prefix(
-    tokenizer: &HfTokenizer,
-    config: &Map<String, Value>,
-    bos: Option<i32>,
-) -> Result<Vec<i32>> {
+pub(super) fn bos_prefix(tokenizer: &HfTokenizer) -> Result<Vec<i32>> {
     let ids = |special| -> Result<Vec<i32>> {
         let encoding = using(|| tokenizer.encode_fast("a", special))?;
         Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
     };
     let (bare, dressed) = (ids(false)?, ids(true)?);
     let at = dressed.windows(bare.len().max(1)).position(|w| w == bare).unwrap_or(0);
-    let prefix = dressed[..at].to_vec();
-    Ok(match (config.get("add_bos_token"), bos) {
-        (Some(Value::Bool(true)), Some(bos)) if prefix.is_empty() => vec![bos],
-        (Some(Value::Bool(false)), Some(bos)) if prefix == [bos] => Vec::new(),
-        _ => prefix,
+    Ok(dressed[..at].to_vec())
+}
+
+/// A warning where `add_bos_token` asks for another `prefix` than `tokenizer.json` writes: that one
+/// counts, as in `transformers`.
+pub(super) fn bos_note(
+    config: &Map<String, Value>,
+    bos: Option<i32>,
+    prefix: &[i32],
+    origin: &str,
+) -> Option<String> {
+    let wanted = config.get("add_bos_token").and_then(Value::as_bool)?;
+    let is = bos.is_some_and(|bos| prefix.contains(&bos));
+    (bos.is_some() && wanted != is).then(|| {
+        format!(
+            "tokenizer_config.json of {origin}: add_bos_token {wanted} has no effect beside \
+             tokenizer.json, as in transformers; what its post_processor writes counts"
+        )
     })
 }

@@ -142,7 +142,8 @@ fn the_first_token() {
         assert_eq!(tokenizer.bos_prefix(), [1]);
         assert_eq!(tokenizer.encode("ab", false).unwrap(), plain.encode("ab", false).unwrap());
     }
-    // One put there by the post-processor, unless the configuration forbids it.
+    assert!(loaded.notes().is_empty());
+    // One put there by the post-processor, whatever the configuration says, as in transformers.
     let dir = saved(&plain);
     let path = dir.path().join("tokenizer.json");
     let mut json: serde_json::Value =
@@ -159,7 +160,73 @@ fn the_first_token() {
     let config = json!({"eos_token": {"content": "<|end|>"}, "bos_token": "<|im_end|>",
                         "add_bos_token": false});
     std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    let kept = Tokenizer::load(dir.path()).unwrap();
+    assert_eq!(kept.bos_prefix(), [2]);
+    assert!(kept.notes()[0].contains("add_bos_token false has no effect"), "{:?}", kept.notes());
+    // GPT-NeoX's class builds its own, which writes none, by its name or that of the model.
+    std::fs::write(dir.path().join("config.json"), r#"{"model_type": "gpt_neox"}"#).unwrap();
     assert!(Tokenizer::load(dir.path()).unwrap().bos_prefix().is_empty());
+    let named = json!({"eos_token": "<|end|>", "tokenizer_class": "PreTrainedTokenizerFast"});
+    std::fs::write(dir.path().join("tokenizer_config.json"), named.to_string()).unwrap();
+    assert_eq!(Tokenizer::load(dir.path()).unwrap().bos_prefix(), [2]);
+    // Without a post-processor add_bos_token adds none.
+    json["post_processor"] = serde_json::Value::Null;
+    std::fs::write(&path, json.to_string()).unwrap();
+    let config = json!({"eos_token": "<|end|>", "bos_token": "<|im_end|>", "add_bos_token": true,
+                        "tokenizer_class": "LlamaTokenizerFast"});
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    assert!(Tokenizer::load(dir.path()).unwrap().bos_prefix().is_empty());
+}
+
+/// Values of `transformers` 5.23 with these classes and model types.
+#[test]
+fn spaces_before_a_text_come_from_the_class() {
+    let dir = saved(&bytes(None));
+    let path = dir.path().join("tokenizer.json");
+    let whole: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let write = |name: &str, v: serde_json::Value| {
+        std::fs::write(dir.path().join(name), v.to_string()).unwrap();
+    };
+    for (class, model_type, rebuilt) in [
+        (Some("GPT2TokenizerFast"), "llama", true),
+        (Some("Qwen2Tokenizer"), "llama", true),
+        (Some("GPTNeoXTokenizerFast"), "gpt2", true),
+        (Some("CodeGenTokenizer"), "codegen", true),
+        (Some("CohereTokenizerFast"), "cohere", true),
+        (Some("PreTrainedTokenizerFast"), "gpt2", false),
+        (Some("PreTrainedTokenizerFast"), "qwen2", true),
+        (Some("GPT2Tokenizer"), "phi3", false),
+        (Some("BloomTokenizerFast"), "bloom", false),
+        (None, "opt", true),
+        (None, "qwen3", true),
+        (None, "llama", false),
+    ] {
+        for (given, wanted) in [(false, true), (true, false)] {
+            let mut file = whole.clone();
+            let bytes = json!({"type": "ByteLevel", "add_prefix_space": given,
+                "trim_offsets": true, "use_regex": true});
+            file["pre_tokenizer"] = match class {
+                Some("CohereTokenizerFast") => json!({"type": "Sequence", "pretokenizers": [
+                    {"type": "Digits", "individual_digits": true}, bytes]}),
+                _ => bytes,
+            };
+            write("tokenizer.json", file);
+            let mut config = json!({"eos_token": "<|end|>"});
+            if let Some(class) = class {
+                config["tokenizer_class"] = json!(class);
+            }
+            if wanted {
+                config["add_prefix_space"] = json!(true);
+            }
+            write("tokenizer_config.json", config);
+            write("config.json", json!({"model_type": model_type}));
+            let tokenizer = Tokenizer::load(dir.path()).unwrap();
+            let ids = tokenizer.encode("q", false).unwrap();
+            let spaced = tokenizer.decode(&ids, false).unwrap() == " q";
+            let want = if rebuilt { wanted } else { given };
+            assert_eq!(spaced, want, "{class:?} {model_type} {given} {wanted}");
+        }
+    }
 }
 
 #[test]

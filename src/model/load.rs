@@ -177,9 +177,9 @@ impl Model {
         }
         if !names.unknown.is_empty() {
             return Err(Error::user(format!(
-                "{}: {} tensors belong to no part of a {} model of this config, first {}{}",
+                "{}: {} to no part of a {} model of this config, first {}{}",
                 dir.display(),
-                names.unknown.len(),
+                counted(names.unknown.len(), "tensor belongs", "tensors belong"),
                 self.arch.family.model_type,
                 first_three(&names.unknown),
                 names.hint()
@@ -188,9 +188,9 @@ impl Model {
         let absent = checkpoint.absent().count();
         if absent > 0 {
             self.notes.push(format!(
-                "{}: the index names {absent} tensors that are in no file; the model needs none \
-                 of them",
-                dir.display()
+                "{}: the index names {} in no file; the model needs none of them",
+                dir.display(),
+                counted(absent, "tensor that is", "tensors that are")
             ));
         }
         Ok(())
@@ -208,12 +208,19 @@ impl Model {
         let shard = checkpoint.absent().find(|(name, _)| {
             model_name(name, &self.arch, &known).is_some_and(|n| missing.contains(&n))
         });
-        let more = if let Some((_, shard)) = shard {
-            format!("; the index places it in {shard}, which does not hold it: download it again")
+        let more = if let Some((name, shard)) = shard {
+            match dir.join(shard).exists() {
+                true => format!(
+                    "; the index places {name} in {shard}, which does not hold it: download it again"
+                ),
+                false => format!(
+                    "; the index places {name} in {shard}, which is missing: download it again"
+                ),
+            }
         } else if !names.unknown.is_empty() {
             let unknown = &names.unknown;
-            format!("; {} have no meaning here, first {}", unknown.len(), first_three(unknown))
-                + names.hint()
+            let count = counted(unknown.len(), "other has", "others have");
+            format!("; {count} no meaning here, first {}", first_three(unknown)) + names.hint()
         } else if missing == [head_name(&self.arch, "weight")] {
             match checkpoint.names().any(|n| n.ends_with("score.weight")) {
                 true => "; it is a reward model, which writes no text".into(),
@@ -226,9 +233,9 @@ impl Model {
             String::new()
         };
         Error::user(format!(
-            "{}: {} tensors are missing, first {}{more}",
+            "{}: {}, first {}{more}",
             dir.display(),
-            missing.len(),
+            counted(missing.len(), "tensor is missing", "tensors are missing"),
             first_three(missing)
         ))
     }
@@ -289,6 +296,46 @@ impl Model {
         }
         names.tensors.insert("score.weight".into(), weight.clone());
         Ok(())
+    }
+}
+
+impl Model {
+    /// Whether the language model in `dir` has the embedding for a head once it is loaded: the config
+    /// ties them, and no tensor of the files says otherwise.
+    pub fn ties_head(dir: &Path) -> Result<bool> {
+        let base = base_dir(dir)?;
+        let arch = Config::read(&base)?.arch()?;
+        if !arch.tied {
+            return Ok(false);
+        }
+        let options = LoadOptions::frozen(Head::Lm, DType::F32);
+        if is_adapter_dir(dir) && Adapters::open(dir, &options)?.unties(&arch) {
+            return Ok(false);
+        }
+        Ok(!own_head(&Checkpoint::open(&base)?, &arch, &base, &mut vec![])?)
+    }
+
+    /// The tensors of the score head in `dir`, by their names in the files: adapters' first, else the
+    /// base model's.
+    pub fn score_tensors(dir: &Path) -> Result<Vec<String>> {
+        let base = base_dir(dir)?;
+        let arch = Config::read(&base)?.arch()?;
+        let mut files = vec![Checkpoint::open(&base)?];
+        if is_adapter_dir(dir) {
+            files.insert(0, Checkpoint::open_file(&adapter_weights(dir)?)?);
+        }
+        for file in &files {
+            let mut names = Names::default();
+            for stored in file.names() {
+                let (name, none) = (plain_name(stored), HashSet::new());
+                names.sort(&name, stored, &arch, &none, file, &dir.display().to_string())?;
+            }
+            names.score.sort();
+            if !names.score.is_empty() {
+                return Ok(names.score);
+            }
+        }
+        Ok(vec![])
     }
 }
 
@@ -385,10 +432,10 @@ impl Model {
             let mut names: Vec<String> = factors.into_values().collect();
             names.sort();
             return Err(Error::user(format!(
-                "{}: {} tensors are of no adapter that adapter_config.json selects on a linear layer \
-                 of a block, first {}",
+                "{}: {} of no adapter that adapter_config.json selects on a linear layer of a \
+                 block, first {}",
                 dir.display(),
-                names.len(),
+                counted(names.len(), "tensor is", "tensors are"),
                 first_three(&names)
             )));
         }
@@ -434,9 +481,9 @@ impl Model {
         }
         if !names.unknown.is_empty() {
             return Err(Error::user(format!(
-                "{}: {} tensors belong to no part of a {} model of this config, first {}",
+                "{}: {} to no part of a {} model of this config, first {}",
                 dir.display(),
-                names.unknown.len(),
+                counted(names.unknown.len(), "tensor belongs", "tensors belong"),
                 self.arch.family.model_type,
                 first_three(&names.unknown)
             )));
@@ -520,7 +567,8 @@ fn factor_of(name: &str) -> Option<(&str, &'static str)> {
 /// What is to be said of values of a tensor that are infinite or not a number; an error if `strict`.
 fn no_numbers(values: &[f32], name: &str, dir: &Path, strict: bool) -> Result<Option<String>> {
     let bad = values.iter().filter(|v| !v.is_finite()).count();
-    let told = format!("{}: {bad} values are not finite in {name}", dir.display());
+    let values = counted(bad, "value is", "values are");
+    let told = format!("{}: {values} not finite in {name}", dir.display());
     match bad {
         0 => Ok(None),
         _ if strict => {
@@ -528,6 +576,11 @@ fn no_numbers(values: &[f32], name: &str, dir: &Path, strict: bool) -> Result<Op
         }
         _ => Ok(Some(told)),
     }
+}
+
+/// A number of things with what they are or do.
+fn counted(n: usize, one: &str, more: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { more })
 }
 
 fn check_shape(checkpoint: &Checkpoint, name: &str, want: &[usize], dir: &Path) -> Result<()> {

@@ -3,10 +3,11 @@
 
 use super::config::InspectConfig;
 use super::tokens;
+use super::verify::head_of;
 use crate::arch::{Arch, Config, Position, Residual};
 use crate::base::{DType, Result};
 use crate::formats::Checkpoint;
-use crate::model::{Head, LoraConfig, Params, base_dir, linear_modules, resolve_model};
+use crate::model::{Head, LoraConfig, Model, Params, base_dir, linear_modules, resolve_model};
 use crate::pool::ParamSpec;
 use serde_json::Value;
 use std::path::Path;
@@ -22,27 +23,34 @@ pub fn inspect(cfg: &InspectConfig) -> Result<String> {
     let given = resolve_model(&cfg.path.display().to_string())?;
     let dir = base_dir(&given)?;
     let config = Config::read(&dir)?;
-    let arch = config.arch()?;
-    let (specs, _) = Params::lay_out(&arch, Head::Lm, true, None, 1)?;
+    let mut arch = config.arch()?;
+    let head = head_of(&given, &config);
+    if head == Head::Lm {
+        arch.tied = Model::ties_head(&given)?;
+    }
+    let (specs, _) = Params::lay_out(&arch, head, true, None, 1)?;
     let mut lines = vec![("directory", given.display().to_string())];
     if let Some(adapter) = adapter(&given) {
         lines.push(("adapter", adapter));
         lines.push(("base model", dir.display().to_string()));
     }
-    lines.extend(shape(&arch, &specs));
+    lines.extend(shape(&arch, head, &specs));
+    if head == Head::Score {
+        lines.push(("score head", score_head(&given)?));
+    }
     lines.push(("weights", weights(&dir)?));
     lines.extend(tokens::facts(&given, arch.vocab));
     lines.push(("lora modules", linear_modules(&arch).join(", ")));
-    lines.push(("trained", trained(&arch, &specs)?));
+    lines.push(("trained", trained(&arch, head, &specs)?));
     lines.extend(memory(&arch, count(&specs), cfg.dtype.dtype()));
     Ok(lines.iter().map(|(name, value)| format!("{name:<14} {value}\n")).collect())
 }
 
 /// Parameters trained in full, and by LoRA on every linear layer.
-fn trained(arch: &Arch, specs: &[ParamSpec]) -> Result<String> {
+fn trained(arch: &Arch, head: Head, specs: &[ParamSpec]) -> Result<String> {
     let modules = vec!["all".to_string()];
     let lora = LoraConfig { rank: LORA_RANK, alpha: 16.0, modules, ..LoraConfig::default() };
-    let (adapted, _) = Params::lay_out(arch, Head::Lm, true, Some(&lora), 1)?;
+    let (adapted, _) = Params::lay_out(arch, head, true, Some(&lora), 1)?;
     let adapters: Vec<ParamSpec> = adapted.into_iter().filter(|s| s.trained).collect();
     Ok(format!(
         "{:.1} M in full; {:.1} M by LoRA of rank {LORA_RANK} on all modules",
@@ -55,7 +63,7 @@ fn count(specs: &[ParamSpec]) -> usize {
     specs.iter().map(|s| s.shape.iter().product::<usize>()).sum()
 }
 
-fn shape(arch: &Arch, specs: &[ParamSpec]) -> Vec<(&'static str, String)> {
+fn shape(arch: &Arch, head: Head, specs: &[ParamSpec]) -> Vec<(&'static str, String)> {
     let position = match &arch.position {
         Position::Learned { .. } => "learned".to_string(),
         Position::Alibi { .. } => "ALiBi".to_string(),
@@ -76,10 +84,19 @@ fn shape(arch: &Arch, specs: &[ParamSpec]) -> Vec<(&'static str, String)> {
         0 => String::new(),
         n => format!(", {n} of them with a window of {window}"),
     };
+    let class = match head {
+        Head::Score => arch.family.classifier,
+        _ => arch.family.causal_lm,
+    };
+    let head = match head {
+        Head::Score => "",
+        _ if arch.tied => ", head tied",
+        _ => ", head of its own",
+    };
     let gated = if arch.gated { ", gated" } else { "" };
     let activation = format!("{:?}", arch.activation).to_lowercase();
     vec![
-        ("family", format!("{} ({})", arch.family.model_type, arch.family.causal_lm)),
+        ("family", format!("{} ({class})", arch.family.model_type)),
         ("parameters", format!("{:.1} M", count(specs) as f64 / 1e6)),
         ("layers", format!("{}{windows}, {residual}", arch.layers)),
         ("hidden", arch.hidden.to_string()),
@@ -92,11 +109,17 @@ fn shape(arch: &Arch, specs: &[ParamSpec]) -> Vec<(&'static str, String)> {
         ),
         ("mlp", format!("{}, {activation}{gated}", arch.ffn)),
         ("positions", format!("{}, {position}", arch.max_positions)),
-        (
-            "vocabulary",
-            format!("{} rows, head {}", arch.vocab, if arch.tied { "tied" } else { "of its own" }),
-        ),
+        ("vocabulary", format!("{} rows{head}", arch.vocab)),
     ]
+}
+
+/// The score head of a reward model, by the name of its tensor.
+fn score_head(dir: &Path) -> Result<String> {
+    let tensors = Model::score_tensors(dir)?;
+    Ok(match tensors.is_empty() {
+        true => "none yet: it can be trained as a reward model".into(),
+        false => tensors.join(", "),
+    })
 }
 
 fn weights(dir: &Path) -> Result<String> {

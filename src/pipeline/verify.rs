@@ -19,7 +19,7 @@ const MODELS: [&str; 5] = ["sft", "reward", "ppo/actor", "ppo/critic", "ppo/acto
 /// with its end.
 ///
 /// # Errors
-/// Something is damaged, or there is nothing to check.
+/// Something is damaged or cannot be used, or there is nothing to check.
 pub fn verify(cfg: &VerifyConfig, tell: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
     let dir = &match cfg.path.exists() {
         true => cfg.path.clone(),
@@ -38,7 +38,7 @@ pub fn verify(cfg: &VerifyConfig, tell: &mut dyn FnMut(&str) -> Result<()>) -> R
             dir.display()
         )));
     }
-    let mut bad = 0;
+    let (mut damaged, mut unusable) = (0, 0);
     for thing in &whole {
         let (path, what) = match thing {
             Thing::Snapshot(path) => (path, snapshot(path).map(|what| (what, vec![]))),
@@ -48,24 +48,48 @@ pub fn verify(cfg: &VerifyConfig, tell: &mut dyn FnMut(&str) -> Result<()>) -> R
         if what.is_err() && !path.exists() {
             continue;
         }
-        bad += usize::from(what.is_err());
         let path = path.display();
         match what {
             Ok((what, notes)) => {
                 tell(&format!("{path}: whole, {what}\n"))?;
                 notes.iter().try_for_each(|note| tell(&format!("{path}: note, {note}\n")))?;
             }
-            Err(e) => tell(&format!("{path}: DAMAGED, {e}\n"))?,
+            Err(e) if is_unusable(&e) => {
+                unusable += 1;
+                tell(&format!("{path}: NOT USABLE, {e}\n"))?;
+            }
+            Err(e) => {
+                damaged += 1;
+                tell(&format!("{path}: DAMAGED, {e}\n"))?;
+            }
         }
     }
-    match bad {
-        0 => Ok(()),
-        _ => Err(Error::user(format!(
-            "{}: {bad} of {} are damaged; the lines above name the files",
-            dir.display(),
-            whole.len()
-        ))),
-    }
+    let all = whole.len();
+    let what = match (damaged, unusable) {
+        (0, 0) => return Ok(()),
+        (_, 0) => format!("{damaged} of {all} are damaged"),
+        (0, _) => format!("{unusable} of {all} cannot be used"),
+        _ => format!("{damaged} of {all} are damaged, and {unusable} cannot be used"),
+    };
+    Err(Error::user(format!("{}: {what}; the lines above name the files", dir.display())))
+}
+
+/// Whether an error is of files that are as they were made, and that Duplex does not take. What it
+/// does not support says so.
+fn is_unusable(e: &Error) -> bool {
+    let text = e.to_string();
+    [
+        "supported",
+        "num_labels",
+        "adapters on adapters",
+        "base of the adapters",
+        "names no base model",
+        "no tokenizer.json in",
+        "which Duplex does not read",
+        "is a reward model",
+    ]
+    .iter()
+    .any(|part| text.contains(part))
 }
 
 enum Thing {
@@ -125,11 +149,11 @@ fn snapshot(dir: &Path) -> Result<String> {
     }
     let label = snapshot.label();
     Ok(match label.finished {
-        true => format!("{} finished after {} iterations", label.step, label.iteration),
+        true => format!("{} finished after {}", label.step, iterations(label.iteration)),
         false => format!(
-            "{} after {} iterations, {}",
+            "{} after {}, {}",
             label.step,
-            label.iteration,
+            iterations(label.iteration),
             amount(tensors, bytes)
         ),
     })
@@ -140,11 +164,7 @@ fn snapshot(dir: &Path) -> Result<String> {
 fn model(dir: &Path) -> Result<(String, Vec<String>)> {
     let base = base_dir(dir)?;
     let config = Config::read(&base)?;
-    let classes = config.map.get("architectures").map_or(String::new(), ToString::to_string);
-    let text = std::fs::read(dir.join("adapter_config.json")).unwrap_or_default();
-    let adapter: Value = serde_json::from_slice(&text).unwrap_or_default();
-    let scores = classes.contains("Classification") || adapter["task_type"] == "SEQ_CLS";
-    let head = if scores { Head::Score } else { Head::Lm };
+    let head = head_of(dir, &config);
     // Every tensor is read and its shape compared with the configuration's.
     let mut model = Model::load(dir, &LoadOptions::frozen(head, DType::F32))?;
     if let Some(note) = model.notes.iter().find(|n| n.contains("not finite")) {
@@ -165,13 +185,28 @@ fn model(dir: &Path) -> Result<(String, Vec<String>)> {
     Ok((format!("{}, {}", model.arch.family.model_type, amount(tensors, bytes)), notes))
 }
 
+/// The head that the model in `dir` is saved with; `config` is its base model's.
+pub(super) fn head_of(dir: &Path, config: &Config) -> Head {
+    let classes = config.map.get("architectures").map_or(String::new(), ToString::to_string);
+    let text = std::fs::read(dir.join("adapter_config.json")).unwrap_or_default();
+    let adapter: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let scores = classes.contains("Classification") || adapter["task_type"] == "SEQ_CLS";
+    if scores { Head::Score } else { Head::Lm }
+}
+
 fn finite(name: &str, bad: usize) -> Result<()> {
     match bad {
         0 => Ok(()),
+        1 => Err(Error::user(format!("1 value of tensor {name} is not finite"))),
         _ => Err(Error::user(format!("{bad} values of tensor {name} are not finite"))),
     }
 }
 
+fn iterations(n: u64) -> String {
+    format!("{n} iteration{}", if n == 1 { "" } else { "s" })
+}
+
 fn amount(tensors: usize, bytes: usize) -> String {
-    format!("{tensors} tensors, {:.1} MB", bytes as f64 / 1e6)
+    let plural = if tensors == 1 { "" } else { "s" };
+    format!("{tensors} tensor{plural}, {:.1} MB", bytes as f64 / 1e6)
 }

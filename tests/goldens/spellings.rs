@@ -226,5 +226,6 @@ fn an_index_is_held_to_what_the_model_needs() {
     map.insert("model.norm.weight".into(), json!("b.safetensors"));
     index(&map);
     let e = load(&to, Head::Lm).unwrap_err().to_string();
-    assert!(e.contains("model.norm.weight") && e.contains("b.safetensors"), "{e}");
+    assert!(e.contains("1 tensor is missing, first model.norm.weight"), "{e}");
+    assert!(e.contains("b.safetensors, which is missing"), "{e}");
 }

@@ -74,10 +74,21 @@ fn a_directory_without_a_model_is_none() {
     let out = p.command(&["verify", "data"], "");
     let stderr = String::from_utf8(out.stderr).unwrap();
     assert!(stderr.contains("data: no checkpoint, no run and no model"), "{stderr}");
-    // A model alone loads, and says that it has no tokenizer.
+    // A model without a tokenizer is whole and of no use: no run takes it.
     std::fs::remove_file(p.path("model/tokenizer.json")).unwrap();
-    let told = p.output(&["verify", "model"], "");
-    assert!(told.contains("model: note, there is no tokenizer beside it"), "{told}");
+    let out = p.command(&["verify", "model"], "");
+    assert_eq!(out.status.code(), Some(2));
+    let told = String::from_utf8(out.stdout).unwrap();
+    assert!(told.contains("model: NOT USABLE, no tokenizer.json in model"), "{told}");
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert!(stderr.contains("1 of 1 cannot be used"), "{stderr}");
+    // Neither is an adapter of a kind that is not supported damaged.
+    std::fs::create_dir(p.path("dora")).unwrap();
+    let config = json!({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"],
+        "use_dora": true, "base_model_name_or_path": "model"});
+    std::fs::write(p.path("dora/adapter_config.json"), config.to_string()).unwrap();
+    let told = String::from_utf8(p.command(&["verify", "dora"], "").stdout).unwrap();
+    assert!(told.starts_with("dora: NOT USABLE, ") && told.contains("use_dora"), "{told}");
 }
 
 #[test]

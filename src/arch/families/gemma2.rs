@@ -30,7 +30,6 @@ pub(super) static GEMMA2: Family = Family {
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
-        "partial_rotary_factor",
         "query_pre_attn_scalar",
         "rms_norm_eps",
         "rope_parameters",

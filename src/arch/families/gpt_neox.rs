@@ -32,7 +32,6 @@ pub(super) static GPT_NEOX: Family = Family {
         "max_position_embeddings",
         "rope_parameters",
         "rope_scaling",
-        "partial_rotary_factor",
         "rotary_pct",
         "rope_theta",
         "rotary_emb_base",

@@ -4,6 +4,9 @@ use super::{Family, Names};
 use crate::arch::{Arch, Config, NormKind, Position, Rotary, Sizes};
 use crate::base::Result;
 
+/// Of Phi-3's heads a part can turn; the others' references turn whole heads, whatever this says.
+const PART: &str = "partial_rotary_factor";
+
 /// Of LLaMA and all its relatives.
 pub(super) const NAMES: Names = Names {
     prefix: "model.",
@@ -36,7 +39,6 @@ pub(super) static LLAMA: Family = Family {
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
-        "partial_rotary_factor",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",
@@ -65,7 +67,6 @@ pub(super) static MISTRAL: Family = Family {
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
-        "partial_rotary_factor",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",
@@ -95,7 +96,6 @@ pub(super) static QWEN2: Family = Family {
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
-        "partial_rotary_factor",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",
@@ -124,7 +124,6 @@ pub(super) static QWEN3: Family = Family {
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
-        "partial_rotary_factor",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",
@@ -165,7 +164,10 @@ pub(super) fn read(c: &Config, family: &'static Family) -> Result<Arch> {
     let null = c.map.contains_key("num_key_value_heads");
     let kv_heads = c.size_or("num_key_value_heads", if null { sizes.heads } else { kv_heads })?;
     let head_dim = c.size_or("head_dim", head_dim)?;
-    let part = c.rope_number("partial_rotary_factor", &["partial_rotary_factor"], 1.0)?;
+    let part = match family.keys.contains(&PART) {
+        true => c.rope_number(PART, &[PART], 1.0)?,
+        false => c.whole_heads()?,
+    };
     let theta = c.rope_number("rope_theta", &["rope_theta"], 10_000.0)?;
     let inv_freq = c.inv_freq((head_dim as f64 * part) as usize, theta)?;
     Ok(Arch {
@@ -178,7 +180,11 @@ pub(super) fn read(c: &Config, family: &'static Family) -> Result<Arch> {
             eps: c.number_or("rms_norm_eps", eps)? as f32,
             unit_offset: false,
         },
-        activation: c.activation("hidden_act", "silu")?,
+        // Gemma 2 reads a key of its own instead.
+        activation: match family.model_type {
+            "gemma2" => plain.activation,
+            _ => c.activation("hidden_act", "silu")?,
+        },
         gated: true,
         bias_qkv: false,
         bias_out: false,

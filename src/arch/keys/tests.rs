@@ -256,11 +256,73 @@ fn keys_that_make_another_model_are_refused() {
 }
 
 #[test]
+fn parts_of_heads_turn_only_where_the_reference_lets_them() {
+    let part = "partial_rotary_factor";
+    for config in [llama(), mistral(), qwen2(), qwen3(), gemma2()] {
+        let (plain, _) = read(&config).unwrap();
+        let beside = with(&config, part, json!(0.5));
+        let inside = with(&config, "rope_parameters", json!({"rope_theta": 1e4, part: 0.25}));
+        for (odd, name) in [(beside, part), (inside, "rope_parameters.partial_rotary_factor")] {
+            let mut odd = odd;
+            if name != part {
+                odd.as_object_mut().unwrap().remove("rope_scaling");
+                odd["rope_theta"] = json!(1e4);
+            }
+            let (arch, notes) = read(&odd).unwrap();
+            let turned = |arch: &Arch| match &arch.position {
+                Position::Rotary(r) => r.inv_freq.len(),
+                _ => 0,
+            };
+            assert_eq!(turned(&arch), turned(&plain));
+            assert!(notes.len() == 1 && notes[0].ends_with(name), "{notes:?}");
+        }
+        assert!(read(&with(&config, part, json!(1.0))).unwrap().1.is_empty());
+    }
+    let scaled =
+        with(&llama(), "rope_scaling", json!({"type": "linear", "factor": 2.0, part: 0.5}));
+    assert!(read(&scaled).unwrap_err().to_string().contains("beside linear positions"));
+    let (arch, notes) = read(&with(&phi3(), part, json!(0.5))).unwrap();
+    assert!(matches!(&arch.position, Position::Rotary(r) if r.inv_freq.len() == 24));
+    assert!(notes.is_empty());
+    // GPT-NeoX reads it among the rotary settings alone; beside them it has rotary_pct.
+    let inside = with(&gpt_neox(), "rope_parameters", json!({"rope_theta": 1e4, part: 0.5}));
+    for (config, dims, count) in [(with(&gpt_neox(), part, json!(0.5)), 16, 1), (inside, 32, 0)] {
+        let (arch, notes) = read(&config).unwrap();
+        assert!(matches!(&arch.position, Position::Rotary(r) if 2 * r.inv_freq.len() == dims));
+        assert_eq!(notes.len(), count, "{notes:?}");
+    }
+}
+
+#[test]
+fn values_that_the_reference_refuses_are_refused() {
+    for (config, key, value) in [
+        (llama(), "rope_scaling", json!("linear")),
+        (gpt_neox(), "rope_scaling", json!("linear")),
+        (gpt2(), "rope_scaling", json!("linear")),
+        (llama(), "hidden_act", json!(null)),
+        (gemma2(), "hidden_activation", json!(null)),
+        (opt(), "activation_function", json!(null)),
+        (llama(), "is_causal", json!(false)),
+        (gpt2(), "is_causal", json!(false)),
+        (gpt2(), "is_causal", json!(null)),
+    ] {
+        let e = read(&with(&config, key, value)).unwrap_err().to_string();
+        assert!(e.contains(&format!("config.json: {key}")), "{key}: {e}");
+    }
+    // Gemma 2 does not look at this one.
+    assert!(read(&with(&gemma2(), "hidden_act", json!(null))).is_ok());
+    assert!(read(&with(&llama(), "is_causal", json!(true))).unwrap().1.is_empty());
+}
+
+#[test]
 fn keys_without_a_meaning_are_counted_in_one_line() {
     let odd = with(&with(&llama(), "my_tool", json!({"a": 1})), "another_key", json!(7));
     let (_, notes) = read(&odd).unwrap();
     assert_eq!(notes.len(), 1);
-    assert!(notes[0].contains("2 keys") && notes[0].contains("my_tool, another_key"), "{notes:?}");
+    assert!(
+        notes[0].contains("2 keys without effect") && notes[0].contains("my_tool, another_key"),
+        "{notes:?}"
+    );
     let own = with(
         &with(&llama(), "model_type", json!("mamba9")),
         "auto_map",
