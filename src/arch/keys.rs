@@ -198,7 +198,7 @@ enum Neutral {
     Off,
     /// True.
     On,
-    /// True, and not null: `transformers` takes that for false.
+    /// True, and not null: for `transformers` that depends on the kernel of attention.
     Causal,
     /// 1.
     One,

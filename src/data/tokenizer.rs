@@ -7,9 +7,9 @@ use super::tokenizer_added::add_tokens;
 use super::tokenizer_build::Kind;
 use super::tokenizer_encode::{Encoded, Matcher};
 use super::tokenizer_files::{
-    MORE_TEMPLATES, absent, bos_note, bos_prefix, config_of, end_ids, file, inner_tokenizer,
-    named_template, parse, present, read, special_variables, template_source, token_text,
-    tokenizer_of, using,
+    MORE_TEMPLATES, absent, bos_note, bos_prefix, check_versions, config_of, end_ids, file,
+    inner_tokenizer, named_template, parse, present, read, special_variables, template_source,
+    token_text, tokenizer_of, using,
 };
 use super::tokenizer_keys::key_notes;
 use crate::base::{Error, Result};
@@ -185,6 +185,7 @@ impl Tokenizer {
         now: i64,
     ) -> Result<Tokenizer> {
         let mut config = config_of(&files, origin)?;
+        check_versions(&config, origin)?;
         let mut notes = key_notes(&config, origin);
         let (inner, idle) = match file(&files, "tokenizer.json") {
             Some(_) => {
@@ -228,7 +229,15 @@ impl Tokenizer {
             source.map(|t| ChatTemplate::new(&t, origin, &variables, now)).transpose()
         };
         let tool_template = template(named_template(&files, &config, "tool_use", origin)?)?;
-        let template = template(template_source(&files, &config, origin)?)?;
+        let source = template_source(&files, &config, origin)?;
+        let template = template(source.clone())?;
+        // `transformers` does not read this file for a tokenizer; what is saved must not depend on it.
+        let older = file(&files, "chat_template.json").is_some();
+        let newer = config.contains_key("chat_template")
+            || files.iter().any(|(name, _)| name.ends_with(".jinja"));
+        if let (Some(source), true, false) = (source, older, newer) {
+            files.push(("chat_template.jinja".to_owned(), source.into_bytes()));
+        }
         let unknown = text("unk_token").and_then(|t| inner.token_to_id(&t));
         let matcher = Matcher::new(&inner, &controls, &idle, unknown)?;
         let mut tokenizer = Tokenizer {

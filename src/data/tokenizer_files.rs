@@ -205,6 +205,21 @@ pub(super) fn config_of(files: &Files, origin: &str) -> Result<Map<String, Value
     Ok(config)
 }
 
+/// Refuses a configuration that names other files than `tokenizer.json`, by version: `transformers`
+/// reads one of them instead.
+pub(super) fn check_versions(config: &Map<String, Value>, origin: &str) -> Result<()> {
+    let names = config.get("fast_tokenizer_files").and_then(Value::as_array).into_iter().flatten();
+    let version = |n: &&str| n.starts_with("tokenizer.") && *n != "tokenizer.json";
+    match names.filter_map(Value::as_str).find(version) {
+        None => Ok(()),
+        Some(name) => Err(Error::user(format!(
+            "tokenizer_config.json of {origin}: fast_tokenizer_files names {name}, which Duplex does \
+             not read; save the tokenizer again with \
+             `AutoTokenizer.from_pretrained(...).save_pretrained(...)`"
+        ))),
+    }
+}
+
 /// The text of a special token: a string, or an object with its `content`.
 pub(super) fn token_text(config: &Map<String, Value>, key: &str) -> Option<String> {
     let value = config.get(key)?;
@@ -234,17 +249,26 @@ pub(super) fn end_ids(config: &Value) -> Vec<i32> {
     }
 }
 
-/// The chat template: `chat_template.jinja`, or the key `chat_template` of a JSON file, which is
+/// The text of a template's file.
+fn template_text(files: &Files, name: &str, origin: &str) -> Result<Option<String>> {
+    let text = |bytes: &[u8]| {
+        String::from_utf8(bytes.to_vec())
+            .map_err(|_| Error::user(format!("{name} of {origin} is not UTF-8")))
+    };
+    file(files, name).map(text).transpose()
+}
+
+/// The chat template: the additional one named "default", `chat_template.jinja`, or the key `chat_template` of a JSON file, which is
 /// text or a list of named ones, of which "default" counts, or the first without one.
 pub(super) fn template_source(
     files: &Files,
     config: &Map<String, Value>,
     origin: &str,
 ) -> Result<Option<String>> {
-    if let Some(bytes) = file(files, "chat_template.jinja") {
-        return String::from_utf8(bytes.to_vec())
-            .map(Some)
-            .map_err(|_| Error::user(format!("chat_template.jinja of {origin} is not UTF-8")));
+    for name in [format!("{MORE_TEMPLATES}/default.jinja"), "chat_template.jinja".into()] {
+        if let Some(text) = template_text(files, &name, origin)? {
+            return Ok(Some(text));
+        }
     }
     let older = match file(files, "chat_template.json") {
         Some(bytes) => parse(&format!("chat_template.json of {origin}"), bytes)?,
@@ -272,10 +296,8 @@ pub(super) fn named_template(
     origin: &str,
 ) -> Result<Option<String>> {
     let path = format!("{MORE_TEMPLATES}/{name}.jinja");
-    if let Some(bytes) = file(files, &path) {
-        return String::from_utf8(bytes.to_vec())
-            .map(Some)
-            .map_err(|_| Error::user(format!("{path} of {origin} is not UTF-8")));
+    if let Some(text) = template_text(files, &path, origin)? {
+        return Ok(Some(text));
     }
     let named = config.get("chat_template").and_then(Value::as_array).into_iter().flatten();
     let found = named.into_iter().find(|t| t["name"] == name);

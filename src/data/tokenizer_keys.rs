@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// Keys that are read. Keys that end in `_token` name a token and are read too.
-const USED: [&str; 11] = [
+const USED: [&str; 12] = [
     "add_bos_token",
     "add_prefix_space",
     "added_tokens_decoder",
@@ -11,6 +11,7 @@ const USED: [&str; 11] = [
     "chat_control_tokens",
     "chat_template",
     "extra_special_tokens",
+    "fast_tokenizer_files",
     "tokenizer_class",
     // Behind an answer Duplex writes the end token itself, with or without it.
     "add_eos_token",

@@ -131,6 +131,34 @@ fn random_merges_are_off() {
 }
 
 #[test]
+fn other_versions_of_tokenizer_json_are_refused() {
+    let of = |names: &[&str]| with(json!({"eos_token": "<|end|>", "fast_tokenizer_files": names}));
+    assert!(load(&of(&["tokenizer.json"])).notes().is_empty());
+    let dir = of(&["tokenizer.4.0.0.json", "tokenizer.json"]);
+    assert!(problem(&dir).contains("fast_tokenizer_files names tokenizer.4.0.0.json"));
+}
+
+#[test]
+fn an_additional_default_template_is_the_template() {
+    let dir = with(json!({"eos_token": "<|end|>"}));
+    let shown = |dir: &TempDir| {
+        let messages = [json!({"role": "user", "content": "x"})];
+        let input = TemplateInput { messages: &messages, ..TemplateInput::default() };
+        load(dir).template().unwrap().render(&input).unwrap().text
+    };
+    write(&dir, "chat_template.json", &json!({"chat_template": "old"}).to_string());
+    assert_eq!(shown(&dir), "old");
+    let out = tempfile::tempdir().unwrap();
+    load(&dir).save(out.path()).unwrap();
+    assert_eq!(std::fs::read_to_string(out.path().join("chat_template.jinja")).unwrap(), "old");
+    write(&dir, "chat_template.jinja", "one");
+    assert_eq!(shown(&dir), "one");
+    std::fs::create_dir(dir.path().join(MORE_TEMPLATES)).unwrap();
+    write(&dir, "additional_chat_templates/default.jinja", "two");
+    assert_eq!(shown(&dir), "two");
+}
+
+#[test]
 fn two_files_make_a_tokenizer() {
     let vocab = r#"{"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3, "Ġ": 4, "Ġa": 5}"#;
     let dir = tempfile::tempdir().unwrap();
