@@ -42,7 +42,7 @@ def run(duplex, command, model, rows, out, *more):
     for line in open(run_dir / "metrics.jsonl"):
         event = json.loads(line)
         if event["event"] == "metrics":
-            return event["loss"], run_dir
+            return event["values"]["loss"], run_dir
     raise SystemExit(f"{run_dir} has no metrics")
 
 

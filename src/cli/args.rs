@@ -101,7 +101,13 @@ fn parse_words(arguments: Vec<OsString>, warnings: &mut Vec<String>) -> Result<R
             if let Some(step) = entry.step() {
                 config.step = vec![step];
             }
-            warnings.extend(config.idle_settings());
+            // One line for all that changes nothing.
+            for idle in config.idle_settings() {
+                match warnings.first_mut() {
+                    Some(line) => line.push_str(&format!("; {idle}")),
+                    None => warnings.push(idle),
+                }
+            }
             let text = || to_toml(RUN, &config);
             Ok(if print { Request::Print(text()?) } else { Request::Run(Box::new(config)) })
         }
