@@ -4,8 +4,8 @@
 
 Takes the first rows of the two files (`messages`; `prompt`, `chosen`, `rejected`), runs one SFT step
 and one reward step of f32 on them at a learning rate of next to nothing, and computes both losses
-with transformers: SFT on the tokens of the last answer, the reward model's by DeepSpeed-Chat's
-token-wise formula, with the exported model. They must agree within 1%. The template must write an
+with transformers: SFT on the tokens of the last answer, the reward model's at the ends of the
+answers, with the exported model. They must agree within 1%. The template must write an
 answer behind its generation prompt.
 """
 
@@ -85,14 +85,8 @@ def reward_loss(run_dir, tokenizer, rows, ends):
             with torch.no_grad():
                 hidden = model.model(torch.tensor([whole])).last_hidden_state
                 scores.append(model.score(hidden)[0, :, 0])
-        chosen, rejected = pair
-        shared = 0
-        while shared < min(map(len, pair)) and chosen[shared] == rejected[shared]:
-            shared += 1
-        last = max(map(len, pair))
-        at = torch.arange(min(shared, last - 1), last)
-        c, r = (s[at.clamp(max=len(s) - 1)] for s in scores)
-        losses.append(-torch.nn.functional.logsigmoid(c - r).mean().item())
+        c, r = (s[-1] for s in scores)
+        losses.append(-torch.nn.functional.logsigmoid(c - r).item())
     return sum(losses) / len(losses)
 
 

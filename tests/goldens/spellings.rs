@@ -176,7 +176,7 @@ fn wrapped_models_load_and_strangers_are_named() {
         let to = written(tmp.path(), from, |_| {}, &more);
         assert_eq!(logits(&load(&to, Head::Lm).unwrap(), &ids), want, "{from} with buffers");
         for (stranger, hint) in [
-            ("model.vision.weight", "belong to no part"),
+            ("model.vision.weight", "belongs to no part"),
             ("h.0.mlp.qweight", "quantised"),
             ("h.0.attn.c_attn.lora_A.default.weight", "merge them"),
         ] {
