@@ -110,7 +110,8 @@ fn micro_batches_in_any_order_give_the_same_loss_and_gradients() {
     }
 }
 
-/// Rows of random length, whose logits go through in shares that differ from one micro-batch to the next.
+/// Rows of random length, whose logits go through in shares that differ from one micro-batch to the
+/// next.
 #[test]
 fn micro_batches_of_unequal_rows_agree_under_a_large_vocabulary() {
     let (mut rng, emulated) = (fresh_rng(), device() == Device::Emulated);

@@ -104,8 +104,8 @@ fn first_minibatch_is_exact_for_every_family_dtype_and_lora() {
     }
 }
 
-/// Prompts and answers of random unequal length under the vocabulary of a real model, whose logits go through in
-/// shares of one size where they are scored and of another where they are trained on.
+/// Prompts and answers of random unequal length under the vocabulary of a real model, whose logits
+/// go through in shares of one size where they are scored and of another where they are trained on.
 #[test]
 fn first_minibatches_are_exact_under_a_large_vocabulary() {
     let (mut rng, emulated) = (fresh_rng(), device() == Device::Emulated);

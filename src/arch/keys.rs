@@ -1,13 +1,13 @@
-//! The keys of `config.json`: which are read, which change nothing here, and which mean another model
-//! where their value is not the neutral one. All others are counted in a warning.
+//! The keys of `config.json`: which are read, which change nothing here, and which mean another
+//! model where their value is not the neutral one. All others are counted in a warning.
 
 use crate::arch::{Arch, Config, Position};
 use crate::base::Result;
 use serde_json::Value;
 
 /// Keys of any config that do not change what the model computes: records of who saved it, tokens,
-/// settings of generation, initialisation, memory and speed. Dropout is among them, since Duplex trains
-/// without dropout in the base model.
+/// settings of generation, initialisation, memory and speed. Dropout is among them, since Duplex
+/// trains without dropout in the base model.
 const HARMLESS: &[&str] = &[
     "_attn_implementation",
     "_attn_implementation_autoset",
@@ -127,7 +127,8 @@ const HARMLESS: &[&str] = &[
     "vocab_size",
 ];
 
-/// Keys that choose the architecture. A family that does not read one accepts its neutral value alone.
+/// Keys that choose the architecture. A family that does not read one accepts its neutral value
+/// alone.
 const STRUCTURAL: &[(&str, Neutral)] = &[
     ("add_cross_attention", Neutral::Off),
     ("alibi", Neutral::Alibi),
@@ -202,9 +203,9 @@ enum Neutral {
     Causal,
     /// 1.
     One,
-    /// Whether the family has ALiBi.
+    /// True if the family has ALiBi.
     Alibi,
-    /// Whether q, k and v have biases.
+    /// True if q, k and v have biases.
     Biases,
     /// The width of a head.
     HeadDim,

@@ -174,8 +174,8 @@ fn settings(
     Ok(settings)
 }
 
-/// A list's last word that is the model of a command, whose place is empty: `duplex eval --data-path
-/// a.jsonl MODEL`.
+/// A list's last word that is the model of a command, whose place is empty: `duplex eval
+/// --data-path a.jsonl MODEL`.
 ///
 /// # Errors
 /// The place is empty, and the words of lists are no model.
@@ -208,7 +208,7 @@ fn swallowed(
     }
 }
 
-/// Whether a word names a model rather than data.
+/// True if a word names a model rather than data.
 fn is_model(word: &str) -> bool {
     let path = Path::new(word);
     match path.exists() {

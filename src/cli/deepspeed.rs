@@ -1,6 +1,6 @@
-//! Flags of DeepSpeed and of DeepSpeed-Chat's scripts that are no keys here. They are accepted: those
-//! that change nothing are named in one warning, those that would train another model in a warning or
-//! an error each, and those that mean a key set it.
+//! Flags of DeepSpeed and of DeepSpeed-Chat's scripts that are no keys here. They are accepted:
+//! those that change nothing are named in one warning, those that would train another model in a
+//! warning or an error each, and those that mean a key set it.
 
 use super::flags::Entry;
 use crate::base::{Error, Result};
@@ -15,7 +15,7 @@ pub(super) struct Foreign {
     /// Without its dashes.
     pub(super) flag: &'static str,
     pub(super) commands: Commands,
-    /// Whether a value follows.
+    /// True if a value follows.
     value: bool,
     meaning: Meaning,
 }
@@ -25,7 +25,8 @@ enum Meaning {
     Nothing,
     /// It does something else than this line says.
     Differs(&'static str),
-    /// It changes nothing at one value; at others it would train another model, of which this is said.
+    /// It changes nothing at one value; at others it would train another model, of which this is
+    /// said.
     Only(f64, &'static str),
     /// It means a key, which [`read`] sets.
     Key,
@@ -115,7 +116,8 @@ pub(super) fn arguments(entry: &Entry) -> impl Iterator<Item = Arg> {
     })
 }
 
-/// Reads those that were given: sets the keys they mean, and returns what is to be said of the others.
+/// Reads those that were given: sets the keys they mean, and returns what is to be said of the
+/// others.
 ///
 /// # Errors
 /// One would train another model.

@@ -7,7 +7,7 @@ use crate::comm::{Comm, DUPLEX, Launch, launched, nccl, run_ranks};
 use crate::device::{Device, cuda};
 use crate::pipeline::{self, Ranks, config::DeviceChoice, config::RunConfig};
 
-/// Whether this process is the one that warns of its command line: not a rank that another rank, or
+/// True if this process is the one that warns of its command line: not a rank that another rank, or
 /// the process that started it, speaks for.
 pub(super) fn speaks() -> bool {
     let launch = launched(|name| std::env::var(name).ok());

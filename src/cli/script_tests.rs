@@ -1,5 +1,5 @@
-//! The command lines of DeepSpeed-Chat's published scripts, with `duplex sft`, `reward` or `ppo` in the
-//! place of `deepspeed main.py`.
+//! The command lines of DeepSpeed-Chat's published scripts, with `duplex sft`, `reward` or `ppo` in
+//! the place of `deepspeed main.py`.
 
 use super::args::{Request, parse};
 use crate::pipeline::config::{Checkpointing, RunConfig, Scheduler, ZeroStage};
@@ -17,7 +17,7 @@ fn read(line: &str) -> (RunConfig, Vec<String>) {
 const BLEND: &str = "--data_path Dahoas/rm-static Dahoas/full-hh-rlhf \
     Dahoas/synthetic-instruct-gptj-pairwise yitingxie/rlhf-reward-datasets --data_split 2,4,4";
 const STATIC: &str = "--data_path Dahoas/rm-static --data_split 2,4,4";
-/// What the scripts of steps 1 and 2 have in common.
+/// Flags that the scripts of steps 1 and 2 have in common.
 const COMMON: &str = "--max_seq_len 512 --lr_scheduler_type cosine --num_warmup_steps 0 --seed 1234 \
     --deepspeed --output_dir ./output --enable_tensorboard --tensorboard_path ./output --local_rank 0";
 /// The same of step 3.

@@ -1,13 +1,13 @@
 //! Blends data sets and divides them between the three steps: which rows each step trains on,
 //! which are held out, and in what order an epoch takes them. It knows nothing of tokens.
 //!
-//! - A set is a path with a weight; the path is a file, or a directory whose files have the names of
-//!   splits (`folder`).
+//! - A set is a path with a weight; the path is a file, or a directory whose files have the names
+//!   of splits (`folder`).
 //! - Held-out rows are the directory's own split, or else the share `eval_fraction` of the rows,
 //!   taken off before anything else.
 //! - Proportions such as "2,4,4" give each step its own rows of every set; sets for the first step
-//!   only are given to it whole. The division is DeepSpeed-Chat's, row for row, where every step can
-//!   use the rows. Rows that only some steps can use are divided among those, in their proportions.
+//!   only are given to it whole. The division is DeepSpeed-Chat's, row for row, where every step
+//!   can use the rows. Rows that only some steps can use are divided among those, in their proportions.
 //! - An epoch takes `round(weight * n)` of a set's `n` rows: below 1 it takes another part of them
 //!   each epoch until all were seen, above 1 it repeats some. The order is new in every epoch.
 
@@ -59,7 +59,7 @@ pub struct BlendConfig {
     pub seed: u32,
     /// What to do with unusable rows.
     pub on_bad: OnBadRow,
-    /// Whether rows go only to steps that can use them; else a step refuses them one by one.
+    /// True if rows go only to steps that can use them; else a step refuses them one by one.
     pub by_use: bool,
 }
 
@@ -125,7 +125,8 @@ impl Blend {
         Ok(blend)
     }
 
-    /// The kinds of rows that step `k` (0 to 2) takes from each set that gives it some: a line each.
+    /// The kinds of rows that step `k` (0 to 2) takes from each set that gives it some: a line
+    /// each.
     pub fn tally(&self, k: usize) -> Vec<String> {
         let parts = self.steps[k].iter().zip(&self.sets);
         let parts = parts.filter(|(part, _)| !part.train.is_empty() || !part.eval.is_empty());

@@ -28,12 +28,12 @@ pub fn chat_ids(
     Ok(talk.prompt(messages)?.ids)
 }
 
-/// What conversations are rendered with.
+/// Settings and data that conversations are rendered with.
 pub(super) struct Talk<'a> {
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) format: ChatFormat,
     pub(super) context: &'a ChatContext,
-    /// Whether control tokens in messages count as such.
+    /// True if control tokens in messages count as such.
     pub(super) controls: bool,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Opened {
     /// As the model is shown it.
     pub(super) text: String,
     pub(super) ids: Vec<i32>,
-    /// Whether a message holds the text of a control token, which is taken as text.
+    /// True if a message holds the text of a control token, which is taken as text.
     pub(super) holds_controls: bool,
 }
 
@@ -51,11 +51,12 @@ pub(super) struct Told {
     pub(super) ids: Vec<i32>,
     /// The turns asked for, in order.
     pub(super) turns: Vec<Turn>,
-    /// Whether the prompt of the last answer, as generation begins with it, begins the conversation.
+    /// True if the prompt of the last answer, as generation begins with it, begins the
+    /// conversation.
     pub(super) continues_prompt: bool,
-    /// Whether an end token was put behind the last answer, where the template writes none.
+    /// True if an end token was put behind the last answer, where the template writes none.
     pub(super) end_added: bool,
-    /// Whether a message holds the text of a control token, which is taken as text.
+    /// True if a message holds the text of a control token, which is taken as text.
     pub(super) holds_controls: bool,
 }
 
@@ -149,8 +150,8 @@ impl Talk<'_> {
             } else {
                 self.near(&ids, &offsets, &whole.text, behind, messages.get(i + 1))
             };
-            // A token that stops generation ends the turn, or else any control token, as behind calls
-            // of tools.
+            // A token that stops generation ends the turn, or else any control token, as behind
+            // calls of tools.
             let rest = &ids[behind..limit];
             let stop = rest.iter().position(|id| self.ends(*id));
             let stop = stop.or_else(|| rest.iter().position(|id| self.tokenizer.is_control(*id)));
@@ -319,17 +320,17 @@ fn tokens_of(span: &Range<usize>, offsets: &[Range<usize>]) -> Range<usize> {
     start..end.max(start)
 }
 
-/// Where an answer begins in `text`, which ends where its own words begin: behind the last that there
-/// is of the header of its turn, or as much of it as the template has written. At `least`, where the
-/// conversation stops to be the same with and without the answer.
+/// Where an answer begins in `text`, which ends where its own words begin: behind the last that
+/// there is of the header of its turn, or as much of it as the template has written. At `least`,
+/// where the conversation stops to be the same with and without the answer.
 fn behind_header(text: &str, header: &str, least: usize) -> usize {
     let ends = (1..=header.len()).rev().filter(|n| header.is_char_boundary(*n));
     let found = ends.filter_map(|n| Some(text.rfind(&header[..n])? + n));
     found.into_iter().find(|end| *end >= least).unwrap_or(least)
 }
 
-/// Where an answer begins in `text`, which ends where its own words begin, if the template writes no
-/// header: behind what ends most like the prompt of generation.
+/// Where an answer begins in `text`, which ends where its own words begin, if the template writes
+/// no header: behind what ends most like the prompt of generation.
 fn behind_ending(text: &str, prompt: &str, least: usize) -> usize {
     let alike = |end: usize| {
         let pairs = text[..end].bytes().rev().zip(prompt.bytes().rev());

@@ -28,10 +28,10 @@ pub struct Limits {
     pub on_long_prompt: OnLongPrompt,
     /// How conversations become text.
     pub chat: ChatFormat,
-    /// Whether control tokens written in the data count as such; else they are plain text. Text is
+    /// True if control tokens written in the data count as such; else they are plain text. Text is
     /// then taken as rendered by the chat template already.
     pub allow_special: bool,
-    /// Whether all of the assistant's turns are learned, or the last one only. A message's own
+    /// True if all of the assistant's turns are learned, not the last one only. A message's own
     /// weight goes before either.
     pub all_turns: bool,
 }
@@ -45,7 +45,7 @@ pub struct RowRef {
     pub row: usize,
 }
 
-/// What a user should know of how a row became an example.
+/// Remarks for the user on how a row became an example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Remarks {
     /// The chat template writes the conversation otherwise than as the prompt of generation with
@@ -162,7 +162,7 @@ pub struct AnsweredTalk {
 }
 
 impl AnsweredTalk {
-    /// Whether it is `prompt` with `answer` behind it, if perhaps in other tokens.
+    /// True if it is `prompt` with `answer` behind it, if perhaps in other tokens.
     pub fn follows(&self, prompt: &[i32], answer: &str, tokenizer: &Tokenizer) -> Result<bool> {
         let said = tokenizer.decode(&self.ids[self.start..self.said], true)?;
         Ok(self.ids[..self.start] == *prompt && said == answer)
@@ -473,8 +473,8 @@ fn chat_sequence(
     Ok(Sequence { prompt_len: last.start, end: last.end, ids, weights, remarks })
 }
 
-/// Tokens to take out of the prompt, the first `prompt_len` of `ids`, so that it keeps to the limit;
-/// its first token stays. `None` where the row is to be left out.
+/// Tokens to take out of the prompt, the first `prompt_len` of `ids`, so that it keeps to the
+/// limit; its first token stays. `None` where the row is to be left out.
 fn excess(
     ids: &[i32],
     prompt_len: usize,

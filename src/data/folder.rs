@@ -1,6 +1,6 @@
-//! A directory as a data set: which of its files are the training rows and which are held out, by the
-//! names that `datasets` and the hub give them: `train.jsonl`, `data/train-00000-of-00002.jsonl`,
-//! `validation.json`.
+//! A directory as a data set: which of its files are the training rows and which are held out, by
+//! the names that `datasets` and the hub give them: `train.jsonl`,
+//! `data/train-00000-of-00002.jsonl`, `validation.json`.
 
 use crate::base::{Error, Result};
 use std::path::{Path, PathBuf};

@@ -16,7 +16,7 @@ pub(super) struct Guarded {
     pub(super) literal: Vec<Range<usize>>,
     /// Bytes of `text` that the template marks as the assistant's.
     pub(super) generated: Vec<Range<usize>>,
-    /// Whether a message holds the text of a control token that does not count.
+    /// True if a message holds the text of a control token that does not count.
     pub(super) holds_controls: bool,
 }
 
@@ -89,7 +89,7 @@ impl Given {
         })
     }
 
-    /// Whether `f` holds for a string in it.
+    /// True if `f` holds for a string in it.
     fn holds(&self, f: &dyn Fn(&str) -> bool) -> bool {
         let ChatContext { tools, documents, variables } = &self.context;
         let all = self.messages.iter().chain(tools).chain(documents).chain(variables.values());

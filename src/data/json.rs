@@ -1,8 +1,8 @@
 //! JSON as Python's `json` module reads and writes it, one value at a time, so that a file may hold
-//! several. Beyond the standard: `NaN`, `Infinity` and `-Infinity`, which Python writes for missing and
-//! infinite numbers, are read as null; integers of any length and `1e999` are read, too large ones as
-//! the nearest f64 or null. A key given twice has its last value. Half a surrogate pair is an error,
-//! where Python makes a string of it that no tokenizer takes.
+//! several. Beyond the standard: `NaN`, `Infinity` and `-Infinity`, which Python writes for missing
+//! and infinite numbers, are read as null; integers of any length and `1e999` are read, too large
+//! ones as the nearest f64 or null. A key given twice has its last value. Half a surrogate pair is
+//! an error, where Python makes a string of it that no tokenizer takes.
 
 use serde_json::{Map, Number, Value};
 
@@ -25,7 +25,7 @@ pub(super) struct Fault {
     /// The byte where it is.
     pub(super) at: usize,
     pub(super) what: String,
-    /// Whether more bytes could have made a value of it.
+    /// True if more bytes could have made a value of it.
     pub(super) cut: bool,
 }
 
@@ -273,12 +273,12 @@ impl Reader<'_> {
     }
 }
 
-/// Whether `word` is the beginning of a word of JSON.
+/// True if `word` is the beginning of a word of JSON.
 fn is_begun(word: &[u8]) -> bool {
     [&b"true"[..], b"false", b"null", b"NaN", b"Infinity"].iter().any(|w| w.starts_with(word))
 }
 
-/// Whether `text` is a number by JSON's grammar.
+/// True if `text` is a number by JSON's grammar.
 fn is_number(text: &str) -> bool {
     let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
     let text = text.strip_prefix('-').unwrap_or(text);

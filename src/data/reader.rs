@@ -1,5 +1,6 @@
-//! The rows of a file's bytes, one format at a time. A row that cannot be used is kept as a line about
-//! it; whether that stops the run is decided at the end, when it is known whether any row is good.
+//! The rows of a file's bytes, one format at a time. A row that cannot be used is kept as a line
+//! about it; whether that stops the run is decided at the end, when it is known whether any row is
+//! good.
 
 use super::json::{self, Fault, skip_space};
 use super::row::{parse_row, text_row};
@@ -50,7 +51,7 @@ pub(super) struct Reader {
     bad: BadRows,
     /// Rows that hold a key twice, and the first of them.
     repeated: (usize, String),
-    /// What ended the reading.
+    /// The error that ended the reading.
     stop: Option<Error>,
 }
 
@@ -165,8 +166,8 @@ impl Reader {
         }
     }
 
-    /// Takes a value that begins at `start`, unless something that is no JSON follows it. Returns where
-    /// the next one may begin.
+    /// Takes a value that begins at `start`, unless something that is no JSON follows it. Returns
+    /// where the next one may begin.
     fn after(&mut self, bytes: &[u8], start: usize, line: usize, parsed: json::Parsed) -> usize {
         let blank = |b: &&u8| matches!(b, b' ' | b'\t' | b'\r');
         let next = parsed.end + bytes[parsed.end..].iter().take_while(blank).count();
@@ -232,7 +233,8 @@ impl Reader {
         }
     }
 
-    /// A JSON list. After broken JSON there is no next row, hence that is an error under any policy.
+    /// A JSON list. After broken JSON there is no next row, hence that is an error under any
+    /// policy.
     fn list(&mut self, bytes: &[u8]) {
         let mut at = skip_space(bytes, 0) + 1;
         let mut row = 0;

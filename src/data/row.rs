@@ -393,8 +393,8 @@ fn conversations(
     })
 }
 
-/// A prompt with an answer behind it: `messages` as they are where they begin with the prompt, which
-/// may have a system message that they lack, or the other way round.
+/// A prompt with an answer behind it: `messages` as they are where they begin with the prompt,
+/// which may have a system message that they lack, or the other way round.
 fn whole(base: &[Message], messages: Vec<Message>) -> Parsed<Vec<Message>> {
     let begins = |all: &[Message], with: &[Message]| {
         all.len() > with.len() && all.iter().zip(with).all(|(a, b)| a.says(b))

@@ -1,5 +1,5 @@
-//! Which steps can use a row, the kinds of rows that messages tell of, and the division of rows among
-//! the steps that can use them.
+//! Which steps can use a row, the kinds of rows that messages tell of, and the division of rows
+//! among the steps that can use them.
 
 use super::blend::divide as cut;
 use super::types::{Prompt, Row};

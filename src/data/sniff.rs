@@ -1,5 +1,5 @@
-//! The format of a data file by its first bytes and its name, before anything is parsed: a file that
-//! Duplex cannot read is named for what it is, with the way to a file that it can.
+//! The format of a data file by its first bytes and its name, before anything is parsed: a file
+//! that Duplex cannot read is named for what it is, with the way to a file that it can.
 
 use std::path::Path;
 
@@ -218,7 +218,7 @@ fn html(first: &[u8]) -> bool {
     first.starts_with(b"<!doctype html") || first.starts_with(b"<html")
 }
 
-/// Whether a file that begins with these lines is YAML: a list of maps, or a map.
+/// True if a file that begins with these lines is YAML: a list of maps, or a map.
 fn yaml(first: &[u8], second: Option<&[u8]>) -> bool {
     let key = |line: &[u8]| {
         let line = line.strip_prefix(b"- ").unwrap_or(line);

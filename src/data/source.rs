@@ -12,8 +12,8 @@
 //!   common beginning up to the last "\n\nAssistant:" in it.
 //! - `text`, and paragraphs of a `.txt` file: for the mixture loss and plain language modelling.
 //!
-//! A file is a JSON list, JSON lines, a table in CSV, or text; `reader` reads them. It knows nothing
-//! of tokens or training steps.
+//! A file is a JSON list, JSON lines, a table in CSV, or text; `reader` reads them. It knows
+//! nothing of tokens or training steps.
 
 use super::reader::Reader;
 use super::sniff::sniff;

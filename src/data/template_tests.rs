@@ -295,7 +295,7 @@ fn golden(name: &str) -> Json {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// What a rendering by Jinja2 and ours differ in; None where they are alike.
+/// The difference between a rendering by Jinja2 and ours; None where they are alike.
 fn difference(source: &str, given: &Json, case: &Json) -> Option<String> {
     let mut variables = given.as_object().unwrap().clone();
     let mut take = |name: &str| variables.shift_remove(name);

@@ -98,7 +98,7 @@ impl Tokenizer {
         Self::from_files(files, &model, &model_stops, &at.to_string(), now)
     }
 
-    /// Whether a directory has a tokenizer of its own.
+    /// True if a directory has a tokenizer of its own.
     pub fn is_in(dir: &Path) -> bool {
         let has = |name: &str| present(&dir.join(name));
         has("tokenizer.json") || has("vocab.json") && has("merges.txt")
@@ -231,7 +231,8 @@ impl Tokenizer {
         let tool_template = template(named_template(&files, &config, "tool_use", origin)?)?;
         let source = template_source(&files, &config, origin)?;
         let template = template(source.clone())?;
-        // `transformers` does not read this file for a tokenizer; what is saved must not depend on it.
+        // `transformers` does not read this file for a tokenizer; what is saved must not depend on
+        // it.
         let older = file(&files, "chat_template.json").is_some();
         let newer = config.contains_key("chat_template")
             || files.iter().any(|(name, _)| name.ends_with(".jinja"));
@@ -455,8 +456,8 @@ fn token_letters(tokenizer: &HfTokenizer, id: i32) -> String {
     text.or_else(|| tokenizer.id_to_token(id as u32)).unwrap_or_default()
 }
 
-/// Builds a tokenizer from `vocab.json` and `merges.txt`, adds its `tokenizer.json` to `files` and the
-/// special tokens of its class to `config`. Returns the idle ids too.
+/// Builds a tokenizer from `vocab.json` and `merges.txt`, adds its `tokenizer.json` to `files` and
+/// the special tokens of its class to `config`. Returns the idle ids too.
 fn built(
     files: &mut Vec<(String, Vec<u8>)>,
     config: &mut Map<String, Value>,

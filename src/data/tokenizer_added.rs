@@ -14,7 +14,7 @@ const NAMED: [&str; 7] =
 /// Roles that nothing here needs. A token that only such a role knows is in no text.
 const IDLE: [&str; 5] = ["unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// What was added beside what `tokenizer.json` has.
+/// Tokens added to those of `tokenizer.json`.
 #[derive(Default)]
 pub(super) struct Added {
     /// Ids that stand for nothing: the model was not made with them.
@@ -28,8 +28,8 @@ struct Named {
     token: AddedToken,
 }
 
-/// Adds the tokens that `files` and `config` have beside the tokenizer's own. An error names a token
-/// whose id would not be the one that a file gives it.
+/// Adds the tokens that `files` and `config` have beside the tokenizer's own. An error names a
+/// token whose id would not be the one that a file gives it.
 pub(super) fn add_tokens(
     tokenizer: &mut HfTokenizer,
     files: &Files,

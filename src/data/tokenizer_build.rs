@@ -69,8 +69,8 @@ impl Kind {
         })
     }
 
-    /// Completes `config` by the special tokens of the class that the vocabulary has: `all`, or those
-    /// that begin and end a text.
+    /// Completes `config` by the special tokens of the class that the vocabulary has: `all`, or
+    /// those that begin and end a text.
     pub(super) fn complete(
         self,
         config: &mut Map<String, Value>,

@@ -24,7 +24,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     })
 }
 
-/// Whether there is such a file, or a link that should lead to one.
+/// True if there is such a file, or a link that should lead to one.
 pub(super) fn present(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
@@ -81,8 +81,8 @@ pub(super) fn file<'a>(files: &'a Files, name: &str) -> Option<&'a [u8]> {
 }
 
 /// The tokenizer in `tokenizer.json`, without the padding, truncation and random merges it may
-/// prescribe; `notes` gets a line about the last. `config` has a say in spaces, as in `transformers`;
-/// `model` is the model's `config.json`.
+/// prescribe; `notes` gets a line about the last. `config` has a say in spaces, as in
+/// `transformers`; `model` is the model's `config.json`.
 pub(super) fn inner_tokenizer(
     files: &Files,
     config: &Map<String, Value>,
@@ -117,12 +117,13 @@ pub(super) fn inner_tokenizer(
     tokenizer_of(&whole, &bytes, "tokenizer.json", origin)
 }
 
-/// Classes of `transformers` that build their tokenizer anew from the vocabulary in `tokenizer.json`.
+/// Classes of `transformers` that build their tokenizer anew from the vocabulary in
+/// `tokenizer.json`.
 const REBUILT: [&str; 5] =
     ["GPT2Tokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer", "CodeGenTokenizer", "CohereTokenizer"];
 
-/// The class that `AutoTokenizer` takes beside a `tokenizer.json`, without "Fast": some models' own,
-/// else the one that the configuration names, else the model type's. Empty for the plain one.
+/// The class that `AutoTokenizer` takes beside a `tokenizer.json`, without "Fast": some models'
+/// own, else the one that the configuration names, else the model type's. Empty for the plain one.
 fn class_of<'a>(config: &'a Map<String, Value>, model: &'a Value) -> &'a str {
     let model_type = model.get("model_type").and_then(Value::as_str).unwrap_or_default();
     match model_type {
@@ -183,8 +184,8 @@ pub(super) fn tokenizer_of(
     Ok(tokenizer)
 }
 
-/// `tokenizer_config.json` with `special_tokens_map.json`. As in `transformers`, the second counts more
-/// where the first is so old that it has no `added_tokens_decoder`.
+/// `tokenizer_config.json` with `special_tokens_map.json`. As in `transformers`, the second counts
+/// more where the first is so old that it has no `added_tokens_decoder`.
 pub(super) fn config_of(files: &Files, origin: &str) -> Result<Map<String, Value>> {
     let mut config = Map::new();
     for name in ["tokenizer_config.json", "special_tokens_map.json"] {
@@ -227,8 +228,9 @@ pub(super) fn token_text(config: &Map<String, Value>, key: &str) -> Option<Strin
     Some(text.to_owned()).filter(|t| !t.is_empty())
 }
 
-/// The special tokens that transformers gives a chat template, by name: `bos_token` and whatever else
-/// ends in `_token`, and the named ones in `extra_special_tokens`. One that is not set is not there.
+/// The special tokens that transformers gives a chat template, by name: `bos_token` and whatever
+/// else ends in `_token`, and the named ones in `extra_special_tokens`. One that is not set is not
+/// there.
 pub(super) fn special_variables(config: &Map<String, Value>) -> Map<String, Value> {
     let text = |v: &Value| v.as_str().or_else(|| v.get("content")?.as_str()).map(Value::from);
     let named = config.iter().filter(|(key, _)| key.ends_with("_token"));
@@ -258,8 +260,9 @@ fn template_text(files: &Files, name: &str, origin: &str) -> Result<Option<Strin
     file(files, name).map(text).transpose()
 }
 
-/// The chat template: the additional one named "default", `chat_template.jinja`, or the key `chat_template` of a JSON file, which is
-/// text or a list of named ones, of which "default" counts, or the first without one.
+/// The chat template: the additional one named "default", `chat_template.jinja`, or the key
+/// `chat_template` of a JSON file, which is text or a list of named ones, of which "default"
+/// counts, or the first without one.
 pub(super) fn template_source(
     files: &Files,
     config: &Map<String, Value>,
@@ -287,8 +290,8 @@ pub(super) fn template_source(
     }
 }
 
-/// The chat template of that name: `additional_chat_templates/NAME.jinja`, or an entry of the list in
-/// `tokenizer_config.json`.
+/// The chat template of that name: `additional_chat_templates/NAME.jinja`, or an entry of the list
+/// in `tokenizer_config.json`.
 pub(super) fn named_template(
     files: &Files,
     config: &Map<String, Value>,
@@ -304,7 +307,7 @@ pub(super) fn named_template(
     Ok(found.and_then(|t| t["template"].as_str()).map(str::to_owned))
 }
 
-/// What the tokenizer puts before a text: seen by encoding one with and without special tokens.
+/// Ids that the tokenizer puts before a text: seen by encoding one with and without special tokens.
 pub(super) fn bos_prefix(tokenizer: &HfTokenizer) -> Result<Vec<i32>> {
     let ids = |special| -> Result<Vec<i32>> {
         let encoding = using(|| tokenizer.encode_fast("a", special))?;

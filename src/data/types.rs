@@ -1,4 +1,5 @@
-//! Rows as they are read: prompts, answers, messages, and what a chat template is given beside them.
+//! Rows as they are read: prompts, answers, messages, and what a chat template is given beside
+//! them.
 
 use crate::base::Error;
 use serde_json::{Map, Value, json};
@@ -57,7 +58,7 @@ impl Message {
         fields
     }
 
-    /// Whether both say the same: speaker, text and calls of tools.
+    /// True if both say the same: speaker, text and calls of tools.
     pub(super) fn says(&self, other: &Message) -> bool {
         let calls = |m: &Message| m.fields.get("tool_calls").filter(|c| !c.is_null()).cloned();
         self.role() == other.role()
@@ -65,12 +66,12 @@ impl Message {
             && calls(self) == calls(other)
     }
 
-    /// Whether the assistant wrote it.
+    /// True if the assistant wrote it.
     pub fn is_answer(&self) -> bool {
         self.role() == "assistant"
     }
 
-    /// Whether it calls a tool.
+    /// True if it calls a tool.
     pub fn calls_tools(&self) -> bool {
         self.fields["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty())
     }
@@ -86,7 +87,7 @@ impl Message {
         Message { fields }
     }
 
-    /// Whether it says nothing: no text and no call of a tool.
+    /// True if it says nothing: no text and no call of a tool.
     pub(super) fn is_blank(&self) -> bool {
         self.content().trim().is_empty() && !self.calls_tools()
     }
@@ -189,7 +190,7 @@ pub struct Row {
     pub rejected: Option<Answer>,
     /// Plain text.
     pub text: Option<String>,
-    /// What the chat template is given beside the prompt's messages.
+    /// Values for the chat template beside the prompt's messages.
     pub context: Option<Arc<ChatContext>>,
     /// Keys of the row that nothing reads.
     pub unused: Vec<String>,
@@ -210,8 +211,8 @@ impl Row {
         }
     }
 
-    /// Whether the weights of its messages leave nothing to learn: that of the last answer is 0, and
-    /// none of the others is above.
+    /// True if the weights of its messages leave nothing to learn: that of the last answer is 0,
+    /// and none of the others is above.
     pub fn learns_nothing(&self) -> bool {
         let (Some(Prompt::Chat(prompt)), Some(Answer::Chat(answer))) = (&self.prompt, &self.chosen)
         else {
@@ -222,7 +223,7 @@ impl Row {
         weights.next_back() == Some(Some(0.0)) && weights.all(|w| w.is_none_or(|w| w == 0.0))
     }
 
-    /// Whether one of its messages has a weight of its own.
+    /// True if one of its messages has a weight of its own.
     pub fn has_weights(&self) -> bool {
         let (Some(Prompt::Chat(prompt)), Some(Answer::Chat(answer))) = (&self.prompt, &self.chosen)
         else {

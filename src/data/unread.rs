@@ -1,4 +1,4 @@
-//! What a row gives a chat template that the template never looks at. A model would be trained as
+//! Finds what a row gives a chat template that never looks at it. A model would be trained as
 //! if it were not there.
 
 use super::chat::ChatFormat;
@@ -85,7 +85,7 @@ fn said_by(message: &Message) -> impl Iterator<Item = &str> {
     fields.filter(move |(key, v)| !known(key) && !empty(v)).map(|(key, _)| key.as_str())
 }
 
-/// Whether a template's source holds `key` as a word of its own.
+/// True if a template's source holds `key` as a word of its own.
 pub(super) fn mentions(source: &str, key: &str) -> bool {
     let inside = |c: char| c.is_alphanumeric() || c == '_';
     source.match_indices(key).any(|(at, _)| {

@@ -41,8 +41,8 @@ enum Source {
 impl Checkpoint {
     /// Opens the weights in `dir`: `model.safetensors`, else its index and shards, else
     /// `pytorch_model.bin`, else its index and shards. Everything but the tensors' bytes is checked
-    /// here; errors name the file and the tensor at fault. An index may name tensors and shards that
-    /// are not there ([`Checkpoint::absent`]), as long as one shard is.
+    /// here; errors name the file and the tensor at fault. An index may name tensors and shards
+    /// that are not there ([`Checkpoint::absent`]), as long as one shard is.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
         for name in LOOKED_FOR {
             let path = dir.join(name);

@@ -3,8 +3,8 @@
 use crate::base::{Error, Result};
 use std::path::{Component, Path, PathBuf};
 
-/// The local Hugging Face cache: `HF_HUB_CACHE` or `HUGGINGFACE_HUB_CACHE`, else `hub` in `HF_HOME`,
-/// else `huggingface/hub` in `XDG_CACHE_HOME`, else in `~/.cache`.
+/// The local Hugging Face cache: `HF_HUB_CACHE` or `HUGGINGFACE_HUB_CACHE`, else `hub` in
+/// `HF_HOME`, else `huggingface/hub` in `XDG_CACHE_HOME`, else in `~/.cache`.
 pub fn hub_cache() -> PathBuf {
     cache_of(&|key| std::env::var(key).ok())
 }

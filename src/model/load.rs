@@ -131,8 +131,8 @@ impl Model {
         sources.flat_map(|s| s.tensors.iter().map(|(n, _)| n.clone())).collect()
     }
 
-    /// Reads all parameters but adapters. `tied`: the checkpoint has one tensor for embedding and head,
-    /// even if the model has two.
+    /// Reads all parameters but adapters. `tied`: the checkpoint has one tensor for embedding and
+    /// head, even if the model has two.
     fn fill(
         &mut self,
         checkpoint: &Checkpoint,
@@ -240,7 +240,8 @@ impl Model {
         ))
     }
 
-    /// Finds the score head of a checkpoint under any of its names, and notes one that is not wanted.
+    /// Finds the score head of a checkpoint under any of its names, and notes one that is not
+    /// wanted.
     fn find_score(&mut self, checkpoint: &Checkpoint, names: &mut Names, dir: &Path) -> Result<()> {
         if let Some(stored) = names.tensors.remove("score.weight") {
             names.score.push(stored);
@@ -300,8 +301,8 @@ impl Model {
 }
 
 impl Model {
-    /// Whether the language model in `dir` has the embedding for a head once it is loaded: the config
-    /// ties them, and no tensor of the files says otherwise.
+    /// True if the language model in `dir` has the embedding for a head once it is loaded: the
+    /// config ties them, and no tensor of the files says otherwise.
     pub fn ties_head(dir: &Path) -> Result<bool> {
         let base = base_dir(dir)?;
         let arch = Config::read(&base)?.arch()?;
@@ -315,8 +316,8 @@ impl Model {
         Ok(!own_head(&Checkpoint::open(&base)?, &arch, &base, &mut vec![])?)
     }
 
-    /// The tensors of the score head in `dir`, by their names in the files: adapters' first, else the
-    /// base model's.
+    /// The tensors of the score head in `dir`, by their names in the files: adapters' first, else
+    /// the base model's.
     pub fn score_tensors(dir: &Path) -> Result<Vec<String>> {
         let base = base_dir(dir)?;
         let arch = Config::read(&base)?.arch()?;
@@ -339,7 +340,7 @@ impl Model {
     }
 }
 
-/// Whether a checkpoint whose config ties head and embedding has both with different values: then
+/// True if a checkpoint whose config ties head and embedding has both with different values: then
 /// `transformers` does not tie them either.
 fn own_head(
     checkpoint: &Checkpoint,
@@ -375,7 +376,7 @@ impl Adapters<'_> {
         Ok(Adapters { dir, lora, file })
     }
 
-    /// Whether a tied head is not the embedding any more: one of them came with the adapters alone.
+    /// True if a tied head is not the embedding any more: one of them came with the adapters alone.
     fn unties(&self, arch: &Arch) -> bool {
         let rules = &self.lora.rules;
         let (embedding, head) = (embedding_name(arch), head_name(arch, "weight"));
@@ -442,8 +443,8 @@ impl Model {
         self.fill_saved(adapters, &lora, rest, options)
     }
 
-    /// Reads weights of the base that came with the adapters. `rest` holds their names in the file by
-    /// those without PEFT's parts.
+    /// Reads weights of the base that came with the adapters. `rest` holds their names in the file
+    /// by those without PEFT's parts.
     fn fill_saved(
         &mut self,
         adapters: &Adapters<'_>,

@@ -91,7 +91,7 @@ fn matches(regex: &Regex, name: &str) -> Result<bool> {
     regex.is_match(name).map_err(|e| Error::user(format!("{}: {e}", regex.as_str())))
 }
 
-/// Whether `name` is one of `list` or ends in one, from a dot on.
+/// True if `name` is one of `list` or ends in one, from a dot on.
 fn ends_in(list: &[String], name: &str) -> bool {
     list.iter()
         .any(|m| name.strip_suffix(m.as_str()).is_some_and(|r| r.is_empty() || r.ends_with('.')))
@@ -200,7 +200,7 @@ impl Matcher<'_> {
 }
 
 impl LoraRules {
-    /// Whether a tensor is of a module whose weights come with the adapters.
+    /// True if a tensor is of a module whose weights come with the adapters.
     pub(super) fn saves(&self, tensor: &str) -> bool {
         let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
         self.saved.iter().any(|m| module.ends_with(m.as_str()))

@@ -1,19 +1,20 @@
 //! Tensor names in files: which tensor of the model a name of a checkpoint or of an adapter means.
 //!
-//! Tools wrap a model before they save it (`module.`, `_orig_mod.`, `rwtransformer.`) or save its body
-//! alone, without the family's prefix. All of these spellings mean the same tensor.
+//! Tools wrap a model before they save it (`module.`, `_orig_mod.`, `rwtransformer.`) or save its
+//! body alone, without the family's prefix. All of these spellings mean the same tensor.
 
 use crate::arch::Arch;
 use crate::base::{Error, Result};
 use crate::formats::Checkpoint;
 use std::collections::{HashMap, HashSet};
 
-/// Parts of a name that a wrapper inserts anywhere: `torch.compile`, FSDP, activation checkpointing, PEFT.
+/// Parts of a name that a wrapper inserts anywhere: `torch.compile`, FSDP, activation
+/// checkpointing, PEFT.
 const TRANSPARENT: [&str; 4] =
     ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"];
 
-/// Wrappers in front of a whole model: data parallelism, merged PEFT models, DeepSpeed-Chat's reward
-/// model, TRL's value head, and classes that hold the model as an attribute.
+/// Wrappers in front of a whole model: data parallelism, merged PEFT models, DeepSpeed-Chat's
+/// reward model, TRL's value head, and classes that hold the model as an attribute.
 const WRAPPERS: [&str; 7] = [
     "module.",
     "base_model.model.",
@@ -27,7 +28,8 @@ const WRAPPERS: [&str; 7] = [
 /// Names of language-model heads.
 const LM_HEADS: [&str; 2] = ["lm_head", "embed_out"];
 
-/// Modules that score: transformers, DeepSpeed-Chat and TRL (`v_head`), OpenRLHF (`value_head`), others.
+/// Modules that score: transformers, DeepSpeed-Chat and TRL (`v_head`), OpenRLHF (`value_head`),
+/// others.
 const SCORE_HEADS: [&str; 10] = [
     "score",
     "v_head",
@@ -105,8 +107,8 @@ pub(super) fn embedding_name(arch: &Arch) -> String {
 }
 
 impl Names {
-    /// Sorts the tensors of `file`, which `place` names in messages; `known` are those of the model.
-    /// Errors where two different tensors mean the same one.
+    /// Sorts the tensors of `file`, which `place` names in messages; `known` are those of the
+    /// model. Errors where two different tensors mean the same one.
     pub(super) fn of(
         file: &Checkpoint,
         arch: &Arch,
@@ -212,7 +214,7 @@ fn meaning(stored: &str, arch: &Arch, known: &HashSet<String>) -> Meaning {
     }
 }
 
-/// Whether two tensors of a file are equal bit for bit.
+/// True if two tensors of a file are equal bit for bit.
 pub(super) fn same_tensor(file: &Checkpoint, a: &str, b: &str) -> Result<bool> {
     Ok(file.info(a) == file.info(b) && file.read_raw(a)? == file.read_raw(b)?)
 }

@@ -1,5 +1,5 @@
-//! PEFT's `adapter_config.json`: every key is used, known to change nothing here, or refused by name.
-//! Semantics are those of `peft.LoraConfig`.
+//! PEFT's `adapter_config.json`: every key is used, known to change nothing here, or refused by
+//! name. Semantics are those of `peft.LoraConfig`.
 
 use crate::base::{Error, Result};
 use crate::model::lora::{LoraConfig, LoraRules};
@@ -34,8 +34,8 @@ const USED: [&str; 18] = [
     "loftq_config",
 ];
 
-/// Keys that do not change what trained adapters compute: records, settings of initialisation and of
-/// memory, and layouts that follow from the model.
+/// Keys that do not change what trained adapters compute: records, settings of initialisation and
+/// of memory, and layouts that follow from the model.
 const HARMLESS: [&str; 15] = [
     "auto_mapping",
     "corda_config",
@@ -66,7 +66,7 @@ pub(super) struct AdapterConfig {
     pub(super) base: String,
 }
 
-/// Whether `dir` holds PEFT adapters.
+/// True if `dir` holds PEFT adapters.
 pub(super) fn is_adapter_dir(dir: &Path) -> bool {
     dir.join("adapter_config.json").is_file()
 }
@@ -100,7 +100,7 @@ impl AdapterConfig {
     }
 }
 
-/// Whether a value switches something on.
+/// True if a value switches something on.
 fn active(value: &Value) -> bool {
     match value {
         Value::Null => false,

@@ -288,8 +288,8 @@ fn in_peft(lora: &LoraConfig, name: &str) -> String {
     format!("base_model.model.{}", bare.map_or(name, |(_, rest)| rest))
 }
 
-/// The settings in PEFT's words. A selection of modules that names alone do not make is written as a
-/// list of full names.
+/// The settings in PEFT's words. A selection of modules that names alone do not make is written as
+/// a list of full names.
 fn adapter_config(model: &Model, lora: &LoraConfig, base: &str) -> serde_json::Value {
     let rules = &lora.rules;
     let last = |m: &str| m.rsplit('.').next().unwrap_or(m).to_string();

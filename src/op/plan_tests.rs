@@ -1,6 +1,6 @@
-//! What operators plan grows with their sizes, on every device: a program that was planned for the largest
-//! sizes met then runs with all smaller ones. Cases come from the registry, each size of which takes random
-//! values, up to those of a real model.
+//! Plans of operators grow with their sizes, on every device: a program that was planned for the
+//! largest sizes met then runs with all smaller ones. Cases come from the registry, each size of
+//! which takes random values, up to those of a real model.
 
 use crate::base::{DType, Rng};
 use crate::op::conformance::{Case, Input};
@@ -53,7 +53,7 @@ fn with(base: &Sizes, changed: Sizes) -> Sizes {
     base.clone().into_iter().chain(changed).collect()
 }
 
-/// Of every order of magnitude alike, up to `most`.
+/// A number up to `most`, of every order of magnitude alike.
 fn below(rng: &mut Rng, most: usize) -> usize {
     let bits = (most + 1).ilog2();
     let top = 1usize << rng.below(bits + 1);
@@ -71,7 +71,7 @@ fn bytes(plan: &Plan) -> Vec<usize> {
     plan.outs.iter().map(out).chain(scratch).chain(cuda).collect()
 }
 
-/// What decides which slots a program has.
+/// Properties that decide which slots a program has.
 fn structure(plan: &Plan) -> (Vec<Option<usize>>, [u64; 4], [bool; 2]) {
     let place = |place: &Place| match place {
         Place::New(_) => None,

@@ -1,5 +1,6 @@
-//! The model card of an export: `README.md` with the front matter that the hub reads, and a table of
-//! how the model was trained. It holds no date, path or machine, so that equal runs write equal cards.
+//! The model card of an export: `README.md` with the front matter that the hub reads, and a table
+//! of how the model was trained. It holds no date, path or machine, so that equal runs write equal
+//! cards.
 
 use super::config::{DataSource, OptimizerSection, RunConfig};
 use crate::base::Result;
@@ -11,7 +12,7 @@ use std::path::Path;
 /// A row of the table.
 type Setting = (&'static str, String);
 
-/// What is told of a training step.
+/// The part of a model card about a training step.
 pub(super) struct Card {
     /// Tag on the hub.
     tag: &'static str,
@@ -120,12 +121,12 @@ pub(super) fn hub_name(dir: &Path) -> Option<String> {
     Some(part(up.next())?.strip_prefix("models--")?.replace("--", "/"))
 }
 
-/// What a base model's card says that holds for what is made of it.
+/// Fields of a base model's card that also hold for models made from it.
 #[derive(Default)]
 struct Front {
     /// Lines about the license, as they stand.
     license: Vec<String>,
-    /// Of an earlier export: the model that it started from.
+    /// The model that an earlier export started from.
     base_model: Option<String>,
 }
 

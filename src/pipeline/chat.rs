@@ -55,9 +55,9 @@ pub fn chat(cfg: &ChatConfig) -> Result<()> {
     }
 }
 
-/// Whether the model is answering, so that Ctrl-C stops the answer alone.
+/// True if the model is answering, so that Ctrl-C stops the answer alone.
 static ANSWERS: AtomicBool = AtomicBool::new(false);
-/// Whether Ctrl-C came meanwhile.
+/// True if Ctrl-C came meanwhile.
 static CAME: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn came(signal: libc::c_int) {
@@ -205,8 +205,8 @@ impl Chat {
         Ok(())
     }
 
-    /// The ids of the conversation, its oldest exchanges forgotten where it outgrows the model; or a
-    /// line where the last message alone leaves no room for an answer: it is taken back.
+    /// The ids of the conversation, its oldest exchanges forgotten where it outgrows the model; or
+    /// a line where the last message alone leaves no room for an answer: it is taken back.
     fn ids_that_fit(&mut self) -> Result<std::result::Result<Vec<i32>, String>> {
         let positions = self.engine.model.arch.max_positions;
         let most = positions - self.sampling.max_new_tokens.min(positions / 2);

@@ -16,7 +16,7 @@ pub(super) const HELP: &str = "\
 \"\"\"           begins and ends a message of several lines
 ";
 
-/// What a line asks for.
+/// The request in a line of input.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Said {
     Message(String),

@@ -217,7 +217,7 @@ pub struct RunConfig {
     pub keep_checkpoints: usize,
     /// Metric whose best checkpoint is kept too.
     pub keep_best: Option<String>,
-    /// Whether a finished run is trained further.
+    /// True if a finished run is trained further.
     pub extend: bool,
     /// Whether a run goes on with changed data.
     pub allow_changed_data: bool,
@@ -273,7 +273,7 @@ pub struct RunConfig {
     pub offload: bool,
     /// How conversations become text.
     pub chat_format: ConversationFormat,
-    /// Whether text prompts and texts already hold the chat template's control tokens.
+    /// True if text prompts and texts already hold the chat template's control tokens.
     pub pre_rendered: bool,
     /// Answers shown now and then during PPO.
     pub print_samples: usize,

@@ -1,6 +1,6 @@
-//! Exports: a trained model as a directory that `transformers` and `peft` load unchanged. Weights and
-//! `config.json` come from `model::save`; here are the tokenizer's files, `generation_config.json`,
-//! the model card, and the adapters alone.
+//! Exports: a trained model as a directory that `transformers` and `peft` load unchanged. Weights
+//! and `config.json` come from `model::save`; here are the tokenizer's files,
+//! `generation_config.json`, the model card, and the adapters alone.
 
 use super::card::{Card, hub_name};
 use super::sources::Source;

@@ -89,7 +89,7 @@ struct Run<'c> {
     pace: Pace,
     /// When it began, in seconds since 1970: the date that chat templates write.
     begun: i64,
-    /// Whether an iteration was done here.
+    /// True if an iteration was done here.
     trained: Rc<Cell<bool>>,
     /// Iterations of the step under way.
     total: u64,
@@ -174,7 +174,7 @@ struct Begins {
     at: Instant,
     /// In seconds since 1970.
     seconds: i64,
-    /// Whether an iteration was done.
+    /// True if an iteration was done.
     trained: Rc<Cell<bool>>,
 }
 

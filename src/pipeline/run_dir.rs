@@ -15,7 +15,7 @@ pub(super) struct RunDir {
     path: PathBuf,
     /// Whether it was one before.
     is_run: bool,
-    /// What was not there before it was opened.
+    /// Files and directories that opening it made.
     traces: Traces,
     // Held for its lock, which the kernel drops when the process ends, however it ends. The first rank has it.
     _lock: Option<File>,
@@ -48,7 +48,8 @@ impl RunDir {
         RunDir { path: path.to_path_buf(), is_run, traces: Traces::default(), _lock: None }
     }
 
-    /// Refuses a path that is a file, and without `overwrite` a directory that holds something else.
+    /// Refuses a path that is a file, and without `overwrite` a directory that holds something
+    /// else.
     pub(super) fn check_free(&self, overwrite: bool) -> Result<()> {
         let path = &self.path;
         if path.is_file() {
@@ -67,7 +68,7 @@ impl RunDir {
         Ok(())
     }
 
-    /// What the opened directory holds that was not there before, for a start that fails.
+    /// New content of the opened directory, to be removed by a start that fails.
     pub(super) fn traces(&self) -> Traces {
         self.traces.clone()
     }
@@ -155,7 +156,7 @@ impl RunDir {
     }
 }
 
-/// What a run makes in its directory before its first iteration is done. The lock comes last.
+/// Files that a run makes in its directory before its first iteration is done. The lock comes last.
 const MADE: [&str; 6] =
     ["checkpoints", "metrics.jsonl", "report.html", "tensorboard", "config.toml", LOCK];
 

@@ -24,8 +24,8 @@ fn lora(cfg: &RunConfig, rank: usize) -> Option<LoraConfig> {
     })
 }
 
-/// The name of a module, or all linear layers where DeepSpeed-Chat's part of a path means the blocks:
-/// `decoder.layers.`, `layers.`, `transformer.h.`
+/// The name of a module, or all linear layers where DeepSpeed-Chat's part of a path means the
+/// blocks: `decoder.layers.`, `layers.`, `transformer.h.`
 fn module(name: &str) -> String {
     let path = name.strip_suffix('.').unwrap_or(name);
     let last = path.rsplit('.').next().unwrap_or(path);

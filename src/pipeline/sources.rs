@@ -110,9 +110,10 @@ impl Source {
         )))
     }
 
-    /// Saves a trained model that started here as a Hugging Face directory, in place of an older one.
-    /// Rank 0 writes, all ranks read. Adapters are merged into the weights, and also saved alone, in
-    /// `adapter/` inside. `values` replaces the stored weights (an EMA) where it returns some.
+    /// Saves a trained model that started here as a Hugging Face directory, in place of an older
+    /// one. Rank 0 writes, all ranks read. Adapters are merged into the weights, and also saved
+    /// alone, in `adapter/` inside. `values` replaces the stored weights (an EMA) where it returns
+    /// some.
     pub(super) fn save(
         &self,
         model: &Model,

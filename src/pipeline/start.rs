@@ -11,7 +11,8 @@ use crate::model::resolve_model;
 use crate::rlhf::built_in_rule;
 use std::path::Path;
 
-/// The time at which a run begins, in seconds since 1970 (UTC): `SOURCE_DATE_EPOCH`, else the clock.
+/// The time at which a run begins, in seconds since 1970 (UTC): `SOURCE_DATE_EPOCH`, else the
+/// clock.
 pub(super) fn time() -> Result<i64> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) if text.parse::<i64>().is_err() => Err(Error::user(format!(
@@ -32,7 +33,8 @@ pub(super) fn reward(cfg: &RunConfig) -> Result<String> {
     cfg.reward_model.clone().map_or_else(|| sft(cfg), Ok)
 }
 
-/// The actor of step 3: step 1's if this run makes it, else the one given, else step 1's from before.
+/// The actor of step 3: step 1's if this run makes it, else the one given, else step 1's from
+/// before.
 pub(super) fn ppo_actor(cfg: &RunConfig, dir: &RunDir) -> Result<String> {
     match &cfg.actor_model {
         Some(given) if !cfg.step.contains(&1) => Ok(given.clone()),

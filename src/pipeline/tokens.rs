@@ -9,8 +9,8 @@ use crate::model::base_dir;
 use serde_json::Value;
 use std::path::Path;
 
-/// Facts for `duplex inspect`, one a line. `rows` are those of the embedding. A model can be looked at
-/// without its tokenizer.
+/// Facts for `duplex inspect`, one a line. `rows` are those of the embedding. A model can be looked
+/// at without its tokenizer.
 pub(super) fn facts(dir: &Path, rows: usize) -> Vec<(&'static str, String)> {
     let tokenizer = match tokenizer_dir(dir).and_then(|d| Tokenizer::load(&d)) {
         Ok(tokenizer) => tokenizer,
@@ -56,7 +56,7 @@ pub(super) fn facts(dir: &Path, rows: usize) -> Vec<(&'static str, String)> {
 /// Returns notes on what loads, but does not agree.
 ///
 /// # Errors
-/// What a run that uses the model would stop at.
+/// Reasons for which a run that uses the model would stop.
 pub(super) fn verify(dir: &Path, rows: usize) -> Result<Vec<String>> {
     let from = tokenizer_dir(dir)?;
     let tokenizer = Tokenizer::load(&from)?;

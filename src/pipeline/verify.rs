@@ -74,7 +74,7 @@ pub fn verify(cfg: &VerifyConfig, tell: &mut dyn FnMut(&str) -> Result<()>) -> R
     Err(Error::user(format!("{}: {what}; the lines above name the files", dir.display())))
 }
 
-/// Whether an error is of files that are as they were made, and that Duplex does not take. What it
+/// True if an error is of files that are as they were made, and that Duplex does not take. What it
 /// does not support says so.
 fn is_unusable(e: &Error) -> bool {
     let text = e.to_string();
@@ -97,7 +97,7 @@ enum Thing {
     Model(PathBuf),
 }
 
-/// Whether a snapshot is the mark of a run's beginning, which holds no state.
+/// True if a snapshot is the mark of a run's beginning, which holds no state.
 fn is_beginning(thing: &Thing) -> bool {
     let Thing::Snapshot(dir) = thing else { return false };
     let label = |s: &Snapshot| s.label().iteration == 0 && !s.label().finished;
@@ -122,7 +122,7 @@ fn things(dir: &Path) -> Result<Vec<Thing>> {
     Ok(all)
 }
 
-/// Whether `dir` holds a model or adapters. A configuration of something else names no model type.
+/// True if `dir` holds a model or adapters. A configuration of something else names no model type.
 fn is_model(dir: &Path) -> bool {
     let text = std::fs::read(dir.join("config.json")).unwrap_or_default();
     let config: Option<Value> = serde_json::from_slice(&text).ok();
@@ -159,8 +159,8 @@ fn snapshot(dir: &Path) -> Result<String> {
     })
 }
 
-/// Loads the model as a run does, with its tokenizer. Returns also notes on what loads, but is not as
-/// it may be meant.
+/// Loads the model as a run does, with its tokenizer. Returns also notes on what loads, but is not
+/// as it may be meant.
 fn model(dir: &Path) -> Result<(String, Vec<String>)> {
     let base = base_dir(dir)?;
     let config = Config::read(&base)?;

@@ -1,5 +1,5 @@
-//! Supervised finetuning: cross-entropy of the answer's tokens, averaged by their weights over all of
-//! them in the optimizer step, so that the split into micro-batches does not matter.
+//! Supervised finetuning: cross-entropy of the answer's tokens, averaged by their weights over all
+//! of them in the optimizer step, so that the split into micro-batches does not matter.
 
 use crate::base::Result;
 use crate::data::SftExample;
@@ -88,7 +88,8 @@ impl SftTrainer {
         Ok(sums.first().map_or(0.0, |s| s[0]))
     }
 
-    /// The weight of all tokens of `examples` that are predicted: their number, where each weighs 1.
+    /// The weight of all tokens of `examples` that are predicted: their number, where each weighs
+    /// 1.
     fn weight(&self, examples: &[&SftExample]) -> f32 {
         let weights = examples.iter().flat_map(|e| predicted(&self.config, e));
         weights.map(|(_, weight)| f64::from(weight)).sum::<f64>() as f32

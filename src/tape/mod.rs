@@ -80,8 +80,8 @@ pub struct Planned {
 }
 
 impl Planned {
-    /// Whether a program whose slots live as `lives` runs as planned: the same slots at the same times, none
-    /// of which is larger.
+    /// True if a program whose slots live as `lives` runs as planned: the same slots at the same
+    /// times, none of which is larger.
     fn holds(&self, lives: &[Life]) -> bool {
         let fits =
             |(a, b): (&Life, &Life)| (a.first, a.last) == (b.first, b.last) && a.bytes >= b.bytes;
@@ -316,8 +316,8 @@ impl<'a> Tape<'a> {
         Region { ptr: whole.ptr.wrapping_add(start), bytes }
     }
 
-    /// Workspace of `len` f32 elements that lives for the current operator only. An empty one has a slot too:
-    /// a program has the same slots whatever its sizes.
+    /// Workspace of `len` f32 elements that lives for the current operator only. An empty one has a
+    /// slot too: a program has the same slots whatever its sizes.
     fn scratch(&mut self, len: usize) -> Result<Option<Tensor>> {
         let made = self.alloc(Desc::new(&[len], DType::F32), false)?;
         Ok((len > 0).then_some(made))

@@ -194,9 +194,9 @@ impl Workspace {
         Ok(())
     }
 
-    /// Plans `program` again, for `inputs` alone, if it does not run on them as planned for larger ones. That
-    /// is never so where what operators plan grows with their sizes, but a run must not end on one that
-    /// does not; [`Workspace::misfits`] counts them.
+    /// Plans `program` again, for `inputs` alone, if it does not run on them as planned for larger
+    /// ones. That is never so where what operators plan grows with their sizes, but a run must not
+    /// end on one that does not; [`Workspace::misfits`] counts them.
     fn fit<'a, I: Shaped, T>(
         &mut self,
         key: &str,
@@ -216,8 +216,8 @@ impl Workspace {
         self.plan_as(key, &dims, inputs, program)
     }
 
-    /// How often a program did not run on smaller inputs as it was planned for larger ones. 0, unless an
-    /// operator needs more of something for less.
+    /// How often a program did not run on smaller inputs as it was planned for larger ones. 0,
+    /// unless an operator needs more of something for less.
     pub fn misfits(&self) -> usize {
         self.misfits
     }

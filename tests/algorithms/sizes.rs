@@ -1,6 +1,6 @@
-//! Programs that were planned for the largest sizes met run with all smaller ones: every program of every step, with
-//! vocabularies and micro-batches of real models, on devices and among ranks that are imagined, where a plan is made and
-//! held to but nothing is computed.
+//! Programs that were planned for the largest sizes met run with all smaller ones: every program of
+//! every step, with vocabularies and micro-batches of real models, on devices and among ranks that
+//! are imagined, where a plan is made and held to but nothing is computed.
 
 use crate::common::*;
 use crate::setup::*;
@@ -28,7 +28,7 @@ const TOKENS: usize = 100_000;
 /// Vocabularies of models that are in use, and the largest.
 const VOCABULARIES: [usize; 8] = [97, 32_000, 49_152, 50_257, 128_256, 151_936, 256_000, 262_144];
 
-/// What decides on programs and plans, apart from the sizes of a batch.
+/// Settings that decide on programs and plans, apart from the sizes of a batch.
 #[derive(Clone, Debug)]
 struct Setup {
     family: &'static str,
@@ -48,7 +48,7 @@ fn one_of<T: Clone>(rng: &mut Rng, of: &[T]) -> T {
     of[rng.below(of.len() as u32) as usize].clone()
 }
 
-/// Of every order of magnitude alike, from 1 to `most`.
+/// A number from 1 to `most`, of every order of magnitude alike.
 fn size(rng: &mut Rng, most: usize) -> usize {
     let top = 1 << rng.below(most.ilog2() + 1);
     (top + rng.below(top as u32) as usize).min(most)

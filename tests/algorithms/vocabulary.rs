@@ -1,5 +1,5 @@
-//! Steps on rows of random unequal length, under vocabularies of real models: logits go through in several shares, whose
-//! number and size change from micro-batch to micro-batch.
+//! Steps on rows of random unequal length, under vocabularies of real models: logits go through in
+//! several shares, whose number and size change from micro-batch to micro-batch.
 
 use crate::common::*;
 use crate::setup::*;
@@ -12,7 +12,7 @@ use duplex::rlhf::*;
 use duplex::rollout::Sampling;
 use duplex::tape::{Keep, Workspace};
 
-/// What is run: on the emulated device one step of few tokens, under a larger vocabulary.
+/// The size of a run: on the emulated device one step of few tokens, under a larger vocabulary.
 struct Work {
     device: Device,
     vocab: usize,

@@ -51,8 +51,8 @@ pub fn write_with(dir: &Path, family: &str, vocab: usize) -> PathBuf {
     write_as(dir, fields, &tokenizer)
 }
 
-/// Writes a random model with a vocabulary of `vocab`, most of which its tokenizer does not know, for rows of up to 512
-/// tokens.
+/// Writes a random model with a vocabulary of `vocab`, most of which its tokenizer does not know,
+/// for rows of up to 512 tokens.
 pub fn write_large(dir: &Path, family: &str, vocab: usize) -> PathBuf {
     let mut fields = config(family, vocab);
     for name in ["max_position_embeddings", "n_positions"] {
@@ -83,7 +83,8 @@ pub fn pairs(n: usize) -> Vec<Value> {
         .collect()
 }
 
-/// Preference rows whose answers have random lengths, of up to `longest` bytes and so about as many tokens.
+/// Preference rows whose answers have random lengths, of up to `longest` bytes and so about as many
+/// tokens.
 pub fn uneven_pairs(rng: &mut Rng, n: usize, longest: u32) -> Vec<Value> {
     let mut text = |least: u32| -> String {
         let n = least + rng.below(longest - least);

@@ -1,4 +1,4 @@
-//! What an exported directory holds beside weights, and what `inspect` and `verify` say of it.
+//! Files of an exported directory beside weights, and what `inspect` and `verify` say of it.
 
 use crate::checkpoint;
 use crate::data::{chat, chatml_model};

@@ -5,7 +5,7 @@ use crate::checkpoint;
 use crate::place::{Place, events};
 use serde_json::json;
 
-/// What a command that must fail with exit code 2 says.
+/// The error line of a command that must fail with exit code 2.
 #[track_caller]
 fn refused(p: &Place, args: &[&str]) -> String {
     let out = p.command(args, "");

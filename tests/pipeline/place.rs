@@ -52,7 +52,8 @@ impl Place {
         p
     }
 
-    /// With a model of another vocabulary, and pairs of random unequal length, up to `longest` tokens a text.
+    /// With a model of another vocabulary, and pairs of random unequal length, up to `longest`
+    /// tokens a text.
     pub(crate) fn large(family: &str, vocab: usize, longest: u32) -> Place {
         let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         let seed = clock.as_nanos() as u64;

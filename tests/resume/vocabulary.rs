@@ -1,5 +1,5 @@
-//! Rows of random unequal length under the vocabulary of a real model: what is planned after a resume is planned for other
-//! rows than before, and the result is the same.
+//! Rows of random unequal length under the vocabulary of a real model: what is planned after a
+//! resume is planned for other rows than before, and the result is the same.
 
 use crate::place::Place;
 use crate::process::{ended, same, spawn, stop_after};

@@ -4,7 +4,8 @@ use super::{Family, Names};
 use crate::arch::{Arch, Config, NormKind, Position, Rotary, Sizes};
 use crate::base::Result;
 
-/// Of Phi-3's heads a part can turn; the others' references turn whole heads, whatever this says.
+/// A part of Phi-3's heads can turn. The references of the others turn whole heads, whatever this
+/// says.
 const PART: &str = "partial_rotary_factor";
 
 /// Of LLaMA and all its relatives.

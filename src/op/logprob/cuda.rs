@@ -48,8 +48,9 @@ impl Chunks {
     }
 }
 
-/// Workspace in f32 elements that holds the parts for every smaller number of rows and every smaller
-/// vocabulary: it grows with both, which the parts do not, since the rows of a chunk are whole multiples.
+/// Workspace in f32 elements that holds the parts for every smaller number of rows and every
+/// smaller vocabulary: it grows with both, which the parts do not, since the rows of a chunk are
+/// whole multiples.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::op) struct Room {
     /// For the logits alone.

@@ -9,8 +9,8 @@ use crate::op::linear::column_sums;
 use crate::op::{Grad, View};
 use std::ops::Range;
 
-/// Logits that exist at once: 128 MiB of them, so that reading the weights and adding to their gradients,
-/// once for each share, is little beside the products.
+/// Logits that exist at once: 128 MiB of them, so that reading the weights and adding to their
+/// gradients, once for each share, is little beside the products.
 const LOGITS: usize = (128 << 20) / 4;
 /// Rows of a share at least, where there are so many.
 const ROWS: usize = 8;

@@ -31,7 +31,7 @@ pub struct ChatConfig {
     pub system: Option<String>,
     /// One prompt to answer; `-` = standard input. None = a conversation.
     pub prompt: Option<String>,
-    /// Whether text is continued as it is, without chat template.
+    /// True if text is continued as it is, without chat template.
     pub raw: bool,
 }
 

@@ -59,8 +59,8 @@ impl RunConfig {
         DataSource::parse_all("ppo.unsupervised_data_path", &self.ppo.unsupervised_data_path)
     }
 
-    /// Shares of the data for steps 1, 2 and 3; they add up to 1. Where none are given, the steps that
-    /// are not run get nothing: a step alone takes all rows that it can use.
+    /// Shares of the data for steps 1, 2 and 3; they add up to 1. Where none are given, the steps
+    /// that are not run get nothing: a step alone takes all rows that it can use.
     pub fn split(&self) -> Result<[f64; 3]> {
         let Some(text) = &self.data_split else {
             let runs = |k: usize| self.step.contains(&(k as u32 + 1));

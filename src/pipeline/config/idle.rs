@@ -3,8 +3,8 @@
 use super::RunConfig;
 
 impl RunConfig {
-    /// A warning for each kind of settings that were given and have no effect: those of LoRA without
-    /// a rank, and with one the learning rates of weights that then stay frozen.
+    /// A warning for each kind of settings that were given and have no effect: those of LoRA
+    /// without a rank, and with one the learning rates of weights that then stay frozen.
     pub fn idle_settings(&self) -> Vec<String> {
         let default = RunConfig::default();
         let lora = &self.lora;

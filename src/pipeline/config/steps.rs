@@ -113,7 +113,7 @@ pub struct SftSection {
     /// Optimizer, batches, evaluation.
     #[serde(flatten)]
     pub optimizer: OptimizerSection,
-    /// Whether every turn of the assistant is learnt, not only the last one.
+    /// True if every turn of the assistant is learnt, not only the last one.
     pub assistant_only_loss: bool,
     /// Whether prompts are learnt too.
     pub loss_on_prompt: bool,
