@@ -1,7 +1,8 @@
 //! Conversations as token ids: rendered whole by the chat template, with the tokens of each answer
 //! known, and with control tokens in a user's words kept from becoming control tokens.
 
-use super::guard::{Guarded, render, template_for};
+use super::guard::{Guarded, render};
+use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 use super::tokenizer_encode::Encoded;
 use super::types::{ChatContext, Message};
@@ -114,7 +115,7 @@ impl Talk<'_> {
         let Encoded { mut ids, offsets } = self.encode(&whole)?;
         let last = messages.len() - 1;
         let wanted = |i: &usize| messages[*i].is_answer() && (all || *i == last);
-        let marks = template_for(self.tokenizer, self.context)?.marks_generation();
+        let marks = self.template()?.marks_generation();
         let mut turns = vec![];
         let (mut continues_prompt, mut end_added) = (true, false);
         for i in (0..messages.len()).filter(wanted) {
@@ -235,9 +236,13 @@ impl Talk<'_> {
         }
     }
 
+    fn template(&self) -> Result<&ChatTemplate> {
+        self.tokenizer.template_for(self.context.tools.is_some())
+    }
+
     fn render(&self, messages: &[Message], open: bool) -> Result<Guarded> {
         let calls = messages.iter().any(Message::calls_tools);
-        if calls && !mentions(template_for(self.tokenizer, self.context)?.source(), "tool_calls") {
+        if calls && !mentions(self.template()?.source(), "tool_calls") {
             return Err(Error::user(format!(
                 "a message has \"tool_calls\", which the chat template of {} does not write; use a \
                  model with a template for tools, or leave such rows out",

@@ -2,7 +2,6 @@
 //! unpadded; batches are packed later. It knows nothing of losses.
 
 use super::chat::{ChatFormat, Opened, Talk, Told, answer_ids, chat_ids};
-use super::guard::controls_in;
 use super::tokenizer::Tokenizer;
 use super::types::{Answer, ChatContext, Message, Prompt, Row};
 use crate::base::{Error, Result};
@@ -201,7 +200,7 @@ pub fn sft_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Option
         end_with(&mut ids, tok.eos_id(), tok, limits);
         let cut = ids.len() > limits.max_seq_len;
         ids.truncate(limits.max_seq_len);
-        let holds_controls = !limits.allow_special && !controls_in(text, tok).is_empty();
+        let holds_controls = !limits.allow_special && !tok.controls_in(text).is_empty();
         let remarks = Remarks { holds_controls, cut, ..Remarks::default() };
         let example = SftExample { remarks, ..SftExample::new(ids, prompt_len) };
         return Ok((example.ids.len() > prompt_len).then_some(example));
@@ -389,7 +388,7 @@ fn end_with(ids: &mut Vec<i32>, end: i32, tok: &Tokenizer, limits: &Limits) {
 fn text_prompt(text: &str, tok: &Tokenizer, limits: &Limits) -> Result<Opened> {
     let mut ids = first_ids(tok, text, limits).to_vec();
     ids.extend(tok.encode(text, limits.allow_special)?);
-    let holds_controls = !limits.allow_special && !controls_in(text, tok).is_empty();
+    let holds_controls = !limits.allow_special && !tok.controls_in(text).is_empty();
     Ok(Opened { text: text.to_owned(), ids, holds_controls })
 }
 
@@ -442,7 +441,7 @@ fn text_sequence(prompt: &str, answer: &str, tok: &Tokenizer, limits: &Limits) -
     ids.extend(answer_ids(tok, prompt, answer, limits.allow_special)?);
     let end = if limits.allow_special { tok.turn_end_id() } else { tok.eos_id() };
     end_with(&mut ids, end, tok, limits);
-    holds_controls |= !limits.allow_special && !controls_in(answer, tok).is_empty();
+    holds_controls |= !limits.allow_special && !tok.controls_in(answer).is_empty();
     let remarks = Remarks { holds_controls, ..Remarks::default() };
     Ok(Sequence { end: ids.len(), ids, weights: vec![], prompt_len, remarks })
 }

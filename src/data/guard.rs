@@ -2,7 +2,7 @@
 //! again in the rendering, so that the tokenizer can take it as text.
 
 use super::messages::strings;
-use super::template::{ChatTemplate, TemplateInput};
+use super::template::TemplateInput;
 use super::tokenizer::Tokenizer;
 use super::types::{ChatContext, Message};
 use crate::base::{Error, Result};
@@ -30,15 +30,12 @@ pub(super) fn render(
     controls: bool,
 ) -> Result<Guarded> {
     // Templates for text alone would print the parts of a content as they print a list.
-    let source = template_for(tokenizer, context)?.source();
-    let parts =
-        ["is string", "is not string", "is iterable", "is sequence", ".text", "'text'", "\"text\""];
-    let reads_parts = parts.iter().any(|word| source.contains(word));
+    let reads_parts = tokenizer.template_for(context.tools.is_some())?.reads_parts();
     let fields = |m: &Message| if reads_parts { m.fields().clone() } else { m.flat_fields() };
     let messages: Vec<Value> = messages.iter().map(fields).collect();
     let given = Given { messages, context: context.clone() };
     let plain = given.render(tokenizer, open)?;
-    if controls || !given.holds(&|text| !controls_in(text, tokenizer).is_empty()) {
+    if controls || !given.holds(&|text| !tokenizer.controls_in(text).is_empty()) {
         let (text, generated) = (plain.text, plain.generated);
         return Ok(Guarded { text, literal: vec![], generated, holds_controls: false });
     }
@@ -64,14 +61,6 @@ pub(super) fn render(
     Ok(Guarded { text, literal, generated, holds_controls: true })
 }
 
-/// The template that writes a conversation: that for tools where there are some.
-pub(super) fn template_for<'t>(
-    tokenizer: &'t Tokenizer,
-    context: &ChatContext,
-) -> Result<&'t ChatTemplate> {
-    if context.tools.is_some() { tokenizer.tool_template() } else { tokenizer.template() }
-}
-
 /// All that the data gives a template.
 struct Given {
     messages: Vec<Value>,
@@ -80,7 +69,7 @@ struct Given {
 
 impl Given {
     fn render(&self, tokenizer: &Tokenizer, open: bool) -> Result<super::template::Rendering> {
-        template_for(tokenizer, &self.context)?.render(&TemplateInput {
+        tokenizer.template_for(self.context.tools.is_some())?.render(&TemplateInput {
             messages: &self.messages,
             tools: self.context.tools.as_ref(),
             documents: self.context.documents.as_ref(),
@@ -126,7 +115,7 @@ fn mapped(value: &Value, f: &dyn Fn(&str) -> String) -> Value {
 fn mark_controls(text: &str, marks: [char; 2], tokenizer: &Tokenizer) -> String {
     let mut out = String::with_capacity(text.len() + 8);
     let mut done = 0;
-    for span in controls_in(text, tokenizer) {
+    for span in tokenizer.controls_in(text) {
         out.push_str(&text[done..span.start]);
         out.push(marks[0]);
         out.push_str(&text[span.clone()]);
@@ -150,11 +139,10 @@ fn literal_spans(
     for (at, c) in marked.char_indices() {
         if c == marks[0] {
             // The closing mark may be lost where the template cuts the text.
-            let rest = &marked[at + c.len_utf8()..];
-            let controls = tokenizer.control_texts().filter(|t| rest.starts_with(t));
-            let longest = controls.map(str::len).max().unwrap_or(0);
+            let rest = marked[at + c.len_utf8()..].split(marks).next().unwrap_or_default();
+            let control = tokenizer.controls_in(rest).into_iter().find(|span| span.start == 0);
             opened = Some(text.len());
-            spans.push(text.len()..text.len() + longest);
+            spans.push(text.len()..text.len() + control.map_or(0, |span| span.end));
         } else if c == marks[1] {
             if let (Some(start), Some(last)) = (opened.take(), spans.last_mut()) {
                 last.end = last.end.max(text.len());
@@ -166,24 +154,4 @@ fn literal_spans(
     }
     spans.retain(|s| !s.is_empty());
     (text == plain).then_some(spans)
-}
-
-/// The text of every control token in `text`. Overlapping ones are joined. One pass: a tokenizer
-/// may have hundreds of control tokens, but they begin with very few different characters.
-pub(super) fn controls_in(text: &str, tokenizer: &Tokenizer) -> Vec<Range<usize>> {
-    let mut firsts: Vec<char> =
-        tokenizer.control_texts().filter_map(|c| c.chars().next()).collect();
-    firsts.sort_unstable();
-    firsts.dedup();
-    let mut spans: Vec<Range<usize>> = Vec::new();
-    for (at, _) in text.match_indices(&firsts[..]) {
-        let rest = &text[at..];
-        let held = tokenizer.control_texts().filter(|c| !c.is_empty() && rest.starts_with(c));
-        let Some(end) = held.map(|c| at + c.len()).max() else { continue };
-        match spans.last_mut().filter(|last| at < last.end) {
-            Some(last) => last.end = last.end.max(end),
-            None => spans.push(at..end),
-        }
-    }
-    spans
 }

@@ -51,7 +51,12 @@ pub struct ChatTemplate {
     origin: String,
     special: Map<String, Json>,
     now: i64,
+    reads_parts: bool,
 }
+
+/// Words by which templates look into a content that may be a list of parts.
+const PARTS: [&str; 7] =
+    ["is string", "is not string", "is iterable", "is sequence", ".text", "'text'", "\"text\""];
 
 impl ChatTemplate {
     /// Compiles `source`. `origin` names the tokenizer in errors; `special` holds the texts of its
@@ -66,7 +71,8 @@ impl ChatTemplate {
         let program = limited(|| parse(source));
         let program = program.map_err(|(message, line)| describe(origin, line, &message))?;
         let (source, origin, special) = (source.to_owned(), origin.to_owned(), special.clone());
-        Ok(ChatTemplate { program, source, origin, special, now })
+        let reads_parts = PARTS.iter().any(|word| source.contains(word));
+        Ok(ChatTemplate { program, source, origin, special, now, reads_parts })
     }
 
     /// Renders a conversation. Errors name the tokenizer and the template's line.
@@ -96,6 +102,11 @@ impl ChatTemplate {
     /// True where the template marks the assistant's text by `{% generation %}`.
     pub fn marks_generation(&self) -> bool {
         self.program.marks_generation
+    }
+
+    /// True if the template may look into a content that is a list of parts.
+    pub(super) fn reads_parts(&self) -> bool {
+        self.reads_parts
     }
 
     /// The template as it was given.

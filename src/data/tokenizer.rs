@@ -389,9 +389,15 @@ impl Tokenizer {
         })
     }
 
-    /// The chat template for conversations with tools: the one named "tool_use", or the default.
-    pub fn tool_template(&self) -> Result<&ChatTemplate> {
-        self.tool_template.as_ref().map_or_else(|| self.template(), Ok)
+    /// The chat template of a conversation: with tools the one named "tool_use", if there is one.
+    pub fn template_for(&self, tools: bool) -> Result<&ChatTemplate> {
+        let own = self.tool_template.as_ref().filter(|_| tools);
+        own.map_or_else(|| self.template(), Ok)
+    }
+
+    /// The letters of every control token in `text`, in order. Overlapping ones are joined.
+    pub fn controls_in(&self, text: &str) -> Vec<Range<usize>> {
+        self.matcher.controls_in(text)
     }
 
     /// Writes the tokenizer's files to an existing directory, as they were read. One that was built
@@ -405,11 +411,6 @@ impl Tokenizer {
             std::fs::write(&path, bytes).map_err(|e| Error::io("write", &path, &e))?;
         }
         Ok(())
-    }
-
-    /// Texts of the control tokens.
-    pub fn control_texts(&self) -> impl Iterator<Item = &str> {
-        self.controls.values().map(String::as_str)
     }
 
     /// Renders a small conversation and looks which added token follows the answer: special or not,

@@ -32,6 +32,8 @@ pub(super) struct Matcher {
     guarded: HashSet<u32>,
     /// Ids that no literal text may become.
     controls: HashSet<u32>,
+    /// Finds the letters of control tokens.
+    letters: AhoCorasick,
     /// Stands for a character that only a control token could stand for.
     unknown: Option<u32>,
 }
@@ -49,10 +51,7 @@ impl Patterns {
     fn new(mut patterns: Vec<(String, u32, AddedToken)>) -> Result<Patterns> {
         patterns.retain(|(text, ..)| !text.is_empty());
         patterns.sort_by_key(|(_, id, _)| *id);
-        let search = AhoCorasick::builder()
-            .match_kind(MatchKind::LeftmostLongest)
-            .build(patterns.iter().map(|(text, ..)| text))
-            .map_err(|e| Error::user(format!("the tokenizer's added tokens: {e}")))?;
+        let search = search(MatchKind::LeftmostLongest, patterns.iter().map(|(text, ..)| text))?;
         let (mut letters, mut tokens) = (Vec::new(), Vec::new());
         for (text, id, token) in patterns {
             letters.push(text);
@@ -131,6 +130,11 @@ impl Patterns {
     }
 }
 
+fn search<'t>(kind: MatchKind, texts: impl Iterator<Item = &'t String>) -> Result<AhoCorasick> {
+    let built = AhoCorasick::builder().match_kind(kind).build(texts);
+    built.map_err(|e| Error::user(format!("the tokenizer's added tokens: {e}")))
+}
+
 /// How much of an added token's letters stands in literal text, where the token is guarded.
 enum Shut {
     No,
@@ -174,8 +178,24 @@ impl Matcher {
             normalized: Patterns::new(normalized)?,
             guarded,
             controls: controls.keys().copied().collect(),
+            letters: search(MatchKind::Standard, controls.values().filter(|t| !t.is_empty()))?,
             unknown: unknown.filter(|id| !controls.contains_key(id)),
         })
+    }
+
+    /// The letters of every control token in `text`, in order. Overlapping ones are joined.
+    pub(super) fn controls_in(&self, text: &str) -> Vec<Range<usize>> {
+        let mut found: Vec<Range<usize>> =
+            self.letters.find_overlapping_iter(text).map(|m| m.range()).collect();
+        found.sort_unstable_by_key(|span| span.start);
+        let mut spans: Vec<Range<usize>> = Vec::new();
+        for span in found {
+            match spans.last_mut().filter(|last| span.start < last.end) {
+                Some(last) => last.end = last.end.max(span.end),
+                None => spans.push(span),
+            }
+        }
+        spans
     }
 
     /// The ids of `text` alone.

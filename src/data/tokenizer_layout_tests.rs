@@ -54,7 +54,7 @@ fn the_turn_ends_with_what_the_template_writes() {
         let ids = tokenizer.encode("<think><|im_end|>", false).unwrap();
         assert!(!ids.contains(&259) && ids.contains(&260) && ids.len() == 11);
         assert_eq!(tokenizer.encode("<think><|im_end|>", true).unwrap(), [260, 259]);
-        assert!(tokenizer.control_texts().any(|t| t == "<|im_end|>"));
+        assert!(tokenizer.controls.values().any(|t| t == "<|im_end|>"));
     }
     let demanding = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}\
                      {% endif %}{{ messages[2].content }}   <|im_end|>";
@@ -236,13 +236,13 @@ fn templates_for_tools() {
     let render = |t: &ChatTemplate| t.render(&TemplateInput::default()).unwrap().text;
     let tokenizer = load(&dir);
     assert_eq!(render(tokenizer.template().unwrap()), "d");
-    assert_eq!(render(tokenizer.tool_template().unwrap()), "t");
+    assert_eq!(render(tokenizer.template_for(true).unwrap()), "t");
     std::fs::create_dir(dir.path().join(MORE_TEMPLATES)).unwrap();
     write(&dir, "additional_chat_templates/tool_use.jinja", "file");
     let tokenizer = load(&dir);
-    assert_eq!(render(tokenizer.tool_template().unwrap()), "file");
+    assert_eq!(render(tokenizer.template_for(true).unwrap()), "file");
     let saved = tempfile::tempdir().unwrap();
     tokenizer.save(saved.path()).unwrap();
-    assert_eq!(render(load(&saved).tool_template().unwrap()), "file");
-    assert_eq!(render(chat("d", true).tool_template().unwrap()), "d");
+    assert_eq!(render(load(&saved).template_for(true).unwrap()), "file");
+    assert_eq!(render(chat("d", true).template_for(true).unwrap()), "d");
 }

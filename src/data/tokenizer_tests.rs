@@ -115,7 +115,7 @@ fn control_tokens_in_text_stay_text() {
     let special = tokenizer.encode(text, true).unwrap();
     assert_eq!(special.iter().filter(|&&id| id <= 2).count(), 4);
     assert_eq!(tokenizer.decode(&special, true).unwrap(), "a <>");
-    let mut texts: Vec<&str> = tokenizer.control_texts().collect();
+    let mut texts: Vec<&String> = tokenizer.controls.values().collect();
     texts.sort_unstable();
     assert_eq!(texts, ["<|end|>", "<|im_end|>", "<|im_start|>"]);
 }

@@ -2,7 +2,6 @@
 //! if it were not there.
 
 use super::chat::ChatFormat;
-use super::guard::template_for;
 use super::tokenizer::Tokenizer;
 use super::types::{Answer, Message, Prompt, Row, WEIGHT_KEYS};
 
@@ -34,8 +33,8 @@ pub fn unread_by_template(row: &Row, tokenizer: &Tokenizer, format: ChatFormat) 
         // Text is not rendered.
         _ if !is_chat => "",
         ChatFormat::Template => {
-            let context = row.context.as_deref().cloned().unwrap_or_default();
-            template_for(tokenizer, &context).map_or("", |t| t.source())
+            let tools = row.context.as_ref().is_some_and(|c| c.tools.is_some());
+            tokenizer.template_for(tools).map_or("", |t| t.source())
         }
         ChatFormat::HumanAssistant => "",
     };
