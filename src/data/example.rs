@@ -58,6 +58,18 @@ pub struct Remarks {
     pub cut: bool,
 }
 
+impl Remarks {
+    /// Remarks that hold for either of two sequences.
+    fn or(self, other: Remarks) -> Remarks {
+        Remarks {
+            prompt_differs: self.prompt_differs || other.prompt_differs,
+            end_added: self.end_added || other.end_added,
+            holds_controls: self.holds_controls || other.holds_controls,
+            cut: self.cut || other.cut,
+        }
+    }
+}
+
 /// A sequence with the tokens to be learned.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SftExample {
@@ -214,7 +226,6 @@ pub fn sft_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Option
     };
     check_limits(limits)?;
     let Some(mut s) = sequence(row, prompt, chosen, tok, limits)? else { return Ok(None) };
-    s.remarks.cut = s.end > limits.max_seq_len;
     s.ids.truncate(limits.max_seq_len);
     s.weights.truncate(limits.max_seq_len);
     let example =
@@ -234,17 +245,11 @@ pub fn pair_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Optio
     let one = |answer| sequence(row, prompt, answer, tok, limits);
     let (Some(chosen), Some(rejected)) = (one(chosen)?, one(rejected)?) else { return Ok(None) };
     let cut = |s: &Sequence| s.ids[..s.end.min(limits.max_seq_len)].to_vec();
-    let (c, r) = (chosen.remarks, rejected.remarks);
     let pair = PairExample {
         prompt_len: chosen.prompt_len.min(rejected.prompt_len),
         chosen: cut(&chosen),
         rejected: cut(&rejected),
-        remarks: Remarks {
-            prompt_differs: c.prompt_differs || r.prompt_differs,
-            end_added: c.end_added || r.end_added,
-            holds_controls: c.holds_controls || r.holds_controls,
-            cut: chosen.end.max(rejected.end) > limits.max_seq_len,
-        },
+        remarks: chosen.remarks.or(rejected.remarks),
     };
     Ok((pair.chosen != pair.rejected).then_some(pair))
 }
@@ -432,6 +437,7 @@ fn sequence(
         s.weights.drain(cut.clone());
     }
     s.ids.drain(cut);
+    s.remarks.cut = s.end > limits.max_seq_len;
     Ok(Some(s))
 }
 

@@ -23,7 +23,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer as HfTokenizer};
 
 /// Files a tokenizer may consist of; all that are there are kept, so that saving loses nothing.
-const FILES: [&str; 11] = [
+const FILES: [&str; 13] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -34,6 +34,8 @@ const FILES: [&str; 11] = [
     "merges.txt",
     "tokenizer.model",
     "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
     "vocab.txt",
 ];
 

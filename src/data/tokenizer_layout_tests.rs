@@ -246,3 +246,23 @@ fn templates_for_tools() {
     assert_eq!(render(load(&saved).template_for(true).unwrap()), "file");
     assert_eq!(render(chat("d", true).template_for(true).unwrap()), "d");
 }
+
+#[test]
+fn all_files_travel_as_they_were() {
+    let dir = with(json!({"eos_token": "<|end|>"}));
+    let own = [
+        ("merges.txt", "a b"),
+        ("vocab.json", "{}"),
+        ("tokenizer.model", "pieces"),
+        ("sentencepiece.bpe.model", "more pieces"),
+        ("tekken.json", "{\"a\": 1}"),
+        ("additional_chat_templates/tool_use.jinja", "{{ tools }}"),
+    ];
+    std::fs::create_dir(dir.path().join(MORE_TEMPLATES)).unwrap();
+    own.iter().for_each(|(name, text)| write(&dir, name, text));
+    let saved = tempfile::tempdir().unwrap();
+    load(&dir).save(saved.path()).unwrap();
+    for (name, text) in own {
+        assert_eq!(std::fs::read_to_string(saved.path().join(name)).unwrap(), text, "{name}");
+    }
+}

@@ -3,6 +3,7 @@
 //! `generation_config.json`, the model card, and the adapters alone.
 
 use super::card::{Card, hub_name};
+use super::generation;
 use super::sources::Source;
 use crate::base::{Error, Result};
 use crate::data::Tokenizer;
@@ -11,25 +12,6 @@ use crate::model::{Model, SaveAs, Values, base_dir, save_adapters, save_model};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-
-/// Tokenizer files that travel with a model, beside those that [`Tokenizer::save`] writes.
-const TOKENIZER_FILES: [&str; 12] = [
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-];
-
-/// Further chat templates, by name.
-const TEMPLATES: &str = "additional_chat_templates";
 
 /// Settings of generation that older models keep in `config.json`. `transformers` reads them from
 /// there only where no `generation_config.json` stands beside it.
@@ -79,9 +61,8 @@ pub(super) fn write(
             save_model(model, &dir, &SaveAs { eos: eos.clone(), ..options.clone() }, values)?;
         }
         source.tokenizer.save(&dir)?;
-        copy_tokenizer_files(&source.tokenizer_dir, &dir)?;
         write_text(
-            &dir.join("generation_config.json"),
+            &dir.join(generation::FILE),
             &format!("{:#}\n", Value::Object(settings.clone())),
         )?;
         let base = alone.then(|| adapter_base(model)).transpose()?;
@@ -116,10 +97,9 @@ fn generation_config(
     model: &Model,
     tokenizer: &Tokenizer,
 ) -> Result<Map<String, Value>> {
-    let found = dirs.iter().map(|d| d.join("generation_config.json")).find(|p| p.is_file());
     let config = &model.config.map;
-    let mut settings = match &found {
-        Some(path) => read_object(path)?,
+    let mut settings = match generation::settings(dirs)? {
+        Some(settings) => settings,
         None => {
             let kept =
                 IN_CONFIG.into_iter().filter_map(|k| Some((k.into(), config.get(k)?.clone())));
@@ -151,11 +131,7 @@ fn generation_config(
 /// The ids of `given` in their order, then those of the tokenizer and of the turn's end. One id
 /// alone is a number, unless `given` is a list.
 fn all_ends(given: Option<&Value>, tokenizer: &Tokenizer) -> Value {
-    let mut ids: Vec<i64> = match given {
-        Some(Value::Array(list)) => list.iter().filter_map(Value::as_i64).collect(),
-        Some(one) => one.as_i64().into_iter().collect(),
-        None => vec![],
-    };
+    let mut ids = generation::ends(given);
     let own = [tokenizer.eos_id(), tokenizer.turn_end_id()].into_iter();
     for id in own.chain(tokenizer.stop_ids().iter().copied()).map(i64::from) {
         if !ids.contains(&id) {
@@ -168,43 +144,9 @@ fn all_ends(given: Option<&Value>, tokenizer: &Tokenizer) -> Value {
     }
 }
 
-fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, &e))?;
-    match serde_json::from_slice(&bytes) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(Error::user(format!("{}: not a JSON object", path.display()))),
-        Err(e) => Err(Error::user(format!("{}: bad JSON: {e}", path.display()))),
-    }
-}
-
-/// Copies what belongs to the tokenizer in `from` and is not in `to` yet.
-fn copy_tokenizer_files(from: &Path, to: &Path) -> Result<()> {
-    let mut files: Vec<PathBuf> = TOKENIZER_FILES.iter().map(PathBuf::from).collect();
-    let templates = from.join(TEMPLATES);
-    if templates.is_dir() {
-        let entries =
-            std::fs::read_dir(&templates).map_err(|e| Error::io("read", &templates, &e))?;
-        let names =
-            entries.filter_map(|e| e.ok().map(|e| Path::new(TEMPLATES).join(e.file_name())));
-        files.extend(names.filter(|p| p.extension().is_some_and(|e| e == "jinja")));
-        let dir = to.join(TEMPLATES);
-        std::fs::create_dir_all(&dir).map_err(|e| Error::io("create", &dir, &e))?;
-    }
-    for (from, to) in files.iter().map(|f| (from.join(f), to.join(f))) {
-        if from.is_file() && !to.exists() {
-            let bytes = std::fs::read(&from).map_err(|e| Error::io("read", &from, &e))?;
-            write_bytes(&to, &bytes)?;
-        }
-    }
-    Ok(())
-}
-
 fn write_text(path: &Path, text: &str) -> Result<()> {
-    write_bytes(path, text.as_bytes())
-}
-
-fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_atomic(path, |out| out.write_all(bytes).map_err(|e| Error::io("write", path, &e)))
+    let failed = |e| Error::io("write", path, &e);
+    write_atomic(path, |out| out.write_all(text.as_bytes()).map_err(failed))
 }
 
 #[cfg(test)]
@@ -263,19 +205,5 @@ mod tests {
             json!({"do_sample": true, "max_length": 50, "eos_token_id": 0, "pad_token_id": 0});
         assert_eq!(got, want);
         assert_eq!(settings(None, json!({"eos_token_id": null}), None)["eos_token_id"], json!(0));
-    }
-
-    #[test]
-    fn templates_and_slow_files_travel() {
-        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        std::fs::create_dir(from.path().join(TEMPLATES)).unwrap();
-        std::fs::write(from.path().join(TEMPLATES).join("tool_use.jinja"), "{{ tools }}").unwrap();
-        std::fs::write(from.path().join("merges.txt"), "a b").unwrap();
-        std::fs::write(from.path().join("vocab.json"), "{}").unwrap();
-        std::fs::write(to.path().join("vocab.json"), "kept").unwrap();
-        copy_tokenizer_files(from.path(), to.path()).unwrap();
-        let read = |name: &str| std::fs::read_to_string(to.path().join(name)).unwrap();
-        assert_eq!(read("additional_chat_templates/tool_use.jinja"), "{{ tools }}");
-        assert_eq!((read("merges.txt"), read("vocab.json")), ("a b".into(), "kept".into()));
     }
 }

@@ -11,6 +11,7 @@ pub mod demo;
 mod doctor;
 mod eval;
 mod export;
+mod generation;
 mod health;
 mod inspect;
 mod judge;

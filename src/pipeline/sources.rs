@@ -17,8 +17,6 @@ use std::sync::Arc;
 pub(super) struct Source {
     pub(super) dir: PathBuf,
     pub(super) tokenizer: Arc<Tokenizer>,
-    /// Where the tokenizer's files are: here, or beside the base model of adapters.
-    pub(super) tokenizer_dir: PathBuf,
     /// Of the model.
     pub(super) arch: Arch,
 }
@@ -33,9 +31,8 @@ impl Source {
     pub(super) fn open_at(name: &str, now: i64) -> Result<Source> {
         let dir = resolve_model(name)?;
         let arch = Config::read(&base_dir(&dir)?)?.arch()?;
-        let tokenizer_dir = tokenizer_dir(&dir)?;
-        let tokenizer = Arc::new(Tokenizer::load_at(&tokenizer_dir, now)?);
-        Ok(Source { dir, tokenizer, tokenizer_dir, arch })
+        let tokenizer = Arc::new(Tokenizer::load_at(&tokenizer_dir(&dir)?, now)?);
+        Ok(Source { dir, tokenizer, arch })
     }
 
     /// Loads the model and checks that it knows every token.

@@ -1,12 +1,13 @@
 //! Tokenizer, chat template and generation settings of a model directory: what they say, and where
 //! they do not agree with each other or with the model.
 
+use super::generation;
 use super::sources::tokenizer_dir;
 use crate::arch::Config;
-use crate::base::{Error, Result};
+use crate::base::Result;
 use crate::data::{ChatFormat, Message, Tokenizer, chat_ids};
 use crate::model::base_dir;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Facts for `duplex inspect`, one a line. `rows` are those of the embedding. A model can be looked
@@ -35,15 +36,15 @@ pub(super) fn facts(dir: &Path, rows: usize) -> Vec<(&'static str, String)> {
     facts.push(("stop ids", stops.join(", ")));
     facts.push((
         "generation",
-        match generation_file(dir) {
-            Ok(Some((file, settings))) => {
-                let keys = settings.as_object().into_iter().flatten();
+        match generation_settings(dir) {
+            Ok(Some(settings)) => {
+                let keys = settings.iter();
                 let keys =
                     keys.filter(|(k, _)| *k != "transformers_version" && !k.starts_with('_'));
                 let keys: Vec<String> = keys.map(|(k, v)| format!("{k} {v}")).collect();
-                format!("{file}: {}", keys.join(", "))
+                format!("{}: {}", generation::FILE, keys.join(", "))
             }
-            Ok(None) => "no generation_config.json".into(),
+            Ok(None) => format!("no {}", generation::FILE),
             Err(e) => e.to_string(),
         },
     ));
@@ -72,15 +73,11 @@ fn check(dir: &Path, tokenizer: &Tokenizer, rows: usize) -> Result<Vec<String>> 
     if let Some(Err(e)) = probe(tokenizer) {
         notes.push(format!("its chat template fails on a message of a user: {e}"));
     }
-    let (file, ends) = match generation_file(dir)? {
-        Some((file, settings)) if settings.get("eos_token_id").is_some() => (file, settings),
-        _ => ("config.json", Value::Object(Config::read(&base_dir(dir)?)?.map)),
+    let (file, settings) = match generation_settings(dir)? {
+        Some(settings) if settings.contains_key("eos_token_id") => (generation::FILE, settings),
+        _ => ("config.json", Config::read(&base_dir(dir)?)?.map),
     };
-    let ids: Vec<i64> = match ends.get("eos_token_id") {
-        Some(Value::Array(list)) => list.iter().filter_map(Value::as_i64).collect(),
-        Some(one) => one.as_i64().into_iter().collect(),
-        None => vec![],
-    };
+    let ids = generation::ends(settings.get("eos_token_id"));
     for id in ids.iter().filter(|id| !(0..rows as i64).contains(id)) {
         notes.push(format!("{file}: eos_token_id {id} is none of the model's {rows} tokens"));
     }
@@ -95,19 +92,9 @@ fn check(dir: &Path, tokenizer: &Tokenizer, rows: usize) -> Result<Vec<String>> 
     Ok(notes)
 }
 
-/// `generation_config.json` of the directory, or of the base model of adapters.
-fn generation_file(dir: &Path) -> Result<Option<(&'static str, Value)>> {
-    const NAME: &str = "generation_config.json";
-    let dirs = [dir.to_path_buf(), base_dir(dir)?];
-    let Some(path) = dirs.iter().map(|d| d.join(NAME)).find(|p| p.is_file()) else {
-        return Ok(None);
-    };
-    let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
-    match serde_json::from_slice::<Value>(&bytes) {
-        Ok(value) if value.is_object() => Ok(Some((NAME, value))),
-        Ok(_) => Err(Error::user(format!("{}: not a JSON object", path.display()))),
-        Err(e) => Err(Error::user(format!("{}: bad JSON: {e}", path.display()))),
-    }
+/// The settings of generation in the directory, or in that of the base model of adapters.
+fn generation_settings(dir: &Path) -> Result<Option<Map<String, Value>>> {
+    generation::settings(&[dir, &base_dir(dir)?])
 }
 
 /// A rendered question, if there is a template.
