@@ -45,6 +45,8 @@ pub(super) struct Opened {
     pub(super) ids: Vec<i32>,
     /// True if a message holds the text of a control token, which is taken as text.
     pub(super) holds_controls: bool,
+    /// True if the template writes nothing of a message.
+    pub(super) leaves_out: bool,
 }
 
 /// A conversation with its answers.
@@ -59,6 +61,8 @@ pub(super) struct Told {
     pub(super) end_added: bool,
     /// True if a message holds the text of a control token, which is taken as text.
     pub(super) holds_controls: bool,
+    /// True if the template writes nothing of a message.
+    pub(super) leaves_out: bool,
 }
 
 /// An answer within a conversation.
@@ -94,11 +98,13 @@ impl Talk<'_> {
             let text = text + OPENING;
             let mut ids = self.tokenizer.bos_prefix().to_vec();
             ids.extend(self.tokenizer.encode(&text, self.controls)?);
-            return Ok(Opened { text, ids, holds_controls: false });
+            return Ok(Opened { text, ids, holds_controls: false, leaves_out: false });
         }
         let guarded = self.render(messages, true)?;
         let ids = self.encode(&guarded)?.ids;
-        Ok(Opened { text: guarded.text, ids, holds_controls: guarded.holds_controls })
+        let leaves_out = self.leaves_out(&guarded.text, messages, true);
+        let Guarded { text, holds_controls, .. } = guarded;
+        Ok(Opened { text, ids, holds_controls, leaves_out })
     }
 
     /// The whole conversation, which ends in an answer, with its last turn or `all` of the
@@ -171,8 +177,9 @@ impl Talk<'_> {
         if marks {
             by_marks(&mut turns, &whole.generated, &offsets, ids.len());
         }
+        let leaves_out = self.leaves_out(&whole.text, messages, false);
         let holds_controls = whole.holds_controls;
-        Ok(Told { ids, turns, continues_prompt, end_added, holds_controls })
+        Ok(Told { ids, turns, continues_prompt, end_added, holds_controls, leaves_out })
     }
 
     /// Where turn `i` ends in `text`, the rendering of all messages: up to there it is the same
@@ -199,6 +206,17 @@ impl Talk<'_> {
         let next = next.map_or_else(Default::default, Message::content);
         let said = !next.trim().is_empty() && between.contains(next.trim());
         if said { from } else { from + n + 1 }
+    }
+
+    /// True if a message is not in `text`, the rendering of all: it is the same without it.
+    fn leaves_out(&self, text: &str, messages: &[Message], open: bool) -> bool {
+        messages.iter().enumerate().any(|(i, message)| {
+            let content = message.content();
+            let without = || [&messages[..i], &messages[i + 1..]].concat();
+            !content.trim().is_empty()
+                && !text.contains(content.trim())
+                && self.render(&without(), open).is_ok_and(|other| other.text == text)
+        })
     }
 
     fn ends(&self, id: i32) -> bool {
@@ -281,8 +299,8 @@ impl Talk<'_> {
         ids.push(tok.eos_id());
         let end = ids.len();
         turns.push(Turn::whole(before.len(), start, said, end));
-        let (continues_prompt, end_added, holds_controls) = (true, false, false);
-        Ok(Told { ids, turns, continues_prompt, end_added, holds_controls })
+        let (continues_prompt, end_added, holds_controls, leaves_out) = (true, false, false, false);
+        Ok(Told { ids, turns, continues_prompt, end_added, holds_controls, leaves_out })
     }
 }
 

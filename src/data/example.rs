@@ -56,6 +56,10 @@ pub struct Remarks {
     pub holds_controls: bool,
     /// It was cut at the length limit, and its end is not learned.
     pub cut: bool,
+    /// The chat template writes nothing of one of its messages.
+    pub leaves_out: bool,
+    /// The chat template's `{% generation %}` leaves the end of the last turn out.
+    pub end_unmarked: bool,
 }
 
 impl Remarks {
@@ -66,6 +70,8 @@ impl Remarks {
             end_added: self.end_added || other.end_added,
             holds_controls: self.holds_controls || other.holds_controls,
             cut: self.cut || other.cut,
+            leaves_out: self.leaves_out || other.leaves_out,
+            end_unmarked: self.end_unmarked || other.end_unmarked,
         }
     }
 }
@@ -217,7 +223,13 @@ pub fn sft_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Option
         let example = SftExample { remarks, ..SftExample::new(ids, prompt_len) };
         return Ok((example.ids.len() > prompt_len).then_some(example));
     }
-    let (Some(prompt), Some(chosen)) = (&row.prompt, &row.chosen) else {
+    // A conversation that ends with a question holds the answers before it.
+    let cut = row.up_to_answer();
+    let (prompt, chosen) = match &cut {
+        Some((prompt, chosen)) => (Some(prompt), Some(chosen)),
+        None => (row.prompt.as_ref(), row.chosen.as_ref()),
+    };
+    let (Some(prompt), Some(chosen)) = (prompt, chosen) else {
         return Err(lacks(
             row,
             "supervised finetuning",
@@ -249,7 +261,8 @@ pub fn pair_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Optio
         prompt_len: chosen.prompt_len.min(rejected.prompt_len),
         chosen: cut(&chosen),
         rejected: cut(&rejected),
-        remarks: chosen.remarks.or(rejected.remarks),
+        // Pairs are compared, not learned.
+        remarks: Remarks { end_unmarked: false, ..chosen.remarks.or(rejected.remarks) },
     };
     Ok((pair.chosen != pair.rejected).then_some(pair))
 }
@@ -271,13 +284,13 @@ pub fn prompt_example(
             (opened, Some(Arc::new(OpenTalk { messages, context })))
         }
     };
-    let Opened { text, mut ids, holds_controls } = opened;
+    let Opened { text, mut ids, holds_controls, leaves_out } = opened;
     let Some(cut) = excess(&ids, ids.len(), tok, limits) else { return Ok(None) };
     ids.drain(cut);
     if ids.is_empty() {
         return Err(row.error("the prompt has no token"));
     }
-    let remarks = Remarks { holds_controls, ..Remarks::default() };
+    let remarks = Remarks { holds_controls, leaves_out, ..Remarks::default() };
     let row = RowRef { file: row.file.clone(), row: row.row };
     Ok(Some(PromptExample { ids, text, row, talk, remarks }))
 }
@@ -394,7 +407,7 @@ fn text_prompt(text: &str, tok: &Tokenizer, limits: &Limits) -> Result<Opened> {
     let mut ids = first_ids(tok, text, limits).to_vec();
     ids.extend(tok.encode(text, limits.allow_special)?);
     let holds_controls = !limits.allow_special && !tok.controls_in(text).is_empty();
-    Ok(Opened { text: text.to_owned(), ids, holds_controls })
+    Ok(Opened { text: text.to_owned(), ids, holds_controls, leaves_out: false })
 }
 
 /// A row as one sequence.
@@ -462,7 +475,7 @@ fn chat_sequence(
     let weighted = messages.iter().filter(given).count() > 0;
     let all = limits.all_turns || weighted;
     let told = talk_of(row, tok, limits).told(messages, all).map_err(|e| at(row, e))?;
-    let Told { ids, turns, continues_prompt, end_added, holds_controls } = told;
+    let Told { ids, turns, continues_prompt, end_added, holds_controls, leaves_out } = told;
     let last = turns.last().ok_or_else(|| Error::internal("a conversation without an answer"))?;
     let mut weights = vec![0.0; ids.len()];
     for turn in &turns {
@@ -473,8 +486,14 @@ fn chat_sequence(
             weights[span.clone()].fill(weight);
         }
     }
-    let prompt_differs = !continues_prompt;
-    let remarks = Remarks { prompt_differs, end_added, holds_controls, cut: false };
+    let remarks = Remarks {
+        prompt_differs: !continues_prompt,
+        end_added,
+        holds_controls,
+        cut: false,
+        leaves_out,
+        end_unmarked: !last.learned.iter().any(|span| span.contains(&(last.end - 1))),
+    };
     Ok(Sequence { prompt_len: last.start, end: last.end, ids, weights, remarks })
 }
 

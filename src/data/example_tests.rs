@@ -495,3 +495,43 @@ fn calls_end_as_the_template_ends_them() {
     assert_eq!(learned(&tok, &sft), [("look<|im_start|>".to_string(), 1.0)]);
     assert!(!sft.remarks.end_added);
 }
+
+#[test]
+fn a_conversation_that_ends_with_a_question_holds_answers() {
+    let tok = tokenizer();
+    let say = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+    let messages = [say("user", "q"), say("assistant", "one"), say("user", "r")];
+    let row = super::super::row::parse_row(&serde_json::json!({"messages": messages})).unwrap();
+    let sft = sft_example(&row, &tok, &wide()).unwrap().unwrap();
+    assert_eq!(learned(&tok, &sft), [("one<|im_end|>".to_string(), 1.0)]);
+    assert!(!tok.decode(&sft.ids, false).unwrap().contains("user\nr"));
+    assert!(prompt_example(&row, &tok, &wide()).unwrap().unwrap().text.contains("user\nr"));
+    // A prompt that is to be answered is no conversation to learn from.
+    let row = super::super::row::parse_row(&serde_json::json!({"prompt": messages})).unwrap();
+    assert!(problem(sft_example(&row, &tok, &wide())).contains("needs an answer"));
+}
+
+#[test]
+fn remarks_on_what_the_template_leaves_out() {
+    let drops = "{% for m in messages if m.role != 'developer' %}{{ m.content | trim }}<|im_end|>{% endfor %}";
+    let tok = with_template(drops);
+    let of = |messages: &[(&str, &str)]| {
+        let row = row(Prompt::Chat(chat(messages)), "yes", "no");
+        sft_example(&row, &tok, &wide()).unwrap().unwrap().remarks
+    };
+    assert!(of(&[("developer", "be kind"), ("user", "q")]).leaves_out);
+    assert!(!of(&[("system", " be kind "), ("user", "q"), ("user", "")]).leaves_out);
+    let marked = |end: &str| {
+        let template = format!(
+            "{{% for m in messages %}}{{% if m.role == 'assistant' %}}{{% generation %}}{{{{ m.content }}}}{end}\
+             {{% else %}}{{{{ m.content }}}}<|im_end|>{{% endif %}}{{% endfor %}}"
+        );
+        let row = row(Prompt::Chat(chat(&[("user", "q")])), "yes", "no");
+        let tok = with_template(&template);
+        let pair = pair_example(&row, &tok, &wide()).unwrap().unwrap();
+        assert!(!pair.remarks.end_unmarked);
+        sft_example(&row, &tok, &wide()).unwrap().unwrap().remarks.end_unmarked
+    };
+    assert!(marked("{% endgeneration %}<|im_end|>"));
+    assert!(!marked("<|im_end|>{% endgeneration %}"));
+}

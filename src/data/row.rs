@@ -340,7 +340,7 @@ fn conversation(key: &str, mut messages: Vec<Message>) -> Parsed<Row> {
         return Err(format!("key {key:?} holds an answer but no prompt"));
     }
     let chosen = answer.map(|m| Answer::Chat(vec![m]));
-    Ok(Row { prompt: Some(Prompt::Chat(messages)), chosen, ..Row::blank() })
+    Ok(Row { prompt: Some(Prompt::Chat(messages)), chosen, is_dialogue: true, ..Row::blank() })
 }
 
 /// One space between prompt and answer where neither has white space at the joint. Not after a

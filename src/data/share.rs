@@ -35,6 +35,7 @@ impl Kind {
         match (&row.prompt, &row.chosen, &row.rejected) {
             (Some(_), Some(_), Some(_)) => Kind::Pair,
             (Some(Prompt::Chat(_)), Some(_), None) => Kind::Conversation,
+            (Some(_), None, _) if row.earlier_answer().is_some() => Kind::Conversation,
             (Some(Prompt::Text(_)), Some(_), None) => Kind::Completion,
             (Some(_), None, _) => Kind::Prompt,
             (None, ..) => Kind::Text,
@@ -58,7 +59,11 @@ impl Kind {
 pub(super) fn users(row: &Row) -> [bool; 3] {
     let (prompt, chosen) = (row.prompt.is_some(), row.chosen.is_some());
     let text = !prompt && row.text.is_some();
-    [prompt && chosen || text, prompt && chosen && row.rejected.is_some(), prompt]
+    [
+        prompt && chosen || text || row.earlier_answer().is_some(),
+        prompt && chosen && row.rejected.is_some(),
+        prompt,
+    ]
 }
 
 /// How many rows there are of each kind that occurs.

@@ -190,6 +190,8 @@ pub struct Row {
     pub rejected: Option<Answer>,
     /// Plain text.
     pub text: Option<String>,
+    /// True if the prompt is a conversation as it was held, not one that asks for an answer.
+    pub is_dialogue: bool,
     /// Values for the chat template beside the prompt's messages.
     pub context: Option<Arc<ChatContext>>,
     /// Keys of the row that nothing reads.
@@ -206,6 +208,7 @@ impl Row {
             chosen: None,
             rejected: None,
             text: None,
+            is_dialogue: false,
             context: None,
             unused: vec![],
         }
@@ -223,13 +226,40 @@ impl Row {
         weights.next_back() == Some(Some(0.0)) && weights.all(|w| w.is_none_or(|w| w == 0.0))
     }
 
+    /// The place of the last answer in a conversation that ends without one.
+    pub(super) fn earlier_answer(&self) -> Option<usize> {
+        match (&self.prompt, &self.chosen) {
+            (Some(Prompt::Chat(messages)), None) if self.is_dialogue => {
+                messages.iter().rposition(Message::is_answer).filter(|last| *last > 0)
+            }
+            _ => None,
+        }
+    }
+
+    /// The messages before that answer, and the answer.
+    pub(super) fn up_to_answer(&self) -> Option<(Prompt, Answer)> {
+        let last = self.earlier_answer()?;
+        let Some(Prompt::Chat(messages)) = &self.prompt else { return None };
+        let answer = Answer::Chat(vec![messages[last].clone()]);
+        Some((Prompt::Chat(messages[..last].to_vec()), answer))
+    }
+
     /// True if one of its messages has a weight of its own.
     pub fn has_weights(&self) -> bool {
-        let (Some(Prompt::Chat(prompt)), Some(Answer::Chat(answer))) = (&self.prompt, &self.chosen)
-        else {
-            return false;
+        self.messages().any(|m| m.weight().is_some())
+    }
+
+    /// Messages of the prompt and of the good answer.
+    fn messages(&self) -> impl DoubleEndedIterator<Item = &Message> {
+        let prompt = match &self.prompt {
+            Some(Prompt::Chat(messages)) => &messages[..],
+            _ => &[],
         };
-        prompt.iter().chain(answer).any(|m| m.weight().is_some())
+        let answer = match &self.chosen {
+            Some(Answer::Chat(messages)) => &messages[..],
+            _ => &[],
+        };
+        prompt.iter().chain(answer)
     }
 
     /// A user error about this row: `FILE row N: MESSAGE`.

@@ -54,6 +54,8 @@ pub(super) struct Seen {
     end_added: Rows,
     holds_controls: Rows,
     cut: Rows,
+    leaves_out: Rows,
+    end_unmarked: Rows,
     /// By the key that the chat template does not read.
     unread: Vec<(String, Rows)>,
 }
@@ -66,12 +68,15 @@ impl Seen {
         tokenizer: &Tokenizer,
         format: ChatFormat,
     ) {
-        let Remarks { prompt_differs, end_added, holds_controls, cut } = remarks;
+        let Remarks { prompt_differs, end_added, holds_controls, cut, leaves_out, end_unmarked } =
+            remarks;
         let kinds = [
             (prompt_differs, &mut self.prompt_differs),
             (end_added, &mut self.end_added),
             (holds_controls, &mut self.holds_controls),
             (cut, &mut self.cut),
+            (leaves_out, &mut self.leaves_out),
+            (end_unmarked, &mut self.end_unmarked),
         ];
         kinds.into_iter().filter(|(is, _)| *is).for_each(|(_, rows)| rows.add(row));
         for key in unread_by_template(row, tokenizer, format) {
@@ -100,11 +105,20 @@ impl Seen {
             "rows of {step} are longer than --max-seq-len: their ends, with the end token, are cut off \
              and not trained"
         );
+        let left = format!(
+            "rows of {step} have a message that the chat template leaves out of what it writes"
+        );
+        let unmarked = format!(
+            "rows of {step} end their last turn outside of the template's {{% generation %}}: the end \
+             of a turn is not trained"
+        );
         let mut lines: Vec<String> = [
             self.prompt_differs.line(&differs),
             self.end_added.line(&added),
             self.holds_controls.line(&controls),
             self.cut.line(&cut),
+            self.leaves_out.line(&left),
+            self.end_unmarked.line(&unmarked),
         ]
         .into_iter()
         .flatten()

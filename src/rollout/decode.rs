@@ -327,10 +327,11 @@ mod tests {
 
     /// Launches of a token in a model of `layers`.
     fn launches_of(family: &str, layers: usize) -> u64 {
-        let fields = serde_json::json!({"model_type": family, "vocab_size": 40, "hidden_size": 32,
-            "num_hidden_layers": layers, "num_attention_heads": 2, "num_key_value_heads": 1,
-            "intermediate_size": 64, "ffn_dim": 64, "max_position_embeddings": 64,
-            "word_embed_proj_dim": 32});
+        let mut fields = serde_json::json!({"model_type": family, "vocab_size": 40,
+            "hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2,
+            "max_position_embeddings": 64});
+        let inner = if family == "opt" { "ffn_dim" } else { "intermediate_size" };
+        fields[inner] = 64.into();
         let config = Config::from_map(fields.as_object().expect("an object").clone());
         let options = LoadOptions::frozen(Head::Lm, DType::Bf16).on(Device::Emulated);
         let model = Model::random(&config, &options).expect("model");
