@@ -1,6 +1,7 @@
 //! The keys of `config.json`: which are read, which change nothing here, and which mean another
 //! model where their value is not the neutral one. All others are counted in a warning.
 
+use crate::arch::config::PART;
 use crate::arch::{Arch, Config, Position};
 use crate::base::Result;
 use serde_json::Value;
@@ -268,7 +269,7 @@ impl Config {
     pub(super) fn check_keys(&self, arch: &Arch) -> Result<()> {
         for (key, value) in &self.map {
             let Some((_, neutral)) = STRUCTURAL.iter().find(|(k, _)| k == key) else { continue };
-            if arch.family.keys.contains(&key.as_str()) || neutral.is(value, arch) {
+            if arch.family.reads(key) || neutral.is(value, arch) {
                 continue;
             }
             let kind = arch.family.model_type;
@@ -296,19 +297,18 @@ impl Config {
     /// One line for the user about keys that have no meaning here, if there are any.
     pub fn notes(&self, arch: &Arch) -> Vec<String> {
         let known = |key: &str| {
-            arch.family.keys.contains(&key)
+            arch.family.reads(key)
                 || HARMLESS.contains(&key)
                 || STRUCTURAL.iter().any(|(k, _)| *k == key)
         };
         // Heads that turn whole need no word. GPT-NeoX's turn in part, by another key.
-        let part = "partial_rotary_factor";
         let neox = arch.family.model_type == "gpt_neox";
-        let whole = |key: &str, value: &Value| key == part && !neox && value.as_f64() == Some(1.0);
+        let whole = |key: &str, value: &Value| key == PART && !neox && value.as_f64() == Some(1.0);
         let mut unknown: Vec<&str> = (self.map.iter())
             .filter(|(key, value)| !known(key) && !value.is_null() && !whole(key, value))
             .map(|(key, _)| key.as_str())
             .collect();
-        let nested = self.nested_part().filter(|_| !neox && !arch.family.keys.contains(&part));
+        let nested = self.nested_part().filter(|_| !neox && !arch.family.reads(PART));
         unknown.extend(nested.as_deref());
         if unknown.is_empty() {
             return vec![];
