@@ -231,14 +231,7 @@ impl Neutral {
             return !matches!(self, Neutral::Causal);
         }
         match self {
-            Neutral::Off => match value {
-                Value::Bool(b) => !b,
-                Value::Number(n) => n.as_f64() == Some(0.0),
-                Value::String(s) => s.is_empty(),
-                Value::Array(a) => a.is_empty(),
-                Value::Object(o) => o.is_empty(),
-                Value::Null => true,
-            },
+            Neutral::Off => is_off(value),
             Neutral::On | Neutral::Causal => value == &Value::Bool(true),
             Neutral::One => value.as_f64() == Some(1.0),
             Neutral::Alibi => {
@@ -261,6 +254,18 @@ impl Neutral {
             }
             Neutral::Window => value.as_u64().is_some_and(|w| w as usize >= arch.max_positions),
         }
+    }
+}
+
+/// True if a value switches nothing on: null, false, 0, or empty.
+pub(crate) fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(b) => !b,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::String(s) => s.is_empty(),
+        Value::Array(a) => a.is_empty(),
+        Value::Object(o) => o.is_empty(),
     }
 }
 
