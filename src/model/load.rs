@@ -175,16 +175,7 @@ impl Model {
         if !missing.is_empty() {
             return Err(self.missing(checkpoint, &missing, &names, dir));
         }
-        if !names.unknown.is_empty() {
-            return Err(Error::user(format!(
-                "{}: {} to no part of a {} model of this config, first {}{}",
-                dir.display(),
-                counted(names.unknown.len(), "tensor belongs", "tensors belong"),
-                self.arch.family.model_type,
-                first_three(&names.unknown),
-                names.hint()
-            )));
-        }
+        self.refuse_unknown(&names, names.hint(), dir)?;
         let absent = checkpoint.absent().count();
         if absent > 0 {
             self.notes.push(format!(
@@ -194,6 +185,20 @@ impl Model {
             ));
         }
         Ok(())
+    }
+
+    /// Refuses tensors that mean nothing; `hint` may say more of them.
+    fn refuse_unknown(&self, names: &Names, hint: &str, dir: &Path) -> Result<()> {
+        if names.unknown.is_empty() {
+            return Ok(());
+        }
+        Err(Error::user(format!(
+            "{}: {} to no part of a {} model of this config, first {}{hint}",
+            dir.display(),
+            counted(names.unknown.len(), "tensor belongs", "tensors belong"),
+            self.arch.family.model_type,
+            first_three(&names.unknown)
+        )))
     }
 
     /// The error of tensors that are not there.
@@ -209,14 +214,11 @@ impl Model {
             model_name(name, &self.arch, &known).is_some_and(|n| missing.contains(&n))
         });
         let more = if let Some((name, shard)) = shard {
-            match dir.join(shard).exists() {
-                true => format!(
-                    "; the index places {name} in {shard}, which does not hold it: download it again"
-                ),
-                false => format!(
-                    "; the index places {name} in {shard}, which is missing: download it again"
-                ),
-            }
+            let why = match dir.join(shard).exists() {
+                true => "does not hold it",
+                false => "is missing",
+            };
+            format!("; the index places {name} in {shard}, which {why}: download it again")
         } else if !names.unknown.is_empty() {
             let unknown = &names.unknown;
             let count = counted(unknown.len(), "other has", "others have");
@@ -480,15 +482,7 @@ impl Model {
             names.tensors.remove(&head);
             names.tensors.remove(&head_name(&self.arch, "bias"));
         }
-        if !names.unknown.is_empty() {
-            return Err(Error::user(format!(
-                "{}: {} to no part of a {} model of this config, first {}",
-                dir.display(),
-                counted(names.unknown.len(), "tensor belongs", "tensors belong"),
-                self.arch.family.model_type,
-                first_three(&names.unknown)
-            )));
-        }
+        self.refuse_unknown(&names, "", dir)?;
         let mut used = HashSet::new();
         for (i, source) in self.params.sources.iter().enumerate() {
             let Some(source) = source else { continue };
