@@ -141,8 +141,7 @@ impl Model {
         tied: bool,
     ) -> Result<()> {
         let known = self.known_tensors();
-        let place = dir.display().to_string();
-        let mut names = Names::of(checkpoint, &self.arch, &known, &place)?;
+        let mut names = Names::of(checkpoint, &self.arch, &known, dir)?;
         let (embedding, head) = (embedding_name(&self.arch), head_name(&self.arch, "weight"));
         // Of tensors that share memory some tools store one, under either name.
         for (one, other) in [(&embedding, &head), (&head, &embedding)] {
@@ -328,10 +327,9 @@ impl Model {
             files.insert(0, Checkpoint::open_file(&adapter_weights(dir)?)?);
         }
         for file in &files {
-            let mut names = Names::default();
+            let (mut names, known) = (Names::default(), HashSet::new());
             for stored in file.names() {
-                let (name, none) = (plain_name(stored), HashSet::new());
-                names.sort(&name, stored, &arch, &none, file, &dir.display().to_string())?;
+                names.sort(&plain_name(stored), stored, &arch, &known, file, dir)?;
             }
             names.score.sort();
             if !names.score.is_empty() {
@@ -352,7 +350,7 @@ fn own_head(
 ) -> Result<bool> {
     let (embedding, head) = (embedding_name(arch), head_name(arch, "weight"));
     let known = [embedding.clone(), head.clone()].into();
-    let names = Names::of(checkpoint, arch, &known, &dir.display().to_string())?;
+    let names = Names::of(checkpoint, arch, &known, dir)?;
     let (Some(e), Some(h)) = (names.get(&embedding), names.get(&head)) else { return Ok(false) };
     if same_tensor(checkpoint, e, h)? {
         return Ok(false);
@@ -458,7 +456,7 @@ impl Model {
         let known = self.known_tensors();
         let mut names = Names::default();
         for (name, stored) in rest {
-            names.sort(&name, &stored, &self.arch, &known, file, &dir.display().to_string())?;
+            names.sort(&name, &stored, &self.arch, &known, file, dir)?;
         }
         names.score.sort();
         names.unknown.sort();
