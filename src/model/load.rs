@@ -389,8 +389,6 @@ impl Model {
     fn fill_adapters(&mut self, adapters: &Adapters<'_>, options: &LoadOptions) -> Result<()> {
         let Adapters { dir, file, .. } = adapters;
         let lora = self.lora.clone().unwrap_or_default();
-        let root = embedding_name(&self.arch);
-        let root = root.split('.').next().filter(|_| lora.rules.bare).map(|r| format!("{r}."));
         // By module and factor; the rest by its name without what PEFT adds.
         let mut factors = HashMap::new();
         let mut rest = HashMap::new();
@@ -398,8 +396,7 @@ impl Model {
             let name = plain_name(stored);
             match factor_of(&name) {
                 Some((module, factor)) => {
-                    let module = format!("{}{module}", root.as_deref().unwrap_or(""));
-                    factors.insert((module, factor), stored.to_string());
+                    factors.insert((module.to_string(), factor), stored.to_string());
                 }
                 // The base's own weights, which old versions stored too.
                 None if name.contains(".original_module.") => {}
@@ -410,9 +407,10 @@ impl Model {
         }
         let mut notes = vec![];
         for adapter in self.adapters() {
+            let module = lora.rules.in_base(&adapter.module);
             for (id, part) in [(adapter.a, "lora_A"), (adapter.b, "lora_B")] {
                 let shape = &self.store.param(id).spec.shape;
-                let Some(stored) = factors.remove(&(adapter.module.clone(), part)) else {
+                let Some(stored) = factors.remove(&(module.to_string(), part)) else {
                     return Err(Error::user(format!(
                         "{}: {part} of {} is missing, which target_modules selects",
                         dir.display(),

@@ -200,6 +200,13 @@ impl Matcher<'_> {
 }
 
 impl LoraRules {
+    /// The name that the adapters' base has for a module or tensor: without the first part where
+    /// they are [`LoraRules::bare`]. The score head's stays.
+    pub(super) fn in_base<'n>(&self, name: &'n str) -> &'n str {
+        let bare = name.split_once('.').filter(|(first, _)| self.bare && *first != "score");
+        bare.map_or(name, |(_, rest)| rest)
+    }
+
     /// True if a tensor is of a module whose weights come with the adapters.
     pub(super) fn saves(&self, tensor: &str) -> bool {
         let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
@@ -227,9 +234,7 @@ impl LoraConfig {
         let matcher = Matcher::new(self, arch)?;
         let mut sizes = HashMap::new();
         for module in all_modules(arch) {
-            let bare = module.split_once('.').map_or(&*module, |(_, rest)| rest);
-            let name = if self.rules.bare { bare } else { &module };
-            if let Some(size) = matcher.size(name)? {
+            if let Some(size) = matcher.size(self.rules.in_base(&module))? {
                 sizes.insert(module, size);
             }
         }

@@ -284,8 +284,7 @@ enum Place<'m> {
 
 /// The name that PEFT gives a tensor.
 fn in_peft(lora: &LoraConfig, name: &str) -> String {
-    let bare = name.split_once('.').filter(|_| lora.rules.bare && !name.starts_with("score."));
-    format!("base_model.model.{}", bare.map_or(name, |(_, rest)| rest))
+    format!("base_model.model.{}", lora.rules.in_base(name))
 }
 
 /// The settings in PEFT's words. A selection of modules that names alone do not make is written as
@@ -298,7 +297,7 @@ fn adapter_config(model: &Model, lora: &LoraConfig, base: &str) -> serde_json::V
         || !rules.exclude.is_empty()
         || rules.layers.is_some()
         || lora.modules.iter().any(|m| m.contains('.'));
-    let full = |m: &str| in_peft(lora, m).replacen("base_model.model.", "", 1);
+    let full = |m: &str| rules.in_base(m).to_string();
     let modules =
         model.adapters().map(|a| if selected { full(&a.module) } else { last(&a.module) });
     let mut modules: Vec<String> = modules.collect();
