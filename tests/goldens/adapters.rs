@@ -1,7 +1,7 @@
 //! Adapters of every kind that peft makes (`tools/golden_adapters.py`): loaded, merged, exported, and
 //! refused where a tensor or a setting has no place.
 
-use super::{dir, logits, relative};
+use super::{Golden, dir, logits, relative};
 use duplex::base::DType;
 use duplex::device::Device;
 use duplex::formats::{Checkpoint, SaveTensor, write_safetensors};
@@ -63,11 +63,9 @@ fn output(model: &Model, ids: &[i32]) -> Vec<f32> {
 
 /// Token ids and what peft computes.
 fn golden(name: &str) -> (Vec<i32>, Vec<f32>) {
-    let file = Checkpoint::open_file(&peft(name).join("golden.safetensors")).unwrap();
-    let raw = file.read_raw("ids").unwrap();
-    let ids = raw.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as i32);
+    let golden = Golden::open(&format!("peft/{name}"));
     let what = if head_of(name) == Head::Score { "scores" } else { "logits" };
-    (ids.collect(), file.read_f32(what).unwrap())
+    (golden.ints("ids"), golden.floats(what))
 }
 
 #[test]
