@@ -86,10 +86,7 @@ struct Adapters<'d> {
 impl Model {
     /// Loads a checkpoint directory, or PEFT adapters on the base they name.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
-        let adapters = match dir.is_dir() && is_adapter_dir(dir) {
-            true => Some(Adapters::open(dir, options)?),
-            false => None,
-        };
+        let adapters = is_adapter_dir(dir).then(|| Adapters::open(dir, options)).transpose()?;
         let base = base_dir(dir)?;
         if adapters.is_some() && is_adapter_dir(&base) {
             return Err(Error::user(format!(
