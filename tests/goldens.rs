@@ -20,6 +20,7 @@ use duplex::pool::ParamId;
 use duplex::rollout::Sampling;
 use duplex::tape::{Keep, Workspace};
 use duplex::train::{AdamWConfig, AdamWState, Batch};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 struct Golden {
@@ -308,6 +309,40 @@ fn configs_in_the_published_spelling_mean_the_same() {
         };
         assert_eq!(read("config.json"), read("config_published.json"), "{name}");
     }
+}
+
+/// Tensors of a file that is written: new name, dtype and shape, bytes.
+type Tensors = Vec<(String, SaveTensor, Vec<u8>)>;
+
+fn tensors_of(file: &Checkpoint) -> Tensors {
+    let one = |n: &str| {
+        let info = file.info(n).unwrap();
+        let bytes = file.read_raw(n).unwrap().into_owned();
+        (n.to_string(), SaveTensor::new(n, info.dtype, &info.shape), bytes)
+    };
+    file.names().map(one).collect()
+}
+
+/// Writes a directory anew: the settings of a file of JSON, changed, and tensors.
+fn write_changed(
+    to: &Path,
+    settings: &Path,
+    change: impl Fn(&mut Value),
+    weights: &str,
+    all: &Tensors,
+) {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir_all(to).unwrap();
+    let mut values: Value =
+        serde_json::from_str(&std::fs::read_to_string(settings).unwrap()).unwrap();
+    change(&mut values);
+    std::fs::write(to.join(settings.file_name().unwrap()), values.to_string()).unwrap();
+    let list: Vec<SaveTensor> =
+        all.iter().map(|(n, t, _)| SaveTensor::new(n, t.info.dtype, &t.info.shape)).collect();
+    write_safetensors(&to.join(weights), &list, &[], &mut |t| {
+        Ok(all.iter().find(|(n, ..)| *n == t.name).unwrap().2.clone().into())
+    })
+    .unwrap();
 }
 
 /// Every tensor of a checkpoint by name, as its bytes.

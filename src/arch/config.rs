@@ -13,6 +13,8 @@ const MOST_ROTATED: usize = 1 << 16;
 const MOST_WIDE: usize = 1 << 20;
 /// More parameters than any machine holds; below it no product of sizes overflows.
 const MOST_PARAMETERS: f64 = 1e15;
+/// The key of the part of each head that turns.
+pub(super) const PART: &str = "partial_rotary_factor";
 
 /// A parsed `config.json`.
 #[derive(Clone, Debug)]
@@ -219,28 +221,30 @@ impl Config {
         })
     }
 
-    /// The part of each head that turns in families of which whole heads do: 1, whatever
-    /// `partial_rotary_factor` says.
+    /// The part of each head that turns: `partial_rotary_factor` in families that read it; the
+    /// references of the others turn whole heads, whatever it says.
     ///
     /// # Errors
-    /// The positions are scaled too: `transformers` does not run such a model.
-    pub fn whole_heads(&self) -> Result<f64> {
-        let key = "partial_rotary_factor";
-        let part = self.rope_number(key, &[key], 1.0)?;
+    /// The positions of such a family are scaled too: `transformers` does not run such a model.
+    pub fn turning_part(&self, family: &Family) -> Result<f64> {
+        let part = self.rope_number(PART, &[PART], 1.0)?;
+        if family.reads(PART) {
+            return Ok(part);
+        }
         let kind = self.rope().and_then(|(_, rope)| rope_kind(rope));
         match kind {
             Some(kind) if kind != "default" && part != 1.0 => {
-                Err(self.error(key, &format!("{part} is not supported beside {kind} positions")))
+                Err(self.error(PART, &format!("{part} is not supported beside {kind} positions")))
             }
             _ => Ok(1.0),
         }
     }
 
-    /// `partial_rotary_factor` of the rotary settings where it is not 1, by its whole name.
+    /// [`PART`] of the rotary settings where it is not 1, by its whole name.
     pub(super) fn nested_part(&self) -> Option<String> {
         let (key, rope) = self.rope()?;
-        let part = rope.get("partial_rotary_factor")?.as_f64()?;
-        (part != 1.0).then(|| format!("{key}.partial_rotary_factor"))
+        let part = rope.get(PART)?.as_f64()?;
+        (part != 1.0).then(|| format!("{key}.{PART}"))
     }
 
     /// A number that is `absent` where the key is missing and 0 where it is null.

@@ -1,6 +1,7 @@
 //! The keys of `config.json`: which are read, which change nothing here, and which mean another
 //! model where their value is not the neutral one. All others are counted in a warning.
 
+use crate::arch::config::PART;
 use crate::arch::{Arch, Config, Position};
 use crate::base::Result;
 use serde_json::Value;
@@ -230,14 +231,7 @@ impl Neutral {
             return !matches!(self, Neutral::Causal);
         }
         match self {
-            Neutral::Off => match value {
-                Value::Bool(b) => !b,
-                Value::Number(n) => n.as_f64() == Some(0.0),
-                Value::String(s) => s.is_empty(),
-                Value::Array(a) => a.is_empty(),
-                Value::Object(o) => o.is_empty(),
-                Value::Null => true,
-            },
+            Neutral::Off => is_off(value),
             Neutral::On | Neutral::Causal => value == &Value::Bool(true),
             Neutral::One => value.as_f64() == Some(1.0),
             Neutral::Alibi => {
@@ -263,12 +257,24 @@ impl Neutral {
     }
 }
 
+/// True if a value switches nothing on: null, false, 0, or empty.
+pub(crate) fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(b) => !b,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::String(s) => s.is_empty(),
+        Value::Array(a) => a.is_empty(),
+        Value::Object(o) => o.is_empty(),
+    }
+}
+
 impl Config {
     /// Refuses keys that mean another model than `arch`, which is what the family reads.
     pub(super) fn check_keys(&self, arch: &Arch) -> Result<()> {
         for (key, value) in &self.map {
             let Some((_, neutral)) = STRUCTURAL.iter().find(|(k, _)| k == key) else { continue };
-            if arch.family.keys.contains(&key.as_str()) || neutral.is(value, arch) {
+            if arch.family.reads(key) || neutral.is(value, arch) {
                 continue;
             }
             let kind = arch.family.model_type;
@@ -296,19 +302,18 @@ impl Config {
     /// One line for the user about keys that have no meaning here, if there are any.
     pub fn notes(&self, arch: &Arch) -> Vec<String> {
         let known = |key: &str| {
-            arch.family.keys.contains(&key)
+            arch.family.reads(key)
                 || HARMLESS.contains(&key)
                 || STRUCTURAL.iter().any(|(k, _)| *k == key)
         };
         // Heads that turn whole need no word. GPT-NeoX's turn in part, by another key.
-        let part = "partial_rotary_factor";
         let neox = arch.family.model_type == "gpt_neox";
-        let whole = |key: &str, value: &Value| key == part && !neox && value.as_f64() == Some(1.0);
+        let whole = |key: &str, value: &Value| key == PART && !neox && value.as_f64() == Some(1.0);
         let mut unknown: Vec<&str> = (self.map.iter())
             .filter(|(key, value)| !known(key) && !value.is_null() && !whole(key, value))
             .map(|(key, _)| key.as_str())
             .collect();
-        let nested = self.nested_part().filter(|_| !neox && !arch.family.keys.contains(&part));
+        let nested = self.nested_part().filter(|_| !neox && !arch.family.reads(PART));
         unknown.extend(nested.as_deref());
         if unknown.is_empty() {
             return vec![];

@@ -7,6 +7,7 @@ mod keys;
 
 pub use config::Config;
 pub use families::{FAMILIES, Family, Module, Names};
+pub(crate) use keys::is_off;
 
 use std::sync::Arc;
 

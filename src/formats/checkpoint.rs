@@ -70,7 +70,7 @@ impl Checkpoint {
 
     fn open_index(dir: &Path, index: &Path) -> Result<Checkpoint> {
         let map = read_index(index)?;
-        let mut shards: Vec<String> = map.values().cloned().collect();
+        let mut shards: Vec<&str> = map.values().map(String::as_str).collect();
         shards.sort_unstable();
         shards.dedup();
         let mut sources = Vec::new();

@@ -86,10 +86,7 @@ struct Adapters<'d> {
 impl Model {
     /// Loads a checkpoint directory, or PEFT adapters on the base they name.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
-        let adapters = match dir.is_dir() && is_adapter_dir(dir) {
-            true => Some(Adapters::open(dir, options)?),
-            false => None,
-        };
+        let adapters = is_adapter_dir(dir).then(|| Adapters::open(dir, options)).transpose()?;
         let base = base_dir(dir)?;
         if adapters.is_some() && is_adapter_dir(&base) {
             return Err(Error::user(format!(
@@ -141,8 +138,7 @@ impl Model {
         tied: bool,
     ) -> Result<()> {
         let known = self.known_tensors();
-        let place = dir.display().to_string();
-        let mut names = Names::of(checkpoint, &self.arch, &known, &place)?;
+        let mut names = Names::of(checkpoint, &self.arch, &known, dir)?;
         let (embedding, head) = (embedding_name(&self.arch), head_name(&self.arch, "weight"));
         // Of tensors that share memory some tools store one, under either name.
         for (one, other) in [(&embedding, &head), (&head, &embedding)] {
@@ -175,16 +171,7 @@ impl Model {
         if !missing.is_empty() {
             return Err(self.missing(checkpoint, &missing, &names, dir));
         }
-        if !names.unknown.is_empty() {
-            return Err(Error::user(format!(
-                "{}: {} to no part of a {} model of this config, first {}{}",
-                dir.display(),
-                counted(names.unknown.len(), "tensor belongs", "tensors belong"),
-                self.arch.family.model_type,
-                first_three(&names.unknown),
-                names.hint()
-            )));
-        }
+        self.refuse_unknown(&names, names.hint(), dir)?;
         let absent = checkpoint.absent().count();
         if absent > 0 {
             self.notes.push(format!(
@@ -194,6 +181,20 @@ impl Model {
             ));
         }
         Ok(())
+    }
+
+    /// Refuses tensors that mean nothing; `hint` may say more of them.
+    fn refuse_unknown(&self, names: &Names, hint: &str, dir: &Path) -> Result<()> {
+        if names.unknown.is_empty() {
+            return Ok(());
+        }
+        Err(Error::user(format!(
+            "{}: {} to no part of a {} model of this config, first {}{hint}",
+            dir.display(),
+            counted(names.unknown.len(), "tensor belongs", "tensors belong"),
+            self.arch.family.model_type,
+            first_three(&names.unknown)
+        )))
     }
 
     /// The error of tensors that are not there.
@@ -209,14 +210,11 @@ impl Model {
             model_name(name, &self.arch, &known).is_some_and(|n| missing.contains(&n))
         });
         let more = if let Some((name, shard)) = shard {
-            match dir.join(shard).exists() {
-                true => format!(
-                    "; the index places {name} in {shard}, which does not hold it: download it again"
-                ),
-                false => format!(
-                    "; the index places {name} in {shard}, which is missing: download it again"
-                ),
-            }
+            let why = match dir.join(shard).exists() {
+                true => "does not hold it",
+                false => "is missing",
+            };
+            format!("; the index places {name} in {shard}, which {why}: download it again")
         } else if !names.unknown.is_empty() {
             let unknown = &names.unknown;
             let count = counted(unknown.len(), "other has", "others have");
@@ -326,10 +324,9 @@ impl Model {
             files.insert(0, Checkpoint::open_file(&adapter_weights(dir)?)?);
         }
         for file in &files {
-            let mut names = Names::default();
+            let (mut names, known) = (Names::default(), HashSet::new());
             for stored in file.names() {
-                let (name, none) = (plain_name(stored), HashSet::new());
-                names.sort(&name, stored, &arch, &none, file, &dir.display().to_string())?;
+                names.sort(&plain_name(stored), stored, &arch, &known, file, dir)?;
             }
             names.score.sort();
             if !names.score.is_empty() {
@@ -350,7 +347,7 @@ fn own_head(
 ) -> Result<bool> {
     let (embedding, head) = (embedding_name(arch), head_name(arch, "weight"));
     let known = [embedding.clone(), head.clone()].into();
-    let names = Names::of(checkpoint, arch, &known, &dir.display().to_string())?;
+    let names = Names::of(checkpoint, arch, &known, dir)?;
     let (Some(e), Some(h)) = (names.get(&embedding), names.get(&head)) else { return Ok(false) };
     if same_tensor(checkpoint, e, h)? {
         return Ok(false);
@@ -389,8 +386,6 @@ impl Model {
     fn fill_adapters(&mut self, adapters: &Adapters<'_>, options: &LoadOptions) -> Result<()> {
         let Adapters { dir, file, .. } = adapters;
         let lora = self.lora.clone().unwrap_or_default();
-        let root = embedding_name(&self.arch);
-        let root = root.split('.').next().filter(|_| lora.rules.bare).map(|r| format!("{r}."));
         // By module and factor; the rest by its name without what PEFT adds.
         let mut factors = HashMap::new();
         let mut rest = HashMap::new();
@@ -398,8 +393,7 @@ impl Model {
             let name = plain_name(stored);
             match factor_of(&name) {
                 Some((module, factor)) => {
-                    let module = format!("{}{module}", root.as_deref().unwrap_or(""));
-                    factors.insert((module, factor), stored.to_string());
+                    factors.insert((module.to_string(), factor), stored.to_string());
                 }
                 // The base's own weights, which old versions stored too.
                 None if name.contains(".original_module.") => {}
@@ -410,9 +404,10 @@ impl Model {
         }
         let mut notes = vec![];
         for adapter in self.adapters() {
+            let module = lora.rules.in_base(&adapter.module);
             for (id, part) in [(adapter.a, "lora_A"), (adapter.b, "lora_B")] {
                 let shape = &self.store.param(id).spec.shape;
-                let Some(stored) = factors.remove(&(adapter.module.clone(), part)) else {
+                let Some(stored) = factors.remove(&(module.to_string(), part)) else {
                     return Err(Error::user(format!(
                         "{}: {part} of {} is missing, which target_modules selects",
                         dir.display(),
@@ -456,7 +451,7 @@ impl Model {
         let known = self.known_tensors();
         let mut names = Names::default();
         for (name, stored) in rest {
-            names.sort(&name, &stored, &self.arch, &known, file, &dir.display().to_string())?;
+            names.sort(&name, &stored, &self.arch, &known, file, dir)?;
         }
         names.score.sort();
         names.unknown.sort();
@@ -480,15 +475,7 @@ impl Model {
             names.tensors.remove(&head);
             names.tensors.remove(&head_name(&self.arch, "bias"));
         }
-        if !names.unknown.is_empty() {
-            return Err(Error::user(format!(
-                "{}: {} to no part of a {} model of this config, first {}",
-                dir.display(),
-                counted(names.unknown.len(), "tensor belongs", "tensors belong"),
-                self.arch.family.model_type,
-                first_three(&names.unknown)
-            )));
-        }
+        self.refuse_unknown(&names, "", dir)?;
         let mut used = HashSet::new();
         for (i, source) in self.params.sources.iter().enumerate() {
             let Some(source) = source else { continue };

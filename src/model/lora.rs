@@ -91,6 +91,27 @@ fn matches(regex: &Regex, name: &str) -> Result<bool> {
     regex.is_match(name).map_err(|e| Error::user(format!("{}: {e}", regex.as_str())))
 }
 
+/// Values by patterns of the name's end.
+fn by_end<T: Copy>(key: &str, patterns: &[(String, T)]) -> Result<Vec<(Regex, T)>> {
+    const END: [&str; 2] = [r"\A(.*\.)?(", r")\z"];
+    patterns.iter().map(|(p, value)| Ok((pattern(key, p, END)?, *value))).collect()
+}
+
+/// The value of the first pattern that `name` matches.
+fn first<T: Copy>(patterns: &[(Regex, T)], name: &str) -> Result<Option<T>> {
+    for (regex, value) in patterns {
+        if matches(regex, name)? {
+            return Ok(Some(*value));
+        }
+    }
+    Ok(None)
+}
+
+/// True if a name stands for every linear layer.
+fn is_all(module: &str) -> bool {
+    module == "all" || module == "all-linear"
+}
+
 /// True if `name` is one of `list` or ends in one, from a dot on.
 fn ends_in(list: &[String], name: &str) -> bool {
     list.iter()
@@ -111,7 +132,6 @@ struct Matcher<'a> {
 impl Matcher<'_> {
     fn new<'a>(lora: &'a LoraConfig, arch: &Arch) -> Result<Matcher<'a>> {
         const WHOLE: [&str; 2] = [r"\A(?:", r")\z"];
-        const END: [&str; 2] = [r"\A(.*\.)?(", r")\z"];
         let r = &lora.rules;
         let whole =
             |key, p: &Option<String>| p.as_ref().map(|p| pattern(key, p, WHOLE)).transpose();
@@ -137,12 +157,8 @@ impl Matcher<'_> {
             target,
             exclude,
             layer,
-            ranks: (r.rank_pattern.iter())
-                .map(|(p, v)| Ok((pattern("rank_pattern", p, END)?, *v)))
-                .collect::<Result<_>>()?,
-            alphas: (r.alpha_pattern.iter())
-                .map(|(p, v)| Ok((pattern("alpha_pattern", p, END)?, *v)))
-                .collect::<Result<_>>()?,
+            ranks: by_end("rank_pattern", &r.rank_pattern)?,
+            alphas: by_end("alpha_pattern", &r.alpha_pattern)?,
         })
     }
 
@@ -157,26 +173,15 @@ impl Matcher<'_> {
         let targeted = match &self.target {
             Some(regex) => matches(regex, name)?,
             None => {
-                let all = self.modules.iter().any(|m| m == "all" || m == "all-linear");
+                let all = self.modules.iter().any(|m| is_all(m));
                 (all || ends_in(&self.modules, name)) && self.in_layers(name)?
             }
         };
         if !targeted || ends_in(&r.exclude, name) {
             return Ok(None);
         }
-        let (mut rank, mut alpha) = (self.lora.rank, self.lora.alpha);
-        for (regex, value) in &self.ranks {
-            if matches(regex, name)? {
-                rank = *value;
-                break;
-            }
-        }
-        for (regex, value) in &self.alphas {
-            if matches(regex, name)? {
-                alpha = *value;
-                break;
-            }
-        }
+        let rank = first(&self.ranks, name)?.unwrap_or(self.lora.rank);
+        let alpha = first(&self.alphas, name)?.unwrap_or(self.lora.alpha);
         let by = if r.rank_stabilised { (rank as f32).sqrt() } else { rank as f32 };
         Ok(Some(Size { rank, scale: alpha / by }))
     }
@@ -200,6 +205,13 @@ impl Matcher<'_> {
 }
 
 impl LoraRules {
+    /// The name that the adapters' base has for a module or tensor: without the first part where
+    /// they are [`LoraRules::bare`]. The score head's stays.
+    pub(super) fn in_base<'n>(&self, name: &'n str) -> &'n str {
+        let bare = name.split_once('.').filter(|(first, _)| self.bare && *first != "score");
+        bare.map_or(name, |(_, rest)| rest)
+    }
+
     /// True if a tensor is of a module whose weights come with the adapters.
     pub(super) fn saves(&self, tensor: &str) -> bool {
         let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
@@ -227,9 +239,7 @@ impl LoraConfig {
         let matcher = Matcher::new(self, arch)?;
         let mut sizes = HashMap::new();
         for module in all_modules(arch) {
-            let bare = module.split_once('.').map_or(&*module, |(_, rest)| rest);
-            let name = if self.rules.bare { bare } else { &module };
-            if let Some(size) = matcher.size(name)? {
+            if let Some(size) = matcher.size(self.rules.in_base(&module))? {
                 sizes.insert(module, size);
             }
         }
@@ -255,7 +265,7 @@ impl LoraConfig {
         let linear: Vec<String> = all_modules(arch).collect();
         for m in self.modules.iter().filter(|_| !self.rules.peft) {
             let found = linear.iter().any(|l| ends_in(std::slice::from_ref(m), l));
-            if !(m == "all" || m == "all-linear" || found) {
+            if !(is_all(m) || found) {
                 return Err(Error::user(format!(
                     "LoRA module {m:?} matches no linear layer of this {} model; it has {}, or use \"all\"",
                     arch.family.model_type,

@@ -7,6 +7,7 @@ use crate::arch::Arch;
 use crate::base::{Error, Result};
 use crate::formats::Checkpoint;
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 /// Parts of a name that a wrapper inserts anywhere: `torch.compile`, FSDP, activation
 /// checkpointing, PEFT.
@@ -107,17 +108,17 @@ pub(super) fn embedding_name(arch: &Arch) -> String {
 }
 
 impl Names {
-    /// Sorts the tensors of `file`, which `place` names in messages; `known` are those of the
-    /// model. Errors where two different tensors mean the same one.
+    /// Sorts the tensors of `file`, which lies in `dir`; `known` are those of the model. Errors
+    /// where two different tensors mean the same one.
     pub(super) fn of(
         file: &Checkpoint,
         arch: &Arch,
         known: &HashSet<String>,
-        place: &str,
+        dir: &Path,
     ) -> Result<Names> {
         let mut names = Names::default();
         for stored in file.names() {
-            names.sort(stored, stored, arch, known, file, place)?;
+            names.sort(stored, stored, arch, known, file, dir)?;
         }
         Ok(names)
     }
@@ -130,7 +131,7 @@ impl Names {
         arch: &Arch,
         known: &HashSet<String>,
         file: &Checkpoint,
-        place: &str,
+        dir: &Path,
     ) -> Result<()> {
         match meaning(name, arch, known) {
             Meaning::Buffer => {}
@@ -142,7 +143,8 @@ impl Names {
                 };
                 if !same_tensor(file, &other, stored)? {
                     return Err(Error::user(format!(
-                        "{place}: {other} and {stored} are different tensors for {name}; keep one"
+                        "{}: {other} and {stored} are different tensors for {name}; keep one",
+                        dir.display()
                     )));
                 }
                 self.tensors.insert(name, other);

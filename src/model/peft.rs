@@ -1,6 +1,7 @@
 //! PEFT's `adapter_config.json`: every key is used, known to change nothing here, or refused by
 //! name. Semantics are those of `peft.LoraConfig`.
 
+use crate::arch::is_off;
 use crate::base::{Error, Result};
 use crate::model::lora::{LoraConfig, LoraRules};
 use serde_json::{Map, Value};
@@ -100,18 +101,6 @@ impl AdapterConfig {
     }
 }
 
-/// True if a value switches something on.
-fn active(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(b) => *b,
-        Value::Number(n) => n.as_f64() != Some(0.0),
-        Value::String(s) => !s.is_empty(),
-        Value::Array(a) => !a.is_empty(),
-        Value::Object(o) => !o.is_empty(),
-    }
-}
-
 fn bad(key: &str, what: &str) -> Error {
     Error::user(format!("{key} {what}"))
 }
@@ -125,7 +114,7 @@ impl Keys {
         }
         for (key, value) in &self.0 {
             let known = USED.contains(&&**key) || HARMLESS.contains(&&**key);
-            if !known && active(value) {
+            if !known && !is_off(value) {
                 return Err(bad(
                     key,
                     "is set, which is not supported; merge the adapter with peft",

@@ -7,6 +7,7 @@ use crate::formats::{
 use crate::model::names::{embedding_name, head_name};
 use crate::model::{Adapter, Head, LoraConfig, Model, Source};
 use crate::pool::ParamId;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -284,13 +285,17 @@ enum Place<'m> {
 
 /// The name that PEFT gives a tensor.
 fn in_peft(lora: &LoraConfig, name: &str) -> String {
-    let bare = name.split_once('.').filter(|_| lora.rules.bare && !name.starts_with("score."));
-    format!("base_model.model.{}", bare.map_or(name, |(_, rest)| rest))
+    format!("base_model.model.{}", lora.rules.in_base(name))
+}
+
+/// Patterns with their values, in order.
+fn patterns<T: Serialize>(all: &[(String, T)]) -> Map<String, Value> {
+    all.iter().map(|(pattern, value)| (pattern.clone(), json!(value))).collect()
 }
 
 /// The settings in PEFT's words. A selection of modules that names alone do not make is written as
 /// a list of full names.
-fn adapter_config(model: &Model, lora: &LoraConfig, base: &str) -> serde_json::Value {
+fn adapter_config(model: &Model, lora: &LoraConfig, base: &str) -> Value {
     let rules = &lora.rules;
     let last = |m: &str| m.rsplit('.').next().unwrap_or(m).to_string();
     let selected = rules.target_regex.is_some()
@@ -298,7 +303,7 @@ fn adapter_config(model: &Model, lora: &LoraConfig, base: &str) -> serde_json::V
         || !rules.exclude.is_empty()
         || rules.layers.is_some()
         || lora.modules.iter().any(|m| m.contains('.'));
-    let full = |m: &str| in_peft(lora, m).replacen("base_model.model.", "", 1);
+    let full = |m: &str| rules.in_base(m).to_string();
     let modules =
         model.adapters().map(|a| if selected { full(&a.module) } else { last(&a.module) });
     let mut modules: Vec<String> = modules.collect();
@@ -309,9 +314,6 @@ fn adapter_config(model: &Model, lora: &LoraConfig, base: &str) -> serde_json::V
     if score && !saved.contains(&"score") {
         saved.push("score");
     }
-    let patterns = |all: Vec<(&String, serde_json::Value)>| -> serde_json::Map<_, _> {
-        all.into_iter().map(|(p, v)| (p.clone(), v)).collect()
-    };
     json!({
         "peft_type": "LORA",
         "task_type": if score { "SEQ_CLS" } else { "CAUSAL_LM" },
@@ -320,8 +322,8 @@ fn adapter_config(model: &Model, lora: &LoraConfig, base: &str) -> serde_json::V
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "target_modules": modules,
-        "rank_pattern": patterns(rules.rank_pattern.iter().map(|(p, v)| (p, json!(v))).collect()),
-        "alpha_pattern": patterns(rules.alpha_pattern.iter().map(|(p, v)| (p, json!(v))).collect()),
+        "rank_pattern": patterns(&rules.rank_pattern),
+        "alpha_pattern": patterns(&rules.alpha_pattern),
         "use_rslora": rules.rank_stabilised,
         "modules_to_save": if saved.is_empty() { json!(null) } else { json!(saved) },
         "ensure_weight_tying": rules.ensure_tying,

@@ -170,20 +170,13 @@ impl Workspace {
         dims: &[usize],
         program: &mut dyn FnMut(&mut Tape<'a>, &I) -> Result<T>,
     ) -> Result<()> {
-        self.plan_as(key, dims, &I::largest(dims), program)
+        let mut tape = Tape::planning(self.arena.device());
+        program(&mut tape, &I::largest(dims))?;
+        self.adopt(key, dims, tape.into_plan())
     }
 
-    /// Plans `program` for `inputs` of `dims`.
-    fn plan_as<'a, I: Shaped, T>(
-        &mut self,
-        key: &str,
-        dims: &[usize],
-        inputs: &I,
-        program: &mut dyn FnMut(&mut Tape<'a>, &I) -> Result<T>,
-    ) -> Result<()> {
-        let mut tape = Tape::planning(self.arena.device());
-        program(&mut tape, inputs)?;
-        let plan = tape.into_plan();
+    /// Takes `plan` for inputs of `dims`, growing the arena if it must.
+    fn adopt(&mut self, key: &str, dims: &[usize], plan: Planned) -> Result<()> {
         let total = plan.arena.total;
         if total > self.limit {
             let limit = format!("--memory-limit is {:.1} MiB", mib(self.limit));
@@ -213,7 +206,7 @@ impl Workspace {
             return Ok(());
         }
         self.misfits += 1;
-        self.plan_as(key, &dims, inputs, program)
+        self.adopt(key, &dims, tape.into_plan())
     }
 
     /// How often a program did not run on smaller inputs as it was planned for larger ones. 0,

@@ -1,10 +1,10 @@
 //! Adapters of every kind that peft makes (`tools/golden_adapters.py`): loaded, merged, exported, and
 //! refused where a tensor or a setting has no place.
 
-use super::{dir, logits, relative};
+use super::{Golden, dir, logits, relative, tensors_of, write_changed};
 use duplex::base::DType;
 use duplex::device::Device;
-use duplex::formats::{Checkpoint, SaveTensor, write_safetensors};
+use duplex::formats::Checkpoint;
 use duplex::model::{
     Head, LoadOptions, Model, Pass, SaveAs, adapter_weights, save_adapters, save_model,
 };
@@ -63,11 +63,9 @@ fn output(model: &Model, ids: &[i32]) -> Vec<f32> {
 
 /// Token ids and what peft computes.
 fn golden(name: &str) -> (Vec<i32>, Vec<f32>) {
-    let file = Checkpoint::open_file(&peft(name).join("golden.safetensors")).unwrap();
-    let raw = file.read_raw("ids").unwrap();
-    let ids = raw.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as i32);
+    let golden = Golden::open(&format!("peft/{name}"));
     let what = if head_of(name) == Head::Score { "scores" } else { "logits" };
-    (ids.collect(), file.read_f32(what).unwrap())
+    (golden.ints("ids"), golden.floats(what))
 }
 
 #[test]
@@ -107,28 +105,15 @@ fn changed(
     rename: impl Fn(&str) -> Option<String>,
 ) -> PathBuf {
     let to = place.join("adapter");
-    let _ = std::fs::remove_dir_all(&to);
-    std::fs::create_dir_all(&to).unwrap();
-    let text = std::fs::read_to_string(peft(from).join("adapter_config.json")).unwrap();
-    let mut settings: Value = serde_json::from_str(&text).unwrap();
     let base = duplex::model::base_dir(&peft(from)).unwrap().canonicalize().unwrap();
-    settings["base_model_name_or_path"] = json!(base.to_str().unwrap());
-    config(&mut settings);
-    std::fs::write(to.join("adapter_config.json"), settings.to_string()).unwrap();
-    let file = Checkpoint::open_file(&adapter_weights(&peft(from)).unwrap()).unwrap();
-    let kept: Vec<(String, String)> =
-        file.names().filter_map(|n| Some((rename(n)?, n.to_string()))).collect();
-    let list: Vec<SaveTensor> = (kept.iter())
-        .map(|(new, old)| {
-            let info = file.info(old).unwrap();
-            SaveTensor::new(new.clone(), info.dtype, &info.shape)
-        })
-        .collect();
-    write_safetensors(&to.join("adapter_model.safetensors"), &list, &[], &mut |t| {
-        let old = &kept.iter().find(|(new, _)| *new == t.name).unwrap().1;
-        Ok(file.read_raw(old).unwrap().into_owned().into())
-    })
-    .unwrap();
+    let all = tensors_of(&Checkpoint::open_file(&adapter_weights(&peft(from)).unwrap()).unwrap());
+    let kept = all.into_iter().filter_map(|(n, t, b)| Some((rename(&n)?, t, b))).collect();
+    let based = |settings: &mut Value| {
+        settings["base_model_name_or_path"] = json!(base.to_str().unwrap());
+        config(settings);
+    };
+    let settings = peft(from).join("adapter_config.json");
+    write_changed(&to, &settings, based, "adapter_model.safetensors", &kept);
     to
 }
 

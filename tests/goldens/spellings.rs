@@ -1,24 +1,14 @@
 //! Checkpoints as other tools name their tensors: the same model, or an error that is true.
 
-use super::{dir, logits, relative};
+use super::{Tensors, dir, logits, relative, tensors_of, write_changed};
 use duplex::base::DType;
-use duplex::formats::{Checkpoint, SaveTensor, SourceDType, write_safetensors};
+use duplex::formats::{Checkpoint, SaveTensor, SourceDType};
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use serde_json::{Value, json};
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-/// A tensor of a checkpoint that is written: its new name and its values.
-type Tensors = Vec<(String, SaveTensor, Vec<u8>)>;
-
 fn tensors(from: &str) -> Tensors {
-    let file = Checkpoint::open(&dir(from)).unwrap();
-    let one = |n: &str| {
-        let info = file.info(n).unwrap();
-        let bytes = file.read_raw(n).unwrap().into_owned();
-        (n.to_string(), SaveTensor::new(n, info.dtype, &info.shape), bytes)
-    };
-    file.names().map(one).collect()
+    tensors_of(&Checkpoint::open(&dir(from)).unwrap())
 }
 
 fn floats(shape: &[usize], seed: usize) -> (SaveTensor, Vec<u8>) {
@@ -31,18 +21,7 @@ fn floats(shape: &[usize], seed: usize) -> (SaveTensor, Vec<u8>) {
 /// A model directory with the config of `from` and these tensors.
 fn written(place: &Path, from: &str, config: impl Fn(&mut Value), all: &Tensors) -> PathBuf {
     let to = place.join("model");
-    let _ = std::fs::remove_dir_all(&to);
-    std::fs::create_dir_all(&to).unwrap();
-    let text = std::fs::read_to_string(dir(from).join("config.json")).unwrap();
-    let mut settings: Value = serde_json::from_str(&text).unwrap();
-    config(&mut settings);
-    std::fs::write(to.join("config.json"), settings.to_string()).unwrap();
-    let list: Vec<SaveTensor> =
-        all.iter().map(|(n, t, _)| SaveTensor::new(n, t.info.dtype, &t.info.shape)).collect();
-    write_safetensors(&to.join("model.safetensors"), &list, &[], &mut |t| {
-        Ok(Cow::Owned(all.iter().find(|(n, ..)| *n == t.name).unwrap().2.clone()))
-    })
-    .unwrap();
+    write_changed(&to, &dir(from).join("config.json"), config, "model.safetensors", all);
     to
 }
 

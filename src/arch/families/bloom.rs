@@ -24,7 +24,7 @@ pub(super) static BLOOM: Family = Family {
         final_norm: "ln_f",
         ..Names::NONE
     },
-    keys: &[
+    keys: &[&[
         "apply_residual_connection_post_layernorm",
         "n_embed",
         "hidden_size",
@@ -34,7 +34,7 @@ pub(super) static BLOOM: Family = Family {
         "num_attention_heads",
         "seq_length",
         "layer_norm_epsilon",
-    ],
+    ]],
     read,
 };
 

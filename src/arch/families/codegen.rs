@@ -14,7 +14,7 @@ pub(super) static CODEGEN: Family = Family {
     classifier: "CodeGenForSequenceClassification",
     transposed: false,
     names: Names { qkv: &["attn.qkv_proj"], ..gptj::NAMES },
-    keys: gptj::KEYS,
+    keys: &[gptj::KEYS],
     read,
 };
 

@@ -27,7 +27,7 @@ pub(super) static GPT2: Family = Family {
     classifier: "GPT2ForSequenceClassification",
     transposed: true,
     names: NAMES,
-    keys: &[
+    keys: &[&[
         "scale_attn_weights",
         "scale_attn_by_inverse_layer_idx",
         "add_cross_attention",
@@ -38,7 +38,7 @@ pub(super) static GPT2: Family = Family {
         "n_head",
         "n_inner",
         "n_positions",
-    ],
+    ]],
     read,
 };
 

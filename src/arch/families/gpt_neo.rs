@@ -16,7 +16,7 @@ pub(super) static GPT_NEO: Family = Family {
         out: &["attn.attention.out_proj"],
         ..gpt2::NAMES
     },
-    keys: &[
+    keys: &[&[
         "hidden_size",
         "num_layers",
         "num_heads",
@@ -27,7 +27,7 @@ pub(super) static GPT_NEO: Family = Family {
         "attention_types",
         "layer_norm_epsilon",
         "activation_function",
-    ],
+    ]],
     read,
 };
 

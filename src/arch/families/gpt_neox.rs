@@ -24,7 +24,7 @@ pub(super) static GPT_NEOX: Family = Family {
         head: "embed_out",
         ..Names::NONE
     },
-    keys: &[
+    keys: &[&[
         "hidden_size",
         "num_hidden_layers",
         "num_attention_heads",
@@ -39,7 +39,7 @@ pub(super) static GPT_NEOX: Family = Family {
         "attention_bias",
         "layer_norm_eps",
         "hidden_act",
-    ],
+    ]],
     read,
 };
 

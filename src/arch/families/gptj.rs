@@ -34,7 +34,7 @@ pub(super) static GPTJ: Family = Family {
     classifier: "GPTJForSequenceClassification",
     transposed: false,
     names: NAMES,
-    keys: KEYS,
+    keys: &[KEYS],
     read,
 };
 

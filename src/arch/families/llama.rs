@@ -4,10 +4,6 @@ use super::{Family, Names};
 use crate::arch::{Arch, Config, NormKind, Position, Rotary, Sizes};
 use crate::base::Result;
 
-/// A part of Phi-3's heads can turn. The references of the others turn whole heads, whatever this
-/// says.
-const PART: &str = "partial_rotary_factor";
-
 /// Of LLaMA and all its relatives.
 pub(super) const NAMES: Names = Names {
     prefix: "model.",
@@ -23,28 +19,35 @@ pub(super) const NAMES: Names = Names {
     ..Names::NONE
 };
 
+/// Keys that [`read`] reads; Gemma 2 has its activation by another.
+pub(super) const KEYS: &[&str] = &[
+    "head_dim",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+];
+
+/// Keys that [`Config::windows`] reads.
+pub(super) const WINDOWS: &[&str] = &["layer_types", "sliding_window"];
+
+/// Keys that say where Qwen has windows.
+const QWEN: &[&str] = &["max_window_layers", "use_sliding_window"];
+
 pub(super) static LLAMA: Family = Family {
     model_type: "llama",
     causal_lm: "LlamaForCausalLM",
     classifier: "LlamaForSequenceClassification",
     transposed: false,
     names: NAMES,
-    keys: &[
-        "attention_bias",
-        "head_dim",
-        "hidden_act",
-        "hidden_size",
-        "intermediate_size",
-        "max_position_embeddings",
-        "mlp_bias",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "rms_norm_eps",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-    ],
+    keys: &[KEYS, &["attention_bias", "mlp_bias"]],
     read: |c, family| {
         let bias = c.flag_or("attention_bias", false)?;
         let bias_mlp = c.flag_or("mlp_bias", false)?;
@@ -58,22 +61,7 @@ pub(super) static MISTRAL: Family = Family {
     classifier: "MistralForSequenceClassification",
     transposed: false,
     names: NAMES,
-    keys: &[
-        "head_dim",
-        "hidden_act",
-        "hidden_size",
-        "intermediate_size",
-        "layer_types",
-        "max_position_embeddings",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "rms_norm_eps",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "sliding_window",
-    ],
+    keys: &[KEYS, WINDOWS],
     read: |c, family| {
         let arch = read(c, family)?;
         Ok(Arch { windows: c.windows(arch.layers, 4096, |_| true)?, ..arch })
@@ -86,24 +74,7 @@ pub(super) static QWEN2: Family = Family {
     classifier: "Qwen2ForSequenceClassification",
     transposed: false,
     names: NAMES,
-    keys: &[
-        "head_dim",
-        "hidden_act",
-        "hidden_size",
-        "intermediate_size",
-        "layer_types",
-        "max_position_embeddings",
-        "max_window_layers",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "rms_norm_eps",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "sliding_window",
-        "use_sliding_window",
-    ],
+    keys: &[KEYS, WINDOWS, QWEN],
     read: |c, family| Ok(Arch { bias_qkv: true, ..qwen(c, family)? }),
 };
 
@@ -113,25 +84,7 @@ pub(super) static QWEN3: Family = Family {
     classifier: "Qwen3ForSequenceClassification",
     transposed: false,
     names: Names { q_norm: "self_attn.q_norm", k_norm: "self_attn.k_norm", ..NAMES },
-    keys: &[
-        "attention_bias",
-        "head_dim",
-        "hidden_act",
-        "hidden_size",
-        "intermediate_size",
-        "layer_types",
-        "max_position_embeddings",
-        "max_window_layers",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "rms_norm_eps",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "sliding_window",
-        "use_sliding_window",
-    ],
+    keys: &[KEYS, WINDOWS, QWEN, &["attention_bias"]],
     read: |c, family| {
         let bias = c.flag_or("attention_bias", false)?;
         Ok(Arch { bias_qkv: bias, bias_out: bias, qk_norm: true, ..qwen(c, family)? })
@@ -165,10 +118,7 @@ pub(super) fn read(c: &Config, family: &'static Family) -> Result<Arch> {
     let null = c.map.contains_key("num_key_value_heads");
     let kv_heads = c.size_or("num_key_value_heads", if null { sizes.heads } else { kv_heads })?;
     let head_dim = c.size_or("head_dim", head_dim)?;
-    let part = match family.keys.contains(&PART) {
-        true => c.rope_number(PART, &[PART], 1.0)?,
-        false => c.whole_heads()?,
-    };
+    let part = c.turning_part(family)?;
     let theta = c.rope_number("rope_theta", &["rope_theta"], 10_000.0)?;
     let inv_freq = c.inv_freq((head_dim as f64 * part) as usize, theta)?;
     Ok(Arch {

@@ -100,10 +100,17 @@ pub struct Family {
     pub transposed: bool,
     /// Tensor names.
     pub names: Names,
-    /// Keys of `config.json` that [`Family::read`] reads.
-    pub keys: &'static [&'static str],
+    /// Keys of `config.json` that [`Family::read`] reads, in lists that families share.
+    pub keys: &'static [&'static [&'static str]],
     /// Reads the architecture from a config.
     pub read: fn(&Config, &'static Family) -> Result<Arch>,
+}
+
+impl Family {
+    /// True if a key of `config.json` is read.
+    pub fn reads(&self, key: &str) -> bool {
+        self.keys.iter().any(|list| list.contains(&key))
+    }
 }
 
 /// All families.

@@ -26,7 +26,7 @@ pub(super) static OPT: Family = Family {
         final_norm: "final_layer_norm",
         ..Names::NONE
     },
-    keys: &[
+    keys: &[&[
         "layer_norm_elementwise_affine",
         "hidden_size",
         "do_layer_norm_before",
@@ -38,7 +38,7 @@ pub(super) static OPT: Family = Family {
         "word_embed_proj_dim",
         "_remove_final_layer_norm",
         "activation_function",
-    ],
+    ]],
     read,
 };
 

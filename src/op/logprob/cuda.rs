@@ -37,8 +37,7 @@ impl Chunks {
     pub(in crate::op) fn new(n: usize, vocab: usize, dtype: DType) -> Chunks {
         let ld = vocab.next_multiple_of(ALIGN);
         let rows = (CHUNK / ld.max(1) / ROWS * ROWS).max(ROWS).min(n);
-        let logits = (rows * ld).next_multiple_of(64);
-        let slopes = if dtype == DType::Bf16 { (rows * ld / 2).next_multiple_of(64) } else { 0 };
+        let [logits, slopes] = room_for(rows * ld, dtype);
         Chunks { rows, ld, logits, slopes, sums: column_sums_scratch(rows, vocab) }
     }
 
@@ -46,6 +45,12 @@ impl Chunks {
     pub(in crate::op) fn parts(&self) -> usize {
         self.logits + self.slopes + self.sums
     }
+}
+
+/// Room in f32 elements for so many logits, and for their gradients where those are bf16.
+fn room_for(logits: usize, dtype: DType) -> [usize; 2] {
+    let slopes = if dtype == DType::Bf16 { logits / 2 } else { 0 };
+    [logits, slopes].map(|n| n.next_multiple_of(64))
 }
 
 /// Workspace in f32 elements that holds the parts for every smaller number of rows and every
@@ -62,8 +67,7 @@ impl Room {
     pub(in crate::op) fn new(n: usize, vocab: usize, dtype: DType) -> Room {
         let ld = vocab.next_multiple_of(ALIGN);
         let elements = (n * ld).min(CHUNK.max(ROWS * ld));
-        let logits = elements.next_multiple_of(64);
-        let slopes = if dtype == DType::Bf16 { (elements / 2).next_multiple_of(64) } else { 0 };
+        let [logits, slopes] = room_for(elements, dtype);
         // A piece of rows may have one row.
         let sums = column_sums_scratch(n, vocab).min(elements.div_ceil(SUM_ROWS) + vocab);
         Room { logits, rest: slopes + sums }
