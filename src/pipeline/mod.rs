@@ -212,7 +212,7 @@ fn run_in(
         None => begins.seconds,
     };
     let begun = comm.concat(&[begun as u64])?[0] as i64;
-    let resumed = resumed.filter(|r| !r.is_beginning());
+    let resumed = resumed.filter(|r| !r.snapshot.label().is_beginning());
     let moment = resumed.as_ref().map(|r| format!("{:?}", r.snapshot.label()));
     ranks::same(&comm, "checkpoints", moment.unwrap_or_default().as_bytes())?;
     let ws = Workspace::new(device, memory_limit(cfg))?;

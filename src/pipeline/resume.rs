@@ -64,14 +64,6 @@ pub(super) struct Resumed {
     pub(super) notes: Vec<String>,
 }
 
-impl Resumed {
-    /// Whether nothing was done yet: the mark of a run that has begun.
-    pub(super) fn is_beginning(&self) -> bool {
-        let label = self.snapshot.label();
-        label.iteration == 0 && !label.finished
-    }
-}
-
 /// Looks for what the run in `dir` goes on from. `config` is the configuration by key.
 pub(super) fn find(
     dir: &RunDir,
