@@ -264,7 +264,7 @@ fn run_in(
             "reward" => reward::run(&mut run)?,
             _ => ppo::run(&mut run)?,
         };
-        if Some(&step) == steps_of(cfg).last() {
+        if step == resume::last_step(cfg) {
             run.point_at_results();
             run.reporter.emit(Event::RunEnd { seconds: run.seconds() });
         }
