@@ -180,9 +180,7 @@ fn check_room(wanted: usize, source: &Source, flags: &str) -> Result<()> {
 /// Limits of steps 1 and 2.
 pub(super) fn training_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
     let mut max_seq_len = cfg.max_seq_len;
-    // A written configuration has every key, so the default counts as not given.
-    let default = RunConfig::default().max_seq_len;
-    if cfg.is_explicit("max_seq_len") && max_seq_len != default {
+    if cfg.given()?.contains("max_seq_len") {
         check_room(max_seq_len, source, "--max-seq-len")?;
     } else {
         max_seq_len = max_seq_len.min(source.arch.max_positions);
