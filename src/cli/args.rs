@@ -102,7 +102,7 @@ fn parse_words(arguments: Vec<OsString>, warnings: &mut Vec<String>) -> Result<R
                 config.step = vec![step];
             }
             // One line for all that changes nothing.
-            for idle in config.idle_settings() {
+            for idle in config.idle_settings()? {
                 match warnings.first_mut() {
                     Some(line) => line.push_str(&format!("; {idle}")),
                     None => warnings.push(idle),

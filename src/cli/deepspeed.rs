@@ -130,9 +130,9 @@ pub(super) fn read(
         true => matches.get_many::<String>(&f.id()).is_some(),
         false => matches.get_count(&f.id()) > 0,
     };
-    let value = |flag: &str| -> Option<&String> {
-        of(entry).find(|f| f.flag == flag).and_then(|f| matches.get_one::<String>(&f.id()))
-    };
+    let named = |flag: &str| of(entry).find(|f| f.flag == flag);
+    let value = |flag: &str| named(flag).and_then(|f| matches.get_one::<String>(&f.id()));
+    let switched = |flag: &str| named(flag).is_some_and(given);
     let (mut nothing, mut said) = (vec![], vec![]);
     for f in of(entry).filter(|f| given(f)) {
         let name = format!("--{}", f.flag);
@@ -156,12 +156,10 @@ pub(super) fn read(
         }
         Ok(())
     };
-    if of(entry).any(|f| f.flag == "critic-gradient-checkpointing" && given(f))
-        && !has("gradient_checkpointing")
-    {
+    if switched("critic-gradient-checkpointing") && !has("gradient_checkpointing") {
         set("gradient_checkpointing", "full")?;
     }
-    match (value("test-stop-step"), of(entry).any(|f| f.flag == "enable-test-mode" && given(f))) {
+    match (value("test-stop-step"), switched("enable-test-mode")) {
         (Some(steps), true) if !has("ppo.max_steps") => set("ppo.max_steps", steps)?,
         (None, false) => {}
         _ => nothing.push("--test-stop-step".into()),

@@ -88,14 +88,14 @@ fn talk(chat: &mut Chat) -> Result<()> {
         show("> ")?;
         match next(&mut input, &mut || show("... "))? {
             None | Some(Said::Quit) => return Ok(()),
-            Some(Said::Message(text)) => chat.turn(&text)?,
+            Some(Said::Message(text)) => chat.turn(text)?,
             Some(Said::Help) => eprint!("{HELP}"),
             Some(Said::Clear) => chat.history.clear(),
             Some(Said::System(_)) if chat.raw => eprintln!("--raw knows no system message"),
             Some(Said::System(text)) => chat.system = text,
             Some(Said::Undo) => drop(chat.undo()),
             Some(Said::Retry) => match chat.undo() {
-                Some(text) => chat.turn(&text)?,
+                Some(text) => chat.turn(text)?,
                 None => eprintln!("nothing has been said yet"),
             },
             Some(Said::Save(file)) => match chat.save(Path::new(&file)) {
@@ -135,22 +135,26 @@ impl Chat {
         if text.trim().is_empty() {
             return Err(Error::user("--prompt: nothing to answer"));
         }
-        self.history.push((text, None));
-        match self.ids_that_fit()? {
-            Ok(ids) => self.answer(&ids),
-            Err(refusal) => Err(Error::user(format!("--prompt: {refusal}"))),
+        match self.reply(text)? {
+            None => Ok(()),
+            Some(refusal) => Err(Error::user(format!("--prompt: {refusal}"))),
         }
     }
 
-    /// Answers `text`.
-    fn turn(&mut self, text: &str) -> Result<()> {
-        self.history.push((text.into(), None));
+    /// Answers `text` in the conversation.
+    fn turn(&mut self, text: String) -> Result<()> {
+        if let Some(refusal) = self.reply(text)? {
+            eprintln!("{refusal}");
+        }
+        Ok(())
+    }
+
+    /// Answers `text`, or returns a line on why it is refused.
+    fn reply(&mut self, text: String) -> Result<Option<String>> {
+        self.history.push((text, None));
         match self.ids_that_fit()? {
-            Ok(ids) => self.answer(&ids),
-            Err(refusal) => {
-                eprintln!("{refusal}");
-                Ok(())
-            }
+            Ok(ids) => self.answer(&ids).map(|()| None),
+            Err(refusal) => Ok(Some(refusal)),
         }
     }
 
@@ -211,7 +215,10 @@ impl Chat {
         let positions = self.engine.model.arch.max_positions;
         let most = positions - self.sampling.max_new_tokens.min(positions / 2);
         loop {
-            let ids = if self.raw { self.raw_ids()? } else { self.chat_ids()? };
+            let ids = match self.raw {
+                true => self.raw_ids()?,
+                false => chat_ids(&self.messages(), &self.tokenizer, self.format)?,
+            };
             if ids.len() <= most && !ids.is_empty() {
                 return Ok(Ok(ids));
             }
@@ -234,29 +241,20 @@ impl Chat {
         Ok(if own.starts_with(first) { own } else { [first, &own].concat() })
     }
 
-    fn chat_ids(&self) -> Result<Vec<i32>> {
-        let message = |(role, content): &(&str, String)| Message::new(*role, content);
-        let messages: Vec<Message> = self.said().iter().map(message).collect();
-        chat_ids(&messages, &self.tokenizer, self.format)
-    }
-
-    /// All that was said, as role and text.
-    fn said(&self) -> Vec<(&'static str, String)> {
-        let system = self.system.iter().map(|s| ("system", s.clone()));
+    /// All that was said.
+    fn messages(&self) -> Vec<Message> {
+        let system = self.system.iter().map(|text| Message::new("system", text));
         let turns = self.history.iter().flat_map(|(text, answer)| {
-            let answer = answer.iter().map(|a| ("assistant", a.clone()));
-            std::iter::once(("user", text.clone())).chain(answer)
+            let answer = answer.iter().map(|text| Message::new("assistant", text));
+            std::iter::once(Message::new("user", text)).chain(answer)
         });
         system.chain(turns).collect()
     }
 
     /// Writes the conversation as a line of JSON.
     fn save(&self, file: &Path) -> Result<()> {
-        let said = self.said();
-        let messages: Vec<_> = said
-            .iter()
-            .map(|(role, content)| serde_json::json!({"role": role, "content": content}))
-            .collect();
+        let said = self.messages();
+        let messages: Vec<_> = said.iter().map(Message::fields).collect();
         super::write(file, &format!("{}\n", serde_json::json!({ "messages": messages })))
     }
 }

@@ -372,4 +372,12 @@ impl RunConfig {
     pub fn is_explicit(&self, path: &str) -> bool {
         self.explicit.contains(path)
     }
+
+    /// The keys to which the user gave other values than their defaults. A written configuration
+    /// has every key, so a default counts as not given.
+    pub fn given(&self) -> Result<BTreeSet<&'static str>> {
+        let (now, default) = (layers::flat(RUN, self)?, layers::flat(RUN, &RunConfig::default())?);
+        let changed = |path: &&'static str| now.get(*path) != default.get(*path);
+        Ok(self.explicit.iter().copied().filter(changed).collect())
+    }
 }

@@ -3,13 +3,13 @@
 use super::Run;
 use super::config::{ConversationFormat, EvalConfig, OnBadRow, OnLongPrompt, RunConfig};
 use super::demo;
-use super::remarks::{self, Remarked, Seen};
+use super::remarks::{self, Remarked, Rows, Seen};
 use super::resume::STEPS;
 use super::sources::{Source, data_path};
 use crate::base::{Error, Kind, Result};
 use crate::data::{
-    self, BadRows, Blend, BlendConfig, ChatFormat, Limits, PairExample, Part, Prompt,
-    PromptExample, Row, RowKind, SftExample, Spec, Tokenizer,
+    self, Blend, BlendConfig, ChatFormat, Limits, PairExample, Part, Prompt, PromptExample, Row,
+    RowKind, SftExample, Spec, Tokenizer,
 };
 use crate::report::Event;
 use std::rc::Rc;
@@ -180,9 +180,7 @@ fn check_room(wanted: usize, source: &Source, flags: &str) -> Result<()> {
 /// Limits of steps 1 and 2.
 pub(super) fn training_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
     let mut max_seq_len = cfg.max_seq_len;
-    // A written configuration has every key, so the default counts as not given.
-    let default = RunConfig::default().max_seq_len;
-    if cfg.is_explicit("max_seq_len") && max_seq_len != default {
+    if cfg.given()?.contains("max_seq_len") {
         check_room(max_seq_len, source, "--max-seq-len")?;
     } else {
         max_seq_len = max_seq_len.min(source.arch.max_positions);
@@ -276,15 +274,12 @@ pub(super) fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
         let rows = blend.tally(*k).join("; ");
         run.reporter.emit(Event::note(format!("data for {}: {rows}", STEPS[*k])));
     }
-    for unused in unused_lines(&blend, &steps) {
-        run.reporter.emit(Event::warning(unused));
-    }
-    report_left_out(run, "rows could not be read", &blend.bad);
-    if let Some(unused) = remarks::unused_keys(blend.rows()) {
-        run.reporter.emit(Event::warning(unused));
-    }
-    for note in &blend.bad.notes {
-        run.reporter.emit(Event::warning(note.clone()));
+    let first = blend.bad.first.first().cloned().unwrap_or_default();
+    let unread = Rows { count: blend.bad.count, first }.line("rows could not be read");
+    let warnings = unused_lines(&blend, &steps).into_iter().chain(unread);
+    let warnings = warnings.chain(remarks::unused_keys(blend.rows()));
+    for warning in warnings.chain(blend.bad.notes.iter().cloned()) {
+        run.reporter.emit(Event::warning(warning));
     }
     run.reporter.repeat(repeats);
     run.blend = Some(blend.clone());
@@ -308,15 +303,13 @@ fn examples<T: Remarked>(
     let blend = blend(run)?;
     let skip = run.cfg.on_bad_row == OnBadRow::Skip;
     let mut out = Examples { train: vec![], eval: vec![], sets: vec![] };
-    let (mut bad, mut long, mut silent) =
-        (BadRows::default(), BadRows::default(), BadRows::default());
+    let (mut bad, mut long, mut silent) = (Rows::default(), Rows::default(), Rows::default());
     let mut seen = Seen::default();
     let format = chat_format(run.cfg.chat_format, &source.tokenizer);
     for part in blend.step(step)? {
         let before = out.train.len();
         for (rows, to) in [(&part.train, &mut out.train), (&part.eval, &mut out.eval)] {
             for row in rows {
-                let place = || format!("{} row {}", row.file, row.row);
                 match make(row) {
                     Ok(Some(example)) => {
                         seen.note(example.remarks(), row, &source.tokenizer, format);
@@ -324,50 +317,40 @@ fn examples<T: Remarked>(
                     }
                     Ok(None) => {
                         let weightless = step == 0 && row.learns_nothing();
-                        let out = if weightless { &mut silent } else { &mut long };
-                        out.add(BadRows { count: 1, first: vec![place()], ..BadRows::default() });
+                        let rows = if weightless { &mut silent } else { &mut long };
+                        rows.add(row);
                     }
-                    Err(e) if skip && e.kind() == Kind::User => {
-                        let first = vec![e.to_string()];
-                        bad.add(BadRows { count: 1, first, ..BadRows::default() });
-                    }
+                    Err(e) if skip && e.kind() == Kind::User => bad.add_told(|| e.to_string()),
                     Err(e) => return Err(e),
                 }
             }
         }
         out.sets.push((out.train.len() - before, part.weight));
     }
-    report_left_out(run, &format!("rows could not be used for {what}"), &bad);
     // A row can also be left out for having nothing to learn within that length.
     let nothing = ["no token to learn", "two equal answers", "no prompt"][step];
     let longer = "rows were longer than --max-prompt-seq-len or --max-seq-len";
-    report_left_out(run, &format!("{longer}, or had {nothing}, and left out of {what}"), &long);
-    let weightless = format!("rows give their answers the weight 0 and are left out of {what}");
-    report_left_out(run, &weightless, &silent);
-    for warning in seen.warnings(what) {
+    let weightless = "rows give their answers the weight 0 and are left out of";
+    let left_out = [
+        bad.line(&format!("rows could not be used for {what}")),
+        long.line(&format!("{longer}, or had {nothing}, and left out of {what}")),
+        silent.line(&format!("{weightless} {what}")),
+    ];
+    for warning in left_out.into_iter().flatten().chain(seen.warnings(what)) {
         run.reporter.emit(Event::warning(warning));
     }
     if out.train.is_empty() {
-        let why = bad.first.first().map_or_else(
-            || match long.count {
-                0 => "the answers of all have the weight 0".into(),
-                _ => format!(
-                    "all are too long, or have {nothing}; raise --max-prompt-seq-len or use \
-                     --on-long-prompt truncate"
-                ),
-            },
-            |first| format!("none can be used, first: {first}"),
-        );
+        let why = match (bad.count, long.count) {
+            (0, 0) => "the answers of all have the weight 0".into(),
+            (0, _) => format!(
+                "all are too long, or have {nothing}; raise --max-prompt-seq-len or use \
+                 --on-long-prompt truncate"
+            ),
+            _ => format!("none can be used, first: {}", bad.first),
+        };
         return Err(Error::user(format!("no row is left for {what}: {why}")));
     }
     Ok(out)
-}
-
-fn report_left_out(run: &mut Run<'_>, what: &str, rows: &BadRows) {
-    if rows.count > 0 {
-        let first = rows.first.first().map_or("", String::as_str);
-        run.reporter.emit(Event::warning(format!("{} {what}, first: {first}", rows.count)));
-    }
 }
 
 #[cfg(test)]

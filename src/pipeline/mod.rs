@@ -213,7 +213,7 @@ fn run_in(
         None => begins.seconds,
     };
     let begun = comm.concat(&[begun as u64])?[0] as i64;
-    let resumed = resumed.filter(|r| !r.is_beginning());
+    let resumed = resumed.filter(|r| !r.snapshot.label().is_beginning());
     let moment = resumed.as_ref().map(|r| format!("{:?}", r.snapshot.label()));
     ranks::same(&comm, "checkpoints", moment.unwrap_or_default().as_bytes())?;
     let ws = Workspace::new(device, memory_limit(cfg))?;
@@ -265,7 +265,7 @@ fn run_in(
             "reward" => reward::run(&mut run)?,
             _ => ppo::run(&mut run)?,
         };
-        if Some(&step) == steps_of(cfg).last() {
+        if step == resume::last_step(cfg) {
             run.point_at_results();
             run.reporter.emit(Event::RunEnd { seconds: run.seconds() });
         }

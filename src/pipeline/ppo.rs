@@ -23,11 +23,11 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     let source = run.source(&start::ppo_actor(cfg, &run.dir)?)?;
     let data = datasets::prompts(run, &source)?;
     let texts = datasets::texts(run, &source)?;
-    let others = other_sources(run)?;
-    let read: Vec<&Source> = std::iter::once(&source).chain(&others).collect();
+    let others = Others::open(run)?;
+    let read: Vec<&Source> = std::iter::once(&source).chain(others.all()).collect();
     let (stage, from) = run.enter("ppo", &read)?;
     let prompts = talks(data.train.iter().chain(&data.eval));
-    let engines = build(run, &source, prompts)?;
+    let engines = build(run, &source, &others, prompts)?;
     let p = &cfg.ppo;
     let per_iteration = p.answers_per_iteration();
     let batches = data.batches(per_iteration, p.num_train_epochs, p.max_steps, cfg.seed);
@@ -117,13 +117,35 @@ fn save<'d>(
 }
 
 /// The models that are read beside the actor.
-fn other_sources(run: &Run<'_>) -> Result<Vec<Source>> {
-    let names = [start::ppo_reward(run.cfg, &run.dir), run.cfg.ppo.critic_model.clone()];
-    names.iter().flatten().map(|name| run.source(name)).collect()
+struct Others {
+    /// The reward model, with its name for messages.
+    reward: Option<(String, Source)>,
+    /// The one that the critic is to start from, where one is named.
+    critic: Option<Source>,
+}
+
+impl Others {
+    fn open(run: &Run<'_>) -> Result<Others> {
+        let reward = match start::ppo_reward(run.cfg, &run.dir) {
+            Some(name) => Some((name.clone(), run.source(&name)?)),
+            None => None,
+        };
+        let critic = run.cfg.ppo.critic_model.as_ref().map(|name| run.source(name));
+        Ok(Others { reward, critic: critic.transpose()? })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Source> {
+        self.reward.iter().map(|(_, source)| source).chain(&self.critic)
+    }
 }
 
 /// Loads the four models, two of them once where LoRA or a rule makes a copy unnecessary.
-fn build(run: &mut Run<'_>, source: &Source, prompts: Talks) -> Result<PpoEngines> {
+fn build(
+    run: &mut Run<'_>,
+    source: &Source,
+    others: &Others,
+    prompts: Talks,
+) -> Result<PpoEngines> {
     let cfg = run.cfg;
     let lora = settings::actor_lora(cfg);
     let with_lora = lora.is_some();
@@ -135,25 +157,23 @@ fn build(run: &mut Run<'_>, source: &Source, prompts: Talks) -> Result<PpoEngine
     let reference =
         if with_lora { None } else { Some(frozen(run, source, Head::Lm, "reference")?) };
     let rule = cfg.ppo.reward_rule.as_deref();
-    let reward_name = start::ppo_reward(cfg, &run.dir);
     let mut foreign = false;
-    let reward = match (rule, &reward_name) {
+    let reward = match (rule, &others.reward) {
         (Some(rule), _) => {
             let tokenizer = source.tokenizer.clone();
             let decode = move |ids: &[i32]| tokenizer.decode(ids, true);
             RewardSource::Rule(built_in_rule(rule)?, Box::new(decode))
         }
-        (None, Some(name)) => {
-            let reward = run.source(name)?;
-            let engine = Box::new(frozen(run, &reward, Head::Score, "reward model")?);
-            if !source.has_tokens_of(&reward) {
+        (None, Some((name, reward))) => {
+            let engine = Box::new(frozen(run, reward, Head::Score, "reward model")?);
+            foreign = !source.has_tokens_of(reward);
+            if foreign {
                 run.reporter.emit(Event::note(format!(
                     "{name} has a tokenizer of its own: answers are tokenised again for it, and the \
                      critic starts from the actor unless --critic-model says otherwise"
                 )));
             }
-            foreign = !source.has_tokens_of(&reward);
-            match reading(source, &reward, prompts, cfg.chat_format) {
+            match reading(source, reward, prompts, cfg.chat_format) {
                 None => RewardSource::Model(engine),
                 Some(read) => RewardSource::Foreign(engine, read),
             }
@@ -161,17 +181,11 @@ fn build(run: &mut Run<'_>, source: &Source, prompts: Talks) -> Result<PpoEngine
         (None, None) => return Err(start::no_reward()),
     };
     // Values are per token of the actor.
-    let reward_name = reward_name.filter(|_| !foreign);
-    let critic_name = cfg
-        .ppo
-        .critic_model
-        .clone()
-        .or(reward_name)
-        .map_or_else(|| start::ppo_actor(cfg, &run.dir), Ok)?;
-    let critic_source = run.source(&critic_name)?;
-    source.same_tokens(&critic_source)?;
+    let known = others.reward.as_ref().map(|(_, source)| source).filter(|_| !foreign);
+    let critic_source = others.critic.as_ref().or(known).unwrap_or(source);
+    source.same_tokens(critic_source)?;
     let lora = settings::critic_lora(cfg);
-    let options = run.trained(&critic_source, Head::Score, lora, false)?;
+    let options = run.trained(critic_source, Head::Score, lora, false)?;
     let critic = critic_source.load(&options, &mut run.reporter)?;
     run.describe("critic", &critic);
     let critic = Engine::trained(critic, settings::critic_adamw(cfg), keep)?;

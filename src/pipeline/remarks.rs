@@ -27,22 +27,28 @@ impl Remarked for PromptExample {
     }
 }
 
-/// Rows of one kind: their number, and the place of the first.
+/// Rows of one kind: their number, and the place of the first, or its error.
 #[derive(Default)]
-struct Rows {
-    count: usize,
-    first: String,
+pub(super) struct Rows {
+    pub(super) count: usize,
+    pub(super) first: String,
 }
 
 impl Rows {
-    fn add(&mut self, row: &Row) {
+    pub(super) fn add(&mut self, row: &Row) {
+        self.add_told(|| format!("{} row {}", row.file, row.row));
+    }
+
+    /// Adds a row of which `first` tells, if it is the first.
+    pub(super) fn add_told(&mut self, first: impl FnOnce() -> String) {
         if self.count == 0 {
-            self.first = format!("{} row {}", row.file, row.row);
+            self.first = first();
         }
         self.count += 1;
     }
 
-    fn line(&self, what: &str) -> Option<String> {
+    /// The line about them, if there are any.
+    pub(super) fn line(&self, what: &str) -> Option<String> {
         (self.count > 0).then(|| format!("{} {what}, first: {}", self.count, self.first))
     }
 }

@@ -17,6 +17,11 @@ pub(super) fn steps_of(cfg: &RunConfig) -> Vec<&'static str> {
     cfg.step.iter().map(|s| STEPS[*s as usize - 1]).collect()
 }
 
+/// The name of the last of them, which a longer run goes on with.
+pub(super) fn last_step(cfg: &RunConfig) -> &'static str {
+    steps_of(cfg).last().copied().unwrap_or_default()
+}
+
 /// Keys that change no number of the result, or only as far as sums are rounded.
 pub(super) const HARMLESS: &[&str] = &[
     "output_dir",
@@ -62,14 +67,6 @@ pub(super) struct Resumed {
     /// Whether it is of this run directory.
     pub(super) here: bool,
     pub(super) notes: Vec<String>,
-}
-
-impl Resumed {
-    /// Whether nothing was done yet: the mark of a run that has begun.
-    pub(super) fn is_beginning(&self) -> bool {
-        let label = self.snapshot.label();
-        label.iteration == 0 && !label.finished
-    }
 }
 
 /// Looks for what the run in `dir` goes on from. `config` is the configuration by key.
@@ -125,7 +122,7 @@ fn extension(
     cfg: &RunConfig,
     config: &BTreeMap<String, String>,
 ) -> Result<Resumed> {
-    let last = steps_of(cfg).last().copied().unwrap_or_default();
+    let last = last_step(cfg);
     let state = |f: &&Found| f.step == last && f.iteration.is_some_and(|n| n > 0);
     let Some(found) = all.iter().rev().find(state) else {
         return Err(Error::user(format!(
@@ -158,14 +155,13 @@ fn extension(
 
 /// Keys that may grow where a run is trained further: those of its last step.
 fn grows(cfg: &RunConfig, key: &str) -> bool {
-    let last = steps_of(cfg).last().copied().unwrap_or_default();
-    let rest = key.strip_prefix(last).and_then(|k| k.strip_prefix('.'));
+    let rest = key.strip_prefix(last_step(cfg)).and_then(|k| k.strip_prefix('.'));
     cfg.extend && matches!(rest, Some("num_train_epochs" | "max_steps"))
 }
 
 /// Whether nothing comes after `found`.
 fn is_end(found: &Found, cfg: &RunConfig) -> bool {
-    found.iteration.is_none() && steps_of(cfg).last() == Some(&found.step.as_str())
+    found.iteration.is_none() && found.step == last_step(cfg)
 }
 
 fn same_place(a: Option<&Path>, b: &Path) -> bool {

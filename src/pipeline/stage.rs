@@ -2,7 +2,7 @@
 //! trainer, and where the run stops when it is asked to.
 
 use super::health::Health;
-use super::resume::{STEPS, same_inputs, steps_of};
+use super::resume::{STEPS, last_step, same_inputs, steps_of};
 use super::sources::Source;
 use super::{Run, ranks, stop};
 use crate::base::{Error, Result};
@@ -120,7 +120,7 @@ impl Run<'_> {
             self.reporter.emit(Event::warning(told));
         }
         // The last state of all is what a longer run goes on from.
-        let last = iteration == self.total && steps_of(self.cfg).last() == Some(&stage.step);
+        let last = iteration == self.total && stage.step == last_step(self.cfg);
         let due = self.saver.is_due(stage.step, iteration, values) || last;
         let [due, asked] = self.comm.any([due, stop::is_asked()])?;
         let signal = asked.then(stop::name);

@@ -73,15 +73,21 @@ pub(super) fn check(cfg: &RunConfig, dir: &RunDir) -> Result<()> {
         starts.push(reward(cfg)?);
     }
     starts.dedup();
-    for name in starts.iter().filter(|name| Path::new(name).exists() || !comes(name)) {
-        datasets::training_limits(cfg, &Source::open(name)?)?;
+    let mut opened = vec![];
+    for name in starts.into_iter().filter(|name| Path::new(name).exists() || !comes(name)) {
+        let source = Source::open(&name)?;
+        datasets::training_limits(cfg, &source)?;
+        opened.push((name, source));
     }
-    if cfg.step.contains(&3) { check_ppo(cfg, dir) } else { Ok(()) }
+    if cfg.step.contains(&3) { check_ppo(cfg, dir, opened) } else { Ok(()) }
 }
 
-fn check_ppo(cfg: &RunConfig, dir: &RunDir) -> Result<()> {
+/// The same of step 3. `opened` are models of earlier steps by name, often its actor among them.
+fn check_ppo(cfg: &RunConfig, dir: &RunDir, opened: Vec<(String, Source)>) -> Result<()> {
     let actor = if cfg.step.contains(&1) { sft(cfg)? } else { ppo_actor(cfg, dir)? };
-    datasets::rollout_limits(cfg, &Source::open(&actor)?)?;
+    let found = opened.into_iter().find(|(name, _)| *name == actor);
+    let source = found.map_or_else(|| Source::open(&actor), |(_, source)| Ok(source))?;
+    datasets::rollout_limits(cfg, &source)?;
     if let Some(missing) = cfg.unsupervised_sources()?.iter().find(|s| !s.path.exists()) {
         return Err(Error::user(format!(
             "--unsupervised-data-path {}: no such file",

@@ -100,8 +100,8 @@ enum Thing {
 /// True if a snapshot is the mark of a run's beginning, which holds no state.
 fn is_beginning(thing: &Thing) -> bool {
     let Thing::Snapshot(dir) = thing else { return false };
-    let label = |s: &Snapshot| s.label().iteration == 0 && !s.label().finished;
-    Snapshot::open(dir).as_ref().is_ok_and(label)
+    // By the manifest first: opening reads every byte, of a beginning next to none.
+    Snapshot::label_in(dir).is_ok_and(|l| l.is_beginning()) && Snapshot::open(dir).is_ok()
 }
 
 /// What there is to check in `dir`.
@@ -126,17 +126,9 @@ fn things(dir: &Path) -> Result<Vec<Thing>> {
 fn is_model(dir: &Path) -> bool {
     let text = std::fs::read(dir.join("config.json")).unwrap_or_default();
     let config: Option<Value> = serde_json::from_slice(&text).ok();
-    let other = config.is_some_and(|c| c.get("model_type").is_none()) && weights(dir).is_err();
+    let other =
+        config.is_some_and(|c| c.get("model_type").is_none()) && Checkpoint::open(dir).is_err();
     dir.join("adapter_config.json").exists() || dir.join("config.json").exists() && !other
-}
-
-/// The weight files of `dir`: a model's, or its adapters'.
-fn weights(dir: &Path) -> Result<Checkpoint> {
-    let adapters = ["adapter_model.safetensors", "adapter_model.bin"].map(|name| dir.join(name));
-    match adapters.iter().find(|path| path.is_file()) {
-        Some(path) if dir.join("adapter_config.json").exists() => Checkpoint::open_file(path),
-        _ => Checkpoint::open(dir),
-    }
 }
 
 fn snapshot(dir: &Path) -> Result<String> {
@@ -175,7 +167,7 @@ fn model(dir: &Path) -> Result<(String, Vec<String>)> {
         notes.push("it has no score head, so it can be trained as a reward model only".into());
     }
     notes.extend(tokens::verify(dir, model.arch.vocab)?);
-    let mut files = vec![weights(&base)?];
+    let mut files = vec![Checkpoint::open(&base)?];
     if base != dir {
         files.push(Checkpoint::open_file(&adapter_weights(dir)?)?);
     }

@@ -83,6 +83,13 @@ pub fn pairs(n: usize) -> Vec<Value> {
         .collect()
 }
 
+/// A generator that differs from run to run; the seed is printed when a test fails.
+pub fn fresh_rng() -> Rng {
+    let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    println!("seed {seed}");
+    Rng::new(seed, 0)
+}
+
 /// Preference rows whose answers have random lengths, of up to `longest` bytes and so about as many
 /// tokens.
 pub fn uneven_pairs(rng: &mut Rng, n: usize, longest: u32) -> Vec<Value> {

@@ -1,8 +1,10 @@
 //! Tiny random models of every family, shared by the integration tests.
 #![allow(dead_code, unreachable_pub)]
 
+mod checkpoint;
 pub mod device;
 
+pub use checkpoint::fresh_rng;
 pub use device::device;
 use duplex::arch::Config;
 use duplex::base::{DType, Rng};
@@ -176,14 +178,6 @@ pub fn prompts(seed: u64, n: usize) -> Vec<Vec<i32>> {
     (0..n)
         .map(|_| (0..1 + rng.below(70)).map(|_| rng.below(VOCAB as u32) as i32).collect())
         .collect()
-}
-
-/// A generator that differs from run to run; the seed is printed when a test fails.
-pub fn fresh_rng() -> Rng {
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let seed = clock.as_nanos() as u64;
-    println!("seed {seed}");
-    Rng::new(seed, 0)
 }
 
 /// A row of `shortest..=longest` tokens of a vocabulary.

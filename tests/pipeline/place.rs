@@ -2,7 +2,7 @@
 //! test asks of a run: its weights, its metrics.
 
 use crate::checkpoint;
-use duplex::base::{DType, Rng};
+use duplex::base::DType;
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use duplex::pool::ParamId;
 use serde_json::Value;
@@ -55,12 +55,9 @@ impl Place {
     /// With a model of another vocabulary, and pairs of random unequal length, up to `longest`
     /// tokens a text.
     pub(crate) fn large(family: &str, vocab: usize, longest: u32) -> Place {
-        let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        let seed = clock.as_nanos() as u64;
-        println!("rows of seed {seed}");
         let p = Place { tmp: tempfile::tempdir().unwrap() };
         checkpoint::write_large(&p.path("model"), family, vocab);
-        let rows = checkpoint::uneven_pairs(&mut Rng::new(seed, 0), 90, longest);
+        let rows = checkpoint::uneven_pairs(&mut checkpoint::fresh_rng(), 90, longest);
         checkpoint::write_rows(&p.path("data.jsonl"), &rows);
         let lengths = format!("max_prompt_seq_len = {longest}\nmax_answer_seq_len = 8");
         let short = SHORT.replace("max_prompt_seq_len = 40\nmax_answer_seq_len = 8", &lengths);

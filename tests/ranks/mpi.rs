@@ -1,8 +1,9 @@
 //! Ranks that are processes, connected by MPI: what one rank does, and what is done when one is gone.
 
+use crate::checkpoint::fresh_rng;
 use crate::near::{near, of_steps, on, whole};
 use crate::place::{Place, events};
-use crate::process::{fresh_rng, until};
+use crate::process::until;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;

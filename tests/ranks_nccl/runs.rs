@@ -1,9 +1,10 @@
 //! Whole runs through the binary, which starts its ranks itself, or finds itself started as one of several.
 
+use crate::checkpoint::fresh_rng;
 use crate::fake;
 use crate::near::{near, of_steps, on};
 use crate::place::{Place, metrics, number};
-use crate::process::{ended, fresh_rng, same, signal, until};
+use crate::process::{ended, same, signal, until};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};

@@ -1,7 +1,8 @@
 //! Checkpoints, data and configurations that are not what they were; a disk that is full.
 
+use crate::checkpoint::fresh_rng;
 use crate::place::Place;
-use crate::process::{STEPS, checkpoints, ended, fresh_rng, same, spawn, stop_after, words};
+use crate::process::{STEPS, checkpoints, ended, same, spawn, stop_after, words};
 use duplex::formats::Snapshot;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,7 +1,8 @@
 //! `kill -9` at random moments of every step, and inside the writing of checkpoints.
 
+use crate::checkpoint::fresh_rng;
 use crate::place::{Place, all_bytes, bytes};
-use crate::process::{checkpoints, fresh_rng, same, spawn, words};
+use crate::process::{checkpoints, same, spawn, words};
 use std::path::Path;
 use std::time::{Duration, Instant};
 

@@ -1,11 +1,10 @@
 //! A run as a process that can be killed, and what it leaves behind.
 
 use crate::place::Place;
-use duplex::base::Rng;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// Iterations of every step.
 pub(crate) const ITERATIONS: usize = 6;
@@ -13,13 +12,6 @@ pub(crate) const ITERATIONS: usize = 6;
 /// A run of all steps, each of six iterations.
 pub(crate) const STEPS: [&str; 6] =
     ["--sft-max-steps", "6", "--reward-max-steps", "6", "--ppo-max-steps", "6"];
-
-/// A generator that differs from run to run; the seed is printed when a test fails.
-pub(crate) fn fresh_rng() -> Rng {
-    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
-    println!("seed {seed}");
-    Rng::new(seed, 0)
-}
 
 /// The words of a run of all steps into `to`.
 pub(crate) fn words<'a>(to: &'a str, more: &[&'a str]) -> Vec<&'a str> {

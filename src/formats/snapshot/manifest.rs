@@ -35,6 +35,13 @@ pub struct Label {
     pub inputs: Vec<Input>,
 }
 
+impl Label {
+    /// True if nothing was done yet: the mark of a run that has begun.
+    pub fn is_beginning(&self) -> bool {
+        self.iteration == 0 && !self.finished
+    }
+}
+
 /// A file that a run has read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {

@@ -56,6 +56,11 @@ impl Snapshot {
         Ok(Snapshot { dir: dir.to_owned(), manifest, shards, places })
     }
 
+    /// The label of the snapshot in `dir`, from its manifest alone: no tensor is read or checked.
+    pub fn label_in(dir: &Path) -> Result<Label> {
+        Ok(manifest::read(dir)?.label)
+    }
+
     /// Where it is.
     pub fn dir(&self) -> &Path {
         &self.dir

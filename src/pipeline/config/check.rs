@@ -43,6 +43,19 @@ impl DataSource {
     }
 }
 
+/// The three numbers of "data_split".
+fn shares(text: &str) -> Result<[f64; 3]> {
+    let parts: Option<Vec<f64>> = text.split(',').map(|p| p.trim().parse().ok()).collect();
+    let parts: Option<[f64; 3]> = parts.and_then(|p| p.try_into().ok());
+    let usable =
+        |p: &[f64; 3]| p.iter().all(|x| (0.0..=1e9).contains(x)) && p.iter().sum::<f64>() > 0.0;
+    parts.filter(usable).ok_or_else(|| {
+        Error::user(format!(
+            "\"data_split\" must be three numbers of 0 or more, not all 0, such as \"2,4,4\", not {text:?}"
+        ))
+    })
+}
+
 impl RunConfig {
     /// The sources of `data_path`.
     pub fn data_sources(&self) -> Result<Vec<DataSource>> {
@@ -62,21 +75,10 @@ impl RunConfig {
     /// Shares of the data for steps 1, 2 and 3; they add up to 1. Where none are given, the steps
     /// that are not run get nothing: a step alone takes all rows that it can use.
     pub fn split(&self) -> Result<[f64; 3]> {
-        let Some(text) = &self.data_split else {
-            let runs = |k: usize| self.step.contains(&(k as u32 + 1));
-            let shares: [f64; 3] =
-                std::array::from_fn(|k| if runs(k) { DEFAULT_SPLIT[k] } else { 0.0 });
-            let sum: f64 = shares.iter().sum();
-            return Ok(shares.map(|s| s / sum));
-        };
-        let parts: Option<Vec<f64>> = text.split(',').map(|p| p.trim().parse().ok()).collect();
-        let parts: Option<[f64; 3]> = parts.and_then(|p| p.try_into().ok());
-        let usable =
-            |p: &[f64; 3]| p.iter().all(|x| (0.0..=1e9).contains(x)) && p.iter().sum::<f64>() > 0.0;
-        let Some(parts) = parts.filter(usable) else {
-            return Err(Error::user(format!(
-                "\"data_split\" must be three numbers of 0 or more, not all 0, such as \"2,4,4\", not {text:?}"
-            )));
+        let runs = |k: usize| self.step.contains(&(k as u32 + 1));
+        let parts = match &self.data_split {
+            Some(text) => shares(text)?,
+            None => std::array::from_fn(|k| if runs(k) { DEFAULT_SPLIT[k] } else { 0.0 }),
         };
         let sum: f64 = parts.iter().sum();
         Ok(parts.map(|p| p / sum))

@@ -282,6 +282,22 @@ fn later_layers_win_and_what_was_given_is_remembered() {
 }
 
 #[test]
+fn settings_beside_which_others_count_are_named() {
+    let told = |text: &str| read(text).unwrap().idle_settings().unwrap();
+    let lora = "lora_alpha = 3\nlora_module_name = [\"q_proj\"]";
+    let rates = "[sft]\nlearning_rate = 2e-5\n[reward]\nlearning_rate = 2e-5\n";
+    let idle = told(&format!("{rates}[lora]\n{lora}"));
+    assert_eq!(idle.len(), 1, "{idle:?}");
+    assert!(idle[0].starts_with("lora.lora_alpha, lora.lora_module_name change nothing without"));
+    let idle = told(&format!("{rates}[lora]\nactor_lora_dim = 2\n{lora}"));
+    assert_eq!(idle.len(), 1, "{idle:?}");
+    assert!(idle[0].starts_with("sft.learning_rate change nothing with LoRA"), "{idle:?}");
+    // A written configuration has every key.
+    let written = to_toml(RUN, &RunConfig::default()).unwrap();
+    assert!(told(&written).is_empty() && !read(&written).unwrap().explicit.is_empty());
+}
+
+#[test]
 fn the_demonstration_has_its_own_rates_below_the_users() {
     let plain = RunConfig::default();
     let demo = read("[sft]\nlearning_rate = 2e-5").unwrap();

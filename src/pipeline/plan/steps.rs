@@ -8,7 +8,7 @@ use crate::engine::Engine;
 use crate::formats::Draft;
 use crate::model::Head;
 use crate::pipeline::config::keys::Every;
-use crate::pipeline::resume::steps_of;
+use crate::pipeline::resume::last_step;
 use crate::pipeline::settings;
 use crate::pool::Zero;
 use crate::rlhf::{
@@ -255,7 +255,7 @@ fn training(phase: Phase, engines: &[&Engine]) -> Phase {
 /// Bytes of the copy of the state for a checkpoint; none where the step is over before one is due.
 /// The last step of a run always saves its end, from which a longer run can go on.
 fn copied(dry: &Dry<'_>, step: &str, max_steps: usize, draft: &Draft<'_>) -> Result<usize> {
-    let last = steps_of(dry.cfg).last() == Some(&step);
+    let last = step == last_step(dry.cfg);
     match dry.cfg.save_every()? {
         Every::Iterations(n) if max_steps > 0 && n > max_steps as u64 && !last => Ok(0),
         _ => draft.bytes(),
