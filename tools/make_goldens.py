@@ -244,7 +244,6 @@ def pytorch_bin_sharded(out, name, model, expected):
         file = f"pytorch_model-{part:05}-of-00002.bin"
         torch.save({k: state[k] for k in keys}, folder / file)
         weight_map |= dict.fromkeys(keys, file)
-    adapters(out)
     total = sum(v.numel() * 4 for v in state.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
