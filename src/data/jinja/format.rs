@@ -411,12 +411,8 @@ fn convert(value: &Value, kind: char, mut spec: Spec) -> Res<String> {
             format_int(number, &spec)
         }
         'e' | 'E' | 'f' | 'F' | 'g' | 'G' => {
-            let number = match value {
-                Value::Float(f) => *f,
-                _ => match value.as_int() {
-                    Some(i) => i as f64,
-                    None => return error("must be real number, not ".to_owned() + value.kind()),
-                },
+            let Some(number) = ops::number(value) else {
+                return error("must be real number, not ".to_owned() + value.kind());
             };
             spec.kind = Some(kind);
             numeric(&mut spec);

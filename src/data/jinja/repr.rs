@@ -1,6 +1,5 @@
 //! Python's `str` and `repr`.
 
-use super::ops::range_text;
 use super::value::{Object, Res, Value, View, error};
 use std::fmt::Write;
 
@@ -74,7 +73,11 @@ fn write(value: &Value, sorted: bool, depth: u32, out: &mut String) -> Res<()> {
             };
             series(&items, [name, "])"], sorted, depth, out)?;
         }
-        Value::Range(r) => out.push_str(&range_text(r)),
+        Value::Range(r) => {
+            let [start, stop, step] = **r;
+            let step = if step == 1 { String::new() } else { format!(", {step}") };
+            _ = write!(out, "range({start}, {stop}{step})");
+        }
         Value::Object(o) => match &**o {
             Object::Namespace(vars, _) => {
                 out.push_str("<Namespace {");
