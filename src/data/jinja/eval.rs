@@ -4,7 +4,7 @@ use super::ast::{Args, Expr, For, Kind, MacroDef, Stmt, Target};
 use super::ops;
 use super::parse::Program;
 use super::repr;
-use super::value::{Fail, Iter, Loop, Macro, Object, Res, Scope, Value, error};
+use super::value::{Fail, Iter, Loop, Macro, Object, Res, Scope, Value, Vars, error, levels, put};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
@@ -42,13 +42,19 @@ pub(crate) enum Failed {
 }
 
 /// Arguments of a call.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Given {
     pub(crate) pos: Vec<Value>,
-    pub(crate) named: Vec<(Arc<str>, Value)>,
+    pub(crate) named: Vars,
 }
 
 impl Given {
+    /// Takes a named argument out.
+    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+        let at = self.named.iter().position(|(n, _)| &**n == name)?;
+        Some(self.named.remove(at).1)
+    }
+
     /// The values of the parameters `names`, of which the first `required` must be given.
     pub(crate) fn bind<const N: usize>(
         self,
@@ -114,7 +120,7 @@ pub(crate) struct Run {
 /// Renders a program with its variables.
 pub(crate) fn render(
     program: &Program,
-    vars: Vec<(Arc<str>, Value)>,
+    vars: Vars,
     now: i64,
     limits: Limits,
 ) -> Result<Output, Failed> {
@@ -212,8 +218,8 @@ impl Run {
         })
     }
 
-    pub(crate) fn namespace(&mut self, vars: Vec<(Arc<str>, Value)>) -> Value {
-        let nested = vars.iter().map(|(_, v)| v.nested()).max().unwrap_or(0) + 1;
+    pub(crate) fn namespace(&mut self, vars: Vars) -> Value {
+        let nested = levels(vars.iter().map(|(_, v)| v));
         let space = Rc::new(Object::Namespace(RefCell::new(vars), nested.into()));
         self.spaces.push(space.clone());
         Value::Object(space)
@@ -386,14 +392,7 @@ impl Run {
                     ));
                 }
                 nested.set(nested.get().max(value.nested() + 1));
-                let mut vars = vars.borrow_mut();
-                let _old = match vars.iter_mut().find(|(n, _)| n == attr) {
-                    Some((_, old)) => Some(std::mem::replace(old, value)),
-                    None => {
-                        vars.push((attr.clone(), value));
-                        None
-                    }
-                };
+                put(&mut vars.borrow_mut(), attr, value);
             }
         }
         Ok(())
@@ -779,32 +778,28 @@ impl Run {
         })
     }
 
-    fn call_macro(&mut self, m: &Macro, given: Given) -> Res<Value> {
+    fn call_macro(&mut self, m: &Macro, mut given: Given) -> Res<Value> {
         let def = &*m.def;
         let what = def.name.as_deref().unwrap_or("caller");
-        let (count, mut pos, mut named) = (def.params.len(), given.pos, given.named);
-        let mut take = |name: &str| {
-            let at = named.iter().position(|(n, _)| &**n == name)?;
-            Some(named.remove(at).1)
-        };
+        let (count, mut pos) = (def.params.len(), std::mem::take(&mut given.pos));
         let extra = if pos.len() > count { pos.split_off(count) } else { Vec::new() };
         let filled = pos.len();
         let mut values: Vec<Option<Value>> = pos.into_iter().map(Some).collect();
         for name in &def.params[filled..] {
-            values.push(take(name));
+            values.push(given.take(name));
         }
         let scope = Scope::new(Some(m.scope.clone()));
         if def.takes_caller {
-            let caller = match take("caller") {
+            let caller = match given.take("caller") {
                 None | Some(Value::None) => Value::undefined("No caller defined"),
                 Some(caller) => caller,
             };
             scope.set(&Arc::from("caller"), caller);
         }
         if def.takes_kwargs {
-            let entries = named.into_iter().map(|(n, v)| (Value::Str(n), v)).collect();
+            let entries = given.named.into_iter().map(|(n, v)| (Value::Str(n), v)).collect();
             scope.set(&Arc::from("kwargs"), Value::dict(entries)?);
-        } else if let Some((name, _)) = named.first() {
+        } else if let Some((name, _)) = given.named.first() {
             return error(format!("macro '{what}' takes no keyword argument '{name}'"));
         }
         if def.takes_varargs {

@@ -420,15 +420,15 @@ impl Run {
         if !ops::truth(&value) {
             return Ok(Value::iter(Vec::new()));
         }
-        let attribute = given.named.iter().position(|(n, _)| &**n == "attribute");
-        if let (true, Some(at)) = (given.pos.is_empty(), attribute) {
-            let path = match path(Some(given.named.remove(at).1)) {
+        if given.pos.is_empty()
+            && let Some(attribute) = given.take("attribute")
+        {
+            let path = match path(Some(attribute)) {
                 Ok(path) => path,
                 Err(Fail::Error(message)) => return Ok(failing(Vec::new(), &message)),
                 Err(other) => return Err(other),
             };
-            let default = given.named.iter().position(|(n, _)| &**n == "default");
-            let default = default.map(|at| given.named.remove(at).1);
+            let default = given.take("default");
             if let Some((name, _)) = given.named.first() {
                 let message = format!("Unexpected keyword argument '{name}'");
                 return Ok(failing(Vec::new(), &message));
@@ -446,8 +446,7 @@ impl Run {
             return Ok(failing(Vec::new(), &format!("No filter named '{filter}'.")));
         }
         self.lazily(&value, |run, item, out| {
-            let args = Given { pos: given.pos.clone(), named: given.named.clone() };
-            out.push(run.filter(&filter, item, args)?);
+            out.push(run.filter(&filter, item, given.clone())?);
             Ok(())
         })
     }
@@ -472,10 +471,7 @@ impl Run {
             let subject = run.get_path(&item, &path, None)?;
             let holds = match &test {
                 None => ops::truth(&subject),
-                Some(test) => {
-                    let args = Given { pos: given.pos.clone(), named: given.named.clone() };
-                    run.test(test, &subject, args)?
-                }
+                Some(test) => run.test(test, &subject, given.clone())?,
             };
             if holds == keep {
                 out.push(item);

@@ -3,7 +3,7 @@
 use super::eval::{Given, Run};
 use super::ops;
 use super::repr::{at_exponent, float, repr, text, with_exponent};
-use super::value::{Res, Value, error};
+use super::value::{Res, Value, error, named};
 use std::sync::Arc;
 
 /// A format specification: `[[fill]align][sign][#][0][width][,][.precision][type]`.
@@ -274,7 +274,7 @@ fn field_value(run: &mut Run, field: &str, given: &Given, automatic: &mut usize)
     };
     let found = match position {
         Some(position) => given.pos.get(position),
-        None => given.named.iter().find(|(n, _)| &**n == first).map(|(_, v)| v),
+        None => named(&given.named, first),
     };
     let Some(mut value) = found.cloned() else {
         return error(match position {

@@ -7,7 +7,7 @@ use super::strings::{
     capitalize, case_is, casefold, characters_are, expandtabs, is_identifier, is_space,
     rsplit_space, split_space, splitlines, swapcase, title,
 };
-use super::value::{Object, Res, Value, View, error};
+use super::value::{Object, Res, Value, View, error, named};
 use std::sync::Arc;
 
 #[rustfmt::skip]
@@ -71,8 +71,7 @@ impl Run {
             }
             Value::Object(o) => match &**o {
                 Object::Namespace(vars, _) => {
-                    let vars = vars.borrow();
-                    Ok(vars.iter().find(|(n, _)| &**n == name).map(|(_, v)| v.clone()))
+                    Ok(named(&vars.borrow(), name).cloned())
                 }
                 Object::Loop(_) if ["cycle", "changed"].contains(&name) => method(),
                 Object::Loop(cell) => self.loop_attribute(cell, name),
