@@ -202,20 +202,28 @@ impl Run {
         }
     }
 
-    /// A text as a value.
-    pub(crate) fn text(&mut self, text: impl AsRef<str>) -> Res<Value> {
-        let text = text.as_ref();
+    fn shared(&mut self, text: &str) -> Res<Arc<str>> {
         self.room(text.len())?;
         self.spend(text.len() as u64 / 8)?;
-        Ok(Value::str(text))
+        Ok(Arc::from(text))
+    }
+
+    /// A text as a value.
+    pub(crate) fn text(&mut self, text: impl AsRef<str>) -> Res<Value> {
+        self.shared(text.as_ref()).map(Value::Str)
+    }
+
+    /// A text that is marked safe.
+    pub(crate) fn safe(&mut self, text: impl AsRef<str>) -> Res<Value> {
+        self.shared(text.as_ref()).map(Value::Safe)
     }
 
     /// A text that is marked safe where `model` is.
     pub(crate) fn like(&mut self, model: &Value, text: impl AsRef<str>) -> Res<Value> {
-        Ok(match (model, self.text(text)?) {
-            (Value::Safe(_), Value::Str(s)) => Value::Safe(s),
-            (_, text) => text,
-        })
+        match model {
+            Value::Safe(_) => self.safe(text),
+            _ => self.text(text),
+        }
     }
 
     pub(crate) fn namespace(&mut self, vars: Vars) -> Value {
@@ -246,13 +254,21 @@ impl Run {
         Ok(())
     }
 
-    /// Runs a body in a scope of its own and returns its text.
-    fn capture(&mut self, body: &[Stmt], scope: &Rc<Scope>) -> Res<(String, Flow)> {
+    /// Runs `f`, whose text does not go straight to the output.
+    fn buffered<T>(
+        &mut self,
+        f: impl FnOnce(&mut Self, &mut String) -> Res<T>,
+    ) -> Res<(String, T)> {
         let mut text = String::new();
         self.buffered += 1;
-        let flow = self.body(body, &Scope::new(Some(scope.clone())), &mut text);
+        let outcome = f(self, &mut text);
         self.buffered -= 1;
-        Ok((text, flow?))
+        Ok((text, outcome?))
+    }
+
+    /// Runs a body in a scope of its own and returns its text.
+    fn capture(&mut self, body: &[Stmt], scope: &Rc<Scope>) -> Res<(String, Flow)> {
+        self.buffered(|run, text| run.body(body, &Scope::new(Some(scope.clone())), text))
     }
 
     fn body(&mut self, body: &[Stmt], scope: &Rc<Scope>, out: &mut String) -> Res<Flow> {
@@ -734,9 +750,6 @@ impl Run {
 
     /// Jinja2's `object.name`.
     pub(crate) fn getattr(&mut self, object: &Value, name: &Arc<str>) -> Res<Value> {
-        if let Value::Undefined(message) = object {
-            return error(&**message);
-        }
         if let Some(value) = self.attribute(object, name)? {
             return Ok(value);
         }
@@ -766,12 +779,10 @@ impl Run {
                         "The loop must have the 'recursive' marker to be called recursively.",
                     );
                 };
-                let mut text = String::new();
-                run.buffered += 1;
                 let iterable = iterable.unwrap_or(Value::None);
-                let outcome = run.run_loop(&f, iterable, &scope, depth + 1, &mut text);
-                run.buffered -= 1;
-                outcome?;
+                let (text, ()) = run.buffered(|run, text| {
+                    run.run_loop(&f, iterable, &scope, depth + 1, text)
+                })?;
                 run.text(text)
             }
             _ => error(format!("'{}' object is not callable", callee.kind())),
@@ -816,11 +827,7 @@ impl Run {
             };
             scope.set(name, value);
         }
-        let mut text = String::new();
-        self.buffered += 1;
-        let outcome = self.body(&def.body, &scope, &mut text);
-        self.buffered -= 1;
-        outcome?;
+        let (text, _) = self.buffered(|run, text| run.body(&def.body, &scope, text))?;
         self.text(text)
     }
 }

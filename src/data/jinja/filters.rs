@@ -251,8 +251,7 @@ impl Run {
                 if matches!(value, Value::Safe(_)) && name != "forceescape" {
                     return Ok(value);
                 }
-                let escaped = self.text(escape_html(&text(&value)?))?;
-                Ok(Value::Safe(Arc::from(escaped.as_str().unwrap_or(""))))
+                self.safe(escape_html(&text(&value)?))
             }
             "random" | "urlize" => error(format!("the filter '{name}' is not supported")),
             "pprint" => {

@@ -452,10 +452,7 @@ fn safe_binary(run: &mut Run, op: BinaryOp, a: &Value, b: &Value) -> Res<Value> 
         _ => None,
     };
     match (op, side(a), side(b)) {
-        (BinaryOp::Add, Some(x), Some(y)) => {
-            let text = run.text(x + &y)?;
-            Ok(Value::Safe(Arc::from(text.as_str().unwrap_or(""))))
-        }
+        (BinaryOp::Add, Some(x), Some(y)) => run.safe(x + &y),
         _ => error(format!("'{}' on text marked safe is not supported", sign(op))),
     }
 }
