@@ -50,16 +50,16 @@ def ids(tokenizer, messages, **more):
     return tokenizer.apply_chat_template(messages, return_dict=True, **more)["input_ids"]
 
 
-def end_of_turn(tokenizer, sequence, ends):
-    return max(k for k, i in enumerate(sequence) if i in ends) + 1
+def without_tail(sequence, ends):
+    """A sequence up to the last token that ends a turn."""
+    return sequence[: max(k for k, i in enumerate(sequence) if i in ends) + 1]
 
 
 def sft_loss(model, tokenizer, rows, ends):
     model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     total, count = 0.0, 0
     for row in rows:
-        whole = ids(tokenizer, row["messages"])
-        whole = whole[: end_of_turn(tokenizer, whole, ends)]
+        whole = without_tail(ids(tokenizer, row["messages"]), ends)
         prompt = ids(tokenizer, row["messages"][:-1], add_generation_prompt=True)
         assert whole[: len(prompt)] == prompt
         with torch.no_grad():
@@ -76,16 +76,13 @@ def reward_loss(run_dir, tokenizer, rows, ends):
     )
     losses = []
     for row in rows:
-        pair = []
-        for answer in ("chosen", "rejected"):
-            whole = ids(tokenizer, row["prompt"] + row[answer])
-            pair.append(whole[: end_of_turn(tokenizer, whole, ends)])
         scores = []
-        for whole in pair:
+        for answer in ("chosen", "rejected"):
+            whole = without_tail(ids(tokenizer, row["prompt"] + row[answer]), ends)
             with torch.no_grad():
                 hidden = model.model(torch.tensor([whole])).last_hidden_state
-                scores.append(model.score(hidden)[0, :, 0])
-        c, r = (s[-1] for s in scores)
+                scores.append(model.score(hidden)[0, -1, 0])
+        c, r = scores
         losses.append(-torch.nn.functional.logsigmoid(c - r).item())
     return sum(losses) / len(losses)
 

@@ -7,15 +7,12 @@ repository, with the packages of tools/dev-requirements.txt:
     python tools/template_goldens.py
 """
 
-import datetime
 import json
 import logging
 import pathlib
 import re
-import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
+import fixed_clock  # noqa: F401
 import template_conversations
 import template_snippets
 from transformers.utils import chat_template_utils
@@ -24,18 +21,7 @@ logging.disable(logging.WARNING)
 
 OUT = pathlib.Path("tests/golden/templates")
 
-# 2026-11-21 07:05:09, a Saturday.
-NOW = datetime.datetime(2026, 11, 21, 7, 5, 9)
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
-
-
-class FixedClock(datetime.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return NOW
-
-
-chat_template_utils.datetime = FixedClock
 
 
 def render(template, given):

@@ -15,24 +15,14 @@ import json
 import pathlib
 import sys
 
+from fixed_clock import NOW
+from template_conversations import say
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 TEMPLATES = pathlib.Path("tests/golden/templates/popular")
 OUT = pathlib.Path("tests/golden/tokens")
-
-# 2026-11-21 07:05:09, a Saturday.
-NOW = datetime.datetime(2026, 11, 21, 7, 5, 9)
-
-
-class FixedClock(datetime.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return NOW
-
-
-chat_template_utils.datetime = FixedClock
 
 SPECIAL = """<s> </s> <|im_start|> <|im_end|> <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|>
 <|CHATBOT_TOKEN|> <|USER_TOKEN|> <|SYSTEM_TOKEN|> <｜User｜> <｜Assistant｜> <｜end▁of▁sentence｜>
@@ -83,10 +73,6 @@ CALL = {
     "id": "abcdefgh1",
     "function": {"name": "look_up", "arguments": {"word": "heron"}},
 }
-
-
-def say(role, content, **more):
-    return {"role": role, "content": content, **more}
 
 
 CONVERSATIONS = {

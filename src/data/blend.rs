@@ -114,10 +114,8 @@ impl Blend {
             let divide = |rows| share::divide(rows, &split, config.seed, config.by_use);
             let ((train, unused), (eval, unused_eval)) = (divide(train), divide(eval));
             let unused = unused.iter().chain(&unused_eval);
-            blend.unused.extend(share::count(unused).map(|(kind, n)| {
-                let set = spec.path.display().to_string();
-                (set, kind, n)
-            }));
+            let counts = share::count(unused);
+            blend.unused.extend(counts.map(|(kind, n)| (blend.sets[i].clone(), kind, n)));
             for (step, (train, eval)) in train.into_iter().zip(eval).enumerate() {
                 blend.steps[step].push(Part { train, eval, weight: spec.weight });
             }
@@ -148,8 +146,7 @@ impl Blend {
         if parts.iter().any(|p| !p.train.is_empty()) {
             return Ok(parts);
         }
-        let rows = self.steps.iter().flatten().flat_map(|p| p.train.iter().chain(&p.eval));
-        let usable = rows.filter(|row| share::users(row)[k]).count();
+        let usable = self.rows().filter(|row| share::users(row)[k]).count();
         let (names, step) = (self.sets.join(", "), format!("step {} ({})", k + 1, STEPS[k]));
         Err(Error::user(match usable {
             0 => format!(
@@ -168,8 +165,7 @@ impl Blend {
 
     /// All rows by their kinds.
     fn holds(&self) -> Vec<String> {
-        let rows = self.steps.iter().flatten().flat_map(|p| p.train.iter().chain(&p.eval));
-        let mut all: Vec<(Kind, usize)> = share::count(rows).collect();
+        let mut all: Vec<(Kind, usize)> = share::count(self.rows()).collect();
         for (_, kind, n) in &self.unused {
             match all.iter_mut().find(|(k, _)| k == kind) {
                 Some((_, sum)) => *sum += n,

@@ -9,6 +9,10 @@ use serde_json::{Map, Number, Value};
 /// Values nested deeper are refused: they are read, written and dropped on the stack.
 const DEEPEST: usize = 128;
 
+/// Faults of bytes that are cut short.
+const LIST_OPEN: &str = "a list does not end";
+const OBJECT_OPEN: &str = "an object does not end";
+
 /// One value.
 #[derive(Debug, PartialEq)]
 pub(super) struct Parsed {
@@ -129,68 +133,68 @@ impl Reader<'_> {
 
     fn list(&mut self) -> Read<Value> {
         let mut items = vec![];
-        if self.peek() == Some(b']') {
-            self.at += 1;
-            return Ok(Value::Array(items));
-        }
-        loop {
-            items.push(self.value()?);
-            match self.peek() {
-                Some(b']') => break,
-                Some(b',') => self.comma(b']')?,
-                Some(_) => return self.fault(self.at, "expected `,` or `]`"),
-                None => return self.cut("a list does not end"),
-            }
-        }
-        self.at += 1;
+        self.items(b']', LIST_OPEN, |reader| {
+            items.push(reader.value()?);
+            Ok(())
+        })?;
         Ok(Value::Array(items))
     }
 
     fn object(&mut self) -> Read<Value> {
         let mut map = Map::new();
-        if self.peek() == Some(b'}') {
-            self.at += 1;
-            return Ok(Value::Object(map));
-        }
-        loop {
-            match self.peek() {
-                Some(b'"') => {}
-                Some(b'\'') => {
-                    return self.fault(self.at, "single quotes: this is Python's repr, not JSON");
-                }
-                Some(_) => return self.fault(self.at, "expected a key in double quotes"),
-                None => return self.cut("an object does not end"),
-            }
-            let key = self.string()?;
-            match self.peek() {
-                Some(b':') => self.at += 1,
-                Some(_) => return self.fault(self.at, "expected `:`"),
-                None => return self.cut("an object does not end"),
-            }
-            let value = self.value()?;
-            if map.contains_key(&key) && self.repeated.is_none() {
-                self.repeated = Some(key.clone());
-            }
-            map.insert(key, value);
-            match self.peek() {
-                Some(b'}') => break,
-                Some(b',') => self.comma(b'}')?,
-                Some(_) => return self.fault(self.at, "expected `,` or `}`"),
-                None => return self.cut("an object does not end"),
-            }
-        }
-        self.at += 1;
+        self.items(b'}', OBJECT_OPEN, |reader| reader.entry(&mut map))?;
         Ok(Value::Object(map))
     }
 
-    /// Steps over a comma; one before `close` is refused.
-    fn comma(&mut self, close: u8) -> Read<()> {
-        let comma = self.at;
-        self.at += 1;
-        match self.peek() == Some(close) {
-            true => self.fault(comma, format!("a comma before `{}`", char::from(close))),
-            false => Ok(()),
+    fn entry(&mut self, map: &mut Map<String, Value>) -> Read<()> {
+        match self.peek() {
+            Some(b'"') => {}
+            Some(b'\'') => {
+                return self.fault(self.at, "single quotes: this is Python's repr, not JSON");
+            }
+            Some(_) => return self.fault(self.at, "expected a key in double quotes"),
+            None => return self.cut(OBJECT_OPEN),
         }
+        let key = self.string()?;
+        match self.peek() {
+            Some(b':') => self.at += 1,
+            Some(_) => return self.fault(self.at, "expected `:`"),
+            None => return self.cut(OBJECT_OPEN),
+        }
+        let value = self.value()?;
+        if map.contains_key(&key) && self.repeated.is_none() {
+            self.repeated = Some(key.clone());
+        }
+        map.insert(key, value);
+        Ok(())
+    }
+
+    /// Items between commas up to `close`, which is stepped over; `open` is the fault without it.
+    fn items(
+        &mut self,
+        close: u8,
+        open: &str,
+        mut item: impl FnMut(&mut Self) -> Read<()>,
+    ) -> Read<()> {
+        let sign = char::from(close);
+        if self.peek() != Some(close) {
+            loop {
+                item(self)?;
+                match self.peek() {
+                    Some(next) if next == close => break,
+                    Some(b',') => {}
+                    Some(_) => return self.fault(self.at, format!("expected `,` or `{sign}`")),
+                    None => return self.cut(open),
+                }
+                let comma = self.at;
+                self.at += 1;
+                if self.peek() == Some(close) {
+                    return self.fault(comma, format!("a comma before `{sign}`"));
+                }
+            }
+        }
+        self.at += 1;
+        Ok(())
     }
 
     /// A string; `at` is its first quote.

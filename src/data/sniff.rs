@@ -21,20 +21,24 @@ pub(super) enum Format {
 enum Way {
     /// A function of pandas reads it.
     Pandas(&'static str),
-    /// A command writes a file that Duplex reads.
-    Command(&'static str),
+    /// A command unpacks it.
+    Unpack(&'static str),
+    /// A command gets the data that it stands for.
+    Fetch(&'static str),
+    /// It is text in another encoding, which the format names.
+    Recode,
     /// In words.
     Words(&'static str),
 }
 
 /// First bytes, the format they stand for, and the way out.
 const MAGIC: &[(&[u8], &str, Way)] = &[
-    (b"\x1f\x8b", "compressed with gzip", Way::Command("gunzip -k")),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", Way::Command("unzstd -k")),
-    (b"BZh", "compressed with bzip2", Way::Command("bunzip2 -k")),
-    (b"\xfd7zXZ\0", "compressed with xz", Way::Command("unxz -k")),
-    (b"\x04\x22\x4d\x18", "compressed with lz4", Way::Command("unlz4 -k")),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", Way::Command("7z x")),
+    (b"\x1f\x8b", "compressed with gzip", Way::Unpack("gunzip -k")),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", Way::Unpack("unzstd -k")),
+    (b"BZh", "compressed with bzip2", Way::Unpack("bunzip2 -k")),
+    (b"\xfd7zXZ\0", "compressed with xz", Way::Unpack("unxz -k")),
+    (b"\x04\x22\x4d\x18", "compressed with lz4", Way::Unpack("unlz4 -k")),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", Way::Unpack("7z x")),
     (b"PAR1", "a parquet file", Way::Pandas("read_parquet")),
     (b"PARE", "an encrypted parquet file", Way::Words("decrypt it and write JSON lines")),
     (b"ARROW1\0\0", "an Arrow (Feather) file", Way::Pandas("read_feather")),
@@ -55,12 +59,12 @@ const MAGIC: &[(&[u8], &str, Way)] = &[
     (
         b"version https://git-lfs",
         "a Git LFS pointer, not the data itself",
-        Way::Command("git lfs pull --include"),
+        Way::Fetch("git lfs pull --include"),
     ),
-    (b"\xff\xfe\0\0", "text in UTF-32", Way::Command("iconv -f UTF-32 -t UTF-8")),
-    (b"\0\0\xfe\xff", "text in UTF-32", Way::Command("iconv -f UTF-32 -t UTF-8")),
-    (b"\xff\xfe", "text in UTF-16", Way::Command("iconv -f UTF-16 -t UTF-8")),
-    (b"\xfe\xff", "text in UTF-16", Way::Command("iconv -f UTF-16 -t UTF-8")),
+    (b"\xff\xfe\0\0", "UTF-32", Way::Recode),
+    (b"\0\0\xfe\xff", "UTF-32", Way::Recode),
+    (b"\xff\xfe", "UTF-16", Way::Recode),
+    (b"\xfe\xff", "UTF-16", Way::Recode),
 ];
 
 const ARROW: &str = "load it with `datasets.Dataset.from_file(FILE)` and write it with \
@@ -130,18 +134,11 @@ pub(super) fn sniff(path: &Path, bytes: &[u8]) -> Result<Format, String> {
 /// The line on a file that is no text.
 fn binary(path: &Path, bytes: &[u8]) -> Option<String> {
     if let Some((_, what, way)) = MAGIC.iter().find(|(magic, ..)| bytes.starts_with(magic)) {
-        let file = shown(path);
         return Some(match way {
             Way::Pandas(read) => pandas(what, read, path),
-            Way::Command(command) if command.starts_with("iconv") => {
-                format!("is {what}; convert it: {command} {file} > data.jsonl")
-            }
-            Way::Command(command) if command.starts_with("git") => {
-                format!("is {what}; fetch that: {command} {file}")
-            }
-            Way::Command(command) => {
-                format!("is {what}, which Duplex does not read; unpack it: {command} {file}")
-            }
+            Way::Unpack(command) => unpack(what, command, path),
+            Way::Fetch(command) => format!("is {what}; fetch that: {command} {}", shown(path)),
+            Way::Recode => recode(what, path),
             Way::Words(words) => format!("is {what}, which Duplex does not read; {words}"),
         });
     }
@@ -153,17 +150,11 @@ fn binary(path: &Path, bytes: &[u8]) -> Option<String> {
         } else if holds(b"data.pkl") {
             "is a PyTorch file, which Duplex does not read as data; write JSON lines from it".into()
         } else {
-            format!(
-                "is a zip archive, which Duplex does not read; unpack it: unzip {}",
-                shown(path)
-            )
+            unpack("a zip archive", "unzip", path)
         });
     }
     if bytes.get(257..262) == Some(b"ustar") {
-        let file = shown(path);
-        return Some(format!(
-            "is a tar archive, which Duplex does not read; unpack it: tar -xf {file}"
-        ));
+        return Some(unpack("a tar archive", "tar -xf", path));
     }
     let claimed = bytes.first_chunk::<8>().map(|b| u64::from_le_bytes(*b));
     if bytes.get(8) == Some(&b'{') && claimed.is_some_and(|n| n < bytes.len() as u64) {
@@ -179,11 +170,7 @@ fn binary(path: &Path, bytes: &[u8]) -> Option<String> {
     }
     let zeros = |odd: usize| head.iter().skip(odd).step_by(2).all(|b| *b == 0);
     if head.len() > 3 && (zeros(0) || zeros(1)) && !head.iter().all(|b| *b == 0) {
-        let order = if zeros(1) { "UTF-16LE" } else { "UTF-16BE" };
-        let file = shown(path);
-        return Some(format!(
-            "is text in {order}; convert it: iconv -f {order} -t UTF-8 {file} > data.jsonl"
-        ));
+        return Some(recode(if zeros(1) { "UTF-16LE" } else { "UTF-16BE" }, path));
     }
     // Text holds no zeros; that of a row is told of with the row.
     let binary = head.iter().filter(|b| **b == 0).count() > 2 + head.len() / 20;
@@ -197,6 +184,15 @@ fn pandas(what: &str, read: &str, path: &Path) -> String {
         shown(path)
     );
     unread(what, &way)
+}
+
+fn unpack(what: &str, command: &str, path: &Path) -> String {
+    format!("is {what}, which Duplex does not read; unpack it: {command} {}", shown(path))
+}
+
+fn recode(encoding: &str, path: &Path) -> String {
+    let file = shown(path);
+    format!("is text in {encoding}; convert it: iconv -f {encoding} -t UTF-8 {file} > data.jsonl")
 }
 
 fn unread(what: &str, way: &str) -> String {

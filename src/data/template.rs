@@ -4,6 +4,7 @@
 use super::jinja::{Failed, Limits, Output, Program, Value, parse, render};
 use crate::base::{Error, Result, with_limit};
 use serde_json::{Map, Value as Json};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Units of work of a rendering: the base, more for each message (which takes some hundreds), the
@@ -129,8 +130,7 @@ impl ChatTemplate {
         for (name, json) in self.special.iter().chain(input.variables.into_iter().flatten()) {
             set(name, given(json)?);
         }
-        let messages: Vec<Json> = input.messages.iter().map(with_reasoning).collect();
-        set("messages", given(&Json::Array(messages))?);
+        set("messages", messages(input.messages).ok_or_else(too_deep)?);
         set("tools", given(input.tools.unwrap_or(&Json::Null))?);
         set("documents", given(input.documents.unwrap_or(&Json::Null))?);
         set("add_generation_prompt", Value::Bool(input.add_generation_prompt));
@@ -148,20 +148,26 @@ fn bytes(json: &Json) -> u64 {
     }
 }
 
+/// The messages as templates see them; None where they are nested too deeply.
+fn messages(messages: &[Json]) -> Option<Value> {
+    let messages = messages.iter().map(|message| value(&with_reasoning(message)));
+    Value::list(messages.collect::<Option<_>>()?).ok()
+}
+
 /// A message with its reasoning under all names that templates read, as transformers gives it.
-fn with_reasoning(message: &Json) -> Json {
+fn with_reasoning(message: &Json) -> Cow<'_, Json> {
     let names = ["reasoning_content", "thinking", "reasoning"];
     let found = |object: &Map<String, Json>| {
         names.iter().find_map(|n| object.get(*n).filter(|v| !v.is_null()).cloned())
     };
     match message.as_object().and_then(|object| Some((object, found(object)?))) {
-        None => message.clone(),
+        None => Cow::Borrowed(message),
         Some((object, reasoning)) => {
             let mut all = Map::new();
             all.insert("thinking".into(), reasoning.clone());
             all.extend(object.iter().map(|(k, v)| (k.clone(), v.clone())));
             all.insert("reasoning_content".into(), reasoning);
-            Json::Object(all)
+            Cow::Owned(Json::Object(all))
         }
     }
 }

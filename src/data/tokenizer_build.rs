@@ -1,7 +1,7 @@
 //! Byte-level BPE tokenizers from `vocab.json` and `merges.txt`, the files of GPT-2, OPT, GPT-Neo,
 //! CodeGen, RoBERTa and Qwen2, as the classes of `transformers` build them.
 
-use super::tokenizer_files::{Files, file, parse, token_text};
+use super::tokenizer_files::{Files, file, named_class, parse, token_text};
 use crate::base::{Error, Result};
 use serde_json::{Map, Value, json};
 use tokenizers::{PostProcessorWrapper, Tokenizer as HfTokenizer};
@@ -42,9 +42,7 @@ impl Kind {
     /// The kind that `tokenizer_class` names, or where it says nothing, `model_type` of the model's
     /// `config.json`. An error names what cannot be built.
     pub(super) fn of(config: &Map<String, Value>, model: &Value, origin: &str) -> Result<Kind> {
-        let class = config.get("tokenizer_class").or_else(|| model.get("tokenizer_class"));
-        let class = class.and_then(Value::as_str).unwrap_or_default();
-        let class = class.strip_suffix("Fast").unwrap_or(class);
+        let class = named_class(config, model).unwrap_or_default();
         let model_type = model.get("model_type").and_then(Value::as_str).unwrap_or_default();
         let by_type = || match model_type {
             "opt" | "gpt2" | "gpt_neo" | "gptj" | "gpt_bigcode" | "codegen" => Some(Kind::Gpt2),

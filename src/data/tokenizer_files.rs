@@ -113,8 +113,9 @@ pub(super) fn inner_tokenizer(
         whole["post_processor"] = Value::Null;
         changed = true;
     }
-    let bytes = if changed { whole.to_string().into_bytes() } else { bytes.to_vec() };
-    tokenizer_of(&whole, &bytes, "tokenizer.json", origin)
+    let written = changed.then(|| whole.to_string());
+    let bytes = written.as_deref().map_or(bytes, str::as_bytes);
+    tokenizer_of(&whole, bytes, "tokenizer.json", origin)
 }
 
 /// Classes of `transformers` that build their tokenizer anew from the vocabulary in
@@ -131,9 +132,8 @@ fn class_of<'a>(config: &'a Map<String, Value>, model: &'a Value) -> &'a str {
         "mistral" | "phi3" => return "",
         _ => {}
     }
-    let class = config.get("tokenizer_class").or_else(|| model.get("tokenizer_class"));
-    if let Some(class) = class.and_then(Value::as_str) {
-        return class.strip_suffix("Fast").unwrap_or(class);
+    if let Some(class) = named_class(config, model) {
+        return class;
     }
     match model_type {
         "gpt2" | "opt" | "gptj" | "gpt_neo" | "codegen" => "GPT2Tokenizer",
@@ -142,6 +142,15 @@ fn class_of<'a>(config: &'a Map<String, Value>, model: &'a Value) -> &'a str {
         "cohere" => "CohereTokenizer",
         _ => "",
     }
+}
+
+/// The class that `tokenizer_config.json` names, or else `config.json`, without "Fast".
+pub(super) fn named_class<'a>(
+    config: &'a Map<String, Value>,
+    model: &'a Value,
+) -> Option<&'a str> {
+    let class = config.get("tokenizer_class").or_else(|| model.get("tokenizer_class"))?.as_str()?;
+    Some(class.strip_suffix("Fast").unwrap_or(class))
 }
 
 /// Has the byte-level parts of a pre-tokenizer put a space first, or not. Says whether that is new.
@@ -223,21 +232,23 @@ pub(super) fn check_versions(config: &Map<String, Value>, origin: &str) -> Resul
 
 /// The text of a special token: a string, or an object with its `content`.
 pub(super) fn token_text(config: &Map<String, Value>, key: &str) -> Option<String> {
-    let value = config.get(key)?;
-    let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
+    let text = content(config.get(key)?)?;
     Some(text.to_owned()).filter(|t| !t.is_empty())
+}
+
+fn content(token: &Value) -> Option<&str> {
+    token.as_str().or_else(|| token.get("content")?.as_str())
 }
 
 /// The special tokens that transformers gives a chat template, by name: `bos_token` and whatever
 /// else ends in `_token`, and the named ones in `extra_special_tokens`. One that is not set is not
 /// there.
 pub(super) fn special_variables(config: &Map<String, Value>) -> Map<String, Value> {
-    let text = |v: &Value| v.as_str().or_else(|| v.get("content")?.as_str()).map(Value::from);
     let named = config.iter().filter(|(key, _)| key.ends_with("_token"));
     let extra = config.get("extra_special_tokens").and_then(Value::as_object);
     named
         .chain(extra.into_iter().flatten())
-        .filter_map(|(k, v)| Some((k.clone(), text(v)?)))
+        .filter_map(|(k, v)| Some((k.clone(), content(v)?.into())))
         .collect()
 }
 

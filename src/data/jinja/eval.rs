@@ -4,7 +4,7 @@ use super::ast::{Args, Expr, For, Kind, MacroDef, Stmt, Target};
 use super::ops;
 use super::parse::Program;
 use super::repr;
-use super::value::{Fail, Iter, Loop, Macro, Object, Res, Scope, Value, error};
+use super::value::{Fail, Iter, Loop, Macro, Object, Res, Scope, Value, Vars, error, levels, put};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
@@ -42,13 +42,19 @@ pub(crate) enum Failed {
 }
 
 /// Arguments of a call.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Given {
     pub(crate) pos: Vec<Value>,
-    pub(crate) named: Vec<(Arc<str>, Value)>,
+    pub(crate) named: Vars,
 }
 
 impl Given {
+    /// Takes a named argument out.
+    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+        let at = self.named.iter().position(|(n, _)| &**n == name)?;
+        Some(self.named.remove(at).1)
+    }
+
     /// The values of the parameters `names`, of which the first `required` must be given.
     pub(crate) fn bind<const N: usize>(
         self,
@@ -114,7 +120,7 @@ pub(crate) struct Run {
 /// Renders a program with its variables.
 pub(crate) fn render(
     program: &Program,
-    vars: Vec<(Arc<str>, Value)>,
+    vars: Vars,
     now: i64,
     limits: Limits,
 ) -> Result<Output, Failed> {
@@ -196,24 +202,32 @@ impl Run {
         }
     }
 
-    /// A text as a value.
-    pub(crate) fn text(&mut self, text: impl AsRef<str>) -> Res<Value> {
-        let text = text.as_ref();
+    fn shared(&mut self, text: &str) -> Res<Arc<str>> {
         self.room(text.len())?;
         self.spend(text.len() as u64 / 8)?;
-        Ok(Value::str(text))
+        Ok(Arc::from(text))
+    }
+
+    /// A text as a value.
+    pub(crate) fn text(&mut self, text: impl AsRef<str>) -> Res<Value> {
+        self.shared(text.as_ref()).map(Value::Str)
+    }
+
+    /// A text that is marked safe.
+    pub(crate) fn safe(&mut self, text: impl AsRef<str>) -> Res<Value> {
+        self.shared(text.as_ref()).map(Value::Safe)
     }
 
     /// A text that is marked safe where `model` is.
     pub(crate) fn like(&mut self, model: &Value, text: impl AsRef<str>) -> Res<Value> {
-        Ok(match (model, self.text(text)?) {
-            (Value::Safe(_), Value::Str(s)) => Value::Safe(s),
-            (_, text) => text,
-        })
+        match model {
+            Value::Safe(_) => self.safe(text),
+            _ => self.text(text),
+        }
     }
 
-    pub(crate) fn namespace(&mut self, vars: Vec<(Arc<str>, Value)>) -> Value {
-        let nested = vars.iter().map(|(_, v)| v.nested()).max().unwrap_or(0) + 1;
+    pub(crate) fn namespace(&mut self, vars: Vars) -> Value {
+        let nested = levels(vars.iter().map(|(_, v)| v));
         let space = Rc::new(Object::Namespace(RefCell::new(vars), nested.into()));
         self.spaces.push(space.clone());
         Value::Object(space)
@@ -240,13 +254,21 @@ impl Run {
         Ok(())
     }
 
-    /// Runs a body in a scope of its own and returns its text.
-    fn capture(&mut self, body: &[Stmt], scope: &Rc<Scope>) -> Res<(String, Flow)> {
+    /// Runs `f`, whose text does not go straight to the output.
+    fn buffered<T>(
+        &mut self,
+        f: impl FnOnce(&mut Self, &mut String) -> Res<T>,
+    ) -> Res<(String, T)> {
         let mut text = String::new();
         self.buffered += 1;
-        let flow = self.body(body, &Scope::new(Some(scope.clone())), &mut text);
+        let outcome = f(self, &mut text);
         self.buffered -= 1;
-        Ok((text, flow?))
+        Ok((text, outcome?))
+    }
+
+    /// Runs a body in a scope of its own and returns its text.
+    fn capture(&mut self, body: &[Stmt], scope: &Rc<Scope>) -> Res<(String, Flow)> {
+        self.buffered(|run, text| run.body(body, &Scope::new(Some(scope.clone())), text))
     }
 
     fn body(&mut self, body: &[Stmt], scope: &Rc<Scope>, out: &mut String) -> Res<Flow> {
@@ -386,14 +408,7 @@ impl Run {
                     ));
                 }
                 nested.set(nested.get().max(value.nested() + 1));
-                let mut vars = vars.borrow_mut();
-                let _old = match vars.iter_mut().find(|(n, _)| n == attr) {
-                    Some((_, old)) => Some(std::mem::replace(old, value)),
-                    None => {
-                        vars.push((attr.clone(), value));
-                        None
-                    }
-                };
+                put(&mut vars.borrow_mut(), attr, value);
             }
         }
         Ok(())
@@ -735,9 +750,6 @@ impl Run {
 
     /// Jinja2's `object.name`.
     pub(crate) fn getattr(&mut self, object: &Value, name: &Arc<str>) -> Res<Value> {
-        if let Value::Undefined(message) = object {
-            return error(&**message);
-        }
         if let Some(value) = self.attribute(object, name)? {
             return Ok(value);
         }
@@ -767,44 +779,38 @@ impl Run {
                         "The loop must have the 'recursive' marker to be called recursively.",
                     );
                 };
-                let mut text = String::new();
-                run.buffered += 1;
                 let iterable = iterable.unwrap_or(Value::None);
-                let outcome = run.run_loop(&f, iterable, &scope, depth + 1, &mut text);
-                run.buffered -= 1;
-                outcome?;
+                let (text, ()) = run.buffered(|run, text| {
+                    run.run_loop(&f, iterable, &scope, depth + 1, text)
+                })?;
                 run.text(text)
             }
             _ => error(format!("'{}' object is not callable", callee.kind())),
         })
     }
 
-    fn call_macro(&mut self, m: &Macro, given: Given) -> Res<Value> {
+    fn call_macro(&mut self, m: &Macro, mut given: Given) -> Res<Value> {
         let def = &*m.def;
         let what = def.name.as_deref().unwrap_or("caller");
-        let (count, mut pos, mut named) = (def.params.len(), given.pos, given.named);
-        let mut take = |name: &str| {
-            let at = named.iter().position(|(n, _)| &**n == name)?;
-            Some(named.remove(at).1)
-        };
+        let (count, mut pos) = (def.params.len(), std::mem::take(&mut given.pos));
         let extra = if pos.len() > count { pos.split_off(count) } else { Vec::new() };
         let filled = pos.len();
         let mut values: Vec<Option<Value>> = pos.into_iter().map(Some).collect();
         for name in &def.params[filled..] {
-            values.push(take(name));
+            values.push(given.take(name));
         }
         let scope = Scope::new(Some(m.scope.clone()));
         if def.takes_caller {
-            let caller = match take("caller") {
+            let caller = match given.take("caller") {
                 None | Some(Value::None) => Value::undefined("No caller defined"),
                 Some(caller) => caller,
             };
             scope.set(&Arc::from("caller"), caller);
         }
         if def.takes_kwargs {
-            let entries = named.into_iter().map(|(n, v)| (Value::Str(n), v)).collect();
+            let entries = given.named.into_iter().map(|(n, v)| (Value::Str(n), v)).collect();
             scope.set(&Arc::from("kwargs"), Value::dict(entries)?);
-        } else if let Some((name, _)) = named.first() {
+        } else if let Some((name, _)) = given.named.first() {
             return error(format!("macro '{what}' takes no keyword argument '{name}'"));
         }
         if def.takes_varargs {
@@ -821,11 +827,7 @@ impl Run {
             };
             scope.set(name, value);
         }
-        let mut text = String::new();
-        self.buffered += 1;
-        let outcome = self.body(&def.body, &scope, &mut text);
-        self.buffered -= 1;
-        outcome?;
+        let (text, _) = self.buffered(|run, text| run.body(&def.body, &scope, text))?;
         self.text(text)
     }
 }

@@ -34,7 +34,7 @@ impl Run {
             }
             "default" | "d" => {
                 let [default, boolean] = given.bind(name, ["default_value", "boolean"], 0)?;
-                let boolean = boolean.is_some_and(|b| ops::truth(&b));
+                let boolean = ops::is_set(boolean);
                 match value.is_undefined() || (boolean && !ops::truth(&value)) {
                     true => Ok(default.unwrap_or_else(|| Value::str(""))),
                     false => Ok(value),
@@ -63,9 +63,6 @@ impl Run {
                 let [] = given.bind(name, [], 0)?;
                 match value {
                     Value::Iter(_) => error("'generator' object is not reversible"),
-                    Value::Undefined(_) => {
-                        Ok(Value::undefined("No last item, sequence was empty."))
-                    }
                     value => {
                         let last = ops::items(self, &value)?.pop();
                         Ok(last.unwrap_or_else(|| {
@@ -96,7 +93,7 @@ impl Run {
             "sort" => {
                 let [reverse, case, attribute] =
                     given.bind(name, ["reverse", "case_sensitive", "attribute"], 0)?;
-                let fold = !case.is_some_and(|c| ops::truth(&c));
+                let fold = !ops::is_set(case);
                 let getters = self.getters(attribute)?;
                 let mut keyed = Vec::new();
                 for item in ops::items(self, &value)? {
@@ -107,13 +104,13 @@ impl Run {
                     }
                     keyed.push((Value::list(parts)?, item));
                 }
-                self.sorted(keyed, reverse.is_some_and(|r| ops::truth(&r)))
+                self.sorted(keyed, ops::is_set(reverse))
             }
             "dictsort" => self.dictsort(value, given),
             "groupby" => self.groupby(value, given),
             "unique" => {
                 let [case, attribute] = given.bind(name, ["case_sensitive", "attribute"], 0)?;
-                let fold = !case.is_some_and(|c| ops::truth(&c));
+                let fold = !ops::is_set(case);
                 let path = path(attribute)?;
                 let mut seen: Vec<Value> = Vec::new();
                 self.lazily(&value, |run, item, out| {
@@ -130,7 +127,7 @@ impl Run {
             }
             "min" | "max" => {
                 let [case, attribute] = given.bind(name, ["case_sensitive", "attribute"], 0)?;
-                let fold = !case.is_some_and(|c| ops::truth(&c));
+                let fold = !ops::is_set(case);
                 let path = path(attribute)?;
                 let mut best: Option<(Value, Value)> = None;
                 for item in ops::items(self, &value)? {
@@ -200,11 +197,10 @@ impl Run {
                 let default = default.unwrap_or(Value::Float(0.0));
                 match &value {
                     Value::Undefined(message) => error(&**message),
-                    Value::Float(_) => Ok(value),
                     Value::Str(s) | Value::Safe(s) => {
                         Ok(parse_float(s).map_or(default, Value::Float))
                     }
-                    _ => Ok(value.as_int().map_or(default, |i| Value::Float(i as f64))),
+                    _ => Ok(ops::number(&value).map_or(default, Value::Float)),
                 }
             }
             "string" => {
@@ -255,8 +251,7 @@ impl Run {
                 if matches!(value, Value::Safe(_)) && name != "forceescape" {
                     return Ok(value);
                 }
-                let escaped = self.text(escape_html(&text(&value)?))?;
-                Ok(Value::Safe(Arc::from(escaped.as_str().unwrap_or(""))))
+                self.safe(escape_html(&text(&value)?))
             }
             "random" | "urlize" => error(format!("the filter '{name}' is not supported")),
             "pprint" => {
@@ -270,13 +265,12 @@ impl Run {
             "filesizeformat" => {
                 let [binary] = given.bind(name, ["binary"], 0)?;
                 let size = match &value {
-                    Value::Float(f) => Some(*f),
                     Value::Str(s) => parse_float(s),
-                    _ => value.as_int().map(|i| i as f64),
+                    _ => ops::number(&value),
                 };
                 match size {
                     Some(size) => {
-                        self.text(file_size(size, binary.is_some_and(|b| ops::truth(&b))))
+                        self.text(file_size(size, ops::is_set(binary)))
                     }
                     None => error("filesizeformat needs a number"),
                 }
@@ -314,11 +308,7 @@ impl Run {
                     "lower" => self.text(s.to_lowercase()),
                     "capitalize" => self.text(capitalize(&s)),
                     "title" => self.text(title(&s)),
-                    "striptags" => {
-                        let text = striptags(&s)?;
-                        let text = self.text(text)?;
-                        Ok(text)
-                    }
+                    "striptags" => self.text(striptags(&s)?),
                     _ => {
                         let is_word = |c: char| c.is_alphanumeric() || c == '_';
                         let words = s.split(|c| !is_word(c)).filter(|w| !w.is_empty());
@@ -375,7 +365,7 @@ impl Run {
                     return self.text(s);
                 }
                 let cut: String = s.chars().take((length - end_length) as usize).collect();
-                if kill.is_some_and(|kill| ops::truth(&kill)) {
+                if ops::is_set(kill) {
                     return self.text(cut + &end);
                 }
                 let kept = cut.rsplit_once(' ').map_or(&*cut, |(kept, _)| kept);
@@ -429,15 +419,15 @@ impl Run {
         if !ops::truth(&value) {
             return Ok(Value::iter(Vec::new()));
         }
-        let attribute = given.named.iter().position(|(n, _)| &**n == "attribute");
-        if let (true, Some(at)) = (given.pos.is_empty(), attribute) {
-            let path = match path(Some(given.named.remove(at).1)) {
+        if given.pos.is_empty()
+            && let Some(attribute) = given.take("attribute")
+        {
+            let path = match path(Some(attribute)) {
                 Ok(path) => path,
                 Err(Fail::Error(message)) => return Ok(failing(Vec::new(), &message)),
                 Err(other) => return Err(other),
             };
-            let default = given.named.iter().position(|(n, _)| &**n == "default");
-            let default = default.map(|at| given.named.remove(at).1);
+            let default = given.take("default");
             if let Some((name, _)) = given.named.first() {
                 let message = format!("Unexpected keyword argument '{name}'");
                 return Ok(failing(Vec::new(), &message));
@@ -455,8 +445,7 @@ impl Run {
             return Ok(failing(Vec::new(), &format!("No filter named '{filter}'.")));
         }
         self.lazily(&value, |run, item, out| {
-            let args = Given { pos: given.pos.clone(), named: given.named.clone() };
-            out.push(run.filter(&filter, item, args)?);
+            out.push(run.filter(&filter, item, given.clone())?);
             Ok(())
         })
     }
@@ -481,10 +470,7 @@ impl Run {
             let subject = run.get_path(&item, &path, None)?;
             let holds = match &test {
                 None => ops::truth(&subject),
-                Some(test) => {
-                    let args = Given { pos: given.pos.clone(), named: given.named.clone() };
-                    run.test(test, &subject, args)?
-                }
+                Some(test) => run.test(test, &subject, given.clone())?,
             };
             if holds == keep {
                 out.push(item);
@@ -525,7 +511,7 @@ impl Run {
 
     fn dictsort(&mut self, value: Value, given: Given) -> Res<Value> {
         let [case, by, reverse] = given.bind("dictsort", ["case_sensitive", "by", "reverse"], 0)?;
-        let fold = !case.is_some_and(|c| ops::truth(&c));
+        let fold = !ops::is_set(case);
         let by_value = match by.as_ref().map(|by| by.as_str()) {
             None | Some(Some("key")) => false,
             Some(Some("value")) => true,
@@ -543,13 +529,13 @@ impl Run {
             let by = if fold { folded(by) } else { by };
             keyed.push((by, Value::tuple(vec![key.clone(), item.clone()])?));
         }
-        self.sorted(keyed, reverse.is_some_and(|r| ops::truth(&r)))
+        self.sorted(keyed, ops::is_set(reverse))
     }
 
     fn groupby(&mut self, value: Value, given: Given) -> Res<Value> {
         let [attribute, default, case] =
             given.bind("groupby", ["attribute", "default", "case_sensitive"], 1)?;
-        let fold = !case.is_some_and(|c| ops::truth(&c));
+        let fold = !ops::is_set(case);
         let path = path(attribute)?;
         let mut keyed = Vec::new();
         for item in ops::items(self, &value)? {
@@ -605,10 +591,9 @@ impl Run {
         let [precision, method] = given.bind("round", ["precision", "method"], 0)?;
         let precision = integer("round", precision, 0)?;
         let method = method.map_or_else(|| Ok("common".to_owned()), |m| text(&m))?;
-        let number = match (&value, value.as_int()) {
+        let number = match (&value, ops::number(&value)) {
             (Value::Undefined(message), _) => return error(&**message),
-            (Value::Float(f), _) => *f,
-            (_, Some(i)) => i as f64,
+            (_, Some(number)) => number,
             _ => return error(format!("type {} doesn't define __round__", value.kind())),
         };
         if !(-30..=300).contains(&precision) || (precision < 0 && number.abs() > 1e37) {
@@ -683,8 +668,7 @@ impl Run {
                 }
             }
         };
-        let is_set = |flag: Option<Value>| flag.is_some_and(|flag| ops::truth(&flag));
-        let (sort_keys, ascii) = (is_set(sort_keys), is_set(ascii));
+        let (sort_keys, ascii) = (ops::is_set(sort_keys), ops::is_set(ascii));
         let style = Style { indent, comma, colon, sort_keys, ascii };
         let text = dumps(self, &value, &style)?;
         self.text(text)
@@ -696,14 +680,12 @@ impl Run {
             None => "    ".to_owned(),
             Some(Value::Str(indent)) => indent.to_string(),
             Some(width) => {
-                let width = usize::try_from(integer("indent", Some(width), 4)?.max(0));
-                let width = width.unwrap_or(usize::MAX);
+                let width = ops::as_count(integer("indent", Some(width), 4)?);
                 self.room(width)?;
                 " ".repeat(width)
             }
         };
-        let is_set = |flag: Option<Value>| flag.is_some_and(|flag| ops::truth(&flag));
-        let (first, blank) = (is_set(first), is_set(blank));
+        let (first, blank) = (ops::is_set(first), ops::is_set(blank));
         let whole = s.to_owned() + "\n";
         let lines = splitlines(&whole, false);
         self.room(lines.len().saturating_mul(indent.len()).saturating_add(whole.len()))?;

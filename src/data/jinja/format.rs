@@ -2,8 +2,8 @@
 
 use super::eval::{Given, Run};
 use super::ops;
-use super::repr::{float, repr, text};
-use super::value::{Res, Value, error};
+use super::repr::{at_exponent, float, repr, text, with_exponent};
+use super::value::{Res, Value, error, named};
 use std::sync::Arc;
 
 /// A format specification: `[[fill]align][sign][#][0][width][,][.precision][type]`.
@@ -84,6 +84,11 @@ fn pad(body: String, spec: &Spec, default_align: char, sign_length: usize) -> St
     }
 }
 
+/// The beginning of a text that a precision allows.
+fn cut(text: &str, precision: Option<usize>) -> String {
+    text.chars().take(precision.unwrap_or(usize::MAX)).collect()
+}
+
 fn group(whole: &str, separator: char, size: usize) -> String {
     let mut out = String::new();
     for (i, c) in whole.chars().enumerate() {
@@ -97,24 +102,13 @@ fn group(whole: &str, separator: char, size: usize) -> String {
 
 /// The digits of a finite or infinite float without its sign, as `e`, `f`, `g` and `%` write it.
 fn float_digits(f: f64, kind: char, precision: usize, alternate: bool) -> String {
-    if !f.is_finite() {
-        let text = if f.is_nan() { "nan" } else { "inf" };
-        return if kind.is_uppercase() { text.to_uppercase() } else { text.into() };
-    }
-    let scientific = |precision: usize| {
-        let text = format!("{f:.precision$e}");
-        let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-        (digits.to_owned(), exponent.parse::<i32>().unwrap_or(0))
-    };
-    let with_exponent = |digits: &str, exponent: i32| {
-        let sign = if exponent < 0 { '-' } else { '+' };
-        format!("{digits}e{sign}{:02}", exponent.abs())
-    };
+    let scientific = |precision: usize| at_exponent(format!("{f:.precision$e}"));
     let trimmed = |digits: &str| match digits.contains('.') && !alternate {
         true => digits.trim_end_matches('0').trim_end_matches('.').to_owned(),
         false => digits.to_owned(),
     };
     let out = match kind.to_ascii_lowercase() {
+        _ if !f.is_finite() => float(f),
         'e' => {
             let (digits, exponent) = scientific(precision);
             with_exponent(&digits, exponent)
@@ -217,16 +211,9 @@ fn format_value(value: &Value, spec: &str) -> Res<String> {
             if parsed.align == Some('=') {
                 return error("'=' alignment not allowed in string format specifier");
             }
-            let body = match parsed.precision {
-                Some(precision) => s.chars().take(precision).collect(),
-                None => s.to_string(),
-            };
-            let align = if parsed.zero && parsed.align.is_none() { '<' } else { ' ' };
-            let spec = match align {
-                '<' => Spec { align: Some('<'), ..parsed },
-                _ => parsed,
-            };
-            Ok(pad(body, &spec, '<', 0))
+            // Zeros go behind a text, not in front as with a number.
+            let spec = Spec { align: parsed.align.or(Some('<')), ..parsed };
+            Ok(pad(cut(s, spec.precision), &spec, '<', 0))
         }
         _ => error(format!("unsupported format string passed to {}.__format__", value.kind())),
     }
@@ -287,7 +274,7 @@ fn field_value(run: &mut Run, field: &str, given: &Given, automatic: &mut usize)
     };
     let found = match position {
         Some(position) => given.pos.get(position),
-        None => given.named.iter().find(|(n, _)| &**n == first).map(|(_, v)| v),
+        None => named(&given.named, first),
     };
     let Some(mut value) = found.cloned() else {
         return error(match position {
@@ -393,12 +380,8 @@ fn convert(value: &Value, kind: char, mut spec: Spec) -> Res<String> {
     match kind {
         's' | 'r' => {
             let body = if kind == 's' { text(value)? } else { repr(value)? };
-            let body = match spec.precision {
-                Some(precision) => body.chars().take(precision).collect(),
-                None => body,
-            };
             spec.zero = false;
-            Ok(pad(body, &spec, '>', 0))
+            Ok(pad(cut(&body, spec.precision), &spec, '>', 0))
         }
         'c' => {
             let body = match (value.as_int(), value.as_str()) {
@@ -428,12 +411,8 @@ fn convert(value: &Value, kind: char, mut spec: Spec) -> Res<String> {
             format_int(number, &spec)
         }
         'e' | 'E' | 'f' | 'F' | 'g' | 'G' => {
-            let number = match value {
-                Value::Float(f) => *f,
-                _ => match value.as_int() {
-                    Some(i) => i as f64,
-                    None => return error("must be real number, not ".to_owned() + value.kind()),
-                },
+            let Some(number) = ops::number(value) else {
+                return error("must be real number, not ".to_owned() + value.kind());
             };
             spec.kind = Some(kind);
             numeric(&mut spec);

@@ -4,10 +4,9 @@ use super::eval::{Given, Run};
 use super::ops;
 use super::repr::text;
 use super::strings::strftime;
-use super::value::{Object, Res, Value, error, range_len};
+use super::value::{Object, Res, Value, Vars, error, range_len};
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 
 #[rustfmt::skip]
 pub(crate) const NAMES: [&str; 8] = [
@@ -23,11 +22,10 @@ impl Run {
         match name {
             "range" => range(given),
             "dict" => {
-                let entries = self.entries(given)?;
-                Value::dict(entries)
+                Value::dict(self.entries(given)?)
             }
             "namespace" => {
-                let mut vars: Vec<(Arc<str>, Value)> = Vec::new();
+                let mut vars = Vars::new();
                 for (key, value) in self.entries(given)? {
                     let Value::Str(key) = key else {
                         return error("a namespace whose names are no strings is not supported");

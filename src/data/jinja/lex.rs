@@ -1,5 +1,6 @@
 //! Text to tokens, by Jinja2's rules for white space and newlines (`trim_blocks`, `lstrip_blocks`).
 
+use super::repr::escaped;
 use super::strings::is_space;
 use std::sync::Arc;
 
@@ -395,12 +396,7 @@ fn unescape(text: &str) -> Result<String, String> {
                 c
             }
             c => {
-                let code = u32::from(c);
-                out.push_str(&match code {
-                    0..=0xff => format!("\\x{code:02x}"),
-                    0x100..=0xffff => format!("\\u{code:04x}"),
-                    _ => format!("\\U{code:08x}"),
-                });
+                out.push_str(&escaped(c));
                 continue;
             }
         };

@@ -7,7 +7,7 @@ use super::strings::{
     capitalize, case_is, casefold, characters_are, expandtabs, is_identifier, is_space,
     rsplit_space, split_space, splitlines, swapcase, title,
 };
-use super::value::{Object, Res, Value, View, error};
+use super::value::{Object, Res, Value, View, error, named};
 use std::sync::Arc;
 
 #[rustfmt::skip]
@@ -71,8 +71,7 @@ impl Run {
             }
             Value::Object(o) => match &**o {
                 Object::Namespace(vars, _) => {
-                    let vars = vars.borrow();
-                    Ok(vars.iter().find(|(n, _)| &**n == name).map(|(_, v)| v.clone()))
+                    Ok(named(&vars.borrow(), name).cloned())
                 }
                 Object::Loop(_) if ["cycle", "changed"].contains(&name) => method(),
                 Object::Loop(cell) => self.loop_attribute(cell, name),
@@ -275,8 +274,7 @@ impl Run {
             }
             "splitlines" => {
                 let [keep] = given.bind(name, ["keepends"], 0)?;
-                let keep = keep.is_some_and(|keep| ops::truth(&keep));
-                self.texts(splitlines(s, keep))
+                self.texts(splitlines(s, ops::is_set(keep)))
             }
             "startswith" | "endswith" => {
                 let [affix, start, stop] = positional(name, given, 1)?;
@@ -378,12 +376,11 @@ impl Run {
             }
             "ljust" | "rjust" | "center" => {
                 let [width, fill] = positional(name, given, 1)?;
-                let width = integer(name, &width.unwrap_or(Value::None))?;
+                let width = width_of(name, width)?;
                 let fill = fill.map_or(Ok(Arc::from(" ")), |fill| needed_text(name, Some(fill)))?;
                 if fill.chars().count() != 1 {
                     return error("The fill character must be exactly one character long");
                 }
-                let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
                 let missing = width.saturating_sub(s.chars().count());
                 self.room(missing.saturating_mul(fill.len()).saturating_add(s.len()))?;
                 let left = match name {
@@ -395,8 +392,7 @@ impl Run {
             }
             "zfill" => {
                 let [width] = positional(name, given, 1)?;
-                let width = integer(name, &width.unwrap_or(Value::None))?;
-                let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
+                let width = width_of(name, width)?;
                 let missing = width.saturating_sub(s.chars().count());
                 self.room(missing.saturating_add(s.len()))?;
                 let (sign, digits) = s.split_at(usize::from(s.starts_with(['+', '-'])));
@@ -404,8 +400,7 @@ impl Run {
             }
             "expandtabs" => {
                 let [size] = given.bind(name, ["tabsize"], 0)?;
-                let size = size.map_or(Ok(8), |size| integer(name, &size))?;
-                let size = usize::try_from(size.max(0)).unwrap_or(usize::MAX);
+                let size = size.map_or(Ok(8), |size| width_of(name, Some(size)))?;
                 match expandtabs(s, size, 32 << 20) {
                     Some(text) => self.text(text),
                     None => error("expandtabs makes a text that is too long"),
@@ -437,10 +432,7 @@ impl Run {
                     "title" => self.text(title(s)),
                     "capitalize" => self.text(capitalize(s)),
                     "swapcase" => self.text(swapcase(s)),
-                    "casefold" => {
-                        let text = casefold(s)?;
-                        self.text(text)
-                    }
+                    "casefold" => self.text(casefold(s)?),
                     "isupper" | "islower" | "istitle" => Ok(Value::Bool(case_is(s, name))),
                     "isidentifier" => Ok(Value::Bool(is_identifier(s))),
                     _ => characters_are(s, name).map(Value::Bool),
@@ -501,6 +493,11 @@ fn integer(what: &str, value: &Value) -> Res<i128> {
             error(format!("{what}(): '{kind}' object cannot be interpreted as an integer"))
         }
     }
+}
+
+/// Columns that a text shall take.
+fn width_of(what: &str, value: Option<Value>) -> Res<usize> {
+    integer(what, &value.unwrap_or(Value::None)).map(ops::as_count)
 }
 
 /// Where a slice of `len` items from `start` to `stop` lies.

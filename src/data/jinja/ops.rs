@@ -24,10 +24,29 @@ pub(crate) fn truth(value: &Value) -> bool {
     }
 }
 
-fn number(value: &Value) -> Option<f64> {
+/// A number as Python's `float` has it.
+pub(crate) fn number(value: &Value) -> Option<f64> {
     match value {
         Value::Float(f) => Some(*f),
         _ => value.as_int().map(|i| i as f64),
+    }
+}
+
+/// True for a flag that is given and true.
+pub(crate) fn is_set(flag: Option<Value>) -> bool {
+    flag.is_some_and(|flag| truth(&flag))
+}
+
+/// A width or count as Python takes it: below nothing is nothing.
+pub(crate) fn as_count(count: i128) -> usize {
+    usize::try_from(count.max(0)).unwrap_or(usize::MAX)
+}
+
+/// A list, or a tuple where `model` is one.
+fn sequence_like(model: &Value, items: Vec<Value>) -> Res<Value> {
+    match model {
+        Value::Tuple(_) => Value::tuple(items),
+        _ => Value::list(items),
     }
 }
 
@@ -237,10 +256,7 @@ pub(crate) fn slice(run: &mut Run, value: &Value, parts: &[Option<Value>; 3]) ->
         Value::List(s) | Value::Tuple(s) => {
             let items = taken(&s.items, slice_places(s.items.len(), parts)?);
             run.spend_items(items.len())?;
-            match value {
-                Value::List(_) => Value::list(items),
-                _ => Value::tuple(items),
-            }
+            sequence_like(value, items)
         }
         Value::Range(r) => {
             let (start, step, count) = slice_places(range_len(r) as usize, parts)?;
@@ -397,11 +413,7 @@ pub(crate) fn binary(run: &mut Run, op: BinaryOp, a: &Value, b: &Value) -> Res<V
         (BinaryOp::Add, Value::List(x), Value::List(y))
         | (BinaryOp::Add, Value::Tuple(x), Value::Tuple(y)) => {
             run.spend_items(x.items.len() + y.items.len())?;
-            let items = [&x.items[..], &y.items[..]].concat();
-            match a {
-                Value::List(_) => Value::list(items),
-                _ => Value::tuple(items),
-            }
+            sequence_like(a, [&x.items[..], &y.items[..]].concat())
         }
         (BinaryOp::Mod, Value::Str(format), _) => {
             let text = percent(run, format, b)?;
@@ -440,29 +452,22 @@ fn safe_binary(run: &mut Run, op: BinaryOp, a: &Value, b: &Value) -> Res<Value> 
         _ => None,
     };
     match (op, side(a), side(b)) {
-        (BinaryOp::Add, Some(x), Some(y)) => {
-            let text = run.text(x + &y)?;
-            Ok(Value::Safe(Arc::from(text.as_str().unwrap_or(""))))
-        }
+        (BinaryOp::Add, Some(x), Some(y)) => run.safe(x + &y),
         _ => error(format!("'{}' on text marked safe is not supported", sign(op))),
     }
 }
 
 fn repeat(run: &mut Run, value: &Value, times: i128) -> Res<Value> {
-    let times = usize::try_from(times.max(0)).unwrap_or(usize::MAX);
+    let times = as_count(times);
     match value {
         Value::Str(s) => {
             run.room(s.len().saturating_mul(times))?;
             run.text(s.repeat(times))
         }
         Value::List(s) | Value::Tuple(s) => {
-            run.spend_items(s.items.len().saturating_mul(times))?;
             let count = s.items.len().saturating_mul(times);
-            let items = s.items.iter().cycle().take(count).cloned().collect();
-            match value {
-                Value::List(_) => Value::list(items),
-                _ => Value::tuple(items),
-            }
+            run.spend_items(count)?;
+            sequence_like(value, s.items.iter().cycle().take(count).cloned().collect())
         }
         _ => error("only texts, lists and tuples can be repeated"),
     }
@@ -588,12 +593,4 @@ pub(crate) fn sort(items: Vec<(Value, Value)>, reverse: bool) -> Res<Vec<(Value,
     sorted.extend(left);
     sorted.extend(right);
     Ok(sorted)
-}
-
-/// `repr` of a range.
-pub(crate) fn range_text([start, stop, step]: &[i128; 3]) -> String {
-    match step {
-        1 => format!("range({start}, {stop})"),
-        _ => format!("range({start}, {stop}, {step})"),
-    }
 }

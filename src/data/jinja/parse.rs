@@ -149,14 +149,17 @@ impl Parser {
         }
     }
 
-    fn block_end(&mut self) -> Parsed<()> {
-        match self.tok() {
-            Tok::BlockEnd => {
-                self.next();
-                Ok(())
-            }
-            _ => self.expected("end of statement block"),
+    /// Steps over `end`, the end of a tag.
+    fn expect(&mut self, end: &Tok) -> Parsed<()> {
+        if self.tok() != end {
+            return self.expected(&describe(end));
         }
+        self.next();
+        Ok(())
+    }
+
+    fn block_end(&mut self) -> Parsed<()> {
+        self.expect(&Tok::BlockEnd)
     }
 
     /// Runs `f` one level deeper.
@@ -182,10 +185,7 @@ impl Parser {
                 Tok::PrintBegin => {
                     self.next();
                     body.push(Stmt::Print(self.tuple(true, false, &[])?));
-                    match self.tok() {
-                        Tok::PrintEnd => self.next(),
-                        _ => return self.expected("end of print statement"),
-                    };
+                    self.expect(&Tok::PrintEnd)?;
                 }
                 Tok::BlockBegin => {
                     self.next();
@@ -447,10 +447,7 @@ impl Parser {
         let mut targets = Vec::new();
         let mut is_tuple = false;
         loop {
-            let ended = matches!(self.tok(), Tok::BlockEnd | Tok::PrintEnd)
-                || self.is_op(")")
-                || ends.iter().any(|end| self.is_name(end));
-            if ended {
+            if self.ends_tuple(ends) {
                 break;
             }
             targets.push(self.one_target(with_namespace)?);
@@ -509,23 +506,26 @@ impl Parser {
     }
 
     fn or(&mut self) -> Parsed<Expr> {
-        let (line, mut chained) = (self.line(), 0);
-        let mut left = self.and()?;
-        while self.skip_name("or") {
-            self.chain(&mut chained)?;
-            let right = self.and()?;
-            left = Expr { line, kind: Kind::Or(Box::new(left), Box::new(right)) };
-        }
-        Ok(left)
+        self.joined("or", Parser::and, Kind::Or)
     }
 
     fn and(&mut self) -> Parsed<Expr> {
+        self.joined("and", Parser::not, Kind::And)
+    }
+
+    /// A chain of operands with `word` between them.
+    fn joined(
+        &mut self,
+        word: &str,
+        operand: fn(&mut Self) -> Parsed<Expr>,
+        pair: fn(Box<Expr>, Box<Expr>) -> Kind,
+    ) -> Parsed<Expr> {
         let (line, mut chained) = (self.line(), 0);
-        let mut left = self.not()?;
-        while self.skip_name("and") {
+        let mut left = operand(self)?;
+        while self.skip_name(word) {
             self.chain(&mut chained)?;
-            let right = self.not()?;
-            left = Expr { line, kind: Kind::And(Box::new(left), Box::new(right)) };
+            let right = operand(self)?;
+            left = Expr { line, kind: pair(Box::new(left), Box::new(right)) };
         }
         Ok(left)
     }
@@ -686,39 +686,46 @@ impl Parser {
             }
             Tok::Op("[") => {
                 self.next();
-                let mut items = Vec::new();
-                while !self.is_op("]") {
-                    if !items.is_empty() {
-                        self.expect_op(",")?;
-                    }
-                    if self.is_op("]") {
-                        break;
-                    }
-                    items.push(self.expr()?);
-                }
-                self.expect_op("]")?;
-                Kind::List(items)
+                Kind::List(self.items("]", Parser::expr)?)
             }
             Tok::Op("{") => {
                 self.next();
-                let mut items = Vec::new();
-                while !self.is_op("}") {
-                    if !items.is_empty() {
-                        self.expect_op(",")?;
-                    }
-                    if self.is_op("}") {
-                        break;
-                    }
-                    let key = self.expr()?;
-                    self.expect_op(":")?;
-                    items.push((key, self.expr()?));
-                }
-                self.expect_op("}")?;
-                Kind::Dict(items)
+                Kind::Dict(self.items("}", |p| {
+                    let key = p.expr()?;
+                    p.expect_op(":")?;
+                    Ok((key, p.expr()?))
+                })?)
             }
             tok => return self.fail(format!("unexpected '{}'", describe(&tok))),
         };
         Ok(Expr { line, kind })
+    }
+
+    /// Items up to `close` with commas between them, perhaps one behind the last.
+    fn items<T>(
+        &mut self,
+        close: &str,
+        mut item: impl FnMut(&mut Self) -> Parsed<T>,
+    ) -> Parsed<Vec<T>> {
+        let mut items = Vec::new();
+        while !self.is_op(close) {
+            if !items.is_empty() {
+                self.expect_op(",")?;
+                if self.is_op(close) {
+                    break;
+                }
+            }
+            items.push(item(self)?);
+        }
+        self.expect_op(close)?;
+        Ok(items)
+    }
+
+    /// True where a list of names or expressions ends: with its tag, at `)` or a word of `ends`.
+    fn ends_tuple(&self, ends: &[&str]) -> bool {
+        matches!(self.tok(), Tok::BlockEnd | Tok::PrintEnd)
+            || self.is_op(")")
+            || ends.iter().any(|end| self.is_name(end))
     }
 
     /// An expression, or several with commas as a tuple.
@@ -730,10 +737,7 @@ impl Parser {
             if !items.is_empty() {
                 self.expect_op(",")?;
             }
-            let ended = matches!(self.tok(), Tok::BlockEnd | Tok::PrintEnd)
-                || self.is_op(")")
-                || ends.iter().any(|end| self.is_name(end));
-            if ended {
+            if self.ends_tuple(ends) {
                 break;
             }
             items.push(match with_condition {
@@ -821,48 +825,43 @@ impl Parser {
 
     fn args(&mut self) -> Parsed<Args> {
         let line = self.line();
-        let invalid = || Err(("invalid syntax for function call expression".into(), line));
         let mut args = Args::default();
-        let mut first = true;
         self.expect_op("(")?;
-        while !self.is_op(")") {
-            if !first {
-                self.expect_op(",")?;
-                if self.is_op(")") {
-                    break;
-                }
-            }
-            first = false;
-            if self.skip_op("*") {
-                if args.rest.is_some() || args.rest_named.is_some() {
-                    return invalid();
-                }
-                args.rest = Some(Box::new(self.expr()?));
-            } else if self.skip_op("**") {
-                if args.rest_named.is_some() {
-                    return invalid();
-                }
-                args.rest_named = Some(Box::new(self.expr()?));
-            } else if matches!((self.tok(), self.look(1)), (Tok::Name(_), Tok::Op("="))) {
-                if args.rest_named.is_some() {
-                    return invalid();
-                }
-                let name = self.name()?;
-                self.next();
-                if args.named.iter().any(|(n, _)| *n == name) {
-                    return Err((format!("keyword argument repeated: {name}"), line));
-                }
-                args.named.push((name, self.expr()?));
-            } else {
-                let late = args.rest.is_some() || args.rest_named.is_some();
-                if late || !args.named.is_empty() {
-                    return invalid();
-                }
-                args.pos.push(self.expr()?);
-            }
-        }
-        self.expect_op(")")?;
+        self.items(")", |p| p.arg(line, &mut args))?;
         Ok(args)
+    }
+
+    /// One argument of a call that begins in `line`.
+    fn arg(&mut self, line: u32, args: &mut Args) -> Parsed<()> {
+        let invalid = || Err(("invalid syntax for function call expression".into(), line));
+        if self.skip_op("*") {
+            if args.rest.is_some() || args.rest_named.is_some() {
+                return invalid();
+            }
+            args.rest = Some(Box::new(self.expr()?));
+        } else if self.skip_op("**") {
+            if args.rest_named.is_some() {
+                return invalid();
+            }
+            args.rest_named = Some(Box::new(self.expr()?));
+        } else if matches!((self.tok(), self.look(1)), (Tok::Name(_), Tok::Op("="))) {
+            if args.rest_named.is_some() {
+                return invalid();
+            }
+            let name = self.name()?;
+            self.next();
+            if args.named.iter().any(|(n, _)| *n == name) {
+                return Err((format!("keyword argument repeated: {name}"), line));
+            }
+            args.named.push((name, self.expr()?));
+        } else {
+            let late = args.rest.is_some() || args.rest_named.is_some();
+            if late || !args.named.is_empty() {
+                return invalid();
+            }
+            args.pos.push(self.expr()?);
+        }
+        Ok(())
     }
 
     /// Further filters behind `node`.

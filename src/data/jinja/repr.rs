@@ -1,6 +1,5 @@
 //! Python's `str` and `repr`.
 
-use super::ops::range_text;
 use super::value::{Object, Res, Value, View, error};
 use std::fmt::Write;
 
@@ -74,7 +73,11 @@ fn write(value: &Value, sorted: bool, depth: u32, out: &mut String) -> Res<()> {
             };
             series(&items, [name, "])"], sorted, depth, out)?;
         }
-        Value::Range(r) => out.push_str(&range_text(r)),
+        Value::Range(r) => {
+            let [start, stop, step] = **r;
+            let step = if step == 1 { String::new() } else { format!(", {step}") };
+            _ = write!(out, "range({start}, {stop}{step})");
+        }
         Value::Object(o) => match &**o {
             Object::Namespace(vars, _) => {
                 out.push_str("<Namespace {");
@@ -168,13 +171,24 @@ pub(crate) fn float(f: f64) -> String {
     if f.is_infinite() {
         return if f > 0.0 { "inf" } else { "-inf" }.into();
     }
-    let scientific = format!("{f:e}");
-    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or(0);
+    let (digits, exponent) = at_exponent(format!("{f:e}"));
     if (-4..16).contains(&exponent) {
         let plain = format!("{f}");
         return if plain.contains('.') { plain } else { plain + ".0" };
     }
+    with_exponent(&digits, exponent)
+}
+
+/// Digits and exponent of a number in Rust's scientific notation.
+pub(crate) fn at_exponent(mut scientific: String) -> (String, i32) {
+    let at = scientific.find('e').unwrap_or(scientific.len());
+    let exponent = scientific[at..].trim_start_matches('e').parse().unwrap_or(0);
+    scientific.truncate(at);
+    (scientific, exponent)
+}
+
+/// Python's scientific notation: an exponent has a sign and two digits or more.
+pub(crate) fn with_exponent(digits: &str, exponent: i32) -> String {
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("{digits}e{sign}{:02}", exponent.abs())
 }

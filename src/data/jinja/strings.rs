@@ -68,8 +68,13 @@ pub(crate) fn rsplit_space(s: &str, limit: Option<usize>) -> Vec<&str> {
     parts
 }
 
+/// A character of title case: two letters in one, of which the first is large.
+fn is_title(c: char) -> bool {
+    matches!(c, 'ǅ' | 'ǈ' | 'ǋ' | 'ǲ')
+}
+
 fn is_cased(c: char) -> bool {
-    c.is_lowercase() || c.is_uppercase() || matches!(c, 'ǅ' | 'ǈ' | 'ǋ' | 'ǲ')
+    c.is_lowercase() || c.is_uppercase() || is_title(c)
 }
 
 /// A character at the start of a word: `ß` becomes `Ss`, not `SS`.
@@ -146,14 +151,13 @@ pub(crate) fn casefold(s: &str) -> Res<String> {
 /// `str.isupper`, `islower` or `istitle`.
 pub(crate) fn case_is(s: &str, test: &str) -> bool {
     let cased = s.chars().any(is_cased);
-    let title = |c: char| matches!(c, 'ǅ' | 'ǈ' | 'ǋ' | 'ǲ');
     match test {
-        "isupper" => cased && !s.chars().any(|c| c.is_lowercase() || title(c)),
-        "islower" => cased && !s.chars().any(|c| c.is_uppercase() || title(c)),
+        "isupper" => cased && !s.chars().any(|c| c.is_lowercase() || is_title(c)),
+        "islower" => cased && !s.chars().any(|c| c.is_uppercase() || is_title(c)),
         _ => {
             let mut inside = false;
             let holds = s.chars().all(|c| {
-                let good = match (c.is_uppercase() || title(c), c.is_lowercase()) {
+                let good = match (c.is_uppercase() || is_title(c), c.is_lowercase()) {
                     (true, _) => !inside,
                     (_, true) => inside,
                     _ => true,

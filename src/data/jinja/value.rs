@@ -23,6 +23,9 @@ pub(crate) enum Fail {
 
 pub(crate) type Res<T> = Result<T, Fail>;
 
+/// Values by name.
+pub(crate) type Vars = Vec<(Arc<str>, Value)>;
+
 /// An error of the template.
 pub(crate) fn error<T>(message: impl Into<String>) -> Res<T> {
     Err(Fail::Error(message.into()))
@@ -82,7 +85,7 @@ pub(crate) struct Iter {
 
 /// Objects with an identity.
 pub(crate) enum Object {
-    Namespace(RefCell<Vec<(Arc<str>, Value)>>, Cell<u32>),
+    Namespace(RefCell<Vars>, Cell<u32>),
     Cycler(Vec<Value>, Cell<usize>),
     Joiner(Value, Cell<bool>),
     Loop(Box<RefCell<Loop>>),
@@ -95,7 +98,7 @@ pub(crate) enum Object {
 
 /// Variables of a scope and those around it.
 pub(crate) struct Scope {
-    pub(crate) vars: RefCell<Vec<(Arc<str>, Value)>>,
+    pub(crate) vars: RefCell<Vars>,
     pub(crate) parent: Option<Rc<Scope>>,
 }
 
@@ -129,35 +132,42 @@ impl Scope {
     }
 
     pub(crate) fn set(&self, name: &Arc<str>, value: Value) {
-        let mut vars = self.vars.borrow_mut();
-        let found = vars.iter_mut().find(|(n, _)| n == name);
-        let _old = match found {
-            Some((_, old)) => Some(std::mem::replace(old, value)),
-            None => {
-                vars.push((name.clone(), value));
-                None
-            }
-        };
+        put(&mut self.vars.borrow_mut(), name, value);
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Value> {
         let mut scope = self;
         loop {
-            let vars = scope.vars.borrow();
-            if let Some((_, value)) = vars.iter().find(|(n, _)| &**n == name) {
+            if let Some(value) = named(&scope.vars.borrow(), name) {
                 return Some(value.clone());
             }
-            drop(vars);
             scope = scope.parent.as_ref()?;
         }
     }
 }
 
-fn nested<'a>(mut items: impl Iterator<Item = &'a Value>) -> Res<u32> {
-    let deepest = items.try_fold(0, |most: u32, v| Some(most.max(v.nested()))).unwrap_or(0);
-    match deepest < MOST_NESTED {
-        true => Ok(deepest + 1),
-        false => error("a value is nested too deeply"),
+/// The value of a name.
+pub(crate) fn named<'a>(vars: &'a Vars, name: &str) -> Option<&'a Value> {
+    vars.iter().find(|(n, _)| &**n == name).map(|(_, v)| v)
+}
+
+/// Sets the value of a name.
+pub(crate) fn put(vars: &mut Vars, name: &Arc<str>, value: Value) {
+    match vars.iter_mut().find(|(n, _)| n == name) {
+        Some((_, old)) => *old = value,
+        None => vars.push((name.clone(), value)),
+    }
+}
+
+/// Levels of something that holds `items`.
+pub(crate) fn levels<'a>(items: impl Iterator<Item = &'a Value>) -> u32 {
+    items.map(Value::nested).max().unwrap_or(0) + 1
+}
+
+fn nested<'a>(items: impl Iterator<Item = &'a Value>) -> Res<u32> {
+    match levels(items) {
+        levels if levels <= MOST_NESTED => Ok(levels),
+        _ => error("a value is nested too deeply"),
     }
 }
 
@@ -205,10 +215,10 @@ impl Value {
         match self {
             Value::List(s) | Value::Tuple(s) => s.nested,
             Value::Dict(d) | Value::View(_, d) => d.nested,
-            Value::Iter(i) => i.borrow().items.iter().map(Value::nested).max().unwrap_or(0) + 1,
+            Value::Iter(i) => levels(i.borrow().items.iter()),
             Value::Object(o) => match &**o {
                 Object::Namespace(_, nested) => nested.get(),
-                Object::Cycler(items, _) => items.iter().map(Value::nested).max().unwrap_or(0) + 1,
+                Object::Cycler(items, _) => levels(items.iter()),
                 Object::Joiner(v, _) | Object::Method(v, _) => v.nested() + 1,
                 _ => 1,
             },
