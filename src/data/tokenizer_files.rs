@@ -145,10 +145,7 @@ fn class_of<'a>(config: &'a Map<String, Value>, model: &'a Value) -> &'a str {
 }
 
 /// The class that `tokenizer_config.json` names, or else `config.json`, without "Fast".
-pub(super) fn named_class<'a>(
-    config: &'a Map<String, Value>,
-    model: &'a Value,
-) -> Option<&'a str> {
+pub(super) fn named_class<'a>(config: &'a Map<String, Value>, model: &'a Value) -> Option<&'a str> {
     let class = config.get("tokenizer_class").or_else(|| model.get("tokenizer_class"))?.as_str()?;
     Some(class.strip_suffix("Fast").unwrap_or(class))
 }

@@ -780,9 +780,8 @@ impl Run {
                     );
                 };
                 let iterable = iterable.unwrap_or(Value::None);
-                let (text, ()) = run.buffered(|run, text| {
-                    run.run_loop(&f, iterable, &scope, depth + 1, text)
-                })?;
+                let (text, ()) =
+                    run.buffered(|run, text| run.run_loop(&f, iterable, &scope, depth + 1, text))?;
                 run.text(text)
             }
             _ => error(format!("'{}' object is not callable", callee.kind())),

@@ -269,9 +269,7 @@ impl Run {
                     _ => ops::number(&value),
                 };
                 match size {
-                    Some(size) => {
-                        self.text(file_size(size, ops::is_set(binary)))
-                    }
+                    Some(size) => self.text(file_size(size, ops::is_set(binary))),
                     None => error("filesizeformat needs a number"),
                 }
             }

@@ -21,9 +21,7 @@ impl Run {
     pub(crate) fn function(&mut self, name: &str, given: Given) -> Res<Value> {
         match name {
             "range" => range(given),
-            "dict" => {
-                Value::dict(self.entries(given)?)
-            }
+            "dict" => Value::dict(self.entries(given)?),
             "namespace" => {
                 let mut vars = Vars::new();
                 for (key, value) in self.entries(given)? {

@@ -70,9 +70,7 @@ impl Run {
                 error(format!("'{name}' of {} is not supported", object.kind()))
             }
             Value::Object(o) => match &**o {
-                Object::Namespace(vars, _) => {
-                    Ok(named(&vars.borrow(), name).cloned())
-                }
+                Object::Namespace(vars, _) => Ok(named(&vars.borrow(), name).cloned()),
                 Object::Loop(_) if ["cycle", "changed"].contains(&name) => method(),
                 Object::Loop(cell) => self.loop_attribute(cell, name),
                 Object::Cycler(items, at) => match name {
