@@ -84,7 +84,8 @@ struct Adapters<'d> {
 }
 
 impl Model {
-    /// Loads a checkpoint directory, or PEFT adapters on the base they name.
+    /// Loads a checkpoint directory, or PEFT adapters on the base they name. On an imagined device
+    /// all is checked but the values, which are not read.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
         let adapters = is_adapter_dir(dir).then(|| Adapters::open(dir, options)).transpose()?;
         let base = base_dir(dir)?;
@@ -114,12 +115,18 @@ impl Model {
         model.fill(&checkpoint, &base, &options, arch.tied)?;
         match adapters {
             Some(adapters) => model.fill_adapters(&adapters, &options)?,
+            None if model.is_imagined() => {}
             None => model.init_adapters(options.seed)?,
         }
-        if model.score_is_random {
+        if model.score_is_random && !model.is_imagined() {
             model.init_score(options.seed)?;
         }
         Ok(model)
+    }
+
+    /// True if there is no memory for weights: then files are checked, and no values are read.
+    fn is_imagined(&self) -> bool {
+        self.store.device().is_imagined()
     }
 
     /// Names of the checkpoint tensors of this model, with those of a tied head.
@@ -164,7 +171,11 @@ impl Model {
             }
             let stored: Vec<String> = stored.into_iter().flatten().cloned().collect();
             let param = self.store.param(ParamId(i));
-            let values = read_rows(checkpoint, &param.spec.shape, source, &stored, dir)?;
+            check_rows(checkpoint, &param.spec.shape, source, &stored, dir)?;
+            if self.is_imagined() {
+                continue;
+            }
+            let values = read_rows(checkpoint, &param.spec.shape, source, &stored)?;
             self.store.write_f32(ParamId(i), &values)?;
             self.notes.extend(no_numbers(&values, &stored[0], dir, options.strict)?);
         }
@@ -415,6 +426,9 @@ impl Model {
                     )));
                 };
                 check_shape(file, &stored, shape, dir)?;
+                if self.is_imagined() {
+                    continue;
+                }
                 let mut values = file.read_f32(&stored)?;
                 notes.extend(no_numbers(&values, &stored, dir, options.strict)?);
                 if let Some(order) = adapter.order.as_ref().filter(|_| part == "lora_B") {
@@ -500,8 +514,14 @@ impl Model {
                 let alone = source.tensors.len() == 1;
                 let spec = &param.spec;
                 let columns: usize = spec.shape[1..].iter().product();
-                let values = read_rows(file, &spec.shape, &one, std::slice::from_ref(stored), dir)?;
-                self.notes.extend(no_numbers(&values, stored, dir, options.strict)?);
+                let stored = std::slice::from_ref(stored);
+                check_rows(file, &spec.shape, &one, stored, dir)?;
+                used.insert(name.clone());
+                if self.is_imagined() {
+                    continue;
+                }
+                let values = read_rows(file, &spec.shape, &one, stored)?;
+                self.notes.extend(no_numbers(&values, &stored[0], dir, options.strict)?);
                 if alone {
                     self.store.write_f32(ParamId(i), &values)?;
                 } else {
@@ -509,7 +529,6 @@ impl Model {
                     all[range.start * columns..range.end * columns].copy_from_slice(&values);
                     self.store.write_f32(ParamId(i), &all)?;
                 }
-                used.insert(name.clone());
             }
         }
         if used.remove("score.weight") {
@@ -585,29 +604,41 @@ fn check_shape(checkpoint: &Checkpoint, name: &str, want: &[usize], dir: &Path) 
     Ok(())
 }
 
+/// Shape of `rows` rows of a parameter of `shape` as `source` stores them.
+fn stored_shape(shape: &[usize], source: &Source, rows: usize) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    shape[0] = rows;
+    if source.transposed {
+        shape.reverse();
+    }
+    shape
+}
+
+/// Refuses source tensors of other shapes, before there is room made for them: a config may say
+/// anything.
+fn check_rows(
+    checkpoint: &Checkpoint,
+    shape: &[usize],
+    source: &Source,
+    names: &[String],
+    dir: &Path,
+) -> Result<()> {
+    let mut all = names.iter().zip(&source.tensors);
+    all.try_for_each(|(name, (_, rows))| {
+        check_shape(checkpoint, name, &stored_shape(shape, source, *rows), dir)
+    })
+}
+
 /// Stacks the source tensors of a parameter of `shape` into our row-major `[out, in]`.
 fn read_rows(
     checkpoint: &Checkpoint,
     shape: &[usize],
     source: &Source,
     names: &[String],
-    dir: &Path,
 ) -> Result<Vec<f32>> {
-    let shape_of = |rows: usize| {
-        let mut shape = shape.to_vec();
-        shape[0] = rows;
-        if source.transposed {
-            shape.reverse();
-        }
-        shape
-    };
-    // Before there is room made for them: a config may say anything.
-    for (name, (_, rows)) in names.iter().zip(&source.tensors) {
-        check_shape(checkpoint, name, &shape_of(*rows), dir)?;
-    }
     let mut out = Vec::with_capacity(shape.iter().product());
     for (name, (_, rows)) in names.iter().zip(&source.tensors) {
-        let shape = shape_of(*rows);
+        let shape = stored_shape(shape, source, *rows);
         let values = checkpoint.read_f32(name)?;
         if source.transposed {
             let mut turned = vec![0.0; values.len()];

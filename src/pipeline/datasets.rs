@@ -12,6 +12,7 @@ use crate::data::{
     RowKind, SftExample, Spec, Tokenizer,
 };
 use crate::report::Event;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 /// Examples of one step.
@@ -75,9 +76,15 @@ fn schedule(
 
 /// Examples of step 1.
 pub(super) fn sft(run: &mut Run<'_>, source: &Source) -> Result<Examples<SftExample>> {
-    let limits = training_limits(run.cfg, source)?;
-    let all = run.cfg.sft.loss_on_prompt;
-    examples(run, 0, "step 1", source, &|row| match all && row.has_weights() {
+    let blend = blend(run)?;
+    let made = sft_of(run.cfg, &blend, source)?;
+    Ok(told(run, made))
+}
+
+fn sft_of(cfg: &RunConfig, blend: &Blend, source: &Source) -> Result<Made<SftExample>> {
+    let limits = training_limits(cfg, source)?;
+    let all = cfg.sft.loss_on_prompt;
+    examples(cfg, blend, 0, source, &|row| match all && row.has_weights() {
         true => Err(row.error("its messages have weights, which --loss-on-prompt would ignore")),
         false => data::sft_example(row, &source.tokenizer, &limits),
     })
@@ -85,29 +92,56 @@ pub(super) fn sft(run: &mut Run<'_>, source: &Source) -> Result<Examples<SftExam
 
 /// Examples of step 2.
 pub(super) fn pairs(run: &mut Run<'_>, source: &Source) -> Result<Examples<PairExample>> {
-    let limits = training_limits(run.cfg, source)?;
-    examples(run, 1, "step 2", source, &|row| data::pair_example(row, &source.tokenizer, &limits))
+    let blend = blend(run)?;
+    let made = pairs_of(run.cfg, &blend, source)?;
+    Ok(told(run, made))
+}
+
+fn pairs_of(cfg: &RunConfig, blend: &Blend, source: &Source) -> Result<Made<PairExample>> {
+    let limits = training_limits(cfg, source)?;
+    examples(cfg, blend, 1, source, &|row| data::pair_example(row, &source.tokenizer, &limits))
 }
 
 /// Prompts of step 3.
 pub(super) fn prompts(run: &mut Run<'_>, source: &Source) -> Result<Examples<PromptExample>> {
-    let limits = rollout_limits(run.cfg, source)?;
-    examples(run, 2, "step 3", source, &|row| data::prompt_example(row, &source.tokenizer, &limits))
+    let blend = blend(run)?;
+    let made = prompts_of(run.cfg, &blend, source)?;
+    Ok(told(run, made))
+}
+
+fn prompts_of(cfg: &RunConfig, blend: &Blend, source: &Source) -> Result<Made<PromptExample>> {
+    let limits = rollout_limits(cfg, source)?;
+    examples(cfg, blend, 2, source, &|row| data::prompt_example(row, &source.tokenizer, &limits))
 }
 
 /// Blocks of text for the mixture loss of step 3; none where no data is given for it.
 pub(super) fn texts(run: &mut Run<'_>, source: &Source) -> Result<Vec<Vec<i32>>> {
-    let cfg = run.cfg;
+    let (files, blocks) = texts_of(run.cfg, source)?;
+    run.note_data(&files)?;
+    Ok(blocks)
+}
+
+/// The same with the files that it comes from.
+fn texts_of(cfg: &RunConfig, source: &Source) -> Result<(Vec<PathBuf>, Vec<Vec<i32>>)> {
     let data = specs(&cfg.unsupervised_sources()?)?;
     if data.is_empty() {
-        return Ok(vec![]);
+        return Ok((vec![], vec![]));
     }
     let config = BlendConfig { sft_only: data, data: vec![], by_use: false, ..blend_config(cfg)? };
     let blend = Blend::load(&BlendConfig { split: [1.0, 0.0, 0.0], eval_fraction: 0.0, ..config })?;
-    run.note_data(&blend.files)?;
     let rows = in_order(blend.step(0)?, cfg.seed);
     let block = rollout_limits(cfg, source)?.max_seq_len;
-    data::text_blocks(&rows, &source.tokenizer, block, cfg.pre_rendered)
+    let blocks = data::text_blocks(&rows, &source.tokenizer, block, cfg.pre_rendered)?;
+    Ok((blend.files, blocks))
+}
+
+/// Makes the examples of steps only to see that they can be made. `steps` have their models.
+pub(super) fn check(cfg: &RunConfig, blend: &Blend, steps: &[(u32, Rc<Source>)]) -> Result<()> {
+    steps.iter().try_for_each(|(step, source)| match step {
+        1 => sft_of(cfg, blend, source).map(|_| ()),
+        2 => pairs_of(cfg, blend, source).map(|_| ()),
+        _ => prompts_of(cfg, blend, source).and_then(|_| texts_of(cfg, source)).map(|_| ()),
+    })
 }
 
 /// The prompts of an evaluation.
@@ -293,19 +327,28 @@ fn in_order(parts: &[Part], seed: u64) -> Vec<Row> {
     data::epoch_order(&sets, seed, 0).into_iter().map(|i| rows[i].clone()).collect()
 }
 
+/// Examples with what is to be told of them.
+type Made<T> = (Examples<T>, Vec<String>);
+
+/// The examples, once their warnings are told.
+fn told<T>(run: &mut Run<'_>, (examples, warnings): Made<T>) -> Examples<T> {
+    warnings.into_iter().for_each(|warning| run.reporter.emit(Event::warning(warning)));
+    examples
+}
+
 fn examples<T: Remarked>(
-    run: &mut Run<'_>,
+    cfg: &RunConfig,
+    blend: &Blend,
     step: usize,
-    what: &str,
     source: &Source,
     make: &dyn Fn(&Row) -> Result<Option<T>>,
-) -> Result<Examples<T>> {
-    let blend = blend(run)?;
-    let skip = run.cfg.on_bad_row == OnBadRow::Skip;
+) -> Result<Made<T>> {
+    let what = &format!("step {}", step + 1);
+    let skip = cfg.on_bad_row == OnBadRow::Skip;
     let mut out = Examples { train: vec![], eval: vec![], sets: vec![] };
     let (mut bad, mut long, mut silent) = (Rows::default(), Rows::default(), Rows::default());
     let mut seen = Seen::default();
-    let format = chat_format(run.cfg.chat_format, &source.tokenizer);
+    let format = chat_format(cfg.chat_format, &source.tokenizer);
     for part in blend.step(step)? {
         let before = out.train.len();
         for (rows, to) in [(&part.train, &mut out.train), (&part.eval, &mut out.eval)] {
@@ -336,9 +379,7 @@ fn examples<T: Remarked>(
         long.line(&format!("{longer}, or had {nothing}, and left out of {what}")),
         silent.line(&format!("{weightless} {what}")),
     ];
-    for warning in left_out.into_iter().flatten().chain(seen.warnings(what)) {
-        run.reporter.emit(Event::warning(warning));
-    }
+    let warnings = left_out.into_iter().flatten().chain(seen.warnings(what)).collect();
     if out.train.is_empty() {
         let why = match (bad.count, long.count) {
             (0, 0) => "the answers of all have the weight 0".into(),
@@ -350,7 +391,7 @@ fn examples<T: Remarked>(
         };
         return Err(Error::user(format!("no row is left for {what}: {why}")));
     }
-    Ok(out)
+    Ok((out, warnings))
 }
 
 #[cfg(test)]

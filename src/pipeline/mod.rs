@@ -150,8 +150,13 @@ fn run_steps(
         None => {
             let dir = RunDir::unopened(&cfg.output_dir);
             dir.check_free(cfg.overwrite)?;
-            start::check(cfg, &dir)?;
-            Some(datasets::read(cfg)?)
+            let steps = start::check(cfg, &dir, ranks.comm.size())?;
+            let blend = datasets::read(cfg)?;
+            // The first step meets its own rows at once, and spoils nothing unless it replaces something.
+            let first = if cfg.overwrite { None } else { cfg.step.iter().min() };
+            let later: Vec<_> = steps.into_iter().filter(|(s, _)| Some(s) != first).collect();
+            datasets::check(cfg, &blend, &later)?;
+            Some(blend)
         }
     };
     if !first {
@@ -304,7 +309,7 @@ impl Run<'_> {
         self.reporter.repeat(resumed.as_ref().is_some_and(|r| r.here));
         self.announce();
         if self.judge.is_some() {
-            start::check(self.cfg, &self.dir)?;
+            start::check(self.cfg, &self.dir, self.comm.size())?;
         }
         let Some(Resumed { snapshot, here, notes }) = resumed else {
             datasets::blend(self)?;

@@ -157,7 +157,6 @@ fn build(
     let reference =
         if with_lora { None } else { Some(frozen(run, source, Head::Lm, "reference")?) };
     let rule = cfg.ppo.reward_rule.as_deref();
-    let mut foreign = false;
     let reward = match (rule, &others.reward) {
         (Some(rule), _) => {
             let tokenizer = source.tokenizer.clone();
@@ -166,8 +165,7 @@ fn build(
         }
         (None, Some((name, reward))) => {
             let engine = Box::new(frozen(run, reward, Head::Score, "reward model")?);
-            foreign = !source.has_tokens_of(reward);
-            if foreign {
+            if !source.has_tokens_of(reward) {
                 run.reporter.emit(Event::note(format!(
                     "{name} has a tokenizer of its own: answers are tokenised again for it, and the \
                      critic starts from the actor unless --critic-model says otherwise"
@@ -180,10 +178,8 @@ fn build(
         }
         (None, None) => return Err(start::no_reward()),
     };
-    // Values are per token of the actor.
-    let known = others.reward.as_ref().map(|(_, source)| source).filter(|_| !foreign);
-    let critic_source = others.critic.as_ref().or(known).unwrap_or(source);
-    source.same_tokens(critic_source)?;
+    let scores = others.reward.as_ref().map(|(_, source)| source);
+    let critic_source = start::critic(source, scores, others.critic.as_ref())?;
     let lora = settings::critic_lora(cfg);
     let options = run.trained(critic_source, Head::Score, lora, false)?;
     let critic = critic_source.load(&options, &mut run.reporter)?;

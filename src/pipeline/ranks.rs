@@ -134,6 +134,17 @@ pub(super) fn blocks(cfg: &RunConfig, stage: Zero, ranks: usize, local: usize) -
     }
 }
 
+/// Refuses a number of ranks that generate together where it does not fit the run.
+pub(super) fn check_blocks(cfg: &RunConfig, ranks: usize) -> Result<()> {
+    match (cfg.inference_tp_size, ranks) {
+        (0 | 1, _) | (_, 1) => Ok(()),
+        // Where the stage is chosen by size, the size decides.
+        (given, _) => {
+            Partition::check(ranks, asked_stage(cfg, Head::Lm).unwrap_or(Zero::Weights), given)
+        }
+    }
+}
+
 impl Run<'_> {
     /// How a model of `arch` with `head` is shared out; `generates`: with tensor parallelism where weights are shared out.
     pub(super) fn partition(

@@ -5,6 +5,7 @@ use super::export;
 use crate::arch::{Arch, Config};
 use crate::base::{Error, Result};
 use crate::data::{Tokenizer, now};
+use crate::device::{Device, Imagined};
 use crate::formats::{Checkpoint, sync_dir};
 use crate::model::{
     LoadOptions, Model, SaveAs, Values, base_dir, hub_cache, resolve_model, take_part_in_saving,
@@ -51,6 +52,12 @@ impl Source {
             eprintln!("warning: {note}");
         }
         Ok(model)
+    }
+
+    /// Finds what would keep the model from being loaded, without reading its weights.
+    pub(super) fn check(&self, options: &LoadOptions) -> Result<()> {
+        let nowhere = Device::Imagined(Imagined::Cpu);
+        self.load_checked(&options.clone().on(nowhere)).map(|_| ())
     }
 
     fn load_checked(&self, options: &LoadOptions) -> Result<Model> {

@@ -2,14 +2,15 @@
 //! directory exists, so that a mistake costs nothing and leaves nothing behind.
 
 use super::config::RunConfig;
-use super::datasets;
 use super::run_dir::RunDir;
 use super::sources::Source;
+use super::{datasets, ranks, settings};
 use crate::base::{Error, Result};
 use crate::data::now;
-use crate::model::resolve_model;
+use crate::model::{Head, LoadOptions, resolve_model};
 use crate::rlhf::built_in_rule;
 use std::path::Path;
+use std::rc::Rc;
 
 /// The time at which a run begins, in seconds since 1970 (UTC): `SOURCE_DATE_EPOCH`, else the
 /// clock.
@@ -57,48 +58,112 @@ pub(super) fn no_reward() -> Error {
     Error::user("step 3 needs a reward: run step 2 first, or give --reward-model or --reward-rule")
 }
 
-/// Finds before the first step what would stop it or a later one, hours away.
-pub(super) fn check(cfg: &RunConfig, dir: &RunDir) -> Result<()> {
+/// The model whose tokens step 3 answers in, as far as it is there before the run.
+fn ppo_base(cfg: &RunConfig, dir: &RunDir) -> Result<String> {
+    if cfg.step.contains(&1) { sft(cfg) } else { ppo_actor(cfg, dir) }
+}
+
+/// The model that the critic starts from: the one given, else the reward model, else the actor.
+///
+/// # Errors
+/// Its tokens are not the actor's: values are per token of the actor.
+pub(super) fn critic<'s>(
+    actor: &'s Source,
+    reward: Option<&'s Source>,
+    given: Option<&'s Source>,
+) -> Result<&'s Source> {
+    let same = reward.filter(|reward| actor.has_tokens_of(reward));
+    let found = given.or(same).unwrap_or(actor);
+    actor.same_tokens(found)?;
+    Ok(found)
+}
+
+/// Models that the run begins with, by name. Each is opened once.
+#[derive(Default)]
+pub(super) struct Opened(Vec<(String, Rc<Source>)>);
+
+impl Opened {
+    fn get(&mut self, name: &str) -> Result<Rc<Source>> {
+        if let Some((_, source)) = self.0.iter().find(|(known, _)| known == name) {
+            return Ok(source.clone());
+        }
+        let source = Rc::new(Source::open(name)?);
+        self.0.push((name.to_string(), source.clone()));
+        Ok(source)
+    }
+}
+
+/// Finds before the first step what would stop it or a later one, hours away: models that cannot be
+/// found or loaded, or do not go together. Returns the steps whose model is there, with it.
+pub(super) fn check(cfg: &RunConfig, dir: &RunDir, ranks: usize) -> Result<Vec<(u32, Rc<Source>)>> {
     // A model in the run directory may be yet to come.
     let comes = |name: &str| Path::new(name).starts_with(dir.path());
     let named = [&cfg.actor_model, &cfg.reward_model, &cfg.ppo.critic_model];
     for name in named.into_iter().flatten().filter(|name| !comes(name)) {
         resolve_model(name)?;
     }
-    let mut starts = vec![];
-    if cfg.step.contains(&1) {
-        starts.push(sft(cfg)?);
+    let mut opened = Opened::default();
+    let mut found = vec![];
+    for step in [1, 2, 3].into_iter().filter(|step| cfg.step.contains(step)) {
+        let name = match step {
+            1 => sft(cfg)?,
+            2 => reward(cfg)?,
+            _ => ppo_base(cfg, dir)?,
+        };
+        if comes(&name) && !Path::new(&name).exists() {
+            continue;
+        }
+        let source = opened.get(&name)?;
+        match step {
+            1 => trains(cfg, &source, Head::Lm)?,
+            2 => trains(cfg, &source, Head::Score)?,
+            _ => check_ppo(cfg, dir, &source, &mut opened)?,
+        }
+        found.push((step, source));
     }
-    if cfg.step.contains(&2) {
-        starts.push(reward(cfg)?);
+    if cfg.step.contains(&3) {
+        ranks::check_blocks(cfg, ranks)?;
     }
-    starts.dedup();
-    let mut opened = vec![];
-    for name in starts.into_iter().filter(|name| Path::new(name).exists() || !comes(name)) {
-        let source = Source::open(&name)?;
-        datasets::training_limits(cfg, &source)?;
-        opened.push((name, source));
-    }
-    if cfg.step.contains(&3) { check_ppo(cfg, dir, opened) } else { Ok(()) }
+    Ok(found)
 }
 
-/// The same of step 3. `opened` are models of earlier steps by name, often its actor among them.
-fn check_ppo(cfg: &RunConfig, dir: &RunDir, opened: Vec<(String, Source)>) -> Result<()> {
-    let actor = if cfg.step.contains(&1) { sft(cfg)? } else { ppo_actor(cfg, dir)? };
-    let found = opened.into_iter().find(|(name, _)| *name == actor);
-    let source = found.map_or_else(|| Source::open(&actor), |(_, source)| Ok(source))?;
-    datasets::rollout_limits(cfg, &source)?;
+/// Finds what would keep a model from being trained with a head.
+fn trains(cfg: &RunConfig, source: &Source, head: Head) -> Result<()> {
+    let lora = match head {
+        Head::Lm => settings::actor_lora(cfg),
+        Head::Score => settings::critic_lora(cfg),
+    };
+    let options = LoadOptions::frozen(head, cfg.dtype.dtype());
+    source.check(&LoadOptions { train: true, lora, ..options })?;
+    datasets::training_limits(cfg, source).map(|_| ())
+}
+
+/// The same of the models of step 3, whose actor is or starts from `source`.
+fn check_ppo(cfg: &RunConfig, dir: &RunDir, source: &Source, opened: &mut Opened) -> Result<()> {
+    datasets::rollout_limits(cfg, source)?;
     if let Some(missing) = cfg.unsupervised_sources()?.iter().find(|s| !s.path.exists()) {
         return Err(Error::user(format!(
             "--unsupervised-data-path {}: no such file",
             missing.path.display()
         )));
     }
-    match &cfg.ppo.reward_rule {
-        Some(rule) => built_in_rule(rule).map(|_| ()),
-        None if cfg.step.contains(&2) || ppo_reward(cfg, dir).is_some() => Ok(()),
-        None => Err(no_reward()),
+    trains(cfg, source, Head::Lm)?;
+    // Step 2 makes the reward model from this one.
+    let made = if cfg.step.contains(&2) { Some(reward(cfg)?) } else { None };
+    let scores = match (&cfg.ppo.reward_rule, made.or_else(|| ppo_reward(cfg, dir))) {
+        (Some(rule), name) => built_in_rule(rule).map(|_| name)?,
+        (None, Some(name)) => Some(name),
+        (None, None) => return Err(no_reward()),
+    };
+    let reward = scores.map(|name| opened.get(&name)).transpose()?;
+    if let Some(reward) = &reward
+        && cfg.ppo.reward_rule.is_none()
+        && !cfg.step.contains(&2)
+    {
+        reward.check(&LoadOptions::frozen(Head::Score, cfg.dtype.dtype()))?;
     }
+    let given = cfg.ppo.critic_model.as_ref().map(|name| opened.get(name)).transpose()?;
+    trains(cfg, critic(source, reward.as_deref(), given.as_deref())?, Head::Score)
 }
 
 /// `dir` as a model's name, if a model was saved there.

@@ -67,6 +67,20 @@ impl Partition {
     /// There are several blocks, and weights are not shared out, or the ranks cannot be shared out among blocks.
     pub fn new(comm: Comm, stage: Zero, blocks: usize) -> Result<Partition> {
         let ranks = comm.size();
+        Partition::check(ranks, stage, blocks)?;
+        let (slice, tensor) = match blocks {
+            1 => (comm.clone(), Comm::alone()),
+            _ if blocks == ranks => (Comm::alone(), comm.clone()),
+            _ => {
+                let parts = ranks / blocks;
+                (comm.split(comm.rank() / parts)?, comm.split(comm.rank() % parts)?)
+            }
+        };
+        Ok(Partition { comm, stage, blocks, slice, tensor })
+    }
+
+    /// Refuses what [`Partition::new`] refuses.
+    pub fn check(ranks: usize, stage: Zero, blocks: usize) -> Result<()> {
         if blocks == 0 || !ranks.is_multiple_of(blocks) {
             return Err(Error::user(format!(
                 "{ranks} ranks cannot be shared out among {blocks} tensor-parallel ranks; use a divisor of {ranks}"
@@ -77,15 +91,7 @@ impl Partition {
                 "tensor parallelism needs weights that are shared out, which ZeRO stage {stage} does not; use stage 3"
             )));
         }
-        let (slice, tensor) = match blocks {
-            1 => (comm.clone(), Comm::alone()),
-            _ if blocks == ranks => (Comm::alone(), comm.clone()),
-            _ => {
-                let parts = ranks / blocks;
-                (comm.split(comm.rank() / parts)?, comm.split(comm.rank() % parts)?)
-            }
-        };
-        Ok(Partition { comm, stage, blocks, slice, tensor })
+        Ok(())
     }
 
     /// The parts of what `stage` shares out.

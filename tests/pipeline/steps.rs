@@ -5,6 +5,7 @@ use crate::place::{MODELS, Place, all_bytes, bytes, events, metrics, number, sum
 use duplex::base::DType;
 use duplex::data::Tokenizer;
 use duplex::model::{Head, LoadOptions, Model};
+use serde_json::json;
 use std::path::Path;
 
 /// Loads a saved model as any checkpoint and checks what it says of itself.
@@ -134,6 +135,40 @@ fn what_would_stop_a_later_step_is_found_before_the_first() {
     refused(&["--max-answer-seq-len", "100"], &["140 tokens", "128 positions"]);
     refused(&["--critic-model", "absent/critic/model"], &["absent/critic/model"]);
     refused(&["--unsupervised-data-path", "absent.txt"], &["absent.txt"]);
+    // Each of these is met by the last step alone.
+    checkpoint::write_with(&p.path("other"), "gpt2", 290);
+    refused(&["--critic-model", "other"], &["other have different tokenizers"]);
+    refused(&["--step", "1", "3", "--reward-model", "model"], &["has no score head"]);
+    std::fs::write(p.path("short.txt"), "A few words.").unwrap();
+    refused(&["--unsupervised-data-path", "short.txt"], &["less than one block of 48"]);
+    checkpoint::write_rows(&p.path("rows.jsonl"), &checkpoint::pairs(3));
+    refused(&["--unsupervised-data-path", "rows.jsonl"], &[": the mixture loss needs"]);
+    checkpoint::write(&p.path("llama"), "llama");
+    let modules = ["--critic-model", "llama", "--critic-lora-dim", "2"];
+    refused(&[&modules[..], &["--lora-module-name", "c_attn"]].concat(), &["c_attn"]);
+    let tensor = ["--num-gpus", "2", "--zero-stage", "3", "--inference-tp-size", "3"];
+    refused(&tensor, &["2 ranks cannot be shared out among 3"]);
+    let long = json!({"prompt": "long ".repeat(200), "chosen": "a"});
+    checkpoint::write_rows(&p.path("long.jsonl"), &[long]);
+    let alone = ["--step", "1", "3", "--reward-rule", "no_repetition"];
+    let rows = ["--data-split", "0,0,1", "--sft-only-data-path", "data.jsonl"];
+    let rows = [&rows[..], &["--data-path", "long.jsonl"]].concat();
+    refused(&[&alone[..], &rows].concat(), &["no row is left for step 3"]);
+}
+
+#[test]
+fn a_start_that_fails_spoils_nothing_that_it_was_to_replace() {
+    let p = Place::new("gpt2");
+    let run = p.train("run", &[]);
+    let before = all_bytes(&run);
+    let long = json!({"prompt": "long ".repeat(200), "chosen": "a", "rejected": "b"});
+    checkpoint::write_rows(&p.path("long.jsonl"), &[long]);
+    let mut start = vec!["train", "--output-dir", "run", "--overwrite"];
+    start.extend(["--actor-model", "model", "--data-path", "long.jsonl"]);
+    assert_eq!(p.command(&start, "").status.code(), Some(2));
+    assert_eq!(all_bytes(&run), before);
+    assert_eq!(metrics(&run, "ppo").len(), 2);
+    assert!(p.output(&["verify", "run"], "").contains("whole"));
 }
 
 #[test]
