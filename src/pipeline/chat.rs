@@ -12,10 +12,11 @@ use crate::engine::Engine;
 use crate::model::{Head, LoadOptions};
 use crate::rollout::Sampling;
 use crate::tape::Workspace;
-use std::io::{IsTerminal, Read};
+use std::fs::File;
+use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Answers the prompt given, or runs the conversation until the input ends.
 pub fn chat(cfg: &ChatConfig) -> Result<()> {
@@ -47,6 +48,7 @@ pub fn chat(cfg: &ChatConfig) -> Result<()> {
         raw: cfg.raw,
         system: cfg.system.clone(),
         history: vec![],
+        forgotten: 0,
         turns: 0,
     };
     match &cfg.prompt {
@@ -55,24 +57,32 @@ pub fn chat(cfg: &ChatConfig) -> Result<()> {
     }
 }
 
-/// True if the model is answering, so that Ctrl-C stops the answer alone.
-static ANSWERS: AtomicBool = AtomicBool::new(false);
-/// True if Ctrl-C came meanwhile.
-static CAME: AtomicBool = AtomicBool::new(false);
+/// The effect of the next Ctrl-C: `HINTS[i]` for an i below its length, else one of the two below.
+static CTRL_C: AtomicUsize = AtomicUsize::new(ENDS_CHAT);
+/// At the first line of a message, and at those that follow it.
+const HINTS: [&str; 2] = [
+    "\n/quit, Ctrl-D or Ctrl-C again ends the chat\n> ",
+    "\n\"\"\" ends the message, Ctrl-C again ends the chat\n... ",
+];
+const STOPS_ANSWER: usize = HINTS.len();
+const ENDS_CHAT: usize = STOPS_ANSWER + 1;
 
 extern "C" fn came(signal: libc::c_int) {
-    if signal == libc::SIGINT
-        && ANSWERS.load(Ordering::SeqCst)
-        && !CAME.swap(true, Ordering::SeqCst)
-    {
-        return;
+    match CTRL_C.swap(ENDS_CHAT, Ordering::SeqCst) {
+        STOPS_ANSWER if signal == libc::SIGINT => {}
+        i if i < HINTS.len() && signal == libc::SIGINT => {
+            let hint = HINTS[i];
+            // SAFETY: a handler may call write, and these bytes are there for good.
+            unsafe { libc::write(libc::STDERR_FILENO, hint.as_ptr().cast(), hint.len()) };
+        }
+        // SAFETY: _exit may be called from a handler; nothing of this process runs any more.
+        _ => unsafe { libc::_exit(128 + signal) },
     }
-    // SAFETY: _exit may be called from a handler; nothing of this process runs any more.
-    unsafe { libc::_exit(128 + signal) };
 }
 
+/// True if Ctrl-C came during the answer.
 fn is_asked() -> bool {
-    CAME.load(Ordering::SeqCst)
+    CTRL_C.load(Ordering::SeqCst) == ENDS_CHAT
 }
 
 fn talk(chat: &mut Chat) -> Result<()> {
@@ -81,21 +91,31 @@ fn talk(chat: &mut Chat) -> Result<()> {
     if asks {
         eprintln!("Type a message, or /help.");
     }
-    let show = |prompt: &str| if asks { say(prompt) } else { Ok(()) };
+    let show = |hint: usize, prompt: &str| {
+        CTRL_C.store(if asks { hint } else { ENDS_CHAT }, Ordering::SeqCst);
+        if asks { say(prompt) } else { Ok(()) }
+    };
     on_stop(came);
     let mut input = stdin.lock();
     loop {
-        show("> ")?;
-        match next(&mut input, &mut || show("... "))? {
+        show(0, "> ")?;
+        match next(&mut input, &mut || show(1, "... "))? {
             None | Some(Said::Quit) => return Ok(()),
             Some(Said::Message(text)) => chat.turn(text)?,
             Some(Said::Help) => eprint!("{HELP}"),
-            Some(Said::Clear) => chat.history.clear(),
+            Some(Said::Clear) => {
+                chat.history.clear();
+                chat.forgotten = 0;
+            }
             Some(Said::System(_)) if chat.raw => eprintln!("--raw knows no system message"),
             Some(Said::System(text)) => chat.system = text,
-            Some(Said::Undo) => drop(chat.undo()),
-            Some(Said::Retry) => match chat.undo() {
-                Some(text) => chat.turn(text)?,
+            Some(Said::Undo) => {
+                chat.history.pop();
+                // Without a long message, more of those before it may fit again.
+                chat.forgotten = 0;
+            }
+            Some(Said::Retry) => match chat.history.pop() {
+                Some((text, _)) => chat.turn(text)?,
                 None => eprintln!("nothing has been said yet"),
             },
             Some(Said::Save(file)) => match chat.save(Path::new(&file)) {
@@ -118,6 +138,8 @@ struct Chat {
     system: Option<String>,
     /// Messages of the user and answers in turn.
     history: Vec<(String, Option<String>)>,
+    /// The number of oldest pairs of `history` that the model no longer sees.
+    forgotten: usize,
     turns: u64,
 }
 
@@ -126,11 +148,17 @@ impl Chat {
     fn answer_once(&mut self, prompt: &str) -> Result<()> {
         let mut text = prompt.to_string();
         if prompt == "-" {
-            text.clear();
-            let read = std::io::stdin().lock().read_to_string(&mut text);
+            let mut bytes = vec![];
+            let read = std::io::stdin().lock().read_to_end(&mut bytes);
             read.map_err(|e| Error::user(format!("standard input: {e}")))?;
-            // The end of its last line is the shell's.
-            text.truncate(text.strip_suffix('\n').unwrap_or(&text).len());
+            text = String::from_utf8(bytes).map_err(|e| {
+                let valid = e.utf8_error().valid_up_to();
+                Error::user(format!("--prompt -: standard input is not UTF-8 after {valid} bytes"))
+            })?;
+            // The end of a message's last line is the shell's.
+            if !self.raw && text.ends_with('\n') {
+                text.pop();
+            }
         }
         if text.trim().is_empty() {
             return Err(Error::user("--prompt: nothing to answer"));
@@ -158,11 +186,6 @@ impl Chat {
         }
     }
 
-    /// Takes back the last message with its answer; returns the message.
-    fn undo(&mut self) -> Option<String> {
-        self.history.pop().map(|(text, _)| text)
-    }
-
     /// Continues `ids`, printing as tokens come.
     fn answer(&mut self, ids: &[i32]) -> Result<()> {
         let room = self.engine.model.arch.max_positions - ids.len();
@@ -174,8 +197,7 @@ impl Chat {
         let mut shown = Ok(());
         let mut tokens = vec![];
         let eos = self.sampling.eos.clone();
-        CAME.store(false, Ordering::SeqCst);
-        ANSWERS.store(true, Ordering::SeqCst);
+        CTRL_C.store(STOPS_ANSWER, Ordering::SeqCst);
         self.ws.listen(Some(is_asked));
         let done = self.engine.generate(
             &mut self.ws,
@@ -194,7 +216,6 @@ impl Chat {
             },
         );
         self.ws.listen(None);
-        ANSWERS.store(false, Ordering::SeqCst);
         let dropped = self.ws.take_dropped();
         match done {
             Err(e) if !dropped => return Err(e),
@@ -209,27 +230,35 @@ impl Chat {
         Ok(())
     }
 
-    /// The ids of the conversation, its oldest exchanges forgotten where it outgrows the model; or
-    /// a line where the last message alone leaves no room for an answer: it is taken back.
+    /// The ids of the conversation, or of its end where it outgrows the context; or a line where
+    /// the last message alone leaves no room for an answer: it is taken back.
     fn ids_that_fit(&mut self) -> Result<std::result::Result<Vec<i32>, String>> {
         let positions = self.engine.model.arch.max_positions;
         let most = positions - self.sampling.max_new_tokens.min(positions / 2);
+        let mut first = self.forgotten;
         loop {
             let ids = match self.raw {
                 true => self.raw_ids()?,
-                false => chat_ids(&self.messages(), &self.tokenizer, self.format)?,
+                false => chat_ids(&self.messages(first), &self.tokenizer, self.format)?,
             };
             if ids.len() <= most && !ids.is_empty() {
+                if first > self.forgotten {
+                    self.forgotten = first;
+                    let n = 2 * first;
+                    eprintln!(
+                        "the context is full: the model no longer sees the {n} oldest messages"
+                    );
+                }
                 return Ok(Ok(ids));
             }
-            if self.history.len() < 2 || self.raw {
+            first += 1;
+            if first >= self.history.len() || self.raw {
                 self.history.pop();
                 let n = ids.len();
                 return Ok(Err(format!(
                     "the message has {n} tokens, there is room for {most}; shorten it"
                 )));
             }
-            self.history.remove(0);
         }
     }
 
@@ -241,20 +270,27 @@ impl Chat {
         Ok(if own.starts_with(first) { own } else { [first, &own].concat() })
     }
 
-    /// All that was said.
-    fn messages(&self) -> Vec<Message> {
+    /// The system message, and the conversation from pair `first` on.
+    fn messages(&self, first: usize) -> Vec<Message> {
         let system = self.system.iter().map(|text| Message::new("system", text));
-        let turns = self.history.iter().flat_map(|(text, answer)| {
+        let turns = self.history[first..].iter().flat_map(|(text, answer)| {
             let answer = answer.iter().map(|text| Message::new("assistant", text));
             std::iter::once(Message::new("user", text)).chain(answer)
         });
         system.chain(turns).collect()
     }
 
-    /// Writes the conversation as a line of JSON.
-    fn save(&self, file: &Path) -> Result<()> {
-        let said = self.messages();
+    /// Writes the whole conversation as a line of JSON into a new file.
+    fn save(&self, path: &Path) -> Result<()> {
+        let said = self.messages(0);
         let messages: Vec<_> = said.iter().map(Message::fields).collect();
-        super::write(file, &format!("{}\n", serde_json::json!({ "messages": messages })))
+        let line = format!("{}\n", serde_json::json!({ "messages": messages }));
+        let written = File::create_new(path).and_then(|mut file| file.write_all(line.as_bytes()));
+        written.map_err(|e| match e.kind() {
+            ErrorKind::AlreadyExists => {
+                Error::user(format!("{} exists already; save to another file", path.display()))
+            }
+            _ => Error::io("write", path, &e),
+        })
     }
 }

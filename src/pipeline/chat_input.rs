@@ -10,7 +10,7 @@ pub(super) const HELP: &str = "\
 /system TEXT  set the system message; without TEXT, take it away
 /retry        answer the last message again
 /undo         forget the last message and its answer
-/save FILE    write the conversation as a line of JSON, as training reads it
+/save FILE    write the whole conversation to a new file, as a line of JSON for training
 /quit         leave (also the end of input)
 //x           says /x
 \"\"\"           begins and ends a message of several lines
@@ -32,38 +32,44 @@ pub(super) enum Said {
     Wrong(String),
 }
 
-/// The next thing said; None at the end of input. `more` is called before a line that goes on.
+/// The next thing said; None at the end of input. `more` is called before a line that goes on. A
+/// message that is not UTF-8 is `Wrong`: with its bytes replaced it would be another message.
 pub(super) fn next(
     input: &mut dyn BufRead,
     more: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Option<Said>> {
-    while let Some(line) = line(input)? {
+    let mut valid = true;
+    while let Some(line) = line(input, &mut valid)? {
         let text = line.trim();
         if text.is_empty() {
             continue;
         }
-        return Ok(Some(match text.strip_prefix("\"\"\"") {
-            Some(first) => Said::Message(block(first, input, more)?),
+        let said = match text.strip_prefix("\"\"\"") {
+            Some(first) => Said::Message(block(first, input, &mut valid, more)?),
             None => said(text),
-        }));
+        };
+        let wrong = "the message is not UTF-8 and is ignored; check the encoding of the input";
+        return Ok(Some(if valid { said } else { Said::Wrong(wrong.into()) }));
     }
     Ok(None)
 }
 
-/// A line without its end; None at the end of input.
-fn line(input: &mut dyn BufRead) -> Result<Option<String>> {
-    let mut line = String::new();
-    let read = input.read_line(&mut line);
-    match read.map_err(|e| Error::user(format!("standard input: {e}")))? {
-        0 => Ok(None),
-        _ => Ok(Some(line.trim_end_matches(['\n', '\r']).to_string())),
+/// A line without its end; None at the end of input. Makes `valid` false if it is not UTF-8.
+fn line(input: &mut dyn BufRead, valid: &mut bool) -> Result<Option<String>> {
+    let mut bytes = vec![];
+    let read = input.read_until(b'\n', &mut bytes);
+    if read.map_err(|e| Error::user(format!("standard input: {e}")))? == 0 {
+        return Ok(None);
     }
+    *valid &= std::str::from_utf8(&bytes).is_ok();
+    Ok(Some(String::from_utf8_lossy(&bytes).trim_end_matches(['\n', '\r']).to_string()))
 }
 
 /// The lines up to one that ends in `"""`, or the end of input.
 fn block(
     first: &str,
     input: &mut dyn BufRead,
+    valid: &mut bool,
     more: &mut dyn FnMut() -> Result<()>,
 ) -> Result<String> {
     let (mut lines, mut next) = (vec![], Some(first.to_string()));
@@ -74,7 +80,7 @@ fn block(
         }
         lines.push(text);
         more()?;
-        next = line(input)?;
+        next = line(input, valid)?;
     }
     Ok(lines.join("\n").trim_matches('\n').to_string())
 }
@@ -107,8 +113,8 @@ fn said(text: &str) -> Said {
 mod tests {
     use super::*;
 
-    fn all(text: &str) -> Vec<Said> {
-        let mut input = text.as_bytes();
+    fn all(text: impl AsRef<[u8]>) -> Vec<Said> {
+        let mut input = text.as_ref();
         std::iter::from_fn(|| next(&mut input, &mut || Ok(())).unwrap()).collect()
     }
 
@@ -143,5 +149,14 @@ mod tests {
         assert_eq!(all("\"\"\"one\"\"\"\n"), [says("one")]);
         assert_eq!(all("\"\"\"one\ntwo\"\"\""), [says("one\ntwo")]);
         assert_eq!(all("\"\"\"never\nended"), [says("never\nended")]);
+    }
+
+    #[test]
+    fn messages_that_are_not_utf8_are_wrong_as_a_whole() {
+        for bad in [&b"caf\xe9\n"[..], b"/save \xff\n", b"\"\"\"one\n\xe9\nthree\"\"\"\n"] {
+            let given = all([bad, b"next \xc3\xa9\n"].concat());
+            let [Said::Wrong(_), Said::Message(next)] = &given[..] else { panic!("{given:?}") };
+            assert_eq!(next, "next \u{e9}");
+        }
     }
 }

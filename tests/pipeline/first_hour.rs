@@ -170,6 +170,14 @@ fn one_prompt_is_answered_on_standard_output_alone() {
     let raw = p.command(&[&how[..], &["--raw", "--prompt", "What is blue?"]].concat(), "");
     assert!(raw.stderr.is_empty() && raw.status.code() == Some(0));
     assert_ne!(raw.stdout, talk.as_bytes());
+    // Raw text keeps its end, from standard input too.
+    let raw = [&how[..], &["--raw", "--prompt"]].concat();
+    let [whole, cut] = ["What is blue?\n", "What is blue?"].map(|text| {
+        let given = p.output(&[&raw[..], &[text]].concat(), "");
+        assert_eq!(p.output(&[&raw[..], &["-"]].concat(), text), given);
+        given
+    });
+    assert_ne!(whole, cut);
     let line = refused(&p, &[&how[..], &["--prompt", &"very long words ".repeat(60)]].concat());
     assert!(line.contains("there is room for 120"), "{line}");
 }

@@ -85,7 +85,7 @@ impl Place {
     }
 
     /// A command as given; names of files are relative to this place.
-    pub(crate) fn command(&self, args: &[&str], stdin: &str) -> Output {
+    pub(crate) fn command(&self, args: &[&str], stdin: impl AsRef<[u8]>) -> Output {
         let mut child = Command::new(env!("CARGO_BIN_EXE_duplex"))
             .args(args)
             .current_dir(self.tmp.path())
@@ -97,7 +97,7 @@ impl Place {
             .spawn()
             .unwrap();
         // A program that leaves early closes its input.
-        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_ref());
         child.wait_with_output().unwrap()
     }
 

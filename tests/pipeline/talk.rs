@@ -19,15 +19,65 @@ fn chat_answers_line_by_line() {
     let kept = talk("What is blue?\nAnd grass?\n");
     assert!(kept.starts_with(&one) && kept != format!("{one}{other}"), "{kept:?}");
     assert_eq!(talk("What is blue?\n/quit\nAnd grass?\n"), one);
-    // A conversation longer than the model forgets its beginning.
-    let long = talk(&"What is blue?\n".repeat(30));
-    assert!(long.len() > 30 && long.starts_with(&one), "{long:?}");
     let sampled = |seed: &str| {
         let how = ["chat", "loud", "--max-new-tokens", "8", "--seed", seed];
         p.output(&how, "What is blue?\n")
     };
     assert_eq!(sampled("1"), sampled("1"));
     assert_ne!(sampled("1"), sampled("2"));
+}
+
+#[test]
+fn a_conversation_too_long_is_forgotten_from_its_beginning_and_saved_whole() {
+    let p = Place::new("gpt2");
+    p.loud("loud");
+    let how = [&["chat", "loud", "--system", "Be kind."], &GREEDY[..]].concat();
+    let few = p.command(&how, "What is blue?\n".repeat(2));
+    assert!(!String::from_utf8(few.stderr).unwrap().contains("context"));
+    let lines = "What is blue?\n".repeat(30) + "/save talk.jsonl\n";
+    let out = p.command(&how, &lines);
+    assert_eq!(out.status.code(), Some(0));
+    assert!(out.stdout.starts_with(&few.stdout) && out.stdout.len() > 30);
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    let told: Vec<usize> = stderr
+        .lines()
+        .filter_map(|l| l.strip_prefix("the context is full: the model no longer sees the "))
+        .map(|rest| rest.strip_suffix(" oldest messages").unwrap().parse().unwrap())
+        .collect();
+    assert!(told.len() > 9 && told.windows(2).all(|n| n[0] < n[1]), "{told:?}");
+    assert_eq!(saved_roles(&p), [&["system"], &["user", "assistant"].repeat(30)[..]].concat());
+    // The file is there now, and stays as it is.
+    let before = std::fs::read(p.path("talk.jsonl")).unwrap();
+    let again = p.command(&how, "What is blue?\n/save talk.jsonl\n/save other.jsonl\n");
+    let stderr = String::from_utf8(again.stderr).unwrap();
+    assert!(stderr.contains("talk.jsonl exists already"), "{stderr}");
+    assert!(stderr.contains("saved other.jsonl") && again.status.code() == Some(0), "{stderr}");
+    assert_eq!(std::fs::read(p.path("talk.jsonl")).unwrap(), before);
+    // A message taken back makes room again; one that is refused takes none.
+    let long = "very long words ".repeat(60);
+    let one = p.output(&how, "What is blue?\nAnd grass?\n");
+    assert_eq!(p.output(&how, &format!("What is blue?\n{long}\nAnd grass?\n")), one);
+    let middle = "long words ".repeat(9);
+    let out = p.command(&how, format!("What is blue?\n{middle}\n/undo\nAnd grass?\n"));
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert!(stderr.contains("no longer sees the 2 oldest messages"), "{stderr}");
+    assert!(out.stdout.ends_with(one.split_inclusive('\n').next_back().unwrap().as_bytes()));
+}
+
+#[test]
+fn a_message_that_is_not_utf8_is_told_of_and_the_talk_goes_on() {
+    let p = Place::new("gpt2");
+    p.loud("loud");
+    let how = [&["chat", "loud"], &GREEDY[..]].concat();
+    let out = p.command(&how, b"caf\xe9\nWhat is blue?\n");
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert!(stderr.contains("the message is not UTF-8 and is ignored"), "{stderr}");
+    assert_eq!(out.status.code(), Some(0));
+    assert_eq!(out.stdout, p.output(&how, "What is blue?\n").as_bytes());
+    let out = p.command(&[&how[..], &["--prompt", "-"]].concat(), b"caf\xe9\n");
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert!(stderr.contains("--prompt -: standard input is not UTF-8 after 3 bytes"), "{stderr}");
+    assert_eq!((out.status.code(), out.stdout.len()), (Some(2), 0));
 }
 
 #[test]
@@ -63,11 +113,15 @@ fn commands_have_a_slash_and_words_are_said() {
     assert_eq!(talk("/system Be kind.\n/system\nWhat is blue?\n"), one);
     assert_eq!(talk("/help\n/retry\n/nonsense\n"), "");
     talk("/system Be kind.\nWhat is blue?\n/save talk.jsonl\n");
-    let saved: Value =
-        serde_json::from_str(&std::fs::read_to_string(p.path("talk.jsonl")).unwrap()).unwrap();
-    let roles: Vec<&str> =
-        saved["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
-    assert_eq!(roles, ["system", "user", "assistant"]);
+    assert_eq!(saved_roles(&p), ["system", "user", "assistant"]);
+}
+
+/// The roles of the conversation in `talk.jsonl`.
+fn saved_roles(p: &Place) -> Vec<String> {
+    let text = std::fs::read_to_string(p.path("talk.jsonl")).unwrap();
+    let saved: Value = serde_json::from_str(&text).unwrap();
+    let role = |m: &Value| m["role"].as_str().unwrap().to_string();
+    saved["messages"].as_array().unwrap().iter().map(role).collect()
 }
 
 /// A chat at a terminal of its own: what is typed, and what it shows.
@@ -120,7 +174,7 @@ impl Terminal {
 }
 
 #[test]
-fn ctrl_c_stops_the_answer_and_then_the_talk() {
+fn ctrl_c_stops_the_answer_alone_and_gives_a_hint_at_the_prompt() {
     let p = Place::new("gpt2");
     p.loud("loud");
     // Of all cases one in which it answers to the end of its positions.
@@ -128,18 +182,23 @@ fn ctrl_c_stops_the_answer_and_then_the_talk() {
     let mut t = Terminal::open(&p, &args);
     t.shows("> ", 1);
     for _ in 0..3 {
-        t.type_in("What is blue?\n");
-        t.type_in("\u{3}");
+        // Whether it comes before, during or after the answer, the talk goes on.
+        t.type_in("What is blue?\n\u{3}");
         std::thread::sleep(std::time::Duration::from_millis(50));
-        if let Some(status) = t.child.try_wait().unwrap() {
-            // It came before the answer or after it: the talk has ended.
-            assert_eq!(status.code(), Some(130));
-            t = Terminal::open(&p, &args);
-            t.shows("> ", 1);
-            continue;
-        }
-        t.shows("> ", 1);
+        t.type_in("/nonsense\n");
+        t.shows("says /nonsense\r\n> ", 1);
     }
+    t.type_in("\u{3}");
+    t.shows("/quit, Ctrl-D or Ctrl-C again ends the chat\r\n> ", 1);
+    t.type_in("\"\"\"one\n");
+    t.shows("... ", 1);
+    t.type_in("\u{3}");
+    t.shows("ends the message, Ctrl-C again ends the chat\r\n... ", 1);
+    t.type_in("two\"\"\"\n/nonsense\n");
+    t.shows("says /nonsense\r\n> ", 1);
+    // After a line in between it is a hint again; twice in a row is the end.
+    t.type_in("\u{3}");
+    t.shows("Ctrl-C again ends the chat\r\n> ", 1);
     t.type_in("\u{3}");
     assert_eq!(t.child.wait().unwrap().code(), Some(130));
 }

@@ -182,7 +182,7 @@ pub static TALK: &[Key] = &[
     key("dtype", CHAT, DTYPES, "dtype of weights and activations"),
     key("threads", CHAT, Kind::int(0, 4096), "CPU threads; 0 = all cores"),
     key("system", CHAT, Kind::Text, "system message at the head of the conversation"),
-    key("prompt", CHAT, Kind::Text, "answer this prompt, print the answer alone and stop; - reads it from standard input"),
+    key("prompt", CHAT, Kind::Text, "answer this prompt, print the answer alone and stop; - reads it from standard input, without its last newline (--raw keeps it)"),
     key("raw", CHAT, Kind::Bool, "continue text as it is: no chat template, control tokens in it count, each message stands by itself"),
 ];
 
