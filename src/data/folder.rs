@@ -60,6 +60,22 @@ pub(super) fn sets(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     Err(refuse(without_training_files(dir, &files, &all)))
 }
 
+/// A warning of the files of rows that `used` leaves out, since their names tell no split.
+pub(super) fn unread(dir: &Path, used: &[PathBuf]) -> Result<Option<String>> {
+    let mut files = [files(dir)?, files(&dir.join("data"))?].concat();
+    files.retain(|f| ends(f, &READ) && split_of(f).is_none());
+    files.retain(|f| !used.iter().any(|u| u == f || stem(u) == stem(f)));
+    let names: Vec<String> = files.iter().map(|f| within(dir, f)).collect();
+    let verb = if names.len() == 1 { "is" } else { "are" };
+    Ok((!names.is_empty()).then(|| {
+        format!(
+            "{} of {} {verb} not read: the name tells no split",
+            names.join(", "),
+            dir.display()
+        )
+    }))
+}
+
 /// The files to read of one split: those of one format, which are parts of one set. The same rows
 /// may lie beside them in other formats. Empty where no file has a format that is read.
 fn one_set(dir: &Path, files: &[PathBuf], what: &str) -> std::result::Result<Vec<PathBuf>, String> {
@@ -375,6 +391,18 @@ mod tests {
         ] {
             assert_eq!(told(files), want);
         }
+    }
+
+    #[test]
+    fn files_without_a_split_are_told_of() {
+        let dir = dir(&["train.jsonl", "test.jsonl", "extra.jsonl", "config.json", "a.md"]);
+        let (train, held_out) = sets(dir.path()).unwrap();
+        let want =
+            format!("extra.jsonl of {} is not read: the name tells no split", dir.path().display());
+        let used = [train, held_out].concat();
+        assert_eq!(unread(dir.path(), &used).unwrap(), Some(want));
+        std::fs::remove_file(dir.path().join("extra.jsonl")).unwrap();
+        assert_eq!(unread(dir.path(), &used).unwrap(), None);
     }
 
     #[test]
