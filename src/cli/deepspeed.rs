@@ -28,11 +28,13 @@ enum Meaning {
     /// It changes nothing at one value; at others it would train another model, of which this is
     /// said.
     Only(f64, &'static str),
+    /// It asks for what no flag here does: the answer names what replaces it.
+    Never(&'static str),
     /// It means a key, which [`read`] sets.
     Key,
 }
 
-use Meaning::{Differs, Key, Nothing, Only};
+use Meaning::{Differs, Key, Never, Nothing, Only};
 
 const fn flag(flag: &'static str, commands: Commands, value: bool, meaning: Meaning) -> Foreign {
     Foreign { flag, commands, value, meaning }
@@ -42,8 +44,14 @@ const NO_DROPOUT: &str = "models are trained without dropout; give 0 or leave it
 const OWN_TOKEN: &str = "answers end with the token by which the tokenizer or its chat template ends \
                          them, and no token is added";
 const ONE_ANSWER: &str = "one answer is sampled or decoded greedily; give 1 or leave it out";
+const NODES: &str =
+    "ranks on several machines are started by torchrun, srun or mpirun, as docs/clusters.md tells";
+const CHOICE: &str = "GPUs are chosen by CUDA_VISIBLE_DEVICES=0,1 before the command with --num-gpus 2, and machines by \
+                      torchrun, srun or mpirun";
+const ELASTIC: &str = "the number of ranks stays what it was at the start; a run goes on with another one where it is \
+                       started again with --num-gpus or a launcher";
 
-/// All of them.
+/// All of them: DeepSpeed-Chat's, and those of the `deepspeed` launcher.
 #[rustfmt::skip]
 pub(super) static FOREIGN: &[Foreign] = &[
     flag("add-eot-token", RUNS | EVAL, false, Differs(OWN_TOKEN)),
@@ -65,13 +73,14 @@ pub(super) static FOREIGN: &[Foreign] = &[
     flag("enable-mixed-precision-lora", RUNS, false, Nothing),
     flag("enable-test-mode", RUNS, false, Key),
     flag("test-stop-step", RUNS, true, Key),
-    flag("exclude", RUNS, true, Differs("ranks are chosen with --num-gpus, or by the launcher")),
-    flag("hostfile", RUNS, true, Differs("ranks on several machines are started by torchrun, srun or mpirun")),
-    flag("include", RUNS, true, Differs("ranks are chosen with --num-gpus, or by the launcher")),
+    flag("exclude", RUNS, true, Never(CHOICE)),
+    flag("hostfile", RUNS, true, Never(NODES)),
+    flag("include", RUNS, true, Never(CHOICE)),
     flag("local-rank", RUNS, true, Nothing),
     flag("master-addr", RUNS, true, Nothing),
     flag("master-port", RUNS, true, Nothing),
-    flag("num-nodes", RUNS, true, Only(1.0, "ranks on several machines are started by torchrun, srun or mpirun, as docs/clusters.md tells")),
+    flag("num-nodes", RUNS, true, Only(1.0, NODES)),
+    flag("node-rank", RUNS, true, Only(0.0, NODES)),
     flag("num-padding-at-beginning", RUNS | EVAL, true, Nothing),
     flag("offload-reference-model", RUNS, false, Nothing),
     flag("offload-reward-model", RUNS, false, Nothing),
@@ -86,6 +95,24 @@ pub(super) static FOREIGN: &[Foreign] = &[
     flag("tp-gather-partition-size", RUNS, true, Nothing),
     flag("unpin-actor-parameters", RUNS, false, Nothing),
     flag("unsupervised-dataset-config-name", RUNS, true, Differs("name the files of the part that is meant with --unsupervised-data-path")),
+    flag("autotuning", RUNS, true, Never("nothing is tuned by trial runs; `duplex plan` tells what fits and how long it takes")),
+    flag("elastic-training", RUNS, false, Never(ELASTIC)),
+    flag("min-elastic-nodes", RUNS, true, Never(ELASTIC)),
+    flag("max-elastic-nodes", RUNS, true, Never(ELASTIC)),
+    flag("enable-each-rank-log", RUNS, true, Differs("what all ranks write goes to this process's output, and the log of the run to --output-dir")),
+    flag("bind-core-list", RUNS, true, Differs("cores are chosen by taskset or numactl before the command")),
+    flag("bind-cores-to-rank", RUNS, false, Nothing),
+    flag("force-multi", RUNS, false, Nothing),
+    flag("launcher", RUNS, true, Nothing),
+    flag("launcher-args", RUNS, true, Nothing),
+    flag("module", RUNS, false, Nothing),
+    flag("no-local-rank", RUNS, false, Nothing),
+    flag("no-python", RUNS, false, Nothing),
+    flag("no-ssh", RUNS, false, Nothing),
+    flag("no-ssh-check", RUNS, false, Nothing),
+    flag("save-pid", RUNS, false, Nothing),
+    flag("ssh-port", RUNS, true, Nothing),
+    flag("venv-script", RUNS, true, Nothing),
     flag("language", EVAL, true, Differs("prompts come from --data-path")),
     flag("num-beam-groups", EVAL, true, Only(1.0, ONE_ANSWER)),
     flag("num-beams", EVAL, true, Only(1.0, ONE_ANSWER)),
@@ -110,7 +137,11 @@ pub(super) fn arguments(entry: &Entry) -> impl Iterator<Item = Arg> {
     of(entry).map(|f| {
         let arg = Arg::new(f.id()).long(f.flag).hide(true);
         match f.value {
-            true => arg.num_args(1).allow_negative_numbers(true).action(ArgAction::Append),
+            true => arg
+                .num_args(1)
+                .allow_negative_numbers(true)
+                .allow_hyphen_values(f.flag == "launcher-args")
+                .action(ArgAction::Append),
             false => arg.num_args(0).action(ArgAction::Count),
         }
     })
@@ -138,6 +169,7 @@ pub(super) fn read(
         let name = format!("--{}", f.flag);
         match f.meaning {
             Nothing => nothing.push(name),
+            Never(instead) => return Err(Error::user(format!("{name}: {instead}"))),
             Differs(how) => said.push(format!("{name}: {how}")),
             Only(neutral, why) => {
                 let text = value(f.flag).map_or("", String::as_str);
@@ -159,10 +191,23 @@ pub(super) fn read(
     if switched("critic-gradient-checkpointing") && !has("gradient_checkpointing") {
         set("gradient_checkpointing", "full")?;
     }
+    // In test mode, a step ends after that many steps, or where it says none, after one epoch.
+    let step = match entry.bit {
+        SFT => "sft",
+        REWARD => "reward",
+        _ => "ppo",
+    };
+    let (max_steps, epochs) = (format!("{step}.max_steps"), format!("{step}.num_train_epochs"));
     match (value("test-stop-step"), switched("enable-test-mode")) {
-        (Some(steps), true) if !has("ppo.max_steps") => set("ppo.max_steps", steps)?,
+        (Some(steps), true) if has(&max_steps) => {
+            return Err(Error::user(format!(
+                "--test-stop-step {steps} and --max-steps both tell when the step ends; leave one out"
+            )));
+        }
+        (Some(steps), true) if steps != "0" => set(&max_steps, steps)?,
+        (_, true) => set(&epochs, "1")?,
+        (Some(_), false) => nothing.push("--test-stop-step".into()),
         (None, false) => {}
-        _ => nothing.push("--test-stop-step".into()),
     }
     if let Some(critic) = value("critic-lora-module-name") {
         let names = matches.try_get_many::<String>("lora.lora_module_name").ok().flatten();

@@ -163,6 +163,66 @@ fn flags_of_deepspeed_chat_set_what_they_mean() {
     assert!(said.is_empty());
 }
 
+fn refusal(line: &str) -> String {
+    let words = std::iter::once("duplex").chain(line.split_whitespace());
+    match parse(words.map(OsString::from).collect()) {
+        Err(e) => {
+            assert_eq!(e.exit_code(), 2);
+            e.to_string()
+        }
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn flags_of_the_launcher_are_answered() {
+    let line = "sft --model_name_or_path m --data_path d";
+    let idle = "--launcher pdsh --launcher_args -x --no_ssh --no_ssh_check --force_multi --node_rank 0 \
+        --bind_cores_to_rank --module --no_python --no_local_rank --save_pid --ssh_port 22 \
+        --master_addr localhost --master_port 29500 --num_nodes 1 --venv_script a --num_accelerators 2";
+    let (c, said) = read(&format!("{line} {idle}"));
+    assert_eq!((said.len(), c.num_gpus), (1, 2), "{said:?}");
+    for flag in idle.split_whitespace().filter(|w| w.starts_with("--") && !w.ends_with("tors")) {
+        assert!(said[0].contains(&flag.replace('_', "-")), "{flag}: {said:?}");
+    }
+    for (flags, want) in [
+        ("--hostfile hosts", "--hostfile: ranks on several machines are started by torchrun"),
+        ("--num_nodes 2", "--num-nodes 2: ranks on several machines"),
+        ("--node_rank 1", "--node-rank 1: ranks on several machines"),
+        ("--include localhost:0,1", "--include: GPUs are chosen by CUDA_VISIBLE_DEVICES"),
+        ("--exclude localhost:0", "--exclude: GPUs are chosen by CUDA_VISIBLE_DEVICES"),
+        ("--autotuning run", "--autotuning: nothing is tuned by trial runs; `duplex plan`"),
+        ("--elastic_training", "--elastic-training: the number of ranks stays"),
+    ] {
+        let told = refusal(&format!("{line} {flags}"));
+        assert!(told.starts_with(want), "{told}");
+    }
+    let (_, said) = read(&format!("{line} --bind_core_list 0-3 --enable_each_rank_log logs"));
+    assert!(said.len() == 2 && said.iter().all(|s| s.contains(": ")), "{said:?}");
+}
+
+#[test]
+fn test_mode_ends_a_step_early() {
+    let ppo = |flags: &str| {
+        read(&format!("ppo --actor-model m --data-path d --num-train-epochs 3 {flags}"))
+    };
+    let lengths = |c: &RunConfig| (c.ppo.max_steps, c.ppo.num_train_epochs);
+    assert_eq!(lengths(&ppo("--enable_test_mode --test_stop_step 5").0), (5, 3));
+    // It says no number, hence one epoch, as there.
+    assert_eq!(lengths(&ppo("--enable_test_mode").0), (0, 1));
+    assert_eq!(lengths(&ppo("--enable_test_mode --test_stop_step 0").0), (0, 1));
+    let (c, said) = ppo("--test_stop_step 5");
+    assert_eq!(lengths(&c), (0, 3));
+    assert!(said[0].starts_with("these flags change nothing here: --test-stop-step"), "{said:?}");
+    let line = "--actor-model m --data-path d --enable_test_mode --test_stop_step 5";
+    assert_eq!(read(&format!("sft {line}")).0.sft.optimizer.max_steps, 5);
+    assert_eq!(read(&format!("train {line}")).0.ppo.max_steps, 5);
+    assert_eq!(
+        refusal(&format!("ppo {line} --max-steps 7")),
+        "--test-stop-step 5 and --max-steps both tell when the step ends; leave one out"
+    );
+}
+
 #[test]
 fn what_is_accepted_is_no_key_too() {
     for entry in super::flags::COMMANDS {

@@ -187,6 +187,10 @@ impl Blend {
             true => folder::sets(path)?,
             false => (vec![path.to_owned()], vec![]),
         };
+        if path.is_dir() {
+            let used = [&train[..], &eval].concat();
+            self.bad.notes.extend(folder::unread(path, &used)?);
+        }
         let rows = self.read_all(train, config)?;
         if !eval.is_empty() {
             return Ok((rows, self.read_all(eval, config)?));

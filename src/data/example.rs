@@ -391,7 +391,7 @@ fn first_ids<'t>(tok: &'t Tokenizer, text: &str, limits: &Limits) -> &'t [i32] {
     let begins = tok.encode(text, true).is_ok_and(|ids| ids.starts_with(first));
     let hello = [Message::new("user", "hello")];
     let by_template = || chat_ids(&hello, tok, ChatFormat::Template);
-    let never = tok.has_chat_template() && !by_template().is_ok_and(|ids| ids.starts_with(first));
+    let never = tok.template().is_ok() && !by_template().is_ok_and(|ids| ids.starts_with(first));
     if begins || never { &[] } else { first }
 }
 

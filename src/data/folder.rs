@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const READ: [&str; 5] = ["json", "jsonl", "ndjson", "csv", "tsv"];
 
 /// Ends of files of rows that are not read.
-const NOT_READ: [&str; 6] = ["parquet", "arrow", "gz", "zst", "bz2", "xz"];
+const NOT_READ: [&str; 9] = ["parquet", "arrow", "feather", "orc", "gz", "zst", "bz2", "xz", "lz4"];
 
 /// JSON files beside the rows that tell of them.
 const ABOUT: [&str; 5] =
@@ -20,6 +20,9 @@ const HELD_OUT: [&str; 6] = ["eval", "test", "validation", "valid", "val", "dev"
 
 /// The files of the training rows and of the held-out rows, shards in order. A directory without
 /// splits has one file, whose rows are for training.
+///
+/// # Errors
+/// No file is known to hold training rows, or several might.
 pub(super) fn sets(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let files = [files(dir)?, files(&dir.join("data"))?].concat();
     let of = |split: &str| {
@@ -28,31 +31,95 @@ pub(super) fn sets(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         found.sort();
         found
     };
-    // The same rows may lie there in several formats.
-    let read = |files: Vec<PathBuf>| -> Vec<PathBuf> {
-        let one = |end: &str| files.iter().filter(|f| ends(f, &[end])).cloned().collect();
-        READ.into_iter().map(one).find(|f: &Vec<PathBuf>| !f.is_empty()).unwrap_or_default()
-    };
-    let train = read(of("train"));
+    let refuse = |why: String| Error::user(format!("{} {why}", dir.display()));
+    let train = one_set(dir, &of("train"), "training rows").map_err(refuse)?;
     if !train.is_empty() {
-        let held_out = HELD_OUT.map(|split| read(of(split)));
-        let held_out = held_out.into_iter().find(|f| !f.is_empty()).unwrap_or_default();
-        complete(&train)?;
-        complete(&held_out)?;
-        return Ok((train, held_out));
+        for split in HELD_OUT {
+            let held_out = one_set(dir, &of(split), "held-out rows").map_err(refuse)?;
+            if !held_out.is_empty() {
+                return Ok((train, held_out));
+            }
+        }
+        let unread = HELD_OUT.iter().find_map(|split| of(split).into_iter().next());
+        return match unread {
+            Some(file) => Err(refuse(format!(
+                "holds {}, held-out rows in a format that Duplex does not read; convert it to JSON \
+                 lines, or name the training files alone: --data-path {}",
+                within(dir, &file),
+                train[0].display()
+            ))),
+            None => Ok((train, vec![])),
+        };
     }
     let all: Vec<&PathBuf> = files.iter().filter(|f| ends(f, &READ)).collect();
     if let [only] = all[..]
         && split_of(only).is_none()
     {
-        return Ok((vec![only.clone()], vec![]));
+        return Ok((one_set(dir, &files, "rows").map_err(refuse)?, vec![]));
     }
-    Err(Error::user(format!("{} {}", dir.display(), without_training_files(dir, &files, &all))))
+    Err(refuse(without_training_files(dir, &files, &all)))
+}
+
+/// A warning of the files of rows that `used` leaves out, since their names tell no split.
+pub(super) fn unread(dir: &Path, used: &[PathBuf]) -> Result<Option<String>> {
+    let mut files = [files(dir)?, files(&dir.join("data"))?].concat();
+    files.retain(|f| ends(f, &READ) && split_of(f).is_none());
+    files.retain(|f| !used.iter().any(|u| u == f || stem(u) == stem(f)));
+    let names: Vec<String> = files.iter().map(|f| within(dir, f)).collect();
+    let verb = if names.len() == 1 { "is" } else { "are" };
+    Ok((!names.is_empty()).then(|| {
+        format!(
+            "{} of {} {verb} not read: the name tells no split",
+            names.join(", "),
+            dir.display()
+        )
+    }))
+}
+
+/// The files to read of one split: those of one format, which are parts of one set. The same rows
+/// may lie beside them in other formats. Empty where no file has a format that is read.
+fn one_set(dir: &Path, files: &[PathBuf], what: &str) -> std::result::Result<Vec<PathBuf>, String> {
+    let name = |f: &Path| within(dir, f);
+    let one = |end: &str| files.iter().filter(|f| ends(f, &[end])).cloned().collect();
+    let read = READ.into_iter().map(one).find(|f: &Vec<PathBuf>| !f.is_empty());
+    let Some(read) = read else { return Ok(vec![]) };
+    let same_rows = |f: &&PathBuf| read.iter().any(|r| r == *f || stem(r) == stem(f));
+    if let Some(other) = files.iter().find(|f| !same_rows(f)) {
+        let way = match ends(other, &READ) {
+            true => "name the files that are meant, one by one: --data-path FILE FILE",
+            false => {
+                "the second is not read: convert it to JSON lines, or name the files that are \
+                 meant: --data-path FILE"
+            }
+        };
+        return Err(format!(
+            "holds {what} in two formats, {} and {}, whose names differ; {way}",
+            name(&read[0]),
+            name(other)
+        ));
+    }
+    let mut families: Vec<&str> = read.iter().map(|f| family(f)).collect();
+    families.sort();
+    families.dedup();
+    if families.len() > 1 {
+        return Err(format!(
+            "holds {what} of several kinds, {}, which may be the same rows in other forms; name the \
+             files that are meant, one by one: --data-path {}",
+            families.join(", "),
+            read[0].display()
+        ));
+    }
+    complete(dir, &read)?;
+    Ok(read)
+}
+
+/// The name of a file in `dir`.
+fn within(dir: &Path, file: &Path) -> String {
+    file.strip_prefix(dir).unwrap_or(file).display().to_string()
 }
 
 /// A line on a directory without training files, behind its name.
 fn without_training_files(dir: &Path, files: &[PathBuf], readable: &[&PathBuf]) -> String {
-    let within = |f: &Path| f.strip_prefix(dir).unwrap_or(f).display().to_string();
     let unread: Vec<&PathBuf> = files.iter().filter(|f| ends(f, &NOT_READ)).collect();
     if readable.is_empty()
         && let Some(first) = unread.first()
@@ -69,13 +136,13 @@ fn without_training_files(dir: &Path, files: &[PathBuf], readable: &[&PathBuf]) 
         return format!(
             "holds {}{more}, which Duplex does not read; convert it in Python: \
              {load}.to_json(\"train.jsonl\")",
-            within(first)
+            within(dir, first)
         );
     }
     if readable.is_empty() {
         return "holds no file of rows: no .json, .jsonl, .csv or .tsv; name a file".into();
     }
-    let mut names: Vec<String> = readable.iter().take(3).map(|f| within(f)).collect();
+    let mut names: Vec<String> = readable.iter().take(3).map(|f| within(dir, f)).collect();
     if readable.len() > names.len() {
         names.push("...".into());
     }
@@ -110,23 +177,86 @@ fn split_of(path: &Path) -> Option<String> {
     words.find(|w| *w == "train" || HELD_OUT.contains(w)).map(str::to_owned)
 }
 
-/// Shard and number of shards of `train-00000-of-00002.jsonl`.
-fn shard(path: &Path) -> Option<(usize, usize)> {
-    let (stem, _) = path.file_name()?.to_str()?.split_once('.')?;
-    let (left, total) = stem.rsplit_once("-of-")?;
-    Some((left.rsplit('-').next()?.parse().ok()?, total.parse().ok()?))
+/// The name without the ends that tell the format: `train` of `train.jsonl.gz`. A shard of a
+/// counted set has the name of the set.
+fn stem(path: &Path) -> &str {
+    let bare = bare(path);
+    shard(bare).map_or(bare, |shard| shard.set)
 }
 
-/// Refuses a set some of whose shards are missing.
-fn complete(files: &[PathBuf]) -> Result<()> {
-    let shards: Vec<(usize, usize)> = files.iter().filter_map(|f| shard(f)).collect();
-    let Some(&(_, total)) = shards.first() else { return Ok(()) };
-    let missing = (0..total).find(|i| !shards.iter().any(|s| s.0 == *i));
+fn bare(path: &Path) -> &str {
+    let mut name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    while let Some((left, end)) = name.rsplit_once('.')
+        && (READ.contains(&end) || NOT_READ.contains(&end))
+    {
+        name = left;
+    }
+    name
+}
+
+/// What parts of one set have in common in their names: `train` of `train_1.jsonl` and
+/// `train_2.jsonl`. `v1` and `v2` are no parts.
+fn family(path: &Path) -> &str {
+    let stem = stem(path);
+    let set = stem.trim_end_matches(|c: char| c.is_ascii_digit());
+    let set = set.trim_end_matches(['-', '_', '.']);
+    let word = set.rsplit(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+    match word.strip_prefix(['v', 'V']) {
+        Some(number) if number.bytes().all(|b| b.is_ascii_digit()) => stem,
+        _ => set,
+    }
+}
+
+/// The place of a file in a counted set.
+struct Shard<'a> {
+    /// The name before the number.
+    set: &'a str,
+    number: usize,
+    total: usize,
+}
+
+/// Reads `train-00000-of-00002`, also with a hash behind it.
+fn shard(stem: &str) -> Option<Shard<'_>> {
+    let dashed = stem.replace('_', "-");
+    let (left, right) = dashed.rsplit_once("-of-")?;
+    let set = left.trim_end_matches(|c: char| c.is_ascii_digit());
+    let number = left[set.len()..].parse().ok()?;
+    let total = right.split('-').next()?.parse().ok()?;
+    let set = stem[..set.len()].trim_end_matches(['-', '_', '.']);
+    Some(Shard { set, number, total })
+}
+
+/// Refuses a set some of whose shards are missing, or that is there twice.
+fn complete(dir: &Path, files: &[PathBuf]) -> std::result::Result<(), String> {
+    let twice = |a: &Path, b: &Path| {
+        Err(format!(
+            "holds {} and {}, which may be the same rows; remove one, or name the files that are \
+             meant: --data-path {}",
+            within(dir, a),
+            within(dir, b),
+            a.display()
+        ))
+    };
+    let mut seen: Vec<(&PathBuf, Option<(usize, usize)>)> = vec![];
+    for file in files {
+        let place = shard(bare(file)).map(|s| (s.number, s.total));
+        let same = |(other, at): &&(&PathBuf, Option<(usize, usize)>)| match (place, at) {
+            (Some((number, total)), Some((n, t))) => total != *t || number == *n,
+            (None, None) => bare(file) == bare(other),
+            _ => true,
+        };
+        if let Some((other, _)) = seen.iter().find(same) {
+            return twice(other, file);
+        }
+        seen.push((file, place));
+    }
+    let Some(&(first, Some((_, total)))) = seen.first() else { return Ok(()) };
+    let missing = (0..total).find(|i| !seen.iter().any(|(_, s)| s.is_some_and(|s| s.0 == *i)));
     match missing {
-        Some(i) => Err(Error::user(format!(
-            "{}: shard {i} of {total} is missing beside it; download it again",
-            files[0].display()
-        ))),
+        Some(i) => Err(format!(
+            "lacks shard {i} of {total} beside {}; download it again",
+            within(dir, first)
+        )),
         None => Ok(()),
     }
 }
@@ -176,9 +306,103 @@ mod tests {
             // "training" is another word, and the only file is the set.
             (&["all.jsonl", "dataset_info.json"], "all.jsonl | "),
             (&["train.jsonl", "train.jsonl.gz"], "train.jsonl | "),
+            // The same rows before they were converted.
+            (&["train.jsonl", "data/train-00000-of-00002.parquet", "train.csv"], "train.jsonl | "),
+            (&["all.jsonl", "all.parquet"], "all.jsonl | "),
+            // Numbered parts are one set.
+            (
+                &["train_1.jsonl", "train_2.jsonl", "test.json"],
+                "train_1.jsonl train_2.jsonl | test.json",
+            ),
+            (
+                &["train-00000-of-00002-8b42f1.jsonl", "train-00001-of-00002-77c0aa.jsonl"],
+                "train-00000-of-00002-8b42f1.jsonl train-00001-of-00002-77c0aa.jsonl | ",
+            ),
         ] {
             assert_eq!(told(files), want);
         }
+    }
+
+    #[test]
+    fn files_that_would_be_left_out_are_named() {
+        let formats = |a: &str, b: &str| {
+            format!(
+                "D holds training rows in two formats, {a} and {b}, whose names differ; name the files \
+                 that are meant, one by one: --data-path FILE FILE"
+            )
+        };
+        let unread = |what: &str, a: &str, b: &str| {
+            format!(
+                "D holds {what} in two formats, {a} and {b}, whose names differ; the second is not \
+                 read: convert it to JSON lines, or name the files that are meant: --data-path FILE"
+            )
+        };
+        let kinds = |what: &str, names: &str, first: &str| {
+            format!(
+                "D holds {what} of several kinds, {names}, which may be the same rows in other forms; \
+                 name the files that are meant, one by one: --data-path D/{first}"
+            )
+        };
+        let twice = |a: &str, b: &str| {
+            format!(
+                "D holds {a} and {b}, which may be the same rows; remove one, or name the files that \
+                 are meant: --data-path D/{a}"
+            )
+        };
+        for (files, want) in [
+            (&["train_1.jsonl", "train_2.csv"][..], formats("train_1.jsonl", "train_2.csv")),
+            (
+                &["train.jsonl", "train-00001.parquet"],
+                unread("training rows", "train.jsonl", "train-00001.parquet"),
+            ),
+            (
+                &["train.jsonl", "train_b.jsonl.gz"],
+                unread("training rows", "train.jsonl", "train_b.jsonl.gz"),
+            ),
+            (&["all.jsonl", "more.parquet"], unread("rows", "all.jsonl", "more.parquet")),
+            (
+                &["train_gen-00000-of-00001.jsonl", "train_sft-00000-of-00001.jsonl"],
+                kinds("training rows", "train_gen, train_sft", "train_gen-00000-of-00001.jsonl"),
+            ),
+            (
+                &["train.jsonl", "test_gen.jsonl", "test_sft.jsonl"],
+                kinds("held-out rows", "test_gen, test_sft", "test_gen.jsonl"),
+            ),
+            (
+                &["train_v1.jsonl", "train_v2.jsonl"],
+                kinds("training rows", "train_v1, train_v2", "train_v1.jsonl"),
+            ),
+            (
+                &["train-00000-of-00001.jsonl", "train.jsonl"],
+                twice("train-00000-of-00001.jsonl", "train.jsonl"),
+            ),
+            (&["data/train.jsonl", "train.jsonl"], twice("data/train.jsonl", "train.jsonl")),
+            (
+                &["train-00000-of-00001.jsonl", "train-00000-of-00002.jsonl"],
+                twice("train-00000-of-00001.jsonl", "train-00000-of-00002.jsonl"),
+            ),
+            (
+                &["train.jsonl", "test-00000-of-00001.parquet"],
+                "D holds test-00000-of-00001.parquet, held-out rows in a format that Duplex does not \
+                 read; convert it to JSON lines, or name the training files alone: --data-path \
+                 D/train.jsonl"
+                    .to_string(),
+            ),
+        ] {
+            assert_eq!(told(files), want);
+        }
+    }
+
+    #[test]
+    fn files_without_a_split_are_told_of() {
+        let dir = dir(&["train.jsonl", "test.jsonl", "extra.jsonl", "config.json", "a.md"]);
+        let (train, held_out) = sets(dir.path()).unwrap();
+        let want =
+            format!("extra.jsonl of {} is not read: the name tells no split", dir.path().display());
+        let used = [train, held_out].concat();
+        assert_eq!(unread(dir.path(), &used).unwrap(), Some(want));
+        std::fs::remove_file(dir.path().join("extra.jsonl")).unwrap();
+        assert_eq!(unread(dir.path(), &used).unwrap(), None);
     }
 
     #[test]
@@ -210,7 +434,7 @@ mod tests {
             ),
             (
                 &["train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl"],
-                "D/train-00000-of-00003.jsonl: shard 1 of 3 is missing beside it; download it again",
+                "D lacks shard 1 of 3 beside train-00000-of-00003.jsonl; download it again",
             ),
         ] {
             assert_eq!(told(files), want);

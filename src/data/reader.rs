@@ -44,6 +44,26 @@ const ROW_KEYS: [&str; 12] = [
     "text",
 ];
 
+/// Parses a row, which the hub's viewer wraps. It cuts long texts short, and lists their columns.
+fn parse_value(value: &Value) -> std::result::Result<Row, String> {
+    let inner = value.get("row").filter(|r| r.is_object() && value.get("row_idx").is_some());
+    let Some(row) = inner else { return parse_row(value) };
+    let cut = value.get("truncated_cells").and_then(Value::as_array).filter(|c| !c.is_empty());
+    match cut {
+        Some(cut) => {
+            let columns: Vec<String> = cut.iter().map(Value::to_string).collect();
+            let (noun, verb) =
+                if columns.len() == 1 { ("column", "is") } else { ("columns", "are") };
+            Err(format!(
+                "the {noun} {} {verb} cut short by the hub's viewer (\"truncated_cells\"); download \
+                 the data set's files instead",
+                columns.join(", ")
+            ))
+        }
+        None => parse_row(row),
+    }
+}
+
 /// Collects the rows of one file.
 pub(super) struct Reader {
     file: Arc<str>,
@@ -123,7 +143,7 @@ impl Reader {
                 self.repeated.1 = format!("{} row {row}, key {key:?}", self.file);
             }
         }
-        self.take(row, parse_row(&parsed.value));
+        self.take(row, parse_value(&parsed.value));
     }
 
     fn stop(&mut self, what: impl std::fmt::Display) {
@@ -215,10 +235,7 @@ impl Reader {
                     ));
                 }
                 for (i, row) in rows.iter().enumerate() {
-                    // The hub's viewer wraps each row.
-                    let inner =
-                        row.get("row").filter(|r| r.is_object() && row.get("row_idx").is_some());
-                    self.take(i + 1, parse_row(inner.unwrap_or(row)));
+                    self.take(i + 1, parse_value(row));
                 }
             }
             [] if !object.is_empty() && object.values().all(is_column) => self.stop(

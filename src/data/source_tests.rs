@@ -288,6 +288,18 @@ fn one_object_may_hold_all_rows() {
         notes,
         [format!("{} holds 1 rows of 9: it is one page of the hub's viewer", path.display())]
     );
+    // The viewer cuts long texts; rows are also saved without what wraps the page.
+    let cut = r#"{"row_idx": 1, "row": {"prompt": "b", "chosen": "c"}, "truncated_cells": ["prompt", "chosen"]}"#;
+    let whole = r#"{"row_idx": 0, "row": {"prompt": "a"}, "truncated_cells": []}"#;
+    let what = "the columns \"prompt\", \"chosen\" are cut short by the hub's viewer (\"truncated_cells\"); \
+        download the data set's files instead";
+    for text in [
+        format!(r#"{{"features": [], "rows": [{whole}, {cut}]}}"#),
+        format!("[{whole}, {cut}]"),
+        format!("{whole}\n{cut}\n"),
+    ] {
+        assert_eq!(error("a.json", text.as_bytes()), format!("a.json row 2: {what}{HINT}"));
+    }
     let by_rows = "is one object of columns; rows are one object each: with pandas, write it by \
         `.to_json(FILE, orient=\"records\", lines=True)`";
     for (text, want) in [

@@ -7,9 +7,9 @@ use super::tokenizer_added::add_tokens;
 use super::tokenizer_build::Kind;
 use super::tokenizer_encode::{Encoded, Matcher};
 use super::tokenizer_files::{
-    MORE_TEMPLATES, absent, bos_note, bos_prefix, check_versions, config_of, end_ids, file,
-    inner_tokenizer, named_template, parse, present, read, special_variables, template_source,
-    token_text, tokenizer_of, using,
+    MORE_TEMPLATES, absent, bos_note, bos_prefix, chat_templates, check_versions, config_of,
+    end_ids, file, inner_tokenizer, parse, present, read, special_variables, token_text,
+    tokenizer_of, using,
 };
 use super::tokenizer_keys::key_notes;
 use crate::base::{Error, Result};
@@ -55,6 +55,8 @@ pub struct Tokenizer {
     eos_text: String,
     template: Option<ChatTemplate>,
     tool_template: Option<ChatTemplate>,
+    /// Of all chat templates; what is neither "default" nor "tool_use" is not used.
+    template_names: Vec<String>,
     /// Ids that stand for nothing: special tokens that only a configuration names.
     idle: HashSet<u32>,
     notes: Vec<String>,
@@ -230,8 +232,10 @@ impl Tokenizer {
         let template = |source: Option<String>| {
             source.map(|t| ChatTemplate::new(&t, origin, &variables, now)).transpose()
         };
-        let tool_template = template(named_template(&files, &config, "tool_use", origin)?)?;
-        let source = template_source(&files, &config, origin)?;
+        let mut named = chat_templates(&files, &config, origin)?;
+        let template_names = named.keys().cloned().collect();
+        let tool_template = template(named.remove("tool_use"))?;
+        let source = named.remove("default");
         let template = template(source.clone())?;
         // `transformers` does not read this file for a tokenizer; what is saved must not depend on
         // it.
@@ -256,6 +260,7 @@ impl Tokenizer {
             eos_text,
             template,
             tool_template,
+            template_names,
             idle,
             notes,
             origin: origin.to_owned(),
@@ -375,17 +380,28 @@ impl Tokenizer {
         &self.origin
     }
 
-    /// Whether it has a chat template.
+    /// Whether it has a chat template, be it one that no conversation uses.
     pub fn has_chat_template(&self) -> bool {
-        self.template.is_some()
+        !self.template_names.is_empty()
     }
 
     /// The chat template, or an error that tells how to get one.
     pub fn template(&self) -> Result<&ChatTemplate> {
         self.template.as_ref().ok_or_else(|| {
+            let names: Vec<String> = self.template_names.iter().map(|n| format!("{n:?}")).collect();
+            let (has, put) = match names.len() {
+                0 => ("no chat template".to_owned(), "one"),
+                _ => (
+                    format!(
+                        "chat templates named {}, and none named \"default\"",
+                        names.join(", ")
+                    ),
+                    "the one that is meant",
+                ),
+            };
             Error::user(format!(
-                "the tokenizer of {} has no chat template; put one in its chat_template.jinja, or \
-                 use --chat-format human_assistant",
+                "the tokenizer of {} has {has}; put {put} in its chat_template.jinja, or use \
+                 --chat-format human_assistant",
                 self.origin
             ))
         })
@@ -433,7 +449,8 @@ impl Tokenizer {
         };
         for messages in [&chat[1..], &chat] {
             let input = TemplateInput { messages, ..TemplateInput::default() };
-            let rendered = self.template.as_ref().map(|t| t.render(&input));
+            let template = self.template.as_ref().or(self.tool_template.as_ref());
+            let rendered = template.map(|t| t.render(&input));
             let Some(Ok(Rendering { text, .. })) = rendered else { continue };
             let Some(at) = text.rfind(ANSWER) else { continue };
             let Ok(encoded) = self.encode_guarded(&text, &[]) else { continue };

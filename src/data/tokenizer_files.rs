@@ -4,6 +4,7 @@
 use super::tokenizer_checks::refusal;
 use crate::base::{Error, Result, caught};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::Path;
 use tokenizers::Tokenizer as HfTokenizer;
 
@@ -268,51 +269,50 @@ fn template_text(files: &Files, name: &str, origin: &str) -> Result<Option<Strin
     file(files, name).map(text).transpose()
 }
 
-/// The chat template: the additional one named "default", `chat_template.jinja`, or the key
-/// `chat_template` of a JSON file, which is text or a list of named ones, of which "default"
-/// counts, or the first without one.
-pub(super) fn template_source(
+/// The chat templates by name, as `transformers` finds them: files, of which
+/// `additional_chat_templates/default.jinja` goes before `chat_template.jinja`; where there are
+/// none, the key `chat_template` of a JSON file: one text, or named ones. One text is "default".
+pub(super) fn chat_templates(
     files: &Files,
     config: &Map<String, Value>,
     origin: &str,
-) -> Result<Option<String>> {
-    for name in [format!("{MORE_TEMPLATES}/default.jinja"), "chat_template.jinja".into()] {
-        if let Some(text) = template_text(files, &name, origin)? {
-            return Ok(Some(text));
+) -> Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    if let Some(text) = template_text(files, "chat_template.jinja", origin)? {
+        found.insert("default".to_owned(), text);
+    }
+    for (path, _) in files.iter() {
+        let name = path.strip_prefix(MORE_TEMPLATES).and_then(|n| n.strip_prefix('/'));
+        let name = name.and_then(|n| n.strip_suffix(".jinja"));
+        if let (Some(name), Some(text)) = (name, template_text(files, path, origin)?) {
+            found.insert(name.to_owned(), text);
         }
+    }
+    if !found.is_empty() {
+        return Ok(found);
     }
     let older = match file(files, "chat_template.json") {
         Some(bytes) => parse(&format!("chat_template.json of {origin}"), bytes)?,
         None => Value::Null,
     };
-    match config.get("chat_template").or_else(|| older.get("chat_template")) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(source)) => Ok(Some(source.clone())),
-        Some(Value::Array(named)) => {
-            let default = named.iter().find(|t| t["name"] == "default").or(named.first());
-            Ok(default.and_then(|t| t["template"].as_str()).map(str::to_owned))
-        }
-        Some(_) => Err(Error::user(format!(
+    let text = |v: &Value| v.as_str().map(str::to_owned);
+    let named: Option<BTreeMap<String, String>> =
+        match config.get("chat_template").or_else(|| older.get("chat_template")) {
+            None | Some(Value::Null) => Some(found),
+            Some(Value::String(one)) => Some([("default".to_owned(), one.clone())].into()),
+            Some(Value::Array(named)) => {
+                named.iter().map(|t| Some((text(&t["name"])?, text(&t["template"])?))).collect()
+            }
+            Some(Value::Object(named)) => {
+                named.iter().map(|(name, t)| Some((name.clone(), text(t)?))).collect()
+            }
+            Some(_) => None,
+        };
+    named.ok_or_else(|| {
+        Error::user(format!(
             "chat_template of {origin} is neither text nor a list of named templates"
-        ))),
-    }
-}
-
-/// The chat template of that name: `additional_chat_templates/NAME.jinja`, or an entry of the list
-/// in `tokenizer_config.json`.
-pub(super) fn named_template(
-    files: &Files,
-    config: &Map<String, Value>,
-    name: &str,
-    origin: &str,
-) -> Result<Option<String>> {
-    let path = format!("{MORE_TEMPLATES}/{name}.jinja");
-    if let Some(text) = template_text(files, &path, origin)? {
-        return Ok(Some(text));
-    }
-    let named = config.get("chat_template").and_then(Value::as_array).into_iter().flatten();
-    let found = named.into_iter().find(|t| t["name"] == name);
-    Ok(found.and_then(|t| t["template"].as_str()).map(str::to_owned))
+        ))
+    })
 }
 
 /// Ids that the tokenizer puts before a text: seen by encoding one with and without special tokens.

@@ -248,6 +248,34 @@ fn templates_for_tools() {
 }
 
 #[test]
+fn named_templates_without_a_default_one() {
+    let render = |t: &ChatTemplate| t.render(&TemplateInput::default()).unwrap().text;
+    let list = json!([{"name": "tool_use", "template": "t"}, {"name": "rag", "template": "r"}]);
+    for named in [list, json!({"tool_use": "t", "rag": "r"})] {
+        let dir = with(json!({"eos_token": "<|end|>", "chat_template": named}));
+        let tokenizer = load(&dir);
+        assert!(tokenizer.has_chat_template());
+        assert_eq!(render(tokenizer.template_for(true).unwrap()), "t");
+        let line = tokenizer.template_for(false).err().unwrap().to_string();
+        assert!(
+            line.ends_with(
+                "has chat templates named \"rag\", \"tool_use\", and none named \"default\"; put the \
+                 one that is meant in its chat_template.jinja, or use --chat-format human_assistant"
+            ),
+            "{line}"
+        );
+        // Files are all that counts where there are any.
+        write(&dir, "chat_template.jinja", "d");
+        let tokenizer = load(&dir);
+        for tools in [false, true] {
+            assert_eq!(render(tokenizer.template_for(tools).unwrap()), "d");
+        }
+    }
+    let dir = with(json!({"eos_token": "<|end|>", "chat_template": [{"name": "default"}]}));
+    assert!(problem(&dir).ends_with("is neither text nor a list of named templates"));
+}
+
+#[test]
 fn all_files_travel_as_they_were() {
     let dir = with(json!({"eos_token": "<|end|>"}));
     let own = [

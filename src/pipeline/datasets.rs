@@ -12,6 +12,7 @@ use crate::data::{
     RowKind, SftExample, Spec, Tokenizer,
 };
 use crate::report::Event;
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -167,8 +168,8 @@ pub(super) fn eval_prompts(
             by_use: true,
         };
         let blend = Blend::load(&config)?;
-        for unused in unused_lines(&blend, &[2]) {
-            eprintln!("warning: {unused}");
+        for warning in data_warnings(&blend, &[2]) {
+            eprintln!("warning: {warning}");
         }
         in_order(blend.step(2)?, cfg.seed)
     };
@@ -180,9 +181,18 @@ pub(super) fn eval_prompts(
         allow_special: cfg.pre_rendered,
         all_turns: false,
     };
-    let (prompts, _) = data::build("evaluation", &rows, |row| {
-        data::prompt_example(row, &source.tokenizer, &limits)
+    let seen = RefCell::new(Seen::default());
+    let (prompts, long) = data::build("evaluation", &rows, |row| {
+        let example = data::prompt_example(row, &source.tokenizer, &limits)?;
+        if let Some(example) = &example {
+            seen.borrow_mut().note(example.remarks, row, &source.tokenizer, limits.chat);
+        }
+        Ok(example)
     })?;
+    let left_out = (long > 0).then(|| format!("{long} rows were too long, and left out"));
+    for warning in left_out.into_iter().chain(seen.borrow().warnings("the evaluation")) {
+        eprintln!("warning: {warning}");
+    }
     Ok(prompts.into_iter().take(cfg.prompts).collect())
 }
 
@@ -290,6 +300,15 @@ fn unused_lines(blend: &Blend, steps: &[usize]) -> Vec<String> {
     blend.unused.iter().map(line).collect()
 }
 
+/// Warnings about the rows of `steps` as they were read.
+fn data_warnings(blend: &Blend, steps: &[usize]) -> Vec<String> {
+    let first = blend.bad.first.first().cloned().unwrap_or_default();
+    let unread = Rows { count: blend.bad.count, first }.line("rows could not be read");
+    let warnings = unused_lines(blend, steps).into_iter().chain(unread);
+    let warnings = warnings.chain(remarks::unused_keys(blend.rows()));
+    warnings.chain(blend.bad.notes.iter().cloned()).collect()
+}
+
 /// All data of the run, read once, and told of once: rows by step, and those that were left out.
 pub(super) fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
     if let Some(blend) = &run.blend {
@@ -308,11 +327,7 @@ pub(super) fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
         let rows = blend.tally(*k).join("; ");
         run.reporter.emit(Event::note(format!("data for {}: {rows}", STEPS[*k])));
     }
-    let first = blend.bad.first.first().cloned().unwrap_or_default();
-    let unread = Rows { count: blend.bad.count, first }.line("rows could not be read");
-    let warnings = unused_lines(&blend, &steps).into_iter().chain(unread);
-    let warnings = warnings.chain(remarks::unused_keys(blend.rows()));
-    for warning in warnings.chain(blend.bad.notes.iter().cloned()) {
+    for warning in data_warnings(&blend, &steps) {
         run.reporter.emit(Event::warning(warning));
     }
     run.reporter.repeat(repeats);

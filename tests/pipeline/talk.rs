@@ -239,6 +239,31 @@ fn eval_compares_two_models() {
     assert!(!alone.contains("win rate"));
 }
 
+#[test]
+fn eval_tells_of_its_rows_as_training_does() {
+    let p = Place::new("gpt2");
+    crate::data::chatml_model(&p);
+    let row = |i: usize| {
+        let prompt = format!("<|im_start|>user\nSay {i}.<|im_end|>\n<|im_start|>assistant\n");
+        json!({"prompt": prompt, "flavour": i})
+    };
+    checkpoint::write_rows(&p.path("rendered.jsonl"), &[row(1), row(2)]);
+    let eval = ["eval", "chatml", "--data-path", "rendered.jsonl", "--reward-rule", "brevity"];
+    let length = ["--max-prompt-seq-len", "56", "--max-new-tokens", "4", "--dtype", "f32"];
+    let told = |more: &[&str]| {
+        let out = p.command(&[&eval[..], &length, more].concat(), "");
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(0), "{stderr}");
+        stderr
+    };
+    let line = "warning: 2 rows of the evaluation hold the text of control tokens, which is taken as \
+                plain text; --pre-rendered makes control tokens of it, first: ";
+    let plain = told(&[]);
+    assert!(plain.contains(line) && plain.contains("\"flavour\" (2 rows)"), "{plain}");
+    let rendered = told(&["--pre-rendered"]);
+    assert!(!rendered.contains("control tokens"), "{rendered}");
+}
+
 /// Exit code 2 and one line with all of `parts`, and no run left behind that looks finished.
 #[track_caller]
 fn refused(p: &Place, args: &[&str], parts: &[&str]) {

@@ -47,7 +47,8 @@ pub static RUN: &[Key] = &[
     key("extend", RUNS, Kind::Bool, "train a finished run further, with its optimizer state: with more epochs or a larger --max-steps. The learning rate is that of the longer schedule from here on"),
     key("allow_changed_data", RUNS, Kind::Bool, "go on although data files are not those the run began with"),
     key("deployment_type", RUNS, Kind::Choice(&["single_gpu", "single_node", "multi_node"]), "accepted for DeepSpeed-Chat's scripts; how many ranks there are follows from --num-gpus or the launcher"),
-    key("num_gpus", RUNS, Kind::int(1, 1024), "ranks that this process starts: processes with a card each, on the CPU threads. A step has the same rows however many share them"),
+    key("num_gpus", RUNS, Kind::int(1, 1024), "ranks that this process starts: processes with a card each, on the CPU threads. A step has the same rows however many share them")
+        .or(&[(RUNS, "num-accelerators")]),
     key("zero_stage", RUNS, STAGES, "what ranks share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too; auto: as little as memory allows")
         .or(&[(TRAIN | PPO, "actor-zero-stage")]),
     key("critic_zero_stage", TRAIN | REWARD | PPO, STAGES, "the same of reward model and critic; auto: as --zero-stage")
