@@ -93,13 +93,19 @@ impl Opened {
     }
 }
 
+/// True if an earlier step of the run makes the model of this name, or the demonstration may.
+fn is_to_come(cfg: &RunConfig, dir: &RunDir, name: &str) -> bool {
+    let path = Path::new(name);
+    let made = [(1, dir.sft()), (2, dir.reward())];
+    let replaced = made.iter().any(|(step, model)| cfg.step.contains(step) && path == model);
+    replaced || path.starts_with(dir.path()) && !path.exists()
+}
+
 /// Finds before the first step what would stop it or a later one, hours away: models that cannot be
 /// found or loaded, or do not go together. Returns the steps whose model is there, with it.
 pub(super) fn check(cfg: &RunConfig, dir: &RunDir, ranks: usize) -> Result<Vec<(u32, Rc<Source>)>> {
-    // A model in the run directory may be yet to come.
-    let comes = |name: &str| Path::new(name).starts_with(dir.path());
     let named = [&cfg.actor_model, &cfg.reward_model, &cfg.ppo.critic_model];
-    for name in named.into_iter().flatten().filter(|name| !comes(name)) {
+    for name in named.into_iter().flatten().filter(|name| !is_to_come(cfg, dir, name)) {
         resolve_model(name)?;
     }
     let mut opened = Opened::default();
@@ -110,14 +116,15 @@ pub(super) fn check(cfg: &RunConfig, dir: &RunDir, ranks: usize) -> Result<Vec<(
             2 => reward(cfg)?,
             _ => ppo_base(cfg, dir)?,
         };
-        if comes(&name) && !Path::new(&name).exists() {
+        if is_to_come(cfg, dir, &name) {
             continue;
         }
         let source = opened.get(&name)?;
-        match step {
-            1 => trains(cfg, &source, Head::Lm)?,
-            2 => trains(cfg, &source, Head::Score)?,
-            _ => check_ppo(cfg, dir, &source, &mut opened)?,
+        if step == 3 {
+            check_ppo(cfg, dir, &source, &mut opened)?;
+        } else {
+            trains(cfg, &source, if step == 1 { Head::Lm } else { Head::Score })?;
+            datasets::training_limits(cfg, &source)?;
         }
         found.push((step, source));
     }
@@ -134,8 +141,7 @@ fn trains(cfg: &RunConfig, source: &Source, head: Head) -> Result<()> {
         Head::Score => settings::critic_lora(cfg),
     };
     let options = LoadOptions::frozen(head, cfg.dtype.dtype());
-    source.check(&LoadOptions { train: true, lora, ..options })?;
-    datasets::training_limits(cfg, source).map(|_| ())
+    source.check(&LoadOptions { train: true, lora, ..options })
 }
 
 /// The same of the models of step 3, whose actor is or starts from `source`.
@@ -155,14 +161,16 @@ fn check_ppo(cfg: &RunConfig, dir: &RunDir, source: &Source, opened: &mut Opened
         (None, Some(name)) => Some(name),
         (None, None) => return Err(no_reward()),
     };
-    let reward = scores.map(|name| opened.get(&name)).transpose()?;
+    let there = scores.filter(|name| !is_to_come(cfg, dir, name));
+    let reward = there.map(|name| opened.get(&name)).transpose()?;
     if let Some(reward) = &reward
         && cfg.ppo.reward_rule.is_none()
         && !cfg.step.contains(&2)
     {
         reward.check(&LoadOptions::frozen(Head::Score, cfg.dtype.dtype()))?;
     }
-    let given = cfg.ppo.critic_model.as_ref().map(|name| opened.get(name)).transpose()?;
+    let given = cfg.ppo.critic_model.as_ref().filter(|name| !is_to_come(cfg, dir, name));
+    let given = given.map(|name| opened.get(name)).transpose()?;
     trains(cfg, critic(source, reward.as_deref(), given.as_deref())?, Head::Score)
 }
 
