@@ -156,9 +156,18 @@ impl RunDir {
     }
 }
 
-/// Files that a run makes in its directory before its first iteration is done. The lock comes last.
-const MADE: [&str; 6] =
-    ["checkpoints", "metrics.jsonl", "report.html", "tensorboard", "config.toml", LOCK];
+/// Files that a run makes in its directory before its first iteration is done, among them the
+/// demonstration's model and data. The lock comes last.
+const MADE: [&str; 8] = [
+    "checkpoints",
+    "metrics.jsonl",
+    "report.html",
+    "tensorboard",
+    "config.toml",
+    "base",
+    "data",
+    LOCK,
+];
 
 /// Files and directories that did not exist before a run directory was opened.
 #[derive(Clone, Debug, Default)]

@@ -104,6 +104,10 @@ fn a_start_that_fails_leaves_nothing_behind() {
             assert_eq!(std::fs::read_dir(p.path(kept)).unwrap().count(), 0, "{start:?}");
         }
     }
+    // Neither does the demonstration.
+    let line = refused(&p, &["train", "--output-dir", "new", "--max-answer-seq-len", "9000"]);
+    assert!(line.contains("9000") || line.contains("positions"), "{line}");
+    assert!(!p.path("new").exists());
     // What a run has left stays as it is.
     let run = p.run("sft", "run", &["--actor-model", "model"]);
     let before = std::fs::read(run.join("config.toml")).unwrap();
