@@ -12,6 +12,8 @@ mod compile;
 mod cuda;
 #[path = "build/emulator.rs"]
 mod emulator;
+#[path = "build/params.rs"]
+mod params;
 #[path = "build/resources.rs"]
 mod resources;
 
@@ -49,6 +51,7 @@ fn main() {
 fn run(notes: &mut Vec<String>) -> Result<()> {
     let out = env("OUT_DIR").ok_or("OUT_DIR is not set: this is run by cargo")?;
     let out = Path::new(&out);
+    params::write(out)?;
     match (env("CARGO_FEATURE_EMULATOR"), env("DUPLEX_SANITIZE")) {
         (Some(_), sanitize) => emulator::build(out, sanitize.as_deref(), notes)?,
         (None, Some(_)) => return Err("DUPLEX_SANITIZE needs --features emulator".into()),

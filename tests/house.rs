@@ -58,3 +58,17 @@ fn every_module_is_in_the_table() {
         }
     }
 }
+
+/// Their layout comes from the declarations in `cuda/` (`build/params.rs`).
+#[test]
+fn no_parameter_struct_of_a_kernel_is_written_by_hand() {
+    let mut files = vec![];
+    sources(Path::new("src"), &mut files);
+    let made_here = Path::new("src/device/cuda/params.rs");
+    let implements: Vec<_> = files
+        .iter()
+        .filter(|file| *file != made_here && !file.ends_with("bug_tests.rs"))
+        .filter(|file| fs::read_to_string(file).unwrap().contains("impl KernelParams"))
+        .collect();
+    assert!(implements.is_empty(), "{implements:?}");
+}

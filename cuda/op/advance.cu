@@ -1,4 +1,5 @@
 // The end of a decode step: see src/op/advance.rs, whose rows of the state these are.
+#include "lib/eos.cuh"
 #include "lib/types.cuh"
 
 struct AdvanceParams {
@@ -8,7 +9,7 @@ struct AdvanceParams {
   int32_t* out;    // [b, steps]
   float* out_logprobs;
   uint32_t b, steps;
-  int32_t eos[64];
+  int32_t eos[MAX_EOS];
   uint32_t eos_count, zero;
 };
 enum { TOKEN, POSITION, DRAW, FORBID_EOS, LEFT, BEFORE_EOS, MADE };

@@ -4,11 +4,11 @@
 // exact whatever the order, and every search below ends in a token of some weight. Tokens are ordered by their logit,
 // larger first, and among equals by index, lower first; drawing by the cumulative weight in this order means that
 // top-k and top-p only say how much of the weight is drawn from.
+#include "lib/eos.cuh"
 #include "lib/fault.cuh"
 #include "lib/philox.cuh"
 #include "lib/softmax.cuh"
 
-constexpr int MAX_EOS = 64;
 // The search for a logit fixes this many bits of its key at a time.
 constexpr int DIGIT = 2;
 constexpr int DIGITS = 1 << DIGIT;

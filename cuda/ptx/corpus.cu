@@ -3,7 +3,7 @@
 #include "lib/kernel.cuh"
 
 struct CorpusParams {
-  const uint32_t* in;
+  const uint32_t* input;
   uint32_t* out;
 };
 
@@ -12,10 +12,10 @@ struct CorpusParams {
 #define LDMATRIX(name, words)                                                                  \
   KERNEL(ptx_##name, CorpusParams, 32) {                                                       \
     SHARED(uint32_t, tile, 256);                                                               \
-    for (int i = lane_id(); i < 256; i += WARP) tile[i] = p.in[i];                             \
+    for (int i = lane_id(); i < 256; i += WARP) tile[i] = p.input[i];                             \
     __syncthreads();                                                                           \
     uint32_t r[words];                                                                         \
-    name(r, tile + 4 * p.in[256 + lane_id()]);                                                 \
+    name(r, tile + 4 * p.input[256 + lane_id()]);                                                 \
     for (int i = 0; i < words; i++) p.out[lane_id() * words + i] = r[i];                       \
   }
 LDMATRIX(ldmatrix_x4, 4)
@@ -25,7 +25,7 @@ LDMATRIX(ldmatrix_x2_trans, 2)
 
 // Per lane: 4 words of a, 2 of b, 4 of d.
 KERNEL(ptx_mma_bf16, CorpusParams, 32) {
-  const uint32_t* in = p.in + lane_id() * 10;
+  const uint32_t* in = p.input + lane_id() * 10;
   uint32_t a[4];
   float d[4];
   for (int i = 0; i < 4; i++) {
@@ -42,7 +42,7 @@ KERNEL(ptx_cp_async, CorpusParams, 32) {
   const int lane = lane_id();
   for (int group = 0; group < 3; group++) {
     const int at = (group * WARP + lane) * 4;
-    cp_async16(tile + at, p.in + at, (p.in[384 + group] >> lane) & 1);
+    cp_async16(tile + at, p.input + at, (p.input[384 + group] >> lane) & 1);
     cp_async_commit();
   }
   cp_async_wait<1>();
@@ -55,8 +55,8 @@ KERNEL(ptx_cp_async, CorpusParams, 32) {
 
 // Word lane moves by word 32: all four shuffles, then the ballot of odd words.
 KERNEL(ptx_shuffle, CorpusParams, 32) {
-  const uint32_t v = p.in[lane_id()];
-  const int by = static_cast<int>(p.in[WARP]);
+  const uint32_t v = p.input[lane_id()];
+  const int by = static_cast<int>(p.input[WARP]);
   uint32_t* out = p.out + lane_id() * 5;
   out[0] = __shfl_xor_sync(FULL, v, by);
   out[1] = __shfl_sync(FULL, v, by);
@@ -67,7 +67,7 @@ KERNEL(ptx_shuffle, CorpusParams, 32) {
 
 // The largest of 32 words and of what was there (word 32).
 KERNEL(ptx_atomic_max, CorpusParams, 32) {
-  if (lane_id() == 0) p.out[0] = p.in[WARP];
+  if (lane_id() == 0) p.out[0] = p.input[WARP];
   __syncthreads();
-  atomic_max_u32(p.out, p.in[lane_id()]);
+  atomic_max_u32(p.out, p.input[lane_id()]);
 }

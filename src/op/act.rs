@@ -7,6 +7,7 @@
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::ActParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::act as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
@@ -109,18 +110,6 @@ impl Op for Act {
     }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    x: u64,
-    dy: u64,
-    out: u64,
-    rows: u32,
-    width: u32,
-    kind: u32,
-    flags: u32,
-}
-
 impl Act {
     fn launch(
         &self,
@@ -133,7 +122,7 @@ impl Act {
     ) -> Result<()> {
         let (rows, width) = (x.desc.shape.rows(), x.desc.shape.last() / self.wide());
         let n = vec_len(x.desc.dtype);
-        let params = Params {
+        let params = ActParams {
             x: x.ptr,
             dy,
             out,

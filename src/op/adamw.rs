@@ -7,6 +7,7 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::{ADAMW_GROUPS, AdamWGroup, AdamWParams};
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::adamw::{self as kernel, Scalars};
 use crate::op::cpu::shared::SharedMut;
@@ -14,6 +15,7 @@ use crate::op::cuda::vectors::{THREADS, aligned, flat_grid};
 use crate::op::registry::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required, shape_error};
 use crate::tensor::{Desc, Tensor};
+use bytemuck::Zeroable;
 use std::sync::Arc;
 
 /// The operator.
@@ -107,8 +109,8 @@ impl Op for AdamW {
         let master = io.outs.get(3).map_or(0, |p| p.ptr);
         let (grad, kernel) = (io.ptr(1), by_dtype(w.desc.dtype, "adamw_f32", "adamw_bf16"));
         let s = self.scalars(0.0, 0.0, 1.0);
-        for groups in self.cuda_groups().chunks(CUDA_GROUPS) {
-            let mut params = Params {
+        for groups in self.cuda_groups().chunks(ADAMW_GROUPS) {
+            let mut params = AdamWParams {
                 w: w.ptr,
                 grad,
                 clip: io.ptr(2),
@@ -125,7 +127,7 @@ impl Op for AdamW {
                 groups: groups.len() as u32,
                 flags: aligned(&[w.ptr, grad, m, v, master], &[], 4),
                 pad: 0,
-                group: [CudaGroup::default(); CUDA_GROUPS],
+                group: [AdamWGroup::zeroed(); ADAMW_GROUPS],
             };
             params.group[..groups.len()].copy_from_slice(groups);
             let len = (params.end - params.start) as usize;
@@ -133,41 +135,6 @@ impl Op for AdamW {
         }
         Ok(())
     }
-}
-
-/// Groups of one launch: what fits in 4 KiB of arguments.
-pub(super) const CUDA_GROUPS: usize = 160;
-
-/// A group as kernels take it (`cuda/lib/adamw.cuh`).
-#[repr(C)]
-#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
-pub(super) struct CudaGroup {
-    pub(super) start: u64,
-    pub(super) end: u64,
-    keep: f32,
-    step_size: f32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    w: u64,
-    grad: u64,
-    clip: u64,
-    m: u64,
-    v: u64,
-    master: u64,
-    start: u64,
-    end: u64,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    v_factor: f32,
-    eps: f32,
-    groups: u32,
-    flags: u32,
-    pad: u32,
-    group: [CudaGroup; CUDA_GROUPS],
 }
 
 impl AdamW {
@@ -206,12 +173,12 @@ impl AdamW {
     }
 
     /// The groups that have elements, by their start.
-    pub(super) fn cuda_groups(&self) -> Vec<CudaGroup> {
+    pub(super) fn cuda_groups(&self) -> Vec<AdamWGroup> {
         let group = |g: &Group| {
             let Scalars { keep, step_size, .. } = self.scalars(g.lr, g.weight_decay, 1.0);
-            CudaGroup { start: g.start as u64, end: g.end as u64, keep, step_size }
+            AdamWGroup { start: g.start as u64, end: g.end as u64, keep, step_size }
         };
-        let mut groups: Vec<CudaGroup> =
+        let mut groups: Vec<AdamWGroup> =
             self.groups.iter().filter(|g| g.start < g.end).map(group).collect();
         groups.sort_unstable_by_key(|g| g.start);
         groups
@@ -299,7 +266,7 @@ fn cases() -> Vec<Case> {
         case
     };
     // More groups than one launch takes, of 0 to 12 elements, with gaps.
-    let count = 2 * CUDA_GROUPS + 3;
+    let count = 2 * ADAMW_GROUPS + 3;
     let many = (0..count).map(|i| Group {
         start: 13 * i + i % 3,
         end: 13 * i + 1 + i % 13,

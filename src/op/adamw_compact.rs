@@ -11,7 +11,8 @@
 
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::cpu::parallel_for;
-use crate::op::adamw::{self, AdamW, CUDA_GROUPS, CudaGroup, Group};
+use crate::device::cuda::params::{ADAMW_GROUPS, AdamWCompactParams, AdamWGroup};
+use crate::op::adamw::{self, AdamW, Group};
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::adamw_compact::{self as kernel, BLOCK, State};
 use crate::op::cpu::shared::SharedMut;
@@ -20,6 +21,7 @@ use crate::op::cuda::vectors::{THREADS, aligned, flat_grid};
 use crate::op::registry::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required, shape_error};
 use crate::tensor::{Desc, Tensor};
+use bytemuck::Zeroable;
 use std::sync::Arc;
 
 /// The operator, with the settings of [`AdamW`].
@@ -105,8 +107,8 @@ impl Op for AdamWCompact {
         let s = self.0.scalars(0.0, 0.0, 1.0);
         let mut groups = self.0.cuda_groups();
         groups.iter_mut().for_each(|g| g.end = g.end.next_multiple_of(BLOCK as u64));
-        for groups in groups.chunks(CUDA_GROUPS) {
-            let mut params = Params {
+        for groups in groups.chunks(ADAMW_GROUPS) {
+            let mut params = AdamWCompactParams {
                 w,
                 grad: grad.ptr,
                 clip: io.ptr(2),
@@ -124,7 +126,7 @@ impl Op for AdamWCompact {
                 groups: groups.len() as u32,
                 dither: kernel::dither(self.0.step, 0),
                 pad: 0,
-                group: [CudaGroup::default(); CUDA_GROUPS],
+                group: [AdamWGroup::zeroed(); ADAMW_GROUPS],
             };
             params.group[..groups.len()].copy_from_slice(groups);
             let len = (params.end - params.start) as usize;
@@ -132,29 +134,6 @@ impl Op for AdamWCompact {
         }
         Ok(())
     }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    w: u64,
-    grad: u64,
-    clip: u64,
-    correction: u64,
-    m: u64,
-    v: u64,
-    scales: u64,
-    start: u64,
-    end: u64,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    v_factor: f32,
-    eps: f32,
-    groups: u32,
-    dither: u32,
-    pad: u32,
-    group: [CudaGroup; CUDA_GROUPS],
 }
 
 fn forward<G: Elem>(op: &AdamW, io: &mut Forward<'_>) {
@@ -271,7 +250,7 @@ fn cases() -> Vec<Case> {
         case
     };
     // More groups than one launch takes, of 0 to 3 blocks, the last not whole, with gaps.
-    let count = 2 * CUDA_GROUPS + 3;
+    let count = 2 * ADAMW_GROUPS + 3;
     let start = |i: usize| (3 * i + i % 2) * BLOCK;
     let many = (0..count).map(|i| {
         let (lr, decay) = (0.001 * (1 + i % 40) as f32, 0.01 * (i % 7) as f32);

@@ -5,6 +5,7 @@
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::AddParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::vectors::{THREADS, aligned, flat_grid, vec_len};
@@ -71,22 +72,11 @@ pub(crate) fn cuda_pass_on(stream: &Stream, dy: Arg, to: &CudaGrad) -> Result<()
     launch(stream, dy, if to.acc { to.arg.ptr } else { 0 }, to.arg.ptr)
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    a: u64,
-    b: u64,
-    y: u64,
-    n: u64,
-    flags: u32,
-    pad: u32,
-}
-
 /// y = a + b, or y = a where `b` is 0.
 fn launch(stream: &Stream, a: Arg, b: u64, y: u64) -> Result<()> {
     let (len, n) = (a.desc.shape.numel(), vec_len(a.desc.dtype));
     let flags = aligned(&[a.ptr, b, y], &[], n);
-    let params = Params { a: a.ptr, b, y, n: len as u64, flags, pad: 0 };
+    let params = AddParams { a: a.ptr, b, y, n: len as u64, flags, pad: 0 };
     let kernel = by_dtype(a.desc.dtype, "add_f32", "add_bf16");
     stream.launch(kernel, flat_grid(len, n), THREADS, 0, &params)
 }

@@ -6,8 +6,9 @@
 //! of the state are numbered by the constants of [`State`].
 
 use crate::base::{DType, Result};
+use crate::device::cuda::params::AdvanceParams;
 use crate::op::conformance::{Case, Input};
-use crate::op::cuda::{MAX_EOS, eos_list};
+use crate::op::cuda::eos_list;
 use crate::op::registry::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
@@ -126,7 +127,7 @@ impl Op for Advance {
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (tokens, out) = (io.input(0), io.outs[1]);
         let b = tokens.desc.shape.numel() as u32;
-        let params = Params {
+        let params = AdvanceParams {
             tokens: tokens.ptr,
             logprobs: io.ptr(1),
             state: io.outs[0].ptr,
@@ -140,21 +141,6 @@ impl Op for Advance {
         };
         io.stream.launch("advance", [b.div_ceil(128), 1, 1], 128, 0, &params)
     }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    tokens: u64,
-    logprobs: u64,
-    state: u64,
-    out: u64,
-    out_logprobs: u64,
-    b: u32,
-    steps: u32,
-    eos: [i32; MAX_EOS],
-    eos_count: u32,
-    zero: u32,
 }
 
 /// Rows: goes on; ends by an end token; draws its last; is finished; has its outputs full; may end from

@@ -4,6 +4,7 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::EmaParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::vectors::{THREADS, aligned, flat_grid};
@@ -53,7 +54,7 @@ impl Op for Ema {
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (w, ema) = (io.input(1), io.outs[0].ptr);
         let len = w.desc.shape.numel();
-        let params = Params {
+        let params = EmaParams {
             w: w.ptr,
             ema,
             n: len as u64,
@@ -65,18 +66,6 @@ impl Op for Ema {
         let kernel = by_dtype(w.desc.dtype, "ema_f32", "ema_bf16");
         io.stream.launch(kernel, flat_grid(len, 4), THREADS, 0, &params)
     }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    w: u64,
-    ema: u64,
-    n: u64,
-    decay: f32,
-    rest: f32,
-    flags: u32,
-    pad: u32,
 }
 
 fn forward<E: Elem>(decay: f32, io: &mut Forward<'_>) {

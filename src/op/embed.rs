@@ -10,6 +10,7 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::EmbedParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::scatter::{check_range, scatter_add};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
@@ -142,7 +143,7 @@ impl Op for Embed {
         let (tokens, hidden) = (ids.desc.shape.numel(), tok.desc.shape.last());
         let n = vec_len(tok.desc.dtype);
         let first = self.window.unwrap_or_default();
-        let params = Params {
+        let params = EmbedParams {
             ids: ids.ptr,
             at: io.ptr(1),
             tok: tok.ptr,
@@ -179,27 +180,6 @@ impl Op for Embed {
         }
         Ok(())
     }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    ids: u64,
-    at: u64,
-    tok: u64,
-    pos: u64,
-    x: u64,
-    fault: u64,
-    tokens: u32,
-    hidden: u32,
-    vocab: u32,
-    positions: u32,
-    id_offset: u32,
-    position_offset: u32,
-    first_id: u32,
-    first_position: u32,
-    scale: f32,
-    flags: u32,
 }
 
 /// The row of a table of `rows` rows, the first of them number `first`, that `index` names; `None` if it is

@@ -5,6 +5,7 @@
 //! and advantage 0 after the end; returns = A + V. No gradient.
 
 use crate::base::{DType, Error, Result};
+use crate::device::cuda::params::GaeParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::registry::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
@@ -90,7 +91,7 @@ impl Op for Gae {
         if bounds == 1 && tokens > 0 {
             return Err(Error::internal(format!("{tokens} tokens in no sequence")));
         }
-        let params = Params {
+        let params = GaeParams {
             rewards: io.input(0).ptr,
             values: io.input(1).ptr,
             cu_seqlens: io.input(2).ptr,
@@ -106,22 +107,6 @@ impl Op for Gae {
         let blocks = params.sequences.div_ceil(THREADS / 32);
         io.stream.launch("gae_f32", [blocks, 1, 1], THREADS, 0, &params)
     }
-}
-
-/// GaeParams of cuda/op/gae.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    rewards: u64,
-    values: u64,
-    cu_seqlens: u64,
-    advantages: u64,
-    returns: u64,
-    fault: u64,
-    tokens: u32,
-    sequences: u32,
-    gamma: f32,
-    lambda: f32,
 }
 
 /// The reference sums eq. 16 directly: A_t = sum over l of (gamma lambda)^l delta_{t+l}.

@@ -5,6 +5,7 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::GatherParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::scatter::{check_range, scatter_add};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
@@ -75,7 +76,7 @@ impl Op for Gather {
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (x, index, y) = (io.input(0), io.input(1), io.outs[0].ptr);
         let (count, width, n) = (index.desc.shape.numel(), width(&x.desc), vec_len(x.desc.dtype));
-        let params = Params {
+        let params = GatherParams {
             x: x.ptr,
             index: index.ptr,
             y,
@@ -94,19 +95,6 @@ impl Op for Gather {
         let Some(dx) = &io.dins[0] else { return Ok(()) };
         cuda_scatter_add(io.stream, index, 0, dy, width(&dy.desc), 1.0, dx, io.scratch)
     }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    x: u64,
-    index: u64,
-    y: u64,
-    fault: u64,
-    count: u32,
-    rows: u32,
-    width: u32,
-    flags: u32,
 }
 
 /// Elements per row of `[rows, width]` or `[rows]`.

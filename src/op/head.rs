@@ -4,6 +4,7 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::HeadParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::vec::{axpy, dot};
@@ -70,7 +71,8 @@ impl Op for Head {
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let x = io.input(0);
-        let params = Params { b: io.ptr(2), y: io.outs[0].ptr, ..params(x, io.input(1), x.rows()) };
+        let params =
+            HeadParams { b: io.ptr(2), y: io.outs[0].ptr, ..params(x, io.input(1), x.rows()) };
         let kernel = by_dtype(x.desc.dtype, "head_forward_f32", "head_forward_bf16");
         // A warp per token.
         let blocks = params.tokens.div_ceil(CUDA_THREADS / 32);
@@ -80,25 +82,25 @@ impl Op for Head {
     fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let (x, w, dy) = (io.input(0), io.input(1), io.dout(0));
         let tokens = dy.desc.shape.numel();
-        let params = Params { dy: dy.ptr, partial: io.scratch, ..params(x, w, tokens) };
-        let launch = |kernel: &str, grid: [usize; 2], params: &Params| {
+        let params = HeadParams { dy: dy.ptr, partial: io.scratch, ..params(x, w, tokens) };
+        let launch = |kernel: &str, grid: [usize; 2], params: &HeadParams| {
             let grid = [grid[0] as u32, grid[1] as u32, 1];
             io.stream.launch(kernel, grid, CUDA_THREADS, 0, params)
         };
         let columns = w.last().div_ceil(CUDA_THREADS as usize);
         if let Some(dx) = io.dins[0] {
-            let params = Params { dx: dx.arg.ptr, acc: dx.acc.into(), ..params };
+            let params = HeadParams { dx: dx.arg.ptr, acc: dx.acc.into(), ..params };
             let kernel = by_dtype(x.desc.dtype, "head_dx_f32", "head_dx_bf16");
             launch(kernel, [tokens, 1], &params)?;
         }
         if let Some(dw) = io.dins[1] {
-            let params = Params { dw: dw.arg.ptr, acc: dw.acc.into(), ..params };
+            let params = HeadParams { dw: dw.arg.ptr, acc: dw.acc.into(), ..params };
             let kernel = by_dtype(x.desc.dtype, "head_dw_f32", "head_dw_bf16");
             launch(kernel, [columns, tokens.div_ceil(CUDA_PIECE)], &params)?;
             launch("head_dw_sum", [columns, 1], &params)?;
         }
         if let Some(db) = io.dins[2] {
-            let params = Params { db: db.arg.ptr, acc: db.acc.into(), ..params };
+            let params = HeadParams { db: db.arg.ptr, acc: db.acc.into(), ..params };
             launch("head_db", [1, 1], &params)?;
         }
         Ok(())
@@ -110,28 +112,9 @@ const CUDA_PIECE: usize = 64;
 /// Threads of a block.
 const CUDA_THREADS: u32 = 256;
 
-/// HeadParams of cuda/op/head.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    x: u64,
-    w: u64,
-    b: u64,
-    y: u64,
-    dy: u64,
-    dx: u64,
-    partial: u64,
-    dw: u64,
-    db: u64,
-    tokens: u32,
-    hidden: u32,
-    acc: u32,
-    padding: u32,
-}
-
-fn params(x: Arg, w: Arg, tokens: usize) -> Params {
+fn params(x: Arg, w: Arg, tokens: usize) -> HeadParams {
     let (tokens, hidden) = (tokens as u32, w.last() as u32);
-    Params { x: x.ptr, w: w.ptr, tokens, hidden, ..bytemuck::Zeroable::zeroed() }
+    HeadParams { x: x.ptr, w: w.ptr, tokens, hidden, ..bytemuck::Zeroable::zeroed() }
 }
 
 fn forward<E: Elem>(io: &mut Forward<'_>) {

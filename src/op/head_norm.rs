@@ -7,6 +7,7 @@
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::{HeadNormParams, HeadNormWeightParams};
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::norm;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
@@ -149,38 +150,6 @@ impl Op for HeadNorm {
 /// Tokens whose share of a weight's gradient one block adds up; as in the kernel.
 const CUDA_CHUNK: usize = 32;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    x: u64,
-    q_weight: u64,
-    k_weight: u64,
-    dy: u64,
-    rstd: u64,
-    out: u64,
-    tokens: u32,
-    heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    eps: f32,
-    flags: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct WeightParams {
-    x: u64,
-    dy: u64,
-    rstd: u64,
-    partial: u64,
-    tokens: u32,
-    heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    first_head: u32,
-    head_count: u32,
-}
-
 impl HeadNorm {
     /// One warp a head.
     #[allow(clippy::too_many_arguments)]
@@ -195,7 +164,7 @@ impl HeadNorm {
         flags: u32,
     ) -> Result<()> {
         let tokens = x.desc.shape.rows();
-        let params = Params {
+        let params = HeadNormParams {
             x: x.ptr,
             q_weight: q.ptr,
             k_weight: k.ptr,
@@ -223,7 +192,7 @@ impl HeadNorm {
     ) -> Result<()> {
         let (x, d) = (io.input(0), self.head_dim);
         let tokens = x.desc.shape.rows();
-        let params = WeightParams {
+        let params = HeadNormWeightParams {
             x: x.ptr,
             dy: io.dout(0).ptr,
             rstd: io.output(1).ptr,

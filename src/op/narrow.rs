@@ -6,6 +6,7 @@
 use crate::base::{DType, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::NarrowParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::vec;
@@ -61,19 +62,8 @@ impl Op for Narrow {
 pub(super) fn launch(stream: &Stream, x: u64, y: u64, len: usize, add: bool) -> Result<()> {
     let n = vec_len(DType::Bf16);
     let flags = aligned(&[x, y], &[], n) | adding(add);
-    let params = Params { x, y, n: len as u64, flags, pad: 0 };
+    let params = NarrowParams { x, y, n: len as u64, flags, pad: 0 };
     stream.launch("narrow", flat_grid(len, n), THREADS, 0, &params)
-}
-
-/// NarrowParams of cuda/op/narrow.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    x: u64,
-    y: u64,
-    n: u64,
-    flags: u32,
-    pad: u32,
 }
 
 fn cases() -> Vec<Case> {

@@ -8,6 +8,7 @@
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::{NormParams, NormWeightParams};
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::norm as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
@@ -92,7 +93,7 @@ impl Op for Norm {
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let x = io.input(0);
-        let params = Params {
+        let params = NormParams {
             x: x.ptr,
             gamma: io.ptr(1),
             beta: io.ptr(2),
@@ -109,7 +110,7 @@ impl Op for Norm {
         let (x, dy, stats) = (io.input(0), io.dout(0), io.output(1));
         if let Some(dx) = &io.dins[0] {
             let base = self.params(x);
-            let params = Params {
+            let params = NormParams {
                 gamma: io.ptr(1),
                 dy: dy.ptr,
                 out: dx.arg.ptr,
@@ -128,7 +129,7 @@ impl Op for Norm {
         }
         let pieces = rows.div_ceil(PIECE);
         let second = io.scratch + (pieces * hidden * 4) as u64;
-        let params = WeightParams {
+        let params = NormWeightParams {
             x: x.ptr,
             dy: dy.ptr,
             stats: stats.ptr,
@@ -158,44 +159,15 @@ impl Op for Norm {
 
 /// Rows whose weight gradients one block sums.
 const PIECE: usize = 256;
-/// Bits of `Params::flags`.
+/// Bits of `NormParams::flags`.
 const MEAN: u32 = 1;
 const UNIT_OFFSET: u32 = 2;
 const ADD: u32 = 4;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    x: u64,
-    gamma: u64,
-    beta: u64,
-    dy: u64,
-    out: u64,
-    stats: u64,
-    rows: u32,
-    hidden: u32,
-    eps: f32,
-    flags: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct WeightParams {
-    x: u64,
-    dy: u64,
-    stats: u64,
-    dgamma: u64,
-    dbeta: u64,
-    rows: u32,
-    hidden: u32,
-    rows_per_block: u32,
-    zero: u32,
-}
-
 impl Norm {
-    fn params(&self, x: Arg) -> Params {
+    fn params(&self, x: Arg) -> NormParams {
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
-        Params {
+        NormParams {
             x: x.ptr,
             rows: x.rows() as u32,
             hidden: x.last() as u32,
@@ -207,7 +179,13 @@ impl Norm {
 }
 
 /// Narrow rows get a warp each, wide ones a block.
-fn launch_rows(stream: &Stream, x: Arg, narrow: &str, wide: &str, params: &Params) -> Result<()> {
+fn launch_rows(
+    stream: &Stream,
+    x: Arg,
+    narrow: &str,
+    wide: &str,
+    params: &NormParams,
+) -> Result<()> {
     let rows = x.rows() as u32;
     if x.last() <= 1024 {
         stream.launch(narrow, [rows.div_ceil(4), 1, 1], 128, 0, params)

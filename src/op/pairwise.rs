@@ -4,6 +4,7 @@
 //! stats f32 `[2]`: sum of w where c > r, sum of w (c - r).
 
 use crate::base::Result;
+use crate::device::cuda::params::PairwiseParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
 use crate::op::registry::OpDef;
@@ -72,14 +73,14 @@ impl Op for Pairwise {
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let [loss, stats] = [0, 1].map(|i| io.outs[i].ptr);
-        let params = Params { loss, stats, ..self.params([0, 1, 2].map(|i| io.input(i))) };
+        let params = PairwiseParams { loss, stats, ..self.params([0, 1, 2].map(|i| io.input(i))) };
         io.stream.launch("pairwise_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
     }
 
     fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         loss::constants(self, &io.dins, 2)?;
         let [chosen, rejected] = [0, 1].map(|i| io.dins[i]);
-        let params = Params {
+        let params = PairwiseParams {
             dloss: io.dout(0).ptr,
             dchosen: chosen.map_or(0, |g| g.arg.ptr),
             drejected: rejected.map_or(0, |g| g.arg.ptr),
@@ -92,30 +93,12 @@ impl Op for Pairwise {
     }
 }
 
-/// PairwiseParams of cuda/op/pairwise.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    chosen: u64,
-    rejected: u64,
-    weights: u64,
-    loss: u64,
-    stats: u64,
-    dloss: u64,
-    dchosen: u64,
-    drejected: u64,
-    n: u32,
-    scale: f32,
-    acc_chosen: u32,
-    acc_rejected: u32,
-}
-
 impl Pairwise {
-    fn params(&self, ins: [Arg; 3]) -> Params {
+    fn params(&self, ins: [Arg; 3]) -> PairwiseParams {
         let [chosen, rejected, weights] = ins.map(|a| a.ptr);
         let n = ins[0].desc.shape.numel() as u32;
-        let zero: Params = bytemuck::Zeroable::zeroed();
-        Params { chosen, rejected, weights, n, scale: self.scale, ..zero }
+        let zero: PairwiseParams = bytemuck::Zeroable::zeroed();
+        PairwiseParams { chosen, rejected, weights, n, scale: self.scale, ..zero }
     }
 }
 

@@ -6,6 +6,7 @@
 //! k1 = old - logp (Schulman, "Approximating KL divergence"), largest |ratio - 1|, sum of ratio.
 
 use crate::base::Result;
+use crate::device::cuda::params::PpoPolicyParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
 use crate::op::registry::OpDef;
@@ -106,14 +107,15 @@ impl Op for PpoPolicy {
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let [loss, stats] = [0, 1].map(|i| io.outs[i].ptr);
-        let params = Params { loss, stats, ..self.params([0, 1, 2, 3].map(|i| io.input(i))) };
+        let params =
+            PpoPolicyParams { loss, stats, ..self.params([0, 1, 2, 3].map(|i| io.input(i))) };
         io.stream.launch("ppo_policy_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
     }
 
     fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         loss::constants(self, &io.dins, 1)?;
         let Some(grad) = io.dins[0] else { return Ok(()) };
-        let params = Params {
+        let params = PpoPolicyParams {
             dloss: io.dout(0).ptr,
             dlogp: grad.arg.ptr,
             acc: grad.acc.into(),
@@ -124,31 +126,13 @@ impl Op for PpoPolicy {
     }
 }
 
-/// PpoPolicyParams of cuda/op/ppo_policy.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    logp: u64,
-    old_logp: u64,
-    advantages: u64,
-    mask: u64,
-    loss: u64,
-    stats: u64,
-    dloss: u64,
-    dlogp: u64,
-    n: u32,
-    clip: f32,
-    scale: f32,
-    acc: u32,
-}
-
 impl PpoPolicy {
-    fn params(&self, ins: [Arg; 4]) -> Params {
+    fn params(&self, ins: [Arg; 4]) -> PpoPolicyParams {
         let [logp, old_logp, advantages, mask] = ins.map(|a| a.ptr);
         let n = ins[0].desc.shape.numel() as u32;
-        let zero: Params = bytemuck::Zeroable::zeroed();
+        let zero: PpoPolicyParams = bytemuck::Zeroable::zeroed();
         let PpoPolicy { clip, scale } = *self;
-        Params { logp, old_logp, advantages, mask, n, clip, scale, ..zero }
+        PpoPolicyParams { logp, old_logp, advantages, mask, n, clip, scale, ..zero }
     }
 }
 

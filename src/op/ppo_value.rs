@@ -6,6 +6,7 @@
 //! weighted by the mask: sum of mask, of clipped tokens, of (v - R)^2, of v.
 
 use crate::base::Result;
+use crate::device::cuda::params::PpoValueParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
 use crate::op::registry::OpDef;
@@ -97,14 +98,15 @@ impl Op for PpoValue {
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let [loss, stats] = [0, 1].map(|i| io.outs[i].ptr);
-        let params = Params { loss, stats, ..self.params([0, 1, 2, 3].map(|i| io.input(i))) };
+        let params =
+            PpoValueParams { loss, stats, ..self.params([0, 1, 2, 3].map(|i| io.input(i))) };
         io.stream.launch("ppo_value_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
     }
 
     fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         loss::constants(self, &io.dins, 1)?;
         let Some(grad) = io.dins[0] else { return Ok(()) };
-        let params = Params {
+        let params = PpoValueParams {
             dloss: io.dout(0).ptr,
             dvalues: grad.arg.ptr,
             acc: grad.acc.into(),
@@ -115,31 +117,13 @@ impl Op for PpoValue {
     }
 }
 
-/// PpoValueParams of cuda/op/ppo_value.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    values: u64,
-    old_values: u64,
-    returns: u64,
-    mask: u64,
-    loss: u64,
-    stats: u64,
-    dloss: u64,
-    dvalues: u64,
-    n: u32,
-    clip: f32,
-    scale: f32,
-    acc: u32,
-}
-
 impl PpoValue {
-    fn params(&self, ins: [Arg; 4]) -> Params {
+    fn params(&self, ins: [Arg; 4]) -> PpoValueParams {
         let [values, old_values, returns, mask] = ins.map(|a| a.ptr);
         let n = ins[0].desc.shape.numel() as u32;
-        let zero: Params = bytemuck::Zeroable::zeroed();
+        let zero: PpoValueParams = bytemuck::Zeroable::zeroed();
         let PpoValue { clip, scale } = *self;
-        Params { values, old_values, returns, mask, n, clip, scale, ..zero }
+        PpoValueParams { values, old_values, returns, mask, n, clip, scale, ..zero }
     }
 }
 

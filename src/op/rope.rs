@@ -9,6 +9,7 @@
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::{ROPE_PAIRS, RopeParams};
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::rope as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
@@ -108,26 +109,6 @@ impl Op for Rope {
     }
 }
 
-/// Most pairs of a head that a kernel takes.
-const CUDA_PAIRS: usize = 128;
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    x: u64,
-    at: u64,
-    out: u64,
-    width: u32,
-    turned: u32,
-    head_dim: u32,
-    half: u32,
-    sign: f32,
-    scale: f32,
-    flags: u32,
-    pad: u32,
-    inv_freq: [f32; CUDA_PAIRS],
-}
-
 impl Rope {
     /// Sets `out`, or adds to it, to `x` with heads turned by `sign` times their angle; a block a token.
     fn launch(
@@ -140,15 +121,15 @@ impl Rope {
         flags: u32,
     ) -> Result<()> {
         let half = self.inv_freq.len();
-        if half > CUDA_PAIRS {
+        if half > ROPE_PAIRS {
             return Err(Error::user(format!(
                 "{} rotary dimensions of a head are more than the {} that run on CUDA; use the CPU",
                 2 * half,
-                2 * CUDA_PAIRS
+                2 * ROPE_PAIRS
             )));
         }
         let n = vec_len(x.desc.dtype);
-        let mut params = Params {
+        let mut params = RopeParams {
             x: x.ptr,
             at: at.ptr,
             out,
@@ -162,7 +143,7 @@ impl Rope {
                 | aligned(&[x.ptr, out], &[self.head_dim, half], n)
                 | if self.interleaved { OWN } else { 0 },
             pad: 0,
-            inv_freq: [0.0; CUDA_PAIRS],
+            inv_freq: [0.0; ROPE_PAIRS],
         };
         params.inv_freq[..half].copy_from_slice(&self.inv_freq);
         let kernel = by_dtype(x.desc.dtype, "rope_f32", "rope_bf16");

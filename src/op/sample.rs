@@ -8,10 +8,11 @@
 
 use crate::base::{DType, Error, Philox, Result};
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::SampleParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::softmax;
-use crate::op::cuda::{MAX_EOS, Rows, eos_list};
+use crate::op::cuda::{Rows, eos_list};
 use crate::op::registry::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
@@ -111,7 +112,7 @@ impl Op for Sample {
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let logits = io.input(0);
         let vocab = logits.last();
-        let params = Params {
+        let params = SampleParams {
             logits: logits.ptr,
             sequence: io.input(1).ptr,
             position: io.input(2).ptr,
@@ -135,29 +136,6 @@ impl Op for Sample {
         let kernel = rows.kernel("sample_small_f32", "sample_f32");
         io.stream.launch(kernel, [logits.rows() as u32, 1, 1], rows.threads(), 0, &params)
     }
-}
-
-/// SampleParams of cuda/op/sample.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    logits: u64,
-    sequence: u64,
-    position: u64,
-    forbid_eos: u64,
-    tokens: u64,
-    logp: u64,
-    fault: u64,
-    seed: u64,
-    vocab: u32,
-    top_k: u32,
-    inv_t: f32,
-    top_p: f32,
-    scale: f32,
-    greedy: u32,
-    eos_count: u32,
-    eos: [i32; MAX_EOS],
-    padding: u32,
 }
 
 /// Uniform in [0, 1) with 53 bits, fine enough for the rarest token.

@@ -7,6 +7,7 @@
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::{SettleParams, SettleWidenParams};
 use crate::op::add::cuda_pass_on;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::gemm::Mat;
@@ -95,7 +96,7 @@ impl Op for Settle {
         let (tokens, width, n) = (y.rows(), y.last(), vec_len(self.dtype));
         let (bias, residual) = (io.ptr(1), io.ptr(2));
         let flags = aligned(&[sum.ptr, bias, residual, y.ptr], &[width], n);
-        let params = Params {
+        let params = SettleParams {
             sum: sum.ptr,
             bias,
             residual,
@@ -126,31 +127,6 @@ impl Op for Settle {
     }
 }
 
-/// SettleParams of cuda/op/settle.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    sum: u64,
-    bias: u64,
-    residual: u64,
-    y: u64,
-    tokens: u32,
-    width: u32,
-    flags: u32,
-    pad: u32,
-}
-
-/// SettleWidenParams of cuda/op/settle.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct WidenParams {
-    from: u64,
-    to: u64,
-    n: u64,
-    flags: u32,
-    pad: u32,
-}
-
 /// Sets the f32 gradient `to`, or adds to it, what `dy` is.
 fn cuda_widen(stream: &Stream, dy: Arg, to: &CudaGrad) -> Result<()> {
     if dy.desc.dtype == DType::F32 {
@@ -158,7 +134,7 @@ fn cuda_widen(stream: &Stream, dy: Arg, to: &CudaGrad) -> Result<()> {
     }
     let (len, n) = (dy.desc.shape.numel(), vec_len(DType::Bf16));
     let flags = aligned(&[dy.ptr, to.arg.ptr], &[], n) | adding(to.acc);
-    let params = WidenParams { from: dy.ptr, to: to.arg.ptr, n: len as u64, flags, pad: 0 };
+    let params = SettleWidenParams { from: dy.ptr, to: to.arg.ptr, n: len as u64, flags, pad: 0 };
     stream.launch("settle_widen", flat_grid(len, n), THREADS, 0, &params)
 }
 

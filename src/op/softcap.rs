@@ -5,6 +5,7 @@
 
 use crate::base::{DType, Error, Result};
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::SoftcapParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::softmax;
@@ -69,20 +70,10 @@ impl Op for Softcap {
         const THREADS: u64 = 256;
         let logits = io.outs[0];
         let n = logits.desc.shape.numel() as u64;
-        let params = Params { logits: logits.ptr, n, cap: self.cap, padding: 0 };
+        let params = SoftcapParams { logits: logits.ptr, n, cap: self.cap, padding: 0 };
         let blocks = n.div_ceil(THREADS) as u32;
         io.stream.launch("softcap_f32", [blocks, 1, 1], THREADS as u32, 0, &params)
     }
-}
-
-/// SoftcapParams of cuda/op/softcap.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    logits: u64,
-    n: u64,
-    cap: f32,
-    padding: u32,
 }
 
 fn cases() -> Vec<Case> {

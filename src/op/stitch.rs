@@ -5,6 +5,7 @@
 
 use crate::base::{DType, Result};
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::StitchParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::vectors::{THREADS, aligned, row_grid, vec_len};
@@ -72,7 +73,7 @@ impl Op for Stitch {
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (x, y) = (io.input(0), io.outs[0].ptr);
         let (rows, each, n) = (x.dims()[1], x.dims()[2], vec_len(DType::F32));
-        let params = Params {
+        let params = StitchParams {
             x: x.ptr,
             y,
             rows: rows as u32,
@@ -82,18 +83,6 @@ impl Op for Stitch {
         };
         io.stream.launch("stitch", row_grid(rows, self.width, n)?, THREADS, 0, &params)
     }
-}
-
-/// StitchParams of cuda/op/stitch.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    x: u64,
-    y: u64,
-    rows: u32,
-    width: u32,
-    each: u32,
-    flags: u32,
 }
 
 fn cases() -> Vec<Case> {

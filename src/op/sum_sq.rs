@@ -5,6 +5,7 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::params::SumSqParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cpu::vec;
@@ -66,7 +67,7 @@ impl Op for SumSq {
         const THREADS: u32 = 256;
         let x = io.input(0);
         let n = x.desc.shape.numel();
-        let params = Params {
+        let params = SumSqParams {
             x: x.ptr,
             partial: io.scratch,
             sum: io.outs[0].ptr,
@@ -79,18 +80,6 @@ impl Op for SumSq {
         io.stream.launch(kernel, [pieces, 1, 1], THREADS, 0, &params)?;
         io.stream.launch("sum_sq_total", [1, 1, 1], THREADS, 0, &params)
     }
-}
-
-/// SumSqParams of cuda/op/sum_sq.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    x: u64,
-    partial: u64,
-    sum: u64,
-    n: u64,
-    flags: u32,
-    pad: u32,
 }
 
 /// The sums of pieces, added in order.

@@ -5,6 +5,7 @@
 
 use crate::base::Result;
 use crate::device::Stream;
+use crate::device::cuda::params::WeightedSumParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
 use crate::op::registry::OpDef;
@@ -74,7 +75,8 @@ pub(super) fn sum(scale: f32, x: &[f32], w: &[f32]) -> f32 {
 /// The same on a device, to `sum`.
 pub(super) fn cuda_sum(stream: &Stream, scale: f32, x: Arg, w: Arg, sum: u64) -> Result<()> {
     let n = x.desc.shape.numel() as u32;
-    let params = Params { x: x.ptr, w: w.ptr, sum, n, scale, ..bytemuck::Zeroable::zeroed() };
+    let params =
+        WeightedSumParams { x: x.ptr, w: w.ptr, sum, n, scale, ..bytemuck::Zeroable::zeroed() };
     stream.launch("weighted_sum_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
 }
 
@@ -88,23 +90,9 @@ pub(super) fn cuda_slopes(
     add: bool,
 ) -> Result<()> {
     let (n, acc) = (w.desc.shape.numel() as u32, add.into());
-    let params = Params { w: w.ptr, dsum, dx, n, scale, acc, ..bytemuck::Zeroable::zeroed() };
+    let params =
+        WeightedSumParams { w: w.ptr, dsum, dx, n, scale, acc, ..bytemuck::Zeroable::zeroed() };
     stream.launch("weighted_sum_backward_f32", loss::token_grid(n), loss::THREADS, 0, &params)
-}
-
-/// WeightedSumParams of cuda/op/weighted_sum.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    x: u64,
-    w: u64,
-    sum: u64,
-    dsum: u64,
-    dx: u64,
-    n: u32,
-    scale: f32,
-    acc: u32,
-    padding: u32,
 }
 
 fn cases() -> Vec<Case> {

@@ -5,6 +5,7 @@
 //! mask and summed in f64. No gradient.
 
 use crate::base::{DType, Result};
+use crate::device::cuda::params::WhitenParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
 use crate::op::registry::OpDef;
@@ -65,7 +66,7 @@ impl Op for Whiten {
     }
 
     fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        let params = Params {
+        let params = WhitenParams {
             x: io.input(0).ptr,
             mask: io.input(1).ptr,
             y: io.outs[0].ptr,
@@ -74,17 +75,6 @@ impl Op for Whiten {
         };
         io.stream.launch("whiten_f32", [1, 1, 1], loss::THREADS, 0, &params)
     }
-}
-
-/// WhitenParams of cuda/op/whiten.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    x: u64,
-    mask: u64,
-    y: u64,
-    n: u32,
-    shift_mean: u32,
 }
 
 fn cases() -> Vec<Case> {

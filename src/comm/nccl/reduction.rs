@@ -9,6 +9,7 @@ use super::world::Lane;
 use crate::base::{DType, Error, Result};
 use crate::comm::{Call, Reduce};
 use crate::device::Region;
+use crate::device::cuda::params::RankSumParams;
 
 /// Bytes of others' values that are held at a time.
 pub(super) const HELD: usize = 64 << 20;
@@ -20,21 +21,6 @@ const LINE: usize = 4096;
 const THREADS: usize = 256;
 /// Bytes that a thread takes at once.
 const VECTOR: usize = 16;
-
-/// RankSumParams of cuda/op/rank_sum.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    held: u64,
-    own: u64,
-    y: u64,
-    n: u64,
-    stride: u64,
-    ranks: u32,
-    rank: u32,
-    max: u32,
-    flags: u32,
-}
 
 impl Group {
     /// Puts a reduction on the stream.
@@ -124,7 +110,7 @@ impl Group {
             other => return Err(Error::internal(format!("a reduction of {other}"))),
         };
         let addresses = [held.ptr as usize, own.1.ptr as usize, to.ptr as usize, stride];
-        let params = Params {
+        let params = RankSumParams {
             held: held.ptr as u64,
             own: own.1.ptr as u64,
             y: to.ptr as u64,

@@ -2,6 +2,7 @@
 //! wrong, its launch fails, or memory beside an allocation was written, under one of three schedules. The
 //! kernels without defect pass under all of them.
 
+use super::params::KernelParams;
 use crate::base::{Elem, Error, Result, Rng, bf16};
 use crate::device::{Buffer, Device};
 
@@ -45,7 +46,7 @@ fn halves(n: usize, rng: &mut Rng) -> (Vec<f32>, Vec<bf16>) {
 }
 
 /// Launches `kernel` with `n` outputs of NaN at first, and compares them.
-fn compare<P: bytemuck::Pod>(
+fn compare<P: KernelParams>(
     kernel: &str,
     grid: [u32; 3],
     threads: u32,
@@ -72,6 +73,9 @@ struct ReduceParams {
     cols: u32,
 }
 
+// SAFETY: as in cuda/emu/bugs.
+unsafe impl KernelParams for ReduceParams {}
+
 fn reduce(kernel: &str, rng: &mut Rng) -> Result<bool> {
     let (rows, cols) = (3, 517);
     let x = normal(rows * cols, rng);
@@ -96,6 +100,9 @@ struct GemmParams {
     k: u32,
     unused: u32,
 }
+
+// SAFETY: as in cuda/emu/bugs.
+unsafe impl KernelParams for GemmParams {}
 
 fn gemm(kernel: &str, rng: &mut Rng) -> Result<bool> {
     let (m, n, k) = (70, 136, 136);
@@ -128,6 +135,9 @@ struct AttentionParams {
     tokens: u32,
     scale: f32,
 }
+
+// SAFETY: as in cuda/emu/bugs.
+unsafe impl KernelParams for AttentionParams {}
 
 fn attention(kernel: &str, rng: &mut Rng) -> Result<bool> {
     let (heads, tokens, width) = (2, 150, 64);
@@ -168,6 +178,9 @@ struct GatherParams {
     cache: u32,
     unused: u32,
 }
+
+// SAFETY: as in cuda/emu/bugs.
+unsafe impl KernelParams for GatherParams {}
 
 fn gather(kernel: &str, rng: &mut Rng) -> Result<bool> {
     let (tokens, width, cache, page) = (41usize, 20usize, 9usize, 16usize);

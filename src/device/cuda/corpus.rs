@@ -3,6 +3,7 @@
 //! sums are exact whatever their order.
 
 use crate::base::{Elem, Error, Result, Rng, bf16};
+use crate::device::cuda::params::CorpusParams;
 use crate::device::{Buffer, Device};
 
 /// One instruction: the kernel, its input words, and the words it must make.
@@ -10,13 +11,6 @@ struct Case {
     kernel: &'static str,
     input: Vec<u32>,
     expected: Vec<u32>,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    input: u64,
-    out: u64,
 }
 
 /// Runs every instruction on `device` with inputs of `seed`. Returns the kernels run; an error names the
@@ -46,7 +40,7 @@ fn run(device: Device, case: &Case) -> Result<()> {
         Ok(buffer)
     };
     let (input, out) = (buffer(&case.input)?, buffer(&vec![u32::MAX; case.expected.len()])?);
-    let params = Params { input: input.region().ptr as u64, out: out.region().ptr as u64 };
+    let params = CorpusParams { input: input.region().ptr as u64, out: out.region().ptr as u64 };
     device.stream()?.launch(case.kernel, [1, 1, 1], 32, 0, &params)?;
     let mut got = vec![0u32; case.expected.len()];
     out.read(0, bytemuck::cast_slice_mut(&mut got))?;

@@ -7,6 +7,7 @@ mod bug_tests;
 pub mod corpus;
 mod fault;
 mod graph;
+pub mod params;
 mod stream;
 #[cfg(all(test, feature = "emulator"))]
 mod tests;

@@ -2,6 +2,7 @@
 //! and order them.
 
 use super::api::{Handle, NOT_READY, SUCCESS};
+use super::params::KernelParams;
 use super::{Context, fault};
 use crate::base::{Error, Result};
 use crate::device::Region;
@@ -105,7 +106,7 @@ impl Stream {
 
     /// Starts `kernel` on `grid` blocks of `threads` threads with `shared` bytes of dynamic shared
     /// memory. Nothing is started where the grid is empty.
-    pub fn launch<P: bytemuck::Pod>(
+    pub fn launch<P: KernelParams>(
         &self,
         kernel: &str,
         grid: [u32; 3],
@@ -120,8 +121,7 @@ impl Stream {
         self.launches.set(self.launches.get() + 1);
         let function = self.context.function(kernel, shared)?;
         let mut values: [*mut c_void; 1] = [std::ptr::from_ref(params).cast_mut().cast()];
-        // SAFETY: every kernel takes one struct by value, copied before this returns; that its
-        // layout is the kernel's is checked by the conformance tests.
+        // SAFETY: every kernel takes one struct by value, of this layout, copied before this returns.
         let code = unsafe {
             (self.context.api.launch)(
                 function,

@@ -1,18 +1,8 @@
 //! Memory, streams, graphs and errors, on the emulated device.
 
 use crate::device::cuda::corpus;
+use crate::device::cuda::params::AddParams;
 use crate::device::{Buffer, Device};
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct AddParams {
-    a: u64,
-    b: u64,
-    y: u64,
-    n: u64,
-    flags: u32,
-    pad: u32,
-}
 
 fn floats(buffer: &Buffer) -> Vec<f32> {
     let mut bytes = vec![0; buffer.bytes()];

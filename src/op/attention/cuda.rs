@@ -5,6 +5,7 @@
 use super::Attention;
 use crate::base::{DType, Error, Result};
 use crate::device::Stream;
+use crate::device::cuda::params::{AttendParams, MAX_SLOPES};
 use crate::op::{Arg, CudaBackward, CudaForward};
 
 /// Keys per block, and per page of the cache.
@@ -15,44 +16,11 @@ const THREADS: u32 = 128;
 const LEFT: usize = 16;
 const RIGHT: usize = 32;
 const PROBABILITIES: usize = LEFT * (RIGHT + 1) * 4;
-/// ALiBi slopes that fit the parameters.
-const SLOPES: usize = 256;
 
-/// Bits of `Params::flags`.
+/// Bits of `AttendParams::flags`.
 const ALIGNED: u32 = 1;
 const ADD: u32 = 2;
 const ALIBI: u32 = 4;
-
-/// A mirror of `AttendParams` in cuda/tile/attend.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-pub(in crate::op) struct Params {
-    qkv: u64,
-    cu_seqlens: u64,
-    pub(in crate::op) starts: u64,
-    pub(in crate::op) page_table: u64,
-    pub(in crate::op) kcache: u64,
-    pub(in crate::op) vcache: u64,
-    pub(in crate::op) o: u64,
-    lse: u64,
-    d_o: u64,
-    delta: u64,
-    dqkv: u64,
-    fault: u64,
-    tokens: u32,
-    sequences: u32,
-    heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    pub(in crate::op) columns: u32,
-    pub(in crate::op) pages: u32,
-    reach: u32,
-    flags: u32,
-    scale: f32,
-    softcap: f32,
-    zero: u32,
-    slopes: [f32; SLOPES],
-}
 
 /// The tiles of a head that is `width` wide in shared memory, as the kernels of that width have them.
 #[derive(Clone, Copy)]
@@ -138,18 +106,18 @@ pub(in crate::op) fn params(
     stream: &Stream,
     qkv: Arg,
     cu_seqlens: Arg,
-) -> Result<Params> {
-    let mut slopes = [0.0; SLOPES];
+) -> Result<AttendParams> {
+    let mut slopes = [0.0; MAX_SLOPES];
     if let Some(from) = &op.alibi {
         let Some(to) = slopes.get_mut(..from.len()) else {
             return Err(Error::user(format!(
-                "attention: ALiBi for {} heads: CUDA kernels take {SLOPES} at most; run this model on the CPU",
+                "attention: ALiBi for {} heads: CUDA kernels take {MAX_SLOPES} at most; run this model on the CPU",
                 op.heads
             )));
         };
         to.copy_from_slice(from);
     }
-    Ok(Params {
+    Ok(AttendParams {
         qkv: qkv.ptr,
         cu_seqlens: cu_seqlens.ptr,
         fault: stream.fault(),
@@ -167,7 +135,7 @@ pub(in crate::op) fn params(
     })
 }
 
-impl Params {
+impl AttendParams {
     /// Says whether rows of all tensors may be moved 16 bytes at a time.
     fn align(&mut self, op: &Attention, dtype: DType) {
         let tensors = [self.qkv, self.kcache, self.vcache, self.o, self.d_o, self.dqkv];
@@ -192,7 +160,7 @@ pub(in crate::op) fn append(
     op: &Attention,
     stream: &Stream,
     dtype: DType,
-    mut params: Params,
+    mut params: AttendParams,
 ) -> Result<()> {
     params.align(op, dtype);
     let kernel = format!("cached_attention_append_{}", name(dtype));
@@ -204,7 +172,7 @@ pub(in crate::op) fn attend(
     op: &Attention,
     stream: &Stream,
     dtype: DType,
-    mut params: Params,
+    mut params: AttendParams,
 ) -> Result<()> {
     if params.tokens == 0 {
         return Ok(());
@@ -228,7 +196,7 @@ pub(in crate::op) fn attend(
 pub(super) fn forward(op: &Attention, io: &CudaForward<'_>) -> Result<()> {
     let qkv = io.input(0);
     let base = params(op, io.stream, qkv, io.input(1))?;
-    let params = Params { o: io.outs[0].ptr, lse: io.outs[1].ptr, ..base };
+    let params = AttendParams { o: io.outs[0].ptr, lse: io.outs[1].ptr, ..base };
     attend(op, io.stream, qkv.desc.dtype, params)
 }
 
@@ -240,7 +208,7 @@ pub(super) fn backward(op: &Attention, io: &CudaBackward<'_>) -> Result<()> {
         return Ok(());
     }
     let (dtype, base) = (qkv.desc.dtype, params(op, io.stream, qkv, io.input(1))?);
-    let mut params = Params {
+    let mut params = AttendParams {
         o: io.output(0).ptr,
         lse: io.output(1).ptr,
         d_o: io.dout(0).ptr,

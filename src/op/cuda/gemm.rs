@@ -3,6 +3,7 @@
 
 use crate::base::{DType, Error, Result};
 use crate::device::Stream;
+use crate::device::cuda::params::GemmParams;
 use crate::op::act::Kind;
 
 /// What is multiplied, all row-major.
@@ -79,30 +80,6 @@ impl Out {
     }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    a: u64,
-    b: u64,
-    c: u64,
-    bias: u64,
-    residual: u64,
-    m: u32,
-    n: u32,
-    k: u32,
-    lda: u32,
-    ldb: u32,
-    ldc: u32,
-    b_block: u32,
-    c_block: u32,
-    b_stride: u64,
-    c_stride: u64,
-    scale: f32,
-    accumulate: u32,
-    activation: u32,
-    pad: u32,
-}
-
 /// A tile of the tensor-core kernels, as `cuda/op/linear.cu` names them.
 struct Tile {
     name: &'static str,
@@ -147,7 +124,7 @@ pub fn gemm(
     b: Mat,
     out: Out,
 ) -> Result<()> {
-    let params = Params {
+    let params = GemmParams {
         a: a.ptr,
         b: b.ptr,
         c: out.ptr,
@@ -185,7 +162,7 @@ fn launch(
     layout: Layout,
     act: &str,
     dtypes: [DType; 3],
-    params: &Params,
+    params: &GemmParams,
 ) -> Result<()> {
     let name = match layout {
         Layout::Nt => "nt",
@@ -206,7 +183,7 @@ fn launch(
 
 /// The tile: few rows take the narrow one, many the large one, if its tiles fill the card. Rows that do
 /// not start at multiples of 16 bytes cannot be copied asynchronously.
-fn choose(stream: &Stream, layout: Layout, p: &Params) -> &'static Tile {
+fn choose(stream: &Stream, layout: Layout, p: &GemmParams) -> &'static Tile {
     let aligned = |ptr: u64, ld: u32| ptr.is_multiple_of(16) && ld.is_multiple_of(8);
     // The chunks of 16 bytes along a row must lie wholly inside or outside the matrix.
     let whole = |x: u32| x.is_multiple_of(8);

@@ -8,11 +8,9 @@ pub use gemm::{Layout, Mat, Out, gemm};
 
 use crate::base::{Error, Result};
 use crate::comm::Comm;
+use crate::device::cuda::params::{MAX_EOS, SumParams};
 use crate::device::{Device, Stream};
 use crate::op::by_dtype;
-
-/// End tokens that fit into a kernel's parameters.
-pub const MAX_EOS: usize = 64;
 
 /// End tokens as a kernel takes them; fails where there are too many.
 pub fn eos_list(eos: &[i32]) -> Result<[i32; MAX_EOS]> {
@@ -74,19 +72,6 @@ pub fn ready_for_ranks(comm: &Comm, stream: &Stream) -> Result<()> {
 pub const SUM_ROWS: usize = 256;
 /// Columns that one block sums, and its threads.
 const SUM_COLUMNS: u32 = 128;
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct SumParams {
-    x: u64,
-    out: u64,
-    rows: u32,
-    columns: u32,
-    ld: u32,
-    rows_per_block: u32,
-    add: u32,
-    zero: u32,
-}
 
 /// Workspace of [`column_sums`] in f32 elements.
 pub fn column_sums_scratch(rows: usize, columns: usize) -> usize {

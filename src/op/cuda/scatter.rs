@@ -3,32 +3,9 @@
 
 use super::vectors::{THREADS, adding, aligned, row_grid, vec_len};
 use crate::base::{DType, Error, Result};
+use crate::device::cuda::params::{ScatterLinksParams, ScatterParams};
 use crate::device::{Region, Stream};
 use crate::op::{Arg, CudaGrad};
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct LinksParams {
-    index: u64,
-    links: u64,
-    count: u32,
-    pad: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct AddParams {
-    index: u64,
-    links: u64,
-    from: u64,
-    to: u64,
-    count: u32,
-    width: u32,
-    rows: u32,
-    offset: u32,
-    scale: f32,
-    flags: u32,
-}
 
 /// Workspace for `count` entries, in f32 elements.
 pub fn scatter_scratch(count: usize) -> usize {
@@ -53,11 +30,12 @@ pub fn scatter_add(
         let to = to.arg;
         stream.fill(Region { ptr: to.ptr as *mut u8, bytes: to.desc.bytes() }, 0)?;
     }
-    let links = LinksParams { index: index.ptr, links: scratch, count: count as u32, pad: 0 };
+    let links =
+        ScatterLinksParams { index: index.ptr, links: scratch, count: count as u32, pad: 0 };
     let warps = THREADS / 32;
     stream.launch("scatter_links", [links.count.div_ceil(warps), 1, 1], THREADS, 0, &links)?;
     let n = vec_len(from.desc.dtype);
-    let params = AddParams {
+    let params = ScatterParams {
         index: index.ptr,
         links: scratch,
         from: from.ptr,

@@ -5,6 +5,7 @@
 use super::LogProb;
 use crate::base::{DType, Error, Result};
 use crate::device::Stream;
+use crate::device::cuda::params::{LogProbParams, LogProbSlopeParams};
 use crate::op::cpu::softmax;
 use crate::op::cuda::{Layout, Mat, Out, Rows, SUM_ROWS, column_sums, column_sums_scratch, gemm};
 use crate::op::{Arg, CudaBackward, CudaForward, CudaGrad, by_dtype};
@@ -79,41 +80,6 @@ impl Room {
     }
 }
 
-/// LogProbParams of cuda/op/logprob.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct RowParams {
-    logits: u64,
-    targets: u64,
-    logp: u64,
-    entropy: u64,
-    lse: u64,
-    fault: u64,
-    vocab: u32,
-    ld: u32,
-    inv_t: f32,
-    softcap: f32,
-}
-
-/// LogProbSlopeParams of cuda/op/logprob.cu.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct SlopeParams {
-    logits: u64,
-    dlogits: u64,
-    targets: u64,
-    entropy: u64,
-    lse: u64,
-    dlogp: u64,
-    dentropy: u64,
-    vocab: u32,
-    ld: u32,
-    inv_t: f32,
-    softcap: f32,
-    to_cap: f32,
-    pad: u32,
-}
-
 /// The output layer, share by share.
 pub(in crate::op) struct Layer<'a> {
     stream: &'a Stream,
@@ -182,7 +148,7 @@ impl<'a> Layer<'a> {
     /// Statistics of a share's logits.
     pub(in crate::op) fn statistics(&self, rows: &Range<usize>, to: Statistics) -> Result<()> {
         let start = rows.start;
-        let params = RowParams {
+        let params = LogProbParams {
             logits: self.scratch,
             targets: at(self.targets, start),
             logp: at(to.logp, start),
@@ -214,7 +180,7 @@ impl<'a> Layer<'a> {
         let (d, vocab) = (self.w.last(), self.w.rows());
         let narrow = dtype == DType::Bf16;
         let dlogits = if narrow { at(self.scratch, chunks.logits) } else { self.scratch };
-        let params = SlopeParams {
+        let params = LogProbSlopeParams {
             logits: self.scratch,
             dlogits,
             targets: at(self.targets, start),

@@ -5,6 +5,7 @@
 use super::{Lora, Sizes};
 use crate::base::{DType, Result};
 use crate::device::Stream;
+use crate::device::cuda::params::{self, LoraDropParams};
 use crate::op::cpu::dropout::Numbers;
 use crate::op::cuda::gemm::{Layout, Mat, Out, gemm};
 use crate::op::cuda::vectors::{THREADS, adding, aligned, row_grid};
@@ -13,22 +14,6 @@ use crate::op::{Arg, CudaBackward, CudaForward, by_dtype};
 
 /// Rows whose dropout(x) is kept at once.
 pub(super) const PIECE: usize = 4096;
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct DropParams {
-    from: u64,
-    to: u64,
-    first: u64,
-    seed: u64,
-    site: u64,
-    limit: u32,
-    factor: f32,
-    rows: u32,
-    width: u32,
-    stride: u32,
-    flags: u32,
-}
 
 /// The parts of the workspace, in f32 elements: dropout(x), rounded u, du.
 fn parts(op: &Lora, s: &Sizes, dtype: DType) -> [usize; 3] {
@@ -127,14 +112,16 @@ impl<'a> Call<'a> {
     ) -> Result<()> {
         let Some(dropout) = self.op.dropout() else { return Ok(()) };
         let Numbers { first, width, stride } = self.op.numbers(&self.s, start);
-        let params = DropParams {
+        let params = LoraDropParams {
             from,
             to,
             first: first as u64,
-            seed: dropout.seed,
-            site: dropout.site,
-            limit: dropout.limit(),
-            factor,
+            dropout: params::Dropout {
+                seed: dropout.seed,
+                site: dropout.site,
+                limit: dropout.limit(),
+                factor,
+            },
             rows: rows as u32,
             width: width as u32,
             stride: stride as u32,
