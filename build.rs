@@ -1,8 +1,8 @@
-//! Build script. Without features it compiles nothing: the CPU backend is plain Rust. `emulator` compiles the CUDA
-//! kernels for the host, `cuda` with nvcc for the GPU.
+//! Build script. Without features it compiles nothing: the CPU backend is plain Rust. `emulator`
+//! compiles the CUDA kernels for the host, `cuda` with nvcc for the GPU.
 //!
-//! Environment: `DUPLEX_SANITIZE` (build/emulator.rs); `DUPLEX_NVCC`, `DUPLEX_CUDA_ARCHS` (build/cuda.rs);
-//! `DUPLEX_WRITE_RESOURCES`, `DUPLEX_STRICT` (build/resources.rs).
+//! Environment: `DUPLEX_SANITIZE` (build/emulator.rs); `DUPLEX_NVCC`, `DUPLEX_CUDA_ARCHS`
+//! (build/cuda.rs); `DUPLEX_WRITE_RESOURCES`, `DUPLEX_STRICT` (build/resources.rs).
 //!
 //! `$OUT_DIR/fatbins.rs` is always there: the list of what `cuda` compiled.
 
@@ -36,7 +36,8 @@ const VARIABLES: [&str; 9] = [
 ];
 
 fn main() {
-    // Cargo is told only when all went well: of a script that fails it shows all output, and the error alone is of use.
+    // Cargo is told only when all went well: of a script that fails it shows all output, and the
+    // error alone is of use.
     let mut notes = Vec::new();
     if let Err(message) = run(&mut notes) {
         eprintln!("\n{}\n", message.trim_end());

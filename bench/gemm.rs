@@ -1,6 +1,6 @@
-//! Speed of the CPU matrix products beside this machine's floors: multiply-adds of f32, dot products
-//! of bf16 pairs and reading from memory, all measured here on all threads. Each line gives the best
-//! sample. Tiles (`amx`) can exceed the floor of pairs.
+//! Speed of the CPU matrix products beside this machine's floors: multiply-adds of f32, dot
+//! products of bf16 pairs and reading from memory, all measured here on all threads. Each line
+//! gives the best sample. Tiles (`amx`) can exceed the floor of pairs.
 //!
 //! `cargo bench --bench gemm -- nt/f32/1024` runs the lines whose names hold the argument.
 

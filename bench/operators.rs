@@ -1,5 +1,5 @@
-//! Time of each operator, forward and backward, on the device named by `DUPLEX_BENCH_DEVICE` (cpu, cuda,
-//! emulated; default: the best there is), with shapes of a block of OPT-1.3B at 512 tokens.
+//! Time of each operator, forward and backward, on the device named by `DUPLEX_BENCH_DEVICE` (cpu,
+//! cuda, emulated; default: the best there is), with shapes of a block of OPT-1.3B at 512 tokens.
 //!
 //! `cargo bench --bench operators -- linear` runs the lines whose names hold the argument.
 

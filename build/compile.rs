@@ -1,4 +1,5 @@
-//! Runs a compiler over many sources side by side, each only if it or a header it includes has changed.
+//! Runs a compiler over many sources side by side, each only if it or a header it includes has
+//! changed.
 
 use crate::Result;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,8 @@ use std::sync::Mutex;
 use std::time::SystemTime;
 use std::{fs, thread};
 
-/// One call of a compiler: `words` is the whole command but for the output and its list of dependencies.
+/// One call of a compiler: `words` is the whole command but for the output and its list of
+/// dependencies.
 pub(crate) struct Unit {
     pub(crate) source: PathBuf,
     pub(crate) output: PathBuf,
@@ -25,8 +27,9 @@ impl Unit {
         self.output.with_extension(extension)
     }
 
-    /// Whether the output was made by the same command and is newer than all it was made from. The stamp was written
-    /// before the compiler started, so an edit during the compilation counts as a change.
+    /// Whether the output was made by the same command and is newer than all it was made from. The
+    /// stamp was written before the compiler started, so an edit during the compilation counts as a
+    /// change.
     fn is_fresh(&self, stamp: &str) -> bool {
         let made = modified(&self.beside("stamp"));
         let same = fs::read_to_string(self.beside("stamp")).is_ok_and(|old| old == stamp);
@@ -58,7 +61,8 @@ impl Unit {
     }
 }
 
-/// Brings all outputs up to date with as many compilers at a time as cargo allows. All errors are collected.
+/// Brings all outputs up to date with as many compilers at a time as cargo allows. All errors are
+/// collected.
 pub(crate) fn all(units: &[Unit], version: &str) -> Result<()> {
     let jobs = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let todo = Mutex::new(units.iter());
@@ -67,7 +71,8 @@ pub(crate) fn all(units: &[Unit], version: &str) -> Result<()> {
         for _ in 0..units.len().min(jobs) {
             scope.spawn(|| {
                 loop {
-                    // Apart from the `if let`, which would hold the lock until the compiler is done.
+                    // Apart from the `if let`, which would hold the lock until the compiler is
+                    // done.
                     let next = todo.lock().expect("a worker panicked").next();
                     let Some(unit) = next else { break };
                     let stamp = format!("{version}\n{}", unit.words.join("\n"));
@@ -84,7 +89,8 @@ pub(crate) fn all(units: &[Unit], version: &str) -> Result<()> {
     if errors.is_empty() { Ok(()) } else { Err(errors.join("\n")) }
 }
 
-/// What `program --version` says: part of every stamp, so that another compiler compiles everything again.
+/// What `program --version` says: part of every stamp, so that another compiler compiles everything
+/// again.
 pub(crate) fn version(program: &str) -> Result<String> {
     let run = Command::new(program).arg("--version").stdin(Stdio::null()).output();
     let run = run.map_err(|e| format!("{program}: {e}"))?;
@@ -115,7 +121,8 @@ fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|m| m.modified()).ok()
 }
 
-/// The prerequisites in a rule written by a compiler: `out: a.cu \` and so on, spaces in names as `\ `.
+/// The prerequisites in a rule written by a compiler: `out: a.cu \` and so on, spaces in names as
+/// `\ `.
 fn dependencies(rule: &str) -> Vec<PathBuf> {
     let list = rule.split_once(": ").map_or("", |(_, list)| list);
     let list = list.replace("\\\n", " ").replace("\\ ", "\0");

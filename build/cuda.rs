@@ -1,7 +1,8 @@
-//! Kernels compiled by nvcc into one fatbin per source, to be embedded: machine code for each architecture, and PTX
-//! that a driver compiles for cards these do not cover.
+//! Kernels compiled by nvcc into one fatbin per source, to be embedded: machine code for each
+//! architecture, and PTX that a driver compiles for cards these do not cover.
 //!
-//! `DUPLEX_NVCC` names the compiler; `DUPLEX_CUDA_ARCHS="80 90a"` narrows the list of architectures.
+//! `DUPLEX_NVCC` names the compiler; `DUPLEX_CUDA_ARCHS="80 90a"` narrows the list of
+//! architectures.
 
 use crate::compile::{self, Unit};
 use crate::{Result, env, resources};
@@ -12,7 +13,8 @@ const ARCHS: [&str; 3] = ["80", "90", "90a"];
 /// PTX is kept for this one alone: later cards run it, earlier ones are not supported.
 const PTX_ARCH: &str = "80";
 
-/// Compressed for size: with its line numbers the code of all architectures is 56 MB, an eighth of that in the binary.
+/// Compressed for size: with its line numbers the code of all architectures is 56 MB, an eighth of
+/// that in the binary.
 const FLAGS: &str =
     "-std=c++17 -O3 --fmad=false -lineinfo -I cuda -Xptxas -v --fatbin --compress-mode=size";
 
@@ -47,7 +49,8 @@ pub(crate) fn build(out: &Path, notes: &mut Vec<String>) -> Result<Vec<PathBuf>>
     Ok(units.into_iter().map(|unit| unit.output).collect())
 }
 
-/// Rust source of the list of fatbins by operator. They are aligned as the driver reads them: in words.
+/// Rust source of the list of fatbins by operator. They are aligned as the driver reads them: in
+/// words.
 pub(crate) fn list(fatbins: &[PathBuf]) -> String {
     let mut items = String::new();
     let mut names = String::new();
@@ -78,7 +81,8 @@ fn archs() -> Result<Vec<&'static str>> {
     Ok(archs.collect())
 }
 
-/// The first nvcc there is. One that the user names is taken even if it does not exist: the error then says so.
+/// The first nvcc there is. One that the user names is taken even if it does not exist: the error
+/// then says so.
 fn nvcc() -> Option<String> {
     if let Some(named) = env("DUPLEX_NVCC") {
         return Some(named);

@@ -1,5 +1,6 @@
-//! Kernels and the emulated device that runs them, compiled for the host into a static archive. It is linked whole:
-//! kernels make themselves known in static initialisers that nothing else refers to.
+//! Kernels and the emulated device that runs them, compiled for the host into a static archive. It
+//! is linked whole: kernels make themselves known in static initialisers that nothing else refers
+//! to.
 //!
 //! `DUPLEX_SANITIZE=address|thread` compiles the C++ (not the Rust) with that sanitizer.
 
@@ -32,8 +33,8 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>)
 
     let mut units = Vec::new();
     for (folder, extension) in SOURCES {
-        // Threads of a kernel are fibers. The thread sanitizer is told about them by the runtime, which it must not
-        // watch itself: its switches would look like races.
+        // Threads of a kernel are fibers. The thread sanitizer is told about them by the runtime,
+        // which it must not watch itself: its switches would look like races.
         let flags =
             if extension == "cpp" && sanitize == Some("thread") { &["-DEMU_TSAN"] } else { flags };
         for source in compile::sources(folder, extension) {
@@ -50,10 +51,10 @@ pub(crate) fn build(out: &Path, sanitize: Option<&str>, notes: &mut Vec<String>)
     }
     archive(&units, &out)?;
 
-    // The sanitizer's library comes before all others: its functions replace those of the C library. (As a linker
-    // argument, -fsanitize=..., it would come last; and rustc's -nodefaultlibs makes gcc ignore that.) It goes by a
-    // name of ours, a linker script, so that all kinds have the same arguments: rustc then links again, but does not
-    // compile.
+    // The sanitizer's library comes before all others: its functions replace those of the C
+    // library. (As a linker argument, -fsanitize=..., it would come last; and rustc's
+    // -nodefaultlibs makes gcc ignore that.) It goes by a name of ours, a linker script, so that
+    // all kinds have the same arguments: rustc then links again, but does not compile.
     let script = runtime.map_or("/* nothing */\n".into(), |name| format!("INPUT(-l{name})\n"));
     crate::write(&out.join("libduplex_sanitizer.so"), &script)?;
     let libraries = [

@@ -1,7 +1,9 @@
-//! Registers, shared memory, spills and stack of every kernel, as ptxas counts them. Spills and stack are errors. The
-//! rest is compared with the committed table: a change is to be seen when it is made, not when it has made a run slow.
+//! Registers, shared memory, spills and stack of every kernel, as ptxas counts them. Spills and
+//! stack are errors. The rest is compared with the committed table: a change is to be seen when it
+//! is made, not when it has made a run slow.
 //!
-//! `DUPLEX_WRITE_RESOURCES=1` rewrites the table. Differences are warnings, or errors if `CI` or `DUPLEX_STRICT` is set.
+//! `DUPLEX_WRITE_RESOURCES=1` rewrites the table. Differences are warnings, or errors if `CI` or
+//! `DUPLEX_STRICT` is set.
 
 use crate::{Result, env};
 use std::collections::BTreeMap;
@@ -12,11 +14,12 @@ const REMEDY: &str = "DUPLEX_WRITE_RESOURCES=1 cargo build --release --features 
 const SHOWN: usize = 12;
 const HEADER: &str = "kernel\tarch\tregisters\tshared\tspills\tstack";
 
-/// By kernel and architecture, in the order of the table: registers per thread; then bytes of static shared memory per
-/// block, of spills (stores and loads) and of stack per thread.
+/// By kernel and architecture, in the order of the table: registers per thread; then bytes of
+/// static shared memory per block, of spills (stores and loads) and of stack per thread.
 type Table = BTreeMap<(String, String), [u64; 4]>;
 
-/// Checks what the compiler said, a text for each source. `notes` gets its warnings, and those about the table.
+/// Checks what the compiler said, a text for each source. `notes` gets its warnings, and those
+/// about the table.
 pub(crate) fn check(messages: &[String], archs: &[&str], notes: &mut Vec<String>) -> Result<()> {
     let mut now = Table::new();
     for text in messages {
@@ -81,8 +84,8 @@ fn differences(old: &Table, now: &Table) -> Vec<String> {
         .collect()
 }
 
-/// Adds what `ptxas -v` said to the table. What is not its usual information is a warning, the same for each
-/// architecture.
+/// Adds what `ptxas -v` said to the table. What is not its usual information is a warning, the same
+/// for each architecture.
 fn read_ptxas(text: &str, table: &mut Table, notes: &mut Vec<String>) -> Result<()> {
     let mut values = &mut [0; 4];
     for line in text.lines() {

@@ -1,4 +1,5 @@
-//! `docs/ops.md` is the registry, written out. `DUPLEX_WRITE_DOCS=1 cargo test --test docs` renews it.
+//! `docs/ops.md` is the registry, written out. `DUPLEX_WRITE_DOCS=1 cargo test --test docs` renews
+//! it.
 
 use duplex::op::registry::OPS;
 

@@ -1,12 +1,15 @@
-//! Every parser of what others wrote, on inputs that are wrong in every way: valid ones with bits flipped, parts cut
-//! out, spliced, repeated, lengths and numbers replaced by bad ones, words of the format thrown in.
+//! Every parser of what others wrote, on inputs that are wrong in every way: valid ones with bits
+//! flipped, parts cut out, spliced, repeated, lengths and numbers replaced by bad ones, words of
+//! the format thrown in.
 //!
-//! A parser may refuse an input or take it. It fails by a panic, an abort or a stack that overflows; by memory far beyond
-//! the input's size; by more than a second; by a file outside its directory. Each parser runs in a process of its own, so
-//! that whatever happens is counted and the rest goes on.
+//! A parser may refuse an input or take it. It fails by a panic, an abort or a stack that
+//! overflows; by memory far beyond the input's size; by more than a second; by a file outside its
+//! directory. Each parser runs in a process of its own, so that whatever happens is counted and the
+//! rest goes on.
 //!
-//! An input follows from parser, seed and number alone. Two seeds are used: one that stays, one of this moment, which is
-//! printed. `DUPLEX_FUZZ_EXECUTIONS` and `DUPLEX_FUZZ_SEED` ask for more, or for the same again; `tools/fuzz` sets them.
+//! An input follows from parser, seed and number alone. Two seeds are used: one that stays, one of
+//! this moment, which is printed. `DUPLEX_FUZZ_EXECUTIONS` and `DUPLEX_FUZZ_SEED` ask for more, or
+//! for the same again; `tools/fuzz` sets them.
 
 #[path = "fuzz/child.rs"]
 mod child;

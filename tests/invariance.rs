@@ -1,5 +1,5 @@
-//! The split of a batch into micro-batches, their order, and activation checkpointing change neither
-//! loss nor gradients.
+//! The split of a batch into micro-batches, their order, and activation checkpointing change
+//! neither loss nor gradients.
 
 mod common;
 
@@ -185,8 +185,8 @@ fn bf16_gradients_are_f32_ones_rounded_once_or_nearly() {
     }
 }
 
-/// Rounding gradients to bf16 puts the devices no further apart than their bf16 activations do, but for
-/// that rounding. Sums that are zero but for rounding have no relative distance.
+/// Rounding gradients to bf16 puts the devices no further apart than their bf16 activations do, but
+/// for that rounding. Sums that are zero but for rounding have no relative distance.
 #[cfg(feature = "emulator")]
 #[test]
 fn bf16_gradients_of_the_emulated_device_are_near_those_of_the_cpu() {

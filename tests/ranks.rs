@@ -1,4 +1,5 @@
-//! Runs of several ranks, through the binary: what one does, stopped with some ranks and gone on with by others.
+//! Runs of several ranks, through the binary: what one does, stopped with some ranks and gone on
+//! with by others.
 
 #[path = "common/checkpoint.rs"]
 mod checkpoint;

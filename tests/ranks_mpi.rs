@@ -1,5 +1,6 @@
-//! Ranks that MPI connects, under the machine's own `mpirun`: every call against the same in one process, bit for bit; and
-//! ranks that are killed or stopped at any moment, whom the others name. The test starts itself as the ranks.
+//! Ranks that MPI connects, under the machine's own `mpirun`: every call against the same in one
+//! process, bit for bit; and ranks that are killed or stopped at any moment, whom the others name.
+//! The test starts itself as the ranks.
 
 #![cfg(feature = "mpi")]
 
@@ -72,8 +73,9 @@ fn calls<E: Elem>(comm: &Comm, seed: u64, n: usize, seen: &mut Seen) -> Result<(
     comm.barrier()
 }
 
-/// Calls that are under way at the same time, waited for by each rank in another order; letters among them, and a call of
-/// another group. Of ranks as threads (not `mixed`) those of one group cannot be waited for before another's.
+/// Calls that are under way at the same time, waited for by each rank in another order; letters
+/// among them, and a call of another group. Of ranks as threads (not `mixed`) those of one group
+/// cannot be waited for before another's.
 fn overlapping(comm: &Comm, seed: u64, mixed: bool, seen: &mut Seen) -> Result<()> {
     let (r, size) = (comm.rank(), comm.size());
     let n = 30_001;
@@ -236,8 +238,9 @@ struct Ended {
     took: Duration,
 }
 
-/// Starts the ranks under mpirun. A shell around each keeps what mpirun does at the end of the first from the others, so
-/// that they have to end by themselves; without it (`bare`) they are as users start them.
+/// Starts the ranks under mpirun. A shell around each keeps what mpirun does at the end of the
+/// first from the others, so that they have to end by themselves; without it (`bare`) they are as
+/// users start them.
 fn under_mpirun(what: &str, bare: bool, dir: &Path) -> Ended {
     // Training finishes its work at SIGTERM, and its second means at once.
     let shell = match bare {

@@ -1,6 +1,6 @@
-//! Ranks with a card each, connected by NCCL: processes with emulated devices, and a library with NCCL's functions whose
-//! bytes travel by files (`fake_nccl.cpp`). Every call against ranks in one process, bit for bit; ranks that are killed or
-//! stopped; and whole runs through the binary.
+//! Ranks with a card each, connected by NCCL: processes with emulated devices, and a library with
+//! NCCL's functions whose bytes travel by files (`fake_nccl.cpp`). Every call against ranks in one
+//! process, bit for bit; ranks that are killed or stopped; and whole runs through the binary.
 
 #![cfg(feature = "emulator")]
 

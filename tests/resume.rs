@@ -1,5 +1,5 @@
-//! Runs that are killed, stopped, damaged and gone on with, through the binary: what comes out is, byte for
-//! byte, what comes out of a run that nothing happened to.
+//! Runs that are killed, stopped, damaged and gone on with, through the binary: what comes out is,
+//! byte for byte, what comes out of a run that nothing happened to.
 
 #[path = "common/checkpoint.rs"]
 mod checkpoint;

@@ -80,7 +80,8 @@ const ErrorText* find_error(CUresult code) {
 // A card answers every call with the error of a kernel that failed, until the process ends.
 std::atomic<bool> device_failed = false;
 
-// Whether the kernel that is to be started is the one that fails: the number `DUPLEX_EMU_FAIL_AT` of this process.
+// Whether the kernel that is to be started is the one that fails: the number `DUPLEX_EMU_FAIL_AT`
+// of this process.
 bool fails_now() {
   static const uint64_t fails_at = [] {
     const char* n = getenv("DUPLEX_EMU_FAIL_AT");

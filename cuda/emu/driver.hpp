@@ -1,5 +1,5 @@
-// What the files of the emulated driver API share. The functions have the names of cuda.h with the prefix emu_, the same
-// arguments and the same results.
+// What the files of the emulated driver API share. The functions have the names of cuda.h with the
+// prefix emu_, the same arguments and the same results.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -42,7 +42,8 @@ CUresult error(CUresult code, const std::string& text);
 // Success if this host thread has a current context.
 CUresult need_context();
 
-// Does `work` now, or keeps it where the stream is being captured. A device that has failed does no more work.
+// Does `work` now, or keeps it where the stream is being captured. A device that has failed does no
+// more work.
 CUresult submit(CUstream stream, std::function<CUresult()> work);
 
 // An error, for ever, once a kernel has failed as `DUPLEX_EMU_FAIL_AT` asks.

@@ -1,5 +1,6 @@
-// The emulated driver API: streams, events, graphs. Work is done before the call that starts it returns, unless the
-// stream is being captured: then it is kept, and done whenever the graph is launched.
+// The emulated driver API: streams, events, graphs. Work is done before the call that starts it
+// returns, unless the stream is being captured: then it is kept, and done whenever the graph is
+// launched.
 #include <chrono>
 #include <memory>
 #include <vector>

@@ -1,4 +1,5 @@
-// Threads of a block as fibers on one host thread: their stacks, the switch between them, who runs next, the barrier.
+// Threads of a block as fibers on one host thread: their stacks, the switch between them, who runs
+// next, the barrier.
 #include <sys/mman.h>
 
 #include <new>
@@ -9,8 +10,8 @@
 #error "the emulator's fiber switch is written for x86-64"
 #endif
 
-// emu_switch(save, to): keeps the registers that a call must keep on the present stack, stores the stack's pointer in
-// *save, and goes on where `to` was kept.
+// emu_switch(save, to): keeps the registers that a call must keep on the present stack, stores the
+// stack's pointer in *save, and goes on where `to` was kept.
 asm(R"(
 .text
 .type emu_switch, @function
@@ -69,8 +70,9 @@ inline unsigned Machine::choose(uint32_t mask) {
   return static_cast<unsigned>(__builtin_ctz(mask));
 }
 
-// When shuffled, warps have ranks, at random but lasting: an even chance for all would keep them side by side, and the
-// races that need one far ahead of another would never be seen. Now and then a warp gets a new rank.
+// When shuffled, warps have ranks, at random but lasting: an even chance for all would keep them
+// side by side, and the races that need one far ahead of another would never be seen. Now and then
+// a warp gets a new rank.
 inline unsigned Machine::choose_warp() {
   if (schedule != Schedule::Shuffled) return choose(ready_warps);
   uint64_t luck = random();
@@ -83,8 +85,9 @@ inline unsigned Machine::choose_warp() {
   return best;
 }
 
-// Takes the next thread to run from those that are ready; null if there is none. Warps go as far as they can before
-// others have their turn: that is kind to the cache, and as unkind as can be to a missing barrier.
+// Takes the next thread to run from those that are ready; null if there is none. Warps go as far as
+// they can before others have their turn: that is kind to the cache, and as unkind as can be to a
+// missing barrier.
 inline Thread* Machine::pick() {
   if (!ready_warps) return nullptr;
   unsigned w = choose_warp(), lane = choose(warps[w].ready);
@@ -125,8 +128,8 @@ void Machine::start(Thread* thread) {
   Unwatched unwatched;
   thread->started = true;
   thread->stack = take_stack();
-  // Stacks are apart by multiples of the page: without an offset the same local variable of all lanes would fall into
-  // the same set of the cache.
+  // Stacks are apart by multiples of the page: without an offset the same local variable of all
+  // lanes would fall into the same set of the cache.
   size_t colour = (thread->lane * 13 % 32) * 128;
   auto** top = reinterpret_cast<void**>(thread->stack + STACK - 64 - colour);
   *--top = nullptr;  // where fiber_main would return to
@@ -323,7 +326,8 @@ int& Unwatched::depth() {
   return current ? self()->unwatched : outside;
 }
 
-// Gives every thread a fiber. They are made here, outside all threads: a fiber comes after what its maker has done.
+// Gives every thread a fiber. They are made here, outside all threads: a fiber comes after what its
+// maker has done.
 void Machine::take_fibers() {
   fibers.resize(FIBERS);
   size_t sets = min(FIBERS / launch->threads, size_t{4});
@@ -334,7 +338,8 @@ void Machine::take_fibers() {
   }
 }
 
-// After a failure, for the thread sanitizer: ends what threads were in the middle of, so that their fibers serve again.
+// After a failure, for the thread sanitizer: ends what threads were in the middle of, so that their
+// fibers serve again.
 void Machine::settle_fibers() {
   for (unsigned i = 0; i < launch->threads; i++) {
     Thread& t = threads[i];

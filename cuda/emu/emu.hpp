@@ -1,5 +1,6 @@
-// The emulator as kernels see it: the CUDA names they use, in C++ for the host. Threads of a block are fibers, warp
-// operations are collectives of 32 of them. The runtime is the .cpp files beside it, the driver API over it driver*.cpp.
+// The emulator as kernels see it: the CUDA names they use, in C++ for the host. Threads of a block
+// are fibers, warp operations are collectives of 32 of them. The runtime is the .cpp files beside
+// it, the driver API over it driver*.cpp.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -26,7 +27,8 @@ struct Register {
   Register(const char* name, size_t params_size, size_t params_align, unsigned max_threads, void (*entry)(const void*));
 };
 
-// Shared memory of the running block, NaN at first: one array per call site; the part sized at the launch.
+// Shared memory of the running block, NaN at first: one array per call site; the part sized at the
+// launch.
 void* shared_array(const void* site, size_t bytes);
 void* dynamic_shared();
 

@@ -1,5 +1,5 @@
-// Wild addresses in kernels: the signal becomes the error of the launch. Sanitizers have handlers of their own, so this
-// is for plain builds only.
+// Wild addresses in kernels: the signal becomes the error of the launch. Sanitizers have handlers
+// of their own, so this is for plain builds only.
 #include <csignal>
 #include <cstdio>
 
@@ -37,8 +37,8 @@ void on_fault(int signal, siginfo_t* info, void* context) {
 void catch_faults() {
   struct sigaction action {};
   action.sa_sigaction = on_fault;
-  // NODEFER, since the handler does not return; ONSTACK, where the host thread has such a stack, since the fiber's may be
-  // what overflowed.
+  // NODEFER, since the handler does not return; ONSTACK, where the host thread has such a stack,
+  // since the fiber's may be what overflowed.
   action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
   sigaction(SIGSEGV, &action, &previous);
 }

@@ -8,9 +8,9 @@
 
 namespace emu {
 
-// A heap allocation of its own, aligned to 256 bytes. It and the zones around it are filled with 0xff, a NaN in every
-// float type: a read outside it spoils the result, a write outside it is found by intact(). Under AddressSanitizer either
-// stops the program.
+// A heap allocation of its own, aligned to 256 bytes. It and the zones around it are filled with
+// 0xff, a NaN in every float type: a read outside it spoils the result, a write outside it is found
+// by intact(). Under AddressSanitizer either stops the program.
 template <size_t zone>
 struct Guarded {
   char* data = nullptr;

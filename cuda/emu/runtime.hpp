@@ -1,4 +1,5 @@
-// The emulator's inside: the machine that runs one block at a time on one host thread. Kernels never see it.
+// The emulator's inside: the machine that runs one block at a time on one host thread. Kernels
+// never see it.
 #pragma once
 #include <atomic>
 #include <string>
@@ -20,7 +21,8 @@ constexpr size_t FIBERS = 2048;  // of the thread sanitizer for one machine; it 
 
 // In which order threads that could run do: lowest warp and lane first, highest first, or any.
 enum class Schedule : uint32_t { Forward, Reverse, Shuffled };
-// When a cp.async takes effect: in the wait that guarantees it, at once, or either. Code must be right for all.
+// When a cp.async takes effect: in the wait that guarantees it, at once, or either. Code must be
+// right for all.
 enum class Async : uint32_t { Late, Early, Random };
 
 struct Options {
@@ -54,7 +56,8 @@ struct Launch {
   std::atomic<uint64_t> next_block{0};
   std::atomic<bool> failed{false};
   std::string error;  // of the first block that failed
-  // For the thread sanitizer: what precedes the launch precedes its threads, and they what follows it.
+  // For the thread sanitizer: what precedes the launch precedes its threads, and they what follows
+  // it.
   char begin, end;
 
   uint64_t blocks() const { return static_cast<uint64_t>(grid.x) * grid.y * grid.z; }
@@ -70,7 +73,8 @@ struct Copy {
   bool valid, done;
 };
 
-// The copies of one thread: those of groups first, each up to its end, then those not yet committed.
+// The copies of one thread: those of groups first, each up to its end, then those not yet
+// committed.
 struct Copies {
   std::vector<Copy> list;
   std::vector<size_t> ends;
@@ -124,14 +128,16 @@ struct Thread : Context {
   int unwatched;     // see Unwatched
 };
 
-// Lanes as bits. A lane that is live is running, ready, at the barrier, or arrived at a warp operation.
+// Lanes as bits. A lane that is live is running, ready, at the barrier, or arrived at a warp
+// operation.
 struct Warp {
   uint32_t live, ready, at_barrier, arrived;
   Op op;
 };
 
-// Objects by which barriers order threads for the thread sanitizer; two of each, used in turn, so that a fast thread's
-// next barrier is not taken for the present one. New for every block: blocks are not ordered.
+// Objects by which barriers order threads for the thread sanitizer; two of each, used in turn, so
+// that a fast thread's next barrier is not taken for the present one. New for every block: blocks
+// are not ordered.
 struct Order {
   char barrier[2];
   char warp[MAX_THREADS / 32][2];
@@ -165,8 +171,9 @@ struct Machine {
   Order* order = nullptr;
 
   std::vector<char*> stacks, free_stacks;
-  // Of the thread sanitizer. Making one is slow, so they are used again, but not in blocks that follow each other: those
-  // would seem to come one before the other, and a race between them would be missed.
+  // Of the thread sanitizer. Making one is slow, so they are used again, but not in blocks that
+  // follow each other: those would seem to come one before the other, and a race between them would
+  // be missed.
   std::vector<void*> fibers;
   unsigned blocks_run = 0;
   void* main_stack_pointer;

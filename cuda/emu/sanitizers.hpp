@@ -1,9 +1,10 @@
-// What AddressSanitizer and ThreadSanitizer must be told of fibers and of memory made by hand. In a plain build all of it
-// is empty.
+// What AddressSanitizer and ThreadSanitizer must be told of fibers and of memory made by hand. In a
+// plain build all of it is empty.
 //
-// ThreadSanitizer: the runtime is compiled without instrumentation but with -DEMU_TSAN, kernels with -fsanitize=thread.
-// Each CUDA thread is then a fiber of its own to the sanitizer, ordered with others by barriers alone; what the runtime
-// does for a thread (the copy of a cp.async, the reads of an ldmatrix) is reported by hand.
+// ThreadSanitizer: the runtime is compiled without instrumentation but with -DEMU_TSAN, kernels
+// with -fsanitize=thread. Each CUDA thread is then a fiber of its own to the sanitizer, ordered
+// with others by barriers alone; what the runtime does for a thread (the copy of a cp.async, the
+// reads of an ldmatrix) is reported by hand.
 #pragma once
 #include <cstddef>
 
@@ -32,8 +33,8 @@ void AnnotateIgnoreWritesEnd(const char*, int);
 
 namespace emu {
 
-// While one lives, the thread sanitizer looks away: it watches malloc, free and memcpy even in code that is not
-// instrumented. Memory allocated or freed meanwhile starts with no history.
+// While one lives, the thread sanitizer looks away: it watches malloc, free and memcpy even in code
+// that is not instrumented. Memory allocated or freed meanwhile starts with no history.
 struct Unwatched {
 #ifdef EMU_TSAN
   Unwatched() {
@@ -60,7 +61,8 @@ struct Unwatched {
   Unwatched(const Unwatched&) = delete;
 };
 
-// Happens-before: what a thread did before release() precedes what another does after acquire() of the same object.
+// Happens-before: what a thread did before release() precedes what another does after acquire() of
+// the same object.
 inline void tsan_acquire([[maybe_unused]] void* object) {
 #ifdef EMU_TSAN
   __tsan_acquire(object);

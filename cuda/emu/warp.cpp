@@ -1,4 +1,5 @@
-// Warp operations: the last lane to arrive does the work of all 32. They have full masks, and all lanes must come.
+// Warp operations: the last lane to arrive does the work of all 32. They have full masks, and all
+// lanes must come.
 #include "emu/runtime.hpp"
 
 namespace emu {
@@ -12,7 +13,8 @@ const char* name(Op op) {
 
 namespace {
 
-// Waits until all lanes of the warp have come to `op`; `perform` gets the 32 threads in order of their lanes.
+// Waits until all lanes of the warp have come to `op`; `perform` gets the 32 threads in order of
+// their lanes.
 template <class Perform>
 inline void collective(Thread* me, Op op, Perform perform) {
   Machine& m = *me->machine;
@@ -58,7 +60,8 @@ void syncwarp(uint32_t mask) {
   tsan_acquire(order);
 }
 
-// Shuffles and the operations below move values but order no memory, so the thread sanitizer is told nothing.
+// Shuffles and the operations below move values but order no memory, so the thread sanitizer is
+// told nothing.
 uint32_t shuffle(uint32_t mask, uint32_t value, int argument, Shuffle kind) {
   Unwatched unwatched;
   Thread* me = self();
@@ -92,8 +95,8 @@ uint32_t ballot(uint32_t mask, bool predicate) {
   return result;
 }
 
-// Matrix i has its rows at the addresses of lanes 8 i .. 8 i + 7. Lane l gets elements 2 (l % 4) and the next of row
-// l / 4, in the transposed form of column l / 4.
+// Matrix i has its rows at the addresses of lanes 8 i .. 8 i + 7. Lane l gets elements 2 (l % 4)
+// and the next of row l / 4, in the transposed form of column l / 4.
 void ldmatrix(uint32_t* r, const void* p, int matrices, bool transposed) {
   Thread* me = self();
   Machine& m = *me->machine;
@@ -150,8 +153,8 @@ void multiply_any(Row* c, const float (*a)[16], const Row* b) { multiply(c, a, b
 
 const bool avx2 = __builtin_cpu_supports("avx2");
 
-// Lane l holds, with g = l / 4 and t = 2 (l % 4): of a rows g and g + 8, columns t, t + 1, t + 8, t + 9; of b column g,
-// the same k; of d rows g and g + 8, columns t and t + 1.
+// Lane l holds, with g = l / 4 and t = 2 (l % 4): of a rows g and g + 8, columns t, t + 1, t + 8, t
+// + 9; of b column g, the same k; of d rows g and g + 8, columns t and t + 1.
 void mma_of_warp(Thread* lanes) {
   float a[16][16];
   alignas(32) float b[16][8], c[16][8];

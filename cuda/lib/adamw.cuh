@@ -1,4 +1,5 @@
-// The groups of elements that an optimizer step treats alike: what op/adamw.cu and op/adamw_compact.cu share.
+// The groups of elements that an optimizer step treats alike: what op/adamw.cu and
+// op/adamw_compact.cu share.
 #pragma once
 #include "lib/kernel.cuh"
 

@@ -1,5 +1,5 @@
-// Dropout (Srivastava et al. 2014) without a stored mask, as in src/op/cpu/dropout.rs: whether an element is kept follows
-// from (seed, site, element index).
+// Dropout (Srivastava et al. 2014) without a stored mask, as in src/op/cpu/dropout.rs: whether an
+// element is kept follows from (seed, site, element index).
 #pragma once
 #include "lib/philox.cuh"
 
@@ -19,7 +19,8 @@ DEV uint32_t dropout_group(const Dropout& d, uint64_t group) {
   return keeps;
 }
 
-// Which of the elements first..first + 4 are kept: all in one group wherever rows have a multiple of 4 elements.
+// Which of the elements first..first + 4 are kept: all in one group wherever rows have a multiple
+// of 4 elements.
 DEV uint32_t dropout_keeps(const Dropout& d, uint64_t first) {
   const uint32_t shift = first % 4;
   uint32_t keeps = dropout_group(d, first / 4);

@@ -1,5 +1,5 @@
-// What a kernel says when it meets a value that only the device could see to be wrong. The host looks at the word
-// whenever it waits for results.
+// What a kernel says when it meets a value that only the device could see to be wrong. The host
+// looks at the word whenever it waits for results.
 #pragma once
 #include "lib/kernel.cuh"
 

@@ -1,5 +1,5 @@
-// What the scalar losses share. Tokens are few (they are not elements of activations), so one block adds them all up,
-// in f64, in an order that follows from their number alone.
+// What the scalar losses share. Tokens are few (they are not elements of activations), so one block
+// adds them all up, in f64, in an order that follows from their number alone.
 #pragma once
 #include "lib/reduce64.cuh"
 #include "lib/types.cuh"

@@ -14,8 +14,8 @@ DEV float warp_max(float v) {
   return v;
 }
 
-// The sum over a block of `THREADS` threads, known to all of them. `partial` is shared memory for one value per warp; it
-// may be used again after the next barrier.
+// The sum over a block of `THREADS` threads, known to all of them. `partial` is shared memory for
+// one value per warp; it may be used again after the next barrier.
 template <int THREADS>
 DEV float block_sum(float v, float* partial) {
   v = warp_sum(v);

@@ -1,5 +1,5 @@
-// The reductions of reduce.cuh for values of 64 bits: f64 where many numbers are added up, u64 where the sum must be
-// exact.
+// The reductions of reduce.cuh for values of 64 bits: f64 where many numbers are added up, u64
+// where the sum must be exact.
 #pragma once
 #include "lib/kernel.cuh"
 
@@ -45,7 +45,8 @@ DEV T warp_max_64(T v) {
   return v;
 }
 
-// Over a block of `THREADS` threads, known to all of them; `partial` is shared memory for one value per warp.
+// Over a block of `THREADS` threads, known to all of them; `partial` is shared memory for one value
+// per warp.
 template <int THREADS, class T>
 DEV T block_sum_64(T v, T* partial) {
   v = warp_sum_64(v);

@@ -1,11 +1,11 @@
-// The one softmax row routine: `sample` and `logprob` both take log-probabilities from here, with blocks of the same
-// size, so that they are equal bit for bit.
+// The one softmax row routine: `sample` and `logprob` both take log-probabilities from here, with
+// blocks of the same size, so that they are equal bit for bit.
 #pragma once
 #include "lib/reduce.cuh"
 #include "lib/reduce64.cuh"
 
-// Threads of a block that works on one row, and of one that works on a row of a small vocabulary (at most 1024): the
-// vocabulary alone decides. Thread t has the elements t, t + THREADS, ...
+// Threads of a block that works on one row, and of one that works on a row of a small vocabulary
+// (at most 1024): the vocabulary alone decides. Thread t has the elements t, t + THREADS, ...
 constexpr int ROW_THREADS = 512;
 constexpr int SMALL_ROW_THREADS = 64;
 // Elements of a thread after which its running f32 sums are added to f64 totals.

@@ -1,5 +1,6 @@
-// Sine and cosine of any finite f32 angle below 2^31, within two units in the last place. The C library's sincosf keeps
-// a table on the stack for large angles; this reduces by multiples of pi / 2 in f64 instead.
+// Sine and cosine of any finite f32 angle below 2^31, within two units in the last place. The C
+// library's sincosf keeps a table on the stack for large angles; this reduces by multiples of pi /
+// 2 in f64 instead.
 #pragma once
 #include "lib/kernel.cuh"
 

@@ -1,5 +1,5 @@
-// Neighbouring elements that one thread takes: f32 in registers, one or two wide accesses in memory where the host says
-// that addresses allow it, else one access each.
+// Neighbouring elements that one thread takes: f32 in registers, one or two wide accesses in memory
+// where the host says that addresses allow it, else one access each.
 #pragma once
 #include "lib/types.cuh"
 
@@ -104,7 +104,8 @@ DEV int vec_count(size_t left) {
   return left < N ? static_cast<int>(left) : N;
 }
 
-// This thread's vector in a matrix whose rows are cut into vectors; n is 0 for threads beyond the matrix.
+// This thread's vector in a matrix whose rows are cut into vectors; n is 0 for threads beyond the
+// matrix.
 struct RowVec {
   uint32_t row, column;
   int n;

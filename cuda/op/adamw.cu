@@ -1,4 +1,5 @@
-// Adam with decoupled weight decay on a flat partition; see src/op/adamw.rs, whose arithmetic this repeats.
+// Adam with decoupled weight decay on a flat partition; see src/op/adamw.rs, whose arithmetic this
+// repeats.
 #include "lib/adamw.cuh"
 #include "lib/vector.cuh"
 

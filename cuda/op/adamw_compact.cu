@@ -1,5 +1,5 @@
-// AdamW on a compact state; see src/op/adamw_compact.rs. The arithmetic is that of src/op/cpu/adamw_compact.rs, which
-// explains the codes, bit for bit.
+// AdamW on a compact state; see src/op/adamw_compact.rs. The arithmetic is that of
+// src/op/cpu/adamw_compact.rs, which explains the codes, bit for bit.
 #include "lib/adamw.cuh"
 #include "lib/vector.cuh"
 

@@ -1,5 +1,5 @@
-// Causal self-attention over packed sequences: forward and its gradients. Kernels are named after the width of a head in
-// shared memory, the least that holds it.
+// Causal self-attention over packed sequences: forward and its gradients. Kernels are named after
+// the width of a head in shared memory, the least that holds it.
 #include "tile/attend_backward.cuh"
 #include "tile/attend_f32.cuh"
 #include "tile/attend_forward.cuh"
@@ -17,8 +17,9 @@ F32(96)
 F32(128)
 F32(256)
 
-// The numbers are those of `Shape` in src/op/attention/cuda.rs: rows of a forward tile; rows per step, columns per block and
-// warps per 16 keys of the pass over keys; stages and warps per 16 rows of the pass over queries.
+// The numbers are those of `Shape` in src/op/attention/cuda.rs: rows of a forward tile; rows per
+// step, columns per block and warps per 16 keys of the pass over keys; stages and warps per 16 rows
+// of the pass over queries.
 #define BF16(D, FORWARD, ROWS, COLUMNS, KEYS_SHARE, STAGES, QUERIES_SHARE)                                              \
   KERNEL(attention_forward_bf16_d##D, AttendParams, ATTEND_THREADS) { attend_forward_bf16<D, FORWARD, PackedKeys>(p); } \
   KERNEL(attention_backward_keys_bf16_d##D, AttendParams, ATTEND_THREADS * KEYS_SHARE) {                                \

@@ -1,5 +1,5 @@
-// Causal self-attention over a paged cache: appends the new keys and values, then attends. The kernels of
-// op/attention.cu but for where keys are.
+// Causal self-attention over a paged cache: appends the new keys and values, then attends. The
+// kernels of op/attention.cu but for where keys are.
 #include "tile/attend_append.cuh"
 #include "tile/attend_f32.cuh"
 #include "tile/attend_forward.cuh"

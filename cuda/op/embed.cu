@@ -15,8 +15,8 @@ struct EmbedParams {
   uint32_t flags;
 };
 
-// TX is the dtype of x. A PART is what one rank's rows add to x; for a row that it has not that is -0, which changes no bit
-// of a sum.
+// TX is the dtype of x. A PART is what one rank's rows add to x; for a row that it has not that is
+// -0, which changes no bit of a sum.
 template <class T, class TX, bool PART>
 DEV void embed(const EmbedParams& p) {
   constexpr int N = VEC<T>;

@@ -1,5 +1,5 @@
-// Kernel of src/op/gae.rs: a warp per sequence, 32 tokens at a time from its end. A_t = delta_t + c A_{t+1} is a linear
-// recurrence, so five steps of a scan over the lanes do those 32.
+// Kernel of src/op/gae.rs: a warp per sequence, 32 tokens at a time from its end. A_t = delta_t + c
+// A_{t+1} is a linear recurrence, so five steps of a scan over the lanes do those 32.
 #include "lib/fault.cuh"
 #include "lib/reduce64.cuh"
 

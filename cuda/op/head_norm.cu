@@ -106,7 +106,8 @@ struct HeadNormWeightParams {
   uint32_t first_head, head_count;  // the heads that share the weight
 };
 
-// The sums of dy x rstd over the tokens of chunk blockIdx.x, for 32 dimensions: one a lane, tokens dealt out to warps.
+// The sums of dy x rstd over the tokens of chunk blockIdx.x, for 32 dimensions: one a lane, tokens
+// dealt out to warps.
 template <class T>
 DEV void head_norm_weight(const HeadNormWeightParams& p) {
   constexpr uint32_t WARPS = 8;

@@ -1,8 +1,9 @@
-// Matrix products of the linear layer and of all that multiply (gemm.cuh), and column sums for gradients of biases.
+// Matrix products of the linear layer and of all that multiply (gemm.cuh), and column sums for
+// gradients of biases.
 #include "tile/gemm.cuh"
 
-// Tiles: rows, columns, K, rows and columns of a warp, stages. For many rows; for some; for a few, where the weights are
-// read once and many bytes must be under way.
+// Tiles: rows, columns, K, rows and columns of a warp, stages. For many rows; for some; for a few,
+// where the weights are read once and many bytes must be under way.
 #define LARGE 128, 128, 32, 64, 32, 4
 #define MEDIUM 64, 64, 32, 32, 32, 4
 #define SKINNY 16, 32, 128, 16, 16, 4
@@ -57,7 +58,8 @@ struct SumParams {
   uint32_t rows, columns, ld, rows_per_block, add, zero;
 };
 
-// Block (x, y) sums rows_per_block rows from y * rows_per_block on, a column a thread, into row y of out.
+// Block (x, y) sums rows_per_block rows from y * rows_per_block on, a column a thread, into row y
+// of out.
 template <class T>
 DEV void column_sums(const SumParams& p) {
   const uint32_t column = blockIdx.x * blockDim.x + threadIdx.x;

@@ -54,8 +54,8 @@ struct LogProbSlopeParams {
 
 constexpr uint32_t AT_ONCE = 4;
 
-// The gradient by the logits: g_logp (onehot - p) / T - g_entropy p (log p + H) / T, and through a cap
-// z = cap tanh(l / cap) times 1 - (z / cap)^2.
+// The gradient by the logits: g_logp (onehot - p) / T - g_entropy p (log p + H) / T, and through a
+// cap z = cap tanh(l / cap) times 1 - (z / cap)^2.
 template <class T>
 DEV void logprob_slope(const LogProbSlopeParams& p) {
   uint32_t t = blockIdx.x;
@@ -64,7 +64,8 @@ DEV void logprob_slope(const LogProbSlopeParams& p) {
   float by_target = (p.dlogp ? p.dlogp[t] : 0.f) * p.inv_t;
   float by_plogp = -(p.dentropy ? p.dentropy[t] : 0.f) * p.inv_t;
   uint32_t target = static_cast<uint32_t>(p.targets[t]);
-  // Several logits are read before gradients are written, perhaps to the same memory: then their reads overlap.
+  // Several logits are read before gradients are written, perhaps to the same memory: then their
+  // reads overlap.
   for (uint32_t start = threadIdx.x; start < p.vocab; start += AT_ONCE * blockDim.x) {
     float logits[AT_ONCE];
 #pragma unroll

@@ -12,8 +12,8 @@ struct LoraDropParams {
   uint32_t flags;
 };
 
-// to = factor * from where an element is kept, else 0; or added. Before a product the factor 1 / (1 - p) is left to it, so
-// that nothing is rounded.
+// to = factor * from where an element is kept, else 0; or added. Before a product the factor 1 / (1
+// - p) is left to it, so that nothing is rounded.
 template <class T>
 DEV void lora_drop(const LoraDropParams& p) {
   const RowVec at = row_vec<4>(p.rows, p.width);

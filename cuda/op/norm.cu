@@ -1,5 +1,5 @@
-// LayerNorm and RMSNorm: statistics in f32 in two passes; a row is reduced by one warp (narrow rows) or one block (wide
-// ones), always in the same order.
+// LayerNorm and RMSNorm: statistics in f32 in two passes; a row is reduced by one warp (narrow
+// rows) or one block (wide ones), always in the same order.
 #include "lib/reduce.cuh"
 #include "lib/types.cuh"
 
@@ -102,7 +102,8 @@ struct NormWeightParams {
   uint32_t rows, hidden, rows_per_block, zero;
 };
 
-// Block (x, y) sums dy n and dy over its piece of the rows, a column a thread; column_sums adds the pieces.
+// Block (x, y) sums dy n and dy over its piece of the rows, a column a thread; column_sums adds the
+// pieces.
 template <class T>
 DEV void norm_weights(const NormWeightParams& p) {
   const uint32_t column = blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,4 +1,5 @@
-// Kernels of src/op/ppo_policy.rs. Masked tokens are skipped, not multiplied by 0: their values may be infinite.
+// Kernels of src/op/ppo_policy.rs. Masked tokens are skipped, not multiplied by 0: their values may
+// be infinite.
 #include "lib/loss.cuh"
 
 struct PpoPolicyParams {

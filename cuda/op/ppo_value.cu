@@ -1,4 +1,5 @@
-// Kernels of src/op/ppo_value.rs. Masked tokens are skipped, not multiplied by 0: their values may be infinite.
+// Kernels of src/op/ppo_value.rs. Masked tokens are skipped, not multiplied by 0: their values may
+// be infinite.
 #include "lib/loss.cuh"
 
 struct PpoValueParams {
@@ -45,8 +46,8 @@ KERNEL(ppo_value_forward_f32, PpoValueParams, LOSS_THREADS) {
   for (int s = 0; s < 4; s++) p.stats[s] = static_cast<float>(sums[s + 1]);
 }
 
-// A thread per token. Where the clipped error is the larger one, the value is outside its range and that error does not
-// move with it.
+// A thread per token. Where the clipped error is the larger one, the value is outside its range and
+// that error does not move with it.
 KERNEL(ppo_value_backward_f32, PpoValueParams, LOSS_THREADS) {
   uint32_t i = token_index();
   if (i >= p.n) return;

@@ -23,7 +23,8 @@ template <class T>
 DEV void rope_turn(const RopeParams& p, size_t head, uint32_t i, int n, const float* sines, const float* cosines) {
   constexpr int N = VEC<T>;
   const bool aligned = p.flags & FLAG_ALIGNED, interleaved = p.flags & FLAG_INTERLEAVED;
-  // Two runs of memory hold the pairs: first halves and second halves, or the first pairs and the rest.
+  // Two runs of memory hold the pairs: first halves and second halves, or the first pairs and the
+  // rest.
   const size_t low = head + (interleaved ? 2 * i : i), high = interleaved ? low + N : low + p.half;
   const int n_low = interleaved ? min(2 * n, N) : n, n_high = interleaved ? 2 * n - n_low : n;
   float x[2][N], y[2][N];

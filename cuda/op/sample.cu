@@ -1,9 +1,10 @@
 // Kernel of src/op/sample.rs: a block per sequence.
 //
-// Weights of tokens are integers (2^s exp(z / T - max), s as large as the vocabulary allows), so that their sums are
-// exact whatever the order, and every search below ends in a token of some weight. Tokens are ordered by their logit,
-// larger first, and among equals by index, lower first; drawing by the cumulative weight in this order means that
-// top-k and top-p only say how much of the weight is drawn from.
+// Weights of tokens are integers (2^s exp(z / T - max), s as large as the vocabulary allows), so
+// that their sums are exact whatever the order, and every search below ends in a token of some
+// weight. Tokens are ordered by their logit, larger first, and among equals by index, lower first;
+// drawing by the cumulative weight in this order means that top-k and top-p only say how much of
+// the weight is drawn from.
 #include "lib/eos.cuh"
 #include "lib/fault.cuh"
 #include "lib/philox.cuh"
@@ -69,8 +70,9 @@ DEV uint64_t total(uint32_t n, uint64_t* partial, const F& measure) {
   return block_sum_64<THREADS>(sum, partial);
 }
 
-// The first token, by index, at which the running sum of `measure` exceeds `goal`, which is below the sum of all. Each
-// warp adds up one part of the range; the part that passes the goal is the next range.
+// The first token, by index, at which the running sum of `measure` exceeds `goal`, which is below
+// the sum of all. Each warp adds up one part of the range; the part that passes the goal is the
+// next range.
 template <int THREADS, class F>
 DEV uint32_t find(uint32_t n, uint64_t goal, uint64_t* partial, const F& measure) {
   constexpr int WARPS = THREADS / WARP;
@@ -159,7 +161,8 @@ DEV uint64_t kept_weight(const SampleParams& p, const Row& row, uint32_t choices
     kept = total<THREADS>(p.vocab, partial, [&](uint32_t i) { return weight(p, row, i); });
   }
   if (p.top_p >= 1.f) return kept;
-  // The least that must be kept, at least the first token: the goal is passed by the token that reaches it.
+  // The least that must be kept, at least the first token: the goal is passed by the token that
+  // reaches it.
   double least = ceil(static_cast<double>(p.top_p) * static_cast<double>(kept));
   uint64_t goal = least > 1. ? static_cast<uint64_t>(least) - 1 : 0;
   goal = goal < kept ? goal : kept - 1;

@@ -1,5 +1,6 @@
-// Rows added back where an index says, the gradient of reading rows; see src/op/cuda/scatter.rs. Entries that name one
-// row are linked in order, and one thread adds up all of them for its columns: no atomics, one order.
+// Rows added back where an index says, the gradient of reading rows; see src/op/cuda/scatter.rs.
+// Entries that name one row are linked in order, and one thread adds up all of them for its
+// columns: no atomics, one order.
 #include "lib/vector.cuh"
 
 constexpr uint32_t SCATTER_FIRST = 0x80000000u;
@@ -42,8 +43,8 @@ struct ScatterParams {
   uint32_t flags;
 };
 
-// to[index + offset] += scale * from, in order of entries, summed in f32. Entries outside `to` are left out; forward has
-// reported them.
+// to[index + offset] += scale * from, in order of entries, summed in f32. Entries outside `to` are
+// left out; forward has reported them.
 template <class T, class O>
 DEV void scatter_add(const ScatterParams& p) {
   constexpr int N = VEC<T>;

@@ -1,5 +1,5 @@
-// The end of a sum over blocks: bias, residual, rounding; see src/op/settle.rs. The order is that of a product's epilogue
-// (gemm.cuh).
+// The end of a sum over blocks: bias, residual, rounding; see src/op/settle.rs. The order is that
+// of a product's epilogue (gemm.cuh).
 #include "lib/vector.cuh"
 
 struct SettleParams {

@@ -1,4 +1,5 @@
-// Kernels of src/op/sum_sq.rs: a block per piece of fixed size, then one block over the pieces; in f64.
+// Kernels of src/op/sum_sq.rs: a block per piece of fixed size, then one block over the pieces; in
+// f64.
 #include "lib/reduce64.cuh"
 #include "lib/vector.cuh"
 

@@ -1,5 +1,5 @@
-// Kernel of src/op/whiten.rs, in one block. Masked positions are skipped, not multiplied by 0: their values may be
-// infinite.
+// Kernel of src/op/whiten.rs, in one block. Masked positions are skipped, not multiplied by 0:
+// their values may be infinite.
 #include "lib/loss.cuh"
 
 struct WhitenParams {

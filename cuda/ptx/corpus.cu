@@ -1,5 +1,6 @@
-// One small kernel per function of ptx.cuh, for one warp: reads words, writes words. On hardware they show that the
-// emulator's notion of each instruction is the machine's (src/device/cuda/corpus.rs).
+// One small kernel per function of ptx.cuh, for one warp: reads words, writes words. On hardware
+// they show that the emulator's notion of each instruction is the machine's
+// (src/device/cuda/corpus.rs).
 #include "lib/kernel.cuh"
 
 struct CorpusParams {
@@ -7,8 +8,8 @@ struct CorpusParams {
   uint32_t* out;
 };
 
-// Shared memory is filled with the first 256 words: 16 rows of 32 bf16, so four 8x8 matrices (two for x2) whose rows the
-// lanes address as word 256 + lane says (in units of 16 bytes).
+// Shared memory is filled with the first 256 words: 16 rows of 32 bf16, so four 8x8 matrices (two
+// for x2) whose rows the lanes address as word 256 + lane says (in units of 16 bytes).
 #define LDMATRIX(name, words)                                                                  \
   KERNEL(ptx_##name, CorpusParams, 32) {                                                       \
     SHARED(uint32_t, tile, 256);                                                               \
@@ -36,7 +37,8 @@ KERNEL(ptx_mma_bf16, CorpusParams, 32) {
   for (int i = 0; i < 4; i++) p.out[lane_id() * 4 + i] = __float_as_uint(d[i]);
 }
 
-// Lane i copies 16 bytes in each of three groups, if bit i of the group's mask (words 384 to 386) is set.
+// Lane i copies 16 bytes in each of three groups, if bit i of the group's mask (words 384 to 386)
+// is set.
 KERNEL(ptx_cp_async, CorpusParams, 32) {
   SHARED(uint32_t, tile, 384);
   const int lane = lane_id();

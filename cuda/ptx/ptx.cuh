@@ -1,5 +1,5 @@
-// One hardware instruction per function: the only door to the machine, and the only place with inline
-// assembly. Under g++ the same names are the emulator's.
+// One hardware instruction per function: the only door to the machine, and the only place with
+// inline assembly. Under g++ the same names are the emulator's.
 #pragma once
 #include <cstdint>
 
@@ -13,7 +13,8 @@
 // The shared-memory address of a generic pointer.
 DEV uint32_t smem_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-// Four (two) 8x8 matrices of 16-bit elements from shared memory; lane 8 i + r gives the address of row r of matrix i.
+// Four (two) 8x8 matrices of 16-bit elements from shared memory; lane 8 i + r gives the address of
+// row r of matrix i.
 DEV void ldmatrix_x4(uint32_t (&r)[4], const void* p) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

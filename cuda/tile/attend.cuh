@@ -1,7 +1,8 @@
-// What all attention kernels share: the parameters, which rows a block works on, and what becomes of a score.
+// What all attention kernels share: the parameters, which rows a block works on, and what becomes
+// of a score.
 //
-// Rows are (token, head of the group) pairs of one kv head, counted within a sequence: row r is token r / group, head
-// r % group. So keys and values are read once for all heads that share them.
+// Rows are (token, head of the group) pairs of one kv head, counted within a sequence: row r is
+// token r / group, head r % group. So keys and values are read once for all heads that share them.
 #pragma once
 #include "lib/fault.cuh"
 #include "lib/types.cuh"
@@ -59,8 +60,9 @@ struct Work {
   int tile;    // counted within the sequence
 };
 
-// The `index`-th tile of `rows` rows when every sequence is cut on its own, each token making `group` rows. All lanes of
-// the warp call this and get the same answer. Sequences outside the batch are faults and have no tiles.
+// The `index`-th tile of `rows` rows when every sequence is cut on its own, each token making
+// `group` rows. All lanes of the warp call this and get the same answer. Sequences outside the
+// batch are faults and have no tiles.
 DEV Work find_work(const AttendParams& p, int group, int rows, int index) {
   const int lane = lane_id(), sequences = static_cast<int>(p.sequences), tokens = static_cast<int>(p.tokens);
   bool bad = sequences == 0;
@@ -99,12 +101,14 @@ struct QueryRows {
   METHOD int position(int row) const { return start + group.token(row); }
   METHOD int head(int row) const { return kv_head * static_cast<int>(group.size) + group.head(row); }
   METHOD size_t token(int row) const { return first + group.token(row); }
-  // Where the row starts in qkv, in elements; in o and d_o, in rows of one head, which is its place in lse and delta.
+  // Where the row starts in qkv, in elements; in o and d_o, in rows of one head, which is its place
+  // in lse and delta.
   METHOD size_t in_qkv(int row) const { return token(row) * width_of(p) + static_cast<size_t>(head(row)) * p.head_dim; }
   METHOD size_t in_o(int row) const { return token(row) * p.heads + head(row); }
 };
 
-// Later tiles of a sequence see more keys, so they go first and the last blocks to run are short ones.
+// Later tiles of a sequence see more keys, so they go first and the last blocks to run are short
+// ones.
 DEV int tile_index() { return static_cast<int>(gridDim.x - 1 - blockIdx.x); }
 
 // Keys of one block and their values, row i at i * stride. Not `ok`: there is no such memory.
@@ -185,7 +189,8 @@ DEV bool all_visible(const AttendParams& p, int first, int end, int low, int hig
 
 DEV float slope_of(const AttendParams& p, int head) { return p.flags & ATTEND_ALIBI ? p.slopes[head] : 0.f; }
 
-// From the product of query and key to the score, and the derivative of the one by the scaled other.
+// From the product of query and key to the score, and the derivative of the one by the scaled
+// other.
 DEV float score(const AttendParams& p, float dot, float slope, int key, int position, float& derivative) {
   float x = dot * p.scale;
   derivative = 1.f;

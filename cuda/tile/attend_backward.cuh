@@ -1,6 +1,7 @@
-// Gradients of attention, bf16 on tensor cores (Dao 2023, FlashAttention-2, algorithm 2): probabilities are recomputed from
-// the log-sum-exp. One pass gathers dK and dV of a block of keys over the rows that see it, another dQ of a tile of rows over
-// the keys it sees, each in order: the same bits every time, and no atomics.
+// Gradients of attention, bf16 on tensor cores (Dao 2023, FlashAttention-2, algorithm 2):
+// probabilities are recomputed from the log-sum-exp. One pass gathers dK and dV of a block of keys
+// over the rows that see it, another dQ of a tile of rows over the keys it sees, each in order: the
+// same bits every time, and no atomics.
 #pragma once
 #include "lib/reduce.cuh"
 #include "tile/attend.cuh"
@@ -31,12 +32,14 @@ DEV RowState row_state(const AttendParams& p, const QueryRows& query, int row, b
   return {p.lse[at], p.delta[at], slope_of(p, query.head(row)), query.position(row)};
 }
 
-// Rows of a sequence that see some of keys first..first + n: from `first` to the return value, as tokens.
+// Rows of a sequence that see some of keys first..first + n: from `first` to the return value, as
+// tokens.
 DEV int seen_until(const AttendParams& p, int first, int n, int length) {
   return min(length, first + n - 1 + static_cast<int>(p.reach));
 }
 
-// Writes columns column.. of 16 rows of dqkv, times the scale; `row(r)` is where row r starts. Rows from `rows` on are none.
+// Writes columns column.. of 16 rows of dqkv, times the scale; `row(r)` is where row r starts. Rows
+// from `rows` on are none.
 template <int N, class Row>
 DEV void store_gradient(const AttendParams& p, const float (&d)[N][4], Row row, int first, int rows, int column, float scale) {
 #pragma unroll
@@ -51,9 +54,10 @@ DEV void store_gradient(const AttendParams& p, const float (&d)[N][4], Row row, 
   }
 }
 
-// dK and dV of 64 keys, everything transposed: keys are the rows. SHARE warps have 16 keys, each its part of the query rows,
-// then they exchange what they made and each has its part of the columns. Block z has COLUMNS of the columns.
-// Shared memory: keys, values, two stages of query rows and dO, the rows' states, what is under way between warps.
+// dK and dV of 64 keys, everything transposed: keys are the rows. SHARE warps have 16 keys, each
+// its part of the query rows, then they exchange what they made and each has its part of the
+// columns. Block z has COLUMNS of the columns. Shared memory: keys, values, two stages of query
+// rows and dO, the rows' states, what is under way between warps.
 template <int D, int ROWS, int COLUMNS, int SHARE>
 DEV void attend_backward_keys_bf16(const AttendParams& p) {
   constexpr int KEYS = BLOCK_KEYS * Tile<D>::STRIDE, STAGE = ROWS * Tile<D>::STRIDE, THREADS = ATTEND_THREADS * SHARE;
@@ -137,8 +141,9 @@ DEV void attend_backward_keys_bf16(const AttendParams& p) {
   store_gradient(p, dv, at(p.kv_heads + kv_head), warp_key, n, column, 1.f);
 }
 
-// dQ of 64 rows. SHARE warps have 16 of them, each its part of the keys, then they exchange what they made and each has its
-// part of the columns. Shared memory: query rows, dO, STAGES of keys and values, what is under way between warps.
+// dQ of 64 rows. SHARE warps have 16 of them, each its part of the keys, then they exchange what
+// they made and each has its part of the columns. Shared memory: query rows, dO, STAGES of keys and
+// values, what is under way between warps.
 template <int D, int STAGES, int SHARE>
 DEV void attend_backward_queries_bf16(const AttendParams& p) {
   constexpr int ROWS = 64, TILE = ROWS * Tile<D>::STRIDE, THREADS = ATTEND_THREADS * SHARE;

@@ -1,6 +1,6 @@
-// Attention and its gradients in f32 by plain multiply-adds: the exact mode. The same walk over keys and rows as in bf16, in
-// tiles of 16 rows on the left and 32 on the right. Thread t has rows 2 (t / 16) and the next, and every 16th column from
-// t % 16 on, so a row belongs to half a warp.
+// Attention and its gradients in f32 by plain multiply-adds: the exact mode. The same walk over
+// keys and rows as in bf16, in tiles of 16 rows on the left and 32 on the right. Thread t has rows
+// 2 (t / 16) and the next, and every 16th column from t % 16 on, so a row belongs to half a warp.
 #pragma once
 #include "lib/reduce.cuh"
 #include "tile/attend.cuh"
@@ -165,7 +165,8 @@ DEV void attend_forward_f32(const AttendParams& p) {
   }
 }
 
-// Writes 16 rows of dqkv, times the scale; `row(r)` is where row r starts. Rows from `rows` on are none.
+// Writes 16 rows of dqkv, times the scale; `row(r)` is where row r starts. Rows from `rows` on are
+// none.
 template <int D, class Row>
 DEV void store_gradient_f32(const AttendParams& p, const float (&d)[2][D / SIDE], Row row, int rows, float scale) {
 #pragma unroll
@@ -180,8 +181,8 @@ DEV void store_gradient_f32(const AttendParams& p, const float (&d)[2][D / SIDE]
   }
 }
 
-// dK and dV of 16 keys, which are the rows here. Shared memory: keys, values, query rows, dO, probabilities, their
-// gradients, the rows' states.
+// dK and dV of 16 keys, which are the rows here. Shared memory: keys, values, query rows, dO,
+// probabilities, their gradients, the rows' states.
 template <int D>
 DEV void attend_backward_keys_f32(const AttendParams& p) {
   DYN_SHARED(float, memory);

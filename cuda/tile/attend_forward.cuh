@@ -1,12 +1,14 @@
-// Attention of one tile of query rows over the keys of their sequence, bf16 on tensor cores (Dao 2023, FlashAttention-2).
-// The one routine behind packed and cached attention.
+// Attention of one tile of query rows over the keys of their sequence, bf16 on tensor cores (Dao
+// 2023, FlashAttention-2). The one routine behind packed and cached attention.
 //
-// Keys come in blocks of 64 from the start of the sequence, in order, each row with its own running maximum and sum: a row's
-// bits depend neither on its neighbours, nor on where the keys are, nor on the size of the tile. A block of which a row sees
-// nothing leaves it exactly as it was: probabilities are 0 and the factor of what was summed before is 1.
+// Keys come in blocks of 64 from the start of the sequence, in order, each row with its own running
+// maximum and sum: a row's bits depend neither on its neighbours, nor on where the keys are, nor on
+// the size of the tile. A block of which a row sees nothing leaves it exactly as it was:
+// probabilities are 0 and the factor of what was summed before is 1.
 //
-// Tiles of 64 rows give 16 to each of four warps. In smaller ones, for decoding and the widest heads, two or all four warps
-// share 16 rows: each takes its part of the 64 keys, then they exchange scores and each takes its part of the value columns.
+// Tiles of 64 rows give 16 to each of four warps. In smaller ones, for decoding and the widest
+// heads, two or all four warps share 16 rows: each takes its part of the 64 keys, then they
+// exchange scores and each takes its part of the value columns.
 #pragma once
 #include "tile/attend.cuh"
 #include "tile/fragments.cuh"
@@ -47,7 +49,8 @@ DEV void adjust_scores(const AttendParams& p, float (&s)[N][4], int first, const
   }
 }
 
-// One step of the online softmax: scores become probabilities relative to the new maximum, sums and outputs follow it.
+// One step of the online softmax: scores become probabilities relative to the new maximum, sums and
+// outputs follow it.
 template <int N, int M>
 DEV void softmax_step(float (&s)[N][4], Running& run, float (&o)[M][4]) {
 #pragma unroll
@@ -76,7 +79,8 @@ DEV void softmax_step(float (&s)[N][4], Running& run, float (&o)[M][4]) {
   }
 }
 
-// Scores of 16 rows that some warps share: each computed `N` of the eight pieces, from `first` on, and gets all.
+// Scores of 16 rows that some warps share: each computed `N` of the eight pieces, from `first` on,
+// and gets all.
 template <int N>
 DEV void exchange(float (&s)[8][4], const float (&mine)[N][4], int first, float4* between) {
   const int lane = lane_id();

@@ -1,12 +1,14 @@
-// bf16 tiles in shared memory and their pieces in registers, as ldmatrix and mma m16n8k16 have them.
+// bf16 tiles in shared memory and their pieces in registers, as ldmatrix and mma m16n8k16 have
+// them.
 //
-// A piece of a result: element e of piece n is row lane / 4 + 8 (e / 2), column 8 n + 2 (lane % 4) + e % 2. Two pieces side
-// by side, rounded, are the left operand of the next product.
+// A piece of a result: element e of piece n is row lane / 4 + 8 (e / 2), column 8 n + 2 (lane % 4)
+// + e % 2. Two pieces side by side, rounded, are the left operand of the next product.
 #pragma once
 #include "lib/types.cuh"
 
-// Rows of D columns, D a multiple of 16, arranged so that eight rows of a column of eight elements lie in different banks:
-// pieces of 16 bytes trade places within a row where D is a power of two, other rows are spaced apart.
+// Rows of D columns, D a multiple of 16, arranged so that eight rows of a column of eight elements
+// lie in different banks: pieces of 16 bytes trade places within a row where D is a power of two,
+// other rows are spaced apart.
 template <int D>
 struct Tile {
   static constexpr bool SWIZZLED = D % 64 == 0 && (D & (D - 1)) == 0;
@@ -24,15 +26,16 @@ DEV void load_left(uint32_t (&r)[4], Tile<D> t, int row, int column) {
   ldmatrix_x4(r, t.at(row + (lane_id() & 15), column + (lane_id() >> 4) * 8));
 }
 
-// Right operand of a product with the transpose: rows row..row+16 are its columns, r[0] and r[1] for the first eight.
+// Right operand of a product with the transpose: rows row..row+16 are its columns, r[0] and r[1]
+// for the first eight.
 template <int D>
 DEV void load_right_transposed(uint32_t (&r)[4], Tile<D> t, int row, int column) {
   const int lane = lane_id();
   ldmatrix_x4(r, t.at(row + (lane & 7) + (lane >> 4) * 8, column + ((lane >> 3) & 1) * 8));
 }
 
-// Right operand of a product with the tile itself: eight columns, r[0] and r[1] for rows row..row+16, the others for the
-// next 16.
+// Right operand of a product with the tile itself: eight columns, r[0] and r[1] for rows
+// row..row+16, the others for the next 16.
 template <int D>
 DEV void load_right(uint32_t (&r)[4], Tile<D> t, int row, int column) {
   ldmatrix_x4_trans(r, t.at(row + lane_id(), column));
@@ -66,7 +69,8 @@ DEV void round_left(uint32_t (&left)[K][4], const float (&a)[2 * K][4]) {
       left[k][i] = pack_bf16(a[2 * k + i / 2][i % 2 * 2], a[2 * k + i / 2][i % 2 * 2 + 1]);
 }
 
-// d += left b for `left` of 16 rows and 16 K columns, rows row.. and columns column.. of b, over the rows of b in order.
+// d += left b for `left` of 16 rows and 16 K columns, rows row.. and columns column.. of b, over
+// the rows of b in order.
 template <int D, int K, int N>
 DEV void multiply(float (&d)[N][4], const uint32_t (&left)[K][4], Tile<D> b, int row, int column) {
   static_assert(K % 2 == 0, "32 rows at a time");
@@ -81,7 +85,8 @@ DEV void multiply(float (&d)[N][4], const uint32_t (&left)[K][4], Tile<D> b, int
     }
 }
 
-// Operands that some warps make together, each of them its part, and all take, lane for lane; a barrier goes between.
+// Operands that some warps make together, each of them its part, and all take, lane for lane; a
+// barrier goes between.
 template <int K>
 DEV void put_left(uint4* between, const uint32_t (&left)[K][4], int part) {
 #pragma unroll
@@ -100,8 +105,8 @@ DEV void get_left(uint32_t (&left)[K][4], const uint4* between) {
   }
 }
 
-// Starts the copy of ROWS rows of `columns` elements, of which `valid` exist, to a tile; the rest becomes 0. `from(r)` is
-// row r. Aligned rows are copied in the background: commit and wait.
+// Starts the copy of ROWS rows of `columns` elements, of which `valid` exist, to a tile; the rest
+// becomes 0. `from(r)` is row r. Aligned rows are copied in the background: commit and wait.
 template <int D, int ROWS, int THREADS, class From>
 DEV void load_tile(Tile<D> to, From from, int valid, int columns, bool aligned) {
   constexpr int PIECES = D / 8;
@@ -122,7 +127,8 @@ DEV void load_tile(Tile<D> to, From from, int valid, int columns, bool aligned) 
   }
 }
 
-// Two neighbours of a row of `columns` elements; `column` is even. Aligned rows take them as one word.
+// Two neighbours of a row of `columns` elements; `column` is even. Aligned rows take them as one
+// word.
 DEV void store_pair(bf16* row, int column, int columns, float a, float b, bool aligned, bool add) {
   if (column >= columns) return;
   if (add) {

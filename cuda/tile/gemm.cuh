@@ -1,11 +1,13 @@
-// Matrix products on tensor cores: c = scale * a b + bias + residual, bf16 in, f32 sums, rounded once.
+// Matrix products on tensor cores: c = scale * a b + bias + residual, bf16 in, f32 sums, rounded
+// once.
 //
-// One accumulator per element of c, which takes the products of K in steps of 16, in order, whatever the tile: a row's bits
-// depend neither on the number of rows nor on the tile they were computed in (law 2). So K is never split.
+// One accumulator per element of c, which takes the products of K in steps of 16, in order,
+// whatever the tile: a row's bits depend neither on the number of rows nor on the tile they were
+// computed in (law 2). So K is never split.
 //
-// A block computes a BM x BN tile with a ring of STAGES tiles of a and b in shared memory, filled by cp.async; each warp
-// computes WM x WN of it with ldmatrix and mma. Rows in shared memory are padded by 16 bytes, which spreads the eight rows
-// that ldmatrix reads at once over all banks.
+// A block computes a BM x BN tile with a ring of STAGES tiles of a and b in shared memory, filled
+// by cp.async; each warp computes WM x WN of it with ldmatrix and mma. Rows in shared memory are
+// padded by 16 bytes, which spreads the eight rows that ldmatrix reads at once over all banks.
 #pragma once
 #include "lib/activation.cuh"
 #include "lib/types.cuh"
@@ -20,8 +22,8 @@ struct GemmParams {
   const void* bias;      // [n] in the dtype of b, or null
   const void* residual;  // like c, or c itself, or null
   uint32_t m, n, k, lda, ldb, ldc;
-  // b as it lies after a gather of column blocks: columns j of b are at (j / b_block) * b_stride + j % b_block; 0: plain.
-  // The same for c.
+  // b as it lies after a gather of column blocks: columns j of b are at (j / b_block) * b_stride +
+  // j % b_block; 0: plain. The same for c.
   uint32_t b_block, c_block;
   uint64_t b_stride, c_stride;
   float scale;
@@ -35,8 +37,9 @@ DEV size_t blocked(uint32_t j, uint32_t block, uint64_t stride) {
   return block == 0 ? j : static_cast<size_t>(j / block) * stride + j % block;
 }
 
-// Sets one element of c from its sum; `offset` is that of its column in a row. TB is the dtype of the bias. With an
-// activation c is that of the product with its bias, rounded first, as it is where backward needs both.
+// Sets one element of c from its sum; `offset` is that of its column in a row. TB is the dtype of
+// the bias. With an activation c is that of the product with its bias, rounded first, as it is
+// where backward needs both.
 template <class TB, class TC, bool ACT>
 DEV void gemm_finish(const GemmParams& p, uint32_t row, uint32_t column, size_t offset, float sum) {
   if (row >= p.m || column >= p.n) return;
@@ -58,7 +61,8 @@ DEV void gemm_finish(const GemmParams& p, uint32_t row, uint32_t column, size_t 
   store<TC>(p.c, at, v);
 }
 
-// Fills `rows` x `columns` of shared memory from row `row0`, column `column0` of a matrix of `height` x `width`, zeros outside.
+// Fills `rows` x `columns` of shared memory from row `row0`, column `column0` of a matrix of
+// `height` x `width`, zeros outside.
 template <int ROWS, int COLUMNS, int PITCH, int THREADS, bool ALIGNED>
 DEV void load_tile(bf16* to, const bf16* from, uint32_t row0, uint32_t column0, uint32_t height, uint32_t width,
                    uint32_t ld, uint32_t block, uint64_t stride) {
@@ -176,8 +180,8 @@ DEV void gemm_mma(const GemmParams& p) {
   }
 }
 
-// The same product by plain FMA, for operands of any dtype: the exact mode. 64 x 64 tiles, 4 x 4 elements a thread; one
-// accumulator per element, K in order.
+// The same product by plain FMA, for operands of any dtype: the exact mode. 64 x 64 tiles, 4 x 4
+// elements a thread; one accumulator per element, K in order.
 template <Layout L, class TA, class TB, class TC, bool ACT = false>
 DEV void gemm_fma(const GemmParams& p) {
   constexpr int TILE = 64, BK = 16, THREADS = 256;

@@ -1,5 +1,5 @@
-//! Model families as data: a closed vocabulary of architectural choices, a table of tensor names per
-//! family, and the reader of Hugging Face `config.json`. Holds no code that runs per step.
+//! Model families as data: a closed vocabulary of architectural choices, a table of tensor names
+//! per family, and the reader of Hugging Face `config.json`. Holds no code that runs per step.
 
 mod config;
 mod families;

@@ -1,5 +1,5 @@
-//! Libraries that read what others wrote, held to our rules: their panics become values, and one computation cannot
-//! take all memory. Our own code needs neither.
+//! Libraries that read what others wrote, held to our rules: their panics become values, and one
+//! computation cannot take all memory. Our own code needs neither.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -14,26 +14,30 @@ thread_local! {
     static WHOSE: Cell<&'static str> = const { Cell::new("") };
 }
 
-/// Runs `f`; None where it panics. What it changed before the panic must not be used any more, unless the change was
-/// whole. For libraries that panic on bad input where they should return an error.
+/// Runs `f`; None where it panics. What it changed before the panic must not be used any more,
+/// unless the change was whole. For libraries that panic on bad input where they should return an
+/// error.
 pub fn caught<T>(f: impl FnOnce() -> T) -> Option<T> {
     let _inside = Restore::set(&DEPTH, DEPTH.get() + 1);
     catch_unwind(AssertUnwindSafe(f)).ok()
 }
 
-/// Whether a panic on this thread would be taken as a value, so that there is nothing to tell of it.
+/// Whether a panic on this thread would be taken as a value, so that there is nothing to tell of
+/// it.
 pub fn is_caught() -> bool {
     DEPTH.get() > 0
 }
 
-/// The system's allocator with the limits of [`with_limit`]: for programs, as their `#[global_allocator]`.
+/// The system's allocator with the limits of [`with_limit`]: for programs, as their
+/// `#[global_allocator]`.
 #[derive(Debug)]
 pub struct Limited;
 
-/// Runs `f`, which may allocate `bytes` in all on this thread, given back or not: a limit on the memory it takes and on
-/// the time it spends on copying. Where it asks for more, the program ends with exit code 2 and a line saying that
-/// `whose` memory has no end. There is no way back from an allocation that fails, which is why this is only for what
-/// nobody means to run. Without [`Limited`] there is no limit.
+/// Runs `f`, which may allocate `bytes` in all on this thread, given back or not: a limit on the
+/// memory it takes and on the time it spends on copying. Where it asks for more, the program ends
+/// with exit code 2 and a line saying that `whose` memory has no end. There is no way back from an
+/// allocation that fails, which is why this is only for what nobody means to run. Without
+/// [`Limited`] there is no limit.
 pub fn with_limit<T>(bytes: usize, whose: &'static str, f: impl FnOnce() -> T) -> T {
     let _whose = Restore::set(&WHOSE, whose);
     let _left = Restore::set(&LEFT, bytes);
@@ -73,10 +77,12 @@ fn end() -> ! {
     let parts =
         ["duplex: ", WHOSE.get(), " asks for memory without end; repair it or leave it out\n"];
     for part in parts {
-        // SAFETY: writes the bytes of a string; where standard error is closed there is nobody to tell.
+        // SAFETY: writes the bytes of a string; where standard error is closed there is nobody to
+        // tell.
         unsafe { libc::write(2, part.as_ptr().cast(), part.len()) };
     }
-    // SAFETY: ends the process at once. Files are written beside their places, so none is left half written.
+    // SAFETY: ends the process at once. Files are written beside their places, so none is left half
+    // written.
     unsafe { libc::_exit(2) }
 }
 

@@ -55,8 +55,9 @@ impl Error {
         Error { kind: Kind::Internal, message: message.into() }
     }
 
-    /// An I/O error while doing `action` ("read", "write", ...) on `path`. A full disk (quota, limit of
-    /// file size) is a missing resource; everything else is taken as the user's path being wrong.
+    /// An I/O error while doing `action` ("read", "write", ...) on `path`. A full disk (quota,
+    /// limit of file size) is a missing resource; everything else is taken as the user's path being
+    /// wrong.
     pub fn io(action: &str, path: &Path, e: &std::io::Error) -> Error {
         let message = format!("cannot {action} {}: {e}", path.display());
         match e.kind() {

@@ -1,5 +1,5 @@
-//! Words everyone uses: errors, dtypes, shapes, the counter-based random numbers, what the system tells.
-//! Knows nothing of devices, tensors or models.
+//! Words everyone uses: errors, dtypes, shapes, the counter-based random numbers, what the system
+//! tells. Knows nothing of devices, tensors or models.
 
 mod caught;
 mod dtype;

@@ -6,11 +6,12 @@ pub fn machine_name() -> String {
     name.trim().into()
 }
 
-/// Has `handler` called where the process is asked to stop: by SIGTERM or SIGINT (Ctrl-C). It may do only what handlers of signals
-/// may do, such as changing an atomic, or calling `_exit`.
+/// Has `handler` called where the process is asked to stop: by SIGTERM or SIGINT (Ctrl-C). It may
+/// do only what handlers of signals may do, such as changing an atomic, or calling `_exit`.
 pub fn on_stop(handler: extern "C" fn(libc::c_int)) {
     for signal in [libc::SIGTERM, libc::SIGINT] {
-        // SAFETY: a zeroed sigaction is a valid one (no flags, an empty mask), and what the handler does is its owner's promise.
+        // SAFETY: a zeroed sigaction is a valid one (no flags, an empty mask), and what the handler
+        // does is its owner's promise.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = handler as libc::sighandler_t;

@@ -1,5 +1,6 @@
-//! Ranks as processes that this one starts, each with the same words, and with the variables that a launcher sets. They end
-//! with it, and it with them: with the exit code of the rank that failed, and one line.
+//! Ranks as processes that this one starts, each with the same words, and with the variables that a
+//! launcher sets. They end with it, and it with them: with the exit code of the rank that failed,
+//! and one line.
 
 use crate::base::{Error, Result, on_stop};
 use crate::comm::{SOCKET, nccl, secret};
@@ -14,8 +15,9 @@ use std::time::{Duration, Instant};
 
 /// How often the ranks are looked after.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long the others may go on after one has failed before they are asked to end, and are ended. They end by themselves
-/// as soon as they have met; a checkpoint that is being written is written to its end.
+/// How long the others may go on after one has failed before they are asked to end, and are ended.
+/// They end by themselves as soon as they have met; a checkpoint that is being written is written
+/// to its end.
 const ASK: Duration = Duration::from_secs(10);
 const END: Duration = Duration::from_secs(120);
 /// How a rank's last line begins.
@@ -40,7 +42,8 @@ struct Rank {
 pub(super) fn run(ranks: usize) -> Result<u8> {
     on_stop(came);
     let failed = |e: std::io::Error| Error::resource(format!("cannot start the ranks: {e}"));
-    // Of this machine alone; rank 0 gets the socket itself, so that nobody takes the port meanwhile.
+    // Of this machine alone; rank 0 gets the socket itself, so that nobody takes the port
+    // meanwhile.
     let socket = TcpListener::bind(("127.0.0.1", 0)).map_err(failed)?;
     let port = socket.local_addr().map_err(failed)?.port();
     let secret = secret()?;
@@ -148,7 +151,8 @@ fn tell(all: &[Rank], signal: libc::c_int) {
     }
 }
 
-/// The exit code: of a rank that failed by itself, else that of those that miss another. Says why, unless rank 0 has.
+/// The exit code: of a rank that failed by itself, else that of those that miss another. Says why,
+/// unless rank 0 has.
 fn verdict(all: Vec<Rank>, order: &[usize]) -> u8 {
     let status = |rank: &usize| all[*rank].status.unwrap_or_default();
     let own = |rank: &&usize| !matches!(status(rank).code(), None | Some(0 | 75));

@@ -1,5 +1,6 @@
 //! The commands, and how keys become flags. A key's flag is its bare name, with dashes; where a
-//! command has the bare name in several sections, the section goes before it (`--sft-learning-rate`).
+//! command has the bare name in several sections, the section goes before it
+//! (`--sft-learning-rate`).
 
 use super::deepspeed;
 use crate::pipeline::config::keys::{

@@ -81,7 +81,8 @@ fn run(arguments: Vec<OsString>) -> Result<u8> {
     done.map(|()| 0)
 }
 
-/// Reads a command line, the program's name first, and does nothing else: an error is what [`main`] would tell.
+/// Reads a command line, the program's name first, and does nothing else: an error is what [`main`]
+/// would tell.
 pub fn check(arguments: Vec<OsString>) -> Result<()> {
     args::parse(arguments).map(|_| ())
 }

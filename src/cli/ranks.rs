@@ -1,5 +1,5 @@
-//! How a run's ranks are started: one in this process, several as its threads, one of those that a launcher has started, or
-//! with a card each as processes of its own.
+//! How a run's ranks are started: one in this process, several as its threads, one of those that a
+//! launcher has started, or with a card each as processes of its own.
 
 use super::children;
 use crate::base::{Error, Result};
@@ -47,7 +47,8 @@ fn have_cards(config: &RunConfig) -> Result<bool> {
         DeviceChoice::On(Device::Cuda(n)) => Err(Error::user(format!(
             "--device cuda:{n} names one card, and there are several ranks; use --device cuda, and CUDA_VISIBLE_DEVICES to choose"
         ))),
-        // Elsewhere ranks are threads that share the device; this is how what ranks with cards do is tested.
+        // Elsewhere ranks are threads that share the device; this is how what ranks with cards do
+        // is tested.
         DeviceChoice::On(Device::Emulated) => Ok(nccl::given().is_some()),
         DeviceChoice::Auto => {
             Ok(cfg!(feature = "cuda") && cuda::cards().is_ok_and(|c| !c.is_empty()))
@@ -55,7 +56,8 @@ fn have_cards(config: &RunConfig) -> Result<bool> {
     }
 }
 
-/// Refuses more ranks than there are cards. Nothing is done on a card here: it would take memory of it.
+/// Refuses more ranks than there are cards. Nothing is done on a card here: it would take memory of
+/// it.
 fn enough_cards(config: &RunConfig, ranks: usize) -> Result<()> {
     if config.device == DeviceChoice::On(Device::Emulated) {
         return Ok(());

@@ -1,4 +1,5 @@
-//! Ranks that are not there. What this one gives them is counted; of them it hears what it says itself.
+//! Ranks that are not there. What this one gives them is counted; of them it hears what it says
+//! itself.
 
 use super::{Call, CallKind, Comm, Kinds, Pending, Transport, reduce};
 use crate::base::{Error, Result};

@@ -1,5 +1,6 @@
-//! Which rank this process is, as its launcher tells it: `--num-gpus` (`DUPLEX_RANK`, ...), torchrun (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`), Open MPI
-//! (`OMPI_COMM_WORLD_*`) or Slurm's srun (`SLURM_PROCID`, `SLURM_STEP_NUM_TASKS`, `SLURM_LOCALID`).
+//! Which rank this process is, as its launcher tells it: `--num-gpus` (`DUPLEX_RANK`, ...),
+//! torchrun (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`), Open MPI (`OMPI_COMM_WORLD_*`) or Slurm's srun
+//! (`SLURM_PROCID`, `SLURM_STEP_NUM_TASKS`, `SLURM_LOCALID`).
 
 use crate::base::{Error, Result};
 
@@ -29,7 +30,8 @@ struct Names {
     local_rank: &'static str,
 }
 
-/// The innermost first: `--num-gpus` may be used, and torchrun and mpirun run, inside a job of Slurm.
+/// The innermost first: `--num-gpus` may be used, and torchrun and mpirun run, inside a job of
+/// Slurm.
 const LAUNCHERS: [Names; 4] = [
     Names {
         launcher: DUPLEX,
@@ -53,7 +55,8 @@ const LAUNCHERS: [Names; 4] = [
     },
 ];
 
-/// Which rank this process is by its environment, which `variable` reads. A variable that is empty is not set.
+/// Which rank this process is by its environment, which `variable` reads. A variable that is empty
+/// is not set.
 ///
 /// # Errors
 /// A launcher's variables are incomplete, no numbers, or contradict each other.

@@ -1,4 +1,5 @@
-//! Ranks as threads of one process: they read each other's memory. For tests, and for runs of one process.
+//! Ranks as threads of one process: they read each other's memory. For tests, and for runs of one
+//! process.
 
 use super::reduce::{copy, reduce};
 use super::under_way::{Meet, under_way};
@@ -11,12 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Runs `body` as `ranks` ranks, each on a thread of its own, and returns what they return, in order. A rank that waits
-/// for another longer than `timeout` gives up.
+/// Runs `body` as `ranks` ranks, each on a thread of its own, and returns what they return, in
+/// order. A rank that waits for another longer than `timeout` gives up.
 ///
 /// # Errors
-/// That of the rank that failed first, with its number, rather than that others miss it: they end when they next wait
-/// for it.
+/// That of the rank that failed first, with its number, rather than that others miss it: they end
+/// when they next wait for it.
 pub fn run_ranks<T: Send>(
     ranks: usize,
     timeout: Duration,
@@ -114,7 +115,8 @@ struct Round {
     void: bool,
 }
 
-/// What one rank gives another. It is copied once both have said where, so that either may wait first for something else.
+/// What one rank gives another. It is copied once both have said where, so that either may wait
+/// first for something else.
 #[derive(Debug, Default)]
 struct Letter {
     given: Option<Region>,
@@ -132,7 +134,8 @@ struct Split {
     gone: usize,
 }
 
-// SAFETY: the regions in meetings are used under the rules of `Meeting` and `Letter` only, whichever thread does it.
+// SAFETY: the regions in meetings are used under the rules of `Meeting` and `Letter` only,
+// whichever thread does it.
 unsafe impl Send for Meetings {}
 
 impl Meetings {
@@ -167,8 +170,9 @@ impl Hub {
         self.changed.notify_all();
     }
 
-    /// Rank `rank` waits until `missing` names no rank any more; `what` is what it waits for. Meanwhile it does its
-    /// part in calls that all have started: the others may wait for them in another order.
+    /// Rank `rank` waits until `missing` names no rank any more; `what` is what it waits for.
+    /// Meanwhile it does its part in calls that all have started: the others may wait for them in
+    /// another order.
     fn until<'h>(
         &'h self,
         rank: usize,
@@ -227,7 +231,8 @@ impl Hub {
         side(letter);
         let (Some(given), Some(asked)) = (letter.given, letter.asked) else { return Ok(()) };
         letter.over = Some(if given.bytes == asked.bytes {
-            // SAFETY: neither rank has waited for it, so both leave their memory alone and alive while the lock is held.
+            // SAFETY: neither rank has waited for it, so both leave their memory alone and alive
+            // while the lock is held.
             unsafe { copy(given, asked) };
             Ok(())
         } else {
@@ -251,7 +256,8 @@ impl Hub {
         round.inside += 1;
         let calls: Vec<Call> = round.calls.iter().copied().flatten().collect();
         drop(meetings);
-        // SAFETY: all ranks have started this call, and leave its memory alone and alive while one is inside.
+        // SAFETY: all ranks have started this call, and leave its memory alone and alive while one
+        // is inside.
         let done = unsafe { take_part(&calls, rank) };
         let mut meetings = self.lock();
         let round = meetings.round(number);
@@ -382,8 +388,9 @@ fn next_way(counts: &mut HashMap<(usize, usize), u64>, from: usize, to: usize) -
     (from, to, *count)
 }
 
-/// One rank's part in a call. Nobody touches a rank's memory before all have started the call, nor after that rank
-/// has waited for it: it leaves when all are done, or makes the round void and waits for those inside.
+/// One rank's part in a call. Nobody touches a rank's memory before all have started the call, nor
+/// after that rank has waited for it: it leaves when all are done, or makes the round void and
+/// waits for those inside.
 struct Meeting {
     hub: Arc<Hub>,
     rank: usize,
@@ -433,10 +440,12 @@ impl Meeting {
 /// What rank `rank` does in a call that all have started.
 ///
 /// # Safety
-/// The regions of all calls must be live host memory, in which every rank does this and nothing else.
+/// The regions of all calls must be live host memory, in which every rank does this and nothing
+/// else.
 unsafe fn take_part(calls: &[Call], rank: usize) -> Result<()> {
     let size = calls.len();
-    // SAFETY: each rank writes its own memory, or its share of everybody's; nobody reads what another writes.
+    // SAFETY: each rank writes its own memory, or its share of everybody's; nobody reads what
+    // another writes.
     unsafe {
         match calls[rank] {
             Call::Barrier => Ok(()),

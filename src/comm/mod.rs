@@ -1,12 +1,13 @@
 //! Collectives between the ranks of a run, and who the ranks are.
 //!
-//! A [`Comm`] is one rank's handle of a group of ranks. Every rank of a group makes the same calls in the same
-//! order; a call that is started goes on until its [`Handle`] is waited for, and until then the memory it names is left
-//! alone. Sums are made in f32, in the order of the ranks, and rounded once: they are the same bits on every rank and
-//! in every run.
+//! A [`Comm`] is one rank's handle of a group of ranks. Every rank of a group makes the same calls
+//! in the same order; a call that is started goes on until its [`Handle`] is waited for, and until
+//! then the memory it names is left alone. Sums are made in f32, in the order of the ranks, and
+//! rounded once: they are the same bits on every rank and in every run.
 //!
-//! A rank that is missing ends the others: with an error of [`Kind::Stopped`](crate::base::Kind::Stopped) that names
-//! it, at once where its end is known, else within the group's time-out.
+//! A rank that is missing ends the others: with an error of
+//! [`Kind::Stopped`](crate::base::Kind::Stopped) that names it, at once where its end is known,
+//! else within the group's time-out.
 
 mod imagined;
 mod launch;
@@ -217,8 +218,9 @@ impl Comm {
         self.transport.size()
     }
 
-    /// Whether calls are work of the device: one begins after what the calling thread's stream was given before, and what
-    /// the stream is given after [`Handle::wait`] begins after it. Else the device must have finished with the memory.
+    /// Whether calls are work of the device: one begins after what the calling thread's stream was
+    /// given before, and what the stream is given after [`Handle::wait`] begins after it. Else the
+    /// device must have finished with the memory.
     pub fn is_on_device(&self) -> bool {
         self.transport.is_on_device()
     }
@@ -229,14 +231,15 @@ impl Comm {
         self.start(Call::AllReduce { data, dtype, by })
     }
 
-    /// Puts the ranks' `from` one behind the other into every rank's `to`, of which `from` may be the own block.
+    /// Puts the ranks' `from` one behind the other into every rank's `to`, of which `from` may be
+    /// the own block.
     pub fn all_gather(&self, from: Region, to: Region) -> Result<Handle> {
         self.blocks(from, to)?;
         self.start(Call::AllGather { from, to })
     }
 
-    /// Reduces the ranks' `from`, arrays of `dtype`, and puts block `rank` of the result into `to`, which may be that
-    /// block of `from`.
+    /// Reduces the ranks' `from`, arrays of `dtype`, and puts block `rank` of the result into `to`,
+    /// which may be that block of `from`.
     pub fn reduce_scatter(
         &self,
         from: Region,
@@ -274,7 +277,8 @@ impl Comm {
         Ok(self.handle(CallKind::Receive, self.transport.receive(data, from)?))
     }
 
-    /// The group of those ranks of this one that give the same `color`, in their order here. It counts with this one.
+    /// The group of those ranks of this one that give the same `color`, in their order here. It
+    /// counts with this one.
     pub fn split(&self, color: usize) -> Result<Comm> {
         Ok(Comm { transport: self.transport.split(color)?, counts: self.counts.clone() })
     }
@@ -294,7 +298,8 @@ impl Comm {
         CallKind::ALL.iter().map(|kind| self.counted(*kind).waited).sum()
     }
 
-    /// All ranks' values end to end, in the order of the ranks; each may give another number of them.
+    /// All ranks' values end to end, in the order of the ranks; each may give another number of
+    /// them.
     pub fn concat<T: bytemuck::Pod>(&self, own: &[T]) -> Result<Vec<T>> {
         if self.size() == 1 {
             return Ok(own.to_vec());
@@ -326,8 +331,9 @@ impl Comm {
         self.reduce_on_host(values, Reduce::Sum)
     }
 
-    /// Tells the other ranks that this one makes no more calls, and why, if it has failed: they name it and stop, at the
-    /// latest when they next wait. A handle that is just dropped tells them that its rank is done.
+    /// Tells the other ranks that this one makes no more calls, and why, if it has failed: they
+    /// name it and stop, at the latest when they next wait. A handle that is just dropped tells
+    /// them that its rank is done.
     pub fn leave(&self, error: Option<&Error>) {
         self.transport.leave(error);
     }
@@ -390,7 +396,8 @@ fn whole(data: Region, dtype: DType) -> Result<()> {
     Err(Error::internal(format!("{} bytes of {dtype}", data.bytes)))
 }
 
-/// A call under way. The memory it names may be touched again once it has been waited for. Dropped, it is waited for.
+/// A call under way. The memory it names may be touched again once it has been waited for. Dropped,
+/// it is waited for.
 #[must_use = "the call is under way until it is waited for"]
 pub struct Handle {
     kind: CallKind,
@@ -405,8 +412,9 @@ impl std::fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// Waits for the end of the call; where calls are work of the device, the calling thread's stream does, and the thread
-    /// itself at a barrier only. That a rank is missing is then told here, or where the thread next waits for the device.
+    /// Waits for the end of the call; where calls are work of the device, the calling thread's
+    /// stream does, and the thread itself at a barrier only. That a rank is missing is then told
+    /// here, or where the thread next waits for the device.
     ///
     /// # Errors
     /// A rank of the group is gone or does not come.

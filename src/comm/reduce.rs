@@ -7,7 +7,8 @@ use crate::device::Region;
 /// Values at a time: their sums stay in the processor.
 const PIECE: usize = 4096;
 
-/// Puts the reduction of `from`, arrays of `dtype` as long as `to`, into `to`, which may be one of them.
+/// Puts the reduction of `from`, arrays of `dtype` as long as `to`, into `to`, which may be one of
+/// them.
 ///
 /// # Safety
 /// All regions must be live host memory that nobody else touches meanwhile.

@@ -1,7 +1,7 @@
-//! Where the processes of a run meet before there is a network between them: rank 0 listens, the others come to it over
-//! TCP. They learn who takes part, get what rank 0 has for them (NCCL's id), and find out at once if they are not of one
-//! run. Both sides prove that they know the run's secret, which is never sent. The connections remain, as the run's
-//! [`Lifeline`](super::Lifeline).
+//! Where the processes of a run meet before there is a network between them: rank 0 listens, the
+//! others come to it over TCP. They learn who takes part, get what rank 0 has for them (NCCL's id),
+//! and find out at once if they are not of one run. Both sides prove that they know the run's
+//! secret, which is never sent. The connections remain, as the run's [`Lifeline`](super::Lifeline).
 
 use super::lifeline::Lifeline;
 use super::wire::{SILENCE, Sealed, fill, opened, random, seal, send, take};
@@ -55,14 +55,15 @@ const LATE: Duration = Duration::from_secs(2);
 /// Callers that are listened to at a time; others are turned away, and may call again.
 const CALLERS: usize = 1024;
 
-/// The connections of those who have met, by the rank at their other end: rank 0 has one to each of the others, who have
-/// one to it.
+/// The connections of those who have met, by the rank at their other end: rank 0 has one to each of
+/// the others, who have one to it.
 pub(super) type Lines = Vec<(usize, TcpStream)>;
 
 /// Meets the other ranks; `gift` is rank 0's for all.
 ///
 /// # Errors
-/// Not all come in time, or they are not of one run: each gets the line that names who differs, and in what.
+/// Not all come in time, or they are not of one run: each gets the line that names who differs, and
+/// in what.
 pub fn rendezvous(me: &Member, place: &Place, gift: &[u8]) -> Result<(Met, Arc<Lifeline>)> {
     let (met, lines) = meet(me, place, gift)?;
     let lifeline = Lifeline::new(me.rank, &met.members, lines)?;
@@ -141,8 +142,8 @@ pub(super) fn host(
     })
 }
 
-/// Lets in who comes until the meeting has `ended`, each on a thread of its own: one that keeps silent keeps nobody
-/// waiting, not even at the end.
+/// Lets in who comes until the meeting has `ended`, each on a thread of its own: one that keeps
+/// silent keeps nobody waiting, not even at the end.
 fn listen(
     listener: &TcpListener,
     place: &Place,
@@ -180,7 +181,8 @@ fn greet(stream: &mut TcpStream, place: &Place, end: Instant) -> Option<Hello> {
     opened(&sealed, &place.secret, "guest", &nonce)
 }
 
-/// Waits for all ranks and checks that they are of one run. `here` are those that wait for an answer.
+/// Waits for all ranks and checks that they are of one run. `here` are those that wait for an
+/// answer.
 fn gather(
     me: &Member,
     place: &Place,

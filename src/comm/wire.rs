@@ -1,6 +1,7 @@
-//! What the processes of a run say to each other over TCP: messages of limited size, with the proof that their sender knows
-//! the run's secret, which is never sent: each side keys the hash of what it says, and of the other's fresh random
-//! number, with it. What is said, and when, is the rendezvous' and the lifeline's.
+//! What the processes of a run say to each other over TCP: messages of limited size, with the proof
+//! that their sender knows the run's secret, which is never sent: each side keys the hash of what
+//! it says, and of the other's fresh random number, with it. What is said, and when, is the
+//! rendezvous' and the lifeline's.
 
 use crate::base::{Error, Result};
 use serde::de::DeserializeOwned;
@@ -37,7 +38,8 @@ pub(super) fn seal(
     Ok(Sealed { body, proof })
 }
 
-/// What `sealed` says; `None` if its sender does not know the secret. The comparison takes the same time for all.
+/// What `sealed` says; `None` if its sender does not know the secret. The comparison takes the same
+/// time for all.
 pub(super) fn opened<T: DeserializeOwned>(
     sealed: &Sealed,
     secret: &str,

@@ -7,7 +7,8 @@
 //!   taken off before anything else.
 //! - Proportions such as "2,4,4" give each step its own rows of every set; sets for the first step
 //!   only are given to it whole. The division is DeepSpeed-Chat's, row for row, where every step
-//!   can use the rows. Rows that only some steps can use are divided among those, in their proportions.
+//!   can use the rows. Rows that only some steps can use are divided among those, in their
+//!   proportions.
 //! - An epoch takes `round(weight * n)` of a set's `n` rows: below 1 it takes another part of them
 //!   each epoch until all were seen, above 1 it repeats some. The order is new in every epoch.
 

@@ -10,8 +10,8 @@ pub(super) fn refusal(file: &Value) -> Option<&'static str> {
     maps_are_short(file).then_some("a \"precompiled_charsmap\" is cut short")
 }
 
-/// The library joins the pieces of a merge without the second one's prefix, whatever it begins with, and takes
-/// what is left for text.
+/// The library joins the pieces of a merge without the second one's prefix, whatever it begins
+/// with, and takes what is left for text.
 fn merges_cut_characters(model: &Value) -> bool {
     let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
     let second = |merge: &Value| match merge {
@@ -22,8 +22,8 @@ fn merges_cut_characters(model: &Value) -> bool {
     !prefix.is_empty() && merges.iter().filter_map(second).any(|s| !s.starts_with(prefix))
 }
 
-/// A map begins with the size of a table, for which the library makes room before it looks for it: anywhere in
-/// the file, since normalizers nest.
+/// A map begins with the size of a table, for which the library makes room before it looks for it:
+/// anywhere in the file, since normalizers nest.
 fn maps_are_short(value: &Value) -> bool {
     match value {
         Value::Array(items) => items.iter().any(maps_are_short),
@@ -35,7 +35,8 @@ fn maps_are_short(value: &Value) -> bool {
     }
 }
 
-/// Whether the table of a map in base64 is larger than the map. What is no base64 the library refuses.
+/// Whether the table of a map in base64 is larger than the map. What is no base64 the library
+/// refuses.
 fn table_is_short(map: &str) -> bool {
     let digit = |c: u8| match c {
         b'A'..=b'Z' => c - b'A',

@@ -69,7 +69,8 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Value> {
     serde_json::from_slice(bytes).map_err(|e| Error::user(format!("{name}: bad JSON: {e}")))
 }
 
-/// What `f`, a call of the tokenizer library about a text or a list of ids, gives. Files of others can make it panic.
+/// What `f`, a call of the tokenizer library about a text or a list of ids, gives. Files of others
+/// can make it panic.
 pub(super) fn using<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match caught(f) {
         Some(outcome) => outcome.map_err(|e| Error::user(format!("the tokenizer failed: {e}"))),

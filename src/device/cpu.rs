@@ -18,8 +18,8 @@ thread_local! {
     static WORKERS: RefCell<Option<Rc<Workers>>> = const { RefCell::new(None) };
 }
 
-/// Runs `f(0)`, ..., `f(tasks - 1)` on the calling thread and its workers, in any order; returns when
-/// all are done. A loop inside a task runs on that task's thread alone.
+/// Runs `f(0)`, ..., `f(tasks - 1)` on the calling thread and its workers, in any order; returns
+/// when all are done. A loop inside a task runs on that task's thread alone.
 pub fn parallel_for(tasks: usize, f: impl Fn(usize) + Sync + Send) {
     if tasks <= 1 || workers::is_worker() {
         (0..tasks).for_each(f);

@@ -1,5 +1,6 @@
-//! A device that is not there: it counts the bytes asked of it, holds none, and computes nothing. A whole training step of any model on
-//! any number of ranks runs on it in a moment, by the code that a real one runs, and tells what it would take.
+//! A device that is not there: it counts the bytes asked of it, holds none, and computes nothing. A
+//! whole training step of any model on any number of ranks runs on it in a moment, by the code that
+//! a real one runs, and tells what it would take.
 //!
 //! The counts, one of each kind, are the calling thread's: what it makes it drops.
 

@@ -22,8 +22,8 @@ pub struct Buffer {
     locked_for: Option<Device>,
 }
 
-/// A borrowed address range on some device: host memory only on [`Device::Cpu`]. `ptr` is null where
-/// there is no memory, as while planning.
+/// A borrowed address range on some device: host memory only on [`Device::Cpu`]. `ptr` is null
+/// where there is no memory, as while planning.
 #[derive(Clone, Copy, Debug)]
 pub struct Region {
     /// First byte.
@@ -66,7 +66,8 @@ impl Buffer {
         }
     }
 
-    /// The same of the host, for copies to `device` ([`Device::upload`]): its pages are locked, if the system lets so many be.
+    /// The same of the host, for copies to `device` ([`Device::upload`]): its pages are locked, if
+    /// the system lets so many be.
     pub fn locked(device: Device, bytes: usize) -> Result<Buffer> {
         let mut buffer = Buffer::zeroed(device.host(), bytes)?;
         if bytes > 0 && !device.is_imagined() && device.stream()?.lock_pages(buffer.region()) {
@@ -107,7 +108,8 @@ impl Buffer {
 }
 
 impl Device {
-    /// Whether a region is of no memory: while planning, and on a device that is imagined, where addresses mean nothing.
+    /// Whether a region is of no memory: while planning, and on a device that is imagined, where
+    /// addresses mean nothing.
     fn has_nothing_at(self, region: Region) -> bool {
         region.ptr.is_null() || self.is_imagined()
     }
@@ -126,7 +128,8 @@ impl Device {
         Ok(())
     }
 
-    /// Copies a region of this device's memory to another of the same length, which does not overlap it.
+    /// Copies a region of this device's memory to another of the same length, which does not
+    /// overlap it.
     pub fn copy(self, to: Region, from: Region) -> Result<()> {
         assert_eq!(to.bytes, from.bytes);
         if self.has_nothing_at(to) || self.has_nothing_at(from) {
@@ -171,7 +174,8 @@ impl Device {
 /// Bytes that one task of a copy takes.
 const PIECE: usize = 1 << 20;
 
-/// Copies on all threads: one alone neither fills the memory's bandwidth nor touches new pages fast enough.
+/// Copies on all threads: one alone neither fills the memory's bandwidth nor touches new pages fast
+/// enough.
 fn copy(from: &[u8], to: &mut [u8]) {
     if to.len() <= PIECE {
         return to.copy_from_slice(from);

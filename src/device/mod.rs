@@ -1,5 +1,6 @@
-//! Where bytes live and code runs: the CPU; a CUDA device; the same device emulated on the CPU, so that
-//! every kernel can be run without a GPU; and one that is imagined, to plan for. The surface is memory, streams, launches and parallelism, no maths.
+//! Where bytes live and code runs: the CPU; a CUDA device; the same device emulated on the CPU, so
+//! that every kernel can be run without a GPU; and one that is imagined, to plan for. The surface
+//! is memory, streams, launches and parallelism, no maths.
 
 pub mod cpu;
 pub mod cuda;
@@ -84,8 +85,9 @@ impl Device {
         Stream::new(self.context()?)
     }
 
-    /// From here on every wait for this device fails with `e`, on every thread: what is computed on it is of no use any more,
-    /// since ranks that take part in it are gone. Only the first error counts.
+    /// From here on every wait for this device fails with `e`, on every thread: what is computed on
+    /// it is of no use any more, since ranks that take part in it are gone. Only the first error
+    /// counts.
     pub fn end(self, e: Error) {
         if let Ok(context) = self.context() {
             context.end(e);

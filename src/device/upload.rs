@@ -1,10 +1,11 @@
-//! Copies from the host that go on while the device computes: in a stream of their own, which waits for the thread's work
-//! before it, and for which later work waits.
+//! Copies from the host that go on while the device computes: in a stream of their own, which waits
+//! for the thread's work before it, and for which later work waits.
 
 use super::{Buffer, Device, Event, Region};
 use crate::base::{Error, Result};
 
-/// A copy under way. Dropped without being waited for, it is waited for then: memory may go once it is gone.
+/// A copy under way. Dropped without being waited for, it is waited for then: memory may go once it
+/// is gone.
 #[must_use = "the copy is under way until it is waited for"]
 pub struct Upload {
     device: Device,
@@ -12,8 +13,8 @@ pub struct Upload {
 }
 
 impl Device {
-    /// Begins to copy all of `from`, memory of the host, once this thread's work so far is done. Where its pages are not locked
-    /// ([`Buffer::locked`]) it takes the processor's time.
+    /// Begins to copy all of `from`, memory of the host, once this thread's work so far is done.
+    /// Where its pages are not locked ([`Buffer::locked`]) it takes the processor's time.
     pub fn upload(self, to: Region, from: &Buffer) -> Result<Upload> {
         if from.device() != self.host() {
             return Err(Error::internal(format!("an upload from {}", from.device())));

@@ -1,5 +1,5 @@
-//! The hybrid engine: one model, one weight allocation, two phases. `generate` and `accumulate` read
-//! the same store; switching phases moves no weight, it only makes or drops the KV-cache.
+//! The hybrid engine: one model, one weight allocation, two phases. `generate` and `accumulate`
+//! read the same store; switching phases moves no weight, it only makes or drops the KV-cache.
 //!
 //! Knows phases and their memory, no losses and no files: what is to be saved it hands out by name.
 
@@ -115,8 +115,8 @@ impl Engine {
         if store.shares_weights() { &store.partition().slice } else { self.comm() }
     }
 
-    /// Log-probabilities at the selected rows of `batch`, at `temperature`, none if it is idle; `adapters: false` asks
-    /// the base model, which is the reference policy of a LoRA actor.
+    /// Log-probabilities at the selected rows of `batch`, at `temperature`, none if it is idle;
+    /// `adapters: false` asks the base model, which is the reference policy of a LoRA actor.
     pub fn logprobs(
         &self,
         ws: &mut Workspace,
@@ -150,7 +150,8 @@ impl Engine {
 
     /// Adds the gradients of one micro-batch. `loss` builds f32 `[1]` losses, all of which are
     /// propagated, and statistics to read back; `name` tells programs apart. `dropout` seeds LoRA
-    /// dropout, another one every step. Returns losses, then statistics; zeros for a batch that is idle.
+    /// dropout, another one every step. Returns losses, then statistics; zeros for a batch that is
+    /// idle.
     pub fn accumulate(
         &self,
         ws: &mut Workspace,
@@ -189,9 +190,9 @@ impl Engine {
         })
     }
 
-    /// Applies the accumulated gradients at `factor` of the peak learning rate. `loss` is the sum of the
-    /// losses they come from, over all ranks: where it is not finite they are dropped, as they are where they are not
-    /// finite themselves.
+    /// Applies the accumulated gradients at `factor` of the peak learning rate. `loss` is the sum
+    /// of the losses they come from, over all ranks: where it is not finite they are dropped, as
+    /// they are where they are not finite themselves.
     pub fn step(&mut self, ws: &mut Workspace, factor: f32, loss: f32) -> Result<StepStats> {
         let Some(optimizer) = &mut self.optimizer else {
             return Err(Error::internal("a frozen model was asked to step"));
@@ -203,9 +204,9 @@ impl Engine {
         Ok(stats)
     }
 
-    /// Adds to `out` under `at` what training changes: trained weights, optimizer state, moving average.
-    /// The tensors are read when they are copied or written.
-    /// Between steps only: gradients are no state, those that wait are an error.
+    /// Adds to `out` under `at` what training changes: trained weights, optimizer state, moving
+    /// average. The tensors are read when they are copied or written. Between steps only: gradients
+    /// are no state, those that wait are an error.
     pub fn save<'a>(&'a self, at: &str, out: &mut Draft<'a>) -> Result<()> {
         let store = &self.model.store;
         if store.has_grads() {
@@ -221,8 +222,8 @@ impl Engine {
         self.ema.as_ref().map_or(Ok(()), |ema| ema.save(&self.model, at, out))
     }
 
-    /// Takes from `from` what [`Engine::save`] put there. The engine must be made and set up as that one
-    /// was: frozen weights are not in a snapshot.
+    /// Takes from `from` what [`Engine::save`] put there. The engine must be made and set up as
+    /// that one was: frozen weights are not in a snapshot.
     pub fn restore(&mut self, at: &str, from: &Snapshot) -> Result<()> {
         let store = &self.model.store;
         for (id, p) in store.trained() {

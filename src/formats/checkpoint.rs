@@ -149,8 +149,8 @@ impl Checkpoint {
         self.sources.iter().map(Source::path)
     }
 
-    /// The elements of a float tensor in row-major order as f32 (F64 is rounded). Errors if there is
-    /// no such tensor, if it is not of floats, or if its bytes are damaged.
+    /// The elements of a float tensor in row-major order as f32 (F64 is rounded). Errors if there
+    /// is no such tensor, if it is not of floats, or if its bytes are damaged.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let (source, info) = self.find(name)?;
         let bytes = source.bytes(name)?;

@@ -76,8 +76,8 @@ impl SourceDType {
         matches!(self, F32 | F16 | Bf16 | F64)
     }
 
-    /// Elements of a float dtype as f32: exact, but for F64, which is rounded to nearest. `None` for
-    /// integers and booleans.
+    /// Elements of a float dtype as f32: exact, but for F64, which is rounded to nearest. `None`
+    /// for integers and booleans.
     pub(super) fn to_f32(self, bytes: &[u8]) -> Option<Vec<f32>> {
         Some(match self {
             F32 => convert(bytes, f32::from_le_bytes),

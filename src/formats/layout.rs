@@ -21,7 +21,8 @@ pub fn transpose<T: Copy>(rows: usize, cols: usize, src: &[T], dst: &mut [T]) {
     }
 }
 
-/// Rows of `src`, `[order.len(), width]`, in another order: row `r` of the result is row `order[r]`.
+/// Rows of `src`, `[order.len(), width]`, in another order: row `r` of the result is row
+/// `order[r]`.
 ///
 /// # Panics
 /// If `src` has another size, as [`transpose`].

@@ -1,6 +1,6 @@
 //! Checksums of bytes and stamps of files: XXH3 of 64 bits. It runs at the speed of memory, so that
-//! checking a file costs no more than reading it, and misses one damage in 2^64, where a CRC of 32 bits
-//! misses one in 2^32. Against damage only, not against forgery.
+//! checking a file costs no more than reading it, and misses one damage in 2^64, where a CRC of 32
+//! bits misses one in 2^32. Against damage only, not against forgery.
 
 use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};

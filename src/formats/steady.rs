@@ -1,7 +1,7 @@
-//! A file that is written steadily: whole pieces go to the disk as they come, so that a large file neither fills
-//! the system's memory nor keeps the disk busy in one go at the end, when others need them. Where the file system
-//! can, they go there past the system's memory: a checkpoint of gigabytes takes a quarter of the processor's time,
-//! which training wants.
+//! A file that is written steadily: whole pieces go to the disk as they come, so that a large file
+//! neither fills the system's memory nor keeps the disk busy in one go at the end, when others need
+//! them. Where the file system can, they go there past the system's memory: a checkpoint of
+//! gigabytes takes a quarter of the processor's time, which training wants.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -122,7 +122,8 @@ impl Write for Steady {
 fn set_direct(file: &File, direct: bool) -> bool {
     use std::os::fd::AsRawFd;
     let flag = if direct { libc::O_DIRECT } else { 0 };
-    // SAFETY: sets status flags of an open file, of which all others are unset: it was opened to be written.
+    // SAFETY: sets status flags of an open file, of which all others are unset: it was opened to be
+    // written.
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flag) == 0 }
 }
 

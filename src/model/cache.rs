@@ -21,7 +21,8 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `sequences` sequences of up to `max_len` tokens, of the heads that this rank generates with.
+    /// Room for `sequences` sequences of up to `max_len` tokens, of the heads that this rank
+    /// generates with.
     pub fn new(model: &Model, sequences: usize, max_len: usize) -> Result<KvCache> {
         model.store.may_generate()?;
         let (arch, device) = (&model.arch, model.store.device());

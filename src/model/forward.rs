@@ -52,8 +52,8 @@ pub struct Pass {
 pub struct Draw {
     /// Another one every step.
     pub seed: u64,
-    /// Number of the pass's first token among those of the step, for what a token draws not to depend on
-    /// how they are shared out over passes.
+    /// Number of the pass's first token among those of the step, for what a token draws not to
+    /// depend on how they are shared out over passes.
     pub first: usize,
 }
 
@@ -244,7 +244,8 @@ impl Model {
         }
     }
 
-    /// What logits are made of: hidden rows `select` `[n]`, and the weights and bias of the output layer.
+    /// What logits are made of: hidden rows `select` `[n]`, and the weights and bias of the output
+    /// layer.
     fn output<'a>(
         &'a self,
         tape: &mut Tape<'a>,
@@ -258,7 +259,8 @@ impl Model {
         Ok((rows, weight, bias))
     }
 
-    /// Log-probabilities and entropies f32 `[n]` of `targets` `[n]` after hidden rows `select` `[n]`.
+    /// Log-probabilities and entropies f32 `[n]` of `targets` `[n]` after hidden rows `select`
+    /// `[n]`.
     pub fn logprobs<'a>(
         &'a self,
         tape: &mut Tape<'a>,
@@ -272,8 +274,8 @@ impl Model {
         op::logprob::logprob(tape, logprob, rows, weight, bias, targets)
     }
 
-    /// `scale` times the sum of the log-probabilities of `targets` `[n]` after hidden rows `select` `[n]`, under
-    /// `weights` f32 `[n]`: f32 `[1]`, on a recording tape there after backward.
+    /// `scale` times the sum of the log-probabilities of `targets` `[n]` after hidden rows `select`
+    /// `[n]`, under `weights` f32 `[n]`: f32 `[1]`, on a recording tape there after backward.
     #[allow(clippy::too_many_arguments)]
     pub fn nll<'a>(
         &'a self,

@@ -1,6 +1,6 @@
-//! The layers of a block, whole or cut: what one rank computes with all blocks of the cut, one after the other, or with its own
-//! alone, beside ranks that have the others. Sums over blocks are of f32 products, in the order of the blocks, and rounded
-//! once, so both ways have the same bits.
+//! The layers of a block, whole or cut: what one rank computes with all blocks of the cut, one
+//! after the other, or with its own alone, beside ranks that have the others. Sums over blocks are
+//! of f32 products, in the order of the blocks, and rounded once, so both ways have the same bits.
 
 use crate::arch::Position;
 use crate::base::{Error, Result};
@@ -21,7 +21,8 @@ use crate::tensor::Tensor;
 pub(super) type Columnwise<'f, 'a> = dyn FnMut(&mut Tape<'a>, Option<usize>) -> Result<Tensor> + 'f;
 
 impl Model {
-    /// A parameter as this rank computes with it: a table's rows that are its own where it computes with one block, all else.
+    /// A parameter as this rank computes with it: a table's rows that are its own where it computes
+    /// with one block, all else.
     pub(super) fn param<'a>(&'a self, tape: &mut Tape<'a>, id: ParamId) -> Tensor {
         tape.portion(&self.store, Portion { id, block: self.store.lane() })
     }
@@ -203,7 +204,8 @@ impl Model {
         self.settled(tape, sum, p.bias, residual)
     }
 
-    /// A sum over this rank's blocks made one over all, and rounded: f32 `[tokens, width]`, with a bias and a residual.
+    /// A sum over this rank's blocks made one over all, and rounded: f32 `[tokens, width]`, with a
+    /// bias and a residual.
     fn settled<'a>(
         &'a self,
         tape: &mut Tape<'a>,

@@ -32,8 +32,8 @@ pub struct LoadOptions {
     pub lora: Option<LoraConfig>,
     /// Seed of what has to be initialised.
     pub seed: u64,
-    /// Whether the weights stay in the host's memory and come to the device when they are needed; of a frozen model that does not
-    /// generate.
+    /// Whether the weights stay in the host's memory and come to the device when they are needed;
+    /// of a frozen model that does not generate.
     pub offload: bool,
     /// Whether weights that are not finite are refused, rather than noted.
     pub strict: bool,
@@ -571,7 +571,8 @@ fn factor_of(name: &str) -> Option<(&str, &'static str)> {
     })
 }
 
-/// What is to be said of values of a tensor that are infinite or not a number; an error if `strict`.
+/// What is to be said of values of a tensor that are infinite or not a number; an error if
+/// `strict`.
 fn no_numbers(values: &[f32], name: &str, dir: &Path, strict: bool) -> Result<Option<String>> {
     let bad = values.iter().filter(|v| !v.is_finite()).count();
     let values = counted(bad, "value is", "values are");

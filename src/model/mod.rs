@@ -114,8 +114,8 @@ impl Model {
         Ok(model)
     }
 
-    /// Initialises the score head, if there is one: normal with variance 1/(hidden + 1) (Stiennon et
-    /// al. 2020).
+    /// Initialises the score head, if there is one: normal with variance 1/(hidden + 1) (Stiennon
+    /// et al. 2020).
     pub fn init_score(&self, seed: u64) -> Result<()> {
         if self.head == Head::Score {
             let mut rng = Rng::new(seed, u64::MAX - 1);

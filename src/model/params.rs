@@ -125,7 +125,8 @@ pub struct Params {
 }
 
 impl Params {
-    /// Names, shapes, cuts into `blocks` and sources of all parameters of `arch` with `head` on top.
+    /// Names, shapes, cuts into `blocks` and sources of all parameters of `arch` with `head` on
+    /// top.
     pub fn lay_out(
         arch: &Arch,
         head: Head,
@@ -212,7 +213,8 @@ impl Params {
     }
 }
 
-/// How the widths inside a block are cut: heads stay whole, and a block has the key and value heads that its query heads read.
+/// How the widths inside a block are cut: heads stay whole, and a block has the key and value heads
+/// that its query heads read.
 #[derive(Clone, Debug)]
 pub(super) struct Cuts {
     /// Query heads.
@@ -228,8 +230,8 @@ pub(super) struct Cuts {
 }
 
 impl Cuts {
-    /// Cuts of `arch` into `blocks`. Where there are fewer key and value heads than blocks, several blocks have the same one, and share out
-    /// its query heads.
+    /// Cuts of `arch` into `blocks`. Where there are fewer key and value heads than blocks, several
+    /// blocks have the same one, and share out its query heads.
     pub(super) fn new(arch: &Arch, blocks: usize) -> Cuts {
         let (heads, kv_heads) = (arch.heads, arch.kv_heads.max(1));
         let group = heads / kv_heads;

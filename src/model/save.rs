@@ -82,8 +82,8 @@ fn checkpoint_tensors(model: &Model) -> (Vec<SaveTensor>, HashMap<String, Part<'
 }
 
 /// Writes `config.json` and the weights into `dir`, which is made if absent. Adapters are merged.
-/// `values` replaces the stored weights (an EMA) where it returns some. The other ranks that share the weights
-/// [take part](take_part_in_saving).
+/// `values` replaces the stored weights (an EMA) where it returns some. The other ranks that share
+/// the weights [take part](take_part_in_saving).
 pub fn save_model(
     model: &Model,
     dir: &Path,
@@ -93,7 +93,8 @@ pub fn save_model(
     save_or_read(model, Some(dir), options, values)
 }
 
-/// Does this rank's part in reading what another one writes by [`save_model`] and, with `adapters`, by [`save_adapters`].
+/// Does this rank's part in reading what another one writes by [`save_model`] and, with `adapters`,
+/// by [`save_adapters`].
 pub fn take_part_in_saving(
     model: &Model,
     values: Option<&Values<'_>>,
@@ -123,7 +124,8 @@ fn save_or_read(
         let part = &parts[&t.name];
         let columns: usize = model.store.param(part.param).spec.shape[1..].iter().product();
         let mut w = value(part.param)?;
-        // A parameter of several tensors comes by here once for each, and merges that one's adapter.
+        // A parameter of several tensors comes by here once for each, and merges that one's
+        // adapter.
         let merged = adapters.get(&part.param).into_iter().flat_map(|a| a.iter());
         for adapter in merged.filter(|a| part.rows.contains(&a.offset)) {
             merge(adapter, &value, columns, &mut w)?;

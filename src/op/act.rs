@@ -1,8 +1,8 @@
 //! Activations of the MLP: ReLU, GELU (Hendrycks and Gimpel 2016; tanh form and exact) and SiLU,
 //! plain or gated (Shazeer 2020).
 //!
-//! x `[tokens, width]` -> act(x), or gated x `[tokens, 2 width]` laid out gate|up -> act(gate) * up,
-//! `[tokens, width]`.
+//! x `[tokens, width]` -> act(x), or gated x `[tokens, 2 width]` laid out gate|up -> act(gate) *
+//! up, `[tokens, width]`.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;

@@ -1,9 +1,9 @@
 //! Adam with decoupled weight decay (Loshchilov and Hutter 2019) on a flat partition, in place.
 //!
-//! w `[n]`, grad f32 `[n]`, clip f32 `[1]`, m, v f32 `[n]`, master f32 `[n]` or none -> w, m, v, master.
-//! The gradient is multiplied by `clip` first. With a master copy the update is made there and
-//! rounded into w. Learning rate and decay go by element ranges; elements outside all ranges are
-//! left alone. The arithmetic is that of `torch.optim.AdamW`. No gradient.
+//! w `[n]`, grad f32 `[n]`, clip f32 `[1]`, m, v f32 `[n]`, master f32 `[n]` or none -> w, m, v,
+//! master. The gradient is multiplied by `clip` first. With a master copy the update is made there
+//! and rounded into w. Learning rate and decay go by element ranges; elements outside all ranges
+//! are left alone. The arithmetic is that of `torch.optim.AdamW`. No gradient.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;

@@ -1,13 +1,13 @@
-//! AdamW on a compact state, in place: the update of `adamw.rs` where bf16 weights have a correction of a
-//! byte instead of an f32 master copy, and the moments are codes of a byte with scales for blocks of 64
-//! (block-wise quantisation, Dettmers et al. 2021). With the weights that is 5.1 bytes a parameter,
-//! instead of 14.
+//! AdamW on a compact state, in place: the update of `adamw.rs` where bf16 weights have a
+//! correction of a byte instead of an f32 master copy, and the moments are codes of a byte with
+//! scales for blocks of 64 (block-wise quantisation, Dettmers et al. 2021). With the weights that
+//! is 5.1 bytes a parameter, instead of 14.
 //!
-//! w bf16 `[n]`, grad f32 or bf16 `[n]`, clip f32 `[1]`, correction u8 `[n]`, codes of m u8 `[n]`, codes
-//! of the root of v u8 `[n]`, scales of both in turn f32 `[n / 32]` -> all but grad and clip. A fresh
-//! state is zero. n and the starts of groups are multiples of 64; where a group ends within a block of
-//! 64, the rest of that block is padding, zero, and stays so. `cpu/adamw_compact.rs` tells of the
-//! codes. No gradient.
+//! w bf16 `[n]`, grad f32 or bf16 `[n]`, clip f32 `[1]`, correction u8 `[n]`, codes of m u8 `[n]`,
+//! codes of the root of v u8 `[n]`, scales of both in turn f32 `[n / 32]` -> all but grad and clip.
+//! A fresh state is zero. n and the starts of groups are multiples of 64; where a group ends within
+//! a block of 64, the rest of that block is padding, zero, and stays so. `cpu/adamw_compact.rs`
+//! tells of the codes. No gradient.
 
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::cpu::parallel_for;
@@ -244,8 +244,8 @@ fn cases() -> Vec<Case> {
         });
         case.dtypes = &[DType::Bf16];
         case.decode = Some(|outs| decode(outs).to_vec());
-        // Codes are computed too: all that differs is where f32 and f64 fall on two sides of one, which
-        // is rare. Half the tolerance still sees a dither that is not the same.
+        // Codes are computed too: all that differs is where f32 and f64 fall on two sides of one,
+        // which is rare. Half the tolerance still sees a dither that is not the same.
         case.slack = 0.5;
         case
     };

@@ -1,4 +1,5 @@
-//! The operator over many steps: beside its reference, beside plain AdamW, and where changes are tiny.
+//! The operator over many steps: beside its reference, beside plain AdamW, and where changes are
+//! tiny.
 
 use super::*;
 use crate::base::Rng;

@@ -1,9 +1,10 @@
-//! The end of a decode step: the drawn tokens are written down and become the next step's inputs. With
-//! it the whole state of decoding lives on the device, so that a step needs nothing of the host.
+//! The end of a decode step: the drawn tokens are written down and become the next step's inputs.
+//! With it the whole state of decoding lives on the device, so that a step needs nothing of the
+//! host.
 //!
-//! tokens i32 `[b]`, logprobs f32 `[b]`, state i32 `[7, b]`, out_tokens i32 `[b, steps]`, out_logprobs f32
-//! `[b, steps]` -> the last three in place. A row that has nothing left to draw stays as it is. The rows
-//! of the state are numbered by the constants of [`State`].
+//! tokens i32 `[b]`, logprobs f32 `[b]`, state i32 `[7, b]`, out_tokens i32 `[b, steps]`,
+//! out_logprobs f32 `[b, steps]` -> the last three in place. A row that has nothing left to draw
+//! stays as it is. The rows of the state are numbered by the constants of [`State`].
 
 use crate::base::{DType, Result};
 use crate::device::cuda::params::AdvanceParams;
@@ -143,8 +144,8 @@ impl Op for Advance {
     }
 }
 
-/// Rows: goes on; ends by an end token; draws its last; is finished; has its outputs full; may end from
-/// the next token on.
+/// Rows: goes on; ends by an end token; draws its last; is finished; has its outputs full; may end
+/// from the next token on.
 fn cases() -> Vec<Case> {
     let (b, steps) = (6, 4);
     #[rustfmt::skip]

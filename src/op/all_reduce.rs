@@ -1,7 +1,7 @@
 //! The sum over ranks, as an operator, so that a program that is recorded can contain it.
 //!
-//! x f32 of any shape, in place: the sum of all ranks' x in the order of the ranks, the same bits on each.
-//! Every rank must run it at the same place of the same program. No gradient.
+//! x f32 of any shape, in place: the sum of all ranks' x in the order of the ranks, the same bits
+//! on each. Every rank must run it at the same place of the same program. No gradient.
 
 use crate::base::{DType, Result};
 use crate::comm::{Comm, Reduce};

@@ -1,8 +1,9 @@
 //! Causal self-attention over packed sequences, with grouped query heads (Ainslie et al. 2023).
 //!
-//! qkv `[tokens, (heads + 2 kv_heads) head_dim]` laid out q|k|v (after rotary positions), cu_seqlens
-//! i32 `[sequences + 1]` -> o `[tokens, heads head_dim]`, lse f32 `[tokens, heads]` (log-sum-exp of
-//! the scores, kept for backward). Query head i reads kv head i / (heads / kv_heads).
+//! qkv `[tokens, (heads + 2 kv_heads) head_dim]` laid out q|k|v (after rotary positions),
+//! cu_seqlens i32 `[sequences + 1]` -> o `[tokens, heads head_dim]`, lse f32 `[tokens, heads]`
+//! (log-sum-exp of the scores, kept for backward). Query head i reads kv head i / (heads /
+//! kv_heads).
 
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::cpu::parallel_for;
@@ -19,8 +20,8 @@ use std::sync::Arc;
 
 pub(super) mod cuda;
 
-/// The operator, with what some models do to the scores: scaled, then soft-capped, then biased, then
-/// masked.
+/// The operator, with what some models do to the scores: scaled, then soft-capped, then biased,
+/// then masked.
 #[derive(Clone, Debug)]
 pub struct Attention {
     /// Query heads.

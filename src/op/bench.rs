@@ -1,5 +1,5 @@
-//! One operator with random inputs in place on a device, to be run again and again: what benches and
-//! `tools/gpu-check` time. Checks nothing; that is what `conformance` is for.
+//! One operator with random inputs in place on a device, to be run again and again: what benches
+//! and `tools/gpu-check` time. Checks nothing; that is what `conformance` is for.
 
 use crate::base::{DType, Elem, Result, Rng, bf16};
 use crate::device::{Buffer, Device, Region};

@@ -1,11 +1,12 @@
 //! Causal self-attention of new tokens over a paged cache of keys and values: prefill, decode and
 //! anything between.
 //!
-//! qkv `[tokens, (heads + 2 kv_heads) head_dim]` of the new tokens, cu_seqlens i32 `[sequences + 1]`
-//! over them, starts i32 `[sequences]` (tokens already cached), page_table i32 `[sequences, pages]`,
-//! kcache and vcache `[num_pages, kv_heads, 64, head_dim]` -> o `[tokens, heads head_dim]`, kcache and
-//! vcache with the new keys and values appended. Position p of a sequence lies in slot p % 64 of page
-//! `page_table[p / 64]`. Rows are bit for bit those of [`attention`](super::attention).
+//! qkv `[tokens, (heads + 2 kv_heads) head_dim]` of the new tokens, cu_seqlens i32 `[sequences +
+//! 1]` over them, starts i32 `[sequences]` (tokens already cached), page_table i32 `[sequences,
+//! pages]`, kcache and vcache `[num_pages, kv_heads, 64, head_dim]` -> o `[tokens, heads
+//! head_dim]`, kcache and vcache with the new keys and values appended. Position p of a sequence
+//! lies in slot p % 64 of page `page_table[p / 64]`. Rows are bit for bit those of
+//! [`attention`](super::attention).
 
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::cpu::parallel_for;

@@ -8,7 +8,8 @@ use crate::op::{Arg, Backward, CudaBackward, CudaForward, CudaGrad};
 use crate::op::{Forward, Grad, Op, Place, Plan, View, ViewMut};
 use crate::tensor::Desc;
 
-/// A float64 implementation: inputs in order (absent ones empty) to differentiable outputs in order.
+/// A float64 implementation: inputs in order (absent ones empty) to differentiable outputs in
+/// order.
 pub type Reference = Box<dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>>>;
 
 /// What is compared, made of all outputs.
@@ -114,8 +115,8 @@ pub fn tolerance(dtype: DType) -> f64 {
     }
 }
 
-/// Relative L2 distance, largest absolute difference and the coordinate it is at. A single value may
-/// be a sum that cancels, so it is measured against the size of what was summed: at least 0.5.
+/// Relative L2 distance, largest absolute difference and the coordinate it is at. A single value
+/// may be a sum that cancels, so it is measured against the size of what was summed: at least 0.5.
 pub fn distance(got: &[f64], want: &[f64]) -> (f64, f64, usize) {
     let (mut num, mut den, mut max, mut at) = (0.0, 0.0, 0.0, 0);
     for (i, (g, w)) in got.iter().zip(want).enumerate() {

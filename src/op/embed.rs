@@ -1,12 +1,13 @@
 //! Token embedding with optional learned positions.
 //!
-//! ids i32 `[tokens]`, positions i32 `[tokens]`, tok `[vocab, hidden]`, pos `[positions, hidden]` or
-//! none -> x `[tokens, hidden]` = scale tok\[id\] + pos\[position + offset\], in f32 rounded once,
-//! with the scale rounded to the dtype of the weights first, as the reference implementations do.
+//! ids i32 `[tokens]`, positions i32 `[tokens]`, tok `[vocab, hidden]`, pos `[positions, hidden]`
+//! or none -> x `[tokens, hidden]` = scale tok\[id\] + pos\[position + offset\], in f32 rounded
+//! once, with the scale rounded to the dtype of the weights first, as the reference implementations
+//! do.
 //!
-//! With a window the tables are one rank's runs of rows, and x is f32: that rank's part, to be summed over the ranks.
-//! Each row is one rank's, so the sum is what the whole tables give before rounding, bit for bit. Then an id that is
-//! no rank's is not found out, and there is no gradient.
+//! With a window the tables are one rank's runs of rows, and x is f32: that rank's part, to be
+//! summed over the ranks. Each row is one rank's, so the sum is what the whole tables give before
+//! rounding, bit for bit. Then an id that is no rank's is not found out, and there is no gradient.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
@@ -46,7 +47,8 @@ pub struct Window {
     pub first_position: usize,
 }
 
-/// What a rank without a row adds for it: the one value that changes no bit of a sum, not even of -0.
+/// What a rank without a row adds for it: the one value that changes no bit of a sum, not even of
+/// -0.
 const NOTHING: f32 = -0.0;
 
 impl Embed {
@@ -182,8 +184,8 @@ impl Op for Embed {
     }
 }
 
-/// The row of a table of `rows` rows, the first of them number `first`, that `index` names; `None` if it is
-/// outside.
+/// The row of a table of `rows` rows, the first of them number `first`, that `index` names; `None`
+/// if it is outside.
 fn row(index: i32, offset: usize, first: usize, rows: usize) -> Option<usize> {
     let row = usize::try_from(index).ok()? + offset;
     row.checked_sub(first).filter(|row| *row < rows)

@@ -1,8 +1,8 @@
 //! Generalized advantage estimation (Schulman et al. 2016, eq. 11-16) over packed sequences.
 //!
-//! rewards, values f32 `[n]`, cu_seqlens i32 `[s + 1]` -> advantages, returns f32 `[n]`. Backwards in
-//! each sequence: delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lambda A_{t+1}, with value
-//! and advantage 0 after the end; returns = A + V. No gradient.
+//! rewards, values f32 `[n]`, cu_seqlens i32 `[s + 1]` -> advantages, returns f32 `[n]`. Backwards
+//! in each sequence: delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lambda A_{t+1},
+//! with value and advantage 0 after the end; returns = A + V. No gradient.
 
 use crate::base::{DType, Error, Result};
 use crate::device::cuda::params::GaeParams;

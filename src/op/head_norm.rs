@@ -1,8 +1,8 @@
 //! RMSNorm of each query and key head before rotary positions (Qwen3).
 //!
 //! x `[tokens, (heads + 2 kv_heads) head_dim]` laid out q|k|v, q_weight and k_weight `[head_dim]`
-//! -> y of the shape of x, and f32 `[tokens, heads + kv_heads]` 1/rms, kept for backward. Value heads
-//! are copied. Each head is a row of `norm`, with its bits; see `norm.rs` for whole rows.
+//! -> y of the shape of x, and f32 `[tokens, heads + kv_heads]` 1/rms, kept for backward. Value
+//! heads are copied. Each head is a row of `norm`, with its bits; see `norm.rs` for whole rows.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;

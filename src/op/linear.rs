@@ -1,13 +1,15 @@
 //! The linear layer, with its bias and the residual connection it ends in.
 //!
 //! x `[tokens, in]`, w `[out, in]`, b `[out]` or none, residual `[tokens, out]` or none (in the
-//! dtype of the output) -> y `[tokens, out]` = x w^T + b + residual, summed in f32 and rounded once.
-//! With `f32_out` y is f32 whatever the dtype of x: logits. With an activation y = act(x w^T + b), its
-//! argument rounded as if it had been stored: for passes without a backward, which needs the argument.
+//! dtype of the output) -> y `[tokens, out]` = x w^T + b + residual, summed in f32 and rounded
+//! once. With `f32_out` y is f32 whatever the dtype of x: logits. With an activation y = act(x w^T
+//! + b), its argument rounded as if it had been stored: for passes without a backward, which needs
+//! the argument.
 //!
-//! A product over all input columns may be made of products over blocks of them: the first with `f32_out`, the
-//! others with `onto`, which adds to it in place. That is the sum of the blocks' products in their order, bit
-//! for bit what ranks with a block each get by reducing. `settle` ends it.
+//! A product over all input columns may be made of products over blocks of them: the first with
+//! `f32_out`, the others with `onto`, which adds to it in place. That is the sum of the blocks'
+//! products in their order, bit for bit what ranks with a block each get by reducing. `settle` ends
+//! it.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
@@ -32,8 +34,8 @@ pub struct Linear {
     pub f32_out: bool,
     /// Applied last. Then there is no residual, and no gradient.
     pub activation: Option<Kind>,
-    /// The residual is the f32 sum so far and is updated in place: y = residual + x w^T. With `f32_out`
-    /// and without a bias.
+    /// The residual is the f32 sum so far and is updated in place: y = residual + x w^T. With
+    /// `f32_out` and without a bias.
     pub onto: bool,
 }
 
@@ -155,8 +157,9 @@ impl Op for Linear {
     }
 }
 
-/// f32 elements of memory for the gradient of an f32 output beside operands in bf16, rounded to that: both of its products
-/// then take the tensor cores. Behind `settle` it has no other bits to lose.
+/// f32 elements of memory for the gradient of an f32 output beside operands in bf16, rounded to
+/// that: both of its products then take the tensor cores. Behind `settle` it has no other bits to
+/// lose.
 fn narrowed(op: &Linear, dtype: DType, elements: usize) -> usize {
     if op.f32_out && dtype == DType::Bf16 { elements.div_ceil(2).next_multiple_of(4) } else { 0 }
 }

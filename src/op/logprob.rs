@@ -1,8 +1,8 @@
 //! Log-probabilities of given tokens and entropies, straight from hidden states: the logits of a
 //! whole batch never exist, only those of a few rows at a time, and backward computes them again.
 //!
-//! x `[n, hidden]`, w `[vocab, hidden]`, b `[vocab]` or none, targets i32 `[n]` -> logp, entropy and
-//! lse (kept for backward) f32 `[n]` of log_softmax(cap(x w^T + b) / T), where cap(l) is l or
+//! x `[n, hidden]`, w `[vocab, hidden]`, b `[vocab]` or none, targets i32 `[n]` -> logp, entropy
+//! and lse (kept for backward) f32 `[n]` of log_softmax(cap(x w^T + b) / T), where cap(l) is l or
 //! softcap tanh(l / softcap). Row by row the same bits as `linear`, `softcap` and `sample` in turn.
 
 use crate::base::{DType, Elem, Error, Result, bf16};
@@ -186,7 +186,8 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// The logits of each row of `x [n, d]`, in float64: by `w [vocab, d]` and `bias [vocab]`, which may be empty.
+/// The logits of each row of `x [n, d]`, in float64: by `w [vocab, d]` and `bias [vocab]`, which
+/// may be empty.
 pub(super) fn exact_logits<'a>(
     x: &'a [f64],
     w: &'a [f64],

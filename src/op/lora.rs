@@ -5,8 +5,9 @@
 //! `[tokens, rank]`, kept for backward. Where the update is 0 (b starts at 0) y keeps its bits.
 //! Large operands go through in pieces of a fixed number of rows, so workspace stays small.
 //!
-//! y may be f32 where the others are bf16: the sum of a product over blocks of columns (see `linear`). Then each
-//! block's columns of x and a are an update of their own, with the dropout that they have in the whole x.
+//! y may be f32 where the others are bf16: the sum of a product over blocks of columns (see
+//! `linear`). Then each block's columns of x and a are an update of their own, with the dropout
+//! that they have in the whole x.
 
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::cpu::parallel_for;
@@ -36,8 +37,8 @@ pub struct Lora {
     pub seed: u64,
     /// Number of the adapter in the model.
     pub site: u64,
-    /// Number of the first token in the step: the mask of a token depends on its number there, not on
-    /// the micro-batch it is in.
+    /// Number of the first token in the step: the mask of a token depends on its number there, not
+    /// on the micro-batch it is in.
     pub first: usize,
     /// The columns that x and a are, of an input with more; `None`: all.
     pub columns: Option<Columns>,
@@ -226,7 +227,8 @@ fn forward<E: Elem, Y: Elem>(op: &Lora, io: &mut Forward<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Adds the update to its columns of `y`, but leaves elements alone where it is 0: -0 + 0 is not -0.
+/// Adds the update to its columns of `y`, but leaves elements alone where it is 0: -0 + 0 is not
+/// -0.
 fn add<E: Elem>(y: &mut [E], update: &[f32], offset: usize, s: &Sizes) {
     let rows = y.len() / s.total.max(1);
     let chunks = row_chunks(rows, s.n);

@@ -1,7 +1,7 @@
 //! The operators: all the maths, one file each. Knows tensors, not models.
 //!
-//! An operator plans its outputs from the shapes of its inputs, runs forward, and runs backward from
-//! what its plan declared saved. `registry.rs` lists them all; tests, gradient checks and
+//! An operator plans its outputs from the shapes of its inputs, runs forward, and runs backward
+//! from what its plan declared saved. `registry.rs` lists them all; tests, gradient checks and
 //! `docs/ops.md` are derived from that list.
 
 pub mod act;
@@ -75,11 +75,11 @@ pub struct Plan {
     pub saves_ins: u64,
     /// Bit `i`: backward reads output `i`.
     pub saves_outs: u64,
-    /// Bit `i`: on the CPU the gradient of input `i` may be bf16, where the input is; sums are f32 and
-    /// rounded as they are stored.
+    /// Bit `i`: on the CPU the gradient of input `i` may be bf16, where the input is; sums are f32
+    /// and rounded as they are stored.
     pub narrow_grads: u64,
-    /// While a tape records, forward is left out: backward makes the outputs too, and nothing may read them
-    /// before.
+    /// While a tape records, forward is left out: backward makes the outputs too, and nothing may
+    /// read them before.
     pub late: bool,
     /// Cheaper to redo than to keep (memory-bound, not compute-bound).
     pub cheap: bool,
@@ -154,7 +154,8 @@ pub fn shape_error(op: &dyn Op, ins: &[Option<Desc>], expected: &str) -> Error {
     ))
 }
 
-/// The error of an operator that ran as `name`; with the shapes it got, unless the cause is outside.
+/// The error of an operator that ran as `name`; with the shapes it got, unless the cause is
+/// outside.
 pub fn run_error(
     e: Error,
     name: impl fmt::Display,

@@ -1,7 +1,8 @@
-//! A gradient made in f32 goes to where gradients are kept in bf16: set, or added to what is there. The
-//! tape runs it for operators that cannot write bf16 gradients themselves.
+//! A gradient made in f32 goes to where gradients are kept in bf16: set, or added to what is there.
+//! The tape runs it for operators that cannot write bf16 gradients themselves.
 //!
-//! x f32, y bf16 of its shape -> y in place: x, or y + x; summed in f32 and rounded once. No gradient.
+//! x f32, y bf16 of its shape -> y in place: x, or y + x; summed in f32 and rounded once. No
+//! gradient.
 
 use crate::base::{DType, Result, bf16};
 use crate::device::Stream;

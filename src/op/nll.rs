@@ -1,11 +1,11 @@
-//! The supervised loss straight from hidden states: a weighted sum of the log-probabilities of given tokens.
-//! Unlike `logprob` with `weighted_sum` after it, whose bits it has, it makes the logits once in training: a loss
-//! that is linear in log-probabilities has slopes that need no value of theirs, so that all is done by
-//! backward, share by share.
+//! The supervised loss straight from hidden states: a weighted sum of the log-probabilities of
+//! given tokens. Unlike `logprob` with `weighted_sum` after it, whose bits it has, it makes the
+//! logits once in training: a loss that is linear in log-probabilities has slopes that need no
+//! value of theirs, so that all is done by backward, share by share.
 //!
-//! x `[n, hidden]`, w `[vocab, hidden]`, b `[vocab]` or none, targets i32 `[n]`, weights f32 `[n]` (constant) ->
-//! loss f32 `[1]`, scale * sum weights logp, and logp f32 `[n]`, where logp = log_softmax(cap(x w^T + b)) at the
-//! targets. While a tape records, both are there after backward.
+//! x `[n, hidden]`, w `[vocab, hidden]`, b `[vocab]` or none, targets i32 `[n]`, weights f32 `[n]`
+//! (constant) -> loss f32 `[1]`, scale * sum weights logp, and logp f32 `[n]`, where logp =
+//! log_softmax(cap(x w^T + b)) at the targets. While a tape records, both are there after backward.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::op::conformance::{Case, Input};

@@ -1,8 +1,8 @@
 //! LayerNorm (Ba et al. 2016) and RMSNorm (Zhang and Sennrich 2019).
 //!
-//! x `[tokens, hidden]`, gamma `[hidden]`, beta `[hidden]` or none -> y `[tokens, hidden]`,
-//! stats f32 `[tokens, 2]` (mean, 1/std). Statistics are f32, two-pass; each row is reduced on its
-//! own, so its result does not depend on the batch. With `unit_offset` gamma is 1 + the weight given
+//! x `[tokens, hidden]`, gamma `[hidden]`, beta `[hidden]` or none -> y `[tokens, hidden]`, stats
+//! f32 `[tokens, 2]` (mean, 1/std). Statistics are f32, two-pass; each row is reduced on its own,
+//! so its result does not depend on the batch. With `unit_offset` gamma is 1 + the weight given
 //! (Gemma); normalised value and gamma are multiplied in f32 and rounded once.
 
 use crate::base::{DType, Elem, Result, bf16};

@@ -136,8 +136,8 @@ impl PpoPolicy {
     }
 }
 
-/// Log-probabilities are drawn within 0.05 of 0, so ratios stay well inside, above or below the clip
-/// range depending on the old ones, and both signs of the advantage meet all three.
+/// Log-probabilities are drawn within 0.05 of 0, so ratios stay well inside, above or below the
+/// clip range depending on the old ones, and both signs of the advantage meet all three.
 fn cases() -> Vec<Case> {
     let case = |n: usize, clip: f32, scale: f32| {
         let column = |f: &dyn Fn(usize) -> f32| Input::Const(vec![n], (0..n).map(f).collect());

@@ -1,10 +1,10 @@
 //! Rotary position embedding (Su et al. 2021), with half-split (NeoX, LLaMA) or interleaved (GPT-J,
 //! CodeGen) pairs.
 //!
-//! qkv `[tokens, (heads + 2 kv_heads) head_dim]` laid out q|k|v, positions i32 `[tokens]` -> the same
-//! shape. The first `2 n` dimensions of each q and k head are rotary, `n` angles long: dimension `i`
-//! pairs with `i + n`, or interleaved `2 i` with `2 i + 1`; other dimensions and v are copied. Angles
-//! are f32 products, as the reference implementations compute them.
+//! qkv `[tokens, (heads + 2 kv_heads) head_dim]` laid out q|k|v, positions i32 `[tokens]` -> the
+//! same shape. The first `2 n` dimensions of each q and k head are rotary, `n` angles long:
+//! dimension `i` pairs with `i + n`, or interleaved `2 i` with `2 i + 1`; other dimensions and v
+//! are copied. Angles are f32 products, as the reference implementations compute them.
 
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::Stream;
@@ -110,7 +110,8 @@ impl Op for Rope {
 }
 
 impl Rope {
-    /// Sets `out`, or adds to it, to `x` with heads turned by `sign` times their angle; a block a token.
+    /// Sets `out`, or adds to it, to `x` with heads turned by `sign` times their angle; a block a
+    /// token.
     fn launch(
         &self,
         stream: &Stream,

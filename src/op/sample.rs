@@ -2,9 +2,9 @@
 //!
 //! logits f32 `[b, vocab]`, sequence, position, forbid_eos i32 `[b]` -> token i32 `[b]`, logp f32
 //! `[b]`. The draw inverts the cumulative distribution with one random number that depends on
-//! (seed, sequence, position) only, so it does not matter which batch slot a sequence has. `logp` is
-//! that of the distribution at the temperature before top-k, top-p and forbidden end tokens, from
-//! the same routine as the `logprob` operator's. No gradient.
+//! (seed, sequence, position) only, so it does not matter which batch slot a sequence has. `logp`
+//! is that of the distribution at the temperature before top-k, top-p and forbidden end tokens,
+//! from the same routine as the `logprob` operator's. No gradient.
 
 use crate::base::{DType, Error, Philox, Result};
 use crate::device::cpu::parallel_for;
@@ -125,7 +125,8 @@ impl Op for Sample {
             top_k: self.top_k.min(vocab) as u32,
             inv_t: softmax::inverse(self.temperature),
             top_p: self.top_p,
-            // The largest power of two with which the weights of all tokens add up to less than 2^63.
+            // The largest power of two with which the weights of all tokens add up to less than
+            // 2^63.
             scale: (1u64 << (62 - vocab.next_power_of_two().ilog2())) as f32,
             greedy: (self.temperature == 0.0).into(),
             eos_count: self.eos.len() as u32,
@@ -180,8 +181,8 @@ impl Sample {
         (token as i32, row.logp(z[token], inv_t))
     }
 
-    /// Tokens left by top-k and top-p, the likeliest first. Only as much of the vocabulary is sorted
-    /// as is kept, more or less.
+    /// Tokens left by top-k and top-p, the likeliest first. Only as much of the vocabulary is
+    /// sorted as is kept, more or less.
     fn keep(&self, z: &[f32], weights: &[f32], allowed: impl Fn(&usize) -> bool) -> Vec<usize> {
         let order = |a: &usize, b: &usize| match z[*b].total_cmp(&z[*a]) {
             Ordering::Equal => a.cmp(b),

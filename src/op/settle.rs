@@ -1,8 +1,9 @@
-//! The end of a sum over blocks (or ranks): its bias, its residual connection, and the only rounding.
+//! The end of a sum over blocks (or ranks): its bias, its residual connection, and the only
+//! rounding.
 //!
-//! sum f32 `[tokens, out]`, bias `[out]` or none, residual `[tokens, out]` or none, both of `dtype` -> y
-//! `[tokens, out]` of `dtype` = (sum + bias) + residual, in f32 and rounded once: what `linear` does with
-//! its sums, bit for bit. Backward hands dy on, widened to the sum.
+//! sum f32 `[tokens, out]`, bias `[out]` or none, residual `[tokens, out]` or none, both of `dtype`
+//! -> y `[tokens, out]` of `dtype` = (sum + bias) + residual, in f32 and rounded once: what
+//! `linear` does with its sums, bit for bit. Backward hands dy on, widened to the sum.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
@@ -240,8 +241,8 @@ mod tests {
     use super::*;
     use crate::op::cpu::testing::{Host, forward};
 
-    /// Each of two terms is less than half a unit of 1 in bf16, their sum is more; and large terms of sum and bias
-    /// cancel before the small residual comes.
+    /// Each of two terms is less than half a unit of 1 in bf16, their sum is more; and large terms
+    /// of sum and bias cancel before the small residual comes.
     #[test]
     fn terms_are_added_in_order_and_rounded_once() {
         let run = |sum: f32, bias: f32, residual: f32| {

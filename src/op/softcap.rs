@@ -1,7 +1,7 @@
-//! Softcap of logits before a token is drawn (Gemma 2): logits f32 `[n, vocab]` -> cap
-//! tanh(logits / cap), in place, with the bits that `logprob` computes from. No gradient: training
-//! takes log-probabilities from `logprob`, which caps the logits itself; nothing that is trained may
-//! go through this operator.
+//! Softcap of logits before a token is drawn (Gemma 2): logits f32 `[n, vocab]` -> cap tanh(logits
+//! / cap), in place, with the bits that `logprob` computes from. No gradient: training takes
+//! log-probabilities from `logprob`, which caps the logits itself; nothing that is trained may go
+//! through this operator.
 
 use crate::base::{DType, Error, Result};
 use crate::device::cpu::parallel_for;

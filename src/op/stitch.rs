@@ -1,7 +1,8 @@
 //! Column blocks side by side: what ranks each made of all rows, as one matrix.
 //!
-//! x f32 `[blocks, rows, each]` -> y f32 `[rows, width]`, y\[i, b each + j\] = x\[b, i, j\]. The last columns, of
-//! which there are blocks each - width, are left out: padding of a size that the blocks do not divide. No gradient.
+//! x f32 `[blocks, rows, each]` -> y f32 `[rows, width]`, y\[i, b each + j\] = x\[b, i, j\]. The
+//! last columns, of which there are blocks each - width, are left out: padding of a size that the
+//! blocks do not divide. No gradient.
 
 use crate::base::{DType, Result};
 use crate::device::cpu::parallel_for;
@@ -28,7 +29,8 @@ pub const DEF: OpDef = OpDef {
     cases,
 };
 
-/// The first `op.width` columns of the blocks `x` f32 `[blocks, rows, each]`. Returns f32 `[rows, width]`.
+/// The first `op.width` columns of the blocks `x` f32 `[blocks, rows, each]`. Returns f32 `[rows,
+/// width]`.
 pub fn stitch(r: &mut dyn Run, op: Stitch, x: Tensor) -> Result<Tensor> {
     Ok(r.run(Arc::new(op), &[Some(x)])?[0])
 }

@@ -6,10 +6,13 @@
 //! - `sft.loss_on_prompt` false: learning the user's side of the talk is rarely wanted.
 //! - `reward.loss` end: its token-wise loss also compares padding positions of the shorter answer.
 //! - `ppo.num_warmup_steps` 10: its 100 is longer than many whole runs.
-//! - `ppo.whiten_advantages` true: it never scales advantages, and its users report unstable critics.
-//! - rollouts are sampled (`ppo.temperature` 1): it decodes greedily by default, so it never explores.
+//! - `ppo.whiten_advantages` true: it never scales advantages, and its users report unstable
+//!   critics.
+//! - rollouts are sampled (`ppo.temperature` 1): it decodes greedily by default, so it never
+//!   explores.
 //! - `lora.lora_alpha` 16: its scale is fixed at 1 / rank, which makes large ranks all but inert.
-//! - `lora.lora_module_name` all: its `decoder.layers.` means the same for OPT and nothing elsewhere.
+//! - `lora.lora_module_name` all: its `decoder.layers.` means the same for OPT and nothing
+//!   elsewhere.
 //! - `seed` 1234 in all steps: its step 3 is unseeded.
 //! - `dtype` bf16: fp16 with loss scaling is not offered.
 //! - `tensorboard` on: event files cost nothing.
@@ -194,7 +197,8 @@ impl OptimizerState {
     }
 }
 
-/// A training run: `duplex train`, `sft`, `reward` and `ppo`. The table of keys documents each field.
+/// A training run: `duplex train`, `sft`, `reward` and `ppo`. The table of keys documents each
+/// field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunConfig {
     /// Steps to run, ascending: 1 SFT, 2 reward model, 3 PPO.
@@ -221,7 +225,8 @@ pub struct RunConfig {
     pub extend: bool,
     /// Whether a run goes on with changed data.
     pub allow_changed_data: bool,
-    /// DeepSpeed-Chat's word for how many ranks there are; they follow from `num_gpus` or the launcher.
+    /// DeepSpeed-Chat's word for how many ranks there are; they follow from `num_gpus` or the
+    /// launcher.
     pub deployment_type: Deployment,
     /// Ranks that this process starts.
     pub num_gpus: usize,

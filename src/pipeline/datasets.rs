@@ -33,8 +33,8 @@ pub(super) struct BatchRows {
 }
 
 impl<T> Examples<T> {
-    /// The batches of `epochs` epochs, or `max_steps` of them where that is not 0. The last batch of
-    /// an epoch may be short.
+    /// The batches of `epochs` epochs, or `max_steps` of them where that is not 0. The last batch
+    /// of an epoch may be short.
     pub(super) fn batches(
         &self,
         batch: usize,

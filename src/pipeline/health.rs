@@ -1,6 +1,7 @@
-//! The health of a step, from the numbers of its iterations: optimizer steps that were skipped, and signs that training
-//! goes wrong. It looks and tells; it changes nothing, and stops a run only where every step is skipped. What it
-//! remembers is saved, so that a run that goes on tells what the uninterrupted one would have.
+//! The health of a step, from the numbers of its iterations: optimizer steps that were skipped, and
+//! signs that training goes wrong. It looks and tells; it changes nothing, and stops a run only
+//! where every step is skipped. What it remembers is saved, so that a run that goes on tells what
+//! the uninterrupted one would have.
 
 use crate::base::{Error, Result};
 use crate::formats::{Draft, Snapshot};
@@ -71,9 +72,10 @@ static SIGNS: &[Sign] = &[
     },
 ];
 
-/// The loss is far above what it was. Six deviations and half as much again: a hard batch is neither, and the median of
-/// three passes over a single one. Half of what it was at the start: where nearly all is learned, what is left comes in
-/// single hard rows (the reward models of the demo's longest runs would be told of otherwise).
+/// The loss is far above what it was. Six deviations and half as much again: a hard batch is
+/// neither, and the median of three passes over a single one. Half of what it was at the start:
+/// where nearly all is learned, what is left comes in single hard rows (the reward models of the
+/// demo's longest runs would be told of otherwise).
 fn spikes(values: &[f64]) -> bool {
     const BEFORE: usize = 16;
     if values.len() < START + BEFORE + 3 {
@@ -85,14 +87,15 @@ fn spikes(values: &[f64]) -> bool {
     now > level + 6.0 * noise(before) && now > 1.5 * level && now > 0.5 * mean(&values[..START])
 }
 
-/// The policy has left the reference. At 1 nat a token each token is e times as likely as under the reference; what
-/// published runs end with is a tenth of that and less.
+/// The policy has left the reference. At 1 nat a token each token is e times as likely as under the
+/// reference; what published runs end with is a tenth of that and less.
 fn blows_up(values: &[f64]) -> bool {
     values.len() >= 4 && mean(&values[values.len() - 4..]) > 1.0
 }
 
-/// The reward is far below its best. Means of eight differ by up to two deviations when nothing happens, the best of
-/// many taken; it is four here, and a tenth of the best where there is no noise.
+/// The reward is far below its best. Means of eight differ by up to two deviations when nothing
+/// happens, the best of many taken; it is four here, and a tenth of the best where there is no
+/// noise.
 fn falls(values: &[f64]) -> bool {
     let Some((best, now)) = best_and_now(values) else { return false };
     now < best - 4.0 * noise(&values[START..]) && now < best - 0.1 * best.abs()
@@ -103,8 +106,8 @@ fn shrinks(values: &[f64]) -> bool {
     best_and_now(values).is_some_and(|(best, now)| best >= 8.0 && now < 0.25 * best)
 }
 
-/// Of the entropy at the start a tenth is left: what is drawn is nearly always the same. Runs that go well lose up to
-/// about half.
+/// Of the entropy at the start a tenth is left: what is drawn is nearly always the same. Runs that
+/// go well lose up to about half.
 fn freezes(values: &[f64]) -> bool {
     if values.len() < START + BLOCK {
         return false;
@@ -138,8 +141,8 @@ fn median(values: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
-/// The standard deviation around a slow change: from the differences of neighbours, each of which has twice the
-/// variance.
+/// The standard deviation around a slow change: from the differences of neighbours, each of which
+/// has twice the variance.
 fn noise(values: &[f64]) -> f64 {
     let squares: f64 = values.windows(2).map(|w| (w[1] - w[0]).powi(2)).sum();
     (squares / (2 * (values.len() - 1)) as f64).sqrt()
@@ -184,7 +187,8 @@ pub(super) struct Health {
 }
 
 impl Health {
-    /// Takes in why optimizer steps of an iteration were skipped; returns a warning if there were any.
+    /// Takes in why optimizer steps of an iteration were skipped; returns a warning if there were
+    /// any.
     ///
     /// # Errors
     /// It was so in too many iterations in a row.

@@ -121,7 +121,8 @@ pub fn train(cfg: &RunConfig) -> Result<()> {
     train_as(cfg, Ranks::alone())
 }
 
-/// The same as one of several ranks. The first one writes; the others read what it reads, and say nothing.
+/// The same as one of several ranks. The first one writes; the others read what it reads, and say
+/// nothing.
 pub fn train_as(cfg: &RunConfig, ranks: Ranks) -> Result<()> {
     stop::listen();
     let keys = config::flat(config::RUN, cfg)?;
@@ -132,8 +133,8 @@ pub fn train_as(cfg: &RunConfig, ranks: Ranks) -> Result<()> {
     run_steps(&cfg, keys, ranks, Some(&demo::HiddenRule), &|dir| demo::prepare(dir, &cfg))
 }
 
-/// Runs the steps in the run directory, which `prepare` may fill first. `keys` is the configuration as
-/// the user gave it.
+/// Runs the steps in the run directory, which `prepare` may fill first. `keys` is the configuration
+/// as the user gave it.
 fn run_steps(
     cfg: &RunConfig,
     keys: BTreeMap<String, String>,
@@ -152,7 +153,8 @@ fn run_steps(
             dir.check_free(cfg.overwrite)?;
             let steps = start::check(cfg, &dir, ranks.comm.size())?;
             let blend = datasets::read(cfg)?;
-            // The first step meets its own rows at once, and spoils nothing unless it replaces something.
+            // The first step meets its own rows at once, and spoils nothing unless it replaces
+            // something.
             let first = if cfg.overwrite { None } else { cfg.step.iter().min() };
             let later: Vec<_> = steps.into_iter().filter(|(s, _)| Some(s) != first).collect();
             datasets::check(cfg, &blend, &later)?;
@@ -405,8 +407,8 @@ impl Run<'_> {
         )));
     }
 
-    /// Tells of optimizer steps that were skipped in an iteration, and stops the run when there are too
-    /// many; returns their number so far as a metric.
+    /// Tells of optimizer steps that were skipped in an iteration, and stops the run when there are
+    /// too many; returns their number so far as a metric.
     fn skipped(&mut self, step: &str, why: &[String]) -> Result<Option<(&'static str, f64)>> {
         if let Some(warning) = self.health.count(step, why)? {
             self.reporter.emit(Event::warning(warning));

@@ -1,4 +1,5 @@
-//! How long each rank works on an iteration, apart from what it waits for others: one that takes much longer slows down all.
+//! How long each rank works on an iteration, apart from what it waits for others: one that takes
+//! much longer slows down all.
 
 use crate::base::{Error, Result};
 use crate::comm::Comm;

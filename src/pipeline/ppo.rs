@@ -104,7 +104,8 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     Ok((stage, total))
 }
 
-/// Adds what the step knows to a checkpoint: how much text was read, and how the model answered before.
+/// Adds what the step knows to a checkpoint: how much text was read, and how the model answered
+/// before.
 fn save<'d>(
     trainer: &'d PpoTrainer,
     texts: usize,

@@ -84,7 +84,8 @@ pub(super) fn same(comm: &Comm, what: &str, found: &[u8]) -> Result<()> {
     }
 }
 
-/// Bytes a parameter of training takes on one of `ranks` ranks at `stage`: weight, gradient, optimizer state.
+/// Bytes a parameter of training takes on one of `ranks` ranks at `stage`: weight, gradient,
+/// optimizer state.
 fn bytes_per_parameter(cfg: &RunConfig, stage: Zero, ranks: usize, trained: bool) -> f64 {
     let weight = cfg.dtype.dtype().size() as f64;
     let state = cfg.optimizer_state.adamw();
@@ -106,7 +107,8 @@ pub(super) fn asked_stage(cfg: &RunConfig, head: Head) -> Option<Zero> {
     own.stage().or(cfg.zero_stage.stage())
 }
 
-/// The lowest stage at which the models of a step, of this size, take no more than half of a rank's `memory`, in bytes.
+/// The lowest stage at which the models of a step, of this size, take no more than half of a rank's
+/// `memory`, in bytes.
 pub(super) fn fitting_stage(
     cfg: &RunConfig,
     arch: &Arch,
@@ -122,7 +124,8 @@ pub(super) fn fitting_stage(
     found.unwrap_or(Zero::Weights)
 }
 
-/// Blocks of a model that generates: as asked, else those ranks work together that are `local` to a machine.
+/// Blocks of a model that generates: as asked, else those ranks work together that are `local` to a
+/// machine.
 pub(super) fn blocks(cfg: &RunConfig, stage: Zero, ranks: usize, local: usize) -> usize {
     match cfg.inference_tp_size {
         0 if stage < Zero::Weights => 1,
@@ -146,7 +149,8 @@ pub(super) fn check_blocks(cfg: &RunConfig, ranks: usize) -> Result<()> {
 }
 
 impl Run<'_> {
-    /// How a model of `arch` with `head` is shared out; `generates`: with tensor parallelism where weights are shared out.
+    /// How a model of `arch` with `head` is shared out; `generates`: with tensor parallelism where
+    /// weights are shared out.
     pub(super) fn partition(
         &self,
         arch: &Arch,
@@ -167,8 +171,8 @@ impl Run<'_> {
         Partition::new(comm.clone(), stage, blocks)
     }
 
-    /// The lowest stage at which the models of a step of this size take no more than half of the memory there is: of the
-    /// rank's card, or its share of the machine's.
+    /// The lowest stage at which the models of a step of this size take no more than half of the
+    /// memory there is: of the rank's card, or its share of the machine's.
     fn fitting(&self, arch: &Arch, trained: bool) -> Result<Zero> {
         let comm = &self.ranks.comm;
         let free = match self.ranks.card {

@@ -1,5 +1,5 @@
-//! What a run goes on from: the newest checkpoint of an unfinished run of the same configuration, or the
-//! one asked for. Refuses what would not end as the uninterrupted run would have.
+//! What a run goes on from: the newest checkpoint of an unfinished run of the same configuration,
+//! or the one asked for. Refuses what would not end as the uninterrupted run would have.
 
 use super::config::RunConfig;
 use super::run_dir::RunDir;

@@ -86,8 +86,8 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     Ok((stage, total))
 }
 
-/// Adds what the step knows to a checkpoint: the first and the last loss, the accuracy of before on what is held
-/// out.
+/// Adds what the step knows to a checkpoint: the first and the last loss, the accuracy of before on
+/// what is held out.
 fn save<'d>(
     trainer: &'d RewardTrainer,
     (first, last): (f32, f32),

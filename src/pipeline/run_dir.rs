@@ -17,7 +17,8 @@ pub(super) struct RunDir {
     is_run: bool,
     /// Files and directories that opening it made.
     traces: Traces,
-    // Held for its lock, which the kernel drops when the process ends, however it ends. The first rank has it.
+    // Held for its lock, which the kernel drops when the process ends, however it ends. The first
+    // rank has it.
     _lock: Option<File>,
 }
 
@@ -84,8 +85,8 @@ impl RunDir {
         )))
     }
 
-    /// Takes the directory for a run of `steps` that begins anew. Refused, without `overwrite`: one that
-    /// holds results of them already.
+    /// Takes the directory for a run of `steps` that begins anew. Refused, without `overwrite`: one
+    /// that holds results of them already.
     pub(super) fn claim(&self, steps: &[u32], overwrite: bool) -> Result<()> {
         let results = [self.sft(), self.reward(), self.path.join("ppo")];
         let old = steps.iter().map(|s| &results[*s as usize - 1]).find(|dir| dir.exists());

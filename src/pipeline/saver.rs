@@ -1,5 +1,6 @@
-//! Saving of checkpoints while training goes on: when it is time, one writer at a time, and which of the
-//! checkpoints are kept. What is in them the steps know, how they are written `formats::snapshot` does.
+//! Saving of checkpoints while training goes on: when it is time, one writer at a time, and which
+//! of the checkpoints are kept. What is in them the steps know, how they are written
+//! `formats::snapshot` does.
 
 use super::config::keys::Every;
 use super::doctor::free_memory;
@@ -27,7 +28,8 @@ pub(super) struct Saver {
     /// When the last one was taken.
     last: Instant,
     writing: Option<JoinHandle<(Buffer, Result<()>)>>,
-    /// The memory of the copy, while it is not being written: kept, for new memory is slow at first.
+    /// The memory of the copy, while it is not being written: kept, for new memory is slow at
+    /// first.
     memory: Option<Buffer>,
     /// Size of that memory, wherever it is.
     held: usize,
@@ -150,9 +152,9 @@ impl Saver {
         memory
     }
 
-    /// Has a copy of `draft` written while training goes on. There is one copy at most: a disk that cannot
-    /// follow slows the run down. Where there is no memory for a copy it is
-    /// written before this returns; what is to be said of that is returned, once.
+    /// Has a copy of `draft` written while training goes on. There is one copy at most: a disk that
+    /// cannot follow slows the run down. Where there is no memory for a copy it is written before
+    /// this returns; what is to be said of that is returned, once.
     pub(super) fn write(&mut self, label: Label, draft: Draft<'_>) -> Result<Option<String>> {
         self.last = Instant::now();
         if self.comm.rank() > 0 {
@@ -221,7 +223,8 @@ fn stand_back() {
     }
 }
 
-/// The disk was fit for the run when it began; that it is not any more is no mistake in the command.
+/// The disk was fit for the run when it began; that it is not any more is no mistake in the
+/// command.
 fn missing(e: Error) -> Error {
     match e.kind() {
         Kind::User => Error::resource(format!("{e}; the checkpoints before are as they were")),

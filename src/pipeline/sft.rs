@@ -82,7 +82,8 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
     Ok((stage, total))
 }
 
-/// Adds what the step knows to a checkpoint: the first and the last loss, that of before on what is held out.
+/// Adds what the step knows to a checkpoint: the first and the last loss, that of before on what is
+/// held out.
 fn save<'d>(
     trainer: &'d SftTrainer,
     [first, last]: [f32; 2],

@@ -1,5 +1,5 @@
-//! A step under way and its checkpoints: what it goes on from, what is saved after an iteration beside its
-//! trainer, and where the run stops when it is asked to.
+//! A step under way and its checkpoints: what it goes on from, what is saved after an iteration
+//! beside its trainer, and where the run stops when it is asked to.
 
 use super::health::Health;
 use super::resume::{STEPS, last_step, same_inputs, steps_of};
@@ -43,8 +43,8 @@ pub(super) fn is_within(label: &Label, step: &str) -> bool {
 }
 
 impl Run<'_> {
-    /// Enters a step that reads the models of `sources`, once its data is read. Returns also the snapshot
-    /// to go on from, where it does not begin.
+    /// Enters a step that reads the models of `sources`, once its data is read. Returns also the
+    /// snapshot to go on from, where it does not begin.
     pub(super) fn enter(
         &mut self,
         step: &'static str,
@@ -98,8 +98,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Ends an iteration, with its metrics: saves a checkpoint when it is time, and stops where the run
-    /// was asked to. `save` adds what the step knows to the checkpoint.
+    /// Ends an iteration, with its metrics: saves a checkpoint when it is time, and stops where the
+    /// run was asked to. `save` adds what the step knows to the checkpoint.
     pub(super) fn boundary<'d>(
         &mut self,
         stage: &Stage,
@@ -135,8 +135,8 @@ impl Run<'_> {
         }
     }
 
-    /// Does work that leaves everything as it was when it is dropped, which it is once a signal asks to
-    /// stop.
+    /// Does work that leaves everything as it was when it is dropped, which it is once a signal
+    /// asks to stop.
     pub(super) fn droppable<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.ws.listen(Some(stop::is_asked));
         let done = work(self);
@@ -148,8 +148,8 @@ impl Run<'_> {
         }
     }
 
-    /// The result of droppable work in the iteration after `done`. Where it was dropped, saves what was
-    /// before it. `save` adds what the step knows to the checkpoint.
+    /// The result of droppable work in the iteration after `done`. Where it was dropped, saves what
+    /// was before it. `save` adds what the step knows to the checkpoint.
     pub(super) fn unless_dropped<'d, T>(
         &mut self,
         result: Result<T>,
@@ -188,8 +188,8 @@ impl Run<'_> {
         self.saver.wait()
     }
 
-    /// Marks the run as begun, when the log had `log` bytes: from here on the same command may replace
-    /// what it finds.
+    /// Marks the run as begun, when the log had `log` bytes: from here on the same command may
+    /// replace what it finds.
     pub(super) fn mark_beginning(&mut self, step: &'static str, log: u64) -> Result<()> {
         let stage = Stage { step, done: 0, started: self.started, earlier: 0.0, inputs: vec![] };
         self.save(&stage, 0, false, Draft::default(), log)?;

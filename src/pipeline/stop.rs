@@ -1,6 +1,6 @@
-//! The wish to stop: SIGTERM, or SIGINT (Ctrl-C). The first one is noted, and the run stops where it can
-//! be resumed: before the iteration it is in, which is dropped, or after it, where weights have changed in
-//! it. The second ends the process at once. Both with exit code 75.
+//! The wish to stop: SIGTERM, or SIGINT (Ctrl-C). The first one is noted, and the run stops where
+//! it can be resumed: before the iteration it is in, which is dropped, or after it, where weights
+//! have changed in it. The second ends the process at once. Both with exit code 75.
 //!
 //! The handler is two lines.
 

@@ -1,5 +1,5 @@
-//! Checks what was saved: checkpoints by their checksums, models by their shapes, both for values that are
-//! not finite. One line for each.
+//! Checks what was saved: checkpoints by their checksums, models by their shapes, both for values
+//! that are not finite. One line for each.
 
 use super::config::VerifyConfig;
 use super::resume::STEPS;
@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 /// Where a run keeps its models.
 const MODELS: [&str; 5] = ["sft", "reward", "ppo/actor", "ppo/critic", "ppo/actor_ema"];
 
-/// Checks a checkpoint, all checkpoints and models of a run, or a model; `tell` gets a line for each,
-/// with its end.
+/// Checks a checkpoint, all checkpoints and models of a run, or a model; `tell` gets a line for
+/// each, with its end.
 ///
 /// # Errors
 /// Something is damaged or cannot be used, or there is nothing to check.

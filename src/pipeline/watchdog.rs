@@ -1,6 +1,6 @@
-//! A thread that looks whether iterations end, and tells where the run is when one takes far longer than the others: a
-//! device that hangs, a disk that does not answer, a machine that swaps. It tells and does nothing else: whether to
-//! wait is the user's to say.
+//! A thread that looks whether iterations end, and tells where the run is when one takes far longer
+//! than the others: a device that hangs, a disk that does not answer, a machine that swaps. It
+//! tells and does nothing else: whether to wait is the user's to say.
 
 use crate::base::{Error, Result};
 use crate::tape::Position;
@@ -9,7 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How many times the usual iteration is too long: above what evaluations, samples and waiting for a checkpoint add.
+/// How many times the usual iteration is too long: above what evaluations, samples and waiting for
+/// a checkpoint add.
 const TIMES: u32 = 10;
 /// Iterations of which the median is the usual one.
 const LAST: usize = 32;
@@ -76,8 +77,8 @@ impl State {
 }
 
 impl Watchdog {
-    /// Starts the thread. `tell` gets a line when an iteration has taken `least`, and [`TIMES`] times as long as the
-    /// usual one of its step.
+    /// Starts the thread. `tell` gets a line when an iteration has taken `least`, and [`TIMES`]
+    /// times as long as the usual one of its step.
     pub(super) fn start(
         least: Duration,
         position: Arc<Position>,

@@ -1,5 +1,6 @@
-//! Gradients of what several blocks have: norms, small vectors, heads that fewer blocks would do for. Each copy gets the same
-//! gradient, so all stay equal; what is summed over ranks counts one of them.
+//! Gradients of what several blocks have: norms, small vectors, heads that fewer blocks would do
+//! for. Each copy gets the same gradient, so all stay equal; what is summed over ranks counts one
+//! of them.
 
 use super::store::{ALIGN, Flat, Param, ParamId, Store};
 use crate::base::Result;
@@ -8,8 +9,8 @@ use crate::pool::Cut;
 use std::ops::Range;
 
 impl Store {
-    /// Completes the gradients `all` of a flat, of which `set` says whether those of a parameter's slice in a block hold a
-    /// value: the others become zero.
+    /// Completes the gradients `all` of a flat, of which `set` says whether those of a parameter's
+    /// slice in a block hold a value: the others become zero.
     pub fn settle(
         &self,
         flat: usize,
@@ -38,7 +39,8 @@ impl Store {
         (0..self.partition().blocks).try_for_each(gap)
     }
 
-    /// The runs of elements of a flat that several blocks have alike: of each, where it is in every one of them.
+    /// The runs of elements of a flat that several blocks have alike: of each, where it is in every
+    /// one of them.
     pub fn alike(&self, flat: usize) -> Vec<Vec<Range<usize>>> {
         let (block, blocks) = (self.flats()[flat].block, self.partition().blocks);
         let mut out = vec![];
@@ -60,8 +62,8 @@ impl Store {
         out
     }
 
-    /// Runs of this rank's own elements of a flat that no block before has too: what is counted once when something is summed
-    /// over all ranks.
+    /// Runs of this rank's own elements of a flat that no block before has too: what is counted
+    /// once when something is summed over all ranks.
     pub fn counted(&self, flat: usize) -> Vec<Range<usize>> {
         let Flat { block, own, .. } = &self.flats()[flat];
         let mut out: Vec<Range<usize>> = vec![];

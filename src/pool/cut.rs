@@ -1,5 +1,5 @@
-//! How a parameter is cut into blocks: which of its rows or columns each block holds. A block is what one rank
-//! of tensor parallelism computes with.
+//! How a parameter is cut into blocks: which of its rows or columns each block holds. A block is
+//! what one rank of tensor parallelism computes with.
 
 use crate::base::{Error, Result};
 use std::ops::Range;
@@ -10,7 +10,8 @@ use std::sync::Arc;
 pub struct Group {
     /// Rows of the group in a block; those that its range leaves are padding, and zero.
     pub each: usize,
-    /// The rows of the parameter that each block holds. Two blocks hold the same ones or share none.
+    /// The rows of the parameter that each block holds. Two blocks hold the same ones or share
+    /// none.
     pub blocks: Arc<[Range<usize>]>,
 }
 
@@ -70,8 +71,8 @@ pub(super) struct Piece {
 }
 
 impl Cut {
-    /// The shape of a block's slice of a parameter of `shape`. The rows of a table are a multiple of `unit` where there are
-    /// several blocks.
+    /// The shape of a block's slice of a parameter of `shape`. The rows of a table are a multiple
+    /// of `unit` where there are several blocks.
     pub(super) fn slice(
         &self,
         name: &str,
@@ -101,7 +102,8 @@ impl Cut {
         Ok(slice)
     }
 
-    /// The pieces of a parameter of `shape` over all blocks, which have slices of the shape `slice`.
+    /// The pieces of a parameter of `shape` over all blocks, which have slices of the shape
+    /// `slice`.
     pub(super) fn pieces(&self, shape: &[usize], slice: &[usize], blocks: usize) -> Vec<Piece> {
         let (columns, each): (usize, usize) = (shape[1..].iter().product(), slice.iter().product());
         let all = shape[0] * columns;
@@ -134,8 +136,8 @@ impl Cut {
         }
     }
 
-    /// Runs of elements of block `b`'s slice that another block has too, with the first that has them. Columns are never
-    /// repeated.
+    /// Runs of elements of block `b`'s slice that another block has too, with the first that has
+    /// them. Columns are never repeated.
     pub(super) fn copies(&self, slice: &[usize], b: usize) -> Vec<(Range<usize>, usize)> {
         let all: usize = slice.iter().product();
         match self {

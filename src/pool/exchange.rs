@@ -1,5 +1,6 @@
-//! What the ranks of a store give each other: gradients, updated weights, and for stage 3 the weights of a flat while it is
-//! computed with. Those that are the host's come to the device in the same way.
+//! What the ranks of a store give each other: gradients, updated weights, and for stage 3 the
+//! weights of a flat while it is computed with. Those that are the host's come to the device in the
+//! same way.
 
 use super::partition::{Partition, Zero};
 use super::store::{Flat, Store};
@@ -27,8 +28,8 @@ impl Gather {
 }
 
 impl Store {
-    /// Makes this rank's own gradients the sums over all ranks. Those of other ranks are of no use from here on, but with stage 0
-    /// all are one's own.
+    /// Makes this rank's own gradients the sums over all ranks. Those of other ranks are of no use
+    /// from here on, but with stage 0 all are one's own.
     pub fn sum_grads(&self) -> Result<()> {
         self.settle_grads()?;
         let Partition { comm, stage, .. } = self.partition();
@@ -91,8 +92,8 @@ impl Store {
         comm.reduce_scatter(all, own, self.grad_dtype(), Reduce::Sum)
     }
 
-    /// Waits until the device has done what was asked of it so far, where calls are not its own work: other ranks touch its
-    /// memory now.
+    /// Waits until the device has done what was asked of it so far, where calls are not its own
+    /// work: other ranks touch its memory now.
     pub(super) fn finished(&self) -> Result<()> {
         let Partition { comm, slice, .. } = self.partition();
         let waits = !comm.is_on_device() && !slice.is_on_device();

@@ -1,5 +1,5 @@
-//! Memory of gradients, which stores that are trained in turn may share. It knows whose gradients it
-//! holds, so that no store adds to another's; it knows no layout.
+//! Memory of gradients, which stores that are trained in turn may share. It knows whose gradients
+//! it holds, so that no store adds to another's; it knows no layout.
 
 use crate::base::{Error, Result};
 use crate::device::{Buffer, Device, Region};

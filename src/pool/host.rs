@@ -1,5 +1,6 @@
-//! Frozen weights in the host's memory: the device has those of a flat while a segment computes with them, and of the next one,
-//! which come meanwhile, in the arena. It is the way of weights that ranks share out, with a copy from the host as its beginning.
+//! Frozen weights in the host's memory: the device has those of a flat while a segment computes
+//! with them, and of the next one, which come meanwhile, in the arena. It is the way of weights
+//! that ranks share out, with a copy from the host as its beginning.
 
 use super::partition::Partition;
 use super::store::{ParamSpec, Store};
@@ -7,8 +8,8 @@ use crate::base::{DType, Error, Result};
 use crate::device::Device;
 
 impl Store {
-    /// A store whose weights are in the host's memory, while operators run on `device`. All are frozen: training would send
-    /// every change back. On the CPU it is like any other.
+    /// A store whose weights are in the host's memory, while operators run on `device`. All are
+    /// frozen: training would send every change back. On the CPU it is like any other.
     pub fn on_host(
         device: Device,
         dtype: DType,

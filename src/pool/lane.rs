@@ -1,5 +1,6 @@
-//! Computing with one block of the cut beside ranks that have the others: tensor parallelism. Where a rank's part of the
-//! training state is its block, it is used where it lies; else what the block lacks is gathered for as long as that goes on.
+//! Computing with one block of the cut beside ranks that have the others: tensor parallelism. Where
+//! a rank's part of the training state is its block, it is used where it lies; else what the block
+//! lacks is gathered for as long as that goes on.
 
 use super::partition::Partition;
 use super::store::Store;
@@ -18,9 +19,10 @@ impl Store {
         self.slices.as_ref().map(|_| comm.rank() / (comm.size() / blocks).max(1))
     }
 
-    /// Lets this rank compute with its block of every weight, as one of the ranks of tensor parallelism, until
-    /// [`Store::leave_lane`]. Where its part is a block nothing is copied or sent; else what its block lacks is gathered.
-    /// Where weights are not shared out nothing changes.
+    /// Lets this rank compute with its block of every weight, as one of the ranks of tensor
+    /// parallelism, until [`Store::leave_lane`]. Where its part is a block nothing is copied or
+    /// sent; else what its block lacks is gathered. Where weights are not shared out nothing
+    /// changes.
     pub fn enter_lane(&mut self) -> Result<()> {
         self.may_generate()?;
         if !self.shares_weights() {

@@ -49,7 +49,8 @@ pub struct Partition {
     pub blocks: usize,
     /// Those of the ranks whose parts make up a block, this rank's.
     pub slice: Comm,
-    /// Those of the ranks that have the same part of each block: together they compute what one would with all blocks.
+    /// Those of the ranks that have the same part of each block: together they compute what one
+    /// would with all blocks.
     pub tensor: Comm,
 }
 
@@ -60,11 +61,12 @@ impl Partition {
         Partition { comm, stage: Zero::Nothing, blocks: 1, slice, tensor }
     }
 
-    /// The ranks of `comm`, of which `blocks` compute together where each computes with its block alone. All ranks call this at
-    /// the same time.
+    /// The ranks of `comm`, of which `blocks` compute together where each computes with its block
+    /// alone. All ranks call this at the same time.
     ///
     /// # Errors
-    /// There are several blocks, and weights are not shared out, or the ranks cannot be shared out among blocks.
+    /// There are several blocks, and weights are not shared out, or the ranks cannot be shared out
+    /// among blocks.
     pub fn new(comm: Comm, stage: Zero, blocks: usize) -> Result<Partition> {
         let ranks = comm.size();
         Partition::check(ranks, stage, blocks)?;

@@ -1,11 +1,12 @@
-//! The parameter store: one flat buffer per segment, cut into blocks, where block `b` is the tensor-parallel
-//! slice of every weight of the segment for one rank of tensor parallelism. The same buffer is shared out in equal parts
-//! among the ranks of ZeRO, whose number the blocks divide, so a part lies within a block: with as many blocks as
-//! ranks a rank's part of the training state is its slice for generation, and a phase switch moves nothing.
+//! The parameter store: one flat buffer per segment, cut into blocks, where block `b` is the
+//! tensor-parallel slice of every weight of the segment for one rank of tensor parallelism. The
+//! same buffer is shared out in equal parts among the ranks of ZeRO, whose number the blocks
+//! divide, so a part lies within a block: with as many blocks as ranks a rank's part of the
+//! training state is its slice for generation, and a phase switch moves nothing.
 //!
 //! A segment has up to two flats: frozen parameters, and trained ones, which have gradients of the
-//! same layout, in f32 or beside bf16 weights in bf16; a table has one of its own. What does not divide is
-//! padded with zeros; reading and writing whole parameters hides the cut (`whole.rs`).
+//! same layout, in f32 or beside bf16 weights in bf16; a table has one of its own. What does not
+//! divide is padded with zeros; reading and writing whole parameters hides the cut (`whole.rs`).
 
 use super::cut::Cut;
 use super::partition::{Partition, Zero};
@@ -17,8 +18,9 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Alignment of a parameter within its block, and of a rank's part, in elements. The compact optimizer state has a scale for every 64
-/// neighbours (`op/adamw_compact.rs`), which must be of one parameter: others have other magnitudes.
+/// Alignment of a parameter within its block, and of a rank's part, in elements. The compact
+/// optimizer state has a scale for every 64 neighbours (`op/adamw_compact.rs`), which must be of
+/// one parameter: others have other magnitudes.
 pub(super) const ALIGN: usize = 64;
 
 /// What the store must know of a parameter.
@@ -62,7 +64,8 @@ impl Param {
     }
 }
 
-/// What operators see of a parameter: all of it, or one block's slice. It is a run of elements of its flat.
+/// What operators see of a parameter: all of it, or one block's slice. It is a run of elements of
+/// its flat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Portion {
     /// The parameter.
@@ -111,7 +114,8 @@ pub struct Store {
     grads: Memory,
     /// The memory of the gradients is counted as another store's.
     lodges: bool,
-    /// While this rank computes with its block alone: the block of each flat, where this rank's part is less.
+    /// While this rank computes with its block alone: the block of each flat, where this rank's
+    /// part is less.
     pub(super) slices: Option<Vec<Option<Buffer>>>,
 }
 
@@ -126,7 +130,8 @@ impl Store {
         Store::with_grads(device, dtype, DType::F32, Partition::alone(), specs)
     }
 
-    /// The same for one of several ranks, with gradients in `grads`: f32, or with bf16 weights bf16.
+    /// The same for one of several ranks, with gradients in `grads`: f32, or with bf16 weights
+    /// bf16.
     pub fn with_grads(
         device: Device,
         dtype: DType,
@@ -158,7 +163,8 @@ impl Store {
         }
         // 0 is no store.
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        // All ranks lay out alike, whatever they share out. Tables come after the others of their segment.
+        // All ranks lay out alike, whatever they share out. Tables come after the others of their
+        // segment.
         let unit = ALIGN * ranks.div_ceil(blocks);
         let key = |i: usize, s: &ParamSpec| {
             (s.segment, s.trained, if s.cut == Cut::Table { i + 1 } else { 0 })
@@ -231,7 +237,8 @@ impl Store {
         self.id
     }
 
-    /// Where it is computed with, and its weights live if they are not the host's ([`Store::is_on_host`]).
+    /// Where it is computed with, and its weights live if they are not the host's
+    /// ([`Store::is_on_host`]).
     pub fn device(&self) -> Device {
         self.device
     }
@@ -251,12 +258,14 @@ impl Store {
         &self.partition
     }
 
-    /// Whether ranks have a part of the weights each, so that those of a segment are gathered when it runs.
+    /// Whether ranks have a part of the weights each, so that those of a segment are gathered when
+    /// it runs.
     pub fn shares_weights(&self) -> bool {
         self.partition.parts(Zero::Weights) > 1
     }
 
-    /// Whether ranks keep a part of the gradients each, so that those of a segment are reduced when it has run.
+    /// Whether ranks keep a part of the gradients each, so that those of a segment are reduced when
+    /// it has run.
     pub fn shares_grads(&self) -> bool {
         self.partition.parts(Zero::Gradients) > 1
     }
@@ -302,7 +311,8 @@ impl Store {
         &self.flats
     }
 
-    /// Bytes of weights and of gradients on the device; a buffer of gradients that two stores share is counted once.
+    /// Bytes of weights and of gradients on the device; a buffer of gradients that two stores share
+    /// is counted once.
     pub fn bytes(&self) -> (usize, usize) {
         (self.weights_on(self.device), if self.lodges { 0 } else { self.grads.bytes() })
     }
@@ -345,9 +355,9 @@ impl Store {
         Ok(grads.slice((elements.start - flat.grads_held.start) * size, elements.len() * size))
     }
 
-    /// Marks the gradient of `portion` as holding a value and says whether it already did: the first
-    /// writer sets, later ones add, so nothing is zero-filled. Fails while the memory holds gradients
-    /// of another store.
+    /// Marks the gradient of `portion` as holding a value and says whether it already did: the
+    /// first writer sets, later ones add, so nothing is zero-filled. Fails while the memory holds
+    /// gradients of another store.
     pub fn mark_grad(&self, portion: Portion) -> Result<bool> {
         self.grads.claim(self.id)?;
         Ok(self.params[portion.id.0].grad_set[portion.block.unwrap_or(0)].replace(true))
@@ -377,8 +387,9 @@ impl Store {
     }
 
     /// Makes whole flats of gradients readable: zeroes those of parameters that received none since
-    /// the last reset, which have one from here on, and the gaps between parameters, where a store that shares the memory may have
-    /// left something. Fails while the memory holds gradients of another store.
+    /// the last reset, which have one from here on, and the gaps between parameters, where a store
+    /// that shares the memory may have left something. Fails while the memory holds gradients of
+    /// another store.
     pub fn settle_grads(&self) -> Result<()> {
         for (i, flat) in self.flats.iter().enumerate().filter(|(_, f)| f.trained) {
             if self.shares_grads() {

@@ -1,5 +1,5 @@
-//! Whole parameters, in and out of a store: the cut and the ranks are hidden here. What lies on several ranks is put
-//! together by all of them: they make the same calls in the same order.
+//! Whole parameters, in and out of a store: the cut and the ranks are hidden here. What lies on
+//! several ranks is put together by all of them: they make the same calls in the same order.
 
 use super::{ParamId, Store};
 use crate::base::{DType, Elem, Error, Result, bf16};
@@ -64,7 +64,8 @@ impl Store {
         Ok(())
     }
 
-    /// The elements `runs`, ascending, of what all ranks have in `from`, end to end; `whole`: this rank has all of them.
+    /// The elements `runs`, ascending, of what all ranks have in `from`, end to end; `whole`: this
+    /// rank has all of them.
     pub(super) fn runs(
         &self,
         from: &Layer,
@@ -107,13 +108,14 @@ impl Store {
         Ok(())
     }
 
-    /// How many runs of `n` neighbours the slices of a parameter have; the last of a slice may be shorter.
+    /// How many runs of `n` neighbours the slices of a parameter have; the last of a slice may be
+    /// shorter.
     pub fn every(&self, id: ParamId, n: usize) -> usize {
         self.partition().blocks * self.param(id).slice_len().div_ceil(n)
     }
 
-    /// Fills `all` with what `from` has for every `n` neighbours of a parameter, of which it has `from.size` bytes; in the order of
-    /// the cut, which those of another cut cannot be told from.
+    /// Fills `all` with what `from` has for every `n` neighbours of a parameter, of which it has
+    /// `from.size` bytes; in the order of the cut, which those of another cut cannot be told from.
     pub fn gather_every(&self, id: ParamId, n: usize, from: &Layer, all: &mut [u8]) -> Result<()> {
         let whole = from.held.len() == self.flats()[self.param(id).flat].len;
         let raw = self.runs(&every(n, from), self.slices(id).map(|run| each(n, &run)), whole)?;
@@ -178,7 +180,8 @@ impl Store {
         Ok(widened(self.read_raw(id)?, self.dtype()))
     }
 
-    /// The whole gradient of a trained parameter, widened to f32, once it is the sum over the ranks.
+    /// The whole gradient of a trained parameter, widened to f32, once it is the sum over the
+    /// ranks.
     pub fn read_grad(&self, id: ParamId) -> Result<Vec<f32>> {
         let p = self.param(id);
         let (device, held) = (self.device(), self.flats()[p.flat].own.clone());

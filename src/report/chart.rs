@@ -125,8 +125,8 @@ fn grid(svg: &mut String, frame: &Frame, y_ticks: &[f64], percent: bool) {
     }
     let (first, last) = frame.x;
     let step = round_step(((last - first) / (width / 90.0)).max(1.0)).max(1.0);
-    // The scale begins with the data, not with the round number below it. Where iterations are so large that
-    // a step adds nothing to them, a few marks are enough.
+    // The scale begins with the data, not with the round number below it. Where iterations are so
+    // large that a step adds nothing to them, a few marks are enough.
     let start = (first / step).ceil() * step;
     let all = (0..MOST_MARKS).map(|i| start + f64::from(i) * step);
     let mut marks: Vec<f64> = all.take_while(|tick| *tick <= last).collect();

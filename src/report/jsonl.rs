@@ -61,9 +61,10 @@ impl Sink for Jsonl {
     }
 }
 
-/// Drops what `path` holds after its first `bytes` bytes, which end a line: the events after the snapshot
-/// that a run goes on from. One call of the operating system cuts the file, so a crash leaves either
-/// length. A file that is shorter, or that has no line end there, is another one and left alone.
+/// Drops what `path` holds after its first `bytes` bytes, which end a line: the events after the
+/// snapshot that a run goes on from. One call of the operating system cuts the file, so a crash
+/// leaves either length. A file that is shorter, or that has no line end there, is another one and
+/// left alone.
 pub fn cut_log(path: &Path, bytes: u64) -> Result<()> {
     let failed = |e| Error::io("cut", path, &e);
     let mut file = match File::options().read(true).write(true).open(path) {

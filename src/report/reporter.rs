@@ -61,8 +61,8 @@ impl Reporter {
         self.sinks.push(Slot { sink: Box::new(sink), failed: false, remembers: false });
     }
 
-    /// From here on tells the terminal alone, or everyone again; returns what was so before. A resumed
-    /// run says on its way to where it goes on what its files know already.
+    /// From here on tells the terminal alone, or everyone again; returns what was so before. A
+    /// resumed run says on its way to where it goes on what its files know already.
     pub fn repeat(&mut self, repeats: bool) -> bool {
         std::mem::replace(&mut self.repeats, repeats)
     }

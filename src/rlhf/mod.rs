@@ -99,7 +99,8 @@ pub struct StepConfig {
     pub seed: u64,
 }
 
-/// Accumulates `rows` under `loss` and steps; on an error before the step everything is as it was. Returns the sums of the losses, the tokens and the step.
+/// Accumulates `rows` under `loss` and steps; on an error before the step everything is as it was.
+/// Returns the sums of the losses, the tokens and the step.
 fn optimize(
     engine: &mut Engine,
     ws: &mut Workspace,

@@ -161,8 +161,8 @@ impl PpoTrainer {
         })
     }
 
-    /// Adds all that training has changed to `out`. To be asked between iterations, when all experience
-    /// made has been trained on. Random numbers have no state but the counters.
+    /// Adds all that training has changed to `out`. To be asked between iterations, when all
+    /// experience made has been trained on. Random numbers have no state but the counters.
     pub fn save<'a>(&'a self, out: &mut Draft<'a>) -> Result<()> {
         out.set("iteration", self.iteration);
         out.set("answers", self.answers);

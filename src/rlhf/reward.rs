@@ -120,9 +120,9 @@ fn rows<'r>(config: &'r RewardConfig, store: &Store, pairs: &'r [&'r PairExample
 }
 
 impl RewardLoss {
-    /// Sequences alternate chosen, rejected. Selected are the compared positions of all chosen, then of all
-    /// rejected, then the end positions in the same order; columns are the weights of the comparisons
-    /// and those of the pairs.
+    /// Sequences alternate chosen, rejected. Selected are the compared positions of all chosen,
+    /// then of all rejected, then the end positions in the same order; columns are the weights of
+    /// the comparisons and those of the pairs.
     fn batch(self, pairs: &[&PairExample]) -> Batch {
         let rows: Vec<(&[i32], std::ops::Range<usize>)> = pairs
             .iter()

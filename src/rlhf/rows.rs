@@ -1,6 +1,7 @@
-//! The rows of a step and how they go through a model: in micro-batches of as many tokens as allowed, or as
-//! memory allows. Which they are decides on memory and speed only: losses are sums over rows, scaled by what the whole
-//! step holds, and what a token draws depends on its number in the step.
+//! The rows of a step and how they go through a model: in micro-batches of as many tokens as
+//! allowed, or as memory allows. Which they are decides on memory and speed only: losses are sums
+//! over rows, scaled by what the whole step holds, and what a token draws depends on its number in
+//! the step.
 
 use crate::base::{Error, Kind, Result};
 use crate::comm::Comm;
@@ -10,8 +11,8 @@ use crate::tape::Workspace;
 use crate::train::Batch;
 use std::ops::Range;
 
-/// Rows by their number, of which micro-batches can be made. Each rank has a run of them: what the ranks make of theirs
-/// is, end to end, what one would make of all.
+/// Rows by their number, of which micro-batches can be made. Each rank has a run of them: what the
+/// ranks make of theirs is, end to end, what one would make of all.
 pub(super) struct Rows<'r> {
     /// Tokens of each row, of all ranks.
     lengths: Vec<usize>,
@@ -28,8 +29,8 @@ pub(super) struct Rows<'r> {
 type Pack<'r> = dyn Fn(&[usize]) -> Batch + 'r;
 
 impl<'r> Rows<'r> {
-    /// Rows of `lengths` tokens, which `pack` packs in micro-batches of up to `max_tokens`, or of one row, for passes over
-    /// `store`'s model.
+    /// Rows of `lengths` tokens, which `pack` packs in micro-batches of up to `max_tokens`, or of
+    /// one row, for passes over `store`'s model.
     pub(super) fn new(
         lengths: Vec<usize>,
         max_tokens: usize,
@@ -42,11 +43,11 @@ impl<'r> Rows<'r> {
         Rows { lengths, own, max_tokens, comm, shares, pack: Box::new(pack) }
     }
 
-    /// Calls `run` with micro-batches of this rank's rows, in order; those that select nothing
-    /// are left out. One that memory does not suffice for is halved: `run` must leave everything as it
-    /// was when it ends with an error of [`Kind::Memory`], which a program does that cannot be planned.
-    /// Ranks do one micro-batch each at a time: what they share they gather together. One that has no more of its own gets
-    /// batches that are idle as long as another has some.
+    /// Calls `run` with micro-batches of this rank's rows, in order; those that select nothing are
+    /// left out. One that memory does not suffice for is halved: `run` must leave everything as it
+    /// was when it ends with an error of [`Kind::Memory`], which a program does that cannot be
+    /// planned. Ranks do one micro-batch each at a time: what they share they gather together. One
+    /// that has no more of its own gets batches that are idle as long as another has some.
     pub(super) fn each(
         &self,
         ws: &mut Workspace,
@@ -80,8 +81,8 @@ impl<'r> Rows<'r> {
         None
     }
 
-    /// Runs a micro-batch, or as much of it as there is memory for, and leaves the rest to be done. Other ranks are waiting
-    /// for this one's to be run, so it may not come back with nothing done.
+    /// Runs a micro-batch, or as much of it as there is memory for, and leaves the rest to be done.
+    /// Other ranks are waiting for this one's to be run, so it may not come back with nothing done.
     fn one(
         &self,
         ws: &mut Workspace,
@@ -108,7 +109,8 @@ impl<'r> Rows<'r> {
         }
     }
 
-    /// Runs what other ranks run without rows of this one's own: as though for the shortest there is.
+    /// Runs what other ranks run without rows of this one's own: as though for the shortest there
+    /// is.
     fn idle(
         &self,
         ws: &mut Workspace,

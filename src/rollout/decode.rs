@@ -1,7 +1,8 @@
-//! Decoding: one token a step for all sequences that are not finished. The whole state of a step (last
-//! tokens, positions, what may still be drawn, page table) lies on the device, so a step needs nothing
-//! of the host: it is recorded once for each number of rows, and run again for every further token.
-//! Between runs of steps the host reads what was drawn and closes the gaps that finished sequences leave.
+//! Decoding: one token a step for all sequences that are not finished. The whole state of a step
+//! (last tokens, positions, what may still be drawn, page table) lies on the device, so a step
+//! needs nothing of the host: it is recorded once for each number of rows, and run again for every
+//! further token. Between runs of steps the host reads what was drawn and closes the gaps that
+//! finished sequences leave.
 
 use super::{Answer, Sampling};
 use crate::base::{DType, Result};
@@ -141,8 +142,8 @@ impl<'a> Step<'a> {
     }
 }
 
-/// Rows of a step for `n` sequences: on a device with kernels one of a few numbers, each of which has its
-/// graph.
+/// Rows of a step for `n` sequences: on a device with kernels one of a few numbers, each of which
+/// has its graph.
 fn bucket(device: Device, n: usize) -> usize {
     match n {
         _ if !device.has_kernels() => n,
@@ -226,8 +227,8 @@ impl Slots {
         self.state.write(State::MADE * sizes.rows * 4, bytemuck::cast_slice(made))
     }
 
-    /// Sets the state to that of the `active` answers; rows that are left over have nothing to draw and
-    /// own a page that nobody reads.
+    /// Sets the state to that of the `active` answers; rows that are left over have nothing to draw
+    /// and own a page that nobody reads.
     fn upload(
         &self,
         sizes: &Sizes,
@@ -341,8 +342,8 @@ mod tests {
 
     #[test]
     fn kernels_launched_on_the_emulated_device_for_a_token() {
-        // Norm, product, rotary, append, attend, product; norm, product, gate, product. The activation of
-        // OPT is the end of its product, and its positions are embedded.
+        // Norm, product, rotary, append, attend, product; norm, product, gate, product. The
+        // activation of OPT is the end of its product, and its positions are embedded.
         for (family, layer) in [("opt", 8), ("llama", 10)] {
             let one = launches_of(family, 1);
             assert_eq!(launches_of(family, 3), one + 2 * layer, "{family}");

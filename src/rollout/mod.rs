@@ -1,5 +1,6 @@
 //! Generation over the KV-cache: prompts in, tokens and their log-probabilities out. Reads the same
-//! weights as training. A sequence's tokens depend on (seed, sequence, position), never on the batch.
+//! weights as training. A sequence's tokens depend on (seed, sequence, position), never on the
+//! batch.
 
 mod decode;
 
@@ -138,8 +139,8 @@ pub fn generate(
     Ok(answers)
 }
 
-/// Drops the work if that is asked. Of several ranks none may leave the others: they agree on it between generation and what
-/// comes before and after.
+/// Drops the work if that is asked. Of several ranks none may leave the others: they agree on it
+/// between generation and what comes before and after.
 fn go_on(model: &Model, ws: &Workspace) -> Result<()> {
     if model.store.partition().comm.size() > 1 { Ok(()) } else { ws.go_on() }
 }

@@ -128,8 +128,8 @@ impl Tape<'_> {
         targets.iter().flatten().filter_map(|t| t.kept).try_for_each(|kept| self.keep_grad(kept))
     }
 
-    /// Where the gradient of `tensor` goes, and whether something is there already; `narrow`: it may be
-    /// bf16 where it is kept so.
+    /// Where the gradient of `tensor` goes, and whether something is there already; `narrow`: it
+    /// may be bf16 where it is kept so.
     fn grad_target(&mut self, tensor: &Tensor, narrow: bool) -> Result<Target> {
         let wide = Desc { shape: tensor.desc.shape, dtype: DType::F32 };
         if let Home::Param(store, portion) = self.slots[tensor.slot.0 as usize].home {
@@ -184,7 +184,8 @@ struct Kept {
 
 impl Target {
     fn host<'s>(&self) -> Grad<'s> {
-        // SAFETY: a slot or a parameter's gradient is a range of its own, written by this operator only.
+        // SAFETY: a slot or a parameter's gradient is a range of its own, written by this operator
+        // only.
         let bytes = unsafe { self.region.as_bytes_mut() };
         Grad { view: ViewMut::new(bytes, self.desc), acc: self.acc }
     }

@@ -156,8 +156,8 @@ impl<'a> Tape<'a> {
         self.planning
     }
 
-    /// From here on computes nothing, but takes part in what the ranks of a store do together: for a rank that has
-    /// no rows left where others have some.
+    /// From here on computes nothing, but takes part in what the ranks of a store do together: for
+    /// a rank that has no rows left where others have some.
     pub fn accompany(&mut self) {
         self.shared.only = true;
     }

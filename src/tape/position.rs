@@ -1,12 +1,12 @@
-//! Where the programs of a workspace are, for another thread to ask. It is told by each program and each operator that is
-//! begun, not by those of a recorded program; it watches nothing itself.
+//! Where the programs of a workspace are, for another thread to ask. It is told by each program and
+//! each operator that is begun, not by those of a recorded program; it watches nothing itself.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A place that is told and asked from two threads. Telling takes a lock that is nearly always free, and the
-/// clock: some tens of nanoseconds.
+/// A place that is told and asked from two threads. Telling takes a lock that is nearly always
+/// free, and the clock: some tens of nanoseconds.
 #[derive(Debug, Default)]
 pub struct Position(Mutex<Place>);
 

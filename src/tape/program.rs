@@ -1,6 +1,6 @@
-//! Programs that are recorded once and run again over the same memory, with nothing planned or allocated
-//! any more: on the CPU a list of operators with the places of their tensors, on a device with kernels a
-//! graph.
+//! Programs that are recorded once and run again over the same memory, with nothing planned or
+//! allocated any more: on the CPU a list of operators with the places of their tensors, on a device
+//! with kernels a graph.
 
 use super::{Tape, Workspace, workspace::Shaped};
 use crate::base::{Error, Result};
@@ -10,8 +10,8 @@ use crate::tensor::Desc;
 use std::fmt;
 use std::sync::Arc;
 
-/// A recorded program. What it reads and writes must stay in place; the arena and what the tape borrowed
-/// do, since it borrows them too.
+/// A recorded program. What it reads and writes must stay in place; the arena and what the tape
+/// borrowed do, since it borrows them too.
 pub struct Program<'a> {
     device: Device,
     steps: Steps<'a>,
@@ -115,8 +115,9 @@ impl Operators<'_> {
 }
 
 impl Workspace {
-    /// Records `program` as it would run on `inputs`. It may not copy to or from the host, and must have
-    /// been planned for inputs as large as these ([`Workspace::reserve`]). `graph`: a device that can is to record a graph.
+    /// Records `program` as it would run on `inputs`. It may not copy to or from the host, and must
+    /// have been planned for inputs as large as these ([`Workspace::reserve`]). `graph`: a device
+    /// that can is to record a graph.
     pub fn capture<'a, I: Shaped>(
         &'a self,
         key: &str,

@@ -8,8 +8,8 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 impl Tape<'_> {
-    /// Re-runs what backward of the records in `range` reads and `keep` did not keep, and points the
-    /// records at the new slots.
+    /// Re-runs what backward of the records in `range` reads and `keep` did not keep, and points
+    /// the records at the new slots.
     pub(super) fn replay(&mut self, range: Range<usize>, keep: Keep) -> Result<()> {
         if keep == Keep::All {
             return Ok(());

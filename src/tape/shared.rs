@@ -1,6 +1,8 @@
-//! Stores that ranks share out (ZeRO), or whose weights are the host's: the weights of a flat are gathered when a segment first needs them, the next ones while it
-//! computes, and let go with the segment; its gradients are summed over the ranks when its backward has run, while the
-//! next segment's does. All lies in the arena, as planned: the order is that of the program, and the same on every rank.
+//! Stores that ranks share out (ZeRO), or whose weights are the host's: the weights of a flat are
+//! gathered when a segment first needs them, the next ones while it computes, and let go with the
+//! segment; its gradients are summed over the ranks when its backward has run, while the next
+//! segment's does. All lies in the arena, as planned: the order is that of the program, and the
+//! same on every rank.
 
 use super::{Home, Tape};
 use crate::base::Result;
@@ -117,7 +119,8 @@ impl<'a> Tape<'a> {
         Ok(())
     }
 
-    /// Memory of the weights of a portion: where the store has them, or where they have been gathered.
+    /// Memory of the weights of a portion: where the store has them, or where they have been
+    /// gathered.
     pub(super) fn weights(&self, store: &Store, portion: Portion) -> Region {
         let (flat, elements) = (store.param(portion.id).flat, store.elements(portion));
         let key = (store.id(), flat);
@@ -162,7 +165,8 @@ impl<'a> Tape<'a> {
         Ok((region, acc))
     }
 
-    /// Begins to sum the gradients of the segment over the ranks, and ends the sums of the one before.
+    /// Begins to sum the gradients of the segment over the ranks, and ends the sums of the one
+    /// before.
     pub(super) fn reduce_grads(&mut self) -> Result<()> {
         self.clock += 1;
         let mut begun = vec![];
@@ -189,7 +193,8 @@ impl<'a> Tape<'a> {
         Ok(())
     }
 
-    /// Gives each of the blocks that have the same elements of a flat the sum of their gradients, which lie in `all`.
+    /// Gives each of the blocks that have the same elements of a flat the sum of their gradients,
+    /// which lie in `all`.
     fn add_copies(&mut self, store: &'a Store, flat: usize, all: Tensor) -> Result<()> {
         let part = |run: &Range<usize>| {
             let desc = Desc::new(&[run.len()], all.desc.dtype);

@@ -1,7 +1,7 @@
-//! Arenas and plans of programs. A program is a function of a tape and its inputs; it is run once on
-//! a planning tape, without memory, with the largest inputs it will meet, and from then on in the planned arena.
-//! All programs of all models share one arena: phases never overlap, so its size is the maximum
-//! over programs, not their sum.
+//! Arenas and plans of programs. A program is a function of a tape and its inputs; it is run once
+//! on a planning tape, without memory, with the largest inputs it will meet, and from then on in
+//! the planned arena. All programs of all models share one arena: phases never overlap, so its size
+//! is the maximum over programs, not their sum.
 
 use super::{Planned, Position, Tape};
 use crate::base::{Error, Kind, Result};
@@ -96,13 +96,14 @@ impl Workspace {
         self.arena.buffer.bytes()
     }
 
-    /// From here on long work asks `asked` between its parts whether it is to be dropped; `None`: it is not.
+    /// From here on long work asks `asked` between its parts whether it is to be dropped; `None`:
+    /// it is not.
     pub fn listen(&mut self, asked: Option<fn() -> bool>) {
         self.asked = asked;
     }
 
-    /// Between the parts of long work that leaves everything as it was when it is dropped: an error of
-    /// [`Kind::Stopped`] if it is.
+    /// Between the parts of long work that leaves everything as it was when it is dropped: an error
+    /// of [`Kind::Stopped`] if it is.
     pub fn go_on(&self) -> Result<()> {
         if self.is_asked() { Err(self.drop_work()) } else { Ok(()) }
     }
@@ -224,7 +225,8 @@ impl Workspace {
         Ok(())
     }
 
-    /// Keeps something to be told of memory; the first thing only, for what comes later is the same again.
+    /// Keeps something to be told of memory; the first thing only, for what comes later is the same
+    /// again.
     pub fn tell(&mut self, what: impl FnOnce() -> String) {
         if !self.told {
             (self.note, self.told) = (Some(what()), true);
@@ -258,7 +260,8 @@ impl Workspace {
         self.flops.set(self.flops.get() + flops);
     }
 
-    /// Floating-point operations of all programs run so far, recorded ones apart; backward counts as twice forward.
+    /// Floating-point operations of all programs run so far, recorded ones apart; backward counts
+    /// as twice forward.
     pub fn flops(&self) -> u64 {
         self.flops.get()
     }

@@ -19,7 +19,8 @@ pub struct Batch {
     pub targets: Vec<i32>,
     /// Numbers that the loss takes (weights, old log-probs, advantages, ...), usually `[n]` each.
     pub columns: Vec<Vec<f32>>,
-    /// Nothing is computed: the rank has no rows left where others have some, and only does its part in what they share.
+    /// Nothing is computed: the rank has no rows left where others have some, and only does its
+    /// part in what they share.
     pub idle: bool,
 }
 

@@ -1,6 +1,6 @@
-//! AdamW on the flat partitions of a store: one launch per flat, global gradient clipping, no weight
-//! decay on vectors, a learning rate of their own for adapters. What is kept of a flat between steps
-//! is in `state.rs`.
+//! AdamW on the flat partitions of a store: one launch per flat, global gradient clipping, no
+//! weight decay on vectors, a learning rate of their own for adapters. What is kept of a flat
+//! between steps is in `state.rs`.
 
 use crate::base::{DType, Error, Result};
 use crate::device::{Buffer, Region};
@@ -32,7 +32,8 @@ pub struct AdamWConfig {
     pub max_grad_norm: f32,
     /// How moments and what bf16 weights lack are kept.
     pub state: AdamWState,
-    /// They are kept in the host's memory, and steps are computed there: weights and gradients go to and fro.
+    /// They are kept in the host's memory, and steps are computed there: weights and gradients go
+    /// to and fro.
     pub offload: bool,
 }
 
@@ -128,8 +129,9 @@ impl Optimizer {
         part.ok_or_else(|| Error::internal("a trained flat without optimizer state"))
     }
 
-    /// Sums the gradients in the store over its ranks, applies them at `factor` of the peak learning rates, and forgets them.
-    /// Gradients that are not finite change nothing, nor do those of a `loss` that is not finite.
+    /// Sums the gradients in the store over its ranks, applies them at `factor` of the peak
+    /// learning rates, and forgets them. Gradients that are not finite change nothing, nor do those
+    /// of a `loss` that is not finite.
     pub fn step(
         &mut self,
         ws: &mut Workspace,
@@ -255,8 +257,8 @@ impl Optimizer {
     }
 }
 
-/// The loss and, where gradients are at fault, the parameter whose gradient is the first that is not
-/// finite on the way back: from the last segment to the first.
+/// The loss and, where gradients are at fault, the parameter whose gradient is the first that is
+/// not finite on the way back: from the last segment to the first.
 fn what_is_wrong(model: &Model, grad_norm: f32, loss: f32) -> Result<String> {
     let loss = format!("the loss is {loss}");
     if grad_norm.is_finite() {

@@ -1,5 +1,5 @@
-//! What AdamW keeps of one flat between steps: everything in f32, or compact codes. The arithmetic is
-//! in the operators; `optimizer.rs` knows when and with what settings they run.
+//! What AdamW keeps of one flat between steps: everything in f32, or compact codes. The arithmetic
+//! is in the operators; `optimizer.rs` knows when and with what settings they run.
 
 use crate::base::{DType, Error, Result};
 use crate::device::{Buffer, Device};
@@ -14,8 +14,8 @@ use crate::tensor::{Desc, Tensor};
 /// How the optimizer's state is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdamWState {
-    /// Moments in f32, and beside bf16 weights a master copy in f32: 12 bytes a parameter, 8 beside f32
-    /// weights.
+    /// Moments in f32, and beside bf16 weights a master copy in f32: 12 bytes a parameter, 8 beside
+    /// f32 weights.
     Full,
     /// Moments and what bf16 weights lack of 24 bits in a byte each: 3.1 bytes a parameter.
     Compact,
@@ -39,7 +39,8 @@ pub(super) enum State {
 }
 
 impl State {
-    /// Fresh state in the memory of `home` for `flat`, whose weights are what they are now. Compact state needs bf16 weights.
+    /// Fresh state in the memory of `home` for `flat`, whose weights are what they are now. Compact
+    /// state needs bf16 weights.
     pub(super) fn new(kind: AdamWState, store: &Store, flat: usize, home: Device) -> Result<State> {
         let n = store.flats()[flat].own.len();
         let zeros = |bytes: usize| Buffer::zeroed(home, bytes);
@@ -78,7 +79,8 @@ impl State {
         }
     }
 
-    /// Adds the state of one parameter to `out`, as tensors `at/KIND/PARAMETER`: whole, without padding.
+    /// Adds the state of one parameter to `out`, as tensors `at/KIND/PARAMETER`: whole, without
+    /// padding.
     pub(super) fn save<'a>(
         &'a self,
         store: &'a Store,
@@ -170,8 +172,8 @@ impl State {
 /// Bytes of the scales of a block of 64 elements: one of each moment, f32.
 const SCALES: usize = 8;
 
-/// This rank's own weights of a flat, bf16, as f32 in `to`; in pieces, for a copy of all would be more
-/// than what is there later.
+/// This rank's own weights of a flat, bf16, as f32 in `to`; in pieces, for a copy of all would be
+/// more than what is there later.
 fn master(store: &Store, flat: usize, to: Buffer) -> Result<Buffer> {
     const PIECE: usize = 1 << 20;
     let own = store.flats()[flat].own.clone();

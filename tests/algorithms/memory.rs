@@ -1,4 +1,5 @@
-//! Micro-batches that memory does not suffice for, and what dropout draws in micro-batches of any size.
+//! Micro-batches that memory does not suffice for, and what dropout draws in micro-batches of any
+//! size.
 
 use crate::common::*;
 use crate::setup::*;

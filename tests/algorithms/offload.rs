@@ -1,4 +1,5 @@
-//! Frozen models whose weights are in the host's memory: the bits of those on the device, which holds none of them.
+//! Frozen models whose weights are in the host's memory: the bits of those on the device, which
+//! holds none of them.
 
 use crate::common::device::device;
 use crate::common::*;

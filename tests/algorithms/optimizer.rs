@@ -1,6 +1,6 @@
 //! The optimizer under a trainer: AdamW with global clipping, no decay on vectors, schedules, a
-//! learning rate of their own for adapters, the f32 master copy of bf16 weights, and the compact state
-//! instead of it.
+//! learning rate of their own for adapters, the f32 master copy of bf16 weights, and the compact
+//! state instead of it.
 
 use crate::common::*;
 use crate::setup::*;
@@ -93,8 +93,8 @@ fn steps_are_those_of_adamw() {
     }
 }
 
-/// The loss after each of so many steps on the same two batches in turn, and the bytes of weights and
-/// of optimizer state.
+/// The loss after each of so many steps on the same two batches in turn, and the bytes of weights
+/// and of optimizer state.
 fn losses(
     family: &str,
     with_lora: bool,

@@ -1,5 +1,5 @@
-//! A device and ranks that are imagined take and say what real ones do: the same bytes of memory, the same calls, the same
-//! operations, by which a run is planned.
+//! A device and ranks that are imagined take and say what real ones do: the same bytes of memory,
+//! the same calls, the same operations, by which a run is planned.
 
 use crate::common::*;
 use crate::setup::*;
@@ -17,7 +17,8 @@ use duplex::tape::{Keep, Workspace};
 use duplex::train::{AdamWConfig, AdamWState};
 use std::time::Duration;
 
-/// What a rank takes and says: bytes of its engines and of the arena, operations, and calls with the bytes given, by kind.
+/// What a rank takes and says: bytes of its engines and of the arena, operations, and calls with
+/// the bytes given, by kind.
 #[derive(Debug, PartialEq)]
 struct Taken {
     engines: Vec<[usize; 4]>,

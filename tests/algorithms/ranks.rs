@@ -1,5 +1,5 @@
-//! Several ranks do what one does: the same losses, up to the order of sums, and on all of them the same weights, bit
-//! for bit.
+//! Several ranks do what one does: the same losses, up to the order of sums, and on all of them the
+//! same weights, bit for bit.
 
 use crate::common::device::device;
 use crate::common::*;
@@ -56,7 +56,8 @@ fn tensor(ways: &[(usize, usize)]) -> Vec<How> {
 /// Runs `body` on one rank and in each of the ways given, and compares.
 fn same_as_one(what: &str, ways: &[How], body: impl Fn(&Partition) -> Result<Told> + Sync) {
     let (one, _) = body(&Partition::alone()).unwrap();
-    // The kernels' sums have other orders for other numbers of rows, and AdamW's first steps are of signs.
+    // The kernels' sums have other orders for other numbers of rows, and AdamW's first steps are of
+    // signs.
     let near = if device() == Device::Cpu { 1e-5 } else { 1e-4 };
     for how in ways {
         let all =
@@ -168,7 +169,8 @@ fn adapters_cut_for_tensor_parallelism_are_trained_alike() {
     }
 }
 
-/// On the CPU the state is there anyway; on another device steps of the host must be those of its kernels.
+/// On the CPU the state is there anyway; on another device steps of the host must be those of its
+/// kernels.
 #[test]
 fn steps_of_the_host_are_those_of_the_device() {
     for state in [AdamWState::Full, AdamWState::Compact] {
@@ -188,7 +190,8 @@ fn steps_of_the_host_are_those_of_the_device() {
     }
 }
 
-/// Alike on all ranks and at every stage, though not near those of one: a rounding may go either way.
+/// Alike on all ranks and at every stage, though not near those of one: a rounding may go either
+/// way.
 #[test]
 fn bf16_on_several_ranks() {
     for state in [AdamWState::Full, AdamWState::Compact] {
@@ -319,8 +322,9 @@ fn the_switch_moves_what_a_rank_lacks_of_its_block_and_no_more() {
     }
 }
 
-/// Weights, gradients and optimizer state of a rank are its part of those of one rank, and at most 64 elements a flat that are
-/// padding; where they are also cut into blocks, copies and padding of the cut come in addition.
+/// Weights, gradients and optimizer state of a rank are its part of those of one rank, and at most
+/// 64 elements a flat that are padding; where they are also cut into blocks, copies and padding of
+/// the cut come in addition.
 #[test]
 fn a_rank_keeps_its_part_and_a_stated_constant() {
     let memory = |family: &str, partition: &Partition| {

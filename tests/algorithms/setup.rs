@@ -112,8 +112,8 @@ pub fn engines_among(
     }
 }
 
-/// A trainer whose critic has gradients in memory of its own, so that the actor's are still there after
-/// the critic's step.
+/// A trainer whose critic has gradients in memory of its own, so that the actor's are still there
+/// after the critic's step.
 pub fn unshared(family: &str, learning_rate: f32, config: PpoConfig) -> PpoTrainer {
     let mut trainer = PpoTrainer::new(engines(family, learning_rate), config).unwrap();
     trainer.engines.critic = engines(family, learning_rate).critic;

@@ -11,8 +11,8 @@ use duplex::rlhf::{Experience, KlControl, PpoConfig, PpoEngines, PpoTrainer};
 use duplex::tape::{Keep, Workspace};
 use duplex::train::{AdamWConfig, Batch, Schedule, ScheduleKind};
 
-/// An experience whose recorded log-probs and values are as if from other models, so that ratios and
-/// values fall inside and outside of the clip ranges.
+/// An experience whose recorded log-probs and values are as if from other models, so that ratios
+/// and values fall inside and outside of the clip ranges.
 fn foreign(trainer: &mut PpoTrainer, ws: &mut Workspace, seed: u64, n: usize) -> Experience {
     let mut experience = experience(trainer, ws, &prompts(seed, n));
     let mut rng = Rng::new(seed, 8);

@@ -1,5 +1,5 @@
-//! The process that runs one parser on many inputs. Where it stands is in a file that outlives it; what it finds are lines
-//! on its standard output.
+//! The process that runs one parser on many inputs. Where it stands is in a file that outlives it;
+//! what it finds are lines on its standard output.
 
 use crate::memory;
 use crate::mutate::Mutator;
@@ -14,8 +14,8 @@ use std::time::Duration;
 const MOST_FAILURES: usize = 20;
 /// Processor time that one input may take.
 const LONGEST: Duration = Duration::from_secs(1);
-/// Bytes that a parser may hold for each byte of its input: a JSON value takes up to 80, a vector that grows three times
-/// what it holds.
+/// Bytes that a parser may hold for each byte of its input: a JSON value takes up to 80, a vector
+/// that grows three times what it holds.
 const PER_BYTE: usize = 256;
 
 /// What a process is to do, as its parent says in the environment.

@@ -37,7 +37,8 @@ pub(crate) fn safetensors() -> Vec<Vec<u8>> {
     HEADERS.iter().map(|h| with_header(h.as_bytes())).collect()
 }
 
-/// Pickles as torch.save writes them: a tensor; a parameter, transposed, and a tied one, with metadata.
+/// Pickles as torch.save writes them: a tensor; a parameter, transposed, and a tied one, with
+/// metadata.
 pub(crate) fn pickles() -> Vec<Vec<u8>> {
     let tensor = |name: &[u8], shape: &[u8], offset: u8| {
         let storage = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x06tQK";
@@ -96,7 +97,8 @@ pub(crate) fn indexes() -> Vec<Vec<u8>> {
     ])
 }
 
-/// The checkpoint whose manifest is made bad: tensors of three types, values, inputs; the same from each call.
+/// The checkpoint whose manifest is made bad: tensors of three types, values, inputs; the same from
+/// each call.
 pub(crate) fn checkpoint(root: &Path) -> std::path::PathBuf {
     let fill = |to: &mut [u8], value| {
         to.fill(value);

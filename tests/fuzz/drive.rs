@@ -1,4 +1,5 @@
-//! Starts the process of a parser, watches it, starts it again behind an input that ended it, and tells what was found.
+//! Starts the process of a parser, watches it, starts it again behind an input that ended it, and
+//! tells what was found.
 
 use crate::child::{Task, input};
 use crate::mutate::Mutator;
@@ -17,7 +18,8 @@ const FIXED: u64 = 20;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Inputs that may end their process before the test gives up.
 const MOST_ENDS: usize = 20;
-/// How a process ends that asked for more memory than [`duplex::base::with_limit`] gives: by a line, as it should.
+/// How a process ends that asked for more memory than [`duplex::base::with_limit`] gives: by a
+/// line, as it should.
 const REFUSED: i32 = 2;
 
 /// What was seen of one seed.
@@ -111,8 +113,8 @@ fn watch(name: &str, seed: u64, executions: u64) -> Seen {
     seen
 }
 
-/// Runs one process to its end. None where that was a regular one, else the input it stopped at, and what is wrong with
-/// that, if anything.
+/// Runs one process to its end. None where that was a regular one, else the input it stopped at,
+/// and what is wrong with that, if anything.
 fn process(task: &Task, seen: &mut Seen) -> Option<(u64, Option<String>)> {
     let (key, value) = task.variable();
     let mut child = Command::new(std::env::current_exe().unwrap())

@@ -36,8 +36,8 @@ fn count(bytes: isize) -> bool {
     true
 }
 
-// SAFETY: the program's allocator does the work; counting allocates nothing, and a null pointer says that there is no
-// memory.
+// SAFETY: the program's allocator does the work; counting allocates nothing, and a null pointer
+// says that there is no memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if !count(layout.size() as isize) {

@@ -149,7 +149,8 @@ fn number(input: &mut Vec<u8>, at: usize, rng: &mut Rng) {
     input.splice(start..start + digits, text.into_bytes());
 }
 
-/// Replaces a part of the input, found by `find`, by one of another input: the grammar stays, the meaning does not.
+/// Replaces a part of the input, found by `find`, by one of another input: the grammar stays, the
+/// meaning does not.
 fn part(input: &mut Vec<u8>, other: &[u8], find: Find, rng: &mut Rng) {
     let (Some(to), Some(from)) = (find(input, rng), find(other, rng)) else { return };
     input.splice(to, other[from].iter().copied());

@@ -1,5 +1,5 @@
-//! The parsers: each gets bytes where its users' files lie, and does with them what a run does. `run` says whether the
-//! input was taken; what must hold of an input that was taken is asserted.
+//! The parsers: each gets bytes where its users' files lie, and does with them what a run does.
+//! `run` says whether the input was taken; what must hold of an input that was taken is asserted.
 
 use crate::{corpus, words};
 use duplex::arch::Config;

@@ -1,5 +1,5 @@
-//! Adapters of every kind that peft makes (`tools/golden_adapters.py`): loaded, merged, exported, and
-//! refused where a tensor or a setting has no place.
+//! Adapters of every kind that peft makes (`tools/golden_adapters.py`): loaded, merged, exported,
+//! and refused where a tensor or a setting has no place.
 
 use super::{Golden, dir, logits, relative, tensors_of, write_changed};
 use duplex::base::DType;
@@ -97,7 +97,8 @@ fn outputs_are_those_of_peft_before_and_after_both_exports() {
     }
 }
 
-/// A copy of an adapter with another config and other tensors, of which some are renamed or left out.
+/// A copy of an adapter with another config and other tensors, of which some are renamed or left
+/// out.
 fn changed(
     from: &str,
     place: &Path,

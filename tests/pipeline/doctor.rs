@@ -4,7 +4,8 @@ use crate::place::{Place, number};
 use serde_json::Value;
 use std::process::Command;
 
-/// Exit code, standard output and standard error of the command in `p`, started by `program` and its words.
+/// Exit code, standard output and standard error of the command in `p`, started by `program` and
+/// its words.
 fn doctor(p: &Place, words: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_duplex"));
     command

@@ -1,4 +1,5 @@
-//! Ranks that are processes, connected by MPI: what one rank does, and what is done when one is gone.
+//! Ranks that are processes, connected by MPI: what one rank does, and what is done when one is
+//! gone.
 
 use crate::checkpoint::fresh_rng;
 use crate::near::{near, of_steps, on, whole};
@@ -126,7 +127,8 @@ fn a_network_that_is_cut_ends_the_run_within_the_time_out() {
     assert_eq!(code, Some(0), "{stderr}");
 }
 
-/// Kills one rank at a random moment again and again; each time the others end and say which is gone, and the same command goes on.
+/// Kills one rank at a random moment again and again; each time the others end and say which is
+/// gone, and the same command goes on.
 #[test]
 fn a_rank_that_is_killed_ends_the_run_and_the_run_goes_on() {
     let p = Place::new("llama");

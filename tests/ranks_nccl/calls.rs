@@ -1,4 +1,5 @@
-//! Every call, on memory of any device: what ranks in one process do with the host's, those with a card each do with theirs.
+//! Every call, on memory of any device: what ranks in one process do with the host's, those with a
+//! card each do with theirs.
 
 use duplex::base::{DType, Elem, Result, Rng, bf16};
 use duplex::comm::{CallKind, Comm, Handle, Reduce};

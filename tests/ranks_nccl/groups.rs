@@ -1,4 +1,5 @@
-//! Ranks as processes of this test, which starts itself: every call, and what the others do where one is gone.
+//! Ranks as processes of this test, which starts itself: every call, and what the others do where
+//! one is gone.
 
 use crate::calls::{every_call, go_on, sums};
 use crate::fake;

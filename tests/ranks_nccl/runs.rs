@@ -1,4 +1,5 @@
-//! Whole runs through the binary, which starts its ranks itself, or finds itself started as one of several.
+//! Whole runs through the binary, which starts its ranks itself, or finds itself started as one of
+//! several.
 
 use crate::checkpoint::fresh_rng;
 use crate::fake;
@@ -17,7 +18,8 @@ fn command(p: &Place, words: &[&str]) -> Command {
     command
 }
 
-/// Starts a run on emulated devices. `folder`: its ranks are processes, whose messages go there; else threads.
+/// Starts a run on emulated devices. `folder`: its ranks are processes, whose messages go there;
+/// else threads.
 fn start(p: &Place, folder: Option<&TempDir>, words: &[&str]) -> Child {
     let mut command = command(p, words);
     if let Some(folder) = folder {
@@ -40,7 +42,8 @@ fn one_line(out: &Output) -> String {
     lines[0].into()
 }
 
-/// The ratio of the first minibatch of every iteration is exactly 1, though ranks generate together and train apart.
+/// The ratio of the first minibatch of every iteration is exactly 1, though ranks generate together
+/// and train apart.
 #[track_caller]
 fn first_ratios_are_one(run: &Path) {
     let all = metrics(run, "ppo");
@@ -171,8 +174,8 @@ fn a_mistake_of_all_ranks_is_told_once() {
     one_line(&out);
 }
 
-/// Kills one rank at a random moment again and again; each time the others end and one line says which is gone, and the same
-/// command goes on.
+/// Kills one rank at a random moment again and again; each time the others end and one line says
+/// which is gone, and the same command goes on.
 #[test]
 fn a_rank_with_a_card_that_is_killed_ends_the_run_and_the_run_goes_on() {
     let (p, mut rng) = (Place::new("llama"), fresh_rng());

@@ -1,5 +1,5 @@
-//! What is around a run: the order in which files reach the disk, memory that stays what it is, a clock that
-//! jumps, a machine that is too small.
+//! What is around a run: the order in which files reach the disk, memory that stays what it is, a
+//! clock that jumps, a machine that is too small.
 
 use crate::place::{Place, bytes, events};
 use crate::process::{ended, spawn};
@@ -26,8 +26,9 @@ fn between(line: &str, open: char, close: char) -> Option<&str> {
     Some(rest.split_once(close)?.0)
 }
 
-/// A file or directory is synced before it is renamed, a directory after the last name has come into it, and
-/// the directory it is renamed into afterwards: after a power cut a name stands for the whole of what it names.
+/// A file or directory is synced before it is renamed, a directory after the last name has come
+/// into it, and the directory it is renamed into afterwards: after a power cut a name stands for
+/// the whole of what it names.
 #[test]
 fn files_reach_the_disk_before_their_names() {
     let p = Place::new("llama");

@@ -11,8 +11,8 @@ fn kills() -> usize {
     std::env::var("DUPLEX_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(5)
 }
 
-/// Has a run made that nothing happens to, and one that is killed again and again, at moments spread over the
-/// time that the first one took; both must leave the same.
+/// Has a run made that nothing happens to, and one that is killed again and again, at moments
+/// spread over the time that the first one took; both must leave the same.
 fn survives(p: &Place, more: &[&str]) {
     let started = Instant::now();
     let whole = spawn(p, &words("whole", more)).wait_with_output().unwrap();
@@ -43,7 +43,8 @@ fn survives(p: &Place, more: &[&str]) {
 #[test]
 fn a_killed_run_in_f32_ends_as_if_it_were_not() {
     let p = Place::new("llama");
-    // With what else has a state: EMA, text, running statistics, an adaptive coefficient, evaluations.
+    // With what else has a state: EMA, text, running statistics, an adaptive coefficient,
+    // evaluations.
     let text = "The sea is blue, of course. And the grass is green.\n\n".repeat(80);
     std::fs::write(p.path("sea.txt"), text).unwrap();
     let mut more = vec!["--enable-ema", "--reward-scaling", "running", "--ppo-eval-interval", "2"];

@@ -1,6 +1,6 @@
-// Causal attention: o = softmax(scale q k^T) v with heads of 64, q, k, v [heads, tokens, 64] bf16, o of the same shape in
-// f32. A block of 128 threads takes 64 queries, 16 a warp, and keys in tiles of 64, two stages. Grid (ceil(tokens / 64),
-// heads), shared memory 5 * 64 * 72 * 2 = 46080 bytes.
+// Causal attention: o = softmax(scale q k^T) v with heads of 64, q, k, v [heads, tokens, 64] bf16,
+// o of the same shape in f32. A block of 128 threads takes 64 queries, 16 a warp, and keys in tiles
+// of 64, two stages. Grid (ceil(tokens / 64), heads), shared memory 5 * 64 * 72 * 2 = 46080 bytes.
 #include "emu/bugs/bugs.cuh"
 
 namespace bugs {
@@ -57,7 +57,8 @@ DEV void weigh(float (&o)[8][4], const float (&s)[8][4], const bf16* v) {
   }
 }
 
-// Masks and exponentiates s; brings o and the sums to the new maxima. `row0`, `col0`: first query of the warp, first key.
+// Masks and exponentiates s; brings o and the sums to the new maxima. `row0`, `col0`: first query
+// of the warp, first key.
 template <Bug bug>
 DEV void softmax_step(float (&s)[8][4], float (&o)[8][4], float (&largest)[2], float (&sum)[2], uint32_t row0,
                       uint32_t col0, float scale) {

@@ -1,5 +1,6 @@
-// Rows of a paged cache in order: out[s, t, :] = pages[table[s, t / 16], t % 16, :] for t < lengths[s], else zeros. One
-// warp a token: blocks of 128 threads, grid (ceil(tokens / 4), sequences).
+// Rows of a paged cache in order: out[s, t, :] = pages[table[s, t / 16], t % 16, :] for t <
+// lengths[s], else zeros. One warp a token: blocks of 128 threads, grid (ceil(tokens / 4),
+// sequences).
 #include "emu/bugs/bugs.cuh"
 
 namespace bugs {

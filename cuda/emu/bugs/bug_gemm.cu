@@ -1,6 +1,6 @@
-// c = a b: a [m, k], b [k, n] bf16, c [m, n] f32, row-major, k and n multiples of 8. A block of 128 threads makes 64 rows
-// of c, 64 columns after another, in tiles of 32 along k with two cp.async stages. Grid (ceil(m / 64)), shared memory
-// 2 (64 * 40 + 32 * 72) * 2 = 19456 bytes.
+// c = a b: a [m, k], b [k, n] bf16, c [m, n] f32, row-major, k and n multiples of 8. A block of 128
+// threads makes 64 rows of c, 64 columns after another, in tiles of 32 along k with two cp.async
+// stages. Grid (ceil(m / 64)), shared memory 2 (64 * 40 + 32 * 72) * 2 = 19456 bytes.
 #include "emu/bugs/bugs.cuh"
 
 namespace bugs {

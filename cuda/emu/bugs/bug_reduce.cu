@@ -1,5 +1,5 @@
-// Rows less their mean: y[r, i] = x[r, i] - mean(x[r, :]). Two blocks a row, grid (2, rows), 256 threads; each block sums
-// the whole row and writes one half of it.
+// Rows less their mean: y[r, i] = x[r, i] - mean(x[r, :]). Two blocks a row, grid (2, rows), 256
+// threads; each block sums the whole row and writes one half of it.
 #include "emu/bugs/bugs.cuh"
 
 namespace bugs {

@@ -1,7 +1,8 @@
-// Kernels with known defects: proof that the emulator finds what it is there to find. Each bug_*.cu holds one algorithm,
-// once clean and once per defect. They are no part of the product.
+// Kernels with known defects: proof that the emulator finds what it is there to find. Each bug_*.cu
+// holds one algorithm, once clean and once per defect. They are no part of the product.
 //
-// Names are bug_<algorithm>_<bug>. How each was seen to be found, on odd shapes with NaN-filled outputs:
+// Names are bug_<algorithm>_<bug>. How each was seen to be found, on odd shapes with NaN-filled
+// outputs:
 //   plain       x: the result differs from the reference (NaN included), the launch fails, or memory beside an allocation
 //               was written. Schedule and timing of copies: Forward, Reverse, Shuffled; Late, Early, Random
 //   ASan, TSan  X: the sanitizer stops the program; r: it does not, but the result is wrong, or the launch fails
@@ -34,8 +35,8 @@
 //   gather_missing_syncwarp            .  x  x  x  x    .     X  X    lane 0 goes first in FL
 //   gather_read_past_end               x  x  x  x  x    r     r  r
 //
-// So: plain builds want at least forward/late, reverse/early and shuffled/random; races that leave results right need the
-// thread sanitizer. The clean kernels pass everywhere.
+// So: plain builds want at least forward/late, reverse/early and shuffled/random; races that leave
+// results right need the thread sanitizer. The clean kernels pass everywhere.
 #pragma once
 #include "lib/kernel.cuh"
 #include "lib/reduce.cuh"

@@ -1,5 +1,5 @@
-//! GPT-NeoX and Pythia (Black et al. 2022): attention and MLP in parallel (or not), rotary positions
-//! on part of each head, q, k, v of each head together.
+//! GPT-NeoX and Pythia (Black et al. 2022): attention and MLP in parallel (or not), rotary
+//! positions on part of each head, q, k, v of each head together.
 
 use super::{Family, Names, llama};
 use crate::arch::{Arch, Config, NormKind, Position, QkvRows, Residual, Rotary};

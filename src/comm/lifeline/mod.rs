@@ -1,7 +1,8 @@
-//! Which ranks of a run are still there. Every rank keeps the TCP connection to rank 0 over which they met: where a process
-//! ends, its connection does, and rank 0 passes that on. A rank also tells its last word, and about twice a second how
-//! many calls it has started, so that a rank which hangs can be named once the others have waited too long. No
-//! data of training goes this way, and whatever carries that need not notice a death.
+//! Which ranks of a run are still there. Every rank keeps the TCP connection to rank 0 over which
+//! they met: where a process ends, its connection does, and rank 0 passes that on. A rank also
+//! tells its last word, and about twice a second how many calls it has started, so that a rank
+//! which hangs can be named once the others have waited too long. No data of training goes this
+//! way, and whatever carries that need not notice a death.
 
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,8 @@ const BEAT: Duration = Duration::from_millis(500);
 const SILENT: Duration = Duration::from_secs(3);
 /// How long rank 0 may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
-/// A launcher ends with the code of the rank that ended first, so one that failed goes before those that miss it.
+/// A launcher ends with the code of the rank that ended first, so one that failed goes before those
+/// that miss it.
 const GO_FIRST: Duration = Duration::from_millis(300);
 /// Largest message, of which the reason of a failure may have this many characters.
 const LARGEST: usize = 1 << 20;
@@ -35,7 +37,8 @@ const LONGEST_REASON: usize = 2000;
 /// Groups of which a rank may tell.
 const MOST_GROUPS: usize = 4096;
 
-/// One rank's side of the connections between the ranks of a run. Dropped, it says that this rank is done.
+/// One rank's side of the connections between the ranks of a run. Dropped, it says that this rank
+/// is done.
 #[derive(Debug)]
 pub struct Lifeline {
     shared: Arc<Shared>,
@@ -151,13 +154,14 @@ impl Lifeline {
         Ok(lifeline)
     }
 
-    /// Counts the calls that this rank starts in a group, whose number is the same on all its members, and no other
-    /// group's. The others are told of it.
+    /// Counts the calls that this rank starts in a group, whose number is the same on all its
+    /// members, and no other group's. The others are told of it.
     pub fn started(&self, group: u64) -> Arc<AtomicU64> {
         lock(&self.shared.started).entry(group).or_default().clone()
     }
 
-    /// Whose end ends the run, and why; `None` while all are there or have ended well. Takes no time.
+    /// Whose end ends the run, and why; `None` while all are there or have ended well. Takes no
+    /// time.
     pub fn gone(&self) -> Option<Error> {
         let told = self.shared.gone.load(Ordering::Acquire);
         told.then(|| self.shared.lock().gone.clone()).flatten()
@@ -174,8 +178,8 @@ impl Lifeline {
         Some(Error::stopped(format!("{} has ended", self.shared.name(*rank))))
     }
 
-    /// Why call `number` of a group of `members` did not end within `timeout`: who has not started it, or who is silent.
-    /// Asks rank 0, which takes two seconds where that does not answer.
+    /// Why call `number` of a group of `members` did not end within `timeout`: who has not started
+    /// it, or who is silent. Asks rank 0, which takes two seconds where that does not answer.
     pub fn late(&self, members: &[usize], group: u64, number: u64, timeout: Duration) -> String {
         let (shared, within) = (&self.shared, format!("within {} s", timeout.as_secs_f64()));
         let Some(survey) = shared.survey(group, SILENT.min(timeout / 2)) else {
@@ -212,7 +216,8 @@ impl Lifeline {
         self.shared.changed.notify_all();
     }
 
-    /// Waits until all ranks are done, at most for `time`; false if they are not, or one has ended otherwise.
+    /// Waits until all ranks are done, at most for `time`; false if they are not, or one has ended
+    /// otherwise.
     pub fn all_done(&self, time: Duration) -> bool {
         let state = self.shared.lock();
         let well = |s: &State| s.ended.values().all(|how| *how == End::Done);

@@ -1,4 +1,5 @@
-//! What a rank waits for, and what is to be said of it where it does not end: the same whoever carries the bytes.
+//! What a rank waits for, and what is to be said of it where it does not end: the same whoever
+//! carries the bytes.
 
 use super::Lifeline;
 use crate::base::{Error, Kind, Result};

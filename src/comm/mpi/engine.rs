@@ -1,6 +1,6 @@
-//! What of MPI is one for the whole process: the calls under way in all groups, of which every rank that waits moves all on,
-//! in the order in which they were started, since ranks may wait in different orders; waiting without taking the
-//! processor from ranks that compute; and the end.
+//! What of MPI is one for the whole process: the calls under way in all groups, of which every rank
+//! that waits moves all on, in the order in which they were started, since ranks may wait in
+//! different orders; waiting without taking the processor from ranks that compute; and the end.
 
 use super::Lifeline;
 use super::meet::Started;
@@ -147,7 +147,8 @@ impl World {
         Err(self.break_up(e))
     }
 
-    /// Does what blocks inside MPI, on a thread of its own, so that this one need not wait for ever.
+    /// Does what blocks inside MPI, on a thread of its own, so that this one need not wait for
+    /// ever.
     pub(super) fn blocking<T: Send + 'static>(
         self: &Arc<World>,
         what: &str,
@@ -198,7 +199,8 @@ impl World {
 }
 
 impl Drop for World {
-    /// Ends MPI if all ranks come to it. Else the process just ends: MPI would wait for those that do not.
+    /// Ends MPI if all ranks come to it. Else the process just ends: MPI would wait for those that
+    /// do not.
     fn drop(&mut self) {
         let panicked = std::thread::panicking().then(|| Error::internal("panicked"));
         let calls = self.calls.get_mut().unwrap_or_else(PoisonError::into_inner);

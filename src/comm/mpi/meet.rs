@@ -1,5 +1,6 @@
-//! How the ranks that MPI's launcher has started come to the lifeline: rank 0 listens on a port of the system's choice, and
-//! tells the others over MPI where that is, and a secret that only this run knows.
+//! How the ranks that MPI's launcher has started come to the lifeline: rank 0 listens on a port of
+//! the system's choice, and tells the others over MPI where that is, and a secret that only this
+//! run knows.
 
 use super::super::launch::launched;
 use super::super::lifeline::Lifeline;
@@ -124,7 +125,8 @@ fn tell(lane: &Lane, invitation: Option<&Invitation>, timeout: Duration) -> Resu
     text.resize(ROOM, b' ');
     let data = Region { ptr: text.as_mut_ptr(), bytes: ROOM };
     let (mut requests, end) = (Requests::default(), Instant::now() + timeout);
-    // SAFETY: no other thread uses MPI yet; the text lives until the end, or for ever where there is none.
+    // SAFETY: no other thread uses MPI yet; the text lives until the end, or for ever where there
+    // is none.
     unsafe {
         requests.broadcast(lane, data, 0)?;
         while !requests.over()? {
@@ -169,7 +171,8 @@ fn reach(invitation: &Invitation, me: &Member, timeout: Duration) -> Result<usiz
     }
 }
 
-/// This machine's addresses. Those that only it can reach come last: on another machine they are somebody else's.
+/// This machine's addresses. Those that only it can reach come last: on another machine they are
+/// somebody else's.
 fn addresses() -> Result<Vec<IpAddr>> {
     let mut all = vec![];
     // SAFETY: the list is read while it lives, each address as what its family says.

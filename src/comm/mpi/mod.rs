@@ -1,6 +1,7 @@
-//! Ranks as processes that MPI connects: for clusters without GPUs. Bytes travel by MPI's nonblocking calls; sums are taken
-//! here, in the order of the ranks, since MPI leaves that order open. That a rank is gone is the lifeline's to say: MPI
-//! itself knows no end of a process, and a call that misses one would wait for ever.
+//! Ranks as processes that MPI connects: for clusters without GPUs. Bytes travel by MPI's
+//! nonblocking calls; sums are taken here, in the order of the ranks, since MPI leaves that order
+//! open. That a rank is gone is the lifeline's to say: MPI itself knows no end of a process, and a
+//! call that misses one would wait for ever.
 
 mod engine;
 mod meet;
@@ -25,9 +26,10 @@ use std::time::Duration;
 /// Most bytes that MPI is given at once: its counts have 31 bits.
 const LARGEST: usize = 1 << 30;
 
-/// Starts MPI and meets the other ranks that its launcher has started; `alike` is what must be the same on all of them, by
-/// name, beside this program's version. A rank that waits for another longer than `timeout` gives up. Once in a
-/// process. When the last handle is dropped, all ranks have come to that, and no call has failed, MPI is ended too.
+/// Starts MPI and meets the other ranks that its launcher has started; `alike` is what must be the
+/// same on all of them, by name, beside this program's version. A rank that waits for another
+/// longer than `timeout` gives up. Once in a process. When the last handle is dropped, all ranks
+/// have come to that, and no call has failed, MPI is ended too.
 ///
 /// # Errors
 /// MPI cannot be used so, or not all ranks come, or they are not of one run.
@@ -35,7 +37,8 @@ pub fn start(timeout: Duration, alike: &BTreeMap<String, String>) -> Result<Comm
     start_in_pieces(timeout, alike, LARGEST)
 }
 
-/// [`start`], with a limit of the bytes given to MPI at once. For tests: there is no other reason to change it.
+/// [`start`], with a limit of the bytes given to MPI at once. For tests: there is no other reason
+/// to change it.
 #[doc(hidden)]
 pub fn start_in_pieces(
     timeout: Duration,
@@ -102,7 +105,8 @@ impl Group {
     /// Starts an all-gather, call `number` of the group.
     ///
     /// # Safety
-    /// MPI is used by no other thread meanwhile, and the memory is alive and left alone until the requests are over.
+    /// MPI is used by no other thread meanwhile, and the memory is alive and left alone until the
+    /// requests are over.
     unsafe fn all_gather(
         &self,
         requests: &mut Requests,
@@ -209,7 +213,8 @@ impl Transport for Mpi {
         let (mut own, mut colors) = ([color as u64], vec![0u64; group.size()]);
         let region = |x: &mut [u64]| Region { ptr: x.as_mut_ptr().cast(), bytes: size_of_val(x) };
         let (from, to) = (region(&mut own), region(&mut colors));
-        // MPI's own call blocks, and does nothing for calls that others wait for: so all come here first.
+        // MPI's own call blocks, and does nothing for calls that others wait for: so all come here
+        // first.
         let all_here = group.start("split", |number| {
             let mut requests = Requests::default();
             // SAFETY: both live until the call has ended, or for ever where it fails.

@@ -1,5 +1,6 @@
-//! Reductions over MPI: every rank gets all values of its share and reduces them in the order of the ranks; an all-reduce
-//! then gives the shares to all. Values come in pieces, of which a few MiB are under way.
+//! Reductions over MPI: every rank gets all values of its share and reduces them in the order of
+//! the ranks; an all-reduce then gives the shares to all. Values come in pieces, of which a few MiB
+//! are under way.
 
 use super::super::{Call, Reduce, reduce::reduce};
 use super::engine::Work;
@@ -142,7 +143,8 @@ impl Work for Reduction {
         if self.all && self.results.is_none() {
             let mut results = Requests::default();
             let who = (self.rank, self.tag);
-            // SAFETY: nothing is under way in the shares any more: all pieces have been given and reduced.
+            // SAFETY: nothing is under way in the shares any more: all pieces have been given and
+            // reduced.
             unsafe { results.all_gather(&self.lane, self.to, &self.shares, who)? };
             self.results = Some(results);
         }

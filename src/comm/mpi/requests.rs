@@ -1,4 +1,5 @@
-//! Requests: what MPI has been asked for and has not done yet. Counts of more than 31 bits are cut here.
+//! Requests: what MPI has been asked for and has not done yet. Counts of more than 31 bits are cut
+//! here.
 
 use crate::base::{Error, Result};
 use crate::device::Region;
@@ -15,7 +16,8 @@ pub(super) fn tag(number: u64) -> c_int {
     1 + (number % TAGS) as c_int
 }
 
-/// The other ranks of a group, each rank beginning behind itself, so that not all send to the same first.
+/// The other ranks of a group, each rank beginning behind itself, so that not all send to the same
+/// first.
 pub(super) fn others(rank: usize, size: usize) -> impl Iterator<Item = usize> {
     (1..size).map(move |i| (rank + i) % size)
 }
@@ -65,7 +67,8 @@ impl Lane {
     }
 }
 
-/// Some requests that end together. Dropped earlier, they go on: who drops them must keep their memory.
+/// Some requests that end together. Dropped earlier, they go on: who drops them must keep their
+/// memory.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     open: Vec<ffi::MPI_Request>,
@@ -88,8 +91,8 @@ impl Requests {
     }
 
     /// # Safety
-    /// Of this and those below: MPI is used by no other thread meanwhile, and the memory is alive and left alone until the
-    /// requests are over.
+    /// Of this and those below: MPI is used by no other thread meanwhile, and the memory is alive
+    /// and left alone until the requests are over.
     pub(super) unsafe fn barrier(&mut self, lane: &Lane) -> Result<()> {
         // SAFETY: the caller's promise.
         let (code, request) = unsafe {
@@ -118,8 +121,9 @@ impl Requests {
         Ok(())
     }
 
-    /// Gives `own` to all others of rank `rank`'s group and takes their `blocks`, its own apart. By messages: MPI's own
-    /// all-gather cannot be told by its Rust binding that a block is in its place already, nor count all bytes.
+    /// Gives `own` to all others of rank `rank`'s group and takes their `blocks`, its own apart. By
+    /// messages: MPI's own all-gather cannot be told by its Rust binding that a block is in its
+    /// place already, nor count all bytes.
     pub(super) unsafe fn all_gather(
         &mut self,
         lane: &Lane,

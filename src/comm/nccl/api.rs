@@ -1,4 +1,5 @@
-//! The part of NCCL that is used, as one table of functions, filled from the library, which is opened at run time.
+//! The part of NCCL that is used, as one table of functions, filled from the library, which is
+//! opened at run time.
 
 use crate::base::DType;
 use crate::base::{Error, Result};
@@ -44,7 +45,8 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Calls that come back before they are done, so that no rank is stuck inside one for a rank that is gone.
+    /// Calls that come back before they are done, so that no rank is stuck inside one for a rank
+    /// that is gone.
     pub(super) fn nonblocking() -> Config {
         Config { size: size_of::<Config>(), magic: 0xcafe_beef, version: 21_400, blocking: 0 }
     }
@@ -118,7 +120,8 @@ fn open(given: Option<CString>) -> std::result::Result<Api, String> {
     };
     let names = || files.iter().map(|f| f.to_string_lossy()).collect::<Vec<_>>().join(", ");
     for file in &files {
-        // SAFETY: opening a library, whose initialisers any program using it would run; it stays open.
+        // SAFETY: opening a library, whose initialisers any program using it would run; it stays
+        // open.
         let library = unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         if library.is_null() {
             continue;

@@ -1,4 +1,5 @@
-//! A group of ranks, as one of them sees it: its calls on the stream, letters, and the groups that are made of it.
+//! A group of ranks, as one of them sees it: its calls on the stream, letters, and the groups that
+//! are made of it.
 
 use super::api::{Api, BYTES, Handle, NO_COLOR};
 use super::world::{Lane, World};
@@ -36,14 +37,16 @@ pub(super) struct Group {
     pub(super) held: usize,
     /// What is to be sent and received.
     letters: Arc<Mutex<Vec<Letter>>>,
-    /// The groups made of it, by every rank's place among the colors; a communicator takes memory of the card, so each is made once.
+    /// The groups made of it, by every rank's place among the colors; a communicator takes memory
+    /// of the card, so each is made once.
     pub(super) parts: Arc<Mutex<HashMap<Vec<usize>, Option<Group>>>>,
 }
 
 #[derive(Clone, Copy)]
 pub(super) struct Communicator(pub(super) Handle);
 
-// SAFETY: NCCL's communicators may be used from any thread, one at a time, which `Shared::call` sees to.
+// SAFETY: NCCL's communicators may be used from any thread, one at a time, which `Shared::call`
+// sees to.
 unsafe impl Send for Communicator {}
 // SAFETY: as above.
 unsafe impl Sync for Communicator {}
@@ -175,7 +178,8 @@ impl Group {
     ) -> Result<()> {
         let (comm, stream) = (self.comm.0, lane.stream.raw());
         self.world.shared.call(name, comm, |api| {
-            // SAFETY: live memory of the device, left alone until the call is over; a group is ended whatever comes of it.
+            // SAFETY: live memory of the device, left alone until the call is over; a group is
+            // ended whatever comes of it.
             unsafe {
                 api.check(name, (api.group_start)())?;
                 let mut put = Ok(());
@@ -193,8 +197,9 @@ impl Group {
         })
     }
 
-    /// Notes a letter. Letters go together, when one of them or another call is waited for: so those between two ranks that
-    /// both send first, or both receive first, do not wait for each other.
+    /// Notes a letter. Letters go together, when one of them or another call is waited for: so
+    /// those between two ranks that both send first, or both receive first, do not wait for each
+    /// other.
     pub(super) fn letter(
         &self,
         gives: bool,
@@ -221,7 +226,8 @@ impl Group {
         Ok(())
     }
 
-    /// The group of the ranks that are at one place in `places`, which has this rank's own and all others'.
+    /// The group of the ranks that are at one place in `places`, which has this rank's own and all
+    /// others'.
     pub(super) fn part(&self, places: &[usize], number: u64) -> Result<Option<Group>> {
         let own = places[self.rank];
         let ranks: Vec<usize> = (0..self.size()).filter(|r| places[*r] == own).collect();
@@ -245,12 +251,14 @@ impl Group {
         Ok(Some(Group::new(self.world.clone(), comm, members, rank, id, machines)))
     }
 
-    /// The communicator of the `size` ranks of this group that give the same color; of one there is none. Nothing may be under
-    /// way meanwhile: the colors have just been read off the card, behind all calls.
+    /// The communicator of the `size` ranks of this group that give the same color; of one there is
+    /// none. Nothing may be under way meanwhile: the colors have just been read off the card,
+    /// behind all calls.
     fn split_off(&self, color: usize, size: usize) -> Result<Option<Handle>> {
         let (shared, parent) = (&self.world.shared, self.comm.0);
         let split = |api: &Api, color: c_int, made: *mut Handle| {
-            // SAFETY: a live communicator; NCCL writes the new one where it is told to, which lives for ever where this fails.
+            // SAFETY: a live communicator; NCCL writes the new one where it is told to, which lives
+            // for ever where this fails.
             unsafe { (api.split)(parent, color, self.rank as c_int, made, std::ptr::null_mut()) }
         };
         if size == 1 {

@@ -1,5 +1,6 @@
-//! How ranks with cards meet: at rank 0's address, which the launcher tells (`MASTER_ADDR`, `MASTER_PORT`), or at the socket
-//! that `--num-gpus` opened for rank 0. There they get the id of NCCL's communicator.
+//! How ranks with cards meet: at rank 0's address, which the launcher tells (`MASTER_ADDR`,
+//! `MASTER_PORT`), or at the socket that `--num-gpus` opened for rank 0. There they get the id of
+//! NCCL's communicator.
 
 use super::api::{Api, START, UniqueId};
 use crate::base::{Error, Result, machine_name};

@@ -1,6 +1,7 @@
-//! Ranks as processes with a card each, between which bytes travel by NCCL. Calls go on one stream beside that of what is
-//! computed: a call waits for what its thread's stream was given before it, and that stream for the call once it is waited
-//! for, so the host waits for neither. Who is missing is found out by a thread that watches (`world.rs`).
+//! Ranks as processes with a card each, between which bytes travel by NCCL. Calls go on one stream
+//! beside that of what is computed: a call waits for what its thread's stream was given before it,
+//! and that stream for the call once it is waited for, so the host waits for neither. Who is
+//! missing is found out by a thread that watches (`world.rs`).
 
 mod api;
 mod group;
@@ -44,9 +45,10 @@ pub struct Setting {
     pub held: Option<usize>,
 }
 
-/// Meets the other ranks of `launch` and connects this one's `device` to theirs; `alike` is what must be the same on all of
-/// them, by name, beside this program's version. A rank that waits for another longer than `timeout` gives up. Once in a
-/// process: where a rank is missing the device is of no use any more.
+/// Meets the other ranks of `launch` and connects this one's `device` to theirs; `alike` is what
+/// must be the same on all of them, by name, beside this program's version. A rank that waits for
+/// another longer than `timeout` gives up. Once in a process: where a rank is missing the device is
+/// of no use any more.
 ///
 /// # Errors
 /// There is no NCCL, or no device, or not all ranks come, or they are not of one run.

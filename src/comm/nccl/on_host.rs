@@ -1,5 +1,5 @@
-//! Calls on memory of the host, which goes over the card: NCCL reads no other. Piece by piece, since a card may have little
-//! memory left where a host has much.
+//! Calls on memory of the host, which goes over the card: NCCL reads no other. Piece by piece,
+//! since a card may have little memory left where a host has much.
 
 use super::group::Group;
 use crate::base::{Error, Result};

@@ -1,7 +1,8 @@
-//! Reductions. NCCL's own add in an order that it chooses. Between ranks of one machine every rank gets all values of its
-//! share, some MiB at a time, and a kernel of ours reduces them in the order of the ranks, in f32, and rounds once: over
-//! NVLink that moves as many bytes as a ring, and gives the bits of ranks in one process. Between machines a ring moves less
-//! over the network, so reductions are NCCL's there.
+//! Reductions. NCCL's own add in an order that it chooses. Between ranks of one machine every rank
+//! gets all values of its share, some MiB at a time, and a kernel of ours reduces them in the order
+//! of the ranks, in f32, and rounds once: over NVLink that moves as many bytes as a ring, and gives
+//! the bits of ranks in one process. Between machines a ring moves less over the network, so
+//! reductions are NCCL's there.
 
 use super::api::{by as nccl_by, dtype as nccl_dtype};
 use super::group::Group;
@@ -13,7 +14,8 @@ use crate::device::cuda::params::RankSumParams;
 
 /// Bytes of others' values that are held at a time.
 pub(super) const HELD: usize = 64 << 20;
-/// An all-reduce of which less than this comes together is one all-gather, reduced by every rank: fewer steps.
+/// An all-reduce of which less than this comes together is one all-gather, reduced by every rank:
+/// fewer steps.
 const SMALL: usize = 1 << 20;
 /// Least and unit of a piece.
 const LINE: usize = 4096;
@@ -92,7 +94,8 @@ impl Group {
         Ok(())
     }
 
-    /// Puts the reduction of what is `held`, a rank's values every `stride` bytes, into `to`; those of rank `own.0` are in `own.1`.
+    /// Puts the reduction of what is `held`, a rank's values every `stride` bytes, into `to`; those
+    /// of rank `own.0` are in `own.1`.
     #[allow(clippy::too_many_arguments)]
     fn sum(
         &self,

@@ -1,10 +1,12 @@
-//! What of NCCL is one for the whole process: the communicators, the stream that all calls go on, the calls under way, and
-//! a thread that watches over them.
+//! What of NCCL is one for the whole process: the communicators, the stream that all calls go on,
+//! the calls under way, and a thread that watches over them.
 //!
-//! What is waited for is mostly the device, which knows nothing of ranks: a kernel of NCCL whose other side is gone runs for
-//! ever, and so does the host that waits for it. So the watching thread asks the lifeline, NCCL and the clock; where
-//! something is wrong it first ends the device ([`Device::end`]) and only then aborts NCCL's calls, whose kernels end. Every
-//! later wait for the device finds the error, so nothing that was computed from then on gets off the card, nor to disk.
+//! What is waited for is mostly the device, which knows nothing of ranks: a kernel of NCCL whose
+//! other side is gone runs for ever, and so does the host that waits for it. So the watching thread
+//! asks the lifeline, NCCL and the clock; where something is wrong it first ends the device
+//! ([`Device::end`]) and only then aborts NCCL's calls, whose kernels end. Every later wait for the
+//! device finds the error, so nothing that was computed from then on gets off the card, nor to
+//! disk.
 
 use super::api::{Api, Handle, IN_PROGRESS};
 use crate::base::{Error, Result};
@@ -19,7 +21,8 @@ use std::time::{Duration, Instant};
 
 /// How often the watching thread looks.
 const LOOK: Duration = Duration::from_millis(20);
-/// Looks of a thread that waits for NCCL that follow each other at once, and the time between later ones.
+/// Looks of a thread that waits for NCCL that follow each other at once, and the time between later
+/// ones.
 const EAGER: u32 = 200;
 const NAP: Duration = Duration::from_micros(50);
 /// How long NCCL may take to abort before the process goes without that.
@@ -120,8 +123,8 @@ impl World {
         Ok(World { shared, lane: Mutex::new(lane), watch: Mutex::new(Some(watch)) })
     }
 
-    /// Makes the call that `what` names by what `work` puts on the stream, behind what the calling thread's stream was given
-    /// so far; returns its end.
+    /// Makes the call that `what` names by what `work` puts on the stream, behind what the calling
+    /// thread's stream was given so far; returns its end.
     pub(super) fn run(
         &self,
         what: impl FnOnce() -> What,
@@ -153,7 +156,8 @@ impl World {
         }
     }
 
-    /// Memory of the device for values of the host on their way, which is `bytes` long the first time.
+    /// Memory of the device for values of the host on their way, which is `bytes` long the first
+    /// time.
     pub(super) fn held_for_host(&self, bytes: usize) -> Result<Region> {
         lock(&self.lane).held(1, self.shared.device, bytes)
     }
@@ -184,7 +188,8 @@ impl Shared {
         self.settle(what, || comm)
     }
 
-    /// Makes a communicator: `begin` begins to write it where it is told to. `parent`: the one that it is made of.
+    /// Makes a communicator: `begin` begins to write it where it is told to. `parent`: the one that
+    /// it is made of.
     pub(super) fn make(
         self: &Arc<Shared>,
         what: &str,
@@ -211,7 +216,8 @@ impl Shared {
         Ok(comm)
     }
 
-    /// Waits until NCCL has taken the calls for a communicator, which may be null as long as it is being made.
+    /// Waits until NCCL has taken the calls for a communicator, which may be null as long as it is
+    /// being made.
     fn settle(self: &Arc<Shared>, what: &str, comm: impl Fn() -> Handle) -> Result<()> {
         for look in 0u32.. {
             let mut state = IN_PROGRESS;
@@ -219,7 +225,8 @@ impl Shared {
                 let _inside = lock(&self.comms);
                 self.device.ended()?;
                 if !comm().is_null() {
-                    // SAFETY: a communicator that has not been aborted: that is done with the lock held, once the device ended.
+                    // SAFETY: a communicator that has not been aborted: that is done with the lock
+                    // held, once the device ended.
                     let code = unsafe { (self.api.async_error)(comm(), &mut state) };
                     if self.api.check(what, code).is_err() {
                         state = code;
@@ -247,9 +254,11 @@ impl Shared {
                 }
                 std::thread::sleep(LOOK);
             }
-            // The thread that waits for the device does not come back: not even aborting has helped.
+            // The thread that waits for the device does not come back: not even aborting has
+            // helped.
             eprintln!("duplex: {e}");
-            // SAFETY: ends the process at once, which is what is left. Files are written beside their places.
+            // SAFETY: ends the process at once, which is what is left. Files are written beside
+            // their places.
             unsafe { libc::_exit(i32::from(e.exit_code())) };
         }
     }
@@ -295,8 +304,8 @@ impl Shared {
         Some((first.what.clone(), first.since?))
     }
 
-    /// Ends the device, tells the others, and aborts NCCL, in this order: who waits for the device and comes back because of
-    /// the last finds the first. The first error is everybody's.
+    /// Ends the device, tells the others, and aborts NCCL, in this order: who waits for the device
+    /// and comes back because of the last finds the first. The first error is everybody's.
     pub(super) fn break_up(self: &Arc<Shared>, e: Error) -> Error {
         let mut first = false;
         let broken = self.broken.get_or_init(|| {
@@ -312,7 +321,8 @@ impl Shared {
             let aborted = std::thread::Builder::new().name("nccl-abort".into()).spawn(move || {
                 let comms = std::mem::take(&mut *lock(&shared.comms));
                 for comm in comms.0 {
-                    // SAFETY: taken from the list, so it is aborted once; nobody calls NCCL once the device has ended.
+                    // SAFETY: taken from the list, so it is aborted once; nobody calls NCCL once
+                    // the device has ended.
                     unsafe { (shared.api.abort)(comm) };
                 }
                 shared.aborted.store(true, Ordering::Release);
@@ -324,7 +334,8 @@ impl Shared {
 }
 
 impl Drop for World {
-    /// Gives NCCL's communicators back if all ranks come to that; else aborts what is under way, so that the process can end.
+    /// Gives NCCL's communicators back if all ranks come to that; else aborts what is under way, so
+    /// that the process can end.
     fn drop(&mut self) {
         let shared = &self.shared;
         if std::thread::panicking() {

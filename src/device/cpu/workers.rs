@@ -1,9 +1,9 @@
 //! Worker threads that wait for the next loop by spinning a while before they sleep: the loops of a
 //! decoding step are some microseconds apart, less than it takes to wake a thread.
 //!
-//! One thread, the owner, starts loops; it takes tasks like its workers and is the first to. Workers
-//! join a loop while it is open. The owner closes it when it finds no more tasks, and returns when all
-//! who joined have left: it never waits for one that was too late to help.
+//! One thread, the owner, starts loops; it takes tasks like its workers and is the first to.
+//! Workers join a loop while it is open. The owner closes it when it finds no more tasks, and
+//! returns when all who joined have left: it never waits for one that was too late to help.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -25,8 +25,8 @@ pub(super) fn is_worker() -> bool {
     IS_WORKER.get()
 }
 
-/// The body of the loop that is open. The reference is not really static: it is used between opening
-/// and the owner's return only.
+/// The body of the loop that is open. The reference is not really static: it is used between
+/// opening and the owner's return only.
 #[derive(Clone, Copy)]
 struct Loop {
     tasks: usize,
@@ -161,7 +161,8 @@ impl Shared {
         }
     }
 
-    /// Lets nobody in any more, and waits for those inside. One that comes later finds the loop closed.
+    /// Lets nobody in any more, and waits for those inside. One that comes later finds the loop
+    /// closed.
     fn close(&self) {
         // After a panic tasks may be left; nobody needs to do them.
         self.next.store(usize::MAX / 2, SeqCst);

@@ -1,6 +1,6 @@
 //! The part of the CUDA driver API that is used, as one table of functions. It is filled from
-//! `libcuda.so.1`, opened at run time, or from the emulator (`cuda/emu/driver.cpp`), which exports the
-//! same functions: everything above this table is the same code on both.
+//! `libcuda.so.1`, opened at run time, or from the emulator (`cuda/emu/driver.cpp`), which exports
+//! the same functions: everything above this table is the same code on both.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
@@ -13,10 +13,10 @@ pub(super) const SUCCESS: c_int = 0;
 pub(super) const NOT_READY: c_int = 600;
 /// CUDA_ERROR_OUT_OF_MEMORY.
 pub(super) const OUT_OF_MEMORY: c_int = 2;
-/// Codes after which a process cannot use the device any more: it is not available (46), memory errors that cannot
-/// be corrected (214), illegal address (700), launch timed out (702), assert (710), hardware stack error,
-/// illegal instruction, misaligned address, invalid address space, invalid program counter (714 to 718),
-/// launch failed (719), unknown (999).
+/// Codes after which a process cannot use the device any more: it is not available (46), memory
+/// errors that cannot be corrected (214), illegal address (700), launch timed out (702), assert
+/// (710), hardware stack error, illegal instruction, misaligned address, invalid address space,
+/// invalid program counter (714 to 718), launch failed (719), unknown (999).
 pub(super) const LOST: [c_int; 12] = [46, 214, 700, 702, 710, 714, 715, 716, 717, 718, 719, 999];
 
 /// Each line: field, symbol in libcuda, arguments.

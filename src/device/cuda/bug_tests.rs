@@ -1,6 +1,6 @@
-//! Kernels with known defects (`cuda/emu/bugs`): each must be found by the emulator, that is, its results are
-//! wrong, its launch fails, or memory beside an allocation was written, under one of three schedules. The
-//! kernels without defect pass under all of them.
+//! Kernels with known defects (`cuda/emu/bugs`): each must be found by the emulator, that is, its
+//! results are wrong, its launch fails, or memory beside an allocation was written, under one of
+//! three schedules. The kernels without defect pass under all of them.
 
 use super::params::KernelParams;
 use crate::base::{Elem, Error, Result, Rng, bf16};

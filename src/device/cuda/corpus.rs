@@ -1,6 +1,6 @@
-//! Each instruction of `cuda/ptx/ptx.cuh` on random words against its definition in the PTX manual: shows
-//! on hardware that what the emulator emulates is what the machine does. Floats are small integers, so
-//! sums are exact whatever their order.
+//! Each instruction of `cuda/ptx/ptx.cuh` on random words against its definition in the PTX manual:
+//! shows on hardware that what the emulator emulates is what the machine does. Floats are small
+//! integers, so sums are exact whatever their order.
 
 use crate::base::{Elem, Error, Result, Rng, bf16};
 use crate::device::cuda::params::CorpusParams;
@@ -13,8 +13,8 @@ struct Case {
     expected: Vec<u32>,
 }
 
-/// Runs every instruction on `device` with inputs of `seed`. Returns the kernels run; an error names the
-/// first word that is wrong.
+/// Runs every instruction on `device` with inputs of `seed`. Returns the kernels run; an error
+/// names the first word that is wrong.
 pub fn check(device: Device, seed: u64) -> Result<Vec<&'static str>> {
     let mut rng = Rng::new(seed, 0);
     let mut cases = vec![];
@@ -57,7 +57,8 @@ fn words(n: usize, rng: &mut Rng) -> Vec<u32> {
     (0..n).map(|_| rng.next_u32()).collect()
 }
 
-/// Lane l gets, of each matrix, elements 2 (l % 4) and the next of row l / 4 (of the transposed one).
+/// Lane l gets, of each matrix, elements 2 (l % 4) and the next of row l / 4 (of the transposed
+/// one).
 fn ldmatrix(kernel: &'static str, matrices: usize, transposed: bool, rng: &mut Rng) -> Case {
     let mut input = words(256, rng);
     // Rows of 16 bytes in any order; each address is within the 64 that there are.

@@ -1,5 +1,5 @@
-//! CUDA devices, real or emulated: contexts, streams, events, kernels, graphs, over a driver opened at
-//! run time. A missing driver is an error value. No maths.
+//! CUDA devices, real or emulated: contexts, streams, events, kernels, graphs, over a driver opened
+//! at run time. A missing driver is an error value. No maths.
 
 mod api;
 #[cfg(all(test, feature = "emulator"))]
@@ -23,7 +23,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-/// Fat binaries made by the build script: stem of the source, image. Empty without the `cuda` feature.
+/// Fat binaries made by the build script: stem of the source, image. Empty without the `cuda`
+/// feature.
 #[cfg(feature = "cuda")]
 mod images {
     include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
@@ -93,8 +94,8 @@ fn start(api: Api) -> std::result::Result<Api, String> {
     }
 }
 
-/// What the driver knows, without making a context on any. Fails where there is no driver, or none that
-/// starts; whether this binary has kernels for them is another question.
+/// What the driver knows, without making a context on any. Fails where there is no driver, or none
+/// that starts; whether this binary has kernels for them is another question.
 pub fn cards() -> Result<Vec<Card>> {
     let api = driver()?;
     let mut count: c_int = 0;
@@ -277,7 +278,8 @@ impl Context {
         Err(Error::internal(format!("there is no kernel {name}")))
     }
 
-    /// An error unless `code` is success. A failure of the device is told by whatever call comes next.
+    /// An error unless `code` is success. A failure of the device is told by whatever call comes
+    /// next.
     fn check(&self, code: c_int, what: impl fmt::Display) -> Result<()> {
         match code {
             SUCCESS => Ok(()),
@@ -305,8 +307,8 @@ impl Context {
     }
 }
 
-/// Lets the device's memory pool keep what is given back, so that the cache of keys and values, made and
-/// dropped in every iteration, costs no call into the operating system.
+/// Lets the device's memory pool keep what is given back, so that the cache of keys and values,
+/// made and dropped in every iteration, costs no call into the operating system.
 ///
 /// # Safety
 /// The device's context must be current.

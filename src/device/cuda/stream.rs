@@ -1,5 +1,5 @@
-//! Streams: copies, fills and kernels, one after another, asynchronously to the host; events to time
-//! and order them.
+//! Streams: copies, fills and kernels, one after another, asynchronously to the host; events to
+//! time and order them.
 
 use super::api::{Handle, NOT_READY, SUCCESS};
 use super::params::KernelParams;
@@ -27,7 +27,8 @@ impl std::fmt::Debug for Stream {
     }
 }
 
-// SAFETY: the driver's handles may be used from any thread; what counts launches is used by one thread at a time.
+// SAFETY: the driver's handles may be used from any thread; what counts launches is used by one
+// thread at a time.
 unsafe impl Send for Stream {}
 
 /// CU_STREAM_NON_BLOCKING.
@@ -81,14 +82,16 @@ impl Stream {
         Ok(address)
     }
 
-    /// Gives memory back, once this stream is done with all work so far. Other streams must be done with it.
+    /// Gives memory back, once this stream is done with all work so far. Other streams must be done
+    /// with it.
     pub(in crate::device) fn free(&self, address: u64) {
         self.context.enter();
         // SAFETY: the address came from `alloc`, and its owner is gone.
         unsafe { (self.context.api.memory_free)(address, self.handle) };
     }
 
-    /// Locks pages of the host, so that copies from them need no help of the processor. Whether it could be done.
+    /// Locks pages of the host, so that copies from them need no help of the processor. Whether it
+    /// could be done.
     pub(in crate::device) fn lock_pages(&self, host: Region) -> bool {
         self.context.enter();
         // SAFETY: the range is live host memory, which its owner unlocks before it gives it back.
@@ -121,7 +124,8 @@ impl Stream {
         self.launches.set(self.launches.get() + 1);
         let function = self.context.function(kernel, shared)?;
         let mut values: [*mut c_void; 1] = [std::ptr::from_ref(params).cast_mut().cast()];
-        // SAFETY: every kernel takes one struct by value, of this layout, copied before this returns.
+        // SAFETY: every kernel takes one struct by value, of this layout, copied before this
+        // returns.
         let code = unsafe {
             (self.context.api.launch)(
                 function,
@@ -154,22 +158,24 @@ impl Stream {
         self.context.check(code, "cannot copy to the device")
     }
 
-    /// Begins to copy a range of the host to the device: it is left alone until this stream is done with it.
+    /// Begins to copy a range of the host to the device: it is left alone until this stream is done
+    /// with it.
     pub(in crate::device) fn begin_copy_in(&self, to: Region, from: Region) -> Result<()> {
         if to.bytes != from.bytes {
             let line = format!("copy of {} bytes into {}", from.bytes, to.bytes);
             return Err(Error::internal(line));
         }
         self.context.enter();
-        // SAFETY: both are live ranges of the same length; `Upload` and `Buffer` wait before they give them back.
+        // SAFETY: both are live ranges of the same length; `Upload` and `Buffer` wait before they
+        // give them back.
         let code = unsafe {
             (self.context.api.copy_in)(to.ptr as u64, from.ptr.cast(), from.bytes, self.handle)
         };
         self.context.check(code, "cannot copy to the device")
     }
 
-    /// Waits for everything before it and copies device bytes to the host; then tells of faults that
-    /// kernels reported.
+    /// Waits for everything before it and copies device bytes to the host; then tells of faults
+    /// that kernels reported.
     pub fn copy_out(&self, from: Region, dst: &mut [u8]) -> Result<()> {
         assert!(dst.len() <= from.bytes, "copy of {} bytes out of {}", dst.len(), from.bytes);
         self.context.enter();
@@ -224,8 +230,9 @@ impl Stream {
     /// Waits until all work is done.
     ///
     /// # Errors
-    /// The device has failed, or what it computes is of no use any more ([`Device::end`](crate::device::Device::end)): that
-    /// is looked at after the wait, since what lets a wait end early is said before.
+    /// The device has failed, or what it computes is of no use any more
+    /// ([`Device::end`](crate::device::Device::end)): that is looked at after the wait, since what
+    /// lets a wait end early is said before.
     pub fn synchronize(&self) -> Result<()> {
         self.context.enter();
         // SAFETY: the stream lives.

@@ -1,5 +1,6 @@
-//! Host memory of buffers: whole pages of the system, zero until they are touched, and huge ones where
-//! there are such. Weights and activations are read in long runs, which small pages slow down.
+//! Host memory of buffers: whole pages of the system, zero until they are touched, and huge ones
+//! where there are such. Weights and activations are read in long runs, which small pages slow
+//! down.
 
 /// `bytes` zeroed bytes, aligned to a page; `None` where there is no such memory.
 pub(super) fn alloc(bytes: usize) -> Option<*mut u8> {

@@ -1,5 +1,6 @@
-//! What is to be saved: tensors and values by name. A draft reads a tensor when its turn comes, from where
-//! it lives. A copy of a draft holds all of them, so that what they were is written while they change.
+//! What is to be saved: tensors and values by name. A draft reads a tensor when its turn comes,
+//! from where it lives. A copy of a draft holds all of them, so that what they were is written
+//! while they change.
 
 use super::super::{SaveTensor, SourceDType};
 use crate::base::{Error, Result};
@@ -54,7 +55,8 @@ impl<'a> Draft<'a> {
         self.readers.push(Box::new(read));
     }
 
-    /// Adds a value, or replaces it. Numbers are kept as Rust writes them, which reads back exactly.
+    /// Adds a value, or replaces it. Numbers are kept as Rust writes them, which reads back
+    /// exactly.
     pub fn set(&mut self, name: &str, value: impl Display) {
         self.content.values.insert(name.to_string(), value.to_string());
     }
@@ -64,13 +66,14 @@ impl<'a> Draft<'a> {
         self.content.tensors.iter().map(SaveTensor::bytes).sum()
     }
 
-    /// Reads all tensors as [`Draft::copied`] does and keeps nothing, for a rank that only does its part in reading.
+    /// Reads all tensors as [`Draft::copied`] does and keeps nothing, for a rank that only does its
+    /// part in reading.
     pub fn read_all(self) -> Result<()> {
         (0..self.readers.len()).try_for_each(|i| self.read(i).map(|_| ()))
     }
 
-    /// Reads all tensors into `memory`, host memory that holds [`Draft::bytes`]: memory that has been used
-    /// before is much faster than new memory.
+    /// Reads all tensors into `memory`, host memory that holds [`Draft::bytes`]: memory that has
+    /// been used before is much faster than new memory.
     pub fn copied(self, memory: Buffer) -> Result<Copied> {
         if memory.device() != Device::Cpu || memory.bytes() < self.bytes()? {
             return Err(Error::internal("memory that does not fit a snapshot"));

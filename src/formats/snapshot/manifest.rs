@@ -1,6 +1,6 @@
-//! `manifest.json`: what a snapshot says of itself. It begins with the checksum of all that follows in it,
-//! and has a checksum for each header and each tensor of the shards, so that no byte of a snapshot can
-//! change unnoticed, and a damaged tensor can be named.
+//! `manifest.json`: what a snapshot says of itself. It begins with the checksum of all that follows
+//! in it, and has a checksum for each header and each tensor of the shards, so that no byte of a
+//! snapshot can change unnoticed, and a damaged tensor can be named.
 
 use super::super::stamp::{Stamp, Sum};
 use super::super::{clipped, is_plain_name, quoted, write_atomic};

@@ -1,9 +1,10 @@
-//! A snapshot: the state of a run as a directory of safetensors shards and `manifest.json`. It is whole
-//! or absent, every byte of it is covered by a checksum, and all is checked before anything is used.
+//! A snapshot: the state of a run as a directory of safetensors shards and `manifest.json`. It is
+//! whole or absent, every byte of it is covered by a checksum, and all is checked before anything
+//! is used.
 //!
-//! Tensors are whole and have canonical names: nothing here knows of ranks or shards of a model. What
-//! the names mean, and when to save, is not decided here. [`write_snapshot`] tells how a directory comes
-//! to be, `manifest.rs` what it says of itself.
+//! Tensors are whole and have canonical names: nothing here knows of ranks or shards of a model.
+//! What the names mean, and when to save, is not decided here. [`write_snapshot`] tells how a
+//! directory comes to be, `manifest.rs` what it says of itself.
 
 mod draft;
 mod manifest;
@@ -37,8 +38,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Opens the snapshot in `dir` and checks everything: names, sizes, checksums. Errors name the file
-    /// and the tensor at fault.
+    /// Opens the snapshot in `dir` and checks everything: names, sizes, checksums. Errors name the
+    /// file and the tensor at fault.
     pub fn open(dir: &Path) -> Result<Snapshot> {
         let manifest = manifest::read(dir)?;
         refuse_others(dir, &manifest)?;

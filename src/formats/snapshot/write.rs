@@ -1,7 +1,7 @@
-//! How snapshots come and go. A directory is written under a hidden name beside its place, every file and
-//! the directory are synced, then it is renamed into its place and that is synced: a reader sees the old
-//! state or the new one, and after a crash at any moment only a hidden directory is left over, which the
-//! next start removes.
+//! How snapshots come and go. A directory is written under a hidden name beside its place, every
+//! file and the directory are synced, then it is renamed into its place and that is synced: a
+//! reader sees the old state or the new one, and after a crash at any moment only a hidden
+//! directory is left over, which the next start removes.
 
 use super::super::atomic::sync_dir;
 use super::super::safetensors::SafetensorsFile;
@@ -40,8 +40,8 @@ fn name_of(label: &Label) -> String {
     }
 }
 
-/// Writes `draft` into a directory of its own in `root`, which is made if absent, and returns its path.
-/// On an error nothing of it is left.
+/// Writes `draft` into a directory of its own in `root`, which is made if absent, and returns its
+/// path. On an error nothing of it is left.
 pub fn write_snapshot(root: &Path, label: &Label, draft: &dyn Whole) -> Result<PathBuf> {
     write_in_shards(root, label, draft, MAX_SHARD)
 }
@@ -71,8 +71,8 @@ pub(super) fn write_in_shards(
     Ok(dir)
 }
 
-/// Reads all of `draft` in the order in which it would be written, for a rank that only does its part in reading what
-/// another one writes.
+/// Reads all of `draft` in the order in which it would be written, for a rank that only does its
+/// part in reading what another one writes.
 pub fn read_as_written(draft: &dyn Whole) -> Result<()> {
     let tensors = &draft.content().tensors;
     for range in split(tensors, MAX_SHARD)? {

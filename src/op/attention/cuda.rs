@@ -1,6 +1,7 @@
-//! Attention's launches on a CUDA device: which kernel, how many blocks, how much shared memory. What
-//! the kernels do is in cuda/tile/attend*.cuh. Numbers of tiles follow from shapes alone: where a
-//! sequence begins is known to the device only, so there are as many blocks as there could be tiles.
+//! Attention's launches on a CUDA device: which kernel, how many blocks, how much shared memory.
+//! What the kernels do is in cuda/tile/attend*.cuh. Numbers of tiles follow from shapes alone:
+//! where a sequence begins is known to the device only, so there are as many blocks as there could
+//! be tiles.
 
 use super::Attention;
 use crate::base::{DType, Error, Result};
@@ -22,7 +23,8 @@ const ALIGNED: u32 = 1;
 const ADD: u32 = 2;
 const ALIBI: u32 = 4;
 
-/// The tiles of a head that is `width` wide in shared memory, as the kernels of that width have them.
+/// The tiles of a head that is `width` wide in shared memory, as the kernels of that width have
+/// them.
 #[derive(Clone, Copy)]
 struct Shape {
     width: usize,

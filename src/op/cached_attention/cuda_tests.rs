@@ -1,5 +1,5 @@
-//! The same law on a device, emulated here: rows have the bits of packed attention however the tokens
-//! came in, whatever the tile, and a sequence those it has alone.
+//! The same law on a device, emulated here: rows have the bits of packed attention however the
+//! tokens came in, whatever the tile, and a sequence those it has alone.
 
 use super::*;
 use crate::device::{Buffer, Device};
@@ -118,7 +118,8 @@ fn cached<E: Elem>(
     out
 }
 
-/// Every width in shared memory, with and without rows of whole 16 bytes, with what is done to scores.
+/// Every width in shared memory, with and without rows of whole 16 bytes, with what is done to
+/// scores.
 fn ops() -> [Attention; 7] {
     [
         example((4, 2, 16), (true, 64, 2.0)),

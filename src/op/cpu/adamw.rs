@@ -1,5 +1,5 @@
-//! AdamW over flat parameters, one pass: gradient, moments and weights are read and written once. The
-//! operator is `op/adamw.rs`.
+//! AdamW over flat parameters, one pass: gradient, moments and weights are read and written once.
+//! The operator is `op/adamw.rs`.
 
 use crate::base::Elem;
 use crate::op::cpu::simd::{Kernel, LANES, Simd, dispatch, level};

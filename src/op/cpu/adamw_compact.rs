@@ -1,11 +1,16 @@
-//! AdamW over a compact state, one pass: what of it is kept, how it is coded, and the update of a block of
-//! 64 elements. The operator is `op/adamw_compact.rs`; `cuda/op/adamw_compact.cu` computes the same bits.
+//! AdamW over a compact state, one pass: what of it is kept, how it is coded, and the update of a
+//! block of 64 elements. The operator is `op/adamw_compact.rs`; `cuda/op/adamw_compact.cu` computes
+//! the same bits.
 //!
-//! - A weight has 24 bits, an f32 without its low 8: the bf16 nearest to it, and a correction of 8 bits.
+//! - A weight has 24 bits, an f32 without its low 8: the bf16 nearest to it, and a correction of 8
+//!   bits.
 //! - A block has two scales: the largest |m|, and the largest root of v.
-//! - m / scale = x becomes y = 2x / (1 + |x|), in 127ths: finer near zero, where most of the moments are.
-//! - The root of v / scale is kept in 255ths; a v above 0 never becomes 0, for it is in a denominator.
-//! - What falls between two codes goes up or down by a [`dither`], so that small changes add up over steps.
+//! - m / scale = x becomes y = 2x / (1 + |x|), in 127ths: finer near zero, where most of the
+//!   moments are.
+//! - The root of v / scale is kept in 255ths; a v above 0 never becomes 0, for it is in a
+//!   denominator.
+//! - What falls between two codes goes up or down by a [`dither`], so that small changes add up
+//!   over steps.
 
 use crate::base::{Elem, bf16};
 use crate::op::cpu::adamw::Scalars;
@@ -36,8 +41,8 @@ pub fn dither(step: u32, l: usize) -> u32 {
     step.wrapping_mul(0xc13f_a9a9).wrapping_add((l as u32).wrapping_mul(0x9e37_79b9))
 }
 
-/// What a dither adds to a code before its fraction is cut off, in 0..1. Of 16 bits, the last of them
-/// set: exact beside any code, never 0, on average one half.
+/// What a dither adds to a code before its fraction is cut off, in 0..1. Of 16 bits, the last of
+/// them set: exact beside any code, never 0, on average one half.
 #[inline(always)]
 fn code_dither(dither: u32) -> f32 {
     ((dither >> 16) | 1) as f32 * (1.0 / 65536.0)
@@ -50,8 +55,8 @@ fn joined(w: bf16, correction: u8) -> u32 {
     (u32::from(w.to_bits()) << 16).wrapping_add(correction as u32)
 }
 
-/// A weight of 24 bits of an f32, after `dither` is added below them: its bf16, and the correction. A
-/// NaN stays one.
+/// A weight of 24 bits of an f32, after `dither` is added below them: its bf16, and the correction.
+/// A NaN stays one.
 #[inline(always)]
 fn split(x: f32, dither: u32) -> (bf16, u8) {
     let bits = if x.is_nan() { 0x7fc0_0000 } else { x.to_bits().wrapping_add(dither >> 24) };
@@ -119,7 +124,8 @@ impl<G: Elem> Kernel for Update<'_, G> {
                 (&mut state.w[at..][..BLOCK], &mut state.correction[at..][..BLOCK]);
             let (m, v) = (&mut state.m[at..][..BLOCK], &mut state.v[at..][..BLOCK]);
             let (m_unit, v_unit) = (scales[0], scales[1] / 255.0);
-            // Plain loops over fixed lengths: the compiler makes vectors of them, of the level's width.
+            // Plain loops over fixed lengths: the compiler makes vectors of them, of the level's
+            // width.
             let (mut new_m, mut root) = ([0f32; BLOCK], [0f32; BLOCK]);
             for l in 0..BLOCK {
                 let g = grad[l].to_f32() * c.clip;
@@ -134,8 +140,8 @@ impl<G: Elem> Kernel for Update<'_, G> {
                 let change = c.step_size * (new_m[l] / (root[l] * c.v_factor + c.eps));
                 (w[l], correction[l]) = split(old * c.keep - change, dither[l]);
             }
-            // Floats of one sign are in the order of their bits, and the largest of integers is a loop
-            // that the compiler makes vectors of.
+            // Floats of one sign are in the order of their bits, and the largest of integers is a
+            // loop that the compiler makes vectors of.
             let (mut m_bits, mut v_bits) = (0, 0);
             for l in 0..BLOCK {
                 m_bits = m_bits.max(new_m[l].abs().to_bits());

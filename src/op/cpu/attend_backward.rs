@@ -132,8 +132,8 @@ impl<E: Elem> Kernel for Backward<'_, '_, '_, E> {
     }
 }
 
-/// `p = exp(p - lse)` and `ds = p (ds - delta)`: from scores and dO . v to the probabilities and the
-/// gradients of the scores.
+/// `p = exp(p - lse)` and `ds = p (ds - delta)`: from scores and dO . v to the probabilities and
+/// the gradients of the scores.
 #[inline(always)]
 fn softmax_gradient<S: Simd>(s: S, p: &mut [f32], ds: &mut [f32], lse: f32, delta: f32) {
     for (p, ds) in p.chunks_exact_mut(LANES).zip(ds.chunks_exact_mut(LANES)) {

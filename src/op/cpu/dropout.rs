@@ -6,8 +6,8 @@ use crate::base::{Elem, Philox};
 use crate::device::cpu::parallel_for;
 use std::ops::Range;
 
-/// The numbers, as dropout draws by them, of the elements of a matrix: row `t`, column `j` is number
-/// `first + t * stride + j`.
+/// The numbers, as dropout draws by them, of the elements of a matrix: row `t`, column `j` is
+/// number `first + t * stride + j`.
 #[derive(Clone, Copy, Debug)]
 pub struct Numbers {
     /// The number of the first element.
@@ -19,8 +19,8 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// The elements `range` as runs within a row: the number of the first, and the elements counted from
-    /// `range.start`.
+    /// The elements `range` as runs within a row: the number of the first, and the elements counted
+    /// from `range.start`.
     fn runs(self, range: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
         let mut k = range.start;
         std::iter::from_fn(move || {
@@ -69,7 +69,8 @@ impl Dropout {
         Philox::new(self.seed).block(counter).map(|w| if w >> 8 < limit { 0.0 } else { kept })
     }
 
-    /// Calls `f(k, factor)` for the elements `range` of a matrix, k counted from `range.start`, in order.
+    /// Calls `f(k, factor)` for the elements `range` of a matrix, k counted from `range.start`, in
+    /// order.
     fn each(&self, numbers: Numbers, range: Range<usize>, mut f: impl FnMut(usize, f32)) {
         let mut group = u64::MAX;
         let mut factors = [0.0; 4];
@@ -98,7 +99,8 @@ impl Dropout {
         });
     }
 
-    /// Sets `dx` to, or adds to it, `dy`, a matrix of those `numbers`, each element times its factor.
+    /// Sets `dx` to, or adds to it, `dy`, a matrix of those `numbers`, each element times its
+    /// factor.
     pub fn backward<E: Elem>(&self, dy: &[f32], numbers: Numbers, dx: &mut [E], acc: bool) {
         let shared = SharedMut::new(dx);
         let chunks = row_chunks(dy.len(), 16);

@@ -1,4 +1,5 @@
-//! Turning the heads of one token by its angles, for rotary positions. The operator is `op/rope.rs`.
+//! Turning the heads of one token by its angles, for rotary positions. The operator is
+//! `op/rope.rs`.
 
 use crate::base::Elem;
 use crate::op::cpu::simd::{Kernel, LANES, Simd, dispatch, level};

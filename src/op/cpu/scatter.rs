@@ -17,8 +17,8 @@ pub fn check_range(op: &str, what: &str, index: &[i32], offset: usize, rows: usi
     }
 }
 
-/// `out[index[t] + offset] += scale * rows[t]` for rows of `width` elements, in order of `t`, summed in
-/// f32. Without `acc` the whole of `out` is set: rows that no index names become zero.
+/// `out[index[t] + offset] += scale * rows[t]` for rows of `width` elements, in order of `t`,
+/// summed in f32. Without `acc` the whole of `out` is set: rows that no index names become zero.
 pub fn scatter_add<E: Elem, O: Elem>(
     index: &[i32],
     offset: usize,

@@ -1,6 +1,7 @@
 //! What some models do to attention scores between the product and the softmax: a soft cap, then
 //! ALiBi's bias, then a window. Row by row, from positions alone, so a row's bits depend on nothing
-//! around it. Not called for models that have none of these, and not the causal mask, which all have.
+//! around it. Not called for models that have none of these, and not the causal mask, which all
+//! have.
 
 use crate::op::attention::Attention;
 use crate::op::cpu::simd::{LANES, Simd};

@@ -68,8 +68,8 @@ impl Level {
     }
 }
 
-/// The instruction sets that levels are made of, by their usual names, and whether this process may use
-/// them. None where there is only [`Level::Portable`].
+/// The instruction sets that levels are made of, by their usual names, and whether this process may
+/// use them. None where there is only [`Level::Portable`].
 pub fn features() -> Vec<(&'static str, bool)> {
     #[cfg(target_arch = "x86_64")]
     {

@@ -71,8 +71,8 @@ pub fn max(x: &[f32]) -> f32 {
 }
 
 /// Turns a row of logits z into the gradient of `g_logp * logp[target] + g_entropy * entropy`:
-/// g_logp (onehot - p) / T - g_entropy p (log p + H) / T, and where z = cap tanh(l / cap) that of l,
-/// which is 1 - (z / cap)^2 times as large.
+/// g_logp (onehot - p) / T - g_entropy p (log p + H) / T, and where z = cap tanh(l / cap) that of
+/// l, which is 1 - (z / cap)^2 times as large.
 #[derive(Clone, Copy, Debug)]
 pub struct Slope {
     /// 1 / T.
@@ -193,7 +193,8 @@ impl<E: Elem> Kernel for SlopeRow<'_, E> {
                 let t = s.div(z, cap);
                 slope = s.mul(slope, s.sub(one, s.mul(t, t)));
             }
-            // An element of E is no larger than the logit it comes from, so what is written was read.
+            // An element of E is no larger than the logit it comes from, so what is written was
+            // read.
             let slopes = bytemuck::cast_slice_mut::<f32, E>(row);
             s.put(&mut slopes[at..at + n], slope);
         }

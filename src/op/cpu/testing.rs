@@ -78,7 +78,8 @@ impl Host {
     }
 }
 
-/// The plan of `op`, and its outputs before it runs: blank, or the inputs that are updated in place.
+/// The plan of `op`, and its outputs before it runs: blank, or the inputs that are updated in
+/// place.
 pub(crate) fn planned(op: &dyn Op, ins: &[Option<Host>]) -> Result<(Plan, Vec<Host>)> {
     let descs: Vec<Option<Desc>> = ins.iter().map(|h| h.as_ref().map(|h| h.desc)).collect();
     let plan = op.plan(&descs)?;

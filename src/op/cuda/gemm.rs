@@ -1,5 +1,6 @@
-//! Matrix products on CUDA devices (`cuda/tile/gemm.cuh`): which kernel and tile takes which operands.
-//! Every element of the result is one f32 sum over K in order, so the choice of tile changes no bit.
+//! Matrix products on CUDA devices (`cuda/tile/gemm.cuh`): which kernel and tile takes which
+//! operands. Every element of the result is one f32 sum over K in order, so the choice of tile
+//! changes no bit.
 
 use crate::base::{DType, Error, Result};
 use crate::device::Stream;
@@ -30,8 +31,9 @@ pub struct Mat {
     pub columns: Columns,
 }
 
-/// How the columns of a matrix lie: side by side, or as a gather of column blocks left them, `width` columns
-/// of all rows and then the next, `stride` elements from block to block. `width` is a multiple of 8.
+/// How the columns of a matrix lie: side by side, or as a gather of column blocks left them,
+/// `width` columns of all rows and then the next, `stride` elements from block to block. `width` is
+/// a multiple of 8.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Columns {
     /// Columns of a block; 0: all are side by side.
@@ -64,8 +66,8 @@ pub struct Out {
     pub accumulate: bool,
     /// Multiplies the product.
     pub scale: f32,
-    /// Applied to the product with its bias, rounded; excludes `residual` and `accumulate`. For `Nt` and
-    /// operands all in one dtype.
+    /// Applied to the product with its bias, rounded; excludes `residual` and `accumulate`. For
+    /// `Nt` and operands all in one dtype.
     pub activation: Option<Kind>,
     /// How its columns lie.
     pub columns: Columns,
@@ -181,8 +183,8 @@ fn launch(
     stream.launch(&kernel, grid, tile.threads, tile.shared(layout), params)
 }
 
-/// The tile: few rows take the narrow one, many the large one, if its tiles fill the card. Rows that do
-/// not start at multiples of 16 bytes cannot be copied asynchronously.
+/// The tile: few rows take the narrow one, many the large one, if its tiles fill the card. Rows
+/// that do not start at multiples of 16 bytes cannot be copied asynchronously.
 fn choose(stream: &Stream, layout: Layout, p: &GemmParams) -> &'static Tile {
     let aligned = |ptr: u64, ld: u32| ptr.is_multiple_of(16) && ld.is_multiple_of(8);
     // The chunks of 16 bytes along a row must lie wholly inside or outside the matrix.

@@ -25,8 +25,8 @@ pub fn eos_list(eos: &[i32]) -> Result<[i32; MAX_EOS]> {
     Ok(list)
 }
 
-/// Which kernels work on rows of logits (`cuda/lib/softmax.cuh`). The vocabulary alone decides, so that
-/// sampling and scoring sum in the same order.
+/// Which kernels work on rows of logits (`cuda/lib/softmax.cuh`). The vocabulary alone decides, so
+/// that sampling and scoring sum in the same order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {
     /// Blocks of few threads, for small vocabularies.
@@ -55,8 +55,9 @@ impl Rows {
     }
 }
 
-/// Waits for the work of `stream`, so that ranks may reach into its memory from the host, unless calls of `comm` are work
-/// of the device: on the emulated device, whose memory is the host's. Fails on others, and while the stream is captured.
+/// Waits for the work of `stream`, so that ranks may reach into its memory from the host, unless
+/// calls of `comm` are work of the device: on the emulated device, whose memory is the host's.
+/// Fails on others, and while the stream is captured.
 pub fn ready_for_ranks(comm: &Comm, stream: &Stream) -> Result<()> {
     if comm.is_on_device() {
         return Ok(());
@@ -78,8 +79,8 @@ pub fn column_sums_scratch(rows: usize, columns: usize) -> usize {
     rows.div_ceil(SUM_ROWS) * columns
 }
 
-/// Sums the rows of `x` `[rows, columns]` into f32 `out` `[columns]`, in a fixed order: pieces of 256
-/// rows each on their own, then the pieces.
+/// Sums the rows of `x` `[rows, columns]` into f32 `out` `[columns]`, in a fixed order: pieces of
+/// 256 rows each on their own, then the pieces.
 #[allow(clippy::too_many_arguments)]
 pub fn column_sums(
     stream: &Stream,

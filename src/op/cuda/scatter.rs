@@ -1,5 +1,5 @@
-//! Scatter-add on CUDA, the gradient of reading rows by index. Entries that name one row are linked in
-//! order, and each row is summed in that order, as in `op/cpu/scatter.rs`: no atomics.
+//! Scatter-add on CUDA, the gradient of reading rows by index. Entries that name one row are linked
+//! in order, and each row is summed in that order, as in `op/cpu/scatter.rs`: no atomics.
 
 use super::vectors::{THREADS, adding, aligned, row_grid, vec_len};
 use crate::base::{DType, Error, Result};
@@ -12,8 +12,8 @@ pub fn scatter_scratch(count: usize) -> usize {
     count
 }
 
-/// `to[index[t] + offset] += scale * from[t]` for rows of `width` elements, in order of `t`, summed in
-/// f32. Without `to.acc` the whole of `to` is set. Entries outside `to` are left out.
+/// `to[index[t] + offset] += scale * from[t]` for rows of `width` elements, in order of `t`, summed
+/// in f32. Without `to.acc` the whole of `to` is set. Entries outside `to` are left out.
 #[allow(clippy::too_many_arguments)]
 pub fn scatter_add(
     stream: &Stream,

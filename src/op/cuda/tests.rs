@@ -1,5 +1,6 @@
-//! Kernels on the emulated device against the CPU, where both promise the same bits, and at the edges
-//! that the conformance cases do not reach: nothing to do, and values that only the device can see.
+//! Kernels on the emulated device against the CPU, where both promise the same bits, and at the
+//! edges that the conformance cases do not reach: nothing to do, and values that only the device
+//! can see.
 
 use crate::base::{DType, Elem, Rng, bf16};
 use crate::device::{Buffer, Device};
@@ -87,8 +88,8 @@ fn rows_and_their_gradients_have_the_bits_of_the_cpu() {
     lookups_have_the_bits_of_the_cpu::<bf16>(&mut rng);
 }
 
-/// Twelve steps of the optimizer on a compact state, in blocks of many magnitudes, in more groups than
-/// one launch takes.
+/// Twelve steps of the optimizer on a compact state, in blocks of many magnitudes, in more groups
+/// than one launch takes.
 fn compact_steps_have_the_bits_of_the_cpu<G: Elem>(rng: &mut Rng) {
     let (blocks, groups) = (400, 333);
     let n = 64 * blocks;
@@ -193,8 +194,8 @@ fn device_copy<E: Elem>(values: &[f32]) -> Buffer {
     buffer
 }
 
-/// A weight that was gathered from several ranks, as it lies and as a plain matrix: the same bits. How many rows
-/// multiply it decides the tile.
+/// A weight that was gathered from several ranks, as it lies and as a plain matrix: the same bits.
+/// How many rows multiply it decides the tile.
 fn blocked_columns_change_no_bit<E: Elem>(rng: &mut Rng, m: usize) {
     let (rows, columns, width) = (72, 48, 16);
     let dtype = if size_of::<E>() == 2 { DType::Bf16 } else { DType::F32 };

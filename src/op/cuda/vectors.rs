@@ -17,8 +17,8 @@ pub fn vec_len(dtype: DType) -> usize {
     16 / dtype.size()
 }
 
-/// `ALIGNED` if vectors of `n` elements can be read and written at once: arrays begin at multiples of
-/// 16 bytes, and their rows and what else kernels step over, `steps`, are whole vectors.
+/// `ALIGNED` if vectors of `n` elements can be read and written at once: arrays begin at multiples
+/// of 16 bytes, and their rows and what else kernels step over, `steps`, are whole vectors.
 pub fn aligned(arrays: &[u64], steps: &[usize], n: usize) -> u32 {
     let fits = arrays.iter().all(|p| p.is_multiple_of(16)) && steps.iter().all(|s| s % n == 0);
     if fits { ALIGNED } else { 0 }

@@ -113,7 +113,8 @@ fn a_sum_in_place_takes_no_bias_and_is_f32() {
     assert!(plan(Linear::ONTO, None, Some(Desc { dtype: DType::Bf16, ..sum })).is_err());
 }
 
-/// Behind `settle` the gradient of the f32 sum is a bf16 one widened, and its products are those of the narrow one.
+/// Behind `settle` the gradient of the f32 sum is a bf16 one widened, and its products are those of
+/// the narrow one.
 #[cfg(feature = "emulator")]
 #[test]
 fn gradients_behind_an_f32_sum_are_those_of_a_rounded_output_on_the_emulated_device() {

@@ -1,6 +1,6 @@
-//! `logprob` on CUDA devices, and what `nll` shares with it. A GEMM makes the logits of some rows in f32, one
-//! kernel takes their statistics, one turns them into their gradient in the dtype of x, so that the GEMMs after
-//! it are of one dtype.
+//! `logprob` on CUDA devices, and what `nll` shares with it. A GEMM makes the logits of some rows
+//! in f32, one kernel takes their statistics, one turns them into their gradient in the dtype of x,
+//! so that the GEMMs after it are of one dtype.
 
 use super::LogProb;
 use crate::base::{DType, Error, Result};
@@ -19,7 +19,8 @@ const ALIGN: usize = 8;
 /// Rows of a chunk are a multiple of this, where there are several chunks.
 const ROWS: usize = if cfg!(test) { 2 } else { 128 };
 
-/// How rows go through, and the parts of the workspace in f32 elements, each a multiple of 256 bytes.
+/// How rows go through, and the parts of the workspace in f32 elements, each a multiple of 256
+/// bytes.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::op) struct Chunks {
     /// Rows of a chunk.
@@ -165,9 +166,9 @@ impl<'a> Layer<'a> {
         self.stream.launch(kernel, [rows.len() as u32, 1, 1], kind.threads(), 0, &params)
     }
 
-    /// Turns a share's logits into their gradients, from the statistics and `dlogp` and `dentropy`, f32 `[n]` or
-    /// 0, and those into the gradients of x, w and b. `capped`: [`Layer::statistics`] has seen these logits, and
-    /// put them through the cap.
+    /// Turns a share's logits into their gradients, from the statistics and `dlogp` and `dentropy`,
+    /// f32 `[n]` or 0, and those into the gradients of x, w and b. `capped`: [`Layer::statistics`]
+    /// has seen these logits, and put them through the cap.
     pub(in crate::op) fn gradients(
         &self,
         rows: &Range<usize>,

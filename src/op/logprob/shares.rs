@@ -1,5 +1,5 @@
-//! The output layer on the CPU, a share of the rows at a time: their logits, what a loss makes of those, and
-//! the gradients that follow.
+//! The output layer on the CPU, a share of the rows at a time: their logits, what a loss makes of
+//! those, and the gradients that follow.
 
 use crate::base::{DType, Elem, Error, Result};
 use crate::device::cpu::parallel_for;
@@ -63,9 +63,9 @@ impl<'a, E: Elem> Layer<'a, E> {
         Mat::dense(self.w, self.vocab, self.d)
     }
 
-    /// Share by share of `n` rows: makes their logits at the front of `scratch`, calls `row` with the number
-    /// and the logits of each row, on all threads, then `then` with the share's rows and what `row` left.
-    /// Without rows there is still one (empty) share.
+    /// Share by share of `n` rows: makes their logits at the front of `scratch`, calls `row` with
+    /// the number and the logits of each row, on all threads, then `then` with the share's rows and
+    /// what `row` left. Without rows there is still one (empty) share.
     pub(in crate::op) fn shares(
         &self,
         n: usize,
@@ -92,8 +92,8 @@ impl<'a, E: Elem> Layer<'a, E> {
         }
     }
 
-    /// Gradients of x, w and b from those of the logits of a share, of which each row, rounded to `E`, lies
-    /// where that of the logits began.
+    /// Gradients of x, w and b from those of the logits of a share, of which each row, rounded to
+    /// `E`, lies where that of the logits began.
     pub(in crate::op) fn add_gradients(
         &self,
         dins: &mut [Option<Grad<'_>>],

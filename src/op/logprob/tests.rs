@@ -14,7 +14,8 @@ use crate::op::softcap::Softcap;
 /// Runs an operator forward somewhere.
 type Run = fn(&dyn Op, &[Option<Host>]) -> Result<Vec<Host>>;
 
-/// Tokens drawn from `linear`'s logits, capped or not, have the same log-probability there and here.
+/// Tokens drawn from `linear`'s logits, capped or not, have the same log-probability there and
+/// here.
 fn sampled_equals_recomputed<E: Elem>(
     forward: Run,
     [n, vocab]: [usize; 2],

@@ -1,6 +1,6 @@
-//! Adapters on CUDA: matrix products around the kernels of `cuda/op/lora.cu`. The maths is that of the
-//! CPU, in one go rather than in pieces, except that dropout(x) of only [`PIECE`] rows is kept. In bf16
-//! u and du are rounded to bf16, so that products run on tensor cores.
+//! Adapters on CUDA: matrix products around the kernels of `cuda/op/lora.cu`. The maths is that of
+//! the CPU, in one go rather than in pieces, except that dropout(x) of only [`PIECE`] rows is kept.
+//! In bf16 u and du are rounded to bf16, so that products run on tensor cores.
 
 use super::{Lora, Sizes};
 use crate::base::{DType, Result};

@@ -43,8 +43,8 @@ impl Cost {
         Ok(cost)
     }
 
-    /// Forward pass of `sequences` sequences, each of `new` tokens after `old` cached ones, with the
-    /// head at `heads` tokens of each.
+    /// Forward pass of `sequences` sequences, each of `new` tokens after `old` cached ones, with
+    /// the head at `heads` tokens of each.
     pub(super) fn forward(&self, sequences: usize, old: usize, new: usize, heads: usize) -> f64 {
         // Token i of the new ones sees old + i + 1 keys; q k and p v are two operations each.
         let keys = new * old + new * (new + 1) / 2;
@@ -85,7 +85,8 @@ mod tests {
 
     #[test]
     fn counts_are_those_made_by_hand() {
-        // q 64, k and v 32 each, out 64, gate, up and down 80 each; two norms a block, one at the end.
+        // q 64, k and v 32 each, out 64, gate, up and down 80 each; two norms a block, one at the
+        // end.
         let (matrices, norms) = (3 * (64 + 64 + 64 + 240), 7 * 8);
         let tied = cost(true, Head::Lm);
         assert_eq!((tied.matrices, tied.head, tied.attention), (matrices, 88, 24));

@@ -113,8 +113,8 @@ fn read_on_cpu(elements: usize) -> Result<f64> {
     })
 }
 
-/// Forgets the peak of this process's memory so far, where the system can. What was freed by then goes
-/// back to the system, or it would count.
+/// Forgets the peak of this process's memory so far, where the system can. What was freed by then
+/// goes back to the system, or it would count.
 pub(super) fn reset_peak() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: only gives back memory that nobody holds.
@@ -124,7 +124,8 @@ pub(super) fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// Largest resident memory of this process since then, in bytes; None where the system does not say.
+/// Largest resident memory of this process since then, in bytes; None where the system does not
+/// say.
 pub(super) fn peak_bytes() -> Option<u64> {
     status_bytes("VmHWM:")
 }

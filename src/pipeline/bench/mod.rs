@@ -1,5 +1,5 @@
-//! `duplex bench`: how fast this machine generates, trains and runs a PPO iteration with a model, as
-//! shares of what the machine can do. Times whole phases of the code that a run uses; single
+//! `duplex bench`: how fast this machine generates, trains and runs a PPO iteration with a model,
+//! as shares of what the machine can do. Times whole phases of the code that a run uses; single
 //! operators are timed by the benches in `bench/`.
 
 mod count;

@@ -1,5 +1,5 @@
-//! The models that are measured: published shapes, kept as `config.json` texts, with random weights,
-//! or a model directory. The shapes of `tools/compare-pytorch` are the same files.
+//! The models that are measured: published shapes, kept as `config.json` texts, with random
+//! weights, or a model directory. The shapes of `tools/compare-pytorch` are the same files.
 
 use crate::arch::Config;
 use crate::base::{Error, Result};

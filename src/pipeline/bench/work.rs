@@ -197,8 +197,8 @@ impl Bench<'_> {
         Ok(self.measured(case, batch, runs, &[("step", flops)]))
     }
 
-    /// Models as in a run: a frozen copy of the actor is the reference, critic and reward model are of
-    /// the same smaller shape.
+    /// Models as in a run: a frozen copy of the actor is the reference, critic and reward model are
+    /// of the same smaller shape.
     fn engines(&self) -> Result<PpoEngines> {
         let copy = |of: &Model| -> Result<Engine> {
             let options = LoadOptions { head: of.head, ..self.options(false) };

@@ -122,8 +122,8 @@ impl Key {
         self.path.rsplit_once('.').map_or(self.path, |(_, leaf)| leaf)
     }
 
-    /// Checks `value` and brings it into the form the configuration is read from. `place` says where
-    /// the value stood and names the key; it begins the error line.
+    /// Checks `value` and brings it into the form the configuration is read from. `place` says
+    /// where the value stood and names the key; it begins the error line.
     pub fn accept(&self, place: &str, value: &Value) -> Result<Value> {
         self.kind.accept(value).ok_or_else(|| {
             let expected = self.kind.expected();

@@ -40,7 +40,8 @@ pub(crate) fn configure(cfg: &RunConfig) -> RunConfig {
     cfg
 }
 
-/// Writes data, tokenizer and untrained model into the run directory, where steps that run need them.
+/// Writes data, tokenizer and untrained model into the run directory, where steps that run need
+/// them.
 pub(crate) fn prepare(run: &Path, cfg: &RunConfig) -> Result<()> {
     let data = run.join("data");
     if cfg.step.contains(&1) || !data.exists() {

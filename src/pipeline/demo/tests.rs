@@ -99,8 +99,8 @@ fn mixed_answers_get_partial_credit_as_documented() {
     assert_eq!(rule_score("", "Not again! The sky is blue."), 0.0);
 }
 
-/// A good answer cut off scores nothing, unless the cut leaves whole sentences; so does one with its
-/// words in reverse.
+/// A good answer cut off scores nothing, unless the cut leaves whole sentences; so does one with
+/// its words in reverse.
 #[test]
 fn damaged_answers_lose_points() {
     let mut rng = Rng::new(seed(), 0);

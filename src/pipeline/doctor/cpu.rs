@@ -26,7 +26,8 @@ fn instructions() -> Finding {
     Finding::ok("processor", text).with("features", map)
 }
 
-/// The path that is taken, `used`, where the processor's best is `best` and `DUPLEX_CPU` is `asked`.
+/// The path that is taken, `used`, where the processor's best is `best` and `DUPLEX_CPU` is
+/// `asked`.
 fn path(asked: Option<&str>, best: Level, used: Level) -> Finding {
     const NAME: &str = "CPU path";
     let finding = match asked.map(|word| (word, Level::parse(word))) {

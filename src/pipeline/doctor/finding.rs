@@ -1,5 +1,5 @@
-//! What the doctor says: one line about each thing looked at, with a mark, and the whole as a table or
-//! as JSON.
+//! What the doctor says: one line about each thing looked at, with a mark, and the whole as a table
+//! or as JSON.
 
 use crate::base::{Error, Result};
 use serde::Serialize;

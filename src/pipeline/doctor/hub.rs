@@ -33,8 +33,8 @@ fn cache(hub: &Path) -> Finding {
     finding.with("path", shown.to_string())
 }
 
-/// Bytes of the files in `dir`, and whether all were counted. Links are not followed: the cache links
-/// each version of a file to its content.
+/// Bytes of the files in `dir`, and whether all were counted. Links are not followed: the cache
+/// links each version of a file to its content.
 fn measure(dir: &Path) -> (u64, bool) {
     let mut left: Vec<PathBuf> = vec![dir.to_path_buf()];
     let (mut bytes, mut seen) = (0, 0);

@@ -41,8 +41,8 @@ fn find(library: &Library) -> Finding {
     let given = (library.given)();
     let files = given.as_deref().map_or(library.files.to_vec(), |file| vec![file]);
     for file in &files {
-        // SAFETY: opening a library by a fixed name; it stays open, and its initialisers are those that
-        // any program using it would run.
+        // SAFETY: opening a library by a fixed name; it stays open, and its initialisers are those
+        // that any program using it would run.
         let handle = unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
         if handle.is_null() {
             continue;

@@ -1,5 +1,5 @@
-//! Memory: what the machine has, what the control groups around the process leave of it, and whether
-//! it comes in huge pages.
+//! Memory: what the machine has, what the control groups around the process leave of it, and
+//! whether it comes in huge pages.
 
 use super::finding::{Finding, size};
 use std::path::Path;
@@ -50,8 +50,8 @@ fn memory(root: &Path) -> Finding {
     }
 }
 
-/// Bytes that are free on this machine and in the control groups around the process; `None` where the
-/// system does not say.
+/// Bytes that are free on this machine and in the control groups around the process; `None` where
+/// the system does not say.
 pub(in crate::pipeline) fn free() -> Option<u64> {
     let root = Path::new("/");
     let info = std::fs::read_to_string(root.join("proc/meminfo")).ok()?;

@@ -1,5 +1,5 @@
-//! `duplex doctor`: what this machine has for a run, what a run would miss, and what to do about it.
-//! Looks and measures; changes nothing but for a small file that it writes and removes again.
+//! `duplex doctor`: what this machine has for a run, what a run would miss, and what to do about
+//! it. Looks and measures; changes nothing but for a small file that it writes and removes again.
 
 mod cpu;
 mod disk;
@@ -17,8 +17,8 @@ use super::config::DoctorConfig;
 use crate::base::Result;
 use std::path::Path;
 
-/// Looks at everything, and writes the JSON file if one is asked for. What was found to be wrong is in
-/// the findings, not in the error, which is of that file alone.
+/// Looks at everything, and writes the JSON file if one is asked for. What was found to be wrong is
+/// in the findings, not in the error, which is of that file alone.
 pub fn doctor(cfg: &DoctorConfig) -> Result<Findings> {
     let mut all = cpu::look();
     all.extend(memory::look(Path::new("/")));

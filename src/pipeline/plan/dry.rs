@@ -1,5 +1,6 @@
-//! A run without weights: the trainers of the three steps on a device that is imagined, with ranks that are, as the first of them. What
-//! they take and say is counted where a real run takes and says it, so nothing is told that the code does not do.
+//! A run without weights: the trainers of the three steps on a device that is imagined, with ranks
+//! that are, as the first of them. What they take and say is counted where a real run takes and
+//! says it, so nothing is told that the code does not do.
 
 use super::machine::Machine;
 use super::models;
@@ -23,7 +24,8 @@ pub(super) struct Bytes {
     pub(super) optimizer: usize,
     pub(super) kv_cache: usize,
     pub(super) activations: usize,
-    /// What is there besides at the worst moment: weights gathered to generate, the state of decoding, a moving average.
+    /// What is there besides at the worst moment: weights gathered to generate, the state of
+    /// decoding, a moving average.
     pub(super) buffers: usize,
 }
 

@@ -1,4 +1,5 @@
-//! The machines that can be planned for: published peaks of their cards and links. `docs/performance.md` names the sources.
+//! The machines that can be planned for: published peaks of their cards and links.
+//! `docs/performance.md` names the sources.
 
 use crate::base::{Error, Result};
 use crate::device::{Device, Imagined};

@@ -1,5 +1,6 @@
-//! `duplex plan`: what a run would take of each rank, before there is a machine for it: memory by phase, the largest micro-batch, bytes
-//! given to other ranks, and about how long. It takes the flags of `duplex train`.
+//! `duplex plan`: what a run would take of each rank, before there is a machine for it: memory by
+//! phase, the largest micro-batch, bytes given to other ranks, and about how long. It takes the
+//! flags of `duplex train`.
 
 mod dry;
 mod machine;
@@ -21,7 +22,8 @@ use steps::Step;
 /// More sequences of a micro-batch are of no use.
 const MOST_ROWS: usize = 1024;
 
-/// Bytes for an element of a parameter that is read or written: its value, that in the order of the file, and what is in the file.
+/// Bytes for an element of a parameter that is read or written: its value, that in the order of the
+/// file, and what is in the file.
 const IN_FILES: usize = 12;
 
 /// A step with what is said of it.
@@ -117,7 +119,8 @@ fn fits(cfg: &RunConfig, machine: Machine, number: u32) -> Result<bool> {
     }
 }
 
-/// The largest number up to `limit` of which `fits` says so, where all below it do; 0 if not even 1.
+/// The largest number up to `limit` of which `fits` says so, where all below it do; 0 if not even
+/// 1.
 fn most(limit: usize, fits: impl Fn(usize) -> Result<bool>) -> Result<usize> {
     let (mut low, mut high) = (0, 1);
     while high <= limit && fits(high)? {

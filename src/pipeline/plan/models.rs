@@ -1,5 +1,5 @@
-//! The models that are planned for: their `config.json`, without weights. Published OPT models (Zhang et al. 2022, table 1) are
-//! known by name.
+//! The models that are planned for: their `config.json`, without weights. Published OPT models
+//! (Zhang et al. 2022, table 1) are known by name.
 
 use crate::arch::Config;
 use crate::base::Result;
@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 /// Name, layers, heads, width, width of the embeddings.
 type Shape = (&'static str, usize, usize, usize, usize);
 
-/// Widths are multiples of heads; vocabulary, positions and the MLP's ratio of 4 are the same in all.
+/// Widths are multiples of heads; vocabulary, positions and the MLP's ratio of 4 are the same in
+/// all.
 pub(super) static OPT: [Shape; 9] = [
     ("opt-125m", 12, 12, 768, 768),
     ("opt-350m", 24, 16, 1024, 512),

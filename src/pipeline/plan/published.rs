@@ -1,5 +1,6 @@
-//! The settings of Tables 1 to 3 of DeepSpeed-Chat's release (Microsoft, 2023) beside what is estimated for them here: step 3 on
-//! 264,292 pairs of prompt and answer of 256 tokens each, OPT actors, an OPT-350M as critic and reward model.
+//! The settings of Tables 1 to 3 of DeepSpeed-Chat's release (Microsoft, 2023) beside what is
+//! estimated for them here: step 3 on 264,292 pairs of prompt and answer of 256 tokens each, OPT
+//! actors, an OPT-350M as critic and reward model.
 
 use super::dry::Dry;
 use super::machine::{CARDS, Card, Machine};
@@ -98,7 +99,8 @@ static WAYS: [Way; 4] = [
     Way { name: "LoRA 128", state: OptimizerState::Full, offload: false, lora: LORA },
 ];
 
-/// Step 3 as it was measured, on `rows` prompts in micro-batches of `micro`, with everything computed again that can be.
+/// Step 3 as it was measured, on `rows` prompts in micro-batches of `micro`, with everything
+/// computed again that can be.
 fn setting(actor: &str, way: Way, rows: usize, micro: usize) -> RunConfig {
     let mut cfg = RunConfig {
         step: vec![3],
@@ -117,7 +119,8 @@ fn setting(actor: &str, way: Way, rows: usize, micro: usize) -> RunConfig {
     cfg
 }
 
-/// The setting with as many sequences a step as fit, up to the published limit; None if not even one for each rank does.
+/// The setting with as many sequences a step as fit, up to the published limit; None if not even
+/// one for each rank does.
 fn fitted(actor: &str, way: Way, machine: Machine) -> Result<Option<(RunConfig, usize)>> {
     let with = |each: usize, micro: usize| setting(actor, way, each * machine.ranks, micro);
     // Micro-batches of one sequence: what is bounded here is the cache.

@@ -1,4 +1,5 @@
-//! The three steps, a step of each of full length: the second of two, since the first one's memory grows as it goes.
+//! The three steps, a step of each of full length: the second of two, since the first one's memory
+//! grows as it goes.
 
 use super::dry::{Decode, Dry, Phase, named, updated};
 use crate::arch::Config;

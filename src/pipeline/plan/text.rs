@@ -53,8 +53,8 @@ impl Planned {
 }
 
 impl Plan<'_> {
-    /// Bytes of all ranks on this machine together at the worst moment, with the program, the copy for checkpoints, and what
-    /// files are read and written with.
+    /// Bytes of all ranks on this machine together at the worst moment, with the program, the copy
+    /// for checkpoints, and what files are read and written with.
     fn process(&self) -> usize {
         let of = |p: &Planned| (p.peak() + self.files) * self.machine.ranks + p.step.checkpoint;
         self.steps.iter().map(of).max().unwrap_or(0) + self.program

@@ -1,5 +1,6 @@
-//! How long a phase takes, estimated from what it needs: operations and bytes over the rates that a card reaches of its published
-//! peaks. No part of it is measured; `docs/performance.md` has the formulas.
+//! How long a phase takes, estimated from what it needs: operations and bytes over the rates that a
+//! card reaches of its published peaks. No part of it is measured; `docs/performance.md` has the
+//! formulas.
 
 use super::dry::{Decode, Phase};
 use super::machine::{Card, Machine};
@@ -18,7 +19,8 @@ const KERNEL: f64 = 2.5e-6;
 const KERNELS: usize = 10;
 /// Bytes that AdamW moves for a parameter: gradient, master copy and both moments, weight.
 const ADAM: f64 = 30.0;
-/// GB/s of the host's link, over which gradients and weights of an offloaded optimizer go, and of its memory.
+/// GB/s of the host's link, over which gradients and weights of an offloaded optimizer go, and of
+/// its memory.
 const HOST_LINK: f64 = 20.0;
 const HOST_MEMORY: f64 = 100.0;
 

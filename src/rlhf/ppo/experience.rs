@@ -64,8 +64,8 @@ pub struct Experience {
 const EVALUATION: u64 = 1 << 31;
 
 impl PpoTrainer {
-    /// Answers `prompts` and scores the answers: one generation and three scoring passes. The actor's
-    /// own log-probs are those of sampling, which training reproduces bit for bit.
+    /// Answers `prompts` and scores the answers: one generation and three scoring passes. The
+    /// actor's own log-probs are those of sampling, which training reproduces bit for bit.
     pub fn generate_experience(
         &mut self,
         ws: &mut Workspace,

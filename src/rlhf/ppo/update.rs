@@ -39,8 +39,8 @@ pub struct PpoStats {
     pub critic_grad_norm: f32,
     /// Share of the returns' variance that the values explain.
     pub explained_variance: f32,
-    /// Why steps were skipped, for each that was: loss or gradients were not finite, or no answer of a
-    /// minibatch has a token.
+    /// Why steps were skipped, for each that was: loss or gradients were not finite, or no answer
+    /// of a minibatch has a token.
     pub skipped: Vec<String>,
 }
 
@@ -101,7 +101,8 @@ impl PpoTrainer {
         Ok(())
     }
 
-    /// One optimizer step of the actor, then one of the critic: their gradients never exist together.
+    /// One optimizer step of the actor, then one of the critic: their gradients never exist
+    /// together.
     fn update(
         &mut self,
         ws: &mut Workspace,

@@ -100,8 +100,8 @@ impl<E> Default for Epilogue<'_, E> {
 /// C = A B^T with an epilogue: `C[m, n] = sum_k A[m, k] * B[n, k]`.
 ///
 /// Sixteen running sums, lane l over k = l mod 16 ascending, are added by a fixed tree: the order
-/// of [`dot`](super::vec::dot), but for two bf16 operands where the level multiplies pairs or tiles.
-/// Panics if the shapes disagree.
+/// of [`dot`](super::vec::dot), but for two bf16 operands where the level multiplies pairs or
+/// tiles. Panics if the shapes disagree.
 pub fn gemm_nt<A: Elem, B: Elem, C: Elem, E: Elem>(
     a: Mat<A>,
     b: Mat<B>,
@@ -233,8 +233,8 @@ impl<C: Elem, E: Elem> Ends<'_, C, E> {
 }
 
 /// Runs `task` on every block of the `m` x `n` output `c` of `depth` terms, at most `max` rows and
-/// columns, multiples of `unit`: with where its sums go and a thread's scratch. Panics if `c` or the
-/// epilogue is not of that shape.
+/// columns, multiples of `unit`: with where its sums go and a thread's scratch. Panics if `c` or
+/// the epilogue is not of that shape.
 fn each_block<C: Elem, E: Elem>(
     [m, n, depth]: [usize; 3],
     c: MatMut<C>,

@@ -1,5 +1,5 @@
-//! A B and A^T B: the second operand is contiguous along the output's rows, so a tile of the
-//! output grows by outer products. Both operands are first copied, as f32, into the order in which the
+//! A B and A^T B: the second operand is contiguous along the output's rows, so a tile of the output
+//! grows by outer products. Both operands are first copied, as f32, into the order in which the
 //! tiles read them.
 
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch};

@@ -1,6 +1,6 @@
 //! Products of bf16 by dot products of pairs of terms, in panels: for some terms, a few vectors of
-//! columns of B are copied pair by pair, and all rows of A are multiplied with the copy. A is read as it
-//! lies; only where it is transposed is it copied too, for its pairs lie apart.
+//! columns of B are copied pair by pair, and all rows of A are multiplied with the copy. A is read
+//! as it lies; only where it is transposed is it copied too, for its pairs lie apart.
 
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch};
 use super::turned::{FEW, copy_turned, few_rows, pair};
@@ -29,9 +29,9 @@ pub(super) fn run<C: Elem, E: Elem>(
     epilogue: &Epilogue<E>,
 ) {
     let [m, n, depth] = product.sizes(&a, &b);
-    // Sums and the terms of A at hand fit level 2. In A B^T a panel is turned, which takes time, once for as
-    // many rows as there may be. Of A B and A^T B the depth may be the vocabulary or all tokens: the
-    // terms of A at hand are used for many panels before the next are read.
+    // Sums and the terms of A at hand fit level 2. In A B^T a panel is turned, which takes time,
+    // once for as many rows as there may be. Of A B and A^T B the depth may be the vocabulary or
+    // all tokens: the terms of A at hand are used for many panels before the next are read.
     let (max, unit) = match product {
         Product::Nt if m <= FEW => ([m, FEW_COLUMNS], [m, LANES]),
         Product::Nt => ([512, COLUMNS], [ROWS, COLUMNS]),
@@ -92,8 +92,8 @@ impl<C: Elem, E: Elem> Kernel for Block<'_, C, E> {
     }
 }
 
-/// Pairs of some terms of rows of A: that of row i and pair t is at `start(i) + t * next_pair`, and those
-/// of the rows of a tile are `next_row` apart.
+/// Pairs of some terms of rows of A: that of row i and pair t is at `start(i) + t * next_pair`, and
+/// those of the rows of a tile are `next_row` apart.
 struct Left<'a> {
     data: &'a [bf16],
     /// Rows.
@@ -128,8 +128,8 @@ impl<'a> Left<'a> {
         }
     }
 
-    /// Copied from the transposed matrix, for sixteen rows at a time pair by pair. An odd term gets a
-    /// partner of zero.
+    /// Copied from the transposed matrix, for sixteen rows at a time pair by pair. An odd term gets
+    /// a partner of zero.
     #[inline(always)]
     fn copied<S: Simd>(
         s: S,
@@ -184,7 +184,8 @@ fn from(x: &[bf16], at: usize) -> &[bf16] {
     &x[at.min(x.len())..]
 }
 
-/// Copies `terms` of columns `cols` of `b`, at most `V` vectors: pair by pair, an odd one followed by zeros.
+/// Copies `terms` of columns `cols` of `b`, at most `V` vectors: pair by pair, an odd one followed
+/// by zeros.
 #[inline(always)]
 fn copy_zipped<S: Simd, const V: usize>(
     s: S,

@@ -142,8 +142,8 @@ struct LeftTiles {
 }
 
 impl Left<'_> {
-    /// The tiles of at most 32 output rows: as they lie if they are whole, or else in `copy`, filled
-    /// up with zeros.
+    /// The tiles of at most 32 output rows: as they lie if they are whole, or else in `copy`,
+    /// filled up with zeros.
     #[inline(always)]
     fn tiles<S: Simd>(
         self,

@@ -1,6 +1,6 @@
-//! Sixteen rows of bf16, read as they lie and turned in registers, so that a vector holds one pair of
-//! terms of sixteen outputs of A B^T and nothing is added up across lanes. Few rows of A use the turned
-//! rows at once, many use a copy of them; both add the same pairs in the same order.
+//! Sixteen rows of bf16, read as they lie and turned in registers, so that a vector holds one pair
+//! of terms of sixteen outputs of A B^T and nothing is added up across lanes. Few rows of A use the
+//! turned rows at once, many use a copy of them; both add the same pairs in the same order.
 
 use super::super::simd::{LANES, Simd, prefetch};
 use super::Mat;
@@ -12,7 +12,8 @@ pub(super) const FEW: usize = 8;
 /// Terms turned at a time.
 const STEP: usize = 2 * LANES;
 
-/// All rows of `a`, at most [`FEW`], times rows `cols` of `b`, to `sums`, whose rows are `width` long.
+/// All rows of `a`, at most [`FEW`], times rows `cols` of `b`, to `sums`, whose rows are `width`
+/// long.
 #[inline(always)]
 pub(super) fn few_rows<S: Simd>(
     s: S,
