@@ -5,8 +5,9 @@ use duplex::op::registry::OPS;
 
 fn table() -> String {
     let mut out = String::from(
-        "# Operators\n\nMade from the registry (`src/op/registry.rs`) by `tests/docs.rs`. Every operator is compared, forward \
-         and backward, with a\nfloat64 reference and its finite differences in each of its cases, in f32 and bf16.\n\n\
+        "# Operators\n\nMade from the registry (`src/op/registry.rs`) by `tests/docs.rs`. Every operator is compared,\n\
+         forward and backward, with a float64 reference and its finite differences in each of its cases, in\n\
+         f32 and bf16.\n\n\
          | operator | what it computes | cases |\n|---|---|---|\n",
     );
     for op in OPS {
@@ -86,4 +87,62 @@ fn every_test_named_in_reliability_md_exists() {
     }
     assert!(rows > 50, "{rows} rows");
     assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// The lines of a file that are prose: comments of sources, and of pages all but tables, code and
+/// lines of one link.
+fn prose(path: &std::path::Path, text: &str) -> Vec<(usize, String)> {
+    let is_page = path.extension().is_some_and(|e| e == "md");
+    let mut fenced = false;
+    let lines = text.lines().enumerate().filter(|(_, line)| match is_page {
+        true => {
+            let fence = line.trim_start().starts_with("```");
+            fenced ^= fence;
+            !fence && !fenced && !line.trim_start().starts_with('|') && line.contains(' ')
+        }
+        false => line.trim_start().starts_with("//"),
+    });
+    lines.map(|(i, line)| (i + 1, line.to_string())).collect()
+}
+
+fn files_below(dir: &std::path::Path, ends: &[&str], out: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files_below(&path, ends, out);
+        } else if path.extension().and_then(|e| e.to_str()).is_some_and(|e| ends.contains(&e)) {
+            out.push(path);
+        }
+    }
+}
+
+#[test]
+fn comments_and_pages_keep_to_their_style() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = vec![root.join("README.md"), root.join("build.rs")];
+    for dir in ["src", "tests", "build", "bench", "cuda"] {
+        files_below(&root.join(dir), &["rs", "cu", "cuh", "cpp", "hpp"], &mut files);
+    }
+    files_below(&root.join("docs"), &["md"], &mut files);
+    assert!(files.len() > 300, "{}", files.len());
+    let mut bad = vec![];
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for (number, line) in prose(&file, &text) {
+            // Tables and code in comments have their columns, and a long word cannot be broken.
+            let is_set = line.contains("   ");
+            let long = line.chars().count() > 100
+                && !is_set
+                && line.split_whitespace().all(|word| word.chars().count() < 80);
+            if long {
+                bad.push(format!("{}:{number}: {line}", file.display()));
+            }
+        }
+    }
+    assert!(
+        bad.is_empty(),
+        "{} lines, such as\n{}",
+        bad.len(),
+        bad[..bad.len().min(20)].join("\n")
+    );
 }

@@ -1,8 +1,10 @@
-// A library with NCCL's functions, for ranks that are processes of one machine with emulated devices: every byte is a
-// message, and a message is a file in the folder that DUPLEX_FAKE_NCCL names. As the real one with communicators that do not
-// block: calls come back at once and go on in a thread; nothing is told of a rank that is gone, and only an abort ends a call
-// that waits for it. Memory of the emulated device is the host's, and its streams are done with all before a call is made.
-// Sums are taken from the last rank to the first: whoever needs another order has to see to it.
+// A library with NCCL's functions, for ranks that are processes of one machine with emulated
+// devices: every byte is a message, and a message is a file in the folder that DUPLEX_FAKE_NCCL
+// names. As the real one with communicators that do not block: calls come back at once and go on in
+// a thread; nothing is told of a rank that is gone, and only an abort ends a call that waits for
+// it. Memory of the emulated device is the host's, and its streams are done with all before a call
+// is made. Sums are taken from the last rank to the first: whoever needs another order has to see
+// to it.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -140,8 +142,8 @@ void reduce(Comm& c, const void* from, size_t values, size_t first, void* to, si
 
 using Steps = std::vector<std::function<void()>>;
 
-// Calls of this thread that wait for the end of their group, by communicator. None of a group waits for another: what is given
-// goes first.
+// Calls of this thread that wait for the end of their group, by communicator. None of a group waits
+// for another: what is given goes first.
 struct Group {
   Steps gives, takes;
 };

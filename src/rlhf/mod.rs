@@ -7,15 +7,19 @@
 //! `Model::random` and [`data`](crate::data) makes the examples.
 //!
 //! ```
-//! use duplex::{arch::Config, base::DType, device::Device, engine::Engine, rlhf::*, rollout::Sampling};
-//! use duplex::{data::{PairExample, SftExample}, model::{Head, LoadOptions, Model}, tape::{Keep, Workspace}};
+//! use duplex::{arch::Config, base::DType, device::Device, engine::Engine};
+//! use duplex::{rlhf::*, rollout::Sampling};
+//! use duplex::data::{PairExample, SftExample};
+//! use duplex::model::{Head, LoadOptions, Model};
+//! use duplex::tape::{Keep, Workspace};
 //! use duplex::train::{AdamWConfig, AdamWState, Schedule, ScheduleKind};
 //! # fn main() -> duplex::base::Result<()> {
 //! let shape = serde_json::json!({"model_type": "gpt2", "vocab_size": 50, "n_embd": 16,
 //!     "n_layer": 2, "n_head": 2, "n_positions": 64});
 //! let config = Config::from_map(shape.as_object().unwrap().clone());
 //! let random = |head, train| {
-//!     Model::random(&config, &LoadOptions { train, seed: 1, ..LoadOptions::frozen(head, DType::F32) })
+//!     let options = LoadOptions { train, seed: 1, ..LoadOptions::frozen(head, DType::F32) };
+//!     Model::random(&config, &options)
 //! };
 //! let adamw = AdamWConfig { learning_rate: 1e-2, lora_learning_rate: 1e-2, beta1: 0.9,
 //!     beta2: 0.95, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0, state: AdamWState::Full,
@@ -35,7 +39,8 @@
 //! // Step 2: an answer of 6 is better than one of 8.
 //! let engine = Engine::trained(random(Head::Score, true)?, adamw.clone(), Keep::All)?;
 //! let mut reward = RewardTrainer::new(engine, RewardConfig { step, loss: RewardLoss::End });
-//! let pair = PairExample { prompt_len: 2, chosen: vec![9, 5, 6], rejected: vec![9, 5, 8], ..PairExample::default() };
+//! let (chosen, rejected) = (vec![9, 5, 6], vec![9, 5, 8]);
+//! let pair = PairExample { prompt_len: 2, chosen, rejected, ..PairExample::default() };
 //! for _ in 0..20 { reward.train(&mut ws, &[&pair])?; }
 //! assert_eq!(reward.evaluate(&mut ws, &[&pair])?.accuracy, 1.0);
 //!
