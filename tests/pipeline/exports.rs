@@ -24,6 +24,9 @@ fn an_export_stops_where_it_was_trained_to_stop() {
     let base = p.path("chatml");
     let settings = json!({"temperature": 0.7, "top_p": 0.8, "do_sample": true, "eos_token_id": 0});
     std::fs::write(base.join("generation_config.json"), settings.to_string()).unwrap();
+    // Beside files of templates, `transformers` does not look at the key.
+    let template = json_of(&base.join("tokenizer_config.json"))["chat_template"].clone();
+    std::fs::write(base.join("chat_template.jinja"), template.as_str().unwrap()).unwrap();
     std::fs::create_dir(base.join("additional_chat_templates")).unwrap();
     std::fs::write(base.join("additional_chat_templates/rag.jinja"), "{{ documents }}").unwrap();
     std::fs::write(base.join("README.md"), "---\nlicense: mit\n---\n").unwrap();
@@ -38,9 +41,12 @@ fn an_export_stops_where_it_was_trained_to_stop() {
         let want = json!({"temperature": 0.7, "top_p": 0.8, "do_sample": true,
             "eos_token_id": [0, 2], "pad_token_id": 0});
         assert_eq!(made, want);
-        for file in
-            ["tokenizer.json", "tokenizer_config.json", "additional_chat_templates/rag.jinja"]
-        {
+        for file in [
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+            "additional_chat_templates/rag.jinja",
+        ] {
             assert_eq!(
                 std::fs::read(dir.join(file)).unwrap(),
                 std::fs::read(base.join(file)).unwrap(),
