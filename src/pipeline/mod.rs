@@ -15,6 +15,7 @@ mod generation;
 mod health;
 mod inspect;
 mod judge;
+mod offline;
 mod pace;
 mod plan;
 mod ppo;

@@ -70,6 +70,7 @@
 //! # }
 //! ```
 
+mod offline;
 mod ppo;
 mod reward;
 mod rows;
@@ -77,6 +78,7 @@ mod rule;
 mod sft;
 mod stats;
 
+pub use offline::{Iteration, Metrics, Offline};
 pub use ppo::{
     Decode, Experience, KlControl, PpoConfig, PpoEngines, PpoStats, PpoTrainer, Retokenise,
     RewardSource, Rollout,

@@ -9,6 +9,7 @@ use crate::formats::{Draft, Snapshot};
 use crate::op::gather::gather;
 use crate::op::pairwise::{Pairwise, pairwise};
 use crate::pool::Store;
+use crate::rlhf::offline::{Iteration, Metrics, Offline};
 use crate::rlhf::rows::Rows;
 use crate::rlhf::{StepConfig, add, optimize, over_ranks};
 use crate::tape::Workspace;
@@ -81,18 +82,6 @@ impl RewardTrainer {
         Ok(RewardStats { grad_norm: step.grad_norm, skipped: step.skipped, ..stats })
     }
 
-    /// Adds all that training has changed to `out`.
-    pub fn save<'a>(&'a self, out: &mut Draft<'a>) -> Result<()> {
-        out.set("steps", self.steps);
-        self.engine.save("model", out)
-    }
-
-    /// Goes on from a snapshot of a trainer with the same model and settings.
-    pub fn restore(&mut self, from: &Snapshot) -> Result<()> {
-        self.steps = from.get("steps")?;
-        self.engine.restore("model", from)
-    }
-
     /// Loss and accuracy on `pairs`; all zeros without pairs.
     pub fn evaluate(&self, ws: &mut Workspace, pairs: &[&PairExample]) -> Result<RewardStats> {
         if pairs.is_empty() {
@@ -108,6 +97,38 @@ impl RewardTrainer {
         })?;
         let tokens = comm.concat(&[tokens as u64])?.iter().sum::<u64>() as usize;
         Ok(report(&over_ranks(comm, sums)?, tokens, pairs.len()))
+    }
+}
+
+impl Offline for RewardTrainer {
+    type Example = PairExample;
+    const HEADLINE: &'static str = "eval_accuracy";
+
+    fn iterate(&mut self, ws: &mut Workspace, rows: &[&PairExample]) -> Result<Iteration> {
+        let RewardStats { loss, accuracy, margin, grad_norm, skipped, tokens } =
+            self.train(ws, rows)?;
+        let values = [loss, accuracy, margin, grad_norm].map(f64::from);
+        let metrics = ["loss", "accuracy", "margin", "grad_norm"].into_iter().zip(values).collect();
+        Ok(Iteration { metrics, skipped, tokens })
+    }
+
+    fn judge(&self, ws: &mut Workspace, rows: &[&PairExample]) -> Result<Metrics> {
+        let RewardStats { loss, accuracy, .. } = self.evaluate(ws, rows)?;
+        Ok(vec![("eval_loss", f64::from(loss)), ("eval_accuracy", f64::from(accuracy))])
+    }
+
+    fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    fn save<'a>(&'a self, out: &mut Draft<'a>) -> Result<()> {
+        out.set("steps", self.steps);
+        self.engine.save("model", out)
+    }
+
+    fn restore(&mut self, from: &Snapshot) -> Result<()> {
+        self.steps = from.get("steps")?;
+        self.engine.restore("model", from)
     }
 }
 

@@ -6,6 +6,7 @@ use crate::data::SftExample;
 use crate::engine::{Engine, Terms};
 use crate::formats::{Draft, Snapshot};
 use crate::pool::Store;
+use crate::rlhf::offline::{Iteration, Metrics, Offline};
 use crate::rlhf::rows::Rows;
 use crate::rlhf::{StepConfig, add, optimize, over_ranks};
 use crate::tape::Workspace;
@@ -62,18 +63,6 @@ impl SftTrainer {
         Ok(SftStats { loss: sums[0][0], grad_norm: step.grad_norm, skipped: step.skipped, tokens })
     }
 
-    /// Adds all that training has changed to `out`.
-    pub fn save<'a>(&'a self, out: &mut Draft<'a>) -> Result<()> {
-        out.set("steps", self.steps);
-        self.engine.save("model", out)
-    }
-
-    /// Goes on from a snapshot of a trainer with the same model and settings.
-    pub fn restore(&mut self, from: &Snapshot) -> Result<()> {
-        self.steps = from.get("steps")?;
-        self.engine.restore("model", from)
-    }
-
     /// Mean negative log-likelihood per predicted token of `examples`; 0 if they predict none.
     pub fn evaluate(&self, ws: &mut Workspace, examples: &[&SftExample]) -> Result<f32> {
         let weight = self.weight(examples);
@@ -93,6 +82,35 @@ impl SftTrainer {
     fn weight(&self, examples: &[&SftExample]) -> f32 {
         let weights = examples.iter().flat_map(|e| predicted(&self.config, e));
         weights.map(|(_, weight)| f64::from(weight)).sum::<f64>() as f32
+    }
+}
+
+impl Offline for SftTrainer {
+    type Example = SftExample;
+    const HEADLINE: &'static str = "eval_loss";
+
+    fn iterate(&mut self, ws: &mut Workspace, rows: &[&SftExample]) -> Result<Iteration> {
+        let SftStats { loss, grad_norm, skipped, tokens } = self.train(ws, rows)?;
+        let metrics = vec![("loss", f64::from(loss)), ("grad_norm", f64::from(grad_norm))];
+        Ok(Iteration { metrics, skipped, tokens })
+    }
+
+    fn judge(&self, ws: &mut Workspace, rows: &[&SftExample]) -> Result<Metrics> {
+        Ok(vec![("eval_loss", f64::from(self.evaluate(ws, rows)?))])
+    }
+
+    fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    fn save<'a>(&'a self, out: &mut Draft<'a>) -> Result<()> {
+        out.set("steps", self.steps);
+        self.engine.save("model", out)
+    }
+
+    fn restore(&mut self, from: &Snapshot) -> Result<()> {
+        self.steps = from.get("steps")?;
+        self.engine.restore("model", from)
     }
 }
 

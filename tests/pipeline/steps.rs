@@ -149,10 +149,10 @@ fn what_would_stop_a_later_step_is_found_before_the_first() {
     let tensor = ["--num-gpus", "2", "--zero-stage", "3", "--inference-tp-size", "3"];
     refused(&tensor, &["2 ranks cannot be shared out among 3"]);
     let long = json!({"prompt": "long ".repeat(200), "chosen": "a"});
-    checkpoint::write_rows(&p.path("long.jsonl"), &[long]);
+    std::fs::rename(p.path("data.jsonl"), p.path("sft.jsonl")).unwrap();
+    checkpoint::write_rows(&p.path("data.jsonl"), &[long]);
     let alone = ["--step", "1", "3", "--reward-rule", "no_repetition"];
-    let rows = ["--data-split", "0,0,1", "--sft-only-data-path", "data.jsonl"];
-    let rows = [&rows[..], &["--data-path", "long.jsonl"]].concat();
+    let rows = ["--data-split", "0,0,1", "--sft-only-data-path", "sft.jsonl"];
     refused(&[&alone[..], &rows].concat(), &["no row is left for step 3"]);
 }
 

@@ -4,18 +4,14 @@
 use super::dry::{Decode, Dry, Phase, named, updated};
 use crate::arch::Config;
 use crate::base::{Error, Result};
-use crate::data::{PairExample, SftExample};
 use crate::engine::Engine;
 use crate::formats::Draft;
 use crate::model::Head;
 use crate::pipeline::config::keys::Every;
 use crate::pipeline::resume::last_step;
-use crate::pipeline::settings;
+use crate::pipeline::{offline, reward, settings, sft};
 use crate::pool::Zero;
-use crate::rlhf::{
-    PpoEngines, PpoTrainer, RewardConfig, RewardSource, RewardTrainer, SftConfig, SftTrainer,
-    built_in_rule,
-};
+use crate::rlhf::{Offline, PpoEngines, PpoTrainer, RewardSource, built_in_rule};
 use crate::rollout::Sampling;
 
 /// A step as planned.
@@ -68,9 +64,13 @@ impl Step {
 
 /// The steps that are planned for, by number.
 pub(super) fn step(dry: &mut Dry<'_>, number: u32) -> Result<Step> {
+    let cfg = dry.cfg;
     match number {
-        1 => sft(dry),
-        2 => reward(dry),
+        1 => offline(dry, sft::step(cfg), &named(cfg.actor_model.as_ref())?),
+        2 => {
+            let model = cfg.reward_model.as_ref().or(cfg.actor_model.as_ref());
+            offline(dry, reward::step(cfg), &named(model)?)
+        }
         _ => ppo(dry),
     }
 }
@@ -79,50 +79,27 @@ fn longest(dry: &Dry<'_>, config: &Config) -> Result<usize> {
     Ok(dry.cfg.max_seq_len.min(config.arch()?.max_positions))
 }
 
-fn sft(dry: &mut Dry<'_>) -> Result<Step> {
-    let cfg = dry.cfg;
-    let config = named(cfg.actor_model.as_ref())?;
-    let (s, tokens) = (&cfg.sft.optimizer, longest(dry, &config)?);
-    let lora = settings::actor_lora(cfg);
-    let engine = dry.trained(&config, Head::Lm, lora, settings::sft_adamw(cfg), false)?;
-    let step = settings::step(cfg, s, 2);
-    let mut trainer =
-        SftTrainer::new(engine, SftConfig { step, loss_on_prompt: cfg.sft.loss_on_prompt });
-    // Half of a sequence is the prompt.
-    let example = SftExample::new(vec![0; tokens], (tokens / 2).max(1));
-    let rows = s.rows_per_step();
-    let batch = vec![&example; rows];
-    trainer.train(&mut dry.ws, &batch)?;
+/// A step that learns from rows alone, from a model of `config`.
+fn offline<T: Offline>(
+    dry: &mut Dry<'_>,
+    step: offline::Step<'_, T>,
+    config: &Config,
+) -> Result<Step> {
+    let tokens = longest(dry, config)?;
+    let engine = dry.trained(config, step.head, step.lora, step.adamw, false)?;
+    let mut trainer = (step.trainer)(engine, settings::step(dry.cfg, step.section, 2));
+    let row = (step.longest)(tokens);
+    let batch = vec![&row; step.section.rows_per_step()];
+    trainer.iterate(&mut dry.ws, &batch)?;
     let mark = dry.mark();
-    trainer.train(&mut dry.ws, &batch)?;
-    let phase = training(dry.since(&mark, "training", &[&trainer.engine]), &[&trainer.engine]);
+    trainer.iterate(&mut dry.ws, &batch)?;
+    let engines = [trainer.engine()];
+    let phase = training(dry.since(&mark, "training", &engines), &engines);
     let mut draft = Draft::default();
     trainer.save(&mut draft)?;
-    let checkpoint = copied(dry, "sft", s.max_steps, &draft)?;
-    Ok(Step::new(dry, "sft", [rows, tokens], vec![phase], checkpoint, &[&trainer.engine]))
-}
-
-fn reward(dry: &mut Dry<'_>) -> Result<Step> {
-    let cfg = dry.cfg;
-    let config = named(cfg.reward_model.as_ref().or(cfg.actor_model.as_ref()))?;
-    let (s, tokens) = (&cfg.reward.optimizer, longest(dry, &config)?);
-    let lora = settings::critic_lora(cfg);
-    let engine = dry.trained(&config, Head::Score, lora, settings::reward_adamw(cfg), false)?;
-    let config = RewardConfig { step: settings::step(cfg, s, 2), loss: settings::reward_loss(cfg) };
-    let mut trainer = RewardTrainer::new(engine, config);
-    let (chosen, rejected) = (vec![0; tokens], vec![1; tokens]);
-    let pair =
-        PairExample { prompt_len: (tokens / 2).max(1), chosen, rejected, ..PairExample::default() };
-    let pairs = vec![&pair; s.rows_per_step()];
-    trainer.train(&mut dry.ws, &pairs)?;
-    let mark = dry.mark();
-    trainer.train(&mut dry.ws, &pairs)?;
-    let phase = training(dry.since(&mark, "training", &[&trainer.engine]), &[&trainer.engine]);
-    let mut draft = Draft::default();
-    trainer.save(&mut draft)?;
-    let checkpoint = copied(dry, "reward", s.max_steps, &draft)?;
-    let sizes = [2 * pairs.len(), tokens];
-    Ok(Step::new(dry, "reward", sizes, vec![phase], checkpoint, &[&trainer.engine]))
+    let checkpoint = copied(dry, step.name, step.section.max_steps, &draft)?;
+    let sizes = [step.sequences * batch.len(), tokens];
+    Ok(Step::new(dry, step.name, sizes, vec![phase], checkpoint, &engines))
 }
 
 fn ppo(dry: &mut Dry<'_>) -> Result<Step> {
