@@ -17,7 +17,8 @@ pub(crate) struct Unit {
 }
 
 impl Unit {
-    /// What the compiler said, also when it said it in an earlier build.
+    /// Returns the compiler's messages, also those of an earlier build that made the output. Fails
+    /// if the log cannot be read.
     pub(crate) fn messages(&self) -> Result<String> {
         let path = self.beside("log");
         fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))
@@ -27,9 +28,9 @@ impl Unit {
         self.output.with_extension(extension)
     }
 
-    /// Whether the output was made by the same command and is newer than all it was made from. The
-    /// stamp was written before the compiler started, so an edit during the compilation counts as a
-    /// change.
+    /// True if the same command made the output after the last change of every file it depends on.
+    /// The stamp is written before the compiler starts, so an edit during the compilation counts as
+    /// a change.
     fn is_fresh(&self, stamp: &str) -> bool {
         let made = modified(&self.beside("stamp"));
         let same = fs::read_to_string(self.beside("stamp")).is_ok_and(|old| old == stamp);
@@ -89,8 +90,8 @@ pub(crate) fn all(units: &[Unit], version: &str) -> Result<()> {
     if errors.is_empty() { Ok(()) } else { Err(errors.join("\n")) }
 }
 
-/// What `program --version` says: part of every stamp, so that another compiler compiles everything
-/// again.
+/// Returns the output of `program --version`. It is part of every stamp, so that another compiler
+/// compiles everything again.
 pub(crate) fn version(program: &str) -> Result<String> {
     let run = Command::new(program).arg("--version").stdin(Stdio::null()).output();
     let run = run.map_err(|e| format!("{program}: {e}"))?;

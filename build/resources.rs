@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 const TABLE: &str = "cuda/resources.tsv";
 const REMEDY: &str = "DUPLEX_WRITE_RESOURCES=1 cargo build --release --features cuda";
-/// Of a long list of differences, so many are shown.
+/// Most differences shown.
 const SHOWN: usize = 12;
 const HEADER: &str = "kernel\tarch\tregisters\tshared\tspills\tstack";
 

@@ -12,7 +12,7 @@ use duplex::pool::ParamId;
 use duplex::tape::{Keep, Workspace};
 use duplex::train::Batch;
 
-/// What gradients are made with.
+/// The settings that gradients are computed with.
 #[derive(Clone, Copy)]
 struct Setup {
     vocab: usize,

@@ -10,7 +10,7 @@ thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
     /// Bytes that this thread may still allocate.
     static LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
-    /// Whose limit that is.
+    /// The name printed for the code that exceeds that limit.
     static WHOSE: Cell<&'static str> = const { Cell::new("") };
 }
 
@@ -22,8 +22,7 @@ pub fn caught<T>(f: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(f)).ok()
 }
 
-/// Whether a panic on this thread would be taken as a value, so that there is nothing to tell of
-/// it.
+/// True if [`caught`] would catch a panic on this thread. A panic hook then prints nothing.
 pub fn is_caught() -> bool {
     DEPTH.get() > 0
 }

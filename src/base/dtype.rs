@@ -26,7 +26,7 @@ impl DType {
         }
     }
 
-    /// Whether elements are numbers to compute with, and not indices or codes.
+    /// True if elements are floating-point numbers, not indices or codes.
     pub fn is_float(self) -> bool {
         matches!(self, DType::F32 | DType::Bf16)
     }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::Path;
 
-/// What went wrong, as far as the caller of the program cares.
+/// The kind of an error, which decides the program's exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The user's input or configuration: exit code 2.

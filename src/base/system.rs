@@ -1,4 +1,4 @@
-//! What the system tells a process, and how it asks it to stop.
+//! The name of this machine, and the signals that ask the process to stop.
 
 /// The name of this machine; empty where the system does not say.
 pub fn machine_name() -> String {
@@ -6,8 +6,8 @@ pub fn machine_name() -> String {
     name.trim().into()
 }
 
-/// Has `handler` called where the process is asked to stop: by SIGTERM or SIGINT (Ctrl-C). It may
-/// do only what handlers of signals may do, such as changing an atomic, or calling `_exit`.
+/// Installs `handler` for SIGTERM and SIGINT (Ctrl-C), which ask the process to stop. The handler
+/// may only do what is safe in a signal handler, such as changing an atomic or calling `_exit`.
 pub fn on_stop(handler: extern "C" fn(libc::c_int)) {
     for signal in [libc::SIGTERM, libc::SIGINT] {
         // SAFETY: a zeroed sigaction is a valid one (no flags, an empty mask), and what the handler

@@ -16,7 +16,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::ffi::OsString;
 use std::path::Path;
 
-/// What the command line asks for.
+/// The action that the command line requests.
 #[derive(Debug)]
 pub(super) enum Request {
     /// Print this text and stop.

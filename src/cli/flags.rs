@@ -93,7 +93,7 @@ impl Entry {
         if self.bit == PLAN { PLANNING } else { &[] }
     }
 
-    /// Whether it is a training run, with the keys of one.
+    /// True if the command is a training run and takes the keys of one.
     pub(super) fn trains(&self) -> bool {
         self.bits() & (TRAIN | SFT | REWARD | PPO) != 0
     }

@@ -39,7 +39,8 @@ pub(super) fn train(config: &RunConfig) -> Result<u8> {
     done.map(|()| 0)
 }
 
-/// Whether each of several ranks has a card, and NCCL connects them.
+/// True if each of several ranks has its own GPU and NCCL connects them. A device index other than
+/// 0 is an error.
 fn have_cards(config: &RunConfig) -> Result<bool> {
     match config.device {
         DeviceChoice::On(Device::Cpu | Device::Imagined(_)) => Ok(false),

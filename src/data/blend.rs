@@ -45,7 +45,7 @@ pub fn split_indices(n: usize, proportions: &[f64], seed: u32) -> Vec<Vec<usize>
     bounds.windows(2).map(|b| order[b[0] as usize..b[1] as usize].to_vec()).collect()
 }
 
-/// What to blend, and how.
+/// The sets to blend, and how to divide them between the steps.
 #[derive(Clone, Debug)]
 pub struct BlendConfig {
     /// Sets divided between the steps.
@@ -58,7 +58,7 @@ pub struct BlendConfig {
     pub eval_fraction: f64,
     /// Decides the division.
     pub seed: u32,
-    /// What to do with unusable rows.
+    /// How unusable rows are handled.
     pub on_bad: OnBadRow,
     /// True if rows go only to steps that can use them; else a step refuses them one by one.
     pub by_use: bool,

@@ -7,7 +7,7 @@ use super::types::{Answer, ChatContext, Message, Prompt, Row};
 use crate::base::{Error, Result};
 use std::sync::Arc;
 
-/// What to do with a prompt over the limit.
+/// How a prompt over the limit is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnLongPrompt {
     /// Leave the row out and count it.
@@ -23,7 +23,7 @@ pub struct Limits {
     pub max_prompt_len: usize,
     /// Longest prompt with answer and end token. Must exceed `max_prompt_len`.
     pub max_seq_len: usize,
-    /// What to do with longer prompts.
+    /// How longer prompts are handled.
     pub on_long_prompt: OnLongPrompt,
     /// How conversations become text.
     pub chat: ChatFormat,

@@ -194,8 +194,8 @@ fn bare(path: &Path) -> &str {
     name
 }
 
-/// What parts of one set have in common in their names: `train` of `train_1.jsonl` and
-/// `train_2.jsonl`. `v1` and `v2` are no parts.
+/// Returns the part of the name that all files of one set share: `train` for `train_1.jsonl` and
+/// `train_2.jsonl`. Versions such as `v1` and `v2` are sets of their own.
 fn family(path: &Path) -> &str {
     let stem = stem(path);
     let set = stem.trim_end_matches(|c: char| c.is_ascii_digit());

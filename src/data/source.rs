@@ -21,7 +21,7 @@ use super::types::Row;
 use crate::base::{Error, Result};
 use std::path::Path;
 
-/// What to do with a row that cannot be used.
+/// How an unusable row is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnBadRow {
     /// Stop with an error naming it.

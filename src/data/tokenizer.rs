@@ -55,7 +55,7 @@ pub struct Tokenizer {
     eos_text: String,
     template: Option<ChatTemplate>,
     tool_template: Option<ChatTemplate>,
-    /// Of all chat templates; what is neither "default" nor "tool_use" is not used.
+    /// The names of all chat templates. Only "default" and "tool_use" are used.
     template_names: Vec<String>,
     /// Ids that stand for nothing: special tokens that only a configuration names.
     idle: HashSet<u32>,
@@ -322,7 +322,7 @@ impl Tokenizer {
         ids.filter(|id| !self.idle.contains(id)).max().map_or(0, |id| id as usize + 1)
     }
 
-    /// Whether both give every token the same id.
+    /// True if both tokenizers give every token the same id.
     pub fn same_vocabulary(&self, other: &Tokenizer) -> bool {
         self.inner.get_vocab(true) == other.inner.get_vocab(true)
     }
@@ -380,7 +380,7 @@ impl Tokenizer {
         &self.origin
     }
 
-    /// Whether it has a chat template, be it one that no conversation uses.
+    /// True if the tokenizer has any chat template, even one that no conversation uses.
     pub fn has_chat_template(&self) -> bool {
         !self.template_names.is_empty()
     }
@@ -574,7 +574,7 @@ impl TextStream<'_> {
         self.since_shown(&self.ids)
     }
 
-    /// What `ids`, a beginning of `self.ids`, add to the text shown.
+    /// Returns the text that `ids`, a prefix of `self.ids`, adds to the text already shown.
     fn since_shown(&self, ids: &[i32]) -> Result<String> {
         let decode = |ids| self.tokenizer.decode(ids, self.skip_special);
         let (old, all) = (decode(&self.ids[..self.shown])?, decode(ids)?);

@@ -1,4 +1,5 @@
-//! What the tokenizer library takes on trust from `tokenizer.json`, looked at before it does.
+//! Checks the parts of `tokenizer.json` that the tokenizer library takes on trust, before it reads
+//! them.
 
 use serde_json::Value;
 
@@ -35,8 +36,8 @@ fn maps_are_short(value: &Value) -> bool {
     }
 }
 
-/// Whether the table of a map in base64 is larger than the map. What is no base64 the library
-/// refuses.
+/// True if the table of a base64 map is larger than the map. The library itself refuses invalid
+/// base64.
 fn table_is_short(map: &str) -> bool {
     let digit = |c: u8| match c {
         b'A'..=b'Z' => c - b'A',

@@ -1,5 +1,5 @@
-//! What Hugging Face's tokenizer files say, in the several spellings they say it: special tokens,
-//! end tokens, the chat template. Only reading; the tokenizer itself is next door.
+//! Reads special tokens, end tokens and the chat template from Hugging Face's tokenizer files, in
+//! each of their spellings. The tokenizer itself is in `tokenizer.rs`.
 
 use super::tokenizer_checks::refusal;
 use crate::base::{Error, Result, caught};
@@ -69,8 +69,8 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Value> {
     serde_json::from_slice(bytes).map_err(|e| Error::user(format!("{name}: bad JSON: {e}")))
 }
 
-/// What `f`, a call of the tokenizer library about a text or a list of ids, gives. Files of others
-/// can make it panic.
+/// Returns the result of `f`, a call of the tokenizer library on a text or a list of ids. A panic,
+/// which broken files can cause, becomes an error.
 pub(super) fn using<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match caught(f) {
         Some(outcome) => outcome.map_err(|e| Error::user(format!("the tokenizer failed: {e}"))),

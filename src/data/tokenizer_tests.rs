@@ -401,7 +401,8 @@ fn streams_show_whole_characters() {
     assert_eq!(parts, ["a", "", "", "", "😀", "b", ""]);
 }
 
-/// What shows nothing, broken bytes and left-out tokens, is not decoded over and over.
+/// A stream decodes tokens that show no text (broken bytes, special tokens left out) only a few
+/// times.
 #[test]
 fn streams_hold_back_little() {
     let tokenizer = bytes(None);

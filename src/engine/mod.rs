@@ -12,7 +12,7 @@ use crate::tape::{Keep, Tape, Workspace};
 use crate::tensor::Tensor;
 use crate::train::{AdamWConfig, Batch, Ema, Optimizer, StepStats};
 
-/// What the engine is set up for.
+/// The phase that the engine is set up for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Optimizer steps.
@@ -244,7 +244,7 @@ impl Engine {
     }
 }
 
-/// What a loss makes of the hidden states: f32 `[1]` losses, and statistics.
+/// The result of a loss function: f32 `[1]` losses, and statistics.
 #[derive(Debug, Default)]
 pub struct Terms {
     /// Losses to propagate.

@@ -39,21 +39,21 @@ pub enum Attend<'a> {
 /// How one pass over the model is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
-    /// What is kept for backward.
+    /// The activations kept for the backward pass.
     pub keep: Keep,
-    /// Whether LoRA adapters take part; without them the model is the base model.
+    /// True if LoRA adapters take part; without them the model is the base model.
     pub adapters: bool,
     /// LoRA dropout for this pass; `None` turns it off.
     pub dropout: Option<Draw>,
 }
 
-/// What is drawn for LoRA dropout in a pass.
+/// The random numbers of LoRA dropout in a pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Draw {
-    /// Another one every step.
+    /// A new seed every step.
     pub seed: u64,
-    /// Number of the pass's first token among those of the step, for what a token draws not to
-    /// depend on how they are shared out over passes.
+    /// Index of the pass's first token among those of the step. It makes a token's dropout
+    /// independent of the split into passes.
     pub first: usize,
 }
 
@@ -244,8 +244,8 @@ impl Model {
         }
     }
 
-    /// What logits are made of: hidden rows `select` `[n]`, and the weights and bias of the output
-    /// layer.
+    /// Returns the hidden rows that `select` `[n]` picks, and the weight and bias of the output
+    /// layer. Logits are computed from these.
     fn output<'a>(
         &'a self,
         tape: &mut Tape<'a>,

@@ -20,7 +20,7 @@ pub struct LoadOptions {
     pub head: Head,
     /// Storage type of weights and activations.
     pub dtype: DType,
-    /// Whether it will be trained.
+    /// True if the model will be trained.
     pub train: bool,
     /// Storage type of gradients: f32, or for bf16 weights bf16.
     pub grads: DType,
@@ -32,10 +32,10 @@ pub struct LoadOptions {
     pub lora: Option<LoraConfig>,
     /// Seed of what has to be initialised.
     pub seed: u64,
-    /// Whether the weights stay in the host's memory and come to the device when they are needed;
-    /// of a frozen model that does not generate.
+    /// True if the weights stay in host memory and come to the device when they are needed. The
+    /// model must be frozen and must not generate.
     pub offload: bool,
-    /// Whether weights that are not finite are refused, rather than noted.
+    /// True if non-finite weights are an error; otherwise they are noted.
     pub strict: bool,
 }
 
@@ -571,8 +571,7 @@ fn factor_of(name: &str) -> Option<(&str, &'static str)> {
     })
 }
 
-/// What is to be said of values of a tensor that are infinite or not a number; an error if
-/// `strict`.
+/// Returns a note if any value of a tensor is infinite or NaN; an error instead if `strict`.
 fn no_numbers(values: &[f32], name: &str, dir: &Path, strict: bool) -> Result<Option<String>> {
     let bad = values.iter().filter(|v| !v.is_finite()).count();
     let values = counted(bad, "value is", "values are");

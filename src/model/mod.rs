@@ -25,7 +25,7 @@ use crate::arch::{Arch, Config};
 use crate::base::{Result, Rng};
 use crate::pool::{ParamId, Store};
 
-/// What sits on top of the last norm.
+/// The head on top of the last norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
     /// Next-token logits.
@@ -41,7 +41,7 @@ pub struct Model {
     pub arch: Arch,
     /// The config it came from, for saving.
     pub config: Config,
-    /// What sits on top.
+    /// The head on top of the last norm.
     pub head: Head,
     /// Adapter settings, if it has adapters.
     pub lora: Option<LoraConfig>,

@@ -272,7 +272,7 @@ struct Layout<'a> {
     /// Adapters by the module they are on.
     adapted: HashMap<String, Size>,
     cuts: Cuts,
-    /// Of all blocks; see [`Source::order`].
+    /// Row order of qkv, the same in all blocks; see [`Source::order`].
     qkv_order: Option<Arc<[usize]>>,
 }
 

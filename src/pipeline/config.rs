@@ -133,17 +133,17 @@ impl Precision {
     }
 }
 
-/// What a row that cannot be used does.
+/// How an unusable row is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnBadRow {
-    /// Stops the run.
+    /// The run stops.
     Error,
-    /// Is left out and counted.
+    /// The row is left out and counted.
     Skip,
 }
 
-/// What is done with a prompt over the limit.
+/// How a prompt over the limit is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnLongPrompt {
@@ -165,15 +165,15 @@ pub enum ConversationFormat {
     HumanAssistant,
 }
 
-/// What is computed again in the backward pass.
+/// The activations that the backward pass recomputes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Checkpointing {
-    /// Nothing: everything saved.
+    /// None: all are saved.
     None,
-    /// What is cheap to redo.
+    /// Those that are cheap to recompute.
     Cheap,
-    /// Everything but each segment's input.
+    /// All but each segment's input.
     Full,
 }
 
@@ -209,7 +209,7 @@ pub struct RunConfig {
     pub reward_model: Option<String>,
     /// The run directory.
     pub output_dir: PathBuf,
-    /// Whether another run in the directory is replaced.
+    /// True if the run replaces another one in the directory.
     pub overwrite: bool,
     /// `auto`, `never`, or a checkpoint.
     pub resume: String,
@@ -223,16 +223,16 @@ pub struct RunConfig {
     pub keep_best: Option<String>,
     /// True if a finished run is trained further.
     pub extend: bool,
-    /// Whether a run goes on with changed data.
+    /// True if a run may resume with changed data.
     pub allow_changed_data: bool,
-    /// DeepSpeed-Chat's word for how many ranks there are; they follow from `num_gpus` or the
+    /// DeepSpeed-Chat's name for where the ranks are. Their number follows from `num_gpus` or the
     /// launcher.
     pub deployment_type: Deployment,
     /// Ranks that this process starts.
     pub num_gpus: usize,
-    /// What ranks share out of every model.
+    /// The ZeRO stage of every model.
     pub zero_stage: ZeroStage,
-    /// The same of reward model and critic; auto: as `zero_stage`.
+    /// The ZeRO stage of reward model and critic; auto: that of `zero_stage`.
     pub critic_zero_stage: ZeroStage,
     /// Ranks that generate together, each with its slice of the weights; 0 = chosen.
     pub inference_tp_size: usize,
@@ -254,11 +254,11 @@ pub struct RunConfig {
     pub sft_only_data_path: Vec<String>,
     /// Share kept for evaluation, 0..=0.5.
     pub eval_fraction: f64,
-    /// Whether weights that are not finite are refused.
+    /// True if non-finite weights are an error.
     pub strict_weights: bool,
-    /// What a bad row does.
+    /// How an unusable row is handled.
     pub on_bad_row: OnBadRow,
-    /// What a long prompt does.
+    /// How a prompt over the limit is handled.
     pub on_long_prompt: OnLongPrompt,
     /// Longest sequence of steps 1 and 2, tokens.
     pub max_seq_len: usize,
@@ -270,11 +270,11 @@ pub struct RunConfig {
     pub micro_batch_tokens: usize,
     /// Most memory for activations, MiB; 0 = what there is.
     pub memory_limit: usize,
-    /// What is computed again in the backward pass.
+    /// The activations that the backward pass recomputes.
     pub gradient_checkpointing: Checkpointing,
     /// How the optimizers keep their state.
     pub optimizer_state: OptimizerState,
-    /// Whether they keep it in the host's memory, which holds the frozen models of step 3 too.
+    /// True if optimizer state and the frozen models of step 3 stay in host memory.
     pub offload: bool,
     /// How conversations become text.
     pub chat_format: ConversationFormat,
@@ -284,9 +284,9 @@ pub struct RunConfig {
     pub print_samples: usize,
     /// Largest file of a saved model; see [`RunConfig::max_shard_bytes`].
     pub max_shard_size: String,
-    /// Whether the terminal shows warnings and errors only.
+    /// True if the terminal shows only warnings and errors.
     pub quiet: bool,
-    /// Whether TensorBoard event files are written.
+    /// True if TensorBoard event files are written.
     pub tensorboard: bool,
     /// Step 1.
     pub sft: SftSection,
@@ -367,13 +367,13 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// Whether this is the embedded demonstration: it names neither model nor data.
+    /// True if this is the embedded demonstration, which names neither model nor data.
     pub fn is_demo(&self) -> bool {
         let models = self.actor_model.is_some() || self.reward_model.is_some();
         !models && self.data_path.is_empty() && self.sft_only_data_path.is_empty()
     }
 
-    /// Whether the user gave this dotted key.
+    /// True if the user gave this dotted key.
     pub fn is_explicit(&self, path: &str) -> bool {
         self.explicit.contains(path)
     }

@@ -28,7 +28,7 @@ pub(super) struct Examples<T> {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct BatchRows {
     pub(super) rows: Vec<usize>,
-    /// Whether an epoch ends with it.
+    /// True if this batch ends an epoch.
     pub(super) ends_epoch: bool,
 }
 

@@ -24,7 +24,8 @@ struct Sign {
     step: &'static str,
     name: &'static str,
     metric: &'static str,
-    /// Whether it is there in the values so far: those of the start, then the newest, oldest first.
+    /// True if the values so far show the sign. They are those of the start, then the newest,
+    /// oldest first.
     shows: fn(&[f64]) -> bool,
     remedy: &'static str,
 }
@@ -106,7 +107,7 @@ fn shrinks(values: &[f64]) -> bool {
     best_and_now(values).is_some_and(|(best, now)| best >= 8.0 && now < 0.25 * best)
 }
 
-/// Of the entropy at the start a tenth is left: what is drawn is nearly always the same. Runs that
+/// The entropy is below a tenth of that at the start: samples are nearly always the same. Runs that
 /// go well lose up to about half.
 fn freezes(values: &[f64]) -> bool {
     if values.len() < START + BLOCK {
@@ -148,12 +149,13 @@ fn noise(values: &[f64]) -> f64 {
     (squares / (2 * (values.len() - 1)) as f64).sqrt()
 }
 
-/// What is remembered for a sign.
+/// The history kept for a sign.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Past {
     /// The first [`START`] values and the newest [`KEPT`].
     values: Vec<f64>,
-    /// Iterations since it was last there, if it was told of and has not been away for long.
+    /// Iterations since the sign last showed; None if it was not reported, or for [`QUIET`]
+    /// iterations did not show.
     away: Option<usize>,
 }
 
@@ -165,7 +167,7 @@ impl Past {
         self.values.push(value);
     }
 
-    /// Whether the sign is there and has not been told of.
+    /// True if the sign shows now and is to be reported as new.
     fn is_news(&mut self, shows: fn(&[f64]) -> bool) -> bool {
         if shows(&self.values) {
             return self.away.replace(0).is_none();

@@ -1,5 +1,5 @@
-//! What a model is, read from its files without loading its weights: family, sizes, tokenizer, what
-//! LoRA can be put on, and the memory its phases take.
+//! A description of a model, read from its files without loading its weights: family, sizes,
+//! tokenizer, LoRA targets, and the memory its phases take.
 
 use super::config::InspectConfig;
 use super::tokens;

@@ -79,13 +79,13 @@ struct Run<'c> {
     saver: Saver,
     dir: RunDir,
     device: Device,
-    /// What to tell of the device.
+    /// The device's description, for output.
     device_name: String,
     dtype: DType,
     ws: Workspace,
     watchdog: Watchdog,
     reporter: Reporter,
-    /// Whether the work just done was dropped, by all ranks.
+    /// True if all ranks dropped the work just done.
     dropped: bool,
     /// How fast this rank is beside the others.
     pace: Pace,
@@ -101,15 +101,15 @@ struct Run<'c> {
     blend: Option<Rc<Blend>>,
     /// Scores answers for evaluation only; training never sees it.
     judge: Option<&'c dyn RewardRule>,
-    /// What is watched of the step under way.
+    /// The health of the current step.
     health: Health,
     /// The configuration as the user gave it, by key.
     keys: BTreeMap<String, String>,
     /// The data files read so far.
     data: Vec<Input>,
-    /// What the first step to be run goes on from.
+    /// The checkpoint that the first step to run resumes from.
     resumed: Option<Snapshot>,
-    /// Whether this program goes on with what another has begun.
+    /// True if this process resumes work that an earlier process began.
     goes_on: bool,
     started: Instant,
     /// Seconds that earlier programs spent on the run.
@@ -449,7 +449,8 @@ fn say(text: &str) -> Result<()> {
     done.map_err(|e| Error::io("write", "standard output".as_ref(), &e))
 }
 
-/// Whether to evaluate after `done` batches: every `interval`, or where that is 0 after each epoch.
+/// True if an evaluation is due after `done` batches: every `interval` batches, or if that is 0,
+/// after each epoch.
 fn evaluates(interval: usize, done: usize, ends_epoch: bool) -> bool {
     if interval == 0 { ends_epoch } else { done.is_multiple_of(interval) }
 }

@@ -77,7 +77,8 @@ impl Pace {
     }
 }
 
-/// What is to be said of the seconds that ranks have worked.
+/// Returns a warning if the slowest rank worked much longer than the median rank. `seconds` has the
+/// time that each rank worked, by rank.
 fn slow(seconds: &[f64]) -> Option<String> {
     let mut sorted = seconds.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -258,8 +258,8 @@ fn print_samples(
     Ok(())
 }
 
-/// Whether answers are shown after `iteration`: about ten times in a run. After the last one those
-/// to held-out prompts are shown instead.
+/// True if answers are shown after `iteration`: about ten times in a run. After the last iteration,
+/// answers to held-out prompts are shown instead.
 fn shows_samples(iteration: u64, total: u64) -> bool {
     iteration < total && (iteration - 1).is_multiple_of(total.div_ceil(10))
 }

@@ -37,7 +37,7 @@ impl Ranks {
     }
 }
 
-/// What must be the same on all ranks of a run, by name: its settings.
+/// Returns the settings, by name, that must be the same on all ranks of a run.
 pub fn alike(cfg: &RunConfig) -> Result<BTreeMap<String, String>> {
     config::flat(config::RUN, cfg)
 }

@@ -1,5 +1,6 @@
-//! What a run goes on from: the newest checkpoint of an unfinished run of the same configuration,
-//! or the one asked for. Refuses what would not end as the uninterrupted run would have.
+//! The checkpoint that a run resumes from: the newest of an unfinished run of the same
+//! configuration, or the one asked for. A checkpoint is refused if the run would not end as the
+//! uninterrupted one.
 
 use super::config::RunConfig;
 use super::run_dir::RunDir;
@@ -61,15 +62,16 @@ pub(super) const HARMLESS: &[&str] = &[
 /// Keys that name data.
 pub(super) const DATA: &[&str] = &["data_path", "sft_only_data_path", "ppo.unsupervised_data_path"];
 
-/// What to go on from, if there is something; harmless differences in configuration as notes.
+/// The checkpoint to resume from, with notes on harmless differences in configuration.
 pub(super) struct Resumed {
     pub(super) snapshot: Snapshot,
-    /// Whether it is of this run directory.
+    /// True if the checkpoint is in this run's directory.
     pub(super) here: bool,
     pub(super) notes: Vec<String>,
 }
 
-/// Looks for what the run in `dir` goes on from. `config` is the configuration by key.
+/// Finds the checkpoint that the run in `dir` resumes from, if there is one. `config` is the
+/// configuration by key.
 pub(super) fn find(
     dir: &RunDir,
     cfg: &RunConfig,
@@ -159,7 +161,7 @@ fn grows(cfg: &RunConfig, key: &str) -> bool {
     cfg.extend && matches!(rest, Some("num_train_epochs" | "max_steps"))
 }
 
-/// Whether nothing comes after `found`.
+/// True if no work follows `found`.
 fn is_end(found: &Found, cfg: &RunConfig) -> bool {
     found.iteration.is_none() && found.step == last_step(cfg)
 }

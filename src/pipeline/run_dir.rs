@@ -13,7 +13,7 @@ const LOCK: &str = "duplex.lock";
 #[derive(Debug)]
 pub(super) struct RunDir {
     path: PathBuf,
-    /// Whether it was one before.
+    /// True if the directory already belonged to a run.
     is_run: bool,
     /// Files and directories that opening it made.
     traces: Traces,

@@ -33,7 +33,7 @@ pub(super) struct Saver {
     memory: Option<Buffer>,
     /// Size of that memory, wherever it is.
     held: usize,
-    /// Whether it was said that there is none.
+    /// True if the lack of memory for a copy was reported.
     told: bool,
     /// Free memory that is believed in at most; for tests.
     most: u64,
@@ -45,7 +45,7 @@ pub(super) struct Saver {
 #[derive(Clone, Debug)]
 pub(super) struct Best {
     pub(super) metric: String,
-    /// Whether lower is better.
+    /// True if a lower value is better.
     pub(super) lower: bool,
     /// Step, iteration and value of the best so far, for each step that has one.
     pub(super) found: Vec<(String, u64, f64)>,
@@ -108,7 +108,7 @@ impl Saver {
         self.best.as_mut()
     }
 
-    /// Whether a checkpoint is due after this iteration, with these metrics.
+    /// True if a checkpoint is due after this iteration, with these metrics.
     pub(super) fn is_due(&mut self, step: &str, iteration: u64, values: &[(&str, f64)]) -> bool {
         let best = self.best.as_mut().is_some_and(|b| b.improves(step, iteration, values));
         best || match self.every {

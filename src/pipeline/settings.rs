@@ -90,7 +90,7 @@ pub(super) fn critic_adamw(cfg: &RunConfig) -> AdamWConfig {
     }
 }
 
-/// Of steps 1 and 2, over `total` optimizer steps.
+/// Returns the settings of step 1 or 2, over `total` optimizer steps.
 pub(super) fn step(cfg: &RunConfig, s: &OptimizerSection, total: u64) -> StepConfig {
     StepConfig {
         schedule: schedule(s.lr_scheduler_type, s.num_warmup_steps, total),

@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub(super) struct Source {
     pub(super) dir: PathBuf,
     pub(super) tokenizer: Arc<Tokenizer>,
-    /// Of the model.
+    /// The architecture of the model.
     pub(super) arch: Arch,
 }
 
@@ -97,7 +97,7 @@ impl Source {
         Ok(files)
     }
 
-    /// Whether ids mean the same to both.
+    /// True if both tokenizers give every token the same id.
     pub(super) fn has_tokens_of(&self, other: &Source) -> bool {
         self.tokenizer.same_vocabulary(&other.tokenizer)
     }

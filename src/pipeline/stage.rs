@@ -20,7 +20,7 @@ pub(super) struct Stage {
     started: Instant,
     /// Seconds spent on it before.
     earlier: f64,
-    /// What it reads, and the data read so far.
+    /// The model files that the step reads, and the data files read so far.
     inputs: Vec<Input>,
 }
 
@@ -31,13 +31,13 @@ impl Stage {
     }
 }
 
-/// Whether `step` is finished at the moment that `label` tells of.
+/// True if `step` is complete at the moment that `label` marks.
 pub(super) fn is_behind(label: &Label, step: &str) -> bool {
     let place = |step: &str| STEPS.iter().position(|s| *s == step);
     place(step) < place(&label.step) || label.finished && step == label.step
 }
 
-/// Whether `label` tells of a moment within `step`.
+/// True if `label` marks a moment within `step`.
 pub(super) fn is_within(label: &Label, step: &str) -> bool {
     label.step == step && !label.finished
 }
@@ -196,7 +196,7 @@ impl Run<'_> {
         self.saver.wait()
     }
 
-    /// What is in the log up to here.
+    /// Returns the size of the log so far, in bytes; 0 if there is none.
     pub(super) fn log_bytes(&self) -> u64 {
         std::fs::metadata(self.dir.metrics()).map_or(0, |m| m.len())
     }
@@ -281,7 +281,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What decides on the bits of sums.
+    /// Returns the hardware that decides the bits of sums: the CPU's SIMD level, or the device's
+    /// name.
     fn hardware(&self) -> String {
         match self.device {
             crate::device::Device::Cpu => {

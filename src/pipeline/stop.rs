@@ -22,12 +22,12 @@ extern "C" fn came(signal: libc::c_int) {
     }
 }
 
-/// Whether a signal asked to stop.
+/// True if a signal asked to stop.
 pub(super) fn is_asked() -> bool {
     CAME.load(Ordering::SeqCst) != 0
 }
 
-/// What asked to stop.
+/// Returns the name of the signal that asked to stop.
 pub(super) fn name() -> &'static str {
     match CAME.load(Ordering::SeqCst) {
         0 => "a signal to another rank",

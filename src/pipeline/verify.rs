@@ -104,7 +104,7 @@ fn is_beginning(thing: &Thing) -> bool {
     Snapshot::label_in(dir).is_ok_and(|l| l.is_beginning()) && Snapshot::open(dir).is_ok()
 }
 
-/// What there is to check in `dir`.
+/// Returns the checkpoints and models to check in `dir`.
 fn things(dir: &Path) -> Result<Vec<Thing>> {
     if dir.join("manifest.json").exists() {
         return Ok(vec![Thing::Snapshot(dir.to_owned())]);

@@ -32,12 +32,12 @@ impl Shared {
     }
 }
 
-/// What is watched.
+/// The current iteration and the durations of the last ones.
 struct State {
     /// Step and number of the iteration under way.
     now: Option<(String, u64)>,
     since: Instant,
-    /// Times it has been told of.
+    /// Times it has been reported.
     told: u32,
     /// How long the last ones took.
     last: VecDeque<Duration>,

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 pub enum Event {
     /// The program started, or was started again to resume.
     RunStart {
-        /// What the user calls the run.
+        /// The user's name for the run.
         name: String,
         /// Where its files are.
         run_dir: PathBuf,
@@ -34,7 +34,7 @@ pub enum Event {
         title: String,
         /// Iterations in all.
         total: u64,
-        /// What iterations are, in the plural, such as "batches".
+        /// The unit of iterations, in the plural, such as "batches".
         unit: String,
     },
     /// Numbers of one iteration. They need not be finite.
@@ -83,11 +83,11 @@ pub struct Sample {
     pub step: String,
     /// Iterations done when it was taken.
     pub iteration: u64,
-    /// What the model was asked.
+    /// The prompt.
     pub prompt: String,
-    /// What it answered.
+    /// The model's answer.
     pub answer: String,
-    /// What it answered before the step.
+    /// The model's answer before the step.
     pub baseline: Option<String>,
     /// The answer's score.
     pub score: Option<f64>,

@@ -85,7 +85,7 @@ pub fn cut_log(path: &Path, bytes: u64) -> Result<()> {
     file.set_len(bytes).and_then(|()| file.sync_all()).map_err(failed)
 }
 
-/// Whether the last byte is there and is no line end. Devices and pipes have no last byte.
+/// True if the last byte exists and is not a line end. Devices and pipes have no last byte.
 fn ends_torn(file: &mut File) -> std::io::Result<bool> {
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() == 0 {

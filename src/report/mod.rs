@@ -1,6 +1,6 @@
-//! What a run tells the world: one stream of [`Event`]s to the terminal, to `metrics.jsonl`, to
-//! TensorBoard and to `report.html`. It does not know who emits the events or what they mean, apart
-//! from the few metric names listed in [`Event`].
+//! The output of a run: one stream of [`Event`]s goes to the terminal, `metrics.jsonl`, TensorBoard
+//! and `report.html`. This module does not know who emits the events or what they mean, apart from
+//! the few metric names listed in [`Event`].
 
 mod chart;
 mod event;

@@ -25,7 +25,7 @@ pub(crate) fn significant(x: f64, digits: usize) -> String {
     format!("{x:.*}", (digits as i32 - 1 - exponent).max(0) as usize)
 }
 
-/// Whether the metric `name` is a fraction shown in percent.
+/// True if the metric `name` is a fraction shown in percent.
 pub(super) fn is_percent(name: &str) -> bool {
     name.contains("accuracy") || name.ends_with("_rate")
 }

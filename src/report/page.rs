@@ -137,8 +137,9 @@ fn results(step: &Step) -> Vec<Headline> {
     found
 }
 
-/// What to show of `step` at the top: its numbers before and after if it gave such, else its
-/// accuracy, else how its loss or reward moved; and the KL divergence, which tells the price.
+/// Returns the numbers of `step` shown at the top: up to two results before and after. Without such
+/// results it returns the accuracy, else the change of the loss, reward or score. The KL divergence
+/// follows, as the price of the change.
 fn headlines_of(step: &Step) -> Vec<Headline> {
     let mut found: Vec<_> = results(step).into_iter().filter(|r| r.from.is_some()).collect();
     found.truncate(2);

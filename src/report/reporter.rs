@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A place events go to.
 pub trait Sink: Send {
-    /// What the user calls it, for the warning when it fails.
+    /// The sink's name for the user, for the warning when it fails.
     fn name(&self) -> &str;
 
     /// Takes one event; `time` is in seconds since 1970.

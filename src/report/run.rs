@@ -1,5 +1,5 @@
-//! What is known of the run so far, gathered from its events in bounded memory. The page is drawn
-//! from it.
+//! The state of the run so far, gathered from its events in bounded memory. The page is drawn from
+//! it.
 
 use super::series::Series;
 use super::{Event, Sample};

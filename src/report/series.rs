@@ -105,8 +105,7 @@ pub(super) fn smoothed(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     (0..points.len()).map(around).collect()
 }
 
-/// Whether the way up and down along `points` is little more than from their lowest to their
-/// highest.
+/// True if the total variation along `points` is little more than their range.
 fn is_calm(points: &[(u64, f64)]) -> bool {
     let values = || points.iter().map(|p| p.1);
     let range = values().fold(f64::MIN, f64::max) - values().fold(f64::MAX, f64::min);
@@ -114,7 +113,7 @@ fn is_calm(points: &[(u64, f64)]) -> bool {
     way <= 2.5 * range
 }
 
-/// Whether a chart can show `x`: finite, and small enough for differences to be so too.
+/// True if a chart can show `x`: it is finite, and small enough that differences are finite too.
 pub(super) fn drawable(x: f64) -> bool {
     x.abs() < 1e100
 }

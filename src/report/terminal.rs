@@ -164,8 +164,8 @@ impl Current {
         Some(format!("eta {}", duration(each * left as f64)))
     }
 
-    /// Whether it is time for a plain line: the first, the last, every 5%, or ten seconds on; in
-    /// long steps a hundredth of the time so far, lest logs grow without end.
+    /// True if a plain line is due: the first, the last, every 5%, or after ten seconds. In long
+    /// steps the pause is a hundredth of the time so far, which bounds the length of logs.
     fn due(&self, iteration: u64) -> bool {
         let Some((last, at)) = self.printed else { return true };
         let pause = Duration::from_secs(10).max(self.began.elapsed() / 100);

@@ -35,7 +35,7 @@ pub struct RewardConfig {
     pub loss: RewardLoss,
 }
 
-/// What one step or evaluation reports.
+/// Statistics of one step or evaluation.
 #[derive(Clone, Debug, Default)]
 pub struct RewardStats {
     /// Mean of -log sigmoid(chosen - rejected).

@@ -129,7 +129,7 @@ impl<'r> Rows<'r> {
     }
 }
 
-/// What is to be told of a micro-batch that memory did not suffice for.
+/// Returns the message that a micro-batch did not fit in memory and is halved.
 fn halved(rows: usize, tokens: usize, e: &Error) -> String {
     format!(
         "no memory for a micro-batch of {rows} rows with {tokens} tokens, it is halved, as \

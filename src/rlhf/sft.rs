@@ -21,7 +21,7 @@ pub struct SftConfig {
     pub loss_on_prompt: bool,
 }
 
-/// What one step reports.
+/// Statistics of one step.
 #[derive(Clone, Debug)]
 pub struct SftStats {
     /// Mean negative log-likelihood per predicted token, in nats.

@@ -18,7 +18,7 @@ use std::collections::hash_map::Entry;
 /// Steps between two looks of the host on a device with kernels.
 const STEPS: usize = 16;
 
-/// What is decoded.
+/// The prompts to decode, with their sequence numbers and sampling settings.
 pub(super) struct Rows<'r> {
     pub(super) prompts: &'r [&'r [i32]],
     pub(super) sequences: &'r [u64],
@@ -89,7 +89,7 @@ pub(super) fn launches(model: &Model, ws: &mut Workspace) -> Result<u64> {
     Ok(stream.launches() - before)
 }
 
-/// What all steps have in common.
+/// The model, cache and sampling settings that all decoding steps share.
 #[derive(Clone, Copy)]
 struct Step<'a> {
     model: &'a Model,

@@ -56,7 +56,7 @@ pub struct Answer {
     pub tokens: Vec<i32>,
     /// Log-probability of each token under the unfiltered distribution at the sampling temperature.
     pub logprobs: Vec<f32>,
-    /// Whether it ended with an end token.
+    /// True if the answer ended with an end token.
     pub finished: bool,
 }
 

@@ -37,7 +37,7 @@ pub struct AdamWConfig {
     pub offload: bool,
 }
 
-/// What one optimizer step did.
+/// The result of one optimizer step.
 #[derive(Clone, Debug)]
 pub struct StepStats {
     /// Global L2 norm of the gradients before clipping.

@@ -1,5 +1,5 @@
-//! What AdamW keeps of one flat between steps: everything in f32, or compact codes. The arithmetic
-//! is in the operators; `optimizer.rs` knows when and with what settings they run.
+//! AdamW's state of one flat between steps: everything in f32, or compact codes. The arithmetic is
+//! in the operators; `optimizer.rs` decides when and with what settings they run.
 
 use crate::base::{DType, Error, Result};
 use crate::device::{Buffer, Device};
@@ -126,7 +126,7 @@ impl State {
         Ok(())
     }
 
-    /// What has an element for each parameter.
+    /// Returns the buffers with one element per parameter: name, buffer and element type.
     fn columns(&self) -> Vec<(&'static str, &Buffer, DType)> {
         match self {
             State::Full { m, v, master } => {

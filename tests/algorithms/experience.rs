@@ -1,4 +1,4 @@
-//! What `generate_experience` makes: log-probs, values, rewards, advantages, the KL coefficient.
+//! Results of `generate_experience`: log-probs, values, rewards, advantages, the KL coefficient.
 
 use crate::common::*;
 use crate::setup::*;

@@ -30,7 +30,8 @@ fn options(head: Head, dtype: DType, offload: bool, partition: &Partition) -> Lo
     LoadOptions { seed: 4, offload, partition, ..LoadOptions::frozen(head, dtype).on(kernels()) }
 }
 
-/// What a frozen model says of three rows, twice, and the bytes of the arena.
+/// Returns a frozen model's outputs for three rows, then for the last two of them, and the bytes of
+/// the arena.
 fn asked(family: &str, of: (Head, DType), offload: bool, p: &Partition) -> (Vec<f32>, usize) {
     let model = model_as(family, &options(of.0, of.1, offload, p));
     let store = &model.store;

@@ -17,8 +17,8 @@ use duplex::tape::{Keep, Workspace};
 use duplex::train::{AdamWConfig, AdamWState};
 use std::time::Duration;
 
-/// What a rank takes and says: bytes of its engines and of the arena, operations, and calls with
-/// the bytes given, by kind.
+/// Counts of one rank: bytes of its engines and of the arena, operations, and by kind the calls and
+/// the bytes sent.
 #[derive(Debug, PartialEq)]
 struct Taken {
     engines: Vec<[usize; 4]>,
@@ -43,7 +43,7 @@ impl Taken {
     }
 }
 
-/// Where a model is, and the groups in which its rank speaks.
+/// The device and partition of a model, and the groups in which its rank communicates.
 struct At {
     device: Device,
     partition: Partition,
@@ -90,7 +90,8 @@ fn real_and_imagined(
     [real.unwrap().swap_remove(0), imagined]
 }
 
-/// What the set-up of groups says is no part of a step.
+/// Returns the communication counted so far. Setting up the groups is not part of a step, so tests
+/// subtract it.
 fn forget(at: &At) -> Vec<(u64, u64)> {
     let sum = |f: fn(&duplex::comm::Count) -> u64, kind| {
         at.groups.iter().map(|g| f(&g.counted(kind))).sum::<u64>()

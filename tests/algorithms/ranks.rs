@@ -25,7 +25,7 @@ use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// What a rank tells of a run: numbers that are everybody's, and the weights.
+/// The result of a run on one rank: numbers that all ranks share, and the weights.
 type Told = (Vec<f64>, Vec<Vec<f32>>);
 
 /// How ranks share the work: the stage of ZeRO, and the ranks of tensor parallelism.
@@ -298,7 +298,8 @@ fn ppo_with_tensor_parallel_generation() {
     }
 }
 
-/// What the actor sends and copies to begin to generate, and to go back.
+/// Beginning generation sends and copies only the parts of its block that a rank lacks; returning
+/// to training sends nothing.
 #[test]
 fn the_switch_moves_what_a_rank_lacks_of_its_block_and_no_more() {
     for (ranks, tensor) in [(2, 2), (4, 4), (4, 2), (4, 1), (3, 3)] {

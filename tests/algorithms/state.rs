@@ -33,7 +33,7 @@ fn train(trainer: &mut PpoTrainer, ws: &mut Workspace, seed: u64) {
     trainer.train_rlhf(ws, &experience, &[]).unwrap();
 }
 
-/// What a trainer saves, through a snapshot in `root`.
+/// Returns the trainer's saved state, read back from a snapshot in `root`.
 fn saved(trainer: &PpoTrainer, root: &Path, iteration: u64) -> Snapshot {
     let mut draft = Draft::default();
     trainer.save(&mut draft).unwrap();

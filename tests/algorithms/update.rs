@@ -1,4 +1,4 @@
-//! What `train_rlhf` does with an experience: losses, gradients, number of steps, mixture, EMA.
+//! Effects of `train_rlhf` on an experience: losses, gradients, number of steps, mixture, EMA.
 
 use crate::common::*;
 use crate::setup::*;

@@ -18,7 +18,7 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// that grows three times what it holds.
 const PER_BYTE: usize = 256;
 
-/// What a process is to do, as its parent says in the environment.
+/// The task of a process, which its parent puts in the environment.
 pub(crate) struct Task {
     pub(crate) parser: String,
     pub(crate) seed: u64,

@@ -134,7 +134,7 @@ pub(crate) fn configs() -> Vec<Vec<u8>> {
     golden(&["config.json", "config_published.json"])
 }
 
-/// Of the tiny model that the parser writes weights for.
+/// Configuration of the tiny model that the parser writes weights for.
 pub(crate) const TINY: &str = r#"{"model_type":"llama","vocab_size":24,"hidden_size":16,"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,"intermediate_size":20,"max_position_embeddings":32,"rms_norm_eps":1e-5,"rope_theta":10000.0,"tie_word_embeddings":true,"hidden_act":"silu","attention_bias":false,"sliding_window":null,"rope_scaling":null}"#;
 
 pub(crate) fn models() -> Vec<Vec<u8>> {

@@ -22,7 +22,7 @@ const MOST_ENDS: usize = 20;
 /// line, as it should.
 const REFUSED: i32 = 2;
 
-/// What was seen of one seed.
+/// The results of one seed.
 #[derive(Default)]
 struct Seen {
     executions: u64,
@@ -157,7 +157,8 @@ fn lines_of(child: &mut Child) -> Receiver<String> {
     lines
 }
 
-/// Whether the process hung; None where it ended without its last line.
+/// Reads the lines of the process into `seen`. Returns true if it hung, false after its last line,
+/// and None if it ended without one.
 fn read_lines(task: &Task, lines: &Receiver<String>, seen: &mut Seen) -> Option<bool> {
     let (mut last, mut since) = (u64::MAX, Instant::now());
     loop {

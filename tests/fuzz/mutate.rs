@@ -166,7 +166,7 @@ fn quoted(text: &[u8], rng: &mut Rng) -> Option<Range<usize>> {
     Some(start..end + 1)
 }
 
-/// What stands between two marks, as a member of a list or an object.
+/// Returns the range between two marks, such as a member of a list or an object.
 fn between(text: &[u8], rng: &mut Rng) -> Option<Range<usize>> {
     let start = next(text, below(rng, text.len() + 1), b",:[{(\n")? + 1;
     let end = next(text, start, b",]})\n")?;

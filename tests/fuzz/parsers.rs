@@ -29,7 +29,7 @@ pub(crate) struct Parser {
     pub(crate) words: &'static [&'static [u8]],
     /// Puts into the directory what lies there beside the input.
     pub(crate) prepare: fn(&Path),
-    /// Whether the input was taken.
+    /// Runs the parser; true if it accepts the input.
     pub(crate) run: fn(&Path, &[u8]) -> bool,
     /// Bytes that it may hold whatever the input is.
     pub(crate) overhead: usize,

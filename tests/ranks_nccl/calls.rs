@@ -42,7 +42,7 @@ impl<E: Elem> Values<E> {
     }
 }
 
-/// What a rank has after each call, and what it counted.
+/// The bits of a rank's values after each call, and the communication it counted.
 #[derive(Default, Debug, PartialEq)]
 pub(crate) struct Seen(pub(crate) Vec<Vec<u32>>, Vec<(u64, u64)>);
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 const RANKS: usize = 4;
 const SOON: Duration = Duration::from_secs(60);
-/// What the ranks do, and where they write how they ended.
+/// Environment variables: the ranks' task, and the directory where they record how they ended.
 const WHAT: &str = "DUPLEX_TEST_RANKS";
 const WHERE: &str = "DUPLEX_TEST_RANKS_DIR";
 const CARD: Device = Device::Emulated;

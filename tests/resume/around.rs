@@ -1,5 +1,5 @@
-//! What is around a run: the order in which files reach the disk, memory that stays what it is, a
-//! clock that jumps, a machine that is too small.
+//! The surroundings of a run: the order of files reaching the disk, constant memory use, a clock
+//! that jumps, a machine that is too small.
 
 use crate::place::{Place, bytes, events};
 use crate::process::{ended, spawn};
@@ -20,7 +20,7 @@ fn output(mut command: Command, p: &Place) -> Output {
     command.current_dir(p.path("")).output().unwrap()
 }
 
-/// What stands between the first `open` and the `close` after it.
+/// Returns the text between the first `open` and the `close` after it.
 fn between(line: &str, open: char, close: char) -> Option<&str> {
     let (_, rest) = line.split_once(open)?;
     Some(rest.split_once(close)?.0)

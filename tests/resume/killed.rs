@@ -71,7 +71,7 @@ fn a_killed_run_of_adapters_ends_as_if_it_were_not() {
     survives(&Place::new("llama"), &lora);
 }
 
-/// Whether a checkpoint is being written in `run`.
+/// True if a checkpoint is being written in `run`.
 fn is_writing(run: &Path) -> bool {
     let Ok(all) = std::fs::read_dir(run.join("checkpoints")) else { return false };
     all.flatten().any(|e| e.file_name().to_string_lossy().starts_with(".tmp-"))

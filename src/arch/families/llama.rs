@@ -4,7 +4,7 @@ use super::{Family, Names};
 use crate::arch::{Arch, Config, NormKind, Position, Rotary, Sizes};
 use crate::base::Result;
 
-/// Of LLaMA and all its relatives.
+/// Tensor names of LLaMA and its relatives.
 pub(super) const NAMES: Names = Names {
     prefix: "model.",
     tokens: "embed_tokens",
@@ -101,7 +101,8 @@ fn qwen(c: &Config, family: &'static Family) -> Result<Arch> {
     Ok(Arch { windows: c.windows(arch.layers, 4096, |i| i >= first)?, ..arch })
 }
 
-/// What they share: RMSNorm, rotary positions, grouped queries, a gated MLP, no biases.
+/// Reads the architecture that LLaMA and its relatives share: RMSNorm, rotary positions,
+/// grouped-query attention, a gated MLP and no biases.
 pub(super) fn read(c: &Config, family: &'static Family) -> Result<Arch> {
     let sizes = sizes(c)?;
     let plain = Arch::plain(family, sizes);

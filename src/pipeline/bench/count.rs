@@ -6,7 +6,7 @@ use crate::arch::Arch;
 use crate::base::{DType, Result};
 use crate::model::{Head, Params};
 
-/// What one token costs a model.
+/// The sizes that decide the cost of one token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Cost {
     /// Parameters of the matrices every token goes through.

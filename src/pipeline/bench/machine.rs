@@ -1,5 +1,5 @@
-//! What this machine can do, measured in the same run: reading a quarter of a gigabyte from memory,
-//! and our fastest large matrix product; and the process's peak memory.
+//! This machine's rates, measured in the same run, and the process's peak memory. The rates are
+//! those of reading a quarter of a gigabyte and of our fastest large matrix product.
 
 use crate::base::{DType, Result};
 use crate::device::Device;

@@ -1,4 +1,4 @@
-//! What was measured: seconds, repeated, and the work they were spent on; as JSON and as a table.
+//! The measurements as JSON and as a table: seconds of repeated runs, and the work done in them.
 
 use super::machine::Ceilings;
 use serde_json::{Map, Value, json};
@@ -12,7 +12,7 @@ pub(super) struct Seconds {
 }
 
 impl Seconds {
-    /// Of one run or more.
+    /// Returns the median, minimum and maximum of `runs`, of which there is at least one.
     pub(super) fn of(runs: impl Iterator<Item = f64>) -> Seconds {
         let mut all: Vec<f64> = runs.collect();
         all.sort_by(f64::total_cmp);

@@ -19,7 +19,7 @@ static SHAPES: [(&str, &str, &str); 4] = [
 /// OPT's architecture at 46 M parameters: 6 layers, 512 wide.
 const CRITIC: &str = include_str!("shapes/opt-46m.json");
 
-/// What is measured.
+/// The model to measure.
 pub(super) struct Subject {
     /// Shape or directory, as given.
     pub(super) name: String,

@@ -20,7 +20,7 @@ use crate::tape::Workspace;
 use crate::train::{AdamWConfig, Schedule, ScheduleKind};
 use std::time::Instant;
 
-/// What all cases are run with.
+/// The configuration, model and device that all cases share.
 pub(super) struct Bench<'b> {
     pub(super) cfg: &'b BenchConfig,
     pub(super) subject: &'b Subject,

@@ -15,7 +15,7 @@ pub struct BenchConfig {
     pub model: Option<String>,
     /// A published shape, where no model is given.
     pub shape: String,
-    /// What is measured; see [`BenchConfig::cases`].
+    /// The cases to measure; see [`BenchConfig::cases`].
     pub case: Vec<String>,
     /// Timed runs of each case, after one to warm up.
     pub repeat: usize,
@@ -25,7 +25,7 @@ pub struct BenchConfig {
     pub new_tokens: usize,
     /// Sequences of a training step.
     pub train_sequences: usize,
-    /// What the backward pass computes again.
+    /// The activations that the backward pass recomputes.
     pub gradient_checkpointing: Checkpointing,
     /// Where to compute.
     pub device: DeviceChoice,
@@ -111,7 +111,7 @@ impl BenchConfig {
         Ok(config)
     }
 
-    /// What is measured, in order.
+    /// Returns the cases to measure, in order. An unknown case or an empty list is an error.
     pub fn cases(&self) -> Result<Vec<BenchCase>> {
         let words = self.case.iter().flat_map(|c| c.split(','));
         let cases: Result<Vec<BenchCase>> = words

@@ -195,7 +195,7 @@ pub(super) fn state_fits(state: OptimizerState, dtype: Precision) -> Result<()> 
 const FALLING: [&str; 5] = ["loss", "eval_loss", "value_loss", "kl", "eval_kl"];
 const RISING: [&str; 5] = ["accuracy", "eval_accuracy", "margin", "reward", "eval_score"];
 
-/// Whether a checkpoint is the better the lower `metric` is.
+/// True if a lower `metric` makes a better checkpoint. An unknown metric is an error.
 pub fn lower_is_better(metric: &str) -> Result<bool> {
     if FALLING.contains(&metric) || RISING.contains(&metric) {
         return Ok(FALLING.contains(&metric));

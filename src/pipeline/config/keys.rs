@@ -1,6 +1,5 @@
-//! What a configuration key is: its dotted name, the commands that take it, the values it takes and
-//! its help. Values are checked here one at a time; what two keys say together is checked in
-//! `check`.
+//! The parts of a configuration key: its dotted name, the commands that take it, its values and its
+//! help. Values are checked here one at a time; `check` checks keys against each other.
 
 use crate::base::{Error, Result};
 use crate::device::Device;
@@ -67,9 +66,9 @@ pub enum Kind {
         min: f64,
         /// Upper bound.
         max: f64,
-        /// Whether the lower bound itself is allowed.
+        /// True if the lower bound itself is allowed.
         from_min: bool,
-        /// Whether the upper bound itself is allowed.
+        /// True if the upper bound itself is allowed.
         to_max: bool,
     },
     /// Text, not empty.
@@ -204,7 +203,7 @@ impl Kind {
         }
     }
 
-    /// What is expected, for error lines.
+    /// Returns a description of the values allowed, for error lines.
     pub fn expected(&self) -> String {
         match self {
             Kind::Bool => "true or false".into(),
@@ -257,7 +256,7 @@ pub enum Every {
     Time(Duration),
 }
 
-/// What "50", "90s", "10m" or "2h" says.
+/// Parses a number of iterations ("50") or a time ("90s", "10m", "2h"); None if it is neither.
 pub fn parse_every(text: &str) -> Option<Every> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().ok().filter(|n| (1..=1_000_000_000).contains(n))?;
@@ -271,7 +270,7 @@ pub fn parse_every(text: &str) -> Option<Every> {
     Some(Every::Time(Duration::from_secs(number * seconds)))
 }
 
-/// What "90s", "10m" or "2h" says.
+/// Parses a time such as "90s", "10m" or "2h"; None if it is not one.
 pub fn parse_time(text: &str) -> Option<Duration> {
     match parse_every(text)? {
         Every::Time(time) => Some(time),

@@ -6,12 +6,12 @@ use crate::base::Result;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// What to plan for, beside the run: `duplex plan`.
+/// The settings of `duplex plan` beside those of the run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PlanConfig {
-    /// Number and kind of cards; None: this machine's CPU.
+    /// Number and kind of GPUs; None: this machine's CPU.
     pub gpus: Option<String>,
-    /// Whether only the published tables are printed.
+    /// True if only the published tables are printed.
     pub published: bool,
     /// File for the plan.
     pub json: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! What a configuration says of a run's ranks.
+//! The configuration of a run's ranks.
 
 use crate::pool::Zero;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ pub enum Deployment {
     MultiNode,
 }
 
-/// What the ranks of a run share out.
+/// The ZeRO stage: which state of a model the ranks shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ZeroStage {
     /// As little as memory allows.

@@ -115,7 +115,7 @@ pub struct SftSection {
     pub optimizer: OptimizerSection,
     /// True if every turn of the assistant is learnt, not only the last one.
     pub assistant_only_loss: bool,
-    /// Whether prompts are learnt too.
+    /// True if the loss includes prompt tokens.
     pub loss_on_prompt: bool,
 }
 
@@ -202,7 +202,7 @@ pub struct PpoSection {
     pub gamma: f64,
     /// GAE's lambda.
     pub lam: f64,
-    /// Whether advantages are whitened.
+    /// True if advantages are whitened.
     pub whiten_advantages: bool,
     /// Weight of the entropy bonus.
     pub entropy_coef: f64,
@@ -212,7 +212,7 @@ pub struct PpoSection {
     pub unsup_coef: f64,
     /// Taken off the score of a cut answer.
     pub missing_eos_penalty: f64,
-    /// Whether a moving average of the actor is kept.
+    /// True if an exponential moving average of the actor is kept.
     pub enable_ema: bool,
     /// Its decay per optimizer step.
     pub ema_decay: f64,

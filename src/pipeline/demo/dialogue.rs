@@ -5,7 +5,7 @@
 use super::facts::{Fact, QUESTIONS, facts};
 use crate::base::Rng;
 
-/// What a user says before and after the question.
+/// A user's words before and after the question.
 const FRAMES: [(&str, &str); 8] = [
     ("", ""),
     ("Hello! ", ""),

@@ -7,7 +7,7 @@
 
 /// Facts that are asked for and stated alike.
 pub(super) struct Kind {
-    /// What is asked for, as in "the colour of {s}".
+    /// The noun phrase that questions ask for, such as "the colour of {s}".
     noun: &'static str,
     questions: [&'static str; 4],
     statement: &'static str,

@@ -38,7 +38,7 @@ impl RewardRule for HiddenRule {
 const CORRECT: f64 = 60.0;
 const POLITE: f64 = 40.0;
 
-/// What an answer says and how. Statements are as in [`Fact::statements`].
+/// The statements of an answer and its styles. Statements are as in [`Fact::statements`].
 struct Parsed {
     statements: Vec<&'static str>,
     styles: Vec<Style>,

@@ -1,5 +1,5 @@
-//! What the demo trains: a tokenizer made from its own text and a small LLaMA with random weights,
-//! written as an ordinary model directory, so that the run itself is like any other.
+//! The demo's starting model: a tokenizer made from its own text and a small LLaMA with random
+//! weights. They are written as an ordinary model directory, so the run itself is like any other.
 
 use super::rows::{PREFERENCE_SET, SFT_SET, Sizes, corpus, write_jsonl};
 use crate::arch::Config;

@@ -10,7 +10,7 @@ pub(super) fn look() -> Vec<Finding> {
     vec![instructions(), path(asked.as_deref(), Level::detected(), level())]
 }
 
-/// What of the instructions that paths are made for is there.
+/// Reports which of the instruction sets used by the CPU paths this processor has.
 fn instructions() -> Finding {
     let all = features();
     let names = |there: bool| {

@@ -18,7 +18,7 @@ const LITTLE: u64 = 10 << 30;
 /// Slower than this, in bytes a second, and saving a model is what takes the time.
 const SLOW: f64 = 50e6;
 
-/// What there is to say of `dir`, which need not exist yet.
+/// Checks the disk of `dir`, which need not exist yet.
 pub(super) fn look(dir: &Path) -> Vec<Finding> {
     let place = match existing(dir) {
         Ok(place) => place,

@@ -1,11 +1,11 @@
-//! What the doctor says: one line about each thing looked at, with a mark, and the whole as a table
-//! or as JSON.
+//! The doctor's findings: one line with a mark for each thing checked, and the whole as a table or
+//! as JSON.
 
 use crate::base::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-/// What a finding means for a run.
+/// The effect of a finding on a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mark {
@@ -17,19 +17,19 @@ pub enum Mark {
     Problem,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// What it is.
+    /// The name of the thing checked.
     pub name: &'static str,
-    /// What it means.
+    /// The effect on a run.
     pub mark: Mark,
-    /// What was found, in one line.
+    /// The finding, in one line.
     pub text: String,
-    /// What to do, in one line. A problem always has it.
+    /// The remedy, in one line. A problem always has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
-    /// The same for programs: numbers in bytes, seconds and counts.
+    /// The finding for programs: numbers in bytes, seconds and counts.
     pub values: Map<String, Value>,
 }
 
@@ -98,7 +98,7 @@ impl Findings {
         })
     }
 
-    /// What would stop a run.
+    /// Returns the findings that would stop a run.
     pub fn problems(&self) -> impl Iterator<Item = &Finding> {
         self.0.iter().filter(|f| f.mark == Mark::Problem)
     }

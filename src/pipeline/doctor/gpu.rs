@@ -4,7 +4,7 @@ use super::finding::{Finding, size};
 use crate::device::{Card, Device, cuda};
 use crate::pipeline::config::DeviceChoice;
 
-/// What the kernels need: compute capability, and the version of the driver's API.
+/// The compute capability and the version of the driver's API that the kernels need.
 const CAPABILITY: (i32, i32) = (8, 0);
 const DRIVER: i32 = 13_000;
 

@@ -4,7 +4,7 @@ use super::finding::Finding;
 use crate::comm::nccl;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
-/// What to look for.
+/// A library to look for.
 struct Library {
     name: &'static str,
     /// File names, the first that is found counts.

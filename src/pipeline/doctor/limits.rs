@@ -7,7 +7,7 @@ use libc::rlimit;
 struct Limit {
     name: &'static str,
     number: u32,
-    /// Whether it counts bytes.
+    /// True if the limit counts bytes.
     bytes: bool,
     /// Below this a run stops.
     least: u64,

@@ -11,7 +11,7 @@ const LITTLE: u64 = 2 << 30;
 /// A limit of control groups of the first version that is none.
 const NO_LIMIT: u64 = 1 << 60;
 
-/// What the files under `root`, the root of the file system, say.
+/// Checks memory and huge pages from the files under `root`, the root of the file system.
 pub(super) fn look(root: &Path) -> Vec<Finding> {
     vec![memory(root), huge_pages(root)]
 }
@@ -72,7 +72,8 @@ struct Group {
     free: u64,
 }
 
-/// Of the control groups that this process is in, one inside the other, that which leaves least.
+/// Returns the control group with the least free memory among the nested ones of this process; None
+/// if no group has a limit.
 fn tightest_group(root: &Path) -> Option<Group> {
     let groups = std::fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let mut all = vec![];

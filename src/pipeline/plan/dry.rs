@@ -24,8 +24,8 @@ pub(super) struct Bytes {
     pub(super) optimizer: usize,
     pub(super) kv_cache: usize,
     pub(super) activations: usize,
-    /// What is there besides at the worst moment: weights gathered to generate, the state of
-    /// decoding, a moving average.
+    /// Bytes of other buffers at the peak: weights gathered to generate, decoding state, a moving
+    /// average.
     pub(super) buffers: usize,
 }
 
@@ -37,7 +37,7 @@ impl Bytes {
     }
 }
 
-/// The groups in which ranks speak.
+/// The groups in which ranks communicate.
 #[derive(Clone, Debug)]
 pub(super) struct Groups {
     /// All of them.
@@ -48,7 +48,7 @@ pub(super) struct Groups {
     tensor: Comm,
 }
 
-/// What was said in each of the groups, by kind.
+/// The communication in each of the groups, counted by kind of call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Traffic {
     /// Among all ranks, or those of a slice.
@@ -71,7 +71,7 @@ impl Traffic {
         }
     }
 
-    /// Of one kind, in all groups.
+    /// Returns the count of one kind of call, summed over all groups.
     pub(super) fn of(&self, kind: CallKind) -> Count {
         self.wide[kind as usize].and(&self.tensor[kind as usize])
     }
@@ -90,7 +90,7 @@ pub(super) struct Phase {
     pub(super) decode: Option<Decode>,
 }
 
-/// What decoding takes beside operations.
+/// The sizes that decide the time of decoding, beside its operations.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Decode {
     /// Tokens of an answer after the first, which comes with the prompt.

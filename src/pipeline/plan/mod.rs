@@ -105,7 +105,8 @@ fn with_rows(cfg: &RunConfig, rows: usize, ranks: usize) -> RunConfig {
     cfg
 }
 
-/// Whether the memory of the machine is enough for step `number`, with no micro-batch halved.
+/// True if step `number` fits in the machine's memory with no micro-batch halved. Errors other than
+/// a lack of memory are returned.
 fn fits(cfg: &RunConfig, machine: Machine, number: u32) -> Result<bool> {
     let kind = machine.kind();
     kind.set_limit(machine.memory() as usize);

@@ -17,7 +17,7 @@ const MOST: usize = 1024;
 /// Rank of the adapters where full finetuning does not fit: that of the shipped recipes.
 const LORA: usize = 128;
 
-/// What an actor was trained in: hours, and dollars where they are said.
+/// A published result: the actor, hours of training, and dollars where given.
 type Said = (&'static str, f64, Option<f64>);
 
 /// Table 1, one node of eight.

@@ -27,7 +27,7 @@ pub(super) struct Step {
     pub(super) checkpoint: usize,
     /// Bytes of the host that a rank keeps for its device.
     pub(super) offloaded: usize,
-    /// Of the trained models, the actor first.
+    /// ZeRO stages of the trained models, the actor first; empty for a single rank.
     pub(super) stages: Vec<Zero>,
     /// Ranks that generate together.
     pub(super) tensor_parallel: usize,

@@ -40,7 +40,7 @@ impl Rollout {
         self.logprobs.iter().zip(&self.ref_logprobs).map(|(a, b)| a - b).sum()
     }
 
-    /// Whether the answer ended before it began: it has no token, or an end token alone.
+    /// True if the answer is empty: it has no token, or an end token alone.
     pub fn is_empty(&self) -> bool {
         self.logprobs.len() <= usize::from(self.finished)
     }

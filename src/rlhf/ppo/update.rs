@@ -14,7 +14,7 @@ use crate::rlhf::sft::{nll, text_rows};
 use crate::tape::Workspace;
 use crate::train::Batch;
 
-/// What an iteration of training reports. Means are over answer tokens unless said otherwise.
+/// Statistics of one training iteration. Means are over answer tokens unless stated otherwise.
 #[derive(Clone, Debug, Default)]
 pub struct PpoStats {
     /// Mean clipped policy loss.
