@@ -7,7 +7,7 @@ use crate::base::{Error, Result};
 /// A process among those that a launcher started together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
-    /// Who started it; none: it is alone.
+    /// The launcher's name; `None` without a launcher.
     pub launcher: Option<&'static str>,
     /// Its number.
     pub rank: usize,
@@ -22,7 +22,7 @@ pub const DUPLEX: &str = "duplex";
 /// The environment variable with the open file that its rank 0 listens at.
 pub const SOCKET: &str = "DUPLEX_SOCKET";
 
-/// What a launcher calls rank, number of ranks and local rank.
+/// A launcher's environment variables for rank, number of ranks and local rank.
 struct Names {
     launcher: &'static str,
     rank: &'static str,

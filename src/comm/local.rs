@@ -115,8 +115,8 @@ struct Round {
     void: bool,
 }
 
-/// What one rank gives another. It is copied once both have said where, so that either may wait
-/// first for something else.
+/// A message from one rank to another. It is copied once both have named their memory, so that
+/// either may wait for something else first.
 #[derive(Debug, Default)]
 struct Letter {
     given: Option<Region>,
@@ -437,7 +437,7 @@ impl Meeting {
     }
 }
 
-/// What rank `rank` does in a call that all have started.
+/// Does rank `rank`'s part of a call that all ranks have started.
 ///
 /// # Safety
 /// The regions of all calls must be live host memory, in which every rank does this and nothing

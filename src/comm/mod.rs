@@ -43,7 +43,7 @@ pub enum Reduce {
     Max,
 }
 
-/// What ranks do together. Lengths are the same on all of them.
+/// A collective call. Lengths are the same on all ranks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Call {
     AllReduce { data: Region, dtype: DType, by: Reduce },
@@ -109,7 +109,7 @@ impl Call {
         }
     }
 
-    /// What all ranks must say alike.
+    /// The kind, bytes, dtype and reduction, and root of a call, which must be equal on all ranks.
     fn terms(&self) -> (CallKind, usize, Option<(DType, Reduce)>, usize) {
         match *self {
             Call::AllReduce { data, dtype, by } => (self.kind(), data.bytes, Some((dtype, by)), 0),
@@ -145,7 +145,7 @@ pub(crate) trait Transport: Send + Sync + std::fmt::Debug {
     fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
         self.start(call)
     }
-    /// Whether calls are work of the device, in order with what its streams do.
+    /// True if calls are work of the device, in order with the work of its streams.
     fn is_on_device(&self) -> bool {
         false
     }
@@ -178,7 +178,7 @@ pub(crate) type Kinds = [Count; CallKind::ALL.len()];
 type Counts = Arc<Mutex<Kinds>>;
 
 impl Count {
-    /// What came after `before`, when this was what there was.
+    /// The calls since `before`, an earlier value of this count.
     pub(crate) fn since(&self, before: &Count) -> Count {
         let (calls, sent) = (self.calls - before.calls, self.sent - before.sent);
         Count { calls, sent, waited: self.waited.saturating_sub(before.waited) }
@@ -218,9 +218,9 @@ impl Comm {
         self.transport.size()
     }
 
-    /// Whether calls are work of the device: one begins after what the calling thread's stream was
-    /// given before, and what the stream is given after [`Handle::wait`] begins after it. Else the
-    /// device must have finished with the memory.
+    /// True if calls are work of the device. A call then begins after the earlier work of the
+    /// calling thread's stream. Work that the stream gets after [`Handle::wait`] begins after the
+    /// call. Otherwise the device must have finished with the memory.
     pub fn is_on_device(&self) -> bool {
         self.transport.is_on_device()
     }

@@ -24,7 +24,7 @@ pub struct Member {
     pub size: usize,
     /// The machine it runs on.
     pub host: String,
-    /// What must be the same on all ranks, by name: version, configuration, data.
+    /// Values that must be the same on all ranks, by name: version, configuration, data.
     pub alike: BTreeMap<String, String>,
 }
 
@@ -33,18 +33,18 @@ pub struct Member {
 pub struct Place {
     /// Host and port that rank 0 listens at, as the others see it.
     pub address: String,
-    /// What the processes of the run know, and nobody else.
+    /// The secret that only the processes of the run know.
     pub secret: String,
     /// How long to wait for the others.
     pub timeout: Duration,
 }
 
-/// What comes of meeting.
+/// The result of a rendezvous.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Met {
     /// All ranks, in order.
     pub members: Vec<Member>,
-    /// What rank 0 gave.
+    /// The bytes that rank 0 gave to all.
     pub gift: Vec<u8>,
 }
 
@@ -91,14 +91,14 @@ pub(super) fn bind(address: &str) -> Result<TcpListener> {
     })
 }
 
-/// What a visitor sends after the host's random number.
+/// A visitor's message, in answer to the host's random number.
 #[derive(Serialize, Deserialize)]
 struct Hello {
     nonce: [u8; 32],
     member: Member,
 }
 
-/// What the host answers: the meeting, or why there is none.
+/// The host's answer: the meeting, or the reason why there is none.
 #[derive(Serialize, Deserialize)]
 enum Answer {
     Met(Met),

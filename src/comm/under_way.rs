@@ -3,7 +3,7 @@
 use super::Pending;
 use crate::base::Result;
 
-/// What ends by meeting others.
+/// A call that ends by meeting the other ranks.
 pub(super) trait Meet {
     fn meet(&self) -> Result<()>;
 }

@@ -1,7 +1,7 @@
-//! What the processes of a run say to each other over TCP: messages of limited size, with the proof
-//! that their sender knows the run's secret, which is never sent: each side keys the hash of what
-//! it says, and of the other's fresh random number, with it. What is said, and when, is the
-//! rendezvous' and the lifeline's.
+//! Messages of limited size between the processes of a run, over TCP. A sealed message proves that
+//! its sender knows the run's secret, which is never sent. The proof is a hash of the message and
+//! of the receiver's fresh random number, keyed with the secret. The rendezvous and the lifeline
+//! decide which messages are sent, and when.
 
 use crate::base::{Error, Result};
 use serde::de::DeserializeOwned;
@@ -26,7 +26,7 @@ fn proof(secret: &str, who: &str, nonce: &[u8; 32], body: &str) -> blake3::Hash 
     blake3::keyed_hash(&key, &[who.as_bytes(), nonce, body.as_bytes()].concat())
 }
 
-/// What `who` says to one who sent `nonce`, with its proof.
+/// Seals the message `what` of `who` to the sender of `nonce`.
 pub(super) fn seal(
     secret: &str,
     who: &str,
@@ -38,8 +38,8 @@ pub(super) fn seal(
     Ok(Sealed { body, proof })
 }
 
-/// What `sealed` says; `None` if its sender does not know the secret. The comparison takes the same
-/// time for all.
+/// The message in `sealed`; `None` if its sender does not know the secret. The comparison takes the
+/// same time for all.
 pub(super) fn opened<T: DeserializeOwned>(
     sealed: &Sealed,
     secret: &str,

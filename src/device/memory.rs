@@ -108,8 +108,8 @@ impl Buffer {
 }
 
 impl Device {
-    /// Whether a region is of no memory: while planning, and on a device that is imagined, where
-    /// addresses mean nothing.
+    /// True if a region has no memory: while planning, and on an imagined device, where addresses
+    /// mean nothing.
     fn has_nothing_at(self, region: Region) -> bool {
         region.ptr.is_null() || self.is_imagined()
     }
@@ -260,7 +260,7 @@ impl Region {
         bytemuck::cast_slice_mut(unsafe { self.as_bytes_mut() })
     }
 
-    /// Whether two regions share a byte.
+    /// True if two regions share a byte.
     pub fn overlaps(&self, other: &Region) -> bool {
         let (a, b) = (self.ptr as usize, other.ptr as usize);
         !self.ptr.is_null() && a < b + other.bytes && b < a + self.bytes

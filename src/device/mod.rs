@@ -32,7 +32,7 @@ pub enum Device {
     Imagined(Imagined),
 }
 
-/// What a stream of a thread is for.
+/// The purpose of a thread's stream.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Queue {
     Work,
@@ -40,12 +40,12 @@ enum Queue {
 }
 
 impl Device {
-    /// Whether operators run as kernels here, on memory that the host cannot read.
+    /// True if operators run as kernels here, on memory that the host cannot read.
     pub fn has_kernels(self) -> bool {
         matches!(self, Device::Cuda(_) | Device::Emulated | Device::Imagined(Imagined::Cuda))
     }
 
-    /// Whether it has no memory and runs nothing.
+    /// True if it has no memory and runs nothing.
     pub fn is_imagined(self) -> bool {
         matches!(self, Device::Imagined(_))
     }
@@ -94,12 +94,12 @@ impl Device {
         }
     }
 
-    /// What was given to [`Device::end`], if anything.
+    /// Fails with the error given to [`Device::end`], if there is one.
     pub fn ended(self) -> Result<()> {
         if self.has_kernels() { self.context()?.ended() } else { Ok(()) }
     }
 
-    /// Whether some wait has failed with it.
+    /// True if some wait has failed with the error given to [`Device::end`].
     pub fn end_is_known(self) -> bool {
         self.context().is_ok_and(cuda::Context::end_is_known)
     }

@@ -13,7 +13,7 @@ use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::Path;
 
-/// What [`Checkpoint::open`] looks for, in this order.
+/// The files that [`Checkpoint::open`] looks for, in this order.
 const LOOKED_FOR: [&str; 4] = [
     "model.safetensors",
     "model.safetensors.index.json",

@@ -71,7 +71,7 @@ impl SourceDType {
         NAMES.iter().find(|row| row.2 == class).map(|row| row.0)
     }
 
-    /// Whether elements are floating-point numbers.
+    /// True if elements are floating-point numbers.
     pub fn is_float(self) -> bool {
         matches!(self, F32 | F16 | Bf16 | F64)
     }
@@ -105,7 +105,7 @@ impl From<DType> for SourceDType {
     }
 }
 
-/// What a file says of one tensor.
+/// Dtype and shape of one tensor in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// The element type in the file.

@@ -40,7 +40,7 @@ fn not_here(name: &str, place: &std::path::Path) -> crate::base::Error {
     crate::base::Error::user(format!("tensor {} is not in {}", quoted(name), place.display()))
 }
 
-/// Whether `name` is one plain component: no `..`, no separator, not absolute.
+/// True if `name` is one plain component: no `..`, no separator, not absolute.
 fn is_plain_name(name: &str) -> bool {
     use std::path::{Component, Path};
     let mut parts = Path::new(name).components();

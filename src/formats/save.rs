@@ -99,7 +99,7 @@ fn remove_stale(dir: &Path, keep: &[String]) -> Result<()> {
     sync_dir(dir)
 }
 
-/// Whether `name` is `model-ddddd-of-ddddd.safetensors`.
+/// True if `name` is `model-ddddd-of-ddddd.safetensors`.
 fn is_shard(name: &str) -> bool {
     let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
     name.strip_prefix("model-")

@@ -48,7 +48,7 @@ impl TryFrom<String> for Sum {
 pub struct Stamp {
     /// Size in bytes.
     pub bytes: u64,
-    /// Of the whole content.
+    /// Checksum of the whole content.
     pub checksum: Sum,
 }
 

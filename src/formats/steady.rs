@@ -11,7 +11,7 @@ const PIECE: usize = 4 << 20;
 /// Pieces that wait in the system's memory at most, where they go through it.
 const WAITING: usize = 8;
 
-/// What the disk takes: places, lengths and memory are multiples of it.
+/// A block of the disk: places, lengths and memory are multiples of it.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(4096))]
 struct Block([u8; 4096]);

@@ -34,7 +34,7 @@ pub(super) struct TorchFile {
 struct Entry {
     range: Range<usize>,
     crc: u32,
-    /// Whether the bytes have been found to match `crc`.
+    /// True if the bytes have been found to match `crc`.
     verified: AtomicBool,
 }
 

@@ -38,7 +38,7 @@ pub enum Kind {
 pub struct Act {
     /// The function.
     pub kind: Kind,
-    /// Whether the input holds gate|up.
+    /// True if the input holds gate|up.
     pub gated: bool,
 }
 

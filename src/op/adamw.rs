@@ -138,7 +138,7 @@ impl Op for AdamW {
 }
 
 impl AdamW {
-    /// Whether groups are disjoint and within `n` elements, and steps count from 1.
+    /// True if groups are disjoint and within `n` elements, and steps count from 1.
     pub(super) fn settings_fit(&self, n: usize) -> bool {
         let mut bounds: Vec<(usize, usize)> =
             self.groups.iter().map(|g| (g.start, g.end)).collect();

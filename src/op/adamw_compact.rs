@@ -7,7 +7,7 @@
 //! codes of the root of v u8 `[n]`, scales of both in turn f32 `[n / 32]` -> all but grad and clip.
 //! A fresh state is zero. n and the starts of groups are multiples of 64; where a group ends within
 //! a block of 64, the rest of that block is padding, zero, and stays so. `cpu/adamw_compact.rs`
-//! tells of the codes. No gradient.
+//! describes the codes. No gradient.
 
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::cpu::parallel_for;
@@ -38,7 +38,7 @@ pub const DEF: OpDef = OpDef {
 /// The codes and scales beside the weights, as tensors.
 #[derive(Clone, Copy, Debug)]
 pub struct Codes {
-    /// What bf16 weights lack of 24 bits, u8 `[n]`.
+    /// The signed low byte that extends bf16 weights to 24 bits, u8 `[n]`.
     pub correction: Tensor,
     /// The first moment, u8 `[n]`.
     pub m: Tensor,
@@ -165,7 +165,7 @@ fn forward<G: Elem>(op: &AdamW, io: &mut Forward<'_>) {
 /// Weights of 24 bits, and both moments.
 type Values = [Vec<f64>; 3];
 
-/// What w, correction, m, v and scales stand for.
+/// The 24-bit weights and both moments that w, correction, m, v and scales stand for.
 fn decode(state: &[Vec<f64>]) -> Values {
     let [w, correction, m, v, scales] = state else { panic!("five tensors") };
     let signed = |code: f64| if code > 127.0 { code - 256.0 } else { code };

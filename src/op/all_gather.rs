@@ -1,8 +1,7 @@
-//! What all ranks have, as an operator, so that a program that is recorded can contain it.
+//! All-gather as an operator, so that a recorded program can contain it.
 //!
-//! x `[..]` of any dtype, of one shape on all ranks -> y `[ranks, ..]`: their x one behind the
-//! other, in the order of the ranks. Every rank must run it at the same place of the same program.
-//! No gradient.
+//! x `[..]` of any dtype, of one shape on all ranks -> y `[ranks, ..]`: the ranks' x one behind the
+//! other, in rank order. Every rank must run it at the same place of the same program. No gradient.
 
 use crate::base::{DType, Result};
 use crate::comm::Comm;

@@ -76,7 +76,7 @@ mod tests {
     use crate::op::cpu::testing::{Host, Runner, forward};
     use std::time::Duration;
 
-    /// Of values so different that the order shows.
+    /// Uses values of such different magnitudes that the order of summation shows.
     fn ranks_have_the_sum_in_order(run: Runner) {
         let mut rng = Rng::new(81, 0);
         for dims in [&[1][..], &[7, 33], &[3, 5, 701]] {

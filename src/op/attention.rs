@@ -69,7 +69,7 @@ impl Attention {
         if self.window == 0 { usize::MAX } else { self.window }
     }
 
-    /// Whether scores are more than scaled products under the causal mask.
+    /// True if scores are more than scaled products under the causal mask.
     pub fn adjusts(&self) -> bool {
         self.alibi.is_some() || self.window > 0 || self.softcap != 0.0
     }
@@ -84,7 +84,7 @@ impl Attention {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    /// Whether the attributes make sense and `qkv` and `cu_seqlens` fit them.
+    /// True if the attributes are valid, and `qkv` and `cu_seqlens` fit them.
     pub(super) fn fits(&self, qkv: &Desc, cu_seqlens: &Desc) -> bool {
         self.kv_heads > 0
             && self.heads > 0
@@ -281,7 +281,7 @@ fn reference_packed(op: &Attention, qkv: &[f64], cu: &[f64]) -> Vec<Vec<f64>> {
 /// Heads, kv heads, dimensions per head.
 pub(super) type Heads = (usize, usize, usize);
 
-/// What a case does to the scores: whether it has slopes, its window, its soft cap.
+/// A case's changes to the scores: true with slopes, the window, the soft cap.
 pub(super) type Adjust = (bool, usize, f32);
 
 /// Nothing done to the scores.

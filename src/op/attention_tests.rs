@@ -8,8 +8,8 @@ use crate::op::{Grad, View, ViewMut};
 /// Heads used by the invariance tests: GQA 4/2, 4/4 and 4/1; and those of a rank that has few.
 const SHAPES: [Heads; 6] = [(4, 2, 16), (4, 4, 40), (4, 1, 64), (2, 2, 8), (1, 1, 24), (3, 1, 16)];
 
-/// What the invariance tests do to the scores: nothing, one thing, all; windows inside a block of
-/// 64 keys, as long as one, across two and across three.
+/// Changes to the scores in the invariance tests: none, one kind, all kinds. Windows lie inside a
+/// block of 64 keys, are as long as one, or reach across two and across three.
 const ADJUSTS: [Adjust; 8] = [
     PLAIN,
     (true, 0, 0.0),

@@ -159,7 +159,7 @@ impl Bench {
         self.plan.flops
     }
 
-    /// Whether there is a backward pass.
+    /// True if there is a backward pass.
     pub fn has_backward(&self) -> bool {
         self.dins.iter().any(Option::is_some)
     }

@@ -12,7 +12,7 @@ use crate::tensor::Desc;
 /// order.
 pub type Reference = Box<dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>>>;
 
-/// What is compared, made of all outputs.
+/// Turns all outputs of an operator into the values that are compared.
 pub type Decode = fn(&[Vec<f64>]) -> Vec<Vec<f64>>;
 
 /// One test case of an operator.
@@ -23,7 +23,7 @@ pub struct Case {
     pub ins: Vec<Option<Input>>,
     /// The float64 reference.
     pub reference: Reference,
-    /// What the codes that an operator leaves mean; for one without gradients.
+    /// Decodes the codes that an operator writes; only for operators without gradients.
     pub decode: Option<Decode>,
     /// Fixed dtype of the case, or both.
     pub dtypes: &'static [DType],

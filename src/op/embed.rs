@@ -47,8 +47,8 @@ pub struct Window {
     pub first_position: usize,
 }
 
-/// What a rank without a row adds for it: the one value that changes no bit of a sum, not even of
-/// -0.
+/// The value that a rank adds for a row it does not hold. Only -0.0 changes no bit of a sum, not
+/// even of -0.
 const NOTHING: f32 = -0.0;
 
 impl Embed {
@@ -290,7 +290,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// Of tables with `end - first` rows, where ids and positions are of some more.
+/// A case with tables of `end - first` rows, and with some ids and positions outside them.
 fn part([tokens, d]: [usize; 2], id: [usize; 2], position: [usize; 2], learned: bool) -> Case {
     let numbers = |k: usize, n: usize| (0..tokens).map(|t| (t * k % n) as i32).collect::<Vec<_>>();
     let (ids, at) = (numbers(5, id[1] + 2), numbers(3, position[1] + 2));

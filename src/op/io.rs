@@ -1,5 +1,5 @@
-//! What an operator gets to see while it runs: on the CPU typed views of exactly the bytes it
-//! declared, on a device their addresses and the stream to launch into; and nothing else.
+//! The arguments of a running operator: on the CPU typed views of exactly the bytes it declared, on
+//! a device their addresses and the stream to launch into. It sees nothing else.
 
 use crate::base::{DType, Elem};
 use crate::device::{Region, Stream};

@@ -122,7 +122,7 @@ impl Lora {
         })
     }
 
-    /// What dropout numbers the elements of x by, from row `row` on.
+    /// Dropout's numbering of the elements of x, from row `row` on.
     fn numbers(&self, s: &Sizes, row: usize) -> Numbers {
         let whole = Columns { first: 0, total: s.inner };
         let Columns { first, total } = self.columns.unwrap_or(whole);

@@ -64,7 +64,7 @@ pub enum Place {
     InPlace(usize),
 }
 
-/// What an operator needs and makes, from shapes alone.
+/// An operator's outputs and needs, from shapes alone.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// Outputs in order.
@@ -131,7 +131,8 @@ pub trait Op: std::fmt::Debug + Send + Sync {
     }
 }
 
-/// Who runs operators: the tape. Operators' typed functions take it, so that they need not know it.
+/// Runs operators. The tape implements it; operators' typed functions take it, so that they do not
+/// depend on the tape.
 pub trait Run {
     /// Runs `op` on `ins` and returns its outputs.
     fn run(&mut self, op: Arc<dyn Op>, ins: &[Option<Tensor>]) -> Result<Vec<Tensor>>;

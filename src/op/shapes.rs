@@ -100,7 +100,7 @@ fn ints(n: usize, below: usize) -> Option<Input> {
     Some(Input::ints(&(0..n).map(|_| rng.below(below as u32) as i32).collect::<Vec<_>>()))
 }
 
-/// What works token by token, with `tokens` tokens.
+/// The operators that work token by token, with `tokens` tokens.
 fn layers(s: &Shape, tokens: usize) -> Vec<Timed> {
     let linear = Linear::PLAIN;
     let norm = Norm { mean: true, eps: 1e-5, unit_offset: false };
@@ -223,7 +223,8 @@ fn adamw_compact(s: &Shape) -> Timed {
     timed("adamw_compact", AdamWCompact(op), ins)
 }
 
-/// Whether an operator takes that dtype: what the optimizer keeps of weights is only beside bf16.
+/// True if the inputs of operator `name` fit weights of `dtype`. AdamW keeps further bits of
+/// weights only beside bf16.
 pub fn takes(name: &str, dtype: DType) -> bool {
     match name {
         "adamw" | "adamw_compact" => dtype == DType::Bf16,

@@ -1,5 +1,5 @@
-//! What the ranks of a store give each other: gradients, updated weights, and for stage 3 the
-//! weights of a flat while it is computed with. Those that are the host's come to the device in the
+//! Communication between the ranks of a store: gradients, updated weights, and for stage 3 the
+//! weights of a flat while it is computed with. Weights in host memory come to the device in the
 //! same way.
 
 use super::partition::{Partition, Zero};

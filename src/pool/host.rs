@@ -22,7 +22,7 @@ impl Store {
         Store::lay_out(device, device.host(), dtype, DType::F32, partition, specs)
     }
 
-    /// Whether the weights are in the host's memory, and operators run elsewhere.
+    /// True if the weights are in the host's memory, and operators run elsewhere.
     pub fn is_on_host(&self) -> bool {
         self.home != self.device()
     }

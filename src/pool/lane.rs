@@ -8,7 +8,7 @@ use crate::base::Result;
 use crate::device::Buffer;
 
 impl Store {
-    /// Whether the weights of a segment are to be gathered when it runs.
+    /// True if the weights of a segment are to be gathered when it runs.
     pub fn gathers(&self) -> bool {
         self.is_on_host() || self.shares_weights() && self.slices.is_none()
     }

@@ -1,4 +1,4 @@
-//! Who owns which bytes, and when: the static plan of an activation arena, and the parameter store.
+//! Ownership of memory over time: the static plan of an activation arena, and the parameter store.
 //! Knows devices and tensors' sizes, not operators or models.
 
 mod copies;

@@ -1,11 +1,11 @@
-//! Who keeps which part of a store's memory: the stages of ZeRO (Rajbhandari et al. 2020).
+//! The shards of a store that each rank keeps: the stages of ZeRO (Rajbhandari et al. 2020).
 
 use crate::base::{Error, Result};
 use crate::comm::Comm;
 use std::fmt;
 use std::str::FromStr;
 
-/// What ranks share out instead of having each: everything up to the one named.
+/// The state that ranks shard instead of replicating it: everything up to the one named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Zero {
     /// Stage 0: nothing; plain data parallelism.
@@ -43,7 +43,7 @@ impl FromStr for Zero {
 pub struct Partition {
     /// The ranks: part `r` is kept by rank `r`.
     pub comm: Comm,
-    /// What is shared out.
+    /// The state that the ranks shard.
     pub stage: Zero,
     /// Blocks that every segment is cut into: the ranks of tensor parallelism.
     pub blocks: usize,

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// one parameter: others have other magnitudes.
 pub(super) const ALIGN: usize = 64;
 
-/// What the store must know of a parameter.
+/// The properties of a parameter that the store needs.
 #[derive(Clone, Debug)]
 pub struct ParamSpec {
     /// Canonical name, unique within the model.
@@ -34,7 +34,7 @@ pub struct ParamSpec {
     pub shape: Vec<usize>,
     /// How it is cut into blocks.
     pub cut: Cut,
-    /// Whether it is trained.
+    /// True if it is trained.
     pub trained: bool,
 }
 
@@ -45,7 +45,7 @@ pub struct ParamId(pub usize);
 /// A parameter with its place.
 #[derive(Debug)]
 pub struct Param {
-    /// What it is.
+    /// Its properties.
     pub spec: ParamSpec,
     /// Which flat holds it.
     pub flat: usize,
@@ -53,7 +53,7 @@ pub struct Param {
     pub offset: usize,
     /// Shape of one block's slice.
     pub slice: Vec<usize>,
-    /// Whether the gradient of each block's slice holds a value since the last reset.
+    /// By block, true if the gradient of its slice holds a value since the last reset.
     grad_set: Vec<Cell<bool>>,
 }
 
@@ -64,8 +64,8 @@ impl Param {
     }
 }
 
-/// What operators see of a parameter: all of it, or one block's slice. It is a run of elements of
-/// its flat.
+/// The part of a parameter that operators see: all of it, or one block's slice. It is a run of
+/// elements of its flat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Portion {
     /// The parameter.
@@ -79,7 +79,7 @@ pub struct Portion {
 pub struct Flat {
     /// The tape segment.
     pub segment: usize,
-    /// Whether its parameters are trained.
+    /// True if its parameters are trained.
     pub trained: bool,
     /// Elements of a block.
     pub block: usize,
@@ -95,7 +95,7 @@ pub struct Flat {
     pub grads_held: Range<usize>,
     /// The gradients of these, if trained.
     pub grads: Option<Grads>,
-    /// Whether the part of gradients that is kept holds a value since the last reset.
+    /// True if the part of gradients that is kept holds a value since the last reset.
     reduced: Cell<bool>,
 }
 
@@ -258,14 +258,12 @@ impl Store {
         &self.partition
     }
 
-    /// Whether ranks have a part of the weights each, so that those of a segment are gathered when
-    /// it runs.
+    /// True if ranks shard the weights, so that those of a segment are gathered when it runs.
     pub fn shares_weights(&self) -> bool {
         self.partition.parts(Zero::Weights) > 1
     }
 
-    /// Whether ranks keep a part of the gradients each, so that those of a segment are reduced when
-    /// it has run.
+    /// True if ranks shard the gradients, so that those of a segment are reduced when it has run.
     pub fn shares_grads(&self) -> bool {
         self.partition.parts(Zero::Gradients) > 1
     }
@@ -363,7 +361,7 @@ impl Store {
         Ok(self.params[portion.id.0].grad_set[portion.block.unwrap_or(0)].replace(true))
     }
 
-    /// Whether a gradient waits to be applied.
+    /// True if a gradient waits to be applied.
     pub fn has_grads(&self) -> bool {
         let set = |p: &Param| p.grad_set.iter().any(Cell::get);
         self.params.iter().any(set) || self.flats.iter().any(|f| f.reduced.get())

@@ -27,7 +27,7 @@ impl Store {
         Layer { device: flat.weights.device(), region, held, size: self.dtype().size() }
     }
 
-    /// What this rank keeps for its own elements of a flat, `size` bytes for each.
+    /// This rank's memory for its own elements of a flat, `size` bytes for each.
     pub fn own_layer(&self, flat: usize, buffer: &Buffer, size: usize) -> Layer {
         let (region, held) = (buffer.region(), self.flats()[flat].own.clone());
         Layer { device: buffer.device(), region, held, size }

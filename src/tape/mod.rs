@@ -25,7 +25,7 @@ use crate::tensor::{Desc, Slot, Tensor};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What is kept between forward and backward. All settings give bitwise equal gradients.
+/// The values kept between forward and backward. All settings give bitwise equal gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Keep {
     /// Everything that backward reads.
@@ -70,7 +70,7 @@ struct SlotInfo<'a> {
     late: bool,
 }
 
-/// What is known of a program before it runs.
+/// The plan of a program, made before it runs.
 #[derive(Debug)]
 pub struct Planned {
     /// Where its slots lie.
@@ -151,7 +151,7 @@ impl<'a> Tape<'a> {
         }
     }
 
-    /// Whether this run only plans.
+    /// True if this run only plans.
     pub fn is_planning(&self) -> bool {
         self.planning
     }
@@ -162,7 +162,7 @@ impl<'a> Tape<'a> {
         self.shared.only = true;
     }
 
-    /// Whether operators run.
+    /// True if operators run.
     fn computes(&self) -> bool {
         !self.planning && !self.shared.only && !self.device.is_imagined()
     }
@@ -172,7 +172,7 @@ impl<'a> Tape<'a> {
         self.recording = true;
     }
 
-    /// Whether what runs is recorded for backward.
+    /// True if operators that run are recorded for backward.
     pub fn is_recording(&self) -> bool {
         self.recording
     }

@@ -1,16 +1,17 @@
-//! Where the programs of a workspace are, for another thread to ask. It is told by each program and
-//! each operator that is begun, not by those of a recorded program; it watches nothing itself.
+//! The place where the programs of a workspace are, for another thread to read. Each program and
+//! each operator that begins updates it, except those of a recorded program. It watches nothing
+//! itself.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A place that is told and asked from two threads. Telling takes a lock that is nearly always
+/// A place that one thread updates and another reads. An update takes a lock that is nearly always
 /// free, and the clock: some tens of nanoseconds.
 #[derive(Debug, Default)]
 pub struct Position(Mutex<Place>);
 
-/// What was begun last.
+/// The program, segment and operator that was begun last.
 #[derive(Clone, Debug, Default)]
 pub struct Place {
     program: String,
@@ -21,7 +22,7 @@ pub struct Place {
 }
 
 impl Position {
-    /// What was begun last.
+    /// The program, segment and operator that was begun last.
     pub fn last(&self) -> Place {
         self.place().clone()
     }

@@ -17,7 +17,7 @@ use std::ops::Range;
 /// A flat of a store.
 type Key = (u64, usize);
 
-/// What of shared stores is under way.
+/// The gathers and sums under way of stores that ranks share.
 #[derive(Default)]
 pub(super) struct Shared<'a> {
     /// Nothing else is done.

@@ -57,10 +57,10 @@ pub struct Workspace {
     arena: Arena,
     plans: HashMap<String, (Vec<usize>, Planned)>,
     limit: usize,
-    /// What is to be told, and whether there was something.
+    /// The message to be reported, and true once one has been given.
     note: Option<String>,
     told: bool,
-    /// Whether to drop what is under way, where that may be dropped.
+    /// Returns true if work under way is to be dropped, where it may be dropped.
     asked: Option<fn() -> bool>,
     dropped: Cell<bool>,
     flops: Cell<u64>,
@@ -108,7 +108,7 @@ impl Workspace {
         if self.is_asked() { Err(self.drop_work()) } else { Ok(()) }
     }
 
-    /// Whether what is under way is to be dropped.
+    /// True if work under way is to be dropped.
     pub fn is_asked(&self) -> bool {
         self.asked.is_some_and(|asked| asked())
     }
@@ -121,7 +121,7 @@ impl Workspace {
         )
     }
 
-    /// Whether work has been dropped since this was last asked.
+    /// True if work has been dropped since the last call.
     pub fn take_dropped(&self) -> bool {
         self.dropped.take()
     }
@@ -225,15 +225,15 @@ impl Workspace {
         Ok(())
     }
 
-    /// Keeps something to be told of memory; the first thing only, for what comes later is the same
-    /// again.
+    /// Keeps a message about memory to be reported. Only the first counts, since later ones repeat
+    /// it.
     pub fn tell(&mut self, what: impl FnOnce() -> String) {
         if !self.told {
             (self.note, self.told) = (Some(what()), true);
         }
     }
 
-    /// What is to be told, once.
+    /// The message to be reported, once.
     pub fn take_told(&mut self) -> Option<String> {
         self.note.take()
     }

@@ -95,7 +95,7 @@ struct Farewell {
     started: Vec<(u64, u64)>,
 }
 
-/// What rank 0 knows of a group's calls.
+/// The state of a group's calls, as rank 0 knows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Survey {
     /// Calls started, by rank.
@@ -108,7 +108,7 @@ enum Word {
     /// This rank has started so many calls in these groups.
     Started(Vec<(u64, u64)>),
     Ended(Vec<Farewell>),
-    /// Who is behind in this group, or has been silent for so long?
+    /// Asks which ranks are behind in this group, or have been silent for so long.
     Ask(u64, Duration),
     Answer(Survey),
 }
@@ -160,14 +160,15 @@ impl Lifeline {
         lock(&self.shared.started).entry(group).or_default().clone()
     }
 
-    /// Whose end ends the run, and why; `None` while all are there or have ended well. Takes no
-    /// time.
+    /// The error of the rank whose end ends the run; `None` while all ranks run or have ended well.
+    /// Returns at once.
     pub fn gone(&self) -> Option<Error> {
         let told = self.shared.gone.load(Ordering::Acquire);
         told.then(|| self.shared.lock().gone.clone()).flatten()
     }
 
-    /// Whether a rank of `members` has ended well, but without starting call `number` of a group.
+    /// The error of a rank of `members` that has ended well without starting call `number` of a
+    /// group; `None` if there is no such rank.
     pub fn ended_before(&self, members: &[usize], group: u64, number: u64) -> Option<Error> {
         let state = self.shared.lock();
         let early = |r: &&usize| {
@@ -390,7 +391,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// What is known of a group's calls; `None` if rank 0 does not say.
+    /// The state of a group's calls; `None` if rank 0 does not answer.
     fn survey(&self, group: u64, silence: Duration) -> Option<Survey> {
         let mut state = self.lock();
         if self.rank == 0 {
@@ -402,7 +403,7 @@ impl Shared {
         woken.unwrap_or_else(PoisonError::into_inner).0.answer.clone()
     }
 
-    /// What rank 0 knows of a group's calls.
+    /// The state of a group's calls, as rank 0 knows it.
     fn known(&self, state: &State, group: u64, silence: Duration) -> Survey {
         let started = |r: usize| match r == self.rank {
             true => self.counts().get(&group).copied(),

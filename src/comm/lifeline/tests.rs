@@ -24,7 +24,7 @@ fn met(size: usize) -> Vec<Arc<Lifeline>> {
     })
 }
 
-/// What ends a rank, once it knows.
+/// Waits for the error that ends a rank, and returns its message.
 fn told(lifeline: &Lifeline) -> String {
     let clock = Instant::now();
     loop {

@@ -1,5 +1,5 @@
-//! What a rank waits for, and what is to be said of it where it does not end: the same whoever
-//! carries the bytes.
+//! The operation that a rank waits for, and the error if it does not end. Both are the same for
+//! every transport.
 
 use super::Lifeline;
 use crate::base::{Error, Kind, Result};
@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 /// How long a rank's end may take to be told, where a library notices it first.
 const NEWS: Duration = Duration::from_secs(2);
 
-/// What is waited for, as it is named where it does not end.
+/// The operation waited for, as errors name it if it does not end.
 #[derive(Clone)]
 pub(in crate::comm) struct What {
     pub(in crate::comm) name: String,
     /// The group's number, and that of the call among the group's; none for letters.
     pub(in crate::comm) group: u64,
     pub(in crate::comm) call: Option<u64>,
-    /// Who takes part, by their numbers in the first group.
+    /// The ranks that take part, by their numbers in the first group.
     pub(in crate::comm) members: Arc<Vec<usize>>,
 }
 
@@ -55,7 +55,8 @@ impl Lifeline {
         })
     }
 
-    /// Whose end is behind an error of a library, which knows no names; else the error itself.
+    /// The error of the rank whose end caused a library's error `e`, which names no rank; else `e`
+    /// itself.
     pub(in crate::comm) fn culprit(&self, e: Error) -> Error {
         let clock = Instant::now();
         while matches!(e.kind(), Kind::Stopped | Kind::Resource) && clock.elapsed() < NEWS {

@@ -1,6 +1,6 @@
-//! What of MPI is one for the whole process: the calls under way in all groups, of which every rank
-//! that waits moves all on, in the order in which they were started, since ranks may wait in
-//! different orders; waiting without taking the processor from ranks that compute; and the end.
+//! MPI's state that exists once per process: the calls under way in all groups, waiting, and the
+//! end. Every rank that waits advances all calls in the order in which they were started, since
+//! ranks may wait in different orders. Waiting does not take the processor from ranks that compute.
 
 use super::Lifeline;
 use super::meet::Started;
@@ -14,9 +14,9 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What needs several looks until it is over.
+/// A call that takes several steps until it is over.
 pub(super) trait Work: Send {
-    /// Goes on with it; true once it is over.
+    /// Advances the call; returns true once it is over.
     ///
     /// # Safety
     /// No other thread uses MPI meanwhile, and the memory of the call is alive and left alone.

@@ -74,7 +74,7 @@ pub(super) struct Requests {
     open: Vec<ffi::MPI_Request>,
     /// Bytes that a request must bring; `None` if it brings none, or MPI sees to it.
     expected: Vec<Option<usize>>,
-    /// Of those that are over, for MPI to write into.
+    /// The indices and statuses of those that are over, for MPI to write into.
     indices: Vec<c_int>,
     statuses: Vec<ffi::MPI_Status>,
 }
@@ -91,8 +91,8 @@ impl Requests {
     }
 
     /// # Safety
-    /// Of this and those below: MPI is used by no other thread meanwhile, and the memory is alive
-    /// and left alone until the requests are over.
+    /// For this and those below: no other thread uses MPI meanwhile, and the memory is alive and
+    /// left alone until the requests are over.
     pub(super) unsafe fn barrier(&mut self, lane: &Lane) -> Result<()> {
         // SAFETY: the caller's promise.
         let (code, request) = unsafe {
@@ -182,7 +182,7 @@ impl Requests {
         Ok(())
     }
 
-    /// Whether all have ended. Lets MPI do its work.
+    /// True if all have ended. Lets MPI do its work.
     ///
     /// # Safety
     /// As above.

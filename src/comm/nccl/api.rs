@@ -30,7 +30,7 @@ const MAX: c_int = 2;
 /// For `split`: this rank is in none of the new groups.
 pub(super) const NO_COLOR: c_int = -1;
 
-/// What the ranks of a communicator have in common.
+/// The id that the ranks of a communicator have in common.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct UniqueId(pub(super) [u8; 128]);

@@ -32,10 +32,10 @@ pub(super) struct Group {
     /// The number of this rank's next call.
     pub(super) next: Arc<AtomicU64>,
     pub(super) machines: Arc<Machines>,
-    /// Whether all are on one machine.
+    /// True if all ranks are on one machine.
     pub(super) near: bool,
     pub(super) held: usize,
-    /// What is to be sent and received.
+    /// The messages to be sent and received.
     letters: Arc<Mutex<Vec<Letter>>>,
     /// The groups made of it, by every rank's place among the colors; a communicator takes memory
     /// of the card, so each is made once.
@@ -51,7 +51,7 @@ unsafe impl Send for Communicator {}
 // SAFETY: as above.
 unsafe impl Sync for Communicator {}
 
-/// What goes to, or comes from, another rank.
+/// A message to, or from, another rank.
 struct Letter {
     gives: bool,
     data: Region,
@@ -100,7 +100,7 @@ impl Group {
         self.world.shared.device
     }
 
-    /// What this rank does next, a call of all ranks or not.
+    /// This rank's next operation; it gets the next number if it is a `call` of all ranks.
     pub(super) fn what(&self, name: &'static str, call: bool) -> What {
         let call = call.then(|| self.next.fetch_add(1, Ordering::Relaxed));
         What { name: name.into(), group: self.id, call, members: self.members.clone() }

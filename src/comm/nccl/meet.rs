@@ -15,7 +15,7 @@ use std::time::Duration;
 /// The environment variable with the run's secret.
 pub const SECRET: &str = "DUPLEX_SECRET";
 
-/// What tells the runs of one address apart where no secret is given.
+/// Environment variables that distinguish the runs at one address where no secret is given.
 const JOBS: [&str; 2] = ["TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"];
 
 fn set(name: &str) -> Option<String> {

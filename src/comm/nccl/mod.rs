@@ -27,7 +27,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use world::World;
 
-/// Whether there is a library.
+/// Checks that NCCL's library can be used.
 ///
 /// # Errors
 /// There is none, or it is too old.
@@ -35,7 +35,7 @@ pub fn find() -> Result<()> {
     api::api().map(drop)
 }
 
-/// What tests change.
+/// Settings that tests change.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default)]
 pub struct Setting {

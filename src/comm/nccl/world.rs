@@ -1,12 +1,11 @@
-//! What of NCCL is one for the whole process: the communicators, the stream that all calls go on,
-//! the calls under way, and a thread that watches over them.
+//! NCCL's state that exists once per process: the communicators, the stream of all calls, the calls
+//! under way, and a thread that watches over them.
 //!
-//! What is waited for is mostly the device, which knows nothing of ranks: a kernel of NCCL whose
-//! other side is gone runs for ever, and so does the host that waits for it. So the watching thread
-//! asks the lifeline, NCCL and the clock; where something is wrong it first ends the device
-//! ([`Device::end`]) and only then aborts NCCL's calls, whose kernels end. Every later wait for the
-//! device finds the error, so nothing that was computed from then on gets off the card, nor to
-//! disk.
+//! Most waits are for the device, which knows nothing of ranks. A kernel of NCCL whose other side
+//! is gone runs forever, and so does the host thread that waits for it. So the watching thread
+//! checks the lifeline, NCCL and the clock. On an error it first ends the device ([`Device::end`])
+//! and only then aborts NCCL's calls, whose kernels end. Every later wait for the device returns
+//! the error, so nothing computed from then on leaves the GPU or reaches the disk.
 
 use super::api::{Api, Handle, IN_PROGRESS};
 use crate::base::{Error, Result};
@@ -34,7 +33,7 @@ const STUCK: Duration = Duration::from_secs(30);
 struct Open {
     id: u64,
     what: What,
-    /// What the device does before it.
+    /// The end of the device's work before it.
     ready: Event,
     /// Its end, once NCCL has taken it.
     done: Option<Arc<Event>>,
@@ -62,7 +61,7 @@ struct Comms(Vec<Handle>);
 // SAFETY: NCCL's communicators may be used from any thread, one at a time.
 unsafe impl Send for Comms {}
 
-/// What calls are made of, in turn.
+/// The stream, buffers and numbers that calls use in turn.
 pub(super) struct Lane {
     pub(super) stream: Stream,
     /// Others' values of a reduction; values of the host on their way. Made when first needed.
@@ -263,7 +262,7 @@ impl Shared {
         }
     }
 
-    /// What ends the run, if anything does.
+    /// The error that ends the run, if there is one.
     fn trouble(&self) -> Option<Error> {
         if let Some(e) = self.lifeline.gone() {
             return Some(e);

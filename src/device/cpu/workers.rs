@@ -20,7 +20,7 @@ const OWNER_SPINS: u32 = 20_000;
 
 thread_local!(static IS_WORKER: Cell<bool> = const { Cell::new(false) });
 
-/// Whether the calling thread is a worker, or an owner in a task of its own.
+/// True if the calling thread is a worker, or an owner in a task of its own.
 pub(super) fn is_worker() -> bool {
     IS_WORKER.get()
 }

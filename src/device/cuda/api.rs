@@ -110,7 +110,7 @@ impl Api {
             .map_err(|name| format!("the NVIDIA driver is too old: libcuda has no {name}"))
     }
 
-    /// What the driver calls an error code.
+    /// The driver's name and description of an error code.
     pub(super) fn describe(&self, code: c_int) -> String {
         let text = |f: unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int| {
             let mut text: *const c_char = std::ptr::null();
@@ -128,7 +128,7 @@ impl Api {
     }
 }
 
-/// What the emulator has to say of the last error on this thread.
+/// The emulator's message for the last error on this thread.
 #[cfg(feature = "emulator")]
 pub(super) fn emulator_error() -> String {
     unsafe extern "C" {

@@ -13,7 +13,7 @@ unsafe extern "C" {
 /// Threads in order, copies as late as they may be; in reverse, as early as they may be; at random.
 const SCHEDULES: [(u32, u32); 3] = [(0, 0), (1, 1), (2, 2)];
 
-/// Whether `run` is right under each schedule.
+/// For each schedule, true if `run` gives right results.
 fn right(run: &dyn Fn(&mut Rng) -> Result<bool>) -> [bool; 3] {
     let verdicts = SCHEDULES.map(|(schedule, timing)| {
         // SAFETY: sets options of this thread.

@@ -1,4 +1,4 @@
-//! What kernels report of values that only the device could see to be wrong; the codes of
+//! Errors of invalid values that only the device can see; kernels report them with the codes of
 //! `cuda/lib/fault.cuh`.
 
 use crate::base::Error;

@@ -30,7 +30,7 @@ mod images {
     include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 }
 
-/// What is known of one card.
+/// The properties of one GPU.
 #[derive(Clone, Debug)]
 pub struct Card {
     /// Name given by the driver.
@@ -94,8 +94,8 @@ fn start(api: Api) -> std::result::Result<Api, String> {
     }
 }
 
-/// What the driver knows, without making a context on any. Fails where there is no driver, or none
-/// that starts; whether this binary has kernels for them is another question.
+/// All GPUs of the driver, without making a context on any. Fails where there is no driver, or none
+/// that starts. Does not check that this binary has kernels for them.
 pub fn cards() -> Result<Vec<Card>> {
     let api = driver()?;
     let mut count: c_int = 0;
@@ -235,7 +235,7 @@ impl Context {
         let _ = self.end.set(e);
     }
 
-    /// What was given to `end`, if anything.
+    /// Fails with the error given to `end`, if there is one.
     pub(super) fn ended(&self) -> Result<()> {
         let Some(e) = self.end.get() else { return Ok(()) };
         self.end_is_known.store(true, Ordering::Relaxed);

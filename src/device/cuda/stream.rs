@@ -277,7 +277,7 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// Whether the stream has come here.
+    /// True if the stream has reached this event.
     pub fn is_over(&self) -> Result<bool> {
         self.context.enter();
         // SAFETY: the event was recorded.

@@ -1,6 +1,5 @@
-//! What is to be saved: tensors and values by name. A draft reads a tensor when its turn comes,
-//! from where it lives. A copy of a draft holds all of them, so that what they were is written
-//! while they change.
+//! The tensors and values to save, by name. A draft reads a tensor from where it lives when its
+//! turn comes. A copy of a draft holds all tensors, so that they can change while it is written.
 
 use super::super::{SaveTensor, SourceDType};
 use crate::base::{Error, Result};
@@ -34,9 +33,9 @@ pub struct Content {
     pub(super) values: BTreeMap<String, String>,
 }
 
-/// What a snapshot can be written from.
+/// A source that a snapshot can be written from.
 pub trait Whole {
-    /// What there is.
+    /// The tensors' names, dtypes and shapes, and the values.
     fn content(&self) -> &Content;
     /// The bytes of tensor `i`.
     fn read(&self, i: usize) -> Result<Cow<'_, [u8]>>;

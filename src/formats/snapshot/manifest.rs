@@ -20,7 +20,7 @@ const FORMAT_VERSION: u64 = 1;
 /// Bound on a manifest; that of a model with many thousand tensors has some hundred kilobytes.
 const MAX_MANIFEST: u64 = 100_000_000;
 
-/// Of what moment of which run a snapshot is.
+/// The run and the moment of a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Label {
     /// The step of the run, by its short name.
@@ -47,9 +47,9 @@ impl Label {
 pub struct Input {
     /// Its name.
     pub path: String,
-    /// Whether it is data, and not a model.
+    /// True for data, false for a model.
     pub data: bool,
-    /// What it held.
+    /// Size and checksum of its content as it was read.
     #[serde(flatten)]
     pub stamp: Stamp,
 }
@@ -71,9 +71,9 @@ pub(super) struct Manifest {
 pub(super) struct Shard {
     pub(super) name: String,
     pub(super) bytes: u64,
-    /// Of what comes before the first tensor.
+    /// Checksum of the bytes before the first tensor.
     pub(super) header: Sum,
-    /// Of each tensor's bytes.
+    /// Checksum of each tensor's bytes, by name.
     pub(super) tensors: BTreeMap<String, Sum>,
 }
 

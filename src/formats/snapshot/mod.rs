@@ -3,8 +3,8 @@
 //! is used.
 //!
 //! Tensors are whole and have canonical names: nothing here knows of ranks or shards of a model.
-//! What the names mean, and when to save, is not decided here. [`write_snapshot`] tells how a
-//! directory comes to be, `manifest.rs` what it says of itself.
+//! The meaning of the names, and the time to save, are decided elsewhere. [`write_snapshot`]
+//! describes how a directory is made, `manifest.rs` its manifest.
 
 mod draft;
 mod manifest;
@@ -67,7 +67,7 @@ impl Snapshot {
         &self.dir
     }
 
-    /// Of what moment of which run it is.
+    /// The run and the moment of the snapshot.
     pub fn label(&self) -> &Label {
         &self.manifest.label
     }

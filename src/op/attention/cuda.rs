@@ -1,7 +1,6 @@
-//! Attention's launches on a CUDA device: which kernel, how many blocks, how much shared memory.
-//! What the kernels do is in cuda/tile/attend*.cuh. Numbers of tiles follow from shapes alone:
-//! where a sequence begins is known to the device only, so there are as many blocks as there could
-//! be tiles.
+//! Attention's launches on a CUDA device: kernel, number of blocks, bytes of shared memory. The
+//! kernels are in cuda/tile/attend*.cuh. Numbers of tiles follow from shapes alone. Only the device
+//! knows where a sequence begins, so there are as many blocks as there could be tiles.
 
 use super::Attention;
 use crate::base::{DType, Error, Result};
@@ -30,11 +29,11 @@ struct Shape {
     width: usize,
     /// Query rows of a forward tile.
     rows: usize,
-    /// Of the pass over keys: query rows per step, columns per block, warps that share keys.
+    /// In the pass over keys: query rows per step, columns per block, warps that share keys.
     step: usize,
     columns: usize,
     key_share: usize,
-    /// Of the pass over queries: stages of keys and values, warps that share rows.
+    /// In the pass over queries: stages of keys and values, warps that share rows.
     stages: usize,
     row_share: usize,
 }

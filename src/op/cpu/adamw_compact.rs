@@ -24,7 +24,7 @@ pub const BLOCK: usize = 64;
 pub struct State<'a> {
     /// Weights `[n]`.
     pub w: &'a mut [bf16],
-    /// What the weights lack of 24 bits `[n]`, signed.
+    /// The signed low byte that extends the weights to 24 bits `[n]`.
     pub correction: &'a mut [u8],
     /// Codes of the first moment `[n]`, signed.
     pub m: &'a mut [u8],
@@ -41,8 +41,8 @@ pub fn dither(step: u32, l: usize) -> u32 {
     step.wrapping_mul(0xc13f_a9a9).wrapping_add((l as u32).wrapping_mul(0x9e37_79b9))
 }
 
-/// What a dither adds to a code before its fraction is cut off, in 0..1. Of 16 bits, the last of
-/// them set: exact beside any code, never 0, on average one half.
+/// The value in 0..1 that a dither adds to a code before its fraction is cut off. It has 16 bits,
+/// the last of them set. So it is exact beside any code, never 0, and one half on average.
 #[inline(always)]
 fn code_dither(dither: u32) -> f32 {
     ((dither >> 16) | 1) as f32 * (1.0 / 65536.0)

@@ -89,7 +89,7 @@ mod linux {
     use std::arch::asm;
     use std::arch::x86_64::__cpuid_count;
 
-    /// Whether the processor has tiles of bf16 and the system lets this process use them.
+    /// True if the processor has tiles of bf16 and the system lets this process use them.
     pub(crate) fn available() -> bool {
         // Leaf 7, EDX: AMX-BF16 and AMX-TILE. Leaf 1, ECX: the system uses XSAVE.
         const AMX: u32 = 1 << 22 | 1 << 24;
@@ -108,7 +108,7 @@ mod linux {
         unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) == 0 }
     }
 
-    /// What `ldtilecfg` reads: palette 1, and the shape of each tile.
+    /// The operand of `ldtilecfg`: palette 1, and the shape of each tile.
     #[repr(C, align(64))]
     struct Config {
         palette: u8,

@@ -1,6 +1,6 @@
-//! What the scalar losses share: every input f32 `[n]`, a loss `[1]` and sums for reports. All is
-//! added up in f64 in token order: there are few tokens, and the order must not depend on threads.
-//! On CUDA devices one block does it (cuda/lib/loss.cuh).
+//! Code that the scalar losses share. Every input is f32 `[n]`; the outputs are a loss `[1]` and
+//! sums for reports. All sums are in f64 in token order: there are few tokens, and the order must
+//! not depend on threads. On CUDA devices one block computes them (cuda/lib/loss.cuh).
 
 use crate::base::{DType, Error, Result};
 use crate::op::{Backward, Op, Place, Plan, required, shape_error};

@@ -18,7 +18,7 @@ pub struct Turn<'a, E> {
     pub cosines: &'a [f32],
     /// As many.
     pub sines: &'a [f32],
-    /// Whether `out` is added to.
+    /// True if `out` is added to.
     pub acc: bool,
     /// As long as `x`.
     pub out: &'a mut [E],

@@ -1,7 +1,7 @@
-//! What some models do to attention scores between the product and the softmax: a soft cap, then
-//! ALiBi's bias, then a window. Row by row, from positions alone, so a row's bits depend on nothing
-//! around it. Not called for models that have none of these, and not the causal mask, which all
-//! have.
+//! Changes of some models to attention scores between the product and the softmax: a soft cap, then
+//! ALiBi's bias, then a window. They work row by row, from positions alone, so a row's bits depend
+//! on nothing around it. Models that have none of these do not call this. It does not apply the
+//! causal mask, which all models have.
 
 use crate::op::attention::Attention;
 use crate::op::cpu::simd::{LANES, Simd};

@@ -92,9 +92,9 @@ pub fn level() -> Level {
 /// Code written once for every level. `run` and all it calls must be `#[inline(always)]`, and may
 /// not hide work in closures: only inlined code is compiled with the level's instructions.
 pub trait Kernel {
-    /// Whether it gains by dot products of bf16 pairs; only then is it compiled for them.
+    /// True if dot products of bf16 pairs speed the kernel up; only then is it compiled for them.
     const PAIRS: bool = false;
-    /// What the kernel returns.
+    /// The type that the kernel returns.
     type Out;
     /// Runs at the level of `s`.
     fn run<S: Simd>(self, s: S) -> Self::Out;
@@ -120,7 +120,7 @@ pub fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Out {
     kernel.run(Portable(()))
 }
 
-/// Whether `E` is f32; otherwise it is bf16. Known at compile time.
+/// True if `E` is f32, false if it is bf16. Known at compile time.
 #[inline(always)]
 pub(super) fn is_f32<E: Elem>() -> bool {
     assert!(TypeId::of::<E>() == TypeId::of::<f32>() || size_of::<E>() == 2, "f32 or bf16");
@@ -157,9 +157,9 @@ pub(super) fn prefetch_far<E>(p: *const E) {
 pub trait Simd: Copy {
     /// The vector.
     type V: Copy;
-    /// Whether there are 32 registers of a whole vector each, which sets the size of tiles.
+    /// True if there are 32 registers of a whole vector each, which sets the size of tiles.
     const WIDE: bool;
-    /// Whether there is an instruction for [`dot_pairs`](Simd::dot_pairs).
+    /// True if there is an instruction for [`dot_pairs`](Simd::dot_pairs).
     const PAIRS: bool = false;
 
     /// All lanes `x`.

@@ -167,7 +167,7 @@ fn conversions_equal_the_scalar_ones() {
     }
 }
 
-/// What the kernels of bf16 products build on: loaded and zipped pairs, a transposed square, dot
+/// The building blocks of bf16 products: loading and zipping pairs, transposing a square, dot
 /// products of pairs.
 struct Pairs<'a>(&'a [bf16], &'a [bf16]);
 

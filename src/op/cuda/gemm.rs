@@ -7,7 +7,7 @@ use crate::device::Stream;
 use crate::device::cuda::params::GemmParams;
 use crate::op::act::Kind;
 
-/// What is multiplied, all row-major.
+/// The layouts of a product's two operands, all row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// a `[m, k]` by the transpose of b `[n, k]`.

@@ -1,4 +1,4 @@
-//! What several operators launch on CUDA devices: matrix products and column sums.
+//! CUDA launches that several operators share: matrix products and column sums.
 
 pub mod gemm;
 pub mod scatter;

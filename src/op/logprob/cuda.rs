@@ -103,7 +103,8 @@ pub(in crate::op) struct Statistics {
 }
 
 impl<'a> Layer<'a> {
-    /// Of x, w, b and targets, working at `scratch`, of the parts of [`Chunks`].
+    /// The layer of x, w, an optional bias and targets, with the workspace at `scratch`, whose
+    /// parts are those of [`Chunks`].
     pub(in crate::op) fn new(
         op: LogProb,
         stream: &'a Stream,

@@ -48,7 +48,7 @@ pub(in crate::op) struct Layer<'a, E> {
 }
 
 impl<'a, E: Elem> Layer<'a, E> {
-    /// Of x `[n, hidden]`, w `[vocab, hidden]` and b `[vocab]` or none.
+    /// The layer of x `[n, hidden]`, w `[vocab, hidden]` and an optional bias `[vocab]`.
     pub(in crate::op) fn new(ins: &[Option<View<'a>>]) -> Layer<'a, E> {
         let [Some(x), Some(w), bias, ..] = ins else { panic!("hidden states and weights") };
         let (d, vocab) = (w.desc.shape.last(), w.desc.shape.rows());

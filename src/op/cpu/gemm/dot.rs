@@ -41,7 +41,7 @@ struct Block<'a, A, B, C, E> {
     ends: Ends<'a, C, E>,
     rows: Range<usize>,
     cols: Range<usize>,
-    /// Whether bf16 operands are copied as f32 first.
+    /// True if bf16 operands are copied as f32 first.
     wide: bool,
     scratch: &'a mut Scratch,
 }

@@ -77,8 +77,9 @@ fn check(len: usize, rows: usize, cols: usize, ld: usize) {
     assert!(ld >= cols && len >= need, "{rows} x {cols} matrix, ld {ld}, in {len} elements");
 }
 
-/// What happens to a sum before it is stored: `alpha * sum`, then `+ bias[column]`, `+ residual`,
-/// `+ old value` (if `accumulate`), in this order in f32, rounded once to the output type.
+/// The operations on a sum before it is stored: `alpha * sum`, then `+ bias[column]`, `+ residual`,
+/// `+ old value` (if `accumulate`). They run in this order in f32; the result is rounded once to
+/// the output type.
 #[derive(Clone, Copy, Debug)]
 pub struct Epilogue<'a, E> {
     /// One value for each column of the output.
@@ -87,7 +88,7 @@ pub struct Epilogue<'a, E> {
     pub residual: Option<(&'a [E], usize)>,
     /// The factor of the sum.
     pub alpha: f32,
-    /// Whether the output's old value is added.
+    /// True if the output's old value is added.
     pub accumulate: bool,
 }
 

@@ -14,7 +14,7 @@ const DEPTH: usize = 256;
 const MAX_BLOCK: [usize; 2] = [192, 288];
 /// Rows asked for ahead of their copying: parts of rows are too short for the processor to foresee.
 const AHEAD: usize = 16;
-/// What the tiles of every level divide.
+/// Rows and columns that are multiples of every level's tiles.
 const UNIT: [usize; 2] = [24, 48];
 
 /// C = A B, or A^T B if `TRANS`; see [`super::gemm_nn`].

@@ -106,7 +106,7 @@ struct Left<'a> {
     next_pair: usize,
     /// Pairs of two terms.
     pairs: usize,
-    /// Whether a last term without a partner follows.
+    /// True if a last term without a partner follows.
     odd: bool,
 }
 
@@ -178,7 +178,7 @@ fn two_rows<'a>(
     })
 }
 
-/// What there is of `x` from `at` on.
+/// The rest of `x` from `at` on; empty if `at` is past the end.
 #[inline(always)]
 fn from(x: &[bf16], at: usize) -> &[bf16] {
     &x[at.min(x.len())..]

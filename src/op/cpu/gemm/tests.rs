@@ -118,8 +118,8 @@ fn ragged_shapes_match_f64() {
     ragged::<bf16, bf16, bf16>(8);
 }
 
-/// What accumulates adds the finished sum, so that products over blocks of columns are added in
-/// order.
+/// An accumulating product adds its finished sum to the old value, so that products over blocks of
+/// columns are added in order.
 fn old_values_are_added_last<A: Elem, B: Elem>(seed: u64) {
     let mut rng = Rng::new(seed, 0);
     for [m, n, depth] in [[1, 9, 1], [5, 33, 17], [40, 70, 100], [3, 17, 577]] {
