@@ -1,8 +1,9 @@
 //! From the words of a command line to a checked configuration: preset, file, flags and `--set` in
 //! that order; and every mistake as one line.
 
+use super::commands::{COMMANDS, Entry};
 use super::deepspeed;
-use super::flags::{COMMANDS, Entry, command};
+use super::flags::command;
 use crate::base::{Error, Result};
 use crate::model::resolve_model;
 use crate::pipeline::config::keys::{BENCH, CHAT, DOCTOR, EVAL, INSPECT, Key, Kind, PLAN, VERIFY};

@@ -2,7 +2,7 @@
 //! those that change nothing are named in one warning, those that would train another model in a
 //! warning or an error each, and those that mean a key set it.
 
-use super::flags::Entry;
+use super::commands::Entry;
 use crate::base::{Error, Result};
 use crate::pipeline::config::keys::{Commands, EVAL, PLAN, PPO, REWARD, SFT, TRAIN};
 use crate::pipeline::config::{Setting, flag_setting};

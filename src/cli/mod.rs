@@ -3,6 +3,7 @@
 
 mod args;
 mod children;
+mod commands;
 mod deepspeed;
 mod flags;
 mod ranks;

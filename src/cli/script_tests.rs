@@ -225,7 +225,7 @@ fn test_mode_ends_a_step_early() {
 
 #[test]
 fn what_is_accepted_is_no_key_too() {
-    for entry in super::flags::COMMANDS {
+    for entry in super::commands::COMMANDS {
         for foreign in super::deepspeed::of(entry) {
             for key in entry.own_keys() {
                 assert_ne!(entry.flag(key), foreign.flag);

@@ -1,7 +1,8 @@
 //! Tests of the command line: flags of every command, spellings, layers, and one-line errors.
 
 use super::args::{Request, parse};
-use super::flags::{COMMANDS, command};
+use super::commands::COMMANDS;
+use super::flags::command;
 use super::*;
 use crate::pipeline::config::keys::Kind as Values;
 use crate::pipeline::config::{Checkpointing, OptimizerState, RUN, RunConfig, toml_settings};

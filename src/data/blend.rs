@@ -13,9 +13,9 @@
 //!   each epoch until all were seen, above 1 it repeats some. The order is new in every epoch.
 
 use super::folder;
-use super::mt19937::permutation;
 use super::share::{self, Kind, NEEDS, STEPS};
 use super::source::{BadRows, OnBadRow, read_rows};
+use super::split::cut;
 use super::types::Row;
 use crate::base::{Error, Result, Rng};
 use std::path::{Path, PathBuf};
@@ -27,22 +27,6 @@ pub struct Spec {
     pub path: PathBuf,
     /// Share of its rows an epoch uses; 1 is all of them once.
     pub weight: f64,
-}
-
-/// Divides `0..n` by proportions: a permutation by `seed`, cut at rounded boundaries. As in
-/// DeepSpeed-Chat the rounding error falls to the first part; where that would make a boundary
-/// negative it is 0.
-pub fn split_indices(n: usize, proportions: &[f64], seed: u32) -> Vec<Vec<usize>> {
-    let sum: f64 = proportions.iter().sum();
-    let mut bounds = vec![0i64];
-    for p in proportions {
-        let size = (p / sum * n as f64).round_ties_even() as i64;
-        bounds.push(bounds[bounds.len() - 1] + size);
-    }
-    let surplus = bounds[proportions.len()] - n as i64;
-    bounds[1..].iter_mut().for_each(|b| *b = (*b - surplus).max(0));
-    let order = permutation(seed, n);
-    bounds.windows(2).map(|b| order[b[0] as usize..b[1] as usize].to_vec()).collect()
 }
 
 /// The sets to blend, and how to divide them between the steps.
@@ -200,7 +184,7 @@ impl Blend {
             return Ok((rows, Vec::new()));
         }
         let f = config.eval_fraction;
-        let mut parts = divide(rows, &[1.0 - f, f], config.seed);
+        let mut parts = cut(rows, &[1.0 - f, f], config.seed);
         let eval = parts.pop().unwrap_or_default();
         Ok((parts.pop().unwrap_or_default(), eval))
     }
@@ -219,14 +203,6 @@ impl Blend {
         self.bad.add(bad);
         Ok(rows)
     }
-}
-
-/// Divides rows by [`split_indices`], each part in the order of the permutation.
-pub(super) fn divide(rows: Vec<Row>, proportions: &[f64], seed: u32) -> Vec<Vec<Row>> {
-    let parts = split_indices(rows.len(), proportions, seed);
-    let mut rows: Vec<Option<Row>> = rows.into_iter().map(Some).collect();
-    let take = |part: Vec<usize>| part.into_iter().filter_map(|i| rows[i].take()).collect();
-    parts.into_iter().map(take).collect()
 }
 
 /// The order of one epoch over sets laid end to end, each given as (rows, weight): indices into

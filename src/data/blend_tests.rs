@@ -1,4 +1,5 @@
 use super::*;
+use crate::data::split_indices;
 use std::collections::HashSet;
 
 fn jsonl(dir: &Path, name: &str, count: usize) -> PathBuf {

@@ -2,11 +2,10 @@
 //! known, and with control tokens in a user's words kept from becoming control tokens.
 
 use super::guard::{Guarded, render};
-use super::template::ChatTemplate;
+use super::template::{ChatTemplate, mentions};
 use super::tokenizer::Tokenizer;
 use super::tokenizer_encode::Encoded;
 use super::types::{ChatContext, Message};
-use super::unread::mentions;
 use crate::base::{Error, Result};
 use std::ops::Range;
 

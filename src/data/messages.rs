@@ -2,7 +2,7 @@
 //! ShareGPT's `from` and `value`, content in parts, calls of tools. Other keys are kept: the chat
 //! template sees them.
 
-use super::row::{Parsed, kind, no_nul, wrong_type};
+use super::keys::{Parsed, kind, no_nul, wrong_type};
 use super::types::{Message, WEIGHT_KEYS, weight_of};
 use serde_json::{Map, Value, json};
 

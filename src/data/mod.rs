@@ -9,6 +9,7 @@ mod folder;
 mod guard;
 mod jinja;
 mod json;
+mod keys;
 mod messages;
 mod mt19937;
 mod packed;
@@ -18,6 +19,7 @@ mod row_keys;
 mod share;
 mod sniff;
 mod source;
+mod split;
 mod template;
 mod tokenizer;
 mod tokenizer_added;
@@ -29,7 +31,7 @@ mod tokenizer_keys;
 mod types;
 mod unread;
 
-pub use blend::{Blend, BlendConfig, Part, Spec, epoch_order, split_indices};
+pub use blend::{Blend, BlendConfig, Part, Spec, epoch_order};
 pub use chat::{ChatFormat, chat_ids};
 pub use example::{
     AnsweredTalk, Limits, OnLongPrompt, OpenTalk, PairExample, PromptExample, Remarks, RowRef,
@@ -39,6 +41,7 @@ pub use mt19937::{Mt19937, permutation};
 pub use packed::{Packed, micro_batches};
 pub use share::Kind as RowKind;
 pub use source::{BadRows, OnBadRow, read_rows};
+pub use split::split_indices;
 pub use template::{ChatTemplate, Rendering, TemplateInput};
 pub use tokenizer::{TextStream, Tokenizer, now};
 pub use tokenizer_encode::Encoded;

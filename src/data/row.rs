@@ -1,12 +1,11 @@
 //! One JSON object to one [`Row`]: recognises the format by its keys and checks the contents. Its
 //! errors are the bare reason; the reader of the file adds file and row.
 
+use super::keys::{Keys, Parsed, kind, no_nul, string, wrong_type};
 use super::messages::{list, parse as parse_messages, single};
 use super::row_keys::{CHAT_PROMPTS, HARMLESS, context, refuse_meaningful};
 use super::types::{Answer, Message, Prompt, Row};
-use serde_json::{Map, Value};
-
-pub(super) type Parsed<T> = Result<T, String>;
+use serde_json::Value;
 
 const EXPECTED: &str = "expected prompt, chosen and rejected; prompt and completion; messages; \
                         instruction and output; \
@@ -37,36 +36,6 @@ pub(super) fn parse_row(value: &Value) -> Parsed<Row> {
     let others = object.iter().filter(|(key, value)| !known(key) && !value.is_null());
     row.unused = others.map(|(key, _)| key.clone()).collect();
     Ok(row)
-}
-
-/// The keys of a row, and those that have been read.
-pub(super) struct Keys<'a> {
-    object: &'a Map<String, Value>,
-    used: Vec<&'a str>,
-}
-
-impl<'a> Keys<'a> {
-    /// The value of a key, which counts as read. A null counts as absent: exporters write it for
-    /// empty columns.
-    pub(super) fn take(&mut self, key: &str) -> Option<&'a Value> {
-        let (key, value) = self.object.get_key_value(key)?;
-        self.used.push(key);
-        Some(value).filter(|v| !v.is_null())
-    }
-
-    /// The value of a key.
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
-        self.object.get(key).filter(|v| !v.is_null())
-    }
-
-    fn has(&self, key: &str) -> bool {
-        self.get(key).is_some()
-    }
-
-    /// The first of `keys` that is there.
-    fn first<'k>(&self, keys: &[&'k str]) -> Option<&'k str> {
-        keys.iter().copied().find(|key| self.has(key))
-    }
 }
 
 fn by_format(keys: &mut Keys<'_>) -> Parsed<Row> {
@@ -264,42 +233,12 @@ fn missing(key: &str) -> String {
     format!("key {key:?} is missing ({EXPECTED})")
 }
 
-pub(super) fn wrong_type(key: &str, value: &Value, wanted: &str) -> String {
-    format!("key {key:?} is {}, not {wanted}", kind(value))
-}
-
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-fn string(key: &str, value: Option<&Value>) -> Parsed<Option<String>> {
-    match value {
-        None => Ok(None),
-        Some(Value::String(text)) => no_nul(key, text).map(Some),
-        Some(other) => Err(wrong_type(key, other, "a string")),
-    }
-}
-
 /// Text that holds something, and no NUL.
 fn checked(key: &str, text: &str) -> Parsed<String> {
     if text.trim().is_empty() {
         return Err(format!("key {key:?} is empty"));
     }
     no_nul(key, text)
-}
-
-pub(super) fn no_nul(key: &str, text: &str) -> Parsed<String> {
-    match text.contains('\0') {
-        true => Err(format!("key {key:?} holds a NUL character")),
-        false => Ok(text.to_owned()),
-    }
 }
 
 fn prompt_of(value: &Value) -> Parsed<Prompt> {

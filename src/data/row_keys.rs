@@ -1,8 +1,8 @@
 //! The keys of rows beside prompt and answers: what a chat template is given, what is refused
 //! because another model would come of it, and what is known to change nothing.
 
+use super::keys::{Keys, Parsed, no_nul, wrong_type};
 use super::messages::strings;
-use super::row::{Keys, Parsed, no_nul, wrong_type};
 use super::types::{ChatContext, Row};
 use serde_json::{Value, json};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Which steps can use a row, the kinds of rows that messages tell of, and the division of rows
 //! among the steps that can use them.
 
-use super::blend::divide as cut;
+use super::split::cut;
 use super::types::{Prompt, Row};
 
 /// The steps, in order.

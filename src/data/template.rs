@@ -138,6 +138,14 @@ impl ChatTemplate {
     }
 }
 
+/// True if a template's source holds `key` as a word of its own.
+pub(super) fn mentions(source: &str, key: &str) -> bool {
+    let inside = |c: char| c.is_alphanumeric() || c == '_';
+    source.match_indices(key).any(|(at, _)| {
+        !source[..at].ends_with(inside) && !source[at + key.len()..].starts_with(inside)
+    })
+}
+
 /// Bytes of the texts in a value.
 fn bytes(json: &Json) -> u64 {
     match json {

@@ -2,6 +2,7 @@
 //! if it were not there.
 
 use super::chat::ChatFormat;
+use super::template::mentions;
 use super::tokenizer::Tokenizer;
 use super::types::{Answer, Message, Prompt, Row, WEIGHT_KEYS};
 
@@ -82,12 +83,4 @@ fn said_by(message: &Message) -> impl Iterator<Item = &str> {
     };
     let known = |key: &str| HARMLESS.contains(&key) || WEIGHT_KEYS.contains(&key);
     fields.filter(move |(key, v)| !known(key) && !empty(v)).map(|(key, _)| key.as_str())
-}
-
-/// True if a template's source holds `key` as a word of its own.
-pub(super) fn mentions(source: &str, key: &str) -> bool {
-    let inside = |c: char| c.is_alphanumeric() || c == '_';
-    source.match_indices(key).any(|(at, _)| {
-        !source[..at].ends_with(inside) && !source[at + key.len()..].starts_with(inside)
-    })
 }
