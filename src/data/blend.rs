@@ -12,9 +12,10 @@
 //! - An epoch takes `round(weight * n)` of a set's `n` rows: below 1 it takes another part of them
 //!   each epoch until all were seen, above 1 it repeats some. The order is new in every epoch.
 
+use super::bad_rows::{BadRows, OnBadRow};
 use super::folder;
 use super::share::{self, Kind, NEEDS, STEPS};
-use super::source::{BadRows, OnBadRow, read_rows};
+use super::source::read_rows;
 use super::split::cut;
 use super::types::Row;
 use crate::base::{Error, Result, Rng};

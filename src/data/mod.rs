@@ -2,6 +2,7 @@
 //! between the steps, renders chat templates, tokenises, and packs. It knows nothing of models and
 //! losses; a batch leaves it as plain vectors of ids.
 
+mod bad_rows;
 mod blend;
 mod chat;
 mod example;
@@ -31,6 +32,7 @@ mod tokenizer_keys;
 mod types;
 mod unread;
 
+pub use bad_rows::{BadRows, OnBadRow};
 pub use blend::{Blend, BlendConfig, Part, Spec, epoch_order};
 pub use chat::{ChatFormat, chat_ids};
 pub use example::{
@@ -40,7 +42,7 @@ pub use example::{
 pub use mt19937::{Mt19937, permutation};
 pub use packed::{Packed, micro_batches};
 pub use share::Kind as RowKind;
-pub use source::{BadRows, OnBadRow, read_rows};
+pub use source::read_rows;
 pub use split::split_indices;
 pub use template::{ChatTemplate, Rendering, TemplateInput};
 pub use tokenizer::{TextStream, Tokenizer, now};

@@ -2,10 +2,10 @@
 //! about it; whether that stops the run is decided at the end, when it is known whether any row is
 //! good.
 
+use super::bad_rows::{BadRows, OnBadRow};
 use super::json::{self, Fault, skip_space};
 use super::row::{parse_row, text_row};
 use super::sniff::Format;
-use super::source::{BadRows, OnBadRow};
 use super::types::Row;
 use crate::base::{Error, Result};
 use serde_json::{Map, Value};

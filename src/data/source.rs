@@ -15,43 +15,12 @@
 //! A file is a JSON list, JSON lines, a table in CSV, or text; `reader` reads them. It knows
 //! nothing of tokens or training steps.
 
+use super::bad_rows::{BadRows, OnBadRow};
 use super::reader::Reader;
 use super::sniff::sniff;
 use super::types::Row;
 use crate::base::{Error, Result};
 use std::path::Path;
-
-/// How an unusable row is handled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnBadRow {
-    /// Stop with an error naming it.
-    Error,
-    /// Leave it out and count it.
-    Skip,
-}
-
-/// The rows left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BadRows {
-    /// How many.
-    pub count: usize,
-    /// One line about each of the first few.
-    pub first: Vec<String>,
-    /// Lines about rows that were read, but not as they may be meant.
-    pub notes: Vec<String>,
-}
-
-impl BadRows {
-    const SHOWN: usize = 5;
-
-    /// Adds another file's count.
-    pub fn add(&mut self, other: BadRows) {
-        self.count += other.count;
-        self.first.extend(other.first);
-        self.first.truncate(Self::SHOWN);
-        self.notes.extend(other.notes);
-    }
-}
 
 /// Reads all rows of a file: a JSON list, JSON lines, a table (`.csv`, `.tsv`), or text (`.txt`).
 /// Errors name the file and the row; a file of another format is named for what it is, and a file

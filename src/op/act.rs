@@ -12,7 +12,7 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::act as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::vectors::{OWN, THREADS, adding, aligned, row_grid, vec_len};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{
     Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
     shape_error,

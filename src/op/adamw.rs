@@ -12,7 +12,7 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::adamw::{self as kernel, Scalars};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cuda::vectors::{THREADS, aligned, flat_grid};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use bytemuck::Zeroable;

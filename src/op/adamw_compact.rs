@@ -18,7 +18,7 @@ use crate::op::cpu::adamw_compact::{self as kernel, BLOCK, State};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cpu::simd::level;
 use crate::op::cuda::vectors::{THREADS, aligned, flat_grid};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use bytemuck::Zeroable;

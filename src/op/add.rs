@@ -9,7 +9,7 @@ use crate::device::cuda::params::AddParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::vectors::{THREADS, aligned, flat_grid, vec_len};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{
     Arg, Backward, CudaBackward, CudaForward, CudaGrad, Forward, Op, Place, Plan, Run, by_dtype,
     required, shape_error,

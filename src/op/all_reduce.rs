@@ -8,7 +8,7 @@ use crate::comm::{Comm, Reduce};
 use crate::device::Region;
 use crate::op::conformance::{Case, Input};
 use crate::op::cuda::ready_for_ranks;
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::attend::{Block, KEYS, Queries, attend, query_tokens};
 use crate::op::cpu::attend_backward::{Gradient, attend_backward};
 use crate::op::cpu::shared::SharedMut;
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run};
 use crate::op::{required, shape_error};
 use crate::tensor::{Desc, Tensor};

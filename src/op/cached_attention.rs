@@ -16,7 +16,7 @@ use crate::op::attention::{
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::attend::{Block, KEYS, Queries, attend, query_tokens};
 use crate::op::cpu::shared::SharedMut;
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::ops::Range;

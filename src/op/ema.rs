@@ -8,7 +8,7 @@ use crate::device::cuda::params::EmaParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::vectors::{THREADS, aligned, flat_grid};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use crate::op::cpu::scatter::{check_range, scatter_add};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::scatter::{scatter_add as cuda_scatter_add, scatter_scratch};
 use crate::op::cuda::vectors::{THREADS, aligned, row_grid, vec_len};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{
     Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
     shape_error,

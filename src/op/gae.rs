@@ -7,7 +7,7 @@
 use crate::base::{DType, Error, Result};
 use crate::device::cuda::params::GaeParams;
 use crate::op::conformance::{Case, Input};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;

@@ -8,7 +8,7 @@ use crate::device::cuda::params::HeadParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::vec::{axpy, dot};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run};
 use crate::op::{by_dtype, required, shape_error};
 use crate::tensor::{Desc, Tensor};

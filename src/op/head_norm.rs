@@ -13,8 +13,8 @@ use crate::op::cpu::norm;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::sum_pieces;
 use crate::op::cuda::vectors::{adding, aligned};
+use crate::op::def::OpDef;
 use crate::op::norm::Norm;
-use crate::op::registry::OpDef;
 use crate::op::{
     Arg, Backward, CudaBackward, CudaForward, CudaGrad, Forward, Op, Place, Plan, Run, by_dtype,
     required, shape_error,

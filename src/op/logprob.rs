@@ -9,7 +9,7 @@ use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cpu::softmax::{self, Slope};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run};
 use crate::op::{required, shape_error};
 use crate::tensor::{Desc, Tensor};

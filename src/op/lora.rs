@@ -15,7 +15,7 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::dropout::{Dropout, Numbers};
 use crate::op::cpu::gemm::{Epilogue, Mat, MatMut, gemm_nn, gemm_nt, gemm_tn};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{
     Backward, CudaBackward, CudaForward, Forward, Grad, Op, Place, Plan, Run, required, shape_error,
 };

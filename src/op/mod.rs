@@ -17,6 +17,7 @@ pub mod cached_attention;
 pub mod conformance;
 pub mod cpu;
 pub mod cuda;
+pub mod def;
 pub mod ema;
 pub mod embed;
 pub mod gae;

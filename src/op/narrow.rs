@@ -12,7 +12,7 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::vec;
 use crate::op::cuda::vectors::{THREADS, adding, aligned, flat_grid, vec_len};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, required, shape_error};
 use crate::tensor::Desc;
 

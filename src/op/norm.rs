@@ -12,7 +12,7 @@ use crate::device::cuda::params::{NormParams, NormWeightParams};
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::norm as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{Arg, CudaBackward, CudaForward, by_dtype, cuda};
 use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};

@@ -9,7 +9,7 @@ use crate::base::Result;
 use crate::device::cuda::params::PpoPolicyParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{Arg, Backward, CudaBackward, CudaForward, Forward, Op, Plan, Run};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;

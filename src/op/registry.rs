@@ -1,16 +1,6 @@
 //! The one list of operators. Conformance tests, gradient checks and `docs/ops.md` follow from it.
 
-use crate::op::conformance::Case;
-
-/// An operator known to the project.
-pub struct OpDef {
-    /// Name, equal to the file's stem.
-    pub name: &'static str,
-    /// One line: the formula or purpose.
-    pub about: &'static str,
-    /// Test cases: shapes, attributes and the float64 reference.
-    pub cases: fn() -> Vec<Case>,
-}
+use crate::op::def::OpDef;
 
 /// All operators.
 pub static OPS: &[OpDef] = &[

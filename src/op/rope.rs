@@ -14,7 +14,7 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::rope as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::vectors::{OWN, adding, aligned, vec_len};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{
     Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
     shape_error,

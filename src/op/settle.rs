@@ -17,8 +17,8 @@ use crate::op::cpu::simd::{Kernel, LANES, Simd, dispatch, level};
 use crate::op::cpu::vec;
 use crate::op::cuda::vectors::{THREADS, adding, aligned, flat_grid, row_grid, vec_len};
 use crate::op::cuda::{self, column_sums_scratch};
+use crate::op::def::OpDef;
 use crate::op::linear::{column_sums, pass_on};
-use crate::op::registry::OpDef;
 use crate::op::{
     Arg, Backward, CudaBackward, CudaForward, CudaGrad, Forward, Grad, Op, Place, Plan, Run,
     by_dtype, required, shape_error,

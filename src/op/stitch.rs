@@ -10,7 +10,7 @@ use crate::device::cuda::params::StitchParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::vectors::{THREADS, aligned, row_grid, vec_len};
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;

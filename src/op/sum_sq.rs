@@ -10,7 +10,7 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cpu::vec;
 use crate::op::cuda::vectors::aligned;
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;

@@ -8,7 +8,7 @@ use crate::device::Stream;
 use crate::device::cuda::params::WeightedSumParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{Arg, Backward, CudaBackward, CudaForward, Forward, Op, Plan, Run};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;

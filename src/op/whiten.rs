@@ -8,7 +8,7 @@ use crate::base::{DType, Result};
 use crate::device::cuda::params::WhitenParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
-use crate::op::registry::OpDef;
+use crate::op::def::OpDef;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;

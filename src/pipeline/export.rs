@@ -4,11 +4,13 @@
 
 use super::card::{Card, hub_name};
 use super::generation;
-use super::sources::Source;
+use super::sources::{Source, clear};
 use crate::base::{Error, Result};
 use crate::data::Tokenizer;
-use crate::formats::write_atomic;
-use crate::model::{Model, SaveAs, Values, base_dir, save_adapters, save_model};
+use crate::formats::{sync_dir, write_atomic};
+use crate::model::{
+    Model, SaveAs, Values, base_dir, save_adapters, save_model, take_part_in_saving,
+};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -40,9 +42,73 @@ const IN_CONFIG: [&str; 22] = [
     "typical_p",
 ];
 
+impl Source {
+    /// Saves a trained model that started here as a Hugging Face directory, in place of an older
+    /// one. Rank 0 writes, all ranks read. Adapters are merged into the weights, and also saved
+    /// alone, in `adapter/` inside. `values` replaces the stored weights (an EMA) where it returns
+    /// some.
+    pub(super) fn save(
+        &self,
+        model: &Model,
+        dir: &Path,
+        options: &SaveAs,
+        values: Option<&Values<'_>>,
+        card: &Card,
+    ) -> Result<()> {
+        let adapters = model.lora.is_some() && values.is_none();
+        if model.store.partition().comm.rank() > 0 {
+            return take_part_in_saving(model, values, adapters);
+        }
+        replace_dir(dir, |new| write(self, model, new, options, values, card, adapters))
+    }
+}
+
+/// Fills a new directory and puts it in the place of `dir`. On an error the old one stays.
+fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let sibling = |end: &str| {
+        let mut name = dir.file_name().unwrap_or_default().to_os_string();
+        name.push(end);
+        dir.with_file_name(name)
+    };
+    let (new, old) = (sibling(".partial"), sibling(".old"));
+    clear(&new)?;
+    std::fs::create_dir_all(&new).map_err(|e| Error::io("create", &new, &e))?;
+    if let Err(e) = fill(&new).and_then(|()| sync_tree(&new)) {
+        // The error that counts is the first one.
+        let _ = clear(&new);
+        return Err(e);
+    }
+    clear(&old)?;
+    let rename = |from: &Path, to: &Path| {
+        std::fs::rename(from, to).map_err(|e| Error::io("rename a directory to", to, &e))
+    };
+    if dir.exists() {
+        rename(dir, &old)?;
+    }
+    rename(&new, dir)?;
+    // What is told of it afterwards must not outlive it.
+    dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), sync_dir)?;
+    clear(&old)
+}
+
+/// Puts every file below `dir` on the disk, and the directories that name them.
+fn sync_tree(dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir).map_err(|e| Error::io("read", dir, &e))? {
+        let path = entry.map_err(|e| Error::io("read", dir, &e))?.path();
+        match path.is_dir() {
+            true => sync_tree(&path)?,
+            false => {
+                let file = std::fs::File::open(&path).and_then(|f| f.sync_all());
+                file.map_err(|e| Error::io("sync", &path, &e))?;
+            }
+        }
+    }
+    sync_dir(dir)
+}
+
 /// Fills the directory `new` with `model`, trained from `source`. `values` replaces the stored
 /// weights (an EMA) where it returns some; `adapters` asks for `adapter/` inside.
-pub(super) fn write(
+fn write(
     source: &Source,
     model: &Model,
     new: &Path,

@@ -1,15 +1,11 @@
-//! Models of a run with their tokenizers: found, loaded, saved.
+//! Models of a run with their tokenizers: found and loaded.
 
-use super::card::Card;
-use super::export;
 use crate::arch::{Arch, Config};
 use crate::base::{Error, Result};
 use crate::data::{Tokenizer, now};
 use crate::device::{Device, Imagined};
-use crate::formats::{Checkpoint, sync_dir};
-use crate::model::{
-    LoadOptions, Model, SaveAs, Values, base_dir, hub_cache, resolve_model, take_part_in_saving,
-};
+use crate::formats::Checkpoint;
+use crate::model::{LoadOptions, Model, base_dir, hub_cache, resolve_model};
 use crate::report::{Event, Reporter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -79,7 +75,9 @@ impl Source {
         let base = base_dir(&self.dir)?;
         let mut files: Vec<PathBuf> =
             Checkpoint::open(&base)?.files().map(Path::to_path_buf).collect();
-        for dir in [&self.dir, &base] {
+        let templates = [&self.dir, &base].map(|dir| dir.join("additional_chat_templates"));
+        let templates = templates.iter().filter(|dir| dir.is_dir());
+        for dir in [&self.dir, &base].into_iter().chain(templates) {
             let small = std::fs::read_dir(dir).map_err(|e| Error::io("read", dir, &e))?;
             let small = small.filter_map(|e| e.ok().map(|e| e.path()));
             files.extend(small.filter(|p| {
@@ -112,25 +110,6 @@ impl Source {
             self.dir.display(),
             other.dir.display()
         )))
-    }
-
-    /// Saves a trained model that started here as a Hugging Face directory, in place of an older
-    /// one. Rank 0 writes, all ranks read. Adapters are merged into the weights, and also saved
-    /// alone, in `adapter/` inside. `values` replaces the stored weights (an EMA) where it returns
-    /// some.
-    pub(super) fn save(
-        &self,
-        model: &Model,
-        dir: &Path,
-        options: &SaveAs,
-        values: Option<&Values<'_>>,
-        card: &Card,
-    ) -> Result<()> {
-        let adapters = model.lora.is_some() && values.is_none();
-        if model.store.partition().comm.rank() > 0 {
-            return take_part_in_saving(model, values, adapters);
-        }
-        replace_dir(dir, |new| export::write(self, model, new, options, values, card, adapters))
     }
 }
 
@@ -175,49 +154,6 @@ pub(super) fn data_path(given: &Path) -> Result<PathBuf> {
          {directory}` and give that directory",
         hub.display()
     )))
-}
-
-/// Fills a new directory and puts it in the place of `dir`. On an error the old one stays.
-fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let sibling = |end: &str| {
-        let mut name = dir.file_name().unwrap_or_default().to_os_string();
-        name.push(end);
-        dir.with_file_name(name)
-    };
-    let (new, old) = (sibling(".partial"), sibling(".old"));
-    clear(&new)?;
-    std::fs::create_dir_all(&new).map_err(|e| Error::io("create", &new, &e))?;
-    if let Err(e) = fill(&new).and_then(|()| sync_tree(&new)) {
-        // The error that counts is the first one.
-        let _ = clear(&new);
-        return Err(e);
-    }
-    clear(&old)?;
-    let rename = |from: &Path, to: &Path| {
-        std::fs::rename(from, to).map_err(|e| Error::io("rename a directory to", to, &e))
-    };
-    if dir.exists() {
-        rename(dir, &old)?;
-    }
-    rename(&new, dir)?;
-    // What is told of it afterwards must not outlive it.
-    dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), sync_dir)?;
-    clear(&old)
-}
-
-/// Puts every file below `dir` on the disk, and the directories that name them.
-fn sync_tree(dir: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(dir).map_err(|e| Error::io("read", dir, &e))? {
-        let path = entry.map_err(|e| Error::io("read", dir, &e))?.path();
-        match path.is_dir() {
-            true => sync_tree(&path)?,
-            false => {
-                let file = std::fs::File::open(&path).and_then(|f| f.sync_all());
-                file.map_err(|e| Error::io("sync", &path, &e))?;
-            }
-        }
-    }
-    sync_dir(dir)
 }
 
 /// Removes a directory if it is there.
