@@ -3,8 +3,8 @@
 //! x `[tokens, in]`, w `[out, in]`, b `[out]` or none, residual `[tokens, out]` or none (in the
 //! dtype of the output) -> y `[tokens, out]` = x w^T + b + residual, summed in f32 and rounded
 //! once. With `f32_out` y is f32 whatever the dtype of x: logits. With an activation
-//! y = act(x w^T + b), its argument rounded as if it had been stored: for passes without a backward,
-//! which needs the argument.
+//! y = act(x w^T + b), its argument rounded as if it had been stored: for passes without a
+//! backward, which needs the argument.
 //!
 //! A product over all input columns may be made of products over blocks of them: the first with
 //! `f32_out`, the others with `onto`, which adds to it in place. That is the sum of the blocks'
