@@ -22,7 +22,7 @@ use std::path::Path;
 /// Text for the user where something went wrong; it may have many lines.
 type Result<T> = std::result::Result<T, String>;
 
-/// What the build depends on, apart from files.
+/// Environment variables that the build depends on.
 const VARIABLES: [&str; 9] = [
     "CI",
     "CUDA_HOME",
