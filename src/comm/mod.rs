@@ -13,6 +13,7 @@ mod imagined;
 mod launch;
 mod lifeline;
 mod local;
+mod member;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
@@ -26,7 +27,8 @@ mod wire;
 pub use launch::{DUPLEX, Launch, SOCKET, launched};
 pub use lifeline::Lifeline;
 pub use local::run_ranks;
-pub use rendezvous::{Member, Met, Place, rendezvous};
+pub use member::Member;
+pub use rendezvous::{Met, Place, rendezvous};
 pub use wire::secret;
 
 use crate::base::{DType, Error, Result};

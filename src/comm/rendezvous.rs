@@ -4,6 +4,7 @@
 //! secret, which is never sent. The connections remain, as the run's [`Lifeline`](super::Lifeline).
 
 use super::lifeline::Lifeline;
+use super::member::{Lines, Member};
 use super::wire::{SILENCE, Sealed, fill, opened, random, seal, send, take};
 use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -14,19 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
-
-/// One process of a run, as it tells the others.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Member {
-    /// Its rank.
-    pub rank: usize,
-    /// How many ranks it takes there to be.
-    pub size: usize,
-    /// The machine it runs on.
-    pub host: String,
-    /// Values that must be the same on all ranks, by name: version, configuration, data.
-    pub alike: BTreeMap<String, String>,
-}
 
 /// Where and how the ranks meet.
 #[derive(Clone, Debug)]
@@ -54,10 +42,6 @@ const LARGEST: usize = 1 << 20;
 const LATE: Duration = Duration::from_secs(2);
 /// Callers that are listened to at a time; others are turned away, and may call again.
 const CALLERS: usize = 1024;
-
-/// The connections of those who have met, by the rank at their other end: rank 0 has one to each of
-/// the others, who have one to it.
-pub(super) type Lines = Vec<(usize, TcpStream)>;
 
 /// Meets the other ranks; `gift` is rank 0's for all.
 ///

@@ -8,6 +8,7 @@ use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::device::cuda::params::ActParams;
+pub use crate::op::attr::Kind;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::act as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
@@ -19,19 +20,6 @@ use crate::op::{
 };
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
-
-/// The function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// max(x, 0).
-    Relu,
-    /// GELU with the tanh approximation ("gelu_new", "gelu_pytorch_tanh").
-    GeluTanh,
-    /// Exact GELU, x Phi(x).
-    GeluErf,
-    /// x sigmoid(x), also called swish.
-    Silu,
-}
 
 /// The operator.
 #[derive(Clone, Copy, Debug)]

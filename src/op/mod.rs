@@ -12,6 +12,7 @@ pub mod advance;
 pub mod all_gather;
 pub mod all_reduce;
 pub mod attention;
+mod attr;
 pub mod bench;
 pub mod cached_attention;
 pub mod conformance;

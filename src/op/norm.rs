@@ -9,6 +9,7 @@ use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::device::cuda::params::{NormParams, NormWeightParams};
+pub use crate::op::attr::Norm;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::norm as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
@@ -17,17 +18,6 @@ use crate::op::{Arg, CudaBackward, CudaForward, by_dtype, cuda};
 use crate::op::{Backward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
-
-/// The operator; `mean` selects LayerNorm, otherwise RMSNorm.
-#[derive(Clone, Copy, Debug)]
-pub struct Norm {
-    /// Subtract the mean (LayerNorm).
-    pub mean: bool,
-    /// Added to the variance.
-    pub eps: f32,
-    /// The weight is stored less 1.
-    pub unit_offset: bool,
-}
 
 /// Registry entry.
 pub const DEF: OpDef = OpDef {

@@ -10,7 +10,7 @@ mod what;
 
 pub(super) use what::{What, part_of};
 
-use super::rendezvous::{Lines, Member};
+use super::member::{Lines, Member};
 use super::wire::{send, take};
 use crate::base::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};

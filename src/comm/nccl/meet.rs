@@ -5,7 +5,8 @@
 use super::api::{Api, START, UniqueId};
 use crate::base::{Error, Result, machine_name};
 use crate::comm::lifeline::Lifeline;
-use crate::comm::rendezvous::{Member, Met, Place, bind, host, visit};
+use crate::comm::member::Member;
+use crate::comm::rendezvous::{Met, Place, bind, host, visit};
 use crate::comm::{Launch, SOCKET};
 use std::net::TcpListener;
 use std::os::fd::FromRawFd;

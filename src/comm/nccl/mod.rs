@@ -13,7 +13,7 @@ mod world;
 pub use api::{FILES, VARIABLE, given};
 pub use meet::SECRET;
 
-use super::rendezvous::Member;
+use super::member::Member;
 use super::under_way::under_way;
 use super::{Call, Comm, Launch, Pending, Transport};
 use crate::base::{Error, Result};

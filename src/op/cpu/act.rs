@@ -2,7 +2,7 @@
 //! `op/act.rs`.
 
 use crate::base::Elem;
-use crate::op::act::Kind;
+use crate::op::attr::Kind;
 use crate::op::cpu::simd::{Kernel, LANES, Simd, dispatch, level};
 use crate::op::cpu::vec_math;
 

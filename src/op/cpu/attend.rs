@@ -4,7 +4,7 @@
 //! so a row's bits depend neither on its neighbours nor on where the keys live.
 
 use crate::base::Elem;
-use crate::op::attention::Attention;
+use crate::op::attr::Attention;
 use crate::op::cpu::scores::Row;
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cpu::simd::{Kernel, LANES, Simd, dispatch, level};

@@ -4,7 +4,7 @@
 //! other sequences.
 
 use crate::base::Elem;
-use crate::op::attention::Attention;
+use crate::op::attr::Attention;
 use crate::op::cpu::attend::{KEYS, cut, load_queries, query_tokens, with_scratch};
 use crate::op::cpu::scores::Row;
 use crate::op::cpu::shared::SharedMut;

@@ -9,6 +9,7 @@ pub mod attend;
 pub mod attend_backward;
 pub mod dropout;
 pub mod gemm;
+pub mod lanes;
 pub mod loss;
 pub mod norm;
 pub mod rope;

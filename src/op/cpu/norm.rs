@@ -2,8 +2,8 @@
 //! `op/head_norm.rs`.
 
 use crate::base::Elem;
+use crate::op::attr::Norm;
 use crate::op::cpu::simd::{Kernel, LANES, Simd, dispatch, level};
-use crate::op::norm::Norm;
 
 /// Normalises one row; returns its mean and 1/std.
 pub fn forward<E: Elem>(

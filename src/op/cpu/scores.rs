@@ -3,7 +3,7 @@
 //! on nothing around it. Models that have none of these do not call this. It does not apply the
 //! causal mask, which all models have.
 
-use crate::op::attention::Attention;
+use crate::op::attr::Attention;
 use crate::op::cpu::simd::{LANES, Simd};
 use crate::op::cpu::vec_math;
 

@@ -1,7 +1,7 @@
 //! The AVX-512 and AVX2 vectors behind [`super::simd`]. Empty on other processors.
 #![cfg(target_arch = "x86_64")]
 
-use super::simd::{Kernel, LANES, Level, Simd, is_f32};
+use super::lanes::{Kernel, LANES, Level, Simd, is_f32};
 use crate::base::{Elem, bf16};
 use std::arch::x86_64::*;
 
