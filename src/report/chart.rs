@@ -55,7 +55,7 @@ pub(super) fn chart(
     let (width, height) = size;
     let mut svg = format!(
         r#"<svg viewBox="0 0 {width} {height}" role="img" aria-label="{}">"#,
-        super::page::escape(name)
+        super::escape::escape(name)
     );
     grid(&mut svg, &frame, &y_ticks, is_percent(name));
     // A nested view clips what lies outside the frame.

@@ -3,6 +3,7 @@
 //! the few metric names listed in [`Event`].
 
 mod chart;
+mod escape;
 mod event;
 mod html;
 mod jsonl;

@@ -2,6 +2,7 @@
 
 use super::Sample;
 use super::chart::chart;
+use super::escape::escape;
 use super::number::{date, duration, label, metric};
 use super::run::{Run, Step};
 use super::series::{Series, smoothed};
@@ -45,23 +46,6 @@ pub(super) fn page(run: &Run) -> String {
         env!("CARGO_PKG_VERSION"),
         date(run.updated)
     );
-    out
-}
-
-/// `text` safe between tags and in quoted attributes.
-pub(super) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c if c.is_control() && c != '\n' && c != '\t' => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
     out
 }
 

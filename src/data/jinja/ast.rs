@@ -2,6 +2,14 @@
 
 use std::sync::Arc;
 
+/// A parsed template.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub(crate) body: Vec<Stmt>,
+    /// The template has `{% generation %}`.
+    pub(crate) marks_generation: bool,
+}
+
 /// An expression and its line.
 #[derive(Debug)]
 pub(crate) struct Expr {

@@ -1,19 +1,12 @@
 //! Jinja2's tests, as in `x is defined`.
 
 use super::ast::CompareOp;
-use super::eval::{Given, Run};
+use super::names;
 use super::ops;
 use super::repr::text;
+use super::run::{Given, Run};
 use super::strings::case_is;
 use super::value::{Object, Res, Value, error};
-
-#[rustfmt::skip]
-pub(crate) const NAMES: [&str; 39] = [
-    "odd", "even", "divisibleby", "defined", "undefined", "filter", "test", "none", "boolean",
-    "false", "true", "integer", "float", "lower", "upper", "string", "mapping", "number",
-    "sequence", "iterable", "callable", "sameas", "escaped", "in", "==", "eq", "equalto", "!=",
-    "ne", ">", "gt", "greaterthan", "ge", ">=", "<", "lt", "lessthan", "<=", "le",
-];
 
 impl Run {
     /// The outcome of a test.
@@ -84,11 +77,11 @@ impl Run {
             },
             "filter" => {
                 ops::hashable(value)?;
-                value.as_str().is_some_and(|name| super::filters::NAMES.contains(&name))
+                value.as_str().is_some_and(|name| names::FILTERS.contains(&name))
             }
             "test" => {
                 ops::hashable(value)?;
-                value.as_str().is_some_and(|name| NAMES.contains(&name))
+                value.as_str().is_some_and(|name| names::TESTS.contains(&name))
             }
             _ => return error(format!("No test named '{name}'.")),
         })

@@ -1,25 +1,16 @@
 //! Jinja2's filters, and `tojson` of `transformers`.
 
 use super::ast::{BinaryOp, CompareOp};
-use super::eval::{Given, Run};
 use super::json::{Style, dumps};
+use super::names;
 use super::ops;
 use super::repr::{escape_html, sorted_repr, text};
+use super::run::{Given, Run};
 use super::strings::{capitalize, is_space, splitlines};
-use super::value::{Fail, Iter, Res, Value, error};
+use super::value::{Fail, Iter, Res, Value, View, error, view_items};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-
-#[rustfmt::skip]
-pub(crate) const NAMES: [&str; 54] = [
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e",
-    "escape", "filesizeformat", "first", "float", "forceescape", "format", "groupby", "indent",
-    "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "pprint",
-    "random", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select",
-    "selectattr", "slice", "sort", "string", "striptags", "sum", "title", "tojson", "trim",
-    "truncate", "unique", "upper", "urlencode", "urlize", "wordcount", "wordwrap", "xmlattr",
-];
 
 impl Run {
     /// Applies a filter.
@@ -49,9 +40,7 @@ impl Run {
                 let [] = given.bind(name, [], 0)?;
                 match &value {
                     Value::Undefined(_) => Ok(Value::iter(Vec::new())),
-                    Value::Dict(d) => {
-                        Ok(Value::iter(ops::view_items(super::value::View::Items, &d.entries)?))
-                    }
+                    Value::Dict(d) => Ok(Value::iter(view_items(View::Items, &d.entries)?)),
                     _ => Ok(failing(Vec::new(), "Can only get item pairs from a mapping.")),
                 }
             }
@@ -439,7 +428,7 @@ impl Run {
             return Ok(failing(Vec::new(), "map requires a filter argument"));
         }
         let filter = text(&given.pos.remove(0))?;
-        if !NAMES.contains(&&*filter) {
+        if !names::FILTERS.contains(&&*filter) {
             return Ok(failing(Vec::new(), &format!("No filter named '{filter}'.")));
         }
         self.lazily(&value, |run, item, out| {
@@ -754,7 +743,7 @@ impl Run {
 
     fn urlencode(&mut self, value: Value) -> Res<Value> {
         let pairs = match &value {
-            Value::Dict(d) => ops::view_items(super::value::View::Items, &d.entries)?,
+            Value::Dict(d) => view_items(View::Items, &d.entries)?,
             Value::List(_) | Value::Tuple(_) | Value::Iter(_) | Value::Range(_) => {
                 ops::items(self, &value)?
             }

@@ -1,8 +1,8 @@
 //! Python's two ways to format: `%` and `str.format`.
 
-use super::eval::{Given, Run};
-use super::ops;
+use super::compare;
 use super::repr::{at_exponent, float, repr, text, with_exponent};
+use super::run::{Given, Run};
 use super::value::{Res, Value, error, named};
 use std::sync::Arc;
 
@@ -331,7 +331,7 @@ pub(crate) fn percent(run: &mut Run, template: &str, value: &Value) -> Res<Strin
                 }
             }
             let Value::Dict(d) = value else { return error("format requires a mapping") };
-            match ops::lookup(&d.entries, &Value::str(&key)) {
+            match compare::lookup(&d.entries, &Value::str(&key)) {
                 Some(found) => named = Some(found.clone()),
                 None => return error(format!("format has no key '{key}'")),
             }
@@ -411,7 +411,7 @@ fn convert(value: &Value, kind: char, mut spec: Spec) -> Res<String> {
             format_int(number, &spec)
         }
         'e' | 'E' | 'f' | 'F' | 'g' | 'G' => {
-            let Some(number) = ops::number(value) else {
+            let Some(number) = compare::number(value) else {
                 return error("must be real number, not ".to_owned() + value.kind());
             };
             spec.kind = Some(kind);

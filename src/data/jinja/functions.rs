@@ -1,17 +1,12 @@
 //! Global functions of a chat template.
 
-use super::eval::{Given, Run};
 use super::ops;
 use super::repr::text;
+use super::run::{Given, Run};
 use super::strings::strftime;
 use super::value::{Object, Res, Value, Vars, error, range_len};
 use std::cell::Cell;
 use std::rc::Rc;
-
-#[rustfmt::skip]
-pub(crate) const NAMES: [&str; 8] = [
-    "range", "dict", "lipsum", "cycler", "joiner", "namespace", "raise_exception", "strftime_now",
-];
 
 /// Numbers that a range may have in Jinja2's sandbox.
 const MOST_RANGE: i128 = 100_000;

@@ -1,7 +1,7 @@
 //! `json.dumps`, as the filter `tojson` of `transformers` calls it.
 
-use super::eval::Run;
 use super::repr::float;
+use super::run::Run;
 use super::value::{Res, Value, error};
 use std::cmp::Ordering;
 

@@ -1,8 +1,8 @@
 //! Attributes of values and Python's methods, as far as the sandbox allows them.
 
-use super::eval::{Given, Run};
 use super::format::str_format;
 use super::ops;
+use super::run::{Given, Run};
 use super::strings::{
     capitalize, case_is, casefold, characters_are, expandtabs, is_identifier, is_space,
     rsplit_space, split_space, splitlines, swapcase, title,

@@ -5,6 +5,7 @@
 
 mod ast;
 mod check;
+mod compare;
 mod eval;
 mod filters;
 mod format;
@@ -12,14 +13,18 @@ mod functions;
 mod json;
 mod lex;
 mod methods;
+mod names;
 mod ops;
 mod parse;
 mod repr;
+mod run;
 mod strings;
 mod value;
 
-pub(super) use eval::{Failed, Limits, Output, render};
-pub(super) use parse::{Program, parse};
+pub(super) use ast::Program;
+pub(super) use eval::render;
+pub(super) use parse::parse;
+pub(super) use run::{Failed, Limits, Output};
 #[cfg(test)]
 pub(super) use strings::strftime;
 pub(super) use value::Value;

@@ -1,7 +1,8 @@
 //! Tokens to a syntax tree: Jinja2's grammar, with the statements that chat templates have.
 
-use super::ast::{Args, BinaryOp, CompareOp, Expr, For, Kind, MacroDef, Stmt, Target};
+use super::ast::{Args, BinaryOp, CompareOp, Expr, For, Kind, MacroDef, Program, Stmt, Target};
 use super::lex::{SyntaxError, Tok, Token, tokens};
+use super::names;
 use std::sync::Arc;
 
 /// Levels that statements and expressions may be nested. Jinja2 itself gives up earlier.
@@ -9,14 +10,6 @@ const MOST_NESTED: u32 = 90;
 
 /// Operators, subscripts and filters that one expression may chain.
 const MOST_CHAINED: u32 = 500;
-
-/// A parsed template.
-#[derive(Debug)]
-pub(crate) struct Program {
-    pub(crate) body: Vec<Stmt>,
-    /// The template has `{% generation %}`.
-    pub(crate) marks_generation: bool,
-}
 
 type Parsed<T> = Result<T, SyntaxError>;
 
@@ -886,7 +879,7 @@ impl Parser {
         let line = self.line();
         let name = self.dotted_name()?;
         let args = if self.is_op("(") { self.args()? } else { Args::default() };
-        if !super::filters::NAMES.contains(&&*name) {
+        if !names::FILTERS.contains(&&*name) {
             self.unknown.push((format!("No filter named '{name}'."), line));
         }
         Ok(Expr { line, kind: Kind::Filter(Box::new(node), name, args) })
@@ -913,7 +906,7 @@ impl Parser {
         } else {
             Args::default()
         };
-        if !super::check::NAMES.contains(&&*name) {
+        if !names::TESTS.contains(&&*name) {
             self.unknown.push((format!("No test named '{name}'."), line));
         }
         let test = Expr { line, kind: Kind::Test(Box::new(node), name, args) };

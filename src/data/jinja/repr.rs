@@ -1,5 +1,6 @@
 //! Python's `str` and `repr`.
 
+use super::strings::is_printable;
 use super::value::{Object, Res, Value, View, error};
 use std::fmt::Write;
 
@@ -65,7 +66,7 @@ fn write(value: &Value, sorted: bool, depth: u32, out: &mut String) -> Res<()> {
             out.push('}');
         }
         Value::View(view, d) => {
-            let items = super::ops::view_items(*view, &d.entries)?;
+            let items = super::value::view_items(*view, &d.entries)?;
             let name = match view {
                 View::Keys => "dict_keys([",
                 View::Values => "dict_values([",
@@ -121,16 +122,6 @@ fn series(
     }
     out.push_str(close);
     Ok(())
-}
-
-/// A character that Python's `repr` writes as it is.
-pub(crate) fn is_printable(c: char) -> bool {
-    match c {
-        ' '..='~' => true,
-        _ if c.is_ascii() || c.is_control() => false,
-        // A combining mark is printable too, and this escapes one only at the start of a text.
-        _ => !format!("a{c}").escape_debug().to_string().starts_with("a\\"),
-    }
 }
 
 /// `repr` of a string.

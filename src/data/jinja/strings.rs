@@ -185,7 +185,7 @@ pub(crate) fn characters_are(s: &str, test: &str) -> Res<bool> {
         "isnumeric" => c.is_numeric(),
         "isspace" => is_space(c),
         "isascii" => c.is_ascii(),
-        "isprintable" => super::repr::is_printable(c),
+        "isprintable" => is_printable(c),
         _ => c.is_ascii_digit(),
     }))
 }
@@ -408,4 +408,14 @@ fn civil(days: i64) -> (i64, usize, i64) {
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     (year, month as usize, day)
+}
+
+/// A character that Python's `repr` writes as it is.
+pub(crate) fn is_printable(c: char) -> bool {
+    match c {
+        ' '..='~' => true,
+        _ if c.is_ascii() || c.is_control() => false,
+        // A combining mark is printable too, and this escapes one only at the start of a text.
+        _ => !format!("a{c}").escape_debug().to_string().starts_with("a\\"),
+    }
 }

@@ -286,3 +286,15 @@ pub(crate) fn range_len([start, stop, step]: &[i128; 3]) -> i128 {
         _ => 0,
     }
 }
+
+/// The items that a view of a dictionary shows.
+pub(crate) fn view_items(view: View, entries: &[(Value, Value)]) -> Res<Vec<Value>> {
+    entries
+        .iter()
+        .map(|(k, v)| match view {
+            View::Keys => Ok(k.clone()),
+            View::Values => Ok(v.clone()),
+            View::Items => Value::tuple(vec![k.clone(), v.clone()]),
+        })
+        .collect()
+}
