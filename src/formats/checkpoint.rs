@@ -1,9 +1,10 @@
 //! All the weights of a Hugging Face model directory as one table from name to tensor, whatever
 //! files they lie in. Reads on demand; knows no model and no configuration.
 
+use super::TensorInfo;
+use super::names::{clipped, is_plain_name, not_here, quoted};
 use super::safetensors::SafetensorsFile;
 use super::torch::TorchFile;
-use super::{TensorInfo, clipped, is_plain_name, not_here, quoted};
 use crate::base::{Error, Result};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};

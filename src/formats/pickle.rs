@@ -5,7 +5,8 @@
 //! Values live in one arena and are named by index, so sharing costs nothing, cycles are harmless,
 //! and memory is linear in the size of the pickle.
 
-use super::{SourceDType, quoted};
+use super::SourceDType;
+use super::names::quoted;
 use crate::base::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 

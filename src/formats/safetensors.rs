@@ -3,7 +3,8 @@
 //! by tensor so that a model is never held twice.
 
 use super::map::map_file;
-use super::{SourceDType, TensorInfo, clipped, not_here, quoted, write_atomic};
+use super::names::{clipped, not_here, quoted};
+use super::{SourceDType, TensorInfo, write_atomic};
 use crate::base::{Error, Result};
 use memmap2::Mmap;
 use serde::Deserialize;

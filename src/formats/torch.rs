@@ -1,10 +1,11 @@
 //! PyTorch checkpoints (`.bin`, `.pt`: a zip of one pickle and raw storages), read without
 //! executing the pickle and without extracting anything: tensors are views into the memory map.
 
+use super::TensorInfo;
 use super::crc::crc32;
 use super::map::map_file;
+use super::names::{clipped, not_here, quoted};
 use super::pickle::{PickledTensor, read_state_dict};
-use super::{TensorInfo, clipped, not_here, quoted};
 use crate::base::{Error, Result};
 use memmap2::Mmap;
 use std::borrow::Cow;

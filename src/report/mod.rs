@@ -12,6 +12,7 @@ mod page;
 mod reporter;
 mod run;
 mod series;
+mod sink;
 mod tensorboard;
 mod terminal;
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub use event::{Event, Sample};
 pub use html::Html;
 pub use jsonl::{Jsonl, cut_log};
 pub(crate) use number::significant;
-pub use reporter::{Reporter, Sink};
+pub use reporter::Reporter;
+pub use sink::Sink;
 pub use tensorboard::TensorBoard;
 pub use terminal::Terminal;

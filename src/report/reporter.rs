@@ -1,19 +1,11 @@
 //! Hands each event to every sink. Telling about a run must never end it: a sink that fails is
 //! warned about once and tried again at the next event.
 
+use super::sink::Sink;
 use super::{Event, Html, Jsonl, TensorBoard, Terminal, jsonl};
 use crate::base::Result;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-/// A place events go to.
-pub trait Sink: Send {
-    /// The sink's name for the user, for the warning when it fails.
-    fn name(&self) -> &str;
-
-    /// Takes one event; `time` is in seconds since 1970.
-    fn write(&mut self, time: f64, event: &Event) -> Result<()>;
-}
 
 /// The sinks of a run.
 #[derive(Default)]

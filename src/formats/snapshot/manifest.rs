@@ -2,8 +2,9 @@
 //! in it, and has a checksum for each header and each tensor of the shards, so that no byte of a
 //! snapshot can change unnoticed, and a damaged tensor can be named.
 
+use super::super::names::{clipped, is_plain_name, quoted};
 use super::super::stamp::{Stamp, Sum};
-use super::super::{clipped, is_plain_name, quoted, write_atomic};
+use super::super::write_atomic;
 use super::damaged;
 use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};

@@ -17,8 +17,9 @@ pub use manifest::{Input, Label};
 pub use write::{Found, list_snapshots, read_as_written};
 pub use write::{remove_leftovers, remove_snapshot, write_snapshot};
 
+use super::names::quoted;
 use super::safetensors::SafetensorsFile;
-use super::{SourceDType, Sum, TensorInfo, quoted};
+use super::{SourceDType, Sum, TensorInfo};
 use crate::base::{Error, Result};
 use manifest::{MANIFEST, Manifest, Shard};
 use std::borrow::Cow;

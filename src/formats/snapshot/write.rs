@@ -5,8 +5,9 @@
 
 use super::super::atomic::sync_dir;
 use super::super::safetensors::SafetensorsFile;
+use super::super::safetensors::safetensors_order;
 use super::super::save::split;
-use super::super::{Sum, safetensors_order, write_safetensors};
+use super::super::{Sum, write_safetensors};
 use super::damaged;
 use super::draft::{Content, Whole};
 use super::manifest::{self, Label, Manifest, Shard};
