@@ -4,7 +4,8 @@
 
 use super::super::launch::launched;
 use super::super::lifeline::Lifeline;
-use super::super::rendezvous::{Member, Place, host, visit};
+use super::super::member::Member;
+use super::super::rendezvous::{Place, host, visit};
 use super::super::wire::random;
 use super::requests::{Lane, Requests};
 use crate::base::{Error, Result};
