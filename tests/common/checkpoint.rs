@@ -61,6 +61,16 @@ pub fn write_large(dir: &Path, family: &str, vocab: usize) -> PathBuf {
     write_as(dir, fields, &tokenizer(None))
 }
 
+/// Writes a random LLaMA model of these sizes.
+pub fn write_wide(dir: &Path, hidden: usize, ffn: usize, layers: usize) -> PathBuf {
+    let tokenizer = tokenizer(None);
+    let mut fields = config("llama", tokenizer.vocab_size());
+    fields["hidden_size"] = hidden.into();
+    fields["intermediate_size"] = ffn.into();
+    fields["num_hidden_layers"] = layers.into();
+    write_as(dir, fields, &tokenizer)
+}
+
 fn write_as(dir: &Path, fields: Value, tokenizer: &Tokenizer) -> PathBuf {
     let config = Config::from_map(fields.as_object().unwrap().clone());
     let model = Model::random(

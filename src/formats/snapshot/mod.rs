@@ -20,7 +20,7 @@ pub use write::{remove_leftovers, remove_snapshot, write_snapshot};
 use super::names::quoted;
 use super::safetensors::SafetensorsFile;
 use super::{SourceDType, Sum, TensorInfo};
-use crate::base::{Error, Result};
+use crate::base::{Error, Kind, Result};
 use manifest::{MANIFEST, Manifest, Shard};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -138,6 +138,15 @@ fn damaged(path: &Path, what: impl Display) -> Error {
     Error::user(format!("{} is damaged: {what}", path.display()))
 }
 
+/// Opens a file of tensors. It is damaged if it cannot be understood, but not if the machine has no
+/// room for it.
+fn opened(path: &Path) -> Result<SafetensorsFile> {
+    SafetensorsFile::open(path).map_err(|e| match e.kind() {
+        Kind::User => damaged(path, e),
+        _ => e,
+    })
+}
+
 /// Refuses files that the manifest does not name, hidden ones aside.
 fn refuse_others(dir: &Path, manifest: &Manifest) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(|e| Error::io("read", dir, &e))? {
@@ -166,7 +175,7 @@ fn open_shard(dir: &Path, shard: &Shard) -> Result<SafetensorsFile> {
     if meta.len() != shard.bytes {
         return Err(damaged(&path, format!("{} bytes instead of {}", meta.len(), shard.bytes)));
     }
-    let file = SafetensorsFile::open(&path).map_err(|e| damaged(&path, e))?;
+    let file = opened(&path)?;
     if Sum::of(file.header()) != shard.header {
         return Err(damaged(&path, "its header does not have the checksum in the manifest"));
     }

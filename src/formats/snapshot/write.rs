@@ -4,13 +4,12 @@
 //! directory is left over, which the next start removes.
 
 use super::super::atomic::sync_dir;
-use super::super::safetensors::SafetensorsFile;
 use super::super::safetensors::safetensors_order;
 use super::super::save::split;
 use super::super::{Sum, write_safetensors};
-use super::damaged;
 use super::draft::{Content, Whole};
 use super::manifest::{self, Label, Manifest, Shard};
+use super::opened;
 use crate::base::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -106,7 +105,7 @@ fn fill(dir: &Path, label: &Label, draft: &dyn Whole, max_shard: usize) -> Resul
             Ok(bytes)
         })?;
         let length = fs::metadata(&path).map_err(|e| Error::io("read", &path, &e))?.len();
-        let header = Sum::of(SafetensorsFile::open(&path).map_err(|e| damaged(&path, e))?.header());
+        let header = Sum::of(opened(&path)?.header());
         files.push(Shard { name, bytes: length, header, tensors: sums });
     }
     manifest::write(dir, &Manifest::new(label, values, files))
