@@ -4,7 +4,6 @@
 use crate::checkpoint;
 use crate::place::{Place, bytes, events};
 use crate::process::{ended, spawn};
-use serde_json::json;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::process::{Command, Output};
