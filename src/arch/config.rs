@@ -1,6 +1,6 @@
 //! Typed access to a Hugging Face `config.json`, with errors that name the file and the key.
 
-use crate::arch::{Activation, Arch, FAMILIES, Family, Position};
+use crate::arch::{Activation, Arch, Position};
 use crate::base::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -50,24 +50,6 @@ impl Config {
     /// A config made in code.
     pub fn from_map(map: Map<String, Value>) -> Config {
         Config { path: PathBuf::from("config.json"), map }
-    }
-
-    /// The family named by `model_type`.
-    pub fn family(&self) -> Result<&'static Family> {
-        let name = self.map.get("model_type").and_then(Value::as_str).unwrap_or("(missing)");
-        FAMILIES.into_iter().find(|f| f.model_type == name).ok_or_else(|| {
-            let known: Vec<&str> = FAMILIES.iter().map(|f| f.model_type).collect();
-            let own = match self.map.get("auto_map") {
-                Some(Value::Object(map)) if !map.is_empty() => {
-                    " (it needs code of its own, auto_map)"
-                }
-                _ => "",
-            };
-            self.error(
-                "model_type",
-                &format!("{name:?} is not supported{own}; known: {}", known.join(", ")),
-            )
-        })
     }
 
     /// The architecture described.
@@ -214,30 +196,11 @@ impl Config {
     }
 
     /// The keys of the older `rope_scaling`, which replaces today's `rope_parameters`, if any.
-    fn rope(&self) -> Option<(&'static str, &Map<String, Value>)> {
+    pub(super) fn rope(&self) -> Option<(&'static str, &Map<String, Value>)> {
         ["rope_scaling", "rope_parameters"].into_iter().find_map(|key| match self.map.get(key) {
             Some(Value::Object(rope)) if !rope.is_empty() => Some((key, rope)),
             _ => None,
         })
-    }
-
-    /// The part of each head that turns: `partial_rotary_factor` in families that read it; the
-    /// references of the others turn whole heads, whatever it says.
-    ///
-    /// # Errors
-    /// The positions of such a family are scaled too: `transformers` does not run such a model.
-    pub fn turning_part(&self, family: &Family) -> Result<f64> {
-        let part = self.rope_number(PART, &[PART], 1.0)?;
-        if family.reads(PART) {
-            return Ok(part);
-        }
-        let kind = self.rope().and_then(|(_, rope)| rope_kind(rope));
-        match kind {
-            Some(kind) if kind != "default" && part != 1.0 => {
-                Err(self.error(PART, &format!("{part} is not supported beside {kind} positions")))
-            }
-            _ => Ok(1.0),
-        }
     }
 
     /// [`PART`] of the rotary settings where it is not 1, by its whole name.
@@ -350,7 +313,7 @@ impl Config {
 }
 
 /// The kind of scaling that the rotary settings name.
-fn rope_kind(rope: &Map<String, Value>) -> Option<&str> {
+pub(super) fn rope_kind(rope: &Map<String, Value>) -> Option<&str> {
     rope.get("rope_type").or_else(|| rope.get("type")).and_then(Value::as_str)
 }
 

@@ -1,10 +1,8 @@
-//! LoRA (Hu et al. 2021): settings, which modules get an adapter of which rank and scale, and
-//! initialisation.
+//! LoRA (Hu et al. 2021): settings, and which modules get an adapter of which rank and scale.
 
 use crate::arch::Arch;
-use crate::base::{Error, Result, Rng};
+use crate::base::{Error, Result};
 use crate::formats::Checkpoint;
-use crate::model::{Adapter, Model};
 use fancy_regex::Regex;
 use std::collections::HashMap;
 
@@ -282,28 +280,6 @@ pub fn linear_modules(arch: &Arch) -> Vec<&'static str> {
     let n = &arch.family.names;
     let all = [n.qkv, n.out, n.up, n.down].concat();
     all.into_iter().map(|m| m.rsplit('.').next().unwrap_or(m)).collect()
-}
-
-impl Model {
-    /// All adapters, in block order.
-    pub fn adapters(&self) -> impl Iterator<Item = &Adapter> {
-        self.params.linears().flat_map(|l| l.adapters.iter())
-    }
-
-    /// A: Kaiming uniform with a = sqrt(5), that is uniform within 1/sqrt(in); B: zero.
-    pub fn init_adapters(&self, seed: u64) -> Result<()> {
-        for adapter in self.adapters() {
-            let shape = &self.store.param(adapter.a).spec.shape;
-            let bound = 1.0 / (shape[1] as f32).sqrt();
-            let mut rng = Rng::new(seed, (1 << 32) + adapter.site);
-            let n = shape[0] * shape[1];
-            let values: Vec<f32> = (0..n).map(|_| (rng.uniform() * 2.0 - 1.0) * bound).collect();
-            self.store.write_f32(adapter.a, &values)?;
-            let zeros = vec![0.0; self.store.param(adapter.b).spec.shape.iter().product()];
-            self.store.write_f32(adapter.b, &zeros)?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

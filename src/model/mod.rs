@@ -127,6 +127,26 @@ impl Model {
         Ok(())
     }
 
+    /// All adapters, in block order.
+    pub fn adapters(&self) -> impl Iterator<Item = &Adapter> {
+        self.params.linears().flat_map(|l| l.adapters.iter())
+    }
+
+    /// A: Kaiming uniform with a = sqrt(5), that is uniform within 1/sqrt(in); B: zero.
+    pub fn init_adapters(&self, seed: u64) -> Result<()> {
+        for adapter in self.adapters() {
+            let shape = &self.store.param(adapter.a).spec.shape;
+            let bound = 1.0 / (shape[1] as f32).sqrt();
+            let mut rng = Rng::new(seed, (1 << 32) + adapter.site);
+            let n = shape[0] * shape[1];
+            let values: Vec<f32> = (0..n).map(|_| (rng.uniform() * 2.0 - 1.0) * bound).collect();
+            self.store.write_f32(adapter.a, &values)?;
+            let zeros = vec![0.0; self.store.param(adapter.b).spec.shape.iter().product()];
+            self.store.write_f32(adapter.b, &zeros)?;
+        }
+        Ok(())
+    }
+
     /// Number of parameters, adapters included.
     pub fn num_params(&self) -> usize {
         let sizes = self.store.params().iter().map(|p| p.spec.shape.iter().product::<usize>());

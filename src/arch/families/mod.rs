@@ -12,8 +12,10 @@ mod llama;
 mod opt;
 mod phi3;
 
+use crate::arch::config::{PART, rope_kind};
 use crate::arch::{Arch, Config};
 use crate::base::Result;
+use serde_json::Value;
 
 /// Checkpoint modules that make up one of our linear layers, stacked by output rows in this order.
 pub type Module = &'static [&'static str];
@@ -129,3 +131,42 @@ pub static FAMILIES: [&Family; 13] = [
     &llama::QWEN2,
     &llama::QWEN3,
 ];
+
+impl Config {
+    /// The family named by `model_type`.
+    pub fn family(&self) -> Result<&'static Family> {
+        let name = self.map.get("model_type").and_then(Value::as_str).unwrap_or("(missing)");
+        FAMILIES.into_iter().find(|f| f.model_type == name).ok_or_else(|| {
+            let known: Vec<&str> = FAMILIES.iter().map(|f| f.model_type).collect();
+            let own = match self.map.get("auto_map") {
+                Some(Value::Object(map)) if !map.is_empty() => {
+                    " (it needs code of its own, auto_map)"
+                }
+                _ => "",
+            };
+            self.error(
+                "model_type",
+                &format!("{name:?} is not supported{own}; known: {}", known.join(", ")),
+            )
+        })
+    }
+
+    /// The part of each head that turns: `partial_rotary_factor` in families that read it; the
+    /// references of the others turn whole heads, whatever it says.
+    ///
+    /// # Errors
+    /// The positions of such a family are scaled too: `transformers` does not run such a model.
+    pub fn turning_part(&self, family: &Family) -> Result<f64> {
+        let part = self.rope_number(PART, &[PART], 1.0)?;
+        if family.reads(PART) {
+            return Ok(part);
+        }
+        let kind = self.rope().and_then(|(_, rope)| rope_kind(rope));
+        match kind {
+            Some(kind) if kind != "default" && part != 1.0 => {
+                Err(self.error(PART, &format!("{part} is not supported beside {kind} positions")))
+            }
+            _ => Ok(1.0),
+        }
+    }
+}

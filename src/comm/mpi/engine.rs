@@ -2,7 +2,7 @@
 //! end. Every rank that waits advances all calls in the order in which they were started, since
 //! ranks may wait in different orders. Waiting does not take the processor from ranks that compute.
 
-use super::Lifeline;
+use super::super::lifeline::Lifeline;
 use super::meet::Started;
 use crate::base::{Error, Result};
 use crate::comm::lifeline::What;
@@ -23,7 +23,7 @@ pub(super) trait Work: Send {
     unsafe fn step(&mut self) -> Result<bool>;
 }
 
-impl Work for super::Requests {
+impl Work for super::requests::Requests {
     unsafe fn step(&mut self) -> Result<bool> {
         // SAFETY: the caller's promise.
         unsafe { self.over() }

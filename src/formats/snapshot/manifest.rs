@@ -5,7 +5,7 @@
 use super::super::names::{clipped, is_plain_name, quoted};
 use super::super::stamp::{Stamp, Sum};
 use super::super::write_atomic;
-use super::damaged;
+use super::damage::damaged;
 use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -6,6 +6,7 @@
 //! The meaning of the names, and the time to save, are decided elsewhere. [`write_snapshot`]
 //! describes how a directory is made, `manifest.rs` its manifest.
 
+mod damage;
 mod draft;
 mod manifest;
 #[cfg(test)]
@@ -20,7 +21,8 @@ pub use write::{remove_leftovers, remove_snapshot, write_snapshot};
 use super::names::quoted;
 use super::safetensors::SafetensorsFile;
 use super::{SourceDType, Sum, TensorInfo};
-use crate::base::{Error, Kind, Result};
+use crate::base::{Error, Result};
+use damage::{damaged, opened};
 use manifest::{MANIFEST, Manifest, Shard};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -131,20 +133,6 @@ impl Display for TensorInfo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {:?}", self.dtype.name(), self.shape)
     }
-}
-
-/// The error of a file that is not as it was written.
-fn damaged(path: &Path, what: impl Display) -> Error {
-    Error::user(format!("{} is damaged: {what}", path.display()))
-}
-
-/// Opens a file of tensors. It is damaged if it cannot be understood, but not if the machine has no
-/// room for it.
-fn opened(path: &Path) -> Result<SafetensorsFile> {
-    SafetensorsFile::open(path).map_err(|e| match e.kind() {
-        Kind::User => damaged(path, e),
-        _ => e,
-    })
 }
 
 /// Refuses files that the manifest does not name, hidden ones aside.

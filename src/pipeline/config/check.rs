@@ -2,7 +2,7 @@
 //! sizes) in the form the pipeline uses.
 
 use super::keys::{Every, parse_bytes, parse_every, parse_time};
-use super::{EvalConfig, KlController, OptimizerState, Precision, RunConfig};
+use super::{KlController, OptimizerState, Precision, RunConfig};
 use crate::base::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,7 +38,7 @@ impl DataSource {
         Ok(DataSource { path: path.into(), weight })
     }
 
-    fn parse_all(key: &str, texts: &[String]) -> Result<Vec<DataSource>> {
+    pub(super) fn parse_all(key: &str, texts: &[String]) -> Result<Vec<DataSource>> {
         texts.iter().map(|t| DataSource::parse(key, t)).collect()
     }
 }
@@ -163,24 +163,6 @@ impl RunConfig {
     }
 }
 
-impl EvalConfig {
-    /// The sources of `data_path`.
-    pub fn data_sources(&self) -> Result<Vec<DataSource>> {
-        DataSource::parse_all("data_path", &self.data_path)
-    }
-
-    /// Checks what the single keys cannot.
-    pub(super) fn check(&self) -> Result<()> {
-        self.data_sources()?;
-        if self.reward_rule.is_some() == self.reward_model.is_some() {
-            return refuse(
-                "set either --reward-model or --reward-rule: one of them scores the answers",
-            );
-        }
-        Ok(())
-    }
-}
-
 /// Refuses a compact optimizer state beside f32 weights.
 pub(super) fn state_fits(state: OptimizerState, dtype: Precision) -> Result<()> {
     match (state, dtype) {
@@ -222,6 +204,6 @@ pub(super) fn model_given(path: &Path, command: &str) -> Result<()> {
     Ok(())
 }
 
-fn refuse(line: &str) -> Result<()> {
+pub(super) fn refuse(line: &str) -> Result<()> {
     Err(Error::user(line))
 }

@@ -78,3 +78,21 @@ impl EvalConfig {
         Ok(config)
     }
 }
+
+impl EvalConfig {
+    /// The sources of `data_path`.
+    pub fn data_sources(&self) -> Result<Vec<check::DataSource>> {
+        check::DataSource::parse_all("data_path", &self.data_path)
+    }
+
+    /// Checks what the single keys cannot.
+    fn check(&self) -> Result<()> {
+        self.data_sources()?;
+        if self.reward_rule.is_some() == self.reward_model.is_some() {
+            return check::refuse(
+                "set either --reward-model or --reward-rule: one of them scores the answers",
+            );
+        }
+        Ok(())
+    }
+}
