@@ -1,5 +1,7 @@
-//! The house: a module imports only modules above it in `docs/architecture.md`.
+//! The house: a module imports only modules above it in `docs/architecture.md`, and files import
+//! each other one way.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -71,4 +73,195 @@ fn no_parameter_struct_of_a_kernel_is_written_by_hand() {
         .filter(|file| fs::read_to_string(file).unwrap().contains("impl KernelParams"))
         .collect();
     assert!(implements.is_empty(), "{implements:?}");
+}
+
+/// Names that a `use` brings in: `a::{b, c::d}` is `a::b` and `a::c::d`.
+fn leaves(tree: &str, out: &mut Vec<String>) {
+    fn walk(prefix: &str, tree: &str, out: &mut Vec<String>) {
+        let tree = tree.trim();
+        let Some((head, rest)) = tree.split_once('{') else {
+            let path = tree.split(" as ").next().unwrap().trim();
+            out.push(format!("{prefix}{path}"));
+            return;
+        };
+        let (mut depth, mut start) = (0, 0);
+        let inside = &rest[..rest.rfind('}').unwrap()];
+        let prefix = format!("{prefix}{}", head.trim());
+        for (i, c) in inside.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    walk(&prefix, &inside[start..i], out);
+                    start = i + 1;
+                }
+                _ => {}
+            }
+        }
+        if !inside[start..].trim().is_empty() {
+            walk(&prefix, &inside[start..], out);
+        }
+    }
+    walk("", tree, out);
+}
+
+/// The code of a file without comments and tests.
+fn code(text: &str) -> String {
+    let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
+    let lines = text[..end].lines().filter(|l| !l.trim_start().starts_with("//"));
+    let mut kept = String::new();
+    let mut skips = false;
+    for line in lines {
+        // A declaration or an import that only tests have.
+        let marked = line.starts_with("#[cfg(test)]") || line.starts_with("#[cfg(all(test");
+        if !(marked || skips) {
+            kept += line;
+            kept.push('\n');
+        }
+        skips = marked || skips && line.starts_with("#[");
+    }
+    kept
+}
+
+/// The imports of a file as whole paths: `use` trees, and paths within the code. With `handed_on`,
+/// only those that it passes on to others (`pub use`), else only those that it needs itself.
+fn imports(
+    modules: &BTreeMap<Vec<String>, String>,
+    module: &[String],
+    handed_on: bool,
+) -> Vec<Vec<String>> {
+    let text = &modules[module];
+    let mut found = vec![];
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let line = line.trim_start();
+        let tree = match line.strip_prefix("pub").and_then(|l| l.split_once("use ")) {
+            Some((scope, tree)) if scope.trim().is_empty() || scope.starts_with('(') => Some(tree),
+            _ => line.strip_prefix("use "),
+        };
+        let Some(tree) = tree.filter(|_| line.starts_with("pub") == handed_on) else { continue };
+        let mut tree = tree.to_string();
+        while !tree.contains(';') {
+            let Some(line) = lines.next() else { break };
+            tree += line;
+        }
+        // Not a text that begins so.
+        let in_path = |c: char| c.is_alphanumeric() || "_:{}*, ".contains(c);
+        if !tree.split(';').next().unwrap().chars().all(in_path) {
+            continue;
+        }
+        leaves(tree.split(';').next().unwrap(), &mut found);
+    }
+    let within = text
+        .lines()
+        .filter(|l| !l.starts_with("pub use ") && !l.starts_with("pub("))
+        .collect::<Vec<_>>()
+        .join("\n");
+    for start in ["crate::", "super::"] {
+        for (at, _) in within.match_indices(start).filter(|_| !handed_on) {
+            let path: String = within[at..]
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':')
+                .collect();
+            if !within[..at].ends_with("::") {
+                found.push(path.trim_end_matches(':').to_string());
+            }
+        }
+    }
+    let whole = |path: String| {
+        let mut parts: Vec<String> = path.split("::").map(str::to_string).collect();
+        let is_child = modules.contains_key(&[module, &parts[..1]].concat());
+        let mut base = module.to_vec();
+        match parts[0].as_str() {
+            "crate" => base.clear(),
+            "self" => {}
+            "super" => {
+                let up = parts.iter().take_while(|p| *p == "super").count();
+                base.truncate(base.len() - up);
+                parts.drain(..up - 1);
+            }
+            _ if is_child => parts.insert(0, String::new()),
+            // Another crate.
+            _ => return vec![],
+        }
+        [&base, &parts[1..]].concat()
+    };
+    found.into_iter().map(whole).collect()
+}
+
+/// The modules of the crate with their files' code.
+fn modules() -> BTreeMap<Vec<String>, String> {
+    let mut files = vec![];
+    sources(Path::new("src"), &mut files);
+    let mut found = BTreeMap::new();
+    for file in files {
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        let is_test = name == "tests" || name.ends_with("_tests") || name == "testing";
+        let inside_tests = file.components().any(|c| c.as_os_str() == "tests");
+        if is_test || inside_tests || ["lib", "main"].contains(&name) {
+            continue;
+        }
+        let path = file.strip_prefix("src").unwrap().with_extension("");
+        let mut module: Vec<String> =
+            path.components().map(|c| c.as_os_str().to_str().unwrap().to_string()).collect();
+        if name == "mod" {
+            module.pop();
+        }
+        found.insert(module, code(&fs::read_to_string(&file).unwrap()));
+    }
+    found
+}
+
+/// The module whose file defines what `path` names, re-exports followed.
+fn definer(
+    modules: &BTreeMap<Vec<String>, String>,
+    path: &[String],
+    depth: usize,
+) -> Option<Vec<String>> {
+    let known = (1..=path.len()).rev().find(|n| modules.contains_key(&path[..*n]))?;
+    let module = path[..known].to_vec();
+    let Some(item) = path.get(known).filter(|_| depth < 8) else { return Some(module) };
+    let passes_on = imports(modules, &module, true)
+        .into_iter()
+        .find(|p| p.last() == Some(item) && p[..] != path[..] && p.len() > 1);
+    // Only where it is not declared here.
+    let text = &modules[&module];
+    let declared = ["fn", "struct", "enum", "trait", "type", "const", "static", "mod"]
+        .iter()
+        .any(|word| text.contains(&format!("{word} {item}")));
+    match passes_on {
+        Some(other) if !declared => definer(modules, &other, depth + 1),
+        _ => Some(module),
+    }
+}
+
+/// No file needs another one that needs it, directly or by others. Handing on a name (`pub use`) is
+/// no need.
+#[test]
+fn files_import_each_other_one_way() {
+    let modules = modules();
+    assert!(modules.len() > 250, "{}", modules.len());
+    let mut arrows: BTreeMap<&Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
+    for module in modules.keys() {
+        let to =
+            imports(&modules, module, false).into_iter().filter_map(|p| definer(&modules, &p, 0));
+        arrows.insert(module, to.filter(|other| other != module).collect());
+    }
+    let reaches = |from: &Vec<String>, to: &Vec<String>| {
+        let (mut seen, mut next) = (BTreeSet::new(), vec![from.clone()]);
+        while let Some(at) = next.pop() {
+            for other in arrows.get(&at).into_iter().flatten() {
+                if other == to {
+                    return true;
+                }
+                if seen.insert(other.clone()) {
+                    next.push(other.clone());
+                }
+            }
+        }
+        false
+    };
+    let in_circle: Vec<String> =
+        modules.keys().filter(|m| reaches(m, m)).map(|m| m.join("::")).collect();
+    assert!(in_circle.is_empty(), "files in circles: {}", in_circle.join(", "));
 }

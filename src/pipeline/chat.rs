@@ -4,7 +4,7 @@
 use super::chat_input::{HELP, Said, next};
 use super::config::{ChatConfig, ConversationFormat};
 use super::datasets::chat_format;
-use super::say;
+use super::output::say;
 use super::sources::Source;
 use crate::base::{Error, Result, on_stop};
 use crate::data::{ChatFormat, Message, Tokenizer, chat_ids};

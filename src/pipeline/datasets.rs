@@ -1,10 +1,10 @@
 //! The rows of a run made into the examples of its steps, and the batches training takes them in.
 
-use super::Run;
 use super::config::{ConversationFormat, EvalConfig, OnBadRow, OnLongPrompt, RunConfig};
 use super::demo;
 use super::remarks::{self, Remarked, Rows, Seen};
 use super::resume::STEPS;
+use super::run::Run;
 use super::sources::{Source, data_path};
 use crate::base::{Error, Kind, Result};
 use crate::data::{

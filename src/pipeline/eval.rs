@@ -3,8 +3,8 @@
 
 use super::config::{ConversationFormat, EvalConfig};
 use super::datasets;
+use super::output::say;
 use super::reading::{reading, talks};
-use super::say;
 use super::sources::Source;
 use crate::base::{Error, Result};
 use crate::data::{PromptExample, Tokenizer};

@@ -1,7 +1,7 @@
 //! Answers to held-out prompts, scored: by the rule kept for evaluation where the run has one, else
 //! by the reward that PPO trains on.
 
-use super::Run;
+use super::run::Run;
 use crate::base::Result;
 use crate::data::Tokenizer;
 use crate::formats::{Draft, Snapshot};

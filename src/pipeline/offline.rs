@@ -3,9 +3,10 @@
 use super::card::Card;
 use super::config::{OptimizerSection, RunConfig};
 use super::datasets::Examples;
+use super::run::Run;
+use super::settings;
 use super::sources::Source;
 use super::stage::Stage;
-use super::{Run, evaluates, settings};
 use crate::base::Result;
 use crate::engine::Engine;
 use crate::formats::Draft;
@@ -129,4 +130,10 @@ impl Told {
         self.before.iter().for_each(|value| draft.set(&before_of::<T>(), value));
         trainer.save(draft)
     }
+}
+
+/// True if an evaluation is due after `done` batches: every `interval` batches, or if that is 0,
+/// after each epoch.
+fn evaluates(interval: usize, done: usize, ends_epoch: bool) -> bool {
+    if interval == 0 { ends_epoch } else { done.is_multiple_of(interval) }
 }

@@ -3,9 +3,10 @@
 use super::card::Card;
 use super::judge::Judged;
 use super::reading::{Talks, reading, talks};
+use super::run::Run;
 use super::sources::{self, Source};
 use super::stage::Stage;
-use super::{Run, datasets, judge, settings, start};
+use super::{datasets, judge, settings, start};
 use crate::base::Result;
 use crate::data::Tokenizer;
 use crate::engine::Engine;

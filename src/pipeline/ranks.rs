@@ -1,8 +1,6 @@
 //! The ranks of a run: what each shares of the models, and what they must have alike.
 
-use super::Run;
 use super::config::{self, OptimizerState, RunConfig, ZeroStage};
-use super::doctor::free_memory;
 use crate::arch::Arch;
 use crate::base::{Error, Result, machine_name};
 use crate::comm::Comm;
@@ -145,43 +143,5 @@ pub(super) fn check_blocks(cfg: &RunConfig, ranks: usize) -> Result<()> {
         (given, _) => {
             Partition::check(ranks, asked_stage(cfg, Head::Lm).unwrap_or(Zero::Weights), given)
         }
-    }
-}
-
-impl Run<'_> {
-    /// How a model of `arch` with `head` is shared out; `generates`: with tensor parallelism where
-    /// weights are shared out.
-    pub(super) fn partition(
-        &self,
-        arch: &Arch,
-        head: Head,
-        trained: bool,
-        generates: bool,
-    ) -> Result<Partition> {
-        let comm = &self.ranks.comm;
-        let ranks = comm.size();
-        if ranks == 1 {
-            return Ok(Partition::alone());
-        }
-        let stage = match asked_stage(self.cfg, head) {
-            Some(stage) => stage,
-            None => self.fitting(arch, trained)?,
-        };
-        let blocks = if generates { blocks(self.cfg, stage, ranks, self.ranks.local) } else { 1 };
-        Partition::new(comm.clone(), stage, blocks)
-    }
-
-    /// The lowest stage at which the models of a step of this size take no more than half of the
-    /// memory there is: of the rank's card, or its share of the machine's.
-    fn fitting(&self, arch: &Arch, trained: bool) -> Result<Zero> {
-        let comm = &self.ranks.comm;
-        let free = match self.ranks.card {
-            Some(card @ Device::Cuda(_)) => card.stream()?.card().memory as f64,
-            _ => free_memory().map_or(f64::INFINITY, |b| b as f64) / self.ranks.local as f64,
-        };
-        let own = fitting_stage(self.cfg, arch, trained, comm.size(), free) as u32;
-        // The tightest rank decides.
-        let all = comm.concat(&[own])?;
-        Ok(Zero::ALL[all.into_iter().max().unwrap_or(own) as usize])
     }
 }

@@ -3,8 +3,9 @@
 use super::card::Card;
 use super::config::RunConfig;
 use super::offline::{self, Step};
+use super::run::Run;
 use super::stage::Stage;
-use super::{Run, datasets, settings, start};
+use super::{datasets, settings, start};
 use crate::base::Result;
 use crate::data::PairExample;
 use crate::model::Head;

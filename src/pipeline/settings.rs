@@ -171,3 +171,11 @@ pub(super) fn ppo(cfg: &RunConfig, eos: Vec<i32>, updates: u64) -> PpoConfig {
         critic_schedule: schedule,
     }
 }
+
+/// Most bytes of activations.
+pub(super) fn memory_limit(cfg: &RunConfig) -> usize {
+    match cfg.memory_limit {
+        0 => usize::MAX,
+        mib => mib << 20,
+    }
+}

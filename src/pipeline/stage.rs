@@ -3,8 +3,9 @@
 
 use super::health::Health;
 use super::resume::{STEPS, last_step, same_inputs, steps_of};
+use super::run::Run;
 use super::sources::Source;
-use super::{Run, ranks, stop};
+use super::{ranks, stop};
 use crate::base::{Error, Result};
 use crate::formats::{Draft, Input, Label, Snapshot, stamp};
 use crate::report::Event;
@@ -169,6 +170,32 @@ impl Run<'_> {
         save(&mut draft)?;
         self.save(stage, done, false, draft, self.log_bytes())?;
         self.stop_after(stage, done, stop::name()).and(Err(e))
+    }
+
+    /// Ends a step whose result was saved to `dir`; `memory` is what its engine takes.
+    pub(super) fn finish(
+        &mut self,
+        stage: &Stage,
+        summary: &[(&str, f64)],
+        dir: &Path,
+        memory: [usize; 4],
+    ) {
+        self.watchdog.rest();
+        let step = stage.step;
+        let mib = |bytes: usize| bytes >> 20;
+        let [weights, grads, optimizer, _] = memory;
+        let activations = self.ws.programs().iter().map(|p| p.1).max().unwrap_or(0);
+        self.reporter.emit(Event::note(format!(
+            "{step}: saved {}; weights {} MiB, gradients {} MiB, optimizer {} MiB, activations {} MiB, \
+             copy for checkpoints {} MiB",
+            dir.display(),
+            mib(weights),
+            mib(grads),
+            mib(optimizer),
+            mib(activations),
+            mib(self.saver.bytes())
+        )));
+        self.reporter.emit(Event::step_end(step, stage.seconds(), summary));
     }
 
     /// Stops after an iteration that is being saved.

@@ -11,7 +11,7 @@ mod work;
 pub(super) use machine::{processor, resident_bytes};
 
 use super::config::{BenchConfig, OptimizerState};
-use super::write;
+use super::output::write;
 use crate::base::Result;
 use crate::model::Head;
 use machine::Ceilings;

@@ -29,7 +29,7 @@ pub fn doctor(cfg: &DoctorConfig) -> Result<Findings> {
     all.extend(limits::look());
     let findings = Findings(all);
     if let Some(path) = &cfg.json {
-        super::write(path, &format!("{:#}\n", findings.json()))?;
+        super::output::write(path, &format!("{:#}\n", findings.json()))?;
     }
     Ok(findings)
 }

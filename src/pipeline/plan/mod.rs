@@ -76,7 +76,7 @@ pub fn plan(cfg: &RunConfig, plan: &PlanConfig) -> Result<String> {
     let files = IN_FILES * steps.iter().map(|p| p.step.largest).max().unwrap_or(0);
     let done = Plan { cfg, machine, steps, program: program as usize, files };
     if let Some(path) = &plan.json {
-        super::write(path, &format!("{:#}\n", text::json(&done)))?;
+        super::output::write(path, &format!("{:#}\n", text::json(&done)))?;
     }
     Ok(text::table(&done))
 }
