@@ -172,7 +172,9 @@ fn a_rank_that_is_killed_ends_the_run_and_the_run_goes_on() {
 fn a_rank_that_hangs_is_named_and_one_that_is_slow_is_told_of() {
     let p = Place::new("llama");
     let run = p.path("hung").display().to_string();
-    let words = |timeout| on(&run, "1", &["--zero-stage", "2", "--rank-timeout", timeout]);
+    // So many iterations that the signal, which comes after the first, meets one of them.
+    let more = |timeout| ["--zero-stage", "2", "--rank-timeout", timeout];
+    let words = |timeout| of_steps(["80", "2", "2"], &run, "1", &more(timeout));
     let stop = |timeout, seconds: Option<u64>| {
         let mut child = start(&p, 3, &words(timeout));
         let begun = || std::fs::read_to_string(Path::new(&run).join("metrics.jsonl"));
