@@ -64,10 +64,12 @@ impl Pace {
             return Ok(None);
         }
         let worked = self.since.elapsed().saturating_sub(comm.waited() - self.waited);
-        let stopped = self.stopped.load(Ordering::Relaxed) - self.stopped_before;
-        let worked = worked.max(Duration::from_millis(stopped));
+        let stopped = self.stopped.load(Ordering::Relaxed);
+        let worked = worked.max(Duration::from_millis(stopped - self.stopped_before));
         let all = comm.concat(&[worked.as_secs_f64()])?;
         self.begin(comm);
+        // What the thread has noticed since belongs to the next iteration.
+        self.stopped_before = stopped;
         self.quiet = self.quiet.saturating_sub(1);
         let told = slow(&all).filter(|_| self.quiet == 0);
         if told.is_some() {

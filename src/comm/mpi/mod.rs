@@ -8,7 +8,7 @@ mod meet;
 mod reduction;
 mod requests;
 
-use super::lifeline::{Lifeline, What, part_of};
+use super::lifeline::{What, part_of};
 use super::reduce::copy;
 use super::under_way::{Meet, under_way};
 use super::{Call, Comm, Pending, Transport};
