@@ -97,11 +97,13 @@ enum Thing {
     Model(PathBuf),
 }
 
-/// True if a snapshot is the mark of a run's beginning, which holds no state.
+/// True if a snapshot is the mark of a run's beginning, which holds no tensor: one that says so and
+/// holds some is looked at like any other.
 fn is_beginning(thing: &Thing) -> bool {
     let Thing::Snapshot(dir) = thing else { return false };
     // By the manifest first: opening reads every byte, of a beginning next to none.
-    Snapshot::label_in(dir).is_ok_and(|l| l.is_beginning()) && Snapshot::open(dir).is_ok()
+    Snapshot::label_in(dir).is_ok_and(|l| l.is_beginning())
+        && Snapshot::open(dir).is_ok_and(|s| s.tensors().next().is_none())
 }
 
 /// Returns the checkpoints and models to check in `dir`.
