@@ -175,7 +175,7 @@ fn empty_data_and_empty_splits_are_named() {
     refused(
         p.sft(&model, &data, &["--data-split", "0,1,1", "--eval-fraction", "0"]),
         2,
-        &["split 0", "step 1"],
+        &["split 0", "for sft"],
     );
     refused(p.sft(&model, &p.path("absent.jsonl"), &[]), 2, &["absent.jsonl"]);
 }
@@ -218,7 +218,7 @@ fn long_prompts_are_skipped_and_counted_or_truncated() {
     }
     let data = checkpoint::write_rows(&p.path("all.jsonl"), &rows);
     let refusal = p.sft(&model, &data, &["--overwrite"]);
-    refused(refusal, 2, &["no row is left for step 1", "--on-long-prompt truncate"]);
+    refused(refusal, 2, &["no row is left for sft", "--on-long-prompt truncate"]);
     let too_long = p.sft(&model, &data, &["--set", "max_seq_len=4096", "--overwrite"]);
     refused(too_long, 2, &["--max-seq-len", "4096", "128 positions"]);
 }

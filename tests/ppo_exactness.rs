@@ -3,11 +3,11 @@
 mod common;
 
 use common::*;
+use duplex::algo::{KlControl, PpoConfig, PpoEngines, PpoTrainer, RewardSource};
 use duplex::base::DType;
 use duplex::device::Device;
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions};
-use duplex::rlhf::{KlControl, PpoConfig, PpoEngines, PpoTrainer, RewardSource};
 use duplex::rollout::Sampling;
 use duplex::tape::{Keep, Workspace};
 use duplex::train::Batch;

@@ -5,12 +5,12 @@ use super::commands::{COMMANDS, Entry};
 use super::deepspeed;
 use super::flags::command;
 use crate::base::{Error, Result};
+use crate::config::key::{BENCH, CHAT, DOCTOR, EVAL, INSPECT, PLAN, VERIFY};
+use crate::config::{Key, Kind, Setting, flag_setting, nearest, read_toml, set_setting, to_toml};
 use crate::model::resolve_model;
-use crate::pipeline::config::keys::{BENCH, CHAT, DOCTOR, EVAL, INSPECT, Key, Kind, PLAN, VERIFY};
 use crate::pipeline::config::{
     BENCHMARK, BenchConfig, CHECKUP, ChatConfig, DoctorConfig, EVALUATION, EvalConfig, INSPECTION,
-    InspectConfig, PlanConfig, RUN, RunConfig, Setting, TALK, VERIFICATION, VerifyConfig,
-    flag_setting, nearest, preset_settings, read_toml, set_setting, to_toml,
+    InspectConfig, PlanConfig, RUN, RunConfig, TALK, VERIFICATION, VerifyConfig, preset_settings,
 };
 use clap::ArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -94,13 +94,13 @@ fn parse_words(arguments: Vec<OsString>, warnings: &mut Vec<String>) -> Result<R
             let (own, run) =
                 settings.into_iter().partition::<Vec<_>, _>(|s| s.key.commands == PLAN);
             let (run, plan) = (RunConfig::resolve(run)?, PlanConfig::resolve(&own)?);
-            let text = || to_toml(RUN, &run);
+            let text = || to_toml(&RUN, &run);
             Ok(if print { Request::Print(text()?) } else { Request::Plan(Box::new(run), plan) })
         }
         _ => {
             let mut config = RunConfig::resolve(settings)?;
-            if let Some(step) = entry.step() {
-                config.step = vec![step];
+            if let Some(stage) = entry.stage {
+                config.stages = vec![stage];
             }
             // One line for all that changes nothing.
             for idle in config.idle_settings()? {
@@ -109,7 +109,7 @@ fn parse_words(arguments: Vec<OsString>, warnings: &mut Vec<String>) -> Result<R
                     None => warnings.push(idle),
                 }
             }
-            let text = || to_toml(RUN, &config);
+            let text = || to_toml(&RUN, &config);
             Ok(if print { Request::Print(text()?) } else { Request::Run(Box::new(config)) })
         }
     }
@@ -164,7 +164,7 @@ fn settings(
                 *value = meant;
             }
         }
-        if let Kind::List(Kind::Int { .. }) = key.kind {
+        if let Kind::List(Kind::Named { .. }) = key.kind {
             values = values.iter().flat_map(|v| v.split(',')).map(str::to_string).collect();
         }
         settings.push(flag_setting(key, &entry.flag(key), &values)?);
@@ -291,7 +291,7 @@ fn unknown_flag(entry: &Entry, flag: &str) -> String {
     if !with_leaf.is_empty() {
         let flags: Vec<String> = with_leaf.iter().map(|k| format!("--{}", entry.flag(k))).collect();
         return format!(
-            "--{flag} could mean several steps of `duplex {}`; write {}",
+            "--{flag} could mean several stages of `duplex {}`; write {}",
             entry.name,
             flags.join(" or ")
         );

@@ -1,12 +1,15 @@
 //! The commands: the keys that each has as flags, and the names of these flags.
 
-use crate::pipeline::config::keys::{
-    BENCH, CHAT, Commands, DOCTOR, EVAL, INSPECT, Key, PLAN, PPO, REWARD, SFT, TRAIN, VERIFY,
+use crate::algo::{ALGORITHMS, Algorithm};
+use crate::config::key::{
+    BENCH, CHAT, Commands, DOCTOR, EVAL, INSPECT, PLAN, RUNS, TRAIN, VERIFY, algorithm,
 };
+use crate::config::{Key, defaults};
 use crate::pipeline::config::{
     BENCHMARK, BenchConfig, CHECKUP, ChatConfig, DoctorConfig, EVALUATION, EvalConfig, INSPECTION,
-    InspectConfig, PLANNING, RUN, RunConfig, TALK, VERIFICATION, VerifyConfig, defaults,
+    InspectConfig, PLANNING, RUN, RunConfig, TALK, VERIFICATION, VerifyConfig,
 };
+use std::sync::LazyLock;
 
 /// One command.
 pub(super) struct Entry {
@@ -14,61 +17,63 @@ pub(super) struct Entry {
     pub(super) about: &'static str,
     pub(super) bit: Commands,
     pub(super) keys: &'static [Key],
+    /// The one stage that it runs; None for `train`, which has a key for them.
+    pub(super) stage: Option<&'static Algorithm>,
 }
 
-/// All commands.
-pub(super) static COMMANDS: &[Entry] = &[
-    Entry {
-        name: "train",
-        about: "Run the steps one after the other: SFT, reward model, PPO",
-        bit: TRAIN,
-        keys: RUN,
-    },
-    Entry { name: "sft", about: "Step 1 alone: supervised finetuning", bit: SFT, keys: RUN },
-    Entry { name: "reward", about: "Step 2 alone: the reward model", bit: REWARD, keys: RUN },
-    Entry {
-        name: "ppo",
-        about: "Step 3 alone: PPO against a reward model or rule",
-        bit: PPO,
-        keys: RUN,
-    },
-    Entry { name: "chat", about: "Talk to a model", bit: CHAT, keys: TALK },
-    Entry {
-        name: "eval",
-        about: "Score a model's answers, beside a baseline's",
-        bit: EVAL,
-        keys: EVALUATION,
-    },
-    Entry {
-        name: "inspect",
-        about: "Tell what a model is, what of it would be trained, and the memory it takes",
-        bit: INSPECT,
-        keys: INSPECTION,
-    },
-    Entry {
-        name: "plan",
-        about: "Tell what a run would take: memory, bytes between ranks, time; with the flags of `duplex train`",
-        bit: PLAN,
-        keys: RUN,
-    },
-    Entry {
-        name: "verify",
-        about: "Check a checkpoint, the folder of a run, or a model: checksums, shapes, finite values",
-        bit: VERIFY,
-        keys: VERIFICATION,
-    },
-    Entry {
-        name: "bench",
-        about: "Measure generation, training and PPO on this machine",
-        bit: BENCH,
-        keys: BENCHMARK,
-    },
-    Entry {
-        name: "doctor",
-        about: "Look at this machine: what a run would use, and what would stop it",
-        bit: DOCTOR,
-        keys: CHECKUP,
-    },
+/// All commands: `train`, one for each algorithm, and those that do not train.
+pub(super) static COMMANDS: LazyLock<Vec<Entry>> = LazyLock::new(|| {
+    let about = "Run stages one after the other: supervised finetuning, reward model, PPO";
+    let train = Entry { name: "train", about, bit: TRAIN, keys: &RUN, stage: None };
+    let stage = |(i, of): (usize, &&'static Algorithm)| Entry {
+        name: of.name,
+        about: of.about,
+        bit: algorithm(i),
+        keys: &RUN,
+        stage: Some(of),
+    };
+    let others = OTHERS.iter().map(|(name, about, bit, keys)| Entry {
+        name,
+        about,
+        bit: *bit,
+        keys: keys(),
+        stage: None,
+    });
+    let stages = ALGORITHMS.iter().enumerate().map(stage);
+    std::iter::once(train).chain(stages).chain(others).collect()
+});
+
+/// Name, help and keys of a command.
+type Other = (&'static str, &'static str, Commands, fn() -> &'static [Key]);
+
+static OTHERS: &[Other] = &[
+    ("chat", "Talk to a model", CHAT, || TALK),
+    ("eval", "Score a model's answers, beside a baseline's", EVAL, || EVALUATION),
+    (
+        "inspect",
+        "Tell what a model is, what of it would be trained, and the memory it takes",
+        INSPECT,
+        || INSPECTION,
+    ),
+    (
+        "plan",
+        "Tell what a run would take: memory, bytes between ranks, time; with the flags of `duplex train`",
+        PLAN,
+        || &RUN,
+    ),
+    (
+        "verify",
+        "Check a checkpoint, the folder of a run, or a model: checksums, shapes, finite values",
+        VERIFY,
+        || VERIFICATION,
+    ),
+    ("bench", "Measure generation, training and PPO on this machine", BENCH, || BENCHMARK),
+    (
+        "doctor",
+        "Look at this machine: what a run would use, and what would stop it",
+        DOCTOR,
+        || CHECKUP,
+    ),
 ];
 
 impl Entry {
@@ -90,17 +95,7 @@ impl Entry {
 
     /// True if the command is a training run and takes the keys of one.
     pub(super) fn trains(&self) -> bool {
-        self.bits() & (TRAIN | SFT | REWARD | PPO) != 0
-    }
-
-    /// The one step this command runs; None for `train`, which has a key for it.
-    pub(super) fn step(&self) -> Option<u32> {
-        match self.bit {
-            SFT => Some(1),
-            REWARD => Some(2),
-            PPO => Some(3),
-            _ => None,
-        }
+        self.bits() & RUNS != 0
     }
 
     /// The flag of `key` in this command, without dashes before it.

@@ -3,12 +3,13 @@
 //! warning or an error each, and those that mean a key set it.
 
 use super::commands::Entry;
+use crate::algo;
 use crate::base::{Error, Result};
-use crate::pipeline::config::keys::{Commands, EVAL, PLAN, PPO, REWARD, SFT, TRAIN};
-use crate::pipeline::config::{Setting, flag_setting};
+use crate::config::key::{self, Commands, EVAL, PLAN};
+use crate::config::{Setting, flag_setting};
 use clap::{Arg, ArgAction, ArgMatches};
 
-const RUNS: Commands = TRAIN | SFT | REWARD | PPO | PLAN;
+const RUNS: Commands = key::RUNS | PLAN;
 
 /// A flag that is no key.
 pub(super) struct Foreign {
@@ -191,21 +192,20 @@ pub(super) fn read(
     if switched("critic-gradient-checkpointing") && !has("gradient_checkpointing") {
         set("gradient_checkpointing", "full")?;
     }
-    // In test mode, a step ends after that many steps, or where it says none, after one epoch.
-    let step = match entry.bit {
-        SFT => "sft",
-        REWARD => "reward",
-        _ => "ppo",
-    };
-    let (max_steps, epochs) = (format!("{step}.max_steps"), format!("{step}.num_train_epochs"));
+    // In test mode, a stage ends after that many steps, or where it says none, after one epoch.
+    let stages = entry.stage.map_or_else(algo::names, |of| vec![of.name]);
+    let keys = |leaf: &str| stages.iter().map(|s| format!("{s}.{leaf}")).collect::<Vec<_>>();
+    let (max_steps, epochs) = (keys("max_steps"), keys("num_train_epochs"));
     match (value("test-stop-step"), switched("enable-test-mode")) {
-        (Some(steps), true) if has(&max_steps) => {
+        (Some(steps), true) if max_steps.iter().any(|key| has(key)) => {
             return Err(Error::user(format!(
-                "--test-stop-step {steps} and --max-steps both tell when the step ends; leave one out"
+                "--test-stop-step {steps} and --max-steps both tell when the stage ends; leave one out"
             )));
         }
-        (Some(steps), true) if steps != "0" => set(&max_steps, steps)?,
-        (_, true) => set(&epochs, "1")?,
+        (Some(steps), true) if steps != "0" => {
+            max_steps.iter().try_for_each(|key| set(key, steps))?;
+        }
+        (_, true) => epochs.iter().try_for_each(|key| set(key, "1"))?,
         (Some(_), false) => nothing.push("--test-stop-step".into()),
         (None, false) => {}
     }

@@ -4,8 +4,8 @@
 
 use super::commands::{COMMANDS, Entry};
 use super::deepspeed;
-use crate::pipeline::config::keys::{Key, Kind};
-use crate::pipeline::config::{PRESETS, PlanConfig, defaults};
+use crate::config::{Key, Kind, defaults};
+use crate::pipeline::config::{PRESETS, PlanConfig};
 use clap::{Arg, ArgAction, Command};
 
 /// The whole command line, for clap.
@@ -56,12 +56,13 @@ fn flag(entry: &Entry, key: &'static Key, default: Option<String>) -> Arg {
         Kind::Every => ("N|TIME", String::new()),
         Kind::Time => ("TIME", String::new()),
         Kind::Choice(words) => ("WORD", format!(" [{}]", words.join("|"))),
+        Kind::Named { all, .. } => ("WORD", format!(" [{}]", all().join("|"))),
         Kind::Device => ("DEVICE", " [auto|cpu|cuda|cuda:N|emulated]".into()),
         Kind::Text | Kind::List(_) => ("TEXT", String::new()),
     };
     let default = default.map_or(String::new(), |d| format!(" [default: {d}]"));
     let section = match key.section() {
-        "" if entry.trains() => Some("Options of all steps".to_string()),
+        "" if entry.trains() => Some("Options of all stages".to_string()),
         "" => None,
         section => Some(format!("Options of [{section}]")),
     };

@@ -2,7 +2,8 @@
 //! the place of `deepspeed main.py`.
 
 use super::args::{Request, parse};
-use crate::pipeline::config::{Checkpointing, RunConfig, Scheduler, ZeroStage};
+use crate::algo::Scheduler;
+use crate::pipeline::config::{Checkpointing, RunConfig, ZeroStage};
 use std::ffi::OsString;
 
 fn read(line: &str) -> (RunConfig, Vec<String>) {
@@ -138,15 +139,15 @@ fn flags_of_deepspeed_chat_set_what_they_mean() {
     ))
     .0;
     assert_eq!((one.actor_model.as_deref(), one.reward_model.as_deref()), (Some("a"), Some("c")));
-    assert!(one.ppo.enable_ema && one.offload);
-    assert_eq!((one.ppo.max_steps, one.lora.lora_module_name), (7, vec!["layers.".to_string()]));
-    assert_eq!((one.ppo.num_warmup_steps, one.ppo.lr_scheduler_type), (100, Scheduler::Cosine));
+    assert!(one.ppo().enable_ema && one.offload);
+    assert_eq!((one.ppo().max_steps, &one.lora.lora_module_name[..]), (7, &["layers.".into()][..]));
+    assert_eq!((one.ppo().num_warmup_steps, one.ppo().lr_scheduler_type), (100, Scheduler::Cosine));
     // Rounds gather and take more together, and leave the weights alone meanwhile.
     let line = format!(
         "ppo {STATIC} {} --actor_model_name_or_path a",
         PPO.replace("steps 1 ", "steps 3 ")
     );
-    let rounds = read(&line).0.ppo;
+    let rounds = read(&line).0.ppo();
     assert_eq!((rounds.answers_per_iteration(), rounds.answers_per_step()), (12, 12));
     let (c, said) =
         read("sft --model_name_or_path m --data_path d --dtype fp16 --add_eot_token --eot_token x");
@@ -206,7 +207,7 @@ fn test_mode_ends_a_step_early() {
     let ppo = |flags: &str| {
         read(&format!("ppo --actor-model m --data-path d --num-train-epochs 3 {flags}"))
     };
-    let lengths = |c: &RunConfig| (c.ppo.max_steps, c.ppo.num_train_epochs);
+    let lengths = |c: &RunConfig| (c.ppo().max_steps, c.ppo().num_train_epochs);
     assert_eq!(lengths(&ppo("--enable_test_mode --test_stop_step 5").0), (5, 3));
     // It says no number, hence one epoch, as there.
     assert_eq!(lengths(&ppo("--enable_test_mode").0), (0, 1));
@@ -215,17 +216,17 @@ fn test_mode_ends_a_step_early() {
     assert_eq!(lengths(&c), (0, 3));
     assert!(said[0].starts_with("these flags change nothing here: --test-stop-step"), "{said:?}");
     let line = "--actor-model m --data-path d --enable_test_mode --test_stop_step 5";
-    assert_eq!(read(&format!("sft {line}")).0.sft.optimizer.max_steps, 5);
-    assert_eq!(read(&format!("train {line}")).0.ppo.max_steps, 5);
+    assert_eq!(read(&format!("sft {line}")).0.sft().optimizer.max_steps, 5);
+    assert_eq!(read(&format!("train {line}")).0.ppo().max_steps, 5);
     assert_eq!(
         refusal(&format!("ppo {line} --max-steps 7")),
-        "--test-stop-step 5 and --max-steps both tell when the step ends; leave one out"
+        "--test-stop-step 5 and --max-steps both tell when the stage ends; leave one out"
     );
 }
 
 #[test]
 fn what_is_accepted_is_no_key_too() {
-    for entry in super::commands::COMMANDS {
+    for entry in super::commands::COMMANDS.iter() {
         for foreign in super::deepspeed::of(entry) {
             for key in entry.own_keys() {
                 assert_ne!(entry.flag(key), foreign.flag);

@@ -4,8 +4,9 @@ use super::args::{Request, parse};
 use super::commands::COMMANDS;
 use super::flags::command;
 use super::*;
-use crate::pipeline::config::keys::Kind as Values;
-use crate::pipeline::config::{Checkpointing, OptimizerState, RUN, RunConfig, toml_settings};
+use crate::config::Kind as Values;
+use crate::config::toml_settings;
+use crate::pipeline::config::{Checkpointing, OptimizerState, RUN, RunConfig};
 use std::collections::BTreeSet;
 
 fn request(line: &str) -> Result<Request> {
@@ -41,13 +42,14 @@ fn clap_accepts_the_table() {
 
 #[test]
 fn every_flag_of_every_command_is_read_in_both_spellings() {
-    for entry in COMMANDS {
+    for entry in COMMANDS.iter() {
         let mut seen = BTreeSet::new();
         for key in entry.own_keys() {
             let value = match key.kind {
                 Values::Bool => "maybe",
                 Values::Choice(_) | Values::Device | Values::Bytes => "nonsense",
                 Values::Every | Values::Time => "nonsense",
+                Values::Named { .. } | Values::List(Values::Named { .. }) => "nonsense",
                 Values::Int { .. } | Values::Float { .. } | Values::List(Values::Int { .. }) => {
                     "-7"
                 }
@@ -67,25 +69,37 @@ fn every_flag_of_every_command_is_read_in_both_spellings() {
     }
 }
 
+fn names(c: &RunConfig) -> Vec<&'static str> {
+    c.stages.iter().map(|stage| stage.name).collect()
+}
+
 #[test]
 fn texts_reach_their_keys() {
     let c = run_config("ppo --actor_model_name_or_path a --critic-model-name-or-path b_c");
     assert_eq!((c.actor_model.as_deref(), c.reward_model.as_deref()), (Some("a"), Some("b_c")));
-    assert_eq!(c.step, [3]);
+    assert_eq!(names(&c), ["ppo"]);
     let c = run_config("sft --model_name_or_path=a_b --lora_dim 8 --data_path x_y z --threads 3");
     assert_eq!(c.actor_model.as_deref(), Some("a_b"));
     assert_eq!((c.lora.actor_lora_dim, c.lora.critic_lora_dim, c.threads), (8, 0, 3));
-    assert_eq!((c.data_path, c.step), (vec!["x_y".to_string(), "z".to_string()], vec![1]));
+    assert_eq!(names(&c), ["sft"]);
+    assert_eq!(c.data_path, ["x_y", "z"]);
     let c = run_config("reward --model-name-or-path a --lora-dim 8 --eval-iters 3");
-    assert_eq!((c.actor_model, c.reward_model.as_deref()), (None, Some("a")));
-    assert_eq!((c.lora.critic_lora_dim, c.reward.optimizer.eval_batches), (8, 3));
-    assert_eq!(c.step, [2]);
+    assert_eq!((c.actor_model.as_deref(), c.reward_model.as_deref()), (None, Some("a")));
+    assert_eq!((c.lora.critic_lora_dim, c.reward().optimizer.eval_batches), (8, 3));
+    assert_eq!(names(&c), ["reward"]);
 }
 
 #[test]
 fn lists_gather_and_flags_may_stand_alone() {
-    for line in ["train --step 1 2", "train --step 1,2", "train --step 1 --step 2"] {
-        assert_eq!(run_config(line).step, [1, 2], "{line}");
+    let lines = [
+        "train --step 1 2",
+        "train --step 1,2",
+        "train --step 1 --step 2",
+        "train --stages sft reward",
+        "train --stages sft,2",
+    ];
+    for line in lines {
+        assert_eq!(names(&run_config(line)), ["sft", "reward"], "{line}");
     }
     let c = run_config("train --overwrite --tensorboard false --gradient_checkpointing --step 2 3");
     assert!(c.overwrite && !c.tensorboard);
@@ -96,9 +110,9 @@ fn lists_gather_and_flags_may_stand_alone() {
     let c = run_config("ppo --optimizer-state compact --dtype bf16");
     assert_eq!(c.optimizer_state, OptimizerState::Compact);
     let c = run_config("train --sft-max-steps 4 --kl-coef 0.5");
-    assert_eq!((c.sft.optimizer.max_steps, c.reward.optimizer.max_steps), (4, 0));
-    assert_eq!(c.ppo.kl_coef, 0.5);
-    assert_eq!(run_config("ppo --ppo-kl-coef 0.25").ppo.kl_coef, 0.25);
+    assert_eq!((c.sft().optimizer.max_steps, c.reward().optimizer.max_steps), (4, 0));
+    assert_eq!(c.ppo().kl_coef, 0.5);
+    assert_eq!(run_config("ppo --ppo-kl-coef 0.25").ppo().kl_coef, 0.25);
 }
 
 #[test]
@@ -118,9 +132,9 @@ fn preset_file_flags_and_set_in_this_order() {
     for (line, expected) in layers {
         let line = line.replace("--learning-rate 3e-5 sft", "sft --learning-rate 3e-5");
         let c = run_config(&line);
-        assert_eq!(c.sft.optimizer.learning_rate, expected, "{line}");
+        assert_eq!(c.sft().optimizer.learning_rate, expected, "{line}");
         let warmup = if line.contains("--config") { 5 } else { 0 };
-        assert_eq!(c.sft.optimizer.num_warmup_steps, warmup, "{line}");
+        assert_eq!(c.sft().optimizer.num_warmup_steps, warmup, "{line}");
         assert_eq!(c.is_explicit("sft.learning_rate"), expected != 1e-5);
     }
 }
@@ -133,7 +147,7 @@ fn the_printed_configuration_is_the_same_configuration() {
         "ppo --reward-rule brevity --top-p 0.9 --dtype f32 --actor-learning-rate 1e-7",
     ] {
         let text = printed(&format!("{line} --print-config"));
-        let again = RunConfig::resolve(toml_settings(RUN, "printed", &text).unwrap()).unwrap();
+        let again = RunConfig::resolve(toml_settings(&RUN, "printed", &text).unwrap()).unwrap();
         let mut config = run_config(line);
         config.explicit = again.explicit.clone();
         assert_eq!(again, config);
@@ -158,8 +172,7 @@ fn error_lines() {
         ),
         (
             "train --learning-rate 1",
-            "--learning-rate could mean several steps of `duplex train`; \
-             write --sft-learning-rate or --reward-learning-rate",
+            "--learning-rate could mean several stages of `duplex train`; write --sft-learning-rate or",
         ),
         ("ppo --actor_dropout 0.1", "--actor-dropout 0.1: models are trained without dropout"),
         ("sft --num-nodes 2", "--num-nodes 2: ranks on several machines"),
@@ -215,7 +228,7 @@ fn help_and_version_are_no_errors() {
     assert!(printed("").contains("Usage: duplex [COMMAND]"));
     assert!(printed("--help").contains("duplex COMMAND --help"));
     assert!(printed("--version").starts_with("duplex "));
-    for entry in COMMANDS {
+    for entry in COMMANDS.iter() {
         let help = printed(&format!("{} --help", entry.name));
         for key in entry.own_keys() {
             assert!(help.contains(&format!("--{} ", entry.flag(key))), "{}", key.path);

@@ -1,20 +1,19 @@
-//! Blends data sets and divides them between the three steps: which rows each step trains on,
+//! Blends data sets and divides them between the three uses: which rows each use gets to train on,
 //! which are held out, and in what order an epoch takes them. It knows nothing of tokens.
 //!
 //! - A set is a path with a weight; the path is a file, or a directory whose files have the names
 //!   of splits (`folder`).
 //! - Held-out rows are the directory's own split, or else the share `eval_fraction` of the rows,
 //!   taken off before anything else.
-//! - Proportions such as "2,4,4" give each step its own rows of every set; sets for the first step
-//!   only are given to it whole. The division is DeepSpeed-Chat's, row for row, where every step
-//!   can use the rows. Rows that only some steps can use are divided among those, in their
-//!   proportions.
+//! - Proportions such as "2,4,4" give each use its own rows of every set; sets for texts only are
+//!   given to that whole. The division is DeepSpeed-Chat's, row for row, where every row is fit for
+//!   every use. Rows that are fit for some only are divided among those, in their proportions.
 //! - An epoch takes `round(weight * n)` of a set's `n` rows: below 1 it takes another part of them
 //!   each epoch until all were seen, above 1 it repeats some. The order is new in every epoch.
 
 use super::bad_rows::{BadRows, OnBadRow};
 use super::folder;
-use super::share::{self, Kind, NEEDS, STEPS};
+use super::share::{self, Kind, Use};
 use super::source::read_rows;
 use super::split::cut;
 use super::types::Row;
@@ -30,14 +29,14 @@ pub struct Spec {
     pub weight: f64,
 }
 
-/// The sets to blend, and how to divide them between the steps.
+/// The sets to blend, and how to divide them between the uses.
 #[derive(Clone, Debug)]
 pub struct BlendConfig {
-    /// Sets divided between the steps.
+    /// Sets divided between the uses.
     pub data: Vec<Spec>,
-    /// Sets given whole to the first step.
+    /// Sets given whole to [`Use::Texts`].
     pub sft_only: Vec<Spec>,
-    /// Proportions of the steps.
+    /// Proportions of [`Use::ALL`].
     pub split: [f64; 3],
     /// Share of the rows held out where a directory has no file for it; in `0..1`.
     pub eval_fraction: f64,
@@ -45,11 +44,11 @@ pub struct BlendConfig {
     pub seed: u32,
     /// How unusable rows are handled.
     pub on_bad: OnBadRow,
-    /// True if rows go only to steps that can use them; else a step refuses them one by one.
+    /// True if rows go only to uses that they are fit for; else they are refused one by one.
     pub by_use: bool,
 }
 
-/// The rows one step takes from one set.
+/// The rows that one use gets from one set.
 #[derive(Clone, Debug)]
 pub struct Part {
     /// Training rows.
@@ -60,17 +59,17 @@ pub struct Part {
     pub weight: f64,
 }
 
-/// Everything read, divided between the steps.
+/// Everything read, divided between the uses.
 #[derive(Clone, Debug)]
 pub struct Blend {
-    steps: [Vec<Part>; 3],
+    uses: [Vec<Part>; 3],
     split: [f64; 3],
     sets: Vec<String>,
     /// The files read, to stamp them.
     pub files: Vec<PathBuf>,
     /// The rows left out of all files.
     pub bad: BadRows,
-    /// The rows that no step with a share can use: set, kind, number.
+    /// The rows that are fit for no use with a share: set, kind, number.
     pub unused: Vec<(String, Kind, usize)>,
 }
 
@@ -87,7 +86,7 @@ impl Blend {
         }
         let names: Vec<String> = all.iter().map(|s| s.path.display().to_string()).collect();
         let mut blend = Blend {
-            steps: Default::default(),
+            uses: Default::default(),
             split: config.split,
             sets: names,
             files: Vec::new(),
@@ -102,17 +101,16 @@ impl Blend {
             let unused = unused.iter().chain(&unused_eval);
             let counts = share::count(unused);
             blend.unused.extend(counts.map(|(kind, n)| (blend.sets[i].clone(), kind, n)));
-            for (step, (train, eval)) in train.into_iter().zip(eval).enumerate() {
-                blend.steps[step].push(Part { train, eval, weight: spec.weight });
+            for (k, (train, eval)) in train.into_iter().zip(eval).enumerate() {
+                blend.uses[k].push(Part { train, eval, weight: spec.weight });
             }
         }
         Ok(blend)
     }
 
-    /// The kinds of rows that step `k` (0 to 2) takes from each set that gives it some: a line
-    /// each.
-    pub fn tally(&self, k: usize) -> Vec<String> {
-        let parts = self.steps[k].iter().zip(&self.sets);
+    /// The kinds of rows that a use gets from each set that gives it some: a line each.
+    pub fn tally(&self, of: Use) -> Vec<String> {
+        let parts = self.uses[of as usize].iter().zip(&self.sets);
         let parts = parts.filter(|(part, _)| !part.train.is_empty() || !part.eval.is_empty());
         let line = |(part, set): (&Part, &String)| {
             let kinds = share::count(part.train.iter());
@@ -126,24 +124,24 @@ impl Blend {
         parts.map(line).collect()
     }
 
-    /// The parts of step `k` (0 to 2), one for each set. An error when they hold no training row.
-    pub fn step(&self, k: usize) -> Result<&[Part]> {
-        let parts = &self.steps[k];
+    /// The parts of a use, one for each set. An error when they hold no training row for `stage`.
+    pub fn parts(&self, of: Use, stage: &str) -> Result<&[Part]> {
+        let parts = &self.uses[of as usize];
         if parts.iter().any(|p| !p.train.is_empty()) {
             return Ok(parts);
         }
-        let usable = self.rows().filter(|row| share::users(row)[k]).count();
-        let (names, step) = (self.sets.join(", "), format!("step {} ({})", k + 1, STEPS[k]));
+        let usable = self.rows().filter(|row| share::users(row)[of as usize]).count();
+        let names = self.sets.join(", ");
         Err(Error::user(match usable {
             0 => format!(
-                "no row for {step}, which needs {}: {names} hold {}",
-                NEEDS[k],
+                "no row for {stage}, which needs {}: {names} hold {}",
+                of.needs(),
                 self.holds().join(", ")
             ),
             _ => {
                 let [a, b, c] = self.split;
                 format!(
-                    "split {a},{b},{c} leaves no row of {names} for {step}; give more data or another split"
+                    "split {a},{b},{c} leaves no row of {names} for {stage}; give more data or another split"
                 )
             }
         }))
@@ -161,9 +159,9 @@ impl Blend {
         all.into_iter().map(|(kind, n)| kind.counted(n)).collect()
     }
 
-    /// All rows, of all steps.
+    /// All rows, of all uses.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
-        let parts = self.steps.iter().flatten();
+        let parts = self.uses.iter().flatten();
         parts.flat_map(|part| part.train.iter().chain(&part.eval))
     }
 

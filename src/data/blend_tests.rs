@@ -60,7 +60,7 @@ fn steps_and_held_out_rows_are_disjoint_and_repeat() {
     let mut seen = HashSet::new();
     let mut counts = Vec::new();
     for k in 0..3 {
-        for part in blend.step(k).unwrap() {
+        for part in blend.parts(Use::ALL[k], "it").unwrap() {
             counts.push((part.train.len(), part.eval.len()));
             for row in part.train.iter().chain(&part.eval) {
                 assert!(seen.insert((row.file.clone(), row.row)), "{row:?} twice");
@@ -72,7 +72,7 @@ fn steps_and_held_out_rows_are_disjoint_and_repeat() {
     let expected = [(8, 3), (4, 0), (6, 1), (17, 4), (6, 2), (0, 0), (17, 4), (6, 2), (0, 0)];
     assert_eq!(counts, expected);
     let places = |b: &Blend| {
-        let parts = (0..3).flat_map(|k| b.steps[k].iter());
+        let parts = (0..3).flat_map(|k| b.uses[k].iter());
         parts.flat_map(|p| p.train.iter().map(|r| r.row)).collect::<Vec<_>>()
     };
     assert_eq!(places(&blend), places(&Blend::load(&config).unwrap()));
@@ -93,7 +93,7 @@ fn a_directory_brings_its_held_out_rows() {
         let blend = Blend::load(&BlendConfig { eval_fraction: 0.5, ..config(vec![set.clone()]) });
         let blend = blend.unwrap();
         assert_eq!(blend.files[1], dir.path().join(name));
-        let sizes = |k: usize| (blend.steps[k][0].train.len(), blend.steps[k][0].eval.len());
+        let sizes = |k: usize| (blend.uses[k][0].train.len(), blend.uses[k][0].eval.len());
         assert_eq!([sizes(0), sizes(1), sizes(2)], [(2, 1), (4, 2), (4, 2)]);
     }
 }
@@ -104,25 +104,25 @@ fn an_empty_split_is_named() {
     let path = jsonl(dir.path(), "a.jsonl", 1);
     let at = path.display().to_string();
     let tail = "give more data or another split";
-    let expected = format!("split 2,4,4 leaves no row of {at} for step 2 (reward model); {tail}");
+    let expected = format!("split 2,4,4 leaves no row of {at} for reward; {tail}");
     let blend = Blend::load(&config(vec![spec(path.clone())])).unwrap();
-    assert_eq!(message(blend.step(1)), expected);
+    assert_eq!(message(blend.parts(Use::Pairs, "reward")), expected);
     let only_sft = BlendConfig { split: [1.0, 0.0, 0.0], ..config(vec![spec(path)]) };
     let blend = Blend::load(&only_sft).unwrap();
-    let expected = format!("split 1,0,0 leaves no row of {at} for step 3 (PPO); {tail}");
-    assert_eq!(message(blend.step(2)), expected);
+    let expected = format!("split 1,0,0 leaves no row of {at} for ppo; {tail}");
+    assert_eq!(message(blend.parts(Use::Prompts, "ppo")), expected);
     let prompts = dir.path().join("prompts.jsonl");
     std::fs::write(&prompts, "{\"prompt\":\"a\"}\n{\"prompt\":\"b\",\"completion\":\"c\"}\n")
         .unwrap();
     let blend = Blend::load(&config(vec![spec(prompts.clone())])).unwrap();
     let expected = format!(
-        "no row for step 2 (reward model), which needs a prompt with \"chosen\" and \"rejected\": {} \
+        "no row for reward, which needs a prompt with \"chosen\" and \"rejected\": {} \
          hold 1 prompt with completion, 1 prompt without answer",
         prompts.display()
     );
-    assert_eq!(message(blend.step(1)), expected);
+    assert_eq!(message(blend.parts(Use::Pairs, "reward")), expected);
     assert_eq!(
-        blend.tally(2),
+        blend.tally(Use::Prompts),
         [format!("1 prompt with completion, 1 prompt without answer of {}", prompts.display())]
     );
     assert_eq!(message(Blend::load(&config(vec![]))), "no data set given; name one");

@@ -41,7 +41,7 @@ pub use example::{
 };
 pub use mt19937::{Mt19937, permutation};
 pub use packed::{Packed, micro_batches};
-pub use share::Kind as RowKind;
+pub use share::{Kind as RowKind, Use};
 pub use source::read_rows;
 pub use split::split_indices;
 pub use template::{ChatTemplate, Rendering, TemplateInput};

@@ -1,18 +1,42 @@
-//! Which steps can use a row, the kinds of rows that messages tell of, and the division of rows
-//! among the steps that can use them.
+//! The uses that a row is fit for, the kinds of rows that messages tell of, and the division of
+//! rows among uses.
 
 use super::split::cut;
 use super::types::{Prompt, Row};
 
-/// The steps, in order.
-pub(super) const STEPS: [&str; 3] = ["supervised finetuning", "reward model", "PPO"];
+/// A use of rows, of which there is one for each kind of algorithm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Texts with answers, to imitate.
+    Texts,
+    /// Pairs of answers, to prefer.
+    Pairs,
+    /// Prompts, to answer.
+    Prompts,
+}
 
-/// The keys of a row that a step can use.
-pub(super) const NEEDS: [&str; 3] = [
-    "a prompt with an answer (\"chosen\" or \"completion\"), or \"text\"",
-    "a prompt with \"chosen\" and \"rejected\"",
-    "\"prompt\"",
-];
+impl Use {
+    /// All of them, in the order of the shares.
+    pub const ALL: [Use; 3] = [Use::Texts, Use::Pairs, Use::Prompts];
+
+    /// The keys of a row that it takes.
+    pub(super) fn needs(self) -> &'static str {
+        match self {
+            Use::Texts => "a prompt with an answer (\"chosen\" or \"completion\"), or \"text\"",
+            Use::Pairs => "a prompt with \"chosen\" and \"rejected\"",
+            Use::Prompts => "\"prompt\"",
+        }
+    }
+
+    /// The reason for a row that fits it, is not too long, and still has nothing to learn.
+    pub fn nothing(self) -> &'static str {
+        match self {
+            Use::Texts => "no token to learn",
+            Use::Pairs => "two equal answers",
+            Use::Prompts => "no prompt",
+        }
+    }
+}
 
 /// A kind of row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,7 +79,7 @@ impl Kind {
     }
 }
 
-/// The steps that can use a row: SFT, reward model, PPO.
+/// The uses that a row is fit for.
 pub(super) fn users(row: &Row) -> [bool; 3] {
     let (prompt, chosen) = (row.prompt.is_some(), row.chosen.is_some());
     let text = !prompt && row.text.is_some();
@@ -75,8 +99,8 @@ pub(super) fn count<'a>(
     counts.into_iter()
 }
 
-/// Divides rows among the steps by their proportions. With `by_use`, those that only some steps can
-/// use go to these alone; the second part are the rows that none with a share can use.
+/// Divides rows among the uses by their proportions. With `by_use`, those that are fit for some
+/// uses only go to these alone; the second part are the rows that are fit for none with a share.
 pub(super) fn divide(
     rows: Vec<Row>,
     split: &[f64; 3],
@@ -89,7 +113,7 @@ pub(super) fn divide(
     }
     let (mut steps, mut unused): ([Vec<Row>; 3], Vec<Row>) = Default::default();
     for (can_use, rows) in classes {
-        // Without the steps that get nothing: what rounding leaves over falls to the first part.
+        // Without the uses that get nothing: what rounding leaves over falls to the first part.
         let takers: Vec<usize> = (0..3).filter(|&k| can_use[k] && split[k] > 0.0).collect();
         if takers.is_empty() {
             unused.extend(rows);

@@ -2,8 +2,11 @@
 //! of how the model was trained. It holds no date, path or machine, so that equal runs write equal
 //! cards.
 
-use super::config::{DataSource, OptimizerSection, RunConfig};
+use super::config::{DataSource, RunConfig};
+use super::settings::rank_of;
+use crate::algo::{Algorithm, OptimizerSection, PpoSection};
 use crate::base::Result;
+use crate::data::Use;
 use crate::model::Head;
 use serde::Serialize;
 use serde_json::Value;
@@ -12,11 +15,11 @@ use std::path::Path;
 /// A row of the table.
 type Setting = (&'static str, String);
 
-/// The part of a model card about a training step.
+/// The part of a model card about the training.
 pub(super) struct Card {
     /// Tag on the hub.
     tag: &'static str,
-    /// A sentence's subject: "Supervised finetuning (SFT)".
+    /// A sentence's subject: "Supervised finetuning".
     step: String,
     /// File names.
     data: Vec<String>,
@@ -24,28 +27,32 @@ pub(super) struct Card {
 }
 
 impl Card {
-    /// After `total` optimizer steps of step 1.
-    pub(super) fn sft(cfg: &RunConfig, total: u64) -> Result<Card> {
-        let data = names(&[cfg.data_sources()?, cfg.sft_only_sources()?]);
-        let mut settings = of_optimizer(&cfg.sft.optimizer, total);
+    /// After `total` optimizer steps of a stage that learns from rows.
+    pub(super) fn offline(
+        cfg: &RunConfig,
+        of: &Algorithm,
+        optimizer: &OptimizerSection,
+        total: u64,
+    ) -> Result<Card> {
+        let mut sources = vec![cfg.data_sources()?];
+        if of.learns.rows() == Use::Texts {
+            sources.push(cfg.sft_only_sources()?);
+        }
+        let mut settings = of_optimizer(optimizer, total);
         settings.push(("longest sequence", format!("{} tokens", cfg.max_seq_len)));
-        settings.extend(common(cfg, cfg.lora.actor_lora_dim));
-        Ok(Card { tag: "sft", step: "Supervised finetuning (SFT)".into(), data, settings })
+        settings.extend(common(cfg, rank_of(cfg, of.head)));
+        Ok(Card { tag: of.tag, step: of.title.to_string(), data: names(&sources), settings })
     }
 
-    /// After `total` optimizer steps of step 2.
-    pub(super) fn reward(cfg: &RunConfig, total: u64) -> Result<Card> {
-        let data = names(&[cfg.data_sources()?]);
-        let mut settings = of_optimizer(&cfg.reward.optimizer, total);
-        settings.push(("longest sequence", format!("{} tokens", cfg.max_seq_len)));
-        settings.extend(common(cfg, cfg.lora.critic_lora_dim));
-        Ok(Card { tag: "reward-model", step: "Reward model training".into(), data, settings })
-    }
-
-    /// After `total` iterations of step 3. `role` names the model: "actor", "critic".
-    pub(super) fn ppo(cfg: &RunConfig, total: u64, role: &str) -> Result<Card> {
-        let p = &cfg.ppo;
-        let data = names(&[cfg.data_sources()?, cfg.unsupervised_sources()?]);
+    /// After `total` iterations of a stage that samples. `role` names the model: "actor", "critic".
+    pub(super) fn online(
+        cfg: &RunConfig,
+        of: &Algorithm,
+        p: &PpoSection,
+        total: u64,
+        role: &str,
+    ) -> Result<Card> {
+        let data = names(&[cfg.data_sources()?, cfg.unsupervised_sources(of)?]);
         let reward =
             p.reward_rule.as_ref().map_or("a reward model".into(), |r| format!("rule {r}"));
         let lengths = (cfg.max_prompt_seq_len, cfg.max_answer_seq_len);
@@ -64,12 +71,9 @@ impl Card {
             ("temperature of rollouts", p.temperature.to_string()),
             ("longest prompt, completion", format!("{}, {} tokens", lengths.0, lengths.1)),
         ];
-        let rank = match role {
-            "critic" => cfg.lora.critic_lora_dim,
-            _ => cfg.lora.actor_lora_dim,
-        };
-        settings.extend(common(cfg, rank));
-        Ok(Card { tag: "ppo", step: format!("PPO ({role})"), data, settings })
+        let head = if role == "critic" { Head::Score } else { Head::Lm };
+        settings.extend(common(cfg, rank_of(cfg, head)));
+        Ok(Card { tag: of.tag, step: format!("{} ({role})", of.title), data, settings })
     }
 
     /// The file's text. `base` is the directory training started from, with its card if it has one;
@@ -198,7 +202,8 @@ mod tests {
     fn card() -> Card {
         let cfg =
             RunConfig { data_path: vec!["/my/own/a.jsonl:0.5".into()], ..RunConfig::default() };
-        Card::sft(&cfg, 60).unwrap()
+        let sft = crate::algo::DEEPSPEED_CHAT[0];
+        Card::offline(&cfg, sft, &cfg.optimizer(sft).unwrap(), 60).unwrap()
     }
 
     #[test]

@@ -26,12 +26,10 @@ mod doctor;
 mod eval;
 mod idle;
 mod inspect;
-pub mod keys;
-mod layers;
+mod lora;
 mod plan;
 mod presets;
 mod ranks;
-mod steps;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -39,27 +37,23 @@ mod verify;
 
 pub use bench::{BenchCase, BenchConfig};
 pub use chat::ChatConfig;
-pub use check::{DataSource, lower_is_better};
+pub use check::DataSource;
 pub use doctor::DoctorConfig;
 pub use eval::EvalConfig;
 pub use inspect::InspectConfig;
-pub(crate) use layers::defaults;
-pub use layers::{
-    Setting, flag_setting, flat, nearest, read_toml, set_setting, to_toml, toml_settings,
-};
+pub use lora::LoraSection;
 pub use plan::PlanConfig;
 pub use presets::{PRESETS, Preset, preset_settings};
 pub use ranks::{Deployment, ZeroStage};
-pub use steps::{
-    KlController, LoraSection, OptimizerSection, PpoSection, RewardLoss, RewardScaling,
-    RewardSection, Scheduler, SftSection,
-};
 pub use table::{BENCHMARK, CHECKUP, EVALUATION, INSPECTION, PLANNING, RUN, TALK, VERIFICATION};
 pub use verify::VerifyConfig;
 
+use crate::algo::{self, Algorithm, DEEPSPEED_CHAT, OptimizerSection, PpoSection};
 use crate::base::{DType, Error, Result};
+use crate::config::{Sections, Setting, flat, merge};
 use crate::device::Device;
 use crate::train::AdamWState;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -197,12 +191,12 @@ impl OptimizerState {
     }
 }
 
-/// A training run: `duplex train`, `sft`, `reward` and `ppo`. The table of keys documents each
+/// A training run: `duplex train`, or the command of an algorithm. The table of keys documents each
 /// field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunConfig {
-    /// Steps to run, ascending: 1 SFT, 2 reward model, 3 PPO.
-    pub step: Vec<u32>,
+    /// Stages to run, in the order of the list of algorithms.
+    pub stages: Vec<&'static Algorithm>,
     /// Folder or name of the model to train; None = the embedded demonstration.
     pub actor_model: Option<String>,
     /// Folder or name of the reward model; None = as the actor.
@@ -248,9 +242,9 @@ pub struct RunConfig {
     pub seed: u64,
     /// PATH or PATH:WEIGHT each; see [`RunConfig::data_sources`].
     pub data_path: Vec<String>,
-    /// Shares of steps 1, 2, 3; None = 2,4,4 among the steps of the run; see [`RunConfig::split`].
+    /// Shares of texts, pairs and prompts; None = 2,4,4 among the stages; see [`RunConfig::split`].
     pub data_split: Option<String>,
-    /// Further data, all for step 1.
+    /// Further data, all for texts to imitate.
     pub sft_only_data_path: Vec<String>,
     /// Share kept for evaluation, 0..=0.5.
     pub eval_fraction: f64,
@@ -260,7 +254,7 @@ pub struct RunConfig {
     pub on_bad_row: OnBadRow,
     /// How a prompt over the limit is handled.
     pub on_long_prompt: OnLongPrompt,
-    /// Longest sequence of steps 1 and 2, tokens.
+    /// Longest sequence of stages that learn from rows, tokens.
     pub max_seq_len: usize,
     /// Longest prompt, tokens.
     pub max_prompt_seq_len: usize,
@@ -288,14 +282,11 @@ pub struct RunConfig {
     pub quiet: bool,
     /// True if TensorBoard event files are written.
     pub tensorboard: bool,
-    /// Step 1.
-    pub sft: SftSection,
-    /// Step 2.
-    pub reward: RewardSection,
-    /// Step 3.
-    pub ppo: PpoSection,
-    /// Adapters of all steps.
+    /// Adapters of all stages.
     pub lora: LoraSection,
+    /// The sections of the algorithms.
+    #[serde(flatten)]
+    pub sections: Sections,
     /// Dotted keys the user gave (file, flags, `--set` or a preset asked for by name).
     #[serde(skip)]
     pub explicit: BTreeSet<&'static str>,
@@ -304,7 +295,7 @@ pub struct RunConfig {
 impl Default for RunConfig {
     fn default() -> RunConfig {
         RunConfig {
-            step: vec![1, 2, 3],
+            stages: DEEPSPEED_CHAT.to_vec(),
             actor_model: None,
             reward_model: None,
             output_dir: "output".into(),
@@ -347,10 +338,8 @@ impl Default for RunConfig {
             max_shard_size: "5GB".into(),
             quiet: false,
             tensorboard: true,
-            sft: SftSection::default(),
-            reward: RewardSection::default(),
-            ppo: PpoSection::default(),
             lora: LoraSection::default(),
+            sections: algo::sections(),
             explicit: BTreeSet::new(),
         }
     }
@@ -361,10 +350,35 @@ impl RunConfig {
     pub fn resolve(settings: Vec<Setting>) -> Result<RunConfig> {
         let explicit = settings.iter().map(|s| s.key.path).collect();
         let settings = presets::with_implied(settings)?;
-        let mut config: RunConfig = layers::merge(RUN, &settings)?;
+        let mut config: RunConfig = merge(&RUN, &settings)?;
         config.explicit = explicit;
         config.check()?;
         Ok(config)
+    }
+
+    /// The section of an algorithm as its struct, or as a part of that.
+    pub fn section<T: DeserializeOwned>(&self, of: &Algorithm) -> Result<T> {
+        self.sections.get(of.name)
+    }
+
+    /// The keys of an algorithm that learns from rows.
+    pub fn optimizer(&self, of: &Algorithm) -> Result<OptimizerSection> {
+        self.section(of)
+    }
+
+    /// The keys of an algorithm that samples answers.
+    pub fn online(&self, of: &Algorithm) -> Result<PpoSection> {
+        self.section(of)
+    }
+
+    /// True if the run has this stage.
+    pub fn runs(&self, stage: &Algorithm) -> bool {
+        self.stages.contains(&stage)
+    }
+
+    /// The last stage, which a longer run goes on with.
+    pub fn last_stage(&self) -> &'static Algorithm {
+        self.stages.last().copied().unwrap_or(DEEPSPEED_CHAT[0])
     }
 
     /// True if this is the embedded demonstration, which names neither model nor data.
@@ -381,8 +395,26 @@ impl RunConfig {
     /// The keys to which the user gave other values than their defaults. A written configuration
     /// has every key, so a default counts as not given.
     pub fn given(&self) -> Result<BTreeSet<&'static str>> {
-        let (now, default) = (layers::flat(RUN, self)?, layers::flat(RUN, &RunConfig::default())?);
+        let (now, default) = (flat(&RUN, self)?, flat(&RUN, &RunConfig::default())?);
         let changed = |path: &&'static str| now.get(*path) != default.get(*path);
         Ok(self.explicit.iter().copied().filter(changed).collect())
+    }
+}
+
+#[cfg(test)]
+impl RunConfig {
+    /// The section of SFT, for tests.
+    pub(crate) fn sft(&self) -> algo::SftSection {
+        self.section(DEEPSPEED_CHAT[0]).unwrap()
+    }
+
+    /// That of the reward model.
+    pub(crate) fn reward(&self) -> algo::RewardSection {
+        self.section(DEEPSPEED_CHAT[1]).unwrap()
+    }
+
+    /// That of PPO.
+    pub(crate) fn ppo(&self) -> PpoSection {
+        self.section(DEEPSPEED_CHAT[2]).unwrap()
     }
 }

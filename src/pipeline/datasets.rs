@@ -1,22 +1,23 @@
-//! The rows of a run made into the examples of its steps, and the batches training takes them in.
+//! The rows of a run made into the examples of its stages, and the batches training takes them in.
 
 use super::config::{ConversationFormat, EvalConfig, OnBadRow, OnLongPrompt, RunConfig};
 use super::demo;
 use super::remarks::{self, Remarked, Rows, Seen};
-use super::resume::STEPS;
+use super::resume::names_of;
 use super::run::Run;
-use super::sources::{Source, data_path};
+use super::sources::{Source, Staged, data_path};
+use crate::algo::{Algorithm, Learns, Texts};
 use crate::base::{Error, Kind, Result};
 use crate::data::{
     self, Blend, BlendConfig, ChatFormat, Limits, PairExample, Part, Prompt, PromptExample, Row,
-    RowKind, SftExample, Spec, Tokenizer,
+    RowKind, SftExample, Spec, Tokenizer, Use,
 };
 use crate::report::Event;
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-/// Examples of one step.
+/// Examples of one stage.
 pub(super) struct Examples<T> {
     pub(super) train: Vec<T>,
     pub(super) eval: Vec<T>,
@@ -75,73 +76,136 @@ fn schedule(
     out
 }
 
-/// Examples of step 1.
-pub(super) fn sft(run: &mut Run<'_>, source: &Source) -> Result<Examples<SftExample>> {
+/// Examples of one kind, made from rows.
+pub(super) trait Learnt: Remarked + Sized {
+    /// The example that a row makes; None where it is too long, or holds nothing to learn.
+    fn of_row(
+        row: &Row,
+        tokenizer: &Tokenizer,
+        limits: &Limits,
+        texts: Texts,
+    ) -> Result<Option<Self>>;
+
+    /// Limits of its sequences.
+    fn limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
+        training_limits(cfg, source)
+    }
+}
+
+/// Examples that are learnt from as they are.
+pub(super) trait Offline: Learnt {
+    /// Sequences of an example.
+    const SEQUENCES: usize;
+
+    /// The longest example of so many tokens a sequence, to plan with.
+    fn longest(tokens: usize) -> Self;
+}
+
+impl Learnt for SftExample {
+    fn of_row(
+        row: &Row,
+        tokenizer: &Tokenizer,
+        limits: &Limits,
+        texts: Texts,
+    ) -> Result<Option<SftExample>> {
+        if texts.prompts && row.has_weights() {
+            let what = "its messages have weights, which --loss-on-prompt would ignore";
+            return Err(row.error(what));
+        }
+        let limits = Limits { all_turns: texts.all_turns, ..*limits };
+        data::sft_example(row, tokenizer, &limits)
+    }
+}
+
+impl Offline for SftExample {
+    const SEQUENCES: usize = 1;
+
+    // Half of a sequence is the prompt.
+    fn longest(tokens: usize) -> SftExample {
+        SftExample::new(vec![0; tokens], (tokens / 2).max(1))
+    }
+}
+
+impl Learnt for PairExample {
+    fn of_row(
+        row: &Row,
+        tokenizer: &Tokenizer,
+        limits: &Limits,
+        _: Texts,
+    ) -> Result<Option<PairExample>> {
+        data::pair_example(row, tokenizer, limits)
+    }
+}
+
+impl Offline for PairExample {
+    const SEQUENCES: usize = 2;
+
+    fn longest(tokens: usize) -> PairExample {
+        let (chosen, rejected) = (vec![0; tokens], vec![1; tokens]);
+        let prompt_len = (tokens / 2).max(1);
+        PairExample { prompt_len, chosen, rejected, ..PairExample::default() }
+    }
+}
+
+impl Learnt for PromptExample {
+    fn of_row(
+        row: &Row,
+        tokenizer: &Tokenizer,
+        limits: &Limits,
+        _: Texts,
+    ) -> Result<Option<PromptExample>> {
+        data::prompt_example(row, tokenizer, limits)
+    }
+
+    fn limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
+        rollout_limits(cfg, source)
+    }
+}
+
+/// Examples of a stage.
+pub(super) fn examples<T: Learnt>(
+    run: &mut Run<'_>,
+    of: &Algorithm,
+    source: &Source,
+) -> Result<Examples<T>> {
     let blend = blend(run)?;
-    let made = sft_of(run.cfg, &blend, source)?;
+    let made = examples_of(run.cfg, &blend, of, source)?;
     Ok(told(run, made))
 }
 
-fn sft_of(cfg: &RunConfig, blend: &Blend, source: &Source) -> Result<Made<SftExample>> {
-    let limits = training_limits(cfg, source)?;
-    let all = cfg.sft.loss_on_prompt;
-    examples(cfg, blend, 0, source, &|row| match all && row.has_weights() {
-        true => Err(row.error("its messages have weights, which --loss-on-prompt would ignore")),
-        false => data::sft_example(row, &source.tokenizer, &limits),
-    })
-}
-
-/// Examples of step 2.
-pub(super) fn pairs(run: &mut Run<'_>, source: &Source) -> Result<Examples<PairExample>> {
-    let blend = blend(run)?;
-    let made = pairs_of(run.cfg, &blend, source)?;
-    Ok(told(run, made))
-}
-
-fn pairs_of(cfg: &RunConfig, blend: &Blend, source: &Source) -> Result<Made<PairExample>> {
-    let limits = training_limits(cfg, source)?;
-    examples(cfg, blend, 1, source, &|row| data::pair_example(row, &source.tokenizer, &limits))
-}
-
-/// Prompts of step 3.
-pub(super) fn prompts(run: &mut Run<'_>, source: &Source) -> Result<Examples<PromptExample>> {
-    let blend = blend(run)?;
-    let made = prompts_of(run.cfg, &blend, source)?;
-    Ok(told(run, made))
-}
-
-fn prompts_of(cfg: &RunConfig, blend: &Blend, source: &Source) -> Result<Made<PromptExample>> {
-    let limits = rollout_limits(cfg, source)?;
-    examples(cfg, blend, 2, source, &|row| data::prompt_example(row, &source.tokenizer, &limits))
-}
-
-/// Blocks of text for the mixture loss of step 3; none where no data is given for it.
-pub(super) fn texts(run: &mut Run<'_>, source: &Source) -> Result<Vec<Vec<i32>>> {
-    let (files, blocks) = texts_of(run.cfg, source)?;
+/// Blocks of text for the mixture loss of a stage; none where no data is given for it.
+pub(super) fn texts(run: &mut Run<'_>, of: &Algorithm, source: &Source) -> Result<Vec<Vec<i32>>> {
+    let (files, blocks) = texts_of(run.cfg, of, source)?;
     run.note_data(&files)?;
     Ok(blocks)
 }
 
 /// The same with the files that it comes from.
-fn texts_of(cfg: &RunConfig, source: &Source) -> Result<(Vec<PathBuf>, Vec<Vec<i32>>)> {
-    let data = specs(&cfg.unsupervised_sources()?)?;
+fn texts_of(
+    cfg: &RunConfig,
+    of: &Algorithm,
+    source: &Source,
+) -> Result<(Vec<PathBuf>, Vec<Vec<i32>>)> {
+    let data = specs(&cfg.unsupervised_sources(of)?)?;
     if data.is_empty() {
         return Ok((vec![], vec![]));
     }
     let config = BlendConfig { sft_only: data, data: vec![], by_use: false, ..blend_config(cfg)? };
     let blend = Blend::load(&BlendConfig { split: [1.0, 0.0, 0.0], eval_fraction: 0.0, ..config })?;
-    let rows = in_order(blend.step(0)?, cfg.seed);
+    let rows = in_order(blend.parts(Use::Texts, of.name)?, cfg.seed);
     let block = rollout_limits(cfg, source)?.max_seq_len;
     let blocks = data::text_blocks(&rows, &source.tokenizer, block, cfg.pre_rendered)?;
     Ok((blend.files, blocks))
 }
 
-/// Makes the examples of steps only to see that they can be made. `steps` have their models.
-pub(super) fn check(cfg: &RunConfig, blend: &Blend, steps: &[(u32, Rc<Source>)]) -> Result<()> {
-    steps.iter().try_for_each(|(step, source)| match step {
-        1 => sft_of(cfg, blend, source).map(|_| ()),
-        2 => pairs_of(cfg, blend, source).map(|_| ()),
-        _ => prompts_of(cfg, blend, source).and_then(|_| texts_of(cfg, source)).map(|_| ()),
+/// Makes the examples of stages only to see that they can be made.
+pub(super) fn check(cfg: &RunConfig, blend: &Blend, stages: &[Staged]) -> Result<()> {
+    stages.iter().try_for_each(|(of, source)| match of.learns {
+        Learns::Texts(..) => examples_of::<SftExample>(cfg, blend, of, source).map(drop),
+        Learns::Pairs(_) => examples_of::<PairExample>(cfg, blend, of, source).map(drop),
+        Learns::Prompts => examples_of::<PromptExample>(cfg, blend, of, source)
+            .and_then(|_| texts_of(cfg, of, source))
+            .map(drop),
     })
 }
 
@@ -168,10 +232,10 @@ pub(super) fn eval_prompts(
             by_use: true,
         };
         let blend = Blend::load(&config)?;
-        for warning in data_warnings(&blend, &[2]) {
+        for warning in data_warnings(&blend, &["the evaluation"]) {
             eprintln!("warning: {warning}");
         }
-        in_order(blend.step(2)?, cfg.seed)
+        in_order(blend.parts(Use::Prompts, "the evaluation")?, cfg.seed)
     };
     let limits = Limits {
         max_prompt_len,
@@ -221,7 +285,7 @@ fn check_room(wanted: usize, source: &Source, flags: &str) -> Result<()> {
     )))
 }
 
-/// Limits of steps 1 and 2.
+/// Limits of stages that learn from rows.
 pub(super) fn training_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
     let mut max_seq_len = cfg.max_seq_len;
     if cfg.given()?.contains("max_seq_len") {
@@ -233,7 +297,7 @@ pub(super) fn training_limits(cfg: &RunConfig, source: &Source) -> Result<Limits
     Ok(limits(cfg, source, max_prompt_len, max_seq_len))
 }
 
-/// Limits of step 3.
+/// Limits of stages that sample.
 pub(super) fn rollout_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
     let max_seq_len = cfg.max_prompt_seq_len + cfg.max_answer_seq_len;
     check_room(max_seq_len, source, "--max-prompt-seq-len and --max-answer-seq-len")?;
@@ -250,7 +314,7 @@ fn limits(cfg: &RunConfig, source: &Source, max_prompt_len: usize, max_seq_len: 
         },
         chat: chat_format(cfg.chat_format, &source.tokenizer),
         allow_special: cfg.pre_rendered,
-        all_turns: cfg.sft.assistant_only_loss,
+        all_turns: false,
     }
 }
 
@@ -263,7 +327,7 @@ fn specs(sources: &[super::config::DataSource]) -> Result<Vec<Spec>> {
 fn blend_config(cfg: &RunConfig) -> Result<BlendConfig> {
     let data = specs(&cfg.data_sources()?)?;
     Ok(BlendConfig {
-        // Without data to share out, steps 2 and 3 have none.
+        // Without data to share out, there are texts only.
         split: if data.is_empty() { [1.0, 0.0, 0.0] } else { cfg.split()? },
         data,
         sft_only: specs(&cfg.sft_only_sources()?)?,
@@ -277,34 +341,34 @@ fn blend_config(cfg: &RunConfig) -> Result<BlendConfig> {
     })
 }
 
-/// All data of a run, divided among its steps.
+/// All data of a run, divided among its stages.
 ///
 /// # Errors
-/// A file cannot be read, or a step of the run gets no row.
+/// A file cannot be read, or a stage of the run gets no row.
 pub(super) fn read(cfg: &RunConfig) -> Result<Blend> {
     let config = blend_config(cfg)?;
     if config.data.is_empty() && config.sft_only.is_empty() {
         return Err(Error::user("no data given; name it with --data-path FILE"));
     }
     let blend = Blend::load(&config)?;
-    cfg.step.iter().try_for_each(|step| blend.step(*step as usize - 1).map(|_| ()))?;
+    let parts = |of: &&Algorithm| blend.parts(of.learns.rows(), of.name).map(drop);
+    cfg.stages.iter().try_for_each(parts)?;
     Ok(blend)
 }
 
-/// The rows that no step of `steps` (0 to 2) can use: a line for each kind and set.
-fn unused_lines(blend: &Blend, steps: &[usize]) -> Vec<String> {
-    let names: Vec<&str> = steps.iter().map(|k| STEPS[*k]).collect();
+/// The rows that no stage of these names can use: a line for each kind and set.
+fn unused_lines(blend: &Blend, names: &[&str]) -> Vec<String> {
     let line = |(set, kind, n): &(String, RowKind, usize)| {
         format!("{} of {set} left out: {} cannot use them", kind.counted(*n), names.join(" and "))
     };
     blend.unused.iter().map(line).collect()
 }
 
-/// Warnings about the rows of `steps` as they were read.
-fn data_warnings(blend: &Blend, steps: &[usize]) -> Vec<String> {
+/// Warnings about the rows of the stages of these names as they were read.
+fn data_warnings(blend: &Blend, names: &[&str]) -> Vec<String> {
     let first = blend.bad.first.first().cloned().unwrap_or_default();
     let unread = Rows { count: blend.bad.count, first }.line("rows could not be read");
-    let warnings = unused_lines(blend, steps).into_iter().chain(unread);
+    let warnings = unused_lines(blend, names).into_iter().chain(unread);
     let warnings = warnings.chain(remarks::unused_keys(blend.rows()));
     warnings.chain(blend.bad.notes.iter().cloned()).collect()
 }
@@ -322,12 +386,11 @@ pub(super) fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
     run.note_data(&blend.files)?;
     // An earlier program has told of them.
     let repeats = run.reporter.repeat(run.goes_on);
-    let steps: Vec<usize> = run.cfg.step.iter().map(|step| *step as usize - 1).collect();
-    for k in &steps {
-        let rows = blend.tally(*k).join("; ");
-        run.reporter.emit(Event::note(format!("data for {}: {rows}", STEPS[*k])));
+    for stage in &run.cfg.stages {
+        let rows = blend.tally(stage.learns.rows()).join("; ");
+        run.reporter.emit(Event::note(format!("data for {}: {rows}", stage.name)));
     }
-    for warning in data_warnings(&blend, &steps) {
+    for warning in data_warnings(&blend, &names_of(run.cfg)) {
         run.reporter.emit(Event::warning(warning));
     }
     run.reporter.repeat(repeats);
@@ -351,32 +414,36 @@ fn told<T>(run: &mut Run<'_>, (examples, warnings): Made<T>) -> Examples<T> {
     examples
 }
 
-fn examples<T: Remarked>(
+fn examples_of<T: Learnt>(
     cfg: &RunConfig,
     blend: &Blend,
-    step: usize,
+    of: &Algorithm,
     source: &Source,
-    make: &dyn Fn(&Row) -> Result<Option<T>>,
 ) -> Result<Made<T>> {
-    let what = &format!("step {}", step + 1);
+    let (what, rows) = (of.name, of.learns.rows());
+    let limits = T::limits(cfg, source)?;
+    let texts = match &of.learns {
+        Learns::Texts(_, texts) => texts(&cfg.sections, of.name)?,
+        _ => Texts::default(),
+    };
     let skip = cfg.on_bad_row == OnBadRow::Skip;
     let mut out = Examples { train: vec![], eval: vec![], sets: vec![] };
     let (mut bad, mut long, mut silent) = (Rows::default(), Rows::default(), Rows::default());
     let mut seen = Seen::default();
     let format = chat_format(cfg.chat_format, &source.tokenizer);
-    for part in blend.step(step)? {
+    for part in blend.parts(rows, of.name)? {
         let before = out.train.len();
-        for (rows, to) in [(&part.train, &mut out.train), (&part.eval, &mut out.eval)] {
-            for row in rows {
-                match make(row) {
+        for (from, to) in [(&part.train, &mut out.train), (&part.eval, &mut out.eval)] {
+            for row in from {
+                match T::of_row(row, &source.tokenizer, &limits, texts) {
                     Ok(Some(example)) => {
                         seen.note(example.remarks(), row, &source.tokenizer, format);
                         to.push(example);
                     }
                     Ok(None) => {
-                        let weightless = step == 0 && row.learns_nothing();
-                        let rows = if weightless { &mut silent } else { &mut long };
-                        rows.add(row);
+                        let weightless = rows == Use::Texts && row.learns_nothing();
+                        let left_out = if weightless { &mut silent } else { &mut long };
+                        left_out.add(row);
                     }
                     Err(e) if skip && e.kind() == Kind::User => bad.add_told(|| e.to_string()),
                     Err(e) => return Err(e),
@@ -386,7 +453,7 @@ fn examples<T: Remarked>(
         out.sets.push((out.train.len() - before, part.weight));
     }
     // A row can also be left out for having nothing to learn within that length.
-    let nothing = ["no token to learn", "two equal answers", "no prompt"][step];
+    let nothing = rows.nothing();
     let longer = "rows were longer than --max-prompt-seq-len or --max-seq-len";
     let weightless = "rows give their answers the weight 0 and are left out of";
     let left_out = [

@@ -1,6 +1,7 @@
 //! Made-up series of metrics: those of trouble are told of once, those of noise never.
 
 use super::*;
+use crate::algo::{ALGORITHMS, DEEPSPEED_CHAT, named};
 use crate::base::Rng;
 use crate::formats::{Label, write_snapshot};
 
@@ -9,7 +10,9 @@ fn told(step: &str, metric: &str, series: impl Iterator<Item = f64>) -> Vec<(usi
     let mut health = Health::default();
     let mut all = vec![];
     for (i, v) in series.enumerate() {
-        all.extend(health.observe(step, &[(metric, v)]).into_iter().map(|w| (i, w)));
+        all.extend(
+            health.observe(named(step).unwrap(), &[(metric, v)]).into_iter().map(|w| (i, w)),
+        );
     }
     all
 }
@@ -50,21 +53,22 @@ fn healthy_noise_gives_no_warning() {
                 ("entropy", entropy[i]),
                 ("explained_variance", explained[i].min(1.0)),
             ];
-            assert_eq!(health.observe("ppo", &values), [""; 0], "iteration {i}");
+            assert_eq!(health.observe(DEEPSPEED_CHAT[2], &values), [""; 0], "iteration {i}");
         }
     }
 }
 
 #[test]
 fn constant_and_single_values_give_no_warning() {
-    for sign in SIGNS.iter().filter(|s| s.metric != "kl_per_token" && s.name != "dead critic") {
+    let all = ALGORITHMS.iter().flat_map(|a| a.signs.iter().map(|sign| (a.name, sign)));
+    for (of, sign) in all.filter(|(_, s)| s.per.is_none() && s.name != "dead critic") {
         for level in [0.0, 1.0, -3.0, 1e-9, 1e9] {
             let mut series = vec![level; 150];
-            assert_eq!(told(sign.step, sign.metric, series.clone().into_iter()), []);
+            assert_eq!(told(of, sign.metric, series.clone().into_iter()), []);
             // A single odd value among equal ones is none of its business.
             series[100] += level.abs() * 0.2;
             series[120] = f64::NAN;
-            assert_eq!(told(sign.step, sign.metric, series.into_iter()), [], "{}", sign.name);
+            assert_eq!(told(of, sign.metric, series.into_iter()), [], "{}", sign.name);
         }
     }
 }
@@ -115,8 +119,8 @@ fn kl_is_judged_by_the_token_and_what_comes_back_is_told_again() {
         // Gone for longer than a few iterations in between, then back.
         let per_token = if (30..60).contains(&i) || (120..140).contains(&i) { 2.5 } else { 0.1 };
         let values = [("kl", 40.0 * per_token), ("answer_tokens", 40.0)];
-        let warnings = health.observe("ppo", &values);
-        assert!(warnings.iter().all(|w| w.contains("KL blow-up: kl_per_token")));
+        let warnings = health.observe(DEEPSPEED_CHAT[2], &values);
+        assert!(warnings.iter().all(|w| w.contains("KL blow-up: kl / answer_tokens was")));
         at.extend(warnings.iter().map(|_| i));
     }
     assert_eq!(at.len(), 2, "{at:?}");
@@ -124,7 +128,8 @@ fn kl_is_judged_by_the_token_and_what_comes_back_is_told_again() {
     // On the border it is one occurrence.
     let flicker = (0..100).map(|i| if i % 8 < 4 { 3.0 } else { 0.0 });
     let mut health = Health::default();
-    let told = flicker.flat_map(|v| health.observe("ppo", &[("kl", v), ("answer_tokens", 1.0)]));
+    let told = flicker
+        .flat_map(|v| health.observe(DEEPSPEED_CHAT[2], &[("kl", v), ("answer_tokens", 1.0)]));
     assert_eq!(told.count(), 1);
 }
 
@@ -156,13 +161,19 @@ fn what_is_remembered_comes_back_exactly() {
         let mut health = Health::default();
         for _ in 0..iteration {
             let values = [("kl", 50.0 * f64::from(rng.uniform())), ("answer_tokens", 3.0)];
-            health.observe("ppo", &[&values[..], &[("reward", f64::from(rng.normal()))]].concat());
+            health.observe(
+                DEEPSPEED_CHAT[2],
+                &[&values[..], &[("reward", f64::from(rng.normal()))]].concat(),
+            );
         }
         health.count("ppo", &["why".into()]).unwrap();
         let mut draft = Draft::default();
         health.save(&mut draft);
         let label = Label { step: "ppo".into(), iteration, finished: false, ..Label::default() };
         let dir = write_snapshot(tmp.path(), &label, &draft).unwrap();
-        assert_eq!(Health::restore("ppo", &Snapshot::open(&dir).unwrap()).unwrap(), health);
+        assert_eq!(
+            Health::restore(DEEPSPEED_CHAT[2], &Snapshot::open(&dir).unwrap()).unwrap(),
+            health
+        );
     }
 }

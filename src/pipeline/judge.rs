@@ -2,10 +2,10 @@
 //! by the reward that PPO trains on.
 
 use super::run::Run;
+use crate::algo::PpoTrainer;
 use crate::base::Result;
 use crate::data::Tokenizer;
 use crate::formats::{Draft, Snapshot};
-use crate::rlhf::PpoTrainer;
 
 /// Answers shown at the end, beside those of before.
 pub(super) const SHOWN: usize = 8;

@@ -1,4 +1,4 @@
-//! The three steps as one run: configuration, run directory, models and data in, models out, the
+//! The stages as one run: configuration, run directory, models and data in, models out, the
 //! embedded demo, and the measurement of a machine. Knows no argument parsing.
 
 mod bench;
@@ -16,20 +16,18 @@ mod health;
 mod inspect;
 mod judge;
 mod offline;
+mod online;
 mod output;
 mod pace;
 mod plan;
-mod ppo;
 mod ranks;
 mod reading;
 mod remarks;
 mod resume;
-mod reward;
 mod run;
 mod run_dir;
 mod saver;
 mod settings;
-mod sft;
 mod sources;
 mod stage;
 mod start;

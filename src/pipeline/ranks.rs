@@ -1,9 +1,10 @@
 //! The ranks of a run: what each shares of the models, and what they must have alike.
 
-use super::config::{self, OptimizerState, RunConfig, ZeroStage};
+use super::config::{OptimizerState, RUN, RunConfig, ZeroStage};
 use crate::arch::Arch;
 use crate::base::{Error, Result, machine_name};
 use crate::comm::Comm;
+use crate::config::flat;
 use crate::device::Device;
 use crate::model::Head;
 use crate::pool::{Partition, Zero};
@@ -37,7 +38,7 @@ impl Ranks {
 
 /// Returns the settings, by name, that must be the same on all ranks of a run.
 pub fn alike(cfg: &RunConfig) -> Result<BTreeMap<String, String>> {
-    config::flat(config::RUN, cfg)
+    flat(&RUN, cfg)
 }
 
 /// Refuses ranks that were not started alike: with other settings, or as another version.

@@ -3,9 +3,9 @@
 use super::config::ConversationFormat;
 use super::datasets::chat_format;
 use super::sources::Source;
+use crate::algo::{Retokenise, Rollout};
 use crate::base::Result;
 use crate::data::{ChatFormat, OpenTalk, PromptExample, Tokenizer};
-use crate::rlhf::{Retokenise, Rollout};
 use std::collections::HashMap;
 use std::sync::Arc;
 

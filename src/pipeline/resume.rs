@@ -2,65 +2,21 @@
 //! configuration, or the one asked for. A checkpoint is refused if the run would not end as the
 //! uninterrupted one.
 
-use super::config::RunConfig;
+use super::config::{RUN, RunConfig};
 use super::run_dir::RunDir;
 use super::saver::in_order;
+use crate::algo::place;
 use crate::base::{Error, Result};
+use crate::config::as_now;
+use crate::config::key::Effect;
 use crate::formats::{Found, Input, Snapshot, remove_snapshot};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Short names of the steps, in order.
-pub(super) const STEPS: [&str; 3] = ["sft", "reward", "ppo"];
-
-/// The names of the steps that a run consists of.
-pub(super) fn steps_of(cfg: &RunConfig) -> Vec<&'static str> {
-    cfg.step.iter().map(|s| STEPS[*s as usize - 1]).collect()
+/// The names of the stages of a run, by which its checkpoints are called.
+pub(super) fn names_of(cfg: &RunConfig) -> Vec<&'static str> {
+    cfg.stages.iter().map(|stage| stage.name).collect()
 }
-
-/// The name of the last of them, which a longer run goes on with.
-pub(super) fn last_step(cfg: &RunConfig) -> &'static str {
-    steps_of(cfg).last().copied().unwrap_or_default()
-}
-
-/// Keys that change no number of the result, or only as far as sums are rounded.
-pub(super) const HARMLESS: &[&str] = &[
-    "output_dir",
-    "overwrite",
-    "resume",
-    "save_every",
-    "keep_checkpoints",
-    "keep_best",
-    "allow_changed_data",
-    "extend",
-    "deployment_type",
-    "num_gpus",
-    "zero_stage",
-    "critic_zero_stage",
-    "inference_tp_size",
-    "rank_timeout",
-    "offload",
-    "device",
-    "threads",
-    "micro_batch_tokens",
-    "memory_limit",
-    "strict_weights",
-    "gradient_checkpointing",
-    "stuck_after",
-    "print_samples",
-    "max_shard_size",
-    "quiet",
-    "tensorboard",
-    "sft.eval_interval",
-    "sft.eval_batches",
-    "reward.eval_interval",
-    "reward.eval_batches",
-    "ppo.eval_interval",
-    "ppo.eval_prompts",
-];
-
-/// Keys that name data.
-pub(super) const DATA: &[&str] = &["data_path", "sft_only_data_path", "ppo.unsupervised_data_path"];
 
 /// The checkpoint to resume from, with notes on harmless differences in configuration.
 pub(super) struct Resumed {
@@ -77,14 +33,14 @@ pub(super) fn find(
     cfg: &RunConfig,
     config: &BTreeMap<String, String>,
 ) -> Result<Option<Resumed>> {
-    let all = in_order(&dir.checkpoints(), &steps_of(cfg))?;
+    let all = in_order(&dir.checkpoints(), &names_of(cfg))?;
     if cfg.extend && cfg.resume == "auto" {
         match all.last() {
             Some(end) if is_end(end, cfg) => return extension(dir, &all, cfg, config).map(Some),
             Some(_) => {}
             None => {
                 let dir = dir.path().display();
-                return Err(Error::user(format!("--extend: {dir} holds no run of these steps")));
+                return Err(Error::user(format!("--extend: {dir} holds no run of these stages")));
             }
         }
     }
@@ -124,7 +80,7 @@ fn extension(
     cfg: &RunConfig,
     config: &BTreeMap<String, String>,
 ) -> Result<Resumed> {
-    let last = last_step(cfg);
+    let last = cfg.last_stage().name;
     let state = |f: &&Found| f.step == last && f.iteration.is_some_and(|n| n > 0);
     let Some(found) = all.iter().rev().find(state) else {
         return Err(Error::user(format!(
@@ -157,13 +113,13 @@ fn extension(
 
 /// Keys that may grow where a run is trained further: those of its last step.
 fn grows(cfg: &RunConfig, key: &str) -> bool {
-    let rest = key.strip_prefix(last_step(cfg)).and_then(|k| k.strip_prefix('.'));
+    let rest = key.strip_prefix(cfg.last_stage().name).and_then(|k| k.strip_prefix('.'));
     cfg.extend && matches!(rest, Some("num_train_epochs" | "max_steps"))
 }
 
 /// True if no work follows `found`.
 fn is_end(found: &Found, cfg: &RunConfig) -> bool {
-    found.iteration.is_none() && found.step == last_step(cfg)
+    found.iteration.is_none() && found.step == cfg.last_stage().name
 }
 
 fn same_place(a: Option<&Path>, b: &Path) -> bool {
@@ -193,26 +149,35 @@ fn compare(
     config: &BTreeMap<String, String>,
 ) -> Result<Vec<String>> {
     let label = snapshot.label();
-    if !steps_of(cfg).contains(&label.step.as_str()) {
+    if !names_of(cfg).contains(&label.step.as_str()) {
         return Err(Error::user(format!(
-            "{} is of step {}, which is not to be run",
+            "{} is of stage {}, which is not to be run",
             snapshot.dir().display(),
             label.step
         )));
     }
-    let last_begun = STEPS.iter().position(|s| *s == label.step);
+    let last_begun = place(&label.step);
     let begun = |key: &str| {
-        let step = STEPS.iter().position(|s| key.split('.').next() == Some(*s));
-        step.is_none() || step <= last_begun
+        let stage = key.split('.').next().and_then(place);
+        stage.is_none() || stage <= last_begun
     };
     let (mut matter, mut harmless) = (vec![], vec![]);
-    for (key, now) in config {
+    for key in RUN.iter() {
+        let Some(now) = config.get(key.path) else { continue };
+        let written = [Some(key.path), key.former].into_iter().flatten();
         // A key that the writer did not have.
-        let Some(then) = label.config.get(key).filter(|then| *then != now) else { continue };
-        let free = HARMLESS.contains(&key.as_str())
-            || !begun(key)
-            || grows(cfg, key)
-            || cfg.allow_changed_data && DATA.contains(&key.as_str());
+        let Some(then) = written.into_iter().find_map(|name| label.config.get(name)) else {
+            continue;
+        };
+        let then = &as_now(key, then);
+        if then == now {
+            continue;
+        }
+        let free = key.effect == Effect::Nothing
+            || !begun(key.path)
+            || grows(cfg, key.path)
+            || cfg.allow_changed_data && key.effect == Effect::Data;
+        let key = key.path;
         let told = format!("{key} ({}, now {})", shown(then), shown(now));
         let list = if free { &mut harmless } else { &mut matter };
         list.push(told);
@@ -258,17 +223,4 @@ pub(super) fn forget(root: &Path, steps: &[&str], after: Option<&Snapshot>) -> R
     let kept = after.and_then(|s| all.iter().position(|f| same_place(Some(&f.dir), s.dir())));
     all.drain(..kept.map_or(0, |i| i + 1));
     all.iter().rev().try_for_each(|found| remove_snapshot(&found.dir))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pipeline::config::RUN;
-
-    #[test]
-    fn the_lists_name_keys() {
-        for name in HARMLESS.iter().chain(DATA) {
-            assert!(RUN.iter().any(|k| k.path == *name), "{name}");
-        }
-    }
 }

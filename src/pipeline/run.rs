@@ -1,4 +1,4 @@
-//! A run in progress: all that its steps share.
+//! A run in progress: all that its stages share.
 
 use super::config::RunConfig;
 use super::doctor::free_memory;
@@ -9,16 +9,17 @@ use super::run_dir::RunDir;
 use super::saver::Saver;
 use super::sources::Source;
 use super::watchdog::Watchdog;
+use crate::algo::{Algorithm, RewardRule};
 use crate::arch::Arch;
 use crate::base::{DType, Result};
 use crate::comm::Comm;
 use crate::data::Blend;
 use crate::device::Device;
+use crate::engine::Engine;
 use crate::formats::{Input, Snapshot};
 use crate::model::{Head, LoadOptions, LoraConfig, Model};
 use crate::pool::{Partition, Zero};
 use crate::report::{Event, Reporter};
-use crate::rlhf::RewardRule;
 use crate::tape::Workspace;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -50,7 +51,7 @@ pub(super) struct Run<'c> {
     pub(super) trained: Rc<Cell<bool>>,
     /// Iterations of the step under way.
     pub(super) total: u64,
-    /// The rows of all steps, as read before the directory was opened.
+    /// The rows of all stages, as read before the directory was opened.
     pub(super) read: Option<Blend>,
     /// The same in use.
     pub(super) blend: Option<Rc<Blend>>,
@@ -100,6 +101,18 @@ impl Run<'_> {
         Ok(LoadOptions { train: true, grads, lora, seed, strict, partition, ..options })
     }
 
+    /// A model that is only asked: its weights may be the host's.
+    pub(super) fn asked(&mut self, source: &Source, head: Head, what: &str) -> Result<Engine> {
+        let options = self.frozen(source, head)?;
+        let model = source.load(&options, &mut self.reporter)?;
+        if model.store.is_on_host() {
+            let mib = model.store.host_bytes() as f64 / f64::from(1 << 20);
+            let note = format!("{what}: {mib:.1} MiB of weights stay in the host's memory");
+            self.reporter.emit(Event::note(note));
+        }
+        Ok(Engine::frozen(model))
+    }
+
     /// Resolves a model of the run and loads its tokenizer, as of the time when the run began.
     pub(super) fn source(&self, name: &str) -> Result<Source> {
         Source::open_at(name, self.begun)
@@ -119,10 +132,10 @@ impl Run<'_> {
     /// too many; returns their number so far as a metric.
     pub(super) fn skipped(
         &mut self,
-        step: &str,
+        of: &Algorithm,
         why: &[String],
     ) -> Result<Option<(&'static str, f64)>> {
-        if let Some(warning) = self.health.count(step, why)? {
+        if let Some(warning) = self.health.count(of.name, why)? {
             self.reporter.emit(Event::warning(warning));
         }
         Ok(self.health.skipped_steps())

@@ -1,5 +1,6 @@
 //! The run directory: one process at a time, one run, its resolved config and where results go.
 
+use crate::algo::{ALGORITHMS, Algorithm};
 use crate::base::{Error, Result, machine_name};
 use crate::formats::{remove_leftovers, write_atomic};
 use std::fs::{File, OpenOptions};
@@ -85,11 +86,10 @@ impl RunDir {
         )))
     }
 
-    /// Takes the directory for a run of `steps` that begins anew. Refused, without `overwrite`: one
+    /// Takes the directory for a run of `stages` that begins anew. Refused, without `overwrite`: one
     /// that holds results of them already.
-    pub(super) fn claim(&self, steps: &[u32], overwrite: bool) -> Result<()> {
-        let results = [self.sft(), self.reward(), self.path.join("ppo")];
-        let old = steps.iter().map(|s| &results[*s as usize - 1]).find(|dir| dir.exists());
+    pub(super) fn claim(&self, stages: &[&Algorithm], overwrite: bool) -> Result<()> {
+        let old = stages.iter().map(|stage| self.stage(stage)).find(|dir| dir.exists());
         if let Some(old) = old.filter(|_| !overwrite) {
             return Err(Error::user(format!(
                 "{} exists already; give --overwrite to replace it, another --output-dir, or --extend \
@@ -98,7 +98,8 @@ impl RunDir {
             )));
         }
         // Of a run that left no result, or is replaced with all of them.
-        match self.is_run && steps.len() == results.len() {
+        let left = |a: &&Algorithm| !stages.contains(a) && self.stage(a).exists();
+        match self.is_run && !ALGORITHMS.iter().any(left) {
             true => self.forget_reports(),
             false => Ok(()),
         }
@@ -141,19 +142,23 @@ impl RunDir {
         self.path.join("metrics.jsonl")
     }
 
-    /// The model of step 1.
-    pub(super) fn sft(&self) -> PathBuf {
-        self.path.join("sft")
+    /// Where the results of a stage go.
+    pub(super) fn stage(&self, of: &Algorithm) -> PathBuf {
+        self.path.join(of.name)
     }
 
-    /// The model of step 2.
-    pub(super) fn reward(&self) -> PathBuf {
-        self.path.join("reward")
+    /// The model of a stage that others start from and that one talks to.
+    pub(super) fn model(&self, of: &Algorithm) -> PathBuf {
+        models(&self.path, of).swap_remove(0)
     }
+}
 
-    /// A model of step 3: `actor`, `critic` or `actor_ema`.
-    pub(super) fn ppo(&self, which: &str) -> PathBuf {
-        self.path.join("ppo").join(which)
+/// Where the run in `root` keeps the models of a stage, the one that one talks to first.
+pub(super) fn models(root: &Path, of: &Algorithm) -> Vec<PathBuf> {
+    let stage = root.join(of.name);
+    match of.models() {
+        [] => vec![stage],
+        names => names.iter().map(|name| stage.join(name)).collect(),
     }
 }
 
@@ -228,6 +233,7 @@ fn lock(dir: &Path) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::algo::DEEPSPEED_CHAT;
 
     #[test]
     fn a_start_that_fails_leaves_what_was_there() {
@@ -265,13 +271,13 @@ mod tests {
         drop(run);
         std::fs::create_dir(path.join("sft")).unwrap();
         let run = RunDir::open(&path, false).unwrap();
-        let e = run.claim(&[1], false).unwrap_err();
+        let [sft, reward, ppo] = DEEPSPEED_CHAT;
+        let e = run.claim(&[sft], false).unwrap_err();
         assert!(e.to_string().contains("sft exists already; give --overwrite"), "{e}");
-        run.claim(&[2, 3], false).unwrap();
         std::fs::write(path.join("metrics.jsonl"), "x").unwrap();
-        run.claim(&[1], true).unwrap();
+        run.claim(&[reward, ppo], false).unwrap();
         assert!(path.join("metrics.jsonl").exists());
-        run.claim(&[1, 2, 3], true).unwrap();
+        run.claim(&[sft, reward, ppo], true).unwrap();
         assert!(!path.join("metrics.jsonl").exists());
         std::fs::write(tmp.path().join("thesis.txt"), "x").unwrap();
         let e = RunDir::open(tmp.path(), false).unwrap_err();

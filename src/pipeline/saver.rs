@@ -2,10 +2,10 @@
 //! of the checkpoints are kept. What is in them the steps know, how they are written
 //! `formats::snapshot` does.
 
-use super::config::keys::Every;
 use super::doctor::free_memory;
 use crate::base::{Error, Kind, Result};
 use crate::comm::Comm;
+use crate::config::key::Every;
 use crate::device::{Buffer, Device};
 use crate::formats::{
     Copied, Draft, Found, Label, Whole, list_snapshots, read_as_written, remove_snapshot,
@@ -19,7 +19,7 @@ use std::time::Instant;
 pub(super) struct Saver {
     /// Where they are.
     root: PathBuf,
-    /// The steps of the run, in order.
+    /// The stages of the run, in order.
     steps: Vec<&'static str>,
     every: Every,
     /// How many of the newest are kept.

@@ -1,14 +1,14 @@
 //! From the run configuration to the settings of models, optimizers and algorithms.
 
-use super::config::{
-    self, Checkpointing, KlController, OptimizerSection, RewardScaling, RunConfig, Scheduler,
+use super::config::{Checkpointing, RunConfig};
+use crate::algo::{
+    KlControl, KlController, OptimizerSection, PpoConfig, PpoSection, RewardScaling, StepConfig,
 };
 use crate::base::Result;
-use crate::model::{LoraConfig, SaveAs};
-use crate::rlhf::{KlControl, PpoConfig, RewardLoss, StepConfig};
+use crate::model::{Head, LoraConfig, SaveAs};
 use crate::rollout::Sampling;
 use crate::tape::Keep;
-use crate::train::{AdamWConfig, Schedule, ScheduleKind};
+use crate::train::AdamWConfig;
 
 /// Packed tokens of a micro-batch that keep the matrix kernels busy.
 pub(super) const MICRO_BATCH_TOKENS: usize = 2048;
@@ -33,20 +33,33 @@ fn module(name: &str) -> String {
     if blocks { "all".into() } else { path.to_string() }
 }
 
-/// Adapters of the actor, in steps 1 and 3.
-pub(super) fn actor_lora(cfg: &RunConfig) -> Option<LoraConfig> {
-    lora(cfg, cfg.lora.actor_lora_dim)
+/// Adapters of a model with this head: of a policy, or of reward model and critic.
+pub(super) fn lora_of(cfg: &RunConfig, head: Head) -> Option<LoraConfig> {
+    lora(cfg, rank_of(cfg, head))
 }
 
-/// Adapters of reward model and critic.
-pub(super) fn critic_lora(cfg: &RunConfig) -> Option<LoraConfig> {
-    lora(cfg, cfg.lora.critic_lora_dim)
+/// Their rank; 0 where there are none.
+pub(super) fn rank_of(cfg: &RunConfig, head: Head) -> usize {
+    match head {
+        Head::Lm => cfg.lora.actor_lora_dim,
+        Head::Score => cfg.lora.critic_lora_dim,
+    }
 }
 
-fn adamw(cfg: &RunConfig, s: &OptimizerSection, lora_learning_rate: f64) -> AdamWConfig {
+/// Their peak learning rate.
+fn lora_rate(cfg: &RunConfig, head: Head) -> f32 {
+    let rate = match head {
+        Head::Lm => cfg.lora.actor_lora_learning_rate,
+        Head::Score => cfg.lora.critic_lora_learning_rate,
+    };
+    rate as f32
+}
+
+/// The optimizer of a stage that learns from rows.
+pub(super) fn adamw(cfg: &RunConfig, s: &OptimizerSection, head: Head) -> AdamWConfig {
     AdamWConfig {
         learning_rate: s.learning_rate as f32,
-        lora_learning_rate: lora_learning_rate as f32,
+        lora_learning_rate: lora_rate(cfg, head),
         beta1: s.adam_beta1 as f32,
         beta2: s.adam_beta2 as f32,
         eps: s.adam_eps as f32,
@@ -57,19 +70,11 @@ fn adamw(cfg: &RunConfig, s: &OptimizerSection, lora_learning_rate: f64) -> Adam
     }
 }
 
-pub(super) fn sft_adamw(cfg: &RunConfig) -> AdamWConfig {
-    adamw(cfg, &cfg.sft.optimizer, cfg.lora.actor_lora_learning_rate)
-}
-
-pub(super) fn reward_adamw(cfg: &RunConfig) -> AdamWConfig {
-    adamw(cfg, &cfg.reward.optimizer, cfg.lora.critic_lora_learning_rate)
-}
-
-pub(super) fn actor_adamw(cfg: &RunConfig) -> AdamWConfig {
-    let p = &cfg.ppo;
+/// The optimizer of the actor of a stage that samples.
+pub(super) fn actor_adamw(cfg: &RunConfig, p: &PpoSection) -> AdamWConfig {
     AdamWConfig {
         learning_rate: p.actor_learning_rate as f32,
-        lora_learning_rate: cfg.lora.actor_lora_learning_rate as f32,
+        lora_learning_rate: lora_rate(cfg, Head::Lm),
         beta1: p.adam_beta1 as f32,
         beta2: p.adam_beta2 as f32,
         eps: p.adam_eps as f32,
@@ -80,32 +85,23 @@ pub(super) fn actor_adamw(cfg: &RunConfig) -> AdamWConfig {
     }
 }
 
-pub(super) fn critic_adamw(cfg: &RunConfig) -> AdamWConfig {
-    let p = &cfg.ppo;
+/// That of its critic.
+pub(super) fn critic_adamw(cfg: &RunConfig, p: &PpoSection) -> AdamWConfig {
     AdamWConfig {
         learning_rate: p.critic_learning_rate as f32,
-        lora_learning_rate: cfg.lora.critic_lora_learning_rate as f32,
+        lora_learning_rate: lora_rate(cfg, Head::Score),
         weight_decay: p.critic_weight_decay as f32,
-        ..actor_adamw(cfg)
+        ..actor_adamw(cfg, p)
     }
 }
 
-/// Returns the settings of step 1 or 2, over `total` optimizer steps.
+/// Returns the settings of a stage that learns from rows, over `total` optimizer steps.
 pub(super) fn step(cfg: &RunConfig, s: &OptimizerSection, total: u64) -> StepConfig {
     StepConfig {
-        schedule: schedule(s.lr_scheduler_type, s.num_warmup_steps, total),
+        schedule: s.lr_scheduler_type.over(s.num_warmup_steps, total),
         micro_batch_tokens: micro_batch_tokens(cfg),
         seed: cfg.seed,
     }
-}
-
-fn schedule(kind: Scheduler, warmup: usize, total: u64) -> Schedule {
-    let kind = match kind {
-        Scheduler::Linear => ScheduleKind::Linear,
-        Scheduler::Cosine => ScheduleKind::Cosine,
-        Scheduler::Constant | Scheduler::ConstantWithWarmup => ScheduleKind::Constant,
-    };
-    Schedule { kind, warmup: warmup as u64, total }
 }
 
 pub(super) fn keep(checkpointing: Checkpointing) -> Keep {
@@ -121,27 +117,19 @@ fn micro_batch_tokens(cfg: &RunConfig) -> usize {
     if cfg.micro_batch_tokens > 0 { cfg.micro_batch_tokens } else { MICRO_BATCH_TOKENS }
 }
 
-pub(super) fn reward_loss(cfg: &RunConfig) -> RewardLoss {
-    match cfg.reward.loss {
-        config::RewardLoss::End => RewardLoss::End,
-        config::RewardLoss::TokenWise => RewardLoss::TokenWise,
-    }
-}
-
 pub(super) fn save_as(cfg: &RunConfig) -> Result<SaveAs> {
     Ok(SaveAs { max_shard_bytes: cfg.max_shard_bytes()? as usize, ..SaveAs::default() })
 }
 
-/// PPO over `updates` optimizer steps.
-pub(super) fn ppo(cfg: &RunConfig, eos: Vec<i32>, updates: u64) -> PpoConfig {
-    let p = &cfg.ppo;
+/// A stage that samples, over `updates` optimizer steps.
+pub(super) fn online(cfg: &RunConfig, p: &PpoSection, eos: Vec<i32>, updates: u64) -> PpoConfig {
     let kl_control = match p.kl_controller {
         KlController::Fixed => KlControl::Fixed,
         KlController::Adaptive => {
             KlControl::Adaptive { target: p.kl_target as f32, horizon: p.kl_horizon as f32 }
         }
     };
-    let schedule = schedule(p.lr_scheduler_type, p.num_warmup_steps, updates);
+    let schedule = p.lr_scheduler_type.over(p.num_warmup_steps, updates);
     PpoConfig {
         sampling: Sampling {
             temperature: p.temperature as f32,

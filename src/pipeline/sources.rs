@@ -1,5 +1,6 @@
 //! Models of a run with their tokenizers: found and loaded.
 
+use crate::algo::Algorithm;
 use crate::arch::{Arch, Config};
 use crate::base::{Error, Result};
 use crate::data::{Tokenizer, now};
@@ -8,6 +9,7 @@ use crate::formats::Checkpoint;
 use crate::model::{LoadOptions, Model, base_dir, hub_cache, resolve_model};
 use crate::report::{Event, Reporter};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// A model directory that exists, with its tokenizer.
@@ -17,6 +19,9 @@ pub(super) struct Source {
     /// The architecture of the model.
     pub(super) arch: Arch,
 }
+
+/// A stage, and the model whose tokens it has.
+pub(super) type Staged = (&'static Algorithm, Rc<Source>);
 
 impl Source {
     /// Resolves a directory or cached name and loads its tokenizer.

@@ -1,21 +1,22 @@
-//! A step under way and its checkpoints: what it goes on from, what is saved after an iteration
+//! A stage under way and its checkpoints: what it goes on from, what is saved after an iteration
 //! beside its trainer, and where the run stops when it is asked to.
 
 use super::health::Health;
-use super::resume::{STEPS, last_step, same_inputs, steps_of};
+use super::resume::same_inputs;
 use super::run::Run;
 use super::sources::Source;
 use super::{ranks, stop};
+use crate::algo::{Algorithm, place};
 use crate::base::{Error, Result};
 use crate::formats::{Draft, Input, Label, Snapshot, stamp};
 use crate::report::Event;
 use std::path::Path;
 use std::time::Instant;
 
-/// A step that has been entered.
+/// A stage that has been entered.
 pub(super) struct Stage {
-    /// Its short name.
-    pub(super) step: &'static str,
+    /// Its algorithm.
+    pub(super) of: &'static Algorithm,
     /// Iterations done before.
     pub(super) done: usize,
     started: Instant,
@@ -32,15 +33,14 @@ impl Stage {
     }
 }
 
-/// True if `step` is complete at the moment that `label` marks.
-pub(super) fn is_behind(label: &Label, step: &str) -> bool {
-    let place = |step: &str| STEPS.iter().position(|s| *s == step);
-    place(step) < place(&label.step) || label.finished && step == label.step
+/// True if a stage is complete at the moment that `label` marks.
+pub(super) fn is_behind(label: &Label, of: &Algorithm) -> bool {
+    place(of.name) < place(&label.step) || label.finished && of.name == label.step
 }
 
-/// True if `label` marks a moment within `step`.
-pub(super) fn is_within(label: &Label, step: &str) -> bool {
-    label.step == step && !label.finished
+/// True if `label` marks a moment within a stage.
+pub(super) fn is_within(label: &Label, of: &Algorithm) -> bool {
+    label.step == of.name && !label.finished
 }
 
 impl Run<'_> {
@@ -48,7 +48,7 @@ impl Run<'_> {
     /// snapshot to go on from, where it does not begin.
     pub(super) fn enter(
         &mut self,
-        step: &'static str,
+        of: &'static Algorithm,
         sources: &[&Source],
     ) -> Result<(Stage, Option<Snapshot>)> {
         let mut inputs = self.data.clone();
@@ -62,34 +62,28 @@ impl Run<'_> {
         if let Some(snapshot) = &from {
             same_inputs(snapshot, &inputs, self.cfg.allow_changed_data)?;
         }
-        let from = from.filter(|s| is_within(s.label(), step));
-        self.health = from.as_ref().map_or(Ok(Health::default()), |s| Health::restore(step, s))?;
+        let from = from.filter(|s| is_within(s.label(), of));
+        self.health = from.as_ref().map_or(Ok(Health::default()), |s| Health::restore(of, s))?;
         let earlier = from.as_ref().map_or(Ok(0.0), |s| s.get("seconds_of_step"))?;
         let done = from.as_ref().map_or(0, |s| s.label().iteration as usize);
-        Ok((Stage { step, done, started: Instant::now(), earlier, inputs }, from))
+        Ok((Stage { of, done, started: Instant::now(), earlier, inputs }, from))
     }
 
     /// Tells that a step begins, or goes on.
     /// An error where more has been done than is asked for.
-    pub(super) fn start(
-        &mut self,
-        stage: &Stage,
-        title: &str,
-        total: u64,
-        unit: &str,
-    ) -> Result<()> {
+    pub(super) fn start(&mut self, stage: &Stage, total: u64, unit: &str) -> Result<()> {
         if stage.done as u64 > total {
             return Err(Error::user(format!(
                 "{} has done {} {unit} already, but this command asks for {total}; give more epochs or a \
                  larger --max-steps",
-                stage.step, stage.done
+                stage.of.name, stage.done
             )));
         }
-        let (step, title) = (stage.step.to_string(), title.to_string());
+        let (step, title) = (stage.of.name.to_string(), stage.of.title.to_string());
         let unit = unit.to_string();
         let goes_on = format!("goes on after {} of {total} {unit}", stage.done);
         self.total = total;
-        self.watchdog.begin(stage.step, stage.done as u64 + 1);
+        self.watchdog.begin(stage.of.name, stage.done as u64 + 1);
         self.pace.begin(&self.comm);
         self.reporter.emit(Event::StepStart { step, title, total, unit });
         if stage.done > 0 {
@@ -113,7 +107,7 @@ impl Run<'_> {
         if let Some(slow) = self.pace.end(&self.comm)? {
             self.reporter.emit(Event::warning(slow));
         }
-        for warning in self.health.observe(stage.step, values) {
+        for warning in self.health.observe(stage.of, values) {
             self.reporter.emit(Event::warning(warning));
         }
         self.saver.check()?;
@@ -121,8 +115,8 @@ impl Run<'_> {
             self.reporter.emit(Event::warning(told));
         }
         // The last state of all is what a longer run goes on from.
-        let last = iteration == self.total && stage.step == last_step(self.cfg);
-        let due = self.saver.is_due(stage.step, iteration, values) || last;
+        let last = iteration == self.total && stage.of == self.cfg.last_stage();
+        let due = self.saver.is_due(stage.of.name, iteration, values) || last;
         let [due, asked] = self.comm.any([due, stop::is_asked()])?;
         let signal = asked.then(stop::name);
         if due || asked {
@@ -181,7 +175,7 @@ impl Run<'_> {
         memory: [usize; 4],
     ) {
         self.watchdog.rest();
-        let step = stage.step;
+        let step = stage.of.name;
         let mib = |bytes: usize| bytes >> 20;
         let [weights, grads, optimizer, _] = memory;
         let activations = self.ws.programs().iter().map(|p| p.1).max().unwrap_or(0);
@@ -204,7 +198,7 @@ impl Run<'_> {
         Err(Error::stopped(format!(
             "stopped by {signal} after iteration {iteration} of {}, which is saved; the same command goes \
              on from there",
-            stage.step
+            stage.of.name
         )))
     }
 
@@ -217,8 +211,8 @@ impl Run<'_> {
 
     /// Marks the run as begun, when the log had `log` bytes: from here on the same command may
     /// replace what it finds.
-    pub(super) fn mark_beginning(&mut self, step: &'static str, log: u64) -> Result<()> {
-        let stage = Stage { step, done: 0, started: self.started, earlier: 0.0, inputs: vec![] };
+    pub(super) fn mark_beginning(&mut self, of: &'static Algorithm, log: u64) -> Result<()> {
+        let stage = Stage { of, done: 0, started: self.started, earlier: 0.0, inputs: vec![] };
         self.save(&stage, 0, false, Draft::default(), log)?;
         self.saver.wait()
     }
@@ -229,14 +223,15 @@ impl Run<'_> {
     }
 
     /// Stops between steps, where the run was asked to.
-    pub(super) fn stop_before(&self, step: &str) -> Result<()> {
+    pub(super) fn stop_before(&self, of: &Algorithm) -> Result<()> {
         let [asked] = self.comm.any([stop::is_asked()])?;
         if !asked {
             return Ok(());
         }
         Err(Error::stopped(format!(
-            "stopped by {} before {step}; the same command goes on from there",
-            stop::name()
+            "stopped by {} before {}; the same command goes on from there",
+            stop::name(),
+            of.name
         )))
     }
 
@@ -259,7 +254,7 @@ impl Run<'_> {
             draft.set("best", best.written());
         }
         let label = Label {
-            step: stage.step.to_string(),
+            step: stage.of.name.to_string(),
             iteration,
             finished,
             config: self.keys.clone(),
@@ -291,16 +286,13 @@ impl Run<'_> {
 
     /// Refuses to go on where the results of a finished step are gone.
     fn check_results(&self, label: &Label) -> Result<()> {
-        for step in steps_of(self.cfg).iter().filter(|s| is_behind(label, s)) {
-            let dir = match *step {
-                "sft" => self.dir.sft(),
-                "reward" => self.dir.reward(),
-                _ => self.dir.ppo("actor"),
-            };
+        for stage in self.cfg.stages.iter().filter(|s| is_behind(label, s)) {
+            let dir = self.dir.model(stage);
             if !dir.join("config.json").is_file() {
                 return Err(Error::user(format!(
-                    "step {step} is finished, but its model is not in {}; put it back, or begin anew with \
+                    "stage {} is finished, but its model is not in {}; put it back, or begin anew with \
                      --overwrite --resume never",
+                    stage.name,
                     dir.display()
                 )));
             }

@@ -1,21 +1,23 @@
 //! A run from its beginning, or from where another program has left it, to its last step.
 
-use super::config::{self, RunConfig};
+use super::config::{DeviceChoice, RUN, RunConfig};
 use super::health::Health;
 use super::pace::Pace;
 use super::ranks::{self, Ranks};
-use super::resume::{Resumed, steps_of};
+use super::resume::{Resumed, names_of};
 use super::run::Run;
 use super::run_dir::RunDir;
 use super::saver::{Best, Saver};
 use super::settings::memory_limit;
 use super::watchdog::Watchdog;
-use super::{datasets, demo, ppo, resume, reward, sft, stage, start, stop};
+use super::{datasets, demo, offline, online, resume, stage, start, stop};
+use crate::algo::{Algorithm, Learns, RewardRule, lower_is_better};
 use crate::base::{Error, Kind, Result};
 use crate::comm::Comm;
+use crate::config::{flat, to_toml};
 use crate::data::Blend;
+use crate::model::Head;
 use crate::report::{Event, Reporter, cut_log};
-use crate::rlhf::RewardRule;
 use crate::tape::Workspace;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -24,7 +26,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
-/// Runs the steps named in the configuration, one after the other; without models and data, the
+/// Runs the stages named in the configuration, one after the other; without models and data, the
 /// demo's.
 pub fn train(cfg: &RunConfig) -> Result<()> {
     train_as(cfg, Ranks::alone())
@@ -34,17 +36,17 @@ pub fn train(cfg: &RunConfig) -> Result<()> {
 /// nothing.
 pub fn train_as(cfg: &RunConfig, ranks: Ranks) -> Result<()> {
     stop::listen();
-    let keys = config::flat(config::RUN, cfg)?;
+    let keys = flat(&RUN, cfg)?;
     if !cfg.is_demo() {
-        return run_steps(cfg, keys, ranks, None, &|_| Ok(()));
+        return run_stages(cfg, keys, ranks, None, &|_| Ok(()));
     }
     let cfg = demo::configure(cfg);
-    run_steps(&cfg, keys, ranks, Some(&demo::HiddenRule), &|dir| demo::prepare(dir, &cfg))
+    run_stages(&cfg, keys, ranks, Some(&demo::HiddenRule), &|dir| demo::prepare(dir, &cfg))
 }
 
 /// Runs the steps in the run directory, which `prepare` may fill first. `keys` is the configuration
 /// as the user gave it.
-fn run_steps(
+fn run_stages(
     cfg: &RunConfig,
     keys: BTreeMap<String, String>,
     ranks: Ranks,
@@ -60,12 +62,12 @@ fn run_steps(
         None => {
             let dir = RunDir::unopened(&cfg.output_dir);
             dir.check_free(cfg.overwrite)?;
-            let steps = start::check(cfg, &dir, ranks.comm.size())?;
+            let stages = start::check(cfg, &dir, ranks.comm.size())?;
             let blend = datasets::read(cfg)?;
-            // The first step meets its own rows at once, and spoils nothing unless it replaces
+            // The first stage meets its own rows at once, and spoils nothing unless it replaces
             // something.
-            let first = if cfg.overwrite { None } else { cfg.step.iter().min() };
-            let later: Vec<_> = steps.into_iter().filter(|(s, _)| Some(s) != first).collect();
+            let first = if cfg.overwrite { None } else { cfg.stages.first() };
+            let later: Vec<_> = stages.into_iter().filter(|(s, _)| Some(s) != first).collect();
             datasets::check(cfg, &blend, &later)?;
             Some(blend)
         }
@@ -108,16 +110,16 @@ fn run_in(
     read: Option<Blend>,
     begins: &Begins,
 ) -> Result<()> {
-    let device = ranks.card.map_or(cfg.device, config::DeviceChoice::On);
+    let device = ranks.card.map_or(cfg.device, DeviceChoice::On);
     let (device, device_name) = device.open()?;
     let comm = ranks.comm.clone();
     let first = comm.rank() == 0;
     let resumed = resume::find(&dir, cfg, &keys)?;
     if first {
         if !resumed.as_ref().is_some_and(|r| r.here) {
-            dir.claim(&cfg.step, cfg.overwrite)?;
+            dir.claim(&cfg.stages, cfg.overwrite)?;
         }
-        dir.write_config(&config::to_toml(config::RUN, cfg)?)?;
+        dir.write_config(&to_toml(&RUN, cfg)?)?;
         prepare(dir.path())?;
         if let Some(from) = resumed.as_ref().filter(|r| r.here) {
             cut_log(&dir.metrics(), from.snapshot.get("log_bytes")?)?;
@@ -168,20 +170,16 @@ fn run_in(
         earlier: 0.0,
     };
     run.begin(resumed)?;
-    for step in steps_of(cfg) {
-        if run.resumed.as_ref().is_some_and(|s| stage::is_behind(s.label(), step)) {
+    for &of in &cfg.stages {
+        if run.resumed.as_ref().is_some_and(|s| stage::is_behind(s.label(), of)) {
             continue;
         }
-        run.stop_before(step)?;
-        if !run.resumed.as_ref().is_some_and(|s| stage::is_within(s.label(), step)) {
+        run.stop_before(of)?;
+        if !run.resumed.as_ref().is_some_and(|s| stage::is_within(s.label(), of)) {
             run.reporter.repeat(false);
         }
-        let (stage, iterations) = match step {
-            "sft" => sft::run(&mut run)?,
-            "reward" => reward::run(&mut run)?,
-            _ => ppo::run(&mut run)?,
-        };
-        if step == resume::last_step(cfg) {
+        let (stage, iterations) = run.stage(of)?;
+        if of == cfg.last_stage() {
             run.point_at_results();
             run.reporter.emit(Event::RunEnd { seconds: run.seconds() });
         }
@@ -194,19 +192,33 @@ fn run_in(
 fn saver(cfg: &RunConfig, dir: &RunDir, comm: &Comm) -> Result<Saver> {
     let best = match &cfg.keep_best {
         Some(metric) => {
-            let lower = config::lower_is_better(metric)?;
+            let lower = lower_is_better(metric)?;
             Some(Best { metric: metric.clone(), lower, found: vec![] })
         }
         None => None,
     };
-    let (root, steps) = (dir.checkpoints(), steps_of(cfg));
+    let (root, steps) = (dir.checkpoints(), names_of(cfg));
     Ok(Saver::new(root, steps, cfg.save_every()?, cfg.keep_checkpoints, best, comm.clone()))
 }
 
 impl Run<'_> {
+    /// Runs a stage. Returns it with its number of iterations.
+    fn stage(&mut self, of: &'static Algorithm) -> Result<(stage::Stage, u64)> {
+        let cfg = self.cfg;
+        match &of.learns {
+            Learns::Texts(rows, _) => {
+                offline::run(self, offline::Setting::new(cfg, of, rows.objective)?)
+            }
+            Learns::Pairs(rows) => {
+                offline::run(self, offline::Setting::new(cfg, of, rows.objective)?)
+            }
+            Learns::Prompts => online::run(self, of),
+        }
+    }
+
     /// Begins the run, or takes over where another program has left it.
     fn begin(&mut self, resumed: Option<Resumed>) -> Result<()> {
-        let (root, steps) = (self.dir.checkpoints(), steps_of(self.cfg));
+        let (root, steps) = (self.dir.checkpoints(), names_of(self.cfg));
         let log = self.log_bytes();
         self.goes_on = resumed.is_some();
         self.reporter.repeat(resumed.as_ref().is_some_and(|r| r.here));
@@ -220,7 +232,7 @@ impl Run<'_> {
             if self.comm.rank() == 0 {
                 resume::forget(&root, &steps, None)?;
             }
-            return self.mark_beginning(steps[0], log);
+            return self.mark_beginning(self.cfg.stages[0], log);
         };
         let from = snapshot.dir().display();
         self.reporter.emit(Event::note(format!("goes on from the checkpoint {from}")));
@@ -242,9 +254,8 @@ impl Run<'_> {
     fn point_at_results(&mut self) {
         let dir = self.dir.path();
         let mut notes = vec![format!("report: {}", dir.join("report.html").display())];
-        let talks = self.cfg.step.iter().rev().find(|s| **s != 2);
-        if let Some(step) = talks {
-            let model = if *step == 3 { self.dir.ppo("actor") } else { self.dir.sft() };
+        if let Some(stage) = self.cfg.stages.iter().rev().find(|s| s.head == Head::Lm) {
+            let model = self.dir.model(stage);
             notes.push(format!("talk to it: duplex chat {}", model.display()));
         }
         notes.into_iter().for_each(|n| self.reporter.emit(Event::note(n)));

@@ -2,18 +2,16 @@
 //! that are not finite. One line for each.
 
 use super::config::VerifyConfig;
-use super::resume::STEPS;
+use super::run_dir::models;
 use super::saver::in_order;
 use super::tokens;
+use crate::algo::{ALGORITHMS, names};
 use crate::arch::Config;
 use crate::base::{DType, Error, Result};
 use crate::formats::{Checkpoint, Snapshot};
 use crate::model::{Head, LoadOptions, Model, adapter_weights, base_dir, resolve_model};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-
-/// Where a run keeps its models.
-const MODELS: [&str; 5] = ["sft", "reward", "ppo/actor", "ppo/critic", "ppo/actor_ema"];
 
 /// Checks a checkpoint, all checkpoints and models of a run, or a model; `tell` gets a line for
 /// each, with its end.
@@ -117,8 +115,8 @@ fn things(dir: &Path) -> Result<Vec<Thing>> {
     let inside = dir.join("checkpoints");
     let root = if inside.is_dir() { &inside } else { dir };
     let mut all: Vec<Thing> =
-        in_order(root, &STEPS)?.into_iter().map(|f| Thing::Snapshot(f.dir)).collect();
-    let models = MODELS.map(|name| dir.join(name)).into_iter();
+        in_order(root, &names())?.into_iter().map(|f| Thing::Snapshot(f.dir)).collect();
+    let models = ALGORITHMS.iter().flat_map(|a| models(dir, a));
     let with_adapters = models.flat_map(|m| [m.join("adapter"), m]);
     all.extend(with_adapters.filter(|m| is_model(m)).map(Thing::Model));
     Ok(all)

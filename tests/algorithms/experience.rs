@@ -2,10 +2,10 @@
 
 use crate::common::*;
 use crate::setup::*;
+use duplex::algo::{Experience, KlControl, PpoConfig, PpoTrainer, RewardRule, RewardSource};
 use duplex::base::{DType, Result};
 use duplex::engine::Engine;
 use duplex::model::Head;
-use duplex::rlhf::{Experience, KlControl, PpoConfig, PpoTrainer, RewardRule, RewardSource};
 use duplex::tape::{Keep, Workspace};
 
 /// Checks advantages and returns against their definition: A_t is the sum of (gamma lambda)^l
@@ -145,7 +145,7 @@ fn answers_for_evaluation_repeat_and_change_nothing() {
     let refs: Vec<&[i32]> = rows.iter().map(Vec::as_slice).collect();
     let control = KlControl::Adaptive { target: 1.0, horizon: 50.0 };
     let config = PpoConfig { kl_control: control, reward_scaling: true, ..ppo_config() };
-    let ids = |rs: &[duplex::rlhf::Rollout]| rs.iter().map(|r| r.ids.clone()).collect::<Vec<_>>();
+    let ids = |rs: &[duplex::algo::Rollout]| rs.iter().map(|r| r.ids.clone()).collect::<Vec<_>>();
     let run = |ws: &mut Workspace, evaluate: bool| {
         let mut trainer = PpoTrainer::new(engines("gpt2", 1e-3), config.clone()).unwrap();
         let (mut seen, mut answers) = (vec![], vec![]);

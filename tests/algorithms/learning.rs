@@ -2,10 +2,10 @@
 
 use crate::common::*;
 use crate::setup::*;
+use duplex::algo::{PpoConfig, PpoEngines, PpoTrainer, RewardRule};
 use duplex::base::{DType, Result};
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
-use duplex::rlhf::{PpoConfig, PpoEngines, PpoTrainer, RewardRule};
 use duplex::rollout::Sampling;
 use duplex::tape::Keep;
 

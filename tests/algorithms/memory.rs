@@ -3,11 +3,11 @@
 
 use crate::common::*;
 use crate::setup::*;
+use duplex::algo::*;
 use duplex::base::{DType, Kind, Rng};
 use duplex::data::{PairExample, SftExample};
 use duplex::engine::Engine;
 use duplex::model::{Head, LoraConfig, Model};
-use duplex::rlhf::*;
 use duplex::tape::{Keep, Workspace};
 
 /// Rows of one length, so that halves of a micro-batch are micro-batches of half as many tokens.
@@ -18,7 +18,7 @@ fn rows(n: usize, len: usize) -> Vec<SftExample> {
 
 fn sft_of(model: Model, step: StepConfig, loss_on_prompt: bool) -> SftTrainer {
     let engine = Engine::trained(model, adamw(1e-2), Keep::All).unwrap();
-    SftTrainer::new(engine, SftConfig { step, loss_on_prompt })
+    sft_trainer(engine, step, loss_on_prompt)
 }
 
 fn sft(family: &str, micro: usize) -> SftTrainer {
@@ -59,7 +59,7 @@ fn a_micro_batch_without_memory_is_halved_and_the_result_is_that_of_smaller_ones
             let all: Vec<&SftExample> = rows.iter().collect();
             // Without gradients all of it may fit: another order of the sum.
             let [a, b] = [(&halved, &mut tight), (&small, &mut ws)]
-                .map(|(trainer, ws)| f64::from(trainer.evaluate(ws, &all).unwrap()));
+                .map(|(trainer, ws)| f64::from(trainer.evaluate(ws, &all).unwrap().loss));
             close(a, b, 1e-5);
         }
     }
@@ -171,7 +171,7 @@ fn dropout_draws_the_same_in_micro_batches_of_any_size() {
         let mut sft = sft_of(adapted(Head::Lm), step.clone(), false);
         let first = sft.train(&mut ws, &examples).unwrap().loss;
         let engine = Engine::trained(adapted(Head::Score), adamw(1e-2), Keep::All).unwrap();
-        let mut reward = RewardTrainer::new(engine, RewardConfig { step, loss: RewardLoss::End });
+        let mut reward = reward_trainer(engine, step, RewardLoss::End);
         let second = reward.train(&mut ws, &pairs).unwrap().loss;
         ([first, second], [gradients(&sft.engine.model), gradients(&reward.engine.model)])
     };

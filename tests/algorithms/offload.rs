@@ -4,13 +4,13 @@
 use crate::common::device::device;
 use crate::common::*;
 use crate::setup::*;
+use duplex::algo::{PpoConfig, PpoEngines, PpoTrainer, RewardSource};
 use duplex::base::{DType, Result};
 use duplex::comm::run_ranks;
 use duplex::device::Device;
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
 use duplex::pool::{Partition, Zero};
-use duplex::rlhf::{PpoConfig, PpoEngines, PpoTrainer, RewardSource};
 use duplex::rollout::Sampling;
 use duplex::tape::{Keep, Workspace};
 use duplex::train::Batch;

@@ -4,12 +4,12 @@
 
 use crate::common::*;
 use crate::setup::*;
+use duplex::algo::StepConfig;
 use duplex::base::{DType, Elem, Rng, bf16};
 use duplex::data::SftExample;
 use duplex::engine::Engine;
 use duplex::model::Head;
 use duplex::pool::ParamId;
-use duplex::rlhf::{SftConfig, SftTrainer, StepConfig};
 use duplex::tape::Keep;
 use duplex::train::{AdamWConfig, AdamWState, Schedule, ScheduleKind};
 
@@ -48,7 +48,7 @@ fn steps_are_those_of_adamw() {
         let engine = Engine::trained(model, c.clone(), Keep::All).unwrap();
         let schedule = Schedule { kind: ScheduleKind::Cosine, warmup: 2, total: 8 };
         let step = StepConfig { schedule, ..step_config(100) };
-        let mut trainer = SftTrainer::new(engine, SftConfig { step, loss_on_prompt: true });
+        let mut trainer = sft_trainer(engine, step, true);
         let mut naive: Vec<Naive> = weights(&trainer.engine.model)
             .iter()
             .map(|w| Naive { w: wide(w), m: vec![0.0; w.len()], v: vec![0.0; w.len()] })
@@ -107,8 +107,7 @@ fn losses(
     let config = AdamWConfig { lora_learning_rate: 1e-2, state, ..adamw(3e-3) };
     let engine = Engine::trained(model, config, Keep::All).unwrap();
     let [weights, _, optimizer, _] = engine.memory();
-    let config = SftConfig { step: step_config(400), loss_on_prompt: true };
-    let mut trainer = SftTrainer::new(engine, config);
+    let mut trainer = sft_trainer(engine, step_config(400), true);
     let mut rng = Rng::new(3, 0);
     let examples: Vec<SftExample> =
         (0..8).map(|_| SftExample::new(random_ids(&mut rng, 40), 1)).collect();

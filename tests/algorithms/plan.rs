@@ -3,6 +3,7 @@
 
 use crate::common::*;
 use crate::setup::*;
+use duplex::algo::{PpoConfig, PpoEngines, PpoTrainer, RewardSource};
 use duplex::arch::Config;
 use duplex::base::{DType, Result};
 use duplex::comm::{CallKind, Comm, run_ranks};
@@ -11,7 +12,6 @@ use duplex::device::{Device, Imagined};
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
 use duplex::pool::{Partition, Zero};
-use duplex::rlhf::{PpoConfig, PpoEngines, PpoTrainer, RewardSource, SftConfig, SftTrainer};
 use duplex::rollout::Sampling;
 use duplex::tape::{Keep, Workspace};
 use duplex::train::{AdamWConfig, AdamWState};
@@ -123,9 +123,8 @@ fn an_imagined_rank_takes_and_says_what_a_real_one_does_in_a_step() {
                 for keep in [Keep::All, Keep::Cheap, Keep::Input] {
                     let [real, imagined] = real_and_imagined(ranks, stage, 1, |at| {
                         let mut ws = Workspace::new(at.device, usize::MAX)?;
-                        let config = SftConfig { step: step_config(90), loss_on_prompt: false };
-                        let mut trainer =
-                            SftTrainer::new(at.trained(Head::Lm, dtype, state, keep), config);
+                        let engine = at.trained(Head::Lm, dtype, state, keep);
+                        let mut trainer = sft_trainer(engine, step_config(90), false);
                         let (before, examples) = (forget(at), examples());
                         let rows: Vec<&SftExample> = examples.iter().collect();
                         for _ in 0..2 {

@@ -6,6 +6,7 @@ use crate::common::*;
 use crate::pairs::pairs;
 use crate::setup::*;
 use crate::sft::examples;
+use duplex::algo::{PpoConfig, PpoTrainer, RewardLoss, RewardSource};
 use duplex::base::{DType, Result};
 use duplex::comm::run_ranks;
 use duplex::data::{PairExample, SftExample};
@@ -14,10 +15,6 @@ use duplex::engine::Engine;
 use duplex::model::LoraConfig;
 use duplex::model::{Head, LoadOptions};
 use duplex::pool::{Param, ParamId, Partition, Zero};
-use duplex::rlhf::{
-    PpoConfig, PpoTrainer, RewardConfig, RewardLoss, RewardSource, RewardTrainer, SftConfig,
-    SftTrainer,
-};
 use duplex::rollout::Sampling;
 use duplex::tape::Keep;
 use duplex::train::{AdamWConfig, AdamWState};
@@ -100,8 +97,8 @@ fn sft(
     partition: &Partition,
 ) -> Result<Told> {
     let mut ws = workspace();
-    let step = SftConfig { step: step_config(60), loss_on_prompt: false };
-    let mut trainer = SftTrainer::new(engine(family, Head::Lm, dtype, config, partition)?, step);
+    let engine = engine(family, Head::Lm, dtype, config, partition)?;
+    let mut trainer = sft_trainer(engine, step_config(60), false);
     trainer.engine.enable_ema(&mut ws, 0.9)?;
     let mut numbers = vec![];
     for step in 0..steps {
@@ -110,7 +107,7 @@ fn sft(
         let rows: Vec<&SftExample> = examples.iter().collect();
         let stats = trainer.train(&mut ws, &rows)?;
         assert_eq!(stats.tokens, examples.iter().map(|e| e.ids.len()).sum::<usize>());
-        numbers.extend([stats.loss, stats.grad_norm, trainer.evaluate(&mut ws, &rows)?]);
+        numbers.extend([stats.loss, stats.grad_norm, trainer.evaluate(&mut ws, &rows)?.loss]);
     }
     let model = &trainer.engine.model;
     let mut all = weights(model);
@@ -155,8 +152,7 @@ fn adapters_cut_for_tensor_parallelism_are_trained_alike() {
                 ..LoadOptions::frozen(Head::Lm, DType::F32).on(device())
             };
             let engine = Engine::trained(model_as(family, &options), adamw(1e-2), Keep::All)?;
-            let config = SftConfig { step: step_config(60), loss_on_prompt: false };
-            let mut trainer = SftTrainer::new(engine, config);
+            let mut trainer = sft_trainer(engine, step_config(60), false);
             let mut numbers = vec![];
             for step in 0..4 {
                 let examples = examples(step, 5);
@@ -221,9 +217,8 @@ fn the_reward_model_on_several_ranks() {
     for loss in cases(&[RewardLoss::End, RewardLoss::TokenWise], &[RewardLoss::End]) {
         same_as_one("reward", &stages(&[2, 3, 4]), |p| {
             let mut ws = workspace();
-            let config = RewardConfig { step: step_config(90), loss };
             let engine = engine("opt", Head::Score, DType::F32, adamw(1e-4), p)?;
-            let mut trainer = RewardTrainer::new(engine, config);
+            let mut trainer = reward_trainer(engine, step_config(90), loss);
             let mut numbers = vec![];
             for step in 0..cases(&[10], &[3])[0] {
                 let pairs = pairs(step, 2 + step as usize % 5);
@@ -231,10 +226,11 @@ fn the_reward_model_on_several_ranks() {
                 let (stats, eval) =
                     (trainer.train(&mut ws, &rows)?, trainer.evaluate(&mut ws, &rows)?);
                 for s in [stats, eval] {
-                    numbers.extend([s.loss, s.accuracy, s.margin, s.grad_norm, s.tokens as f32]);
+                    numbers.extend([s.loss, s.grad_norm, s.tokens as f32].map(f64::from));
+                    numbers.extend(["accuracy", "margin"].map(|name| s.get(name)));
                 }
             }
-            Ok((numbers.into_iter().map(f64::from).collect(), weights(&trainer.engine.model)))
+            Ok((numbers, weights(&trainer.engine.model)))
         });
     }
 }

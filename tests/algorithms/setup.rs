@@ -1,13 +1,12 @@
 //! Engines, settings and naive helpers for the tests of the algorithms.
 
 use crate::common::*;
+use duplex::algo::*;
 use duplex::base::{DType, Result, Rng};
+use duplex::data::{PairExample, SftExample};
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
 use duplex::pool::{ParamId, Partition};
-use duplex::rlhf::{
-    Experience, KlControl, PpoConfig, PpoEngines, PpoTrainer, RewardRule, RewardSource, StepConfig,
-};
 use duplex::rollout::Sampling;
 use duplex::tape::{Keep, Workspace};
 use duplex::train::{AdamWConfig, Batch};
@@ -217,4 +216,15 @@ pub fn close(a: f64, b: f64, tolerance: f64) {
 
 pub fn random_ids(rng: &mut Rng, n: usize) -> Vec<i32> {
     (0..n).map(|_| rng.below(VOCAB as u32) as i32).collect()
+}
+
+pub type SftTrainer = OfflineTrainer<SftExample>;
+pub type RewardTrainer = OfflineTrainer<PairExample>;
+
+pub fn sft_trainer(engine: Engine, step: StepConfig, loss_on_prompt: bool) -> SftTrainer {
+    OfflineTrainer::new(engine, None, Box::new(Sft { loss_on_prompt }), step).unwrap()
+}
+
+pub fn reward_trainer(engine: Engine, step: StepConfig, loss: RewardLoss) -> RewardTrainer {
+    OfflineTrainer::new(engine, None, Box::new(RewardModel { loss }), step).unwrap()
 }

@@ -6,13 +6,12 @@ use duplex::base::{DType, Rng};
 use duplex::data::SftExample;
 use duplex::engine::Engine;
 use duplex::model::Head;
-use duplex::rlhf::{SftConfig, SftTrainer};
 use duplex::tape::{Keep, Workspace};
 
 fn trainer(family: &str, loss_on_prompt: bool, micro: usize, learning_rate: f32) -> SftTrainer {
     let model = model(family, Head::Lm, DType::F32, true, None, 5);
     let engine = Engine::trained(model, adamw(learning_rate), Keep::All).unwrap();
-    SftTrainer::new(engine, SftConfig { step: step_config(micro), loss_on_prompt })
+    sft_trainer(engine, step_config(micro), loss_on_prompt)
 }
 
 pub fn examples(seed: u64, n: usize) -> Vec<SftExample> {
@@ -44,7 +43,7 @@ fn the_loss_is_the_mean_over_predicted_tokens() {
             for micro in [1, 90, 100_000] {
                 let mut trainer = trainer(family, on_prompt, micro, 0.0);
                 let want = naive(&mut ws, &trainer.engine, on_prompt, &examples);
-                close(f64::from(trainer.evaluate(&mut ws, &rows).unwrap()), want, 1e-5);
+                close(f64::from(trainer.evaluate(&mut ws, &rows).unwrap().loss), want, 1e-5);
                 let stats = trainer.train(&mut ws, &rows).unwrap();
                 close(f64::from(stats.loss), want, 1e-5);
                 assert_eq!(stats.tokens, examples.iter().map(|e| e.ids.len()).sum::<usize>());
@@ -85,15 +84,15 @@ fn nothing_to_predict_gives_zeros_and_no_step() {
     let cut = SftExample::new(vec![4, 5, 6], 3);
     let empty = SftExample::new(vec![], 0);
     for none in [vec![], vec![&cut], vec![&empty, &cut]] {
-        assert_eq!(trainer.evaluate(&mut ws, &none).unwrap(), 0.0);
+        assert_eq!(trainer.evaluate(&mut ws, &none).unwrap().loss, 0.0);
         let stats = trainer.train(&mut ws, &none).unwrap();
         assert_eq!([stats.loss, stats.grad_norm], [0.0; 2]);
         assert!(stats.skipped.is_none());
     }
     assert_eq!(before, weights(&trainer.engine.model));
     // Beside others they do not count.
-    let alone = trainer.evaluate(&mut ws, &rows).unwrap();
-    let beside = trainer.evaluate(&mut ws, &[rows, vec![&cut, &empty]].concat()).unwrap();
+    let alone = trainer.evaluate(&mut ws, &rows).unwrap().loss;
+    let beside = trainer.evaluate(&mut ws, &[rows, vec![&cut, &empty]].concat()).unwrap().loss;
     close(f64::from(beside), f64::from(alone), 1e-6);
 }
 
@@ -111,10 +110,10 @@ fn training_learns_the_answers_only() {
         .collect();
     let rows: Vec<&SftExample> = examples.iter().collect();
     let mut trainer = trainer("llama", false, 200, 1e-2);
-    let before = trainer.evaluate(&mut ws, &rows[48..]).unwrap();
+    let before = trainer.evaluate(&mut ws, &rows[48..]).unwrap().loss;
     for i in 0..60 {
         trainer.train(&mut ws, &rows[i % 3 * 16..][..16]).unwrap();
     }
-    let after = trainer.evaluate(&mut ws, &rows[48..]).unwrap();
+    let after = trainer.evaluate(&mut ws, &rows[48..]).unwrap().loss;
     assert!(after < 0.3 * before, "{before} {after}");
 }

@@ -4,6 +4,7 @@
 
 use crate::common::*;
 use crate::setup::*;
+use duplex::algo::*;
 use duplex::base::{DType, Rng};
 use duplex::comm::Comm;
 use duplex::data::{PairExample, SftExample};
@@ -11,7 +12,6 @@ use duplex::device::{Device, Imagined};
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, LoraConfig, Model};
 use duplex::pool::{Partition, Zero};
-use duplex::rlhf::*;
 use duplex::rollout::Sampling;
 use duplex::tape::{Keep, Workspace};
 use duplex::train::{AdamWConfig, AdamWState};
@@ -203,10 +203,10 @@ fn programs_planned_for_the_largest_sizes_run_with_all_smaller_ones() {
         let setup = Setup::random(&mut rng);
         let mut ws = Workspace::new(Device::Imagined(setup.device), usize::MAX).unwrap();
         let loss = one_of(&mut rng, &[RewardLoss::End, RewardLoss::TokenWise]);
-        let config = SftConfig { step: step_config(TOKENS), loss_on_prompt: rng.below(2) == 0 };
-        let mut sft_trainer = SftTrainer::new(setup.trained(Head::Lm), config);
-        let config = RewardConfig { step: step_config(TOKENS), loss };
-        let mut reward_trainer = RewardTrainer::new(setup.trained(Head::Score), config);
+        let on_prompt = rng.below(2) == 0;
+        let mut sft_trainer = sft_trainer(setup.trained(Head::Lm), step_config(TOKENS), on_prompt);
+        let mut reward_trainer =
+            reward_trainer(setup.trained(Head::Score), step_config(TOKENS), loss);
         let mut ppo_trainer = ppo_trainer(&setup);
         for shape in 0..EACH {
             let lengths = match shape % 3 {

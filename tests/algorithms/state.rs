@@ -2,12 +2,12 @@
 
 use crate::common::*;
 use crate::setup::*;
+use duplex::algo::{PpoConfig, PpoTrainer};
 use duplex::base::{DType, Kind, Result};
 use duplex::data::SftExample;
 use duplex::engine::Engine;
 use duplex::formats::{Draft, Label, Snapshot, write_snapshot};
 use duplex::model::Head;
-use duplex::rlhf::{PpoConfig, PpoTrainer, SftConfig, SftTrainer};
 use duplex::tape::{Keep, Workspace};
 use duplex::train::{AdamWConfig, AdamWState, Batch};
 use std::cell::Cell;
@@ -141,7 +141,7 @@ fn work_that_is_dropped_leaves_everything_as_it_was() {
     let sft = || {
         let model = model("opt", Head::Lm, DType::F32, true, None, 5);
         let engine = Engine::trained(model, adamw(1e-2), Keep::All);
-        SftTrainer::new(engine.unwrap(), SftConfig { step: step_config(40), loss_on_prompt: true })
+        sft_trainer(engine.unwrap(), step_config(40), true)
     };
     let (mut one, mut two) = (sft(), sft());
     let rows: Vec<SftExample> =

@@ -2,12 +2,12 @@
 
 use crate::common::*;
 use crate::setup::*;
+use duplex::algo::{Experience, KlControl, PpoConfig, PpoEngines, PpoTrainer};
 use duplex::base::{DType, Rng};
 use duplex::engine::{Engine, Terms};
 use duplex::model::{Head, LoraConfig};
 use duplex::op::weighted_sum::{WeightedSum, weighted_sum};
 use duplex::pool::ParamId;
-use duplex::rlhf::{Experience, KlControl, PpoConfig, PpoEngines, PpoTrainer};
 use duplex::tape::{Keep, Workspace};
 use duplex::train::{AdamWConfig, Batch, Schedule, ScheduleKind};
 

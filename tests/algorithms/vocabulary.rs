@@ -3,12 +3,12 @@
 
 use crate::common::*;
 use crate::setup::*;
+use duplex::algo::*;
 use duplex::base::{DType, Rng};
 use duplex::data::{PairExample, SftExample};
 use duplex::device::Device;
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions};
-use duplex::rlhf::*;
 use duplex::rollout::Sampling;
 use duplex::tape::{Keep, Workspace};
 
@@ -59,8 +59,7 @@ impl Work {
 
     fn sft(&self) {
         let (mut rng, mut ws) = (fresh_rng(), self.workspace());
-        let config = SftConfig { step: self.step(), loss_on_prompt: true };
-        let mut trainer = SftTrainer::new(self.engine(Head::Lm, true, 1), config);
+        let mut trainer = sft_trainer(self.engine(Head::Lm, true, 1), self.step(), true);
         for _ in 0..self.steps {
             let example = |ids: Vec<i32>| SftExample::new(ids, 2);
             let examples: Vec<SftExample> =
@@ -68,9 +67,10 @@ impl Work {
             let rows: Vec<&SftExample> = examples.iter().collect();
             let before = trainer.evaluate(&mut ws, &rows).unwrap();
             let stats = trainer.train(&mut ws, &rows).unwrap();
-            close(f64::from(stats.loss), f64::from(before), 1e-5);
+            close(f64::from(stats.loss), f64::from(before.loss), 1e-5);
             assert!(stats.skipped.is_none() && stats.grad_norm > 0.0);
             // Random tokens are about as likely as any.
+            let before = before.loss;
             assert!((f64::from(before) - (self.vocab as f64).ln()).abs() < 2.0, "{before}");
         }
         assert_eq!(ws.misfits(), 0);
@@ -78,8 +78,8 @@ impl Work {
 
     fn reward(&self) {
         let (mut rng, mut ws) = (fresh_rng(), self.workspace());
-        let config = RewardConfig { step: self.step(), loss: RewardLoss::End };
-        let mut trainer = RewardTrainer::new(self.engine(Head::Score, true, 2), config);
+        let engine = self.engine(Head::Score, true, 2);
+        let mut trainer = reward_trainer(engine, self.step(), RewardLoss::End);
         for _ in 0..self.steps {
             let mut pair = || PairExample {
                 prompt_len: 0,

@@ -4,6 +4,7 @@
 use crate::{corpus, words};
 use duplex::arch::Config;
 use duplex::base::{DType, Result};
+use duplex::config::{set_setting, to_toml, toml_settings};
 use duplex::data::{
     ChatFormat, ChatTemplate, Limits, OnBadRow, OnLongPrompt, TemplateInput, Tokenizer,
     pair_example, prompt_example, read_rows, sft_example, text_blocks,
@@ -15,7 +16,7 @@ use duplex::model::{
     Head, LoadOptions, LoraConfig, Model, Params, SaveAs, linear_modules, resolve_model,
     save_adapters, save_model,
 };
-use duplex::pipeline::config::{RUN, RunConfig, VerifyConfig, set_setting, to_toml, toml_settings};
+use duplex::pipeline::config::{RUN, RunConfig, VerifyConfig};
 use duplex::report::{Event, Reporter};
 use duplex::rollout::Sampling;
 use duplex::tape::Workspace;
@@ -405,15 +406,15 @@ fn metrics(place: &Path, input: &[u8]) -> bool {
 /// A file of settings, and one setting of `--set`.
 fn settings(_: &Path, input: &[u8]) -> bool {
     let text = text(input);
-    let config = toml_settings(RUN, "run.toml", &text).and_then(RunConfig::resolve);
+    let config = toml_settings(&RUN, "run.toml", &text).and_then(RunConfig::resolve);
     if let Ok(config) = &config {
         // What is written must be read as the same.
-        let again = toml_settings(RUN, "printed", &to_toml(RUN, config).unwrap())
+        let again = toml_settings(&RUN, "printed", &to_toml(&RUN, config).unwrap())
             .and_then(RunConfig::resolve);
         let again = again.unwrap();
         assert_eq!(RunConfig { explicit: config.explicit.clone(), ..again }, *config);
     }
-    taken(set_setting(RUN, &text)) | taken(config)
+    taken(set_setting(&RUN, &text)) | taken(config)
 }
 
 /// A command line, of words between white space.

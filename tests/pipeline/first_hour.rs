@@ -56,7 +56,7 @@ fn rows_of_every_kind_find_their_steps() {
     // A step without rows stops the run before anything is made.
     let words = ["train", "--config", "short.toml", "--actor-model", "model", "--output-dir", "no"];
     let line = refused(&p, &[&words[..], &["--data-path", "sft.jsonl", "texts.jsonl"]].concat());
-    assert!(line.contains("no row for step 2") && line.contains("30 prompts with"), "{line}");
+    assert!(line.contains("no row for reward") && line.contains("30 prompts with"), "{line}");
     assert!(!p.path("no").exists());
 }
 

@@ -131,7 +131,7 @@ fn what_would_stop_a_later_step_is_found_before_the_first() {
         assert!(!p.path("run/sft").exists(), "{more:?} was found too late");
     };
     refused(&["--reward-rule", "nope"], &["\"nope\"", "no_repetition"]);
-    refused(&["--step", "1", "3"], &["step 3 needs a reward"]);
+    refused(&["--step", "1", "3"], &["stage ppo needs a reward"]);
     refused(&["--max-answer-seq-len", "100"], &["140 tokens", "128 positions"]);
     refused(&["--critic-model", "absent/critic/model"], &["absent/critic/model"]);
     refused(&["--unsupervised-data-path", "absent.txt"], &["absent.txt"]);
@@ -153,7 +153,7 @@ fn what_would_stop_a_later_step_is_found_before_the_first() {
     checkpoint::write_rows(&p.path("data.jsonl"), &[long]);
     let alone = ["--step", "1", "3", "--reward-rule", "no_repetition"];
     let rows = ["--data-split", "0,0,1", "--sft-only-data-path", "sft.jsonl"];
-    refused(&[&alone[..], &rows].concat(), &["no row is left for step 3"]);
+    refused(&[&alone[..], &rows].concat(), &["no row is left for ppo"]);
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn a_run_goes_on_from_the_checkpoint_named() {
     assert_eq!(crate::place::all_bytes(&whole), crate::place::all_bytes(&p.path("other")));
     let line = words_of("third", "run/checkpoints/ppo-00000002");
     let refused = output(&p, &line.split(' ').collect::<Vec<_>>());
-    ended(&refused, 2, &["step sft is finished", "third/sft"]);
+    ended(&refused, 2, &["stage sft is finished", "third/sft"]);
 }
 
 #[test]

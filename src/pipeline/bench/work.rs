@@ -5,6 +5,9 @@ use super::count::Cost;
 use super::machine::{peak_bytes, reset_peak};
 use super::measured::{Measured, Phase, Seconds};
 use super::shapes::Subject;
+use crate::algo::{
+    KlControl, OfflineTrainer, PpoConfig, PpoEngines, PpoTrainer, RewardSource, Sft, StepConfig,
+};
 use crate::base::{DType, Error, Result, Rng};
 use crate::data::SftExample;
 use crate::device::Device;
@@ -12,9 +15,6 @@ use crate::engine::Engine;
 use crate::model::{Head, LoadOptions, Model};
 use crate::pipeline::config::{BenchCase, BenchConfig};
 use crate::pipeline::settings::{self, MICRO_BATCH_TOKENS};
-use crate::rlhf::{
-    KlControl, PpoConfig, PpoEngines, PpoTrainer, RewardSource, SftConfig, SftTrainer, StepConfig,
-};
 use crate::rollout::Sampling;
 use crate::tape::Workspace;
 use crate::train::{AdamWConfig, Schedule, ScheduleKind};
@@ -186,12 +186,13 @@ impl Bench<'_> {
             seed: self.cfg.seed,
         };
         let engine = self.trained(model)?;
-        let mut trainer = SftTrainer::new(engine, SftConfig { step, loss_on_prompt: true });
+        let loss = Box::new(Sft { loss_on_prompt: true });
+        let mut trainer = OfflineTrainer::new(engine, None, loss, step)?;
         let mut ws = Workspace::new(self.device, usize::MAX)?;
         let runs = self.repeat(|_| {
             let clock = Instant::now();
-            let stats = trainer.train(&mut ws, &examples)?;
-            Ok((vec![clock.elapsed().as_secs_f64()], stats.tokens))
+            let done = trainer.train(&mut ws, &examples)?;
+            Ok((vec![clock.elapsed().as_secs_f64()], done.tokens))
         })?;
         let flops = cost.training(batch, tokens, tokens - 1);
         Ok(self.measured(case, batch, runs, &[("step", flops)]))

@@ -1,9 +1,9 @@
 //! The configuration of `duplex bench`, and the names of what it measures.
 
 use super::check::state_fits;
-use super::layers::{self, Setting};
 use super::{BENCHMARK, Checkpointing, DeviceChoice, OptimizerState, Precision};
 use crate::base::{Error, Result};
+use crate::config::{Setting, merge};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -101,7 +101,7 @@ impl BenchCase {
 impl BenchConfig {
     /// Puts `settings` over the defaults and checks the whole.
     pub fn resolve(settings: &[Setting]) -> Result<BenchConfig> {
-        let config: BenchConfig = layers::merge(BENCHMARK, settings)?;
+        let config: BenchConfig = merge(BENCHMARK, settings)?;
         let given = |path: &str| settings.iter().any(|s| s.key.path == path);
         if given("model") && given("shape") {
             return Err(Error::user("--model and --shape exclude each other"));

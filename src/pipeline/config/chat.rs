@@ -1,8 +1,8 @@
 //! The configuration of `duplex chat`.
 
-use super::layers::{self, Setting};
 use super::{DeviceChoice, Precision, TALK, check};
 use crate::base::{Error, Result};
+use crate::config::{Setting, merge};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -57,7 +57,7 @@ impl Default for ChatConfig {
 impl ChatConfig {
     /// Puts `settings` over the defaults and checks the whole.
     pub fn resolve(settings: &[Setting]) -> Result<ChatConfig> {
-        let config: ChatConfig = layers::merge(TALK, settings)?;
+        let config: ChatConfig = merge(TALK, settings)?;
         check::model_given(&config.path, "chat")?;
         if config.raw && config.system.is_some() {
             return Err(Error::user(

@@ -1,13 +1,15 @@
 //! Checks of what several keys say together, and the values written as text (data sources, splits,
 //! sizes) in the form the pipeline uses.
 
-use super::keys::{Every, parse_bytes, parse_every, parse_time};
-use super::{KlController, OptimizerState, Precision, RunConfig};
+use super::{OptimizerState, Precision, RunConfig};
+use crate::algo::{Algorithm, KlController, lower_is_better, place};
 use crate::base::{Error, Result};
+use crate::config::key::{Every, parse_bytes, parse_every, parse_time};
+use crate::data::Use;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// DeepSpeed-Chat's shares of the steps.
+/// DeepSpeed-Chat's shares of texts, pairs and prompts.
 const DEFAULT_SPLIT: [f64; 3] = [2.0, 4.0, 4.0];
 
 /// Most often that an epoch may repeat a data set.
@@ -67,18 +69,19 @@ impl RunConfig {
         DataSource::parse_all("sft_only_data_path", &self.sft_only_data_path)
     }
 
-    /// The sources of `ppo.unsupervised_data_path`.
-    pub fn unsupervised_sources(&self) -> Result<Vec<DataSource>> {
-        DataSource::parse_all("ppo.unsupervised_data_path", &self.ppo.unsupervised_data_path)
+    /// The sources of plain text that an algorithm mixes in.
+    pub fn unsupervised_sources(&self, of: &Algorithm) -> Result<Vec<DataSource>> {
+        let key = format!("{}.unsupervised_data_path", of.name);
+        DataSource::parse_all(&key, &self.online(of)?.unsupervised_data_path)
     }
 
-    /// Shares of the data for steps 1, 2 and 3; they add up to 1. Where none are given, the steps
-    /// that are not run get nothing: a step alone takes all rows that it can use.
+    /// Shares of the data for texts, pairs and prompts; they add up to 1. Where none are given,
+    /// what no stage uses gets nothing: a stage alone takes all rows that it can use.
     pub fn split(&self) -> Result<[f64; 3]> {
-        let runs = |k: usize| self.step.contains(&(k as u32 + 1));
+        let used = |of: Use| self.stages.iter().any(|stage| stage.learns.rows() == of);
         let parts = match &self.data_split {
             Some(text) => shares(text)?,
-            None => std::array::from_fn(|k| if runs(k) { DEFAULT_SPLIT[k] } else { 0.0 }),
+            None => Use::ALL.map(|of| if used(of) { DEFAULT_SPLIT[of as usize] } else { 0.0 }),
         };
         let sum: f64 = parts.iter().sum();
         Ok(parts.map(|p| p / sum))
@@ -110,12 +113,15 @@ impl RunConfig {
 
     /// Checks what the single keys cannot.
     pub(super) fn check(&self) -> Result<()> {
-        if self.step.is_empty() || self.step.windows(2).any(|w| w[0] >= w[1]) {
-            return refuse("\"step\" must name each of steps 1, 2, 3 at most once, in order");
+        let places: Vec<_> = self.stages.iter().map(|stage| place(stage.name)).collect();
+        if places.is_empty() || places.windows(2).any(|w| w[0] >= w[1]) {
+            let names = crate::algo::names().join(", ");
+            return refuse(&format!(
+                "\"stages\" must name some of {names}, each at most once, in this order"
+            ));
         }
         self.data_sources()?;
         self.sft_only_sources()?;
-        self.unsupervised_sources()?;
         self.split()?;
         self.max_shard_bytes()?;
         self.save_every()?;
@@ -132,32 +138,37 @@ impl RunConfig {
                  that would be cut apart",
             );
         }
-        self.check_ppo()
+        let sampling = crate::algo::ALGORITHMS.iter().filter(|a| a.samples());
+        sampling.into_iter().try_for_each(|a| self.check_sampling(a))
     }
 
-    fn check_ppo(&self) -> Result<()> {
-        let ppo = &self.ppo;
+    /// Checks the keys of an algorithm that samples answers.
+    fn check_sampling(&self, of: &Algorithm) -> Result<()> {
+        let (ppo, name) = (self.online(of)?, of.name);
+        self.unsupervised_sources(of)?;
         if ppo.kl_controller == KlController::Adaptive && ppo.kl_coef == 0.0 {
-            return refuse("\"ppo.kl_coef\" must be above 0 for \"ppo.kl_controller\" adaptive");
+            return refuse(&format!(
+                "\"{name}.kl_coef\" must be above 0 for \"{name}.kl_controller\" adaptive"
+            ));
         }
         if ppo.min_answer_seq_len > self.max_answer_seq_len {
             return refuse(&format!(
-                "\"ppo.min_answer_seq_len\" {} is above \"max_answer_seq_len\" {}",
+                "\"{name}.min_answer_seq_len\" {} is above \"max_answer_seq_len\" {}",
                 ppo.min_answer_seq_len, self.max_answer_seq_len
             ));
         }
         let (step, gathered) = (ppo.answers_per_step(), ppo.answers_per_iteration());
         if step > gathered {
             return refuse(&format!(
-                "\"ppo.per_device_training_batch_size\" {step} is above the {gathered} answers gathered \
+                "\"{name}.per_device_training_batch_size\" {step} is above the {gathered} answers gathered \
                  per iteration (per_device_generation_batch_size times generation_batches)"
             ));
         }
         if ppo.reward_rule.is_some() && self.reward_model.is_some() {
-            return refuse(
-                "\"ppo.reward_rule\" and \"reward_model\" are both set; keep one \
-                 (\"ppo.critic_model\" says what the critic starts from)",
-            );
+            return refuse(&format!(
+                "\"{name}.reward_rule\" and \"reward_model\" are both set; keep one \
+                 (\"{name}.critic_model\" says what the critic starts from)"
+            ));
         }
         Ok(())
     }
@@ -171,19 +182,6 @@ pub(super) fn state_fits(state: OptimizerState, dtype: Precision) -> Result<()> 
         ),
         _ => Ok(()),
     }
-}
-
-/// The metrics by which a checkpoint can be the best: those that fall, and those that rise.
-const FALLING: [&str; 5] = ["loss", "eval_loss", "value_loss", "kl", "eval_kl"];
-const RISING: [&str; 5] = ["accuracy", "eval_accuracy", "margin", "reward", "eval_score"];
-
-/// True if a lower `metric` makes a better checkpoint. An unknown metric is an error.
-pub fn lower_is_better(metric: &str) -> Result<bool> {
-    if FALLING.contains(&metric) || RISING.contains(&metric) {
-        return Ok(FALLING.contains(&metric));
-    }
-    let known = [FALLING, RISING].concat().join(", ");
-    Err(Error::user(format!("\"keep_best\" {metric:?} is no metric to go by; use one of {known}")))
 }
 
 /// Refuses an empty path.

@@ -1,8 +1,8 @@
 //! The configuration of `duplex doctor`.
 
-use super::layers::{self, Setting};
 use super::{CHECKUP, DeviceChoice, RunConfig};
 use crate::base::Result;
+use crate::config::{Setting, merge};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -27,6 +27,6 @@ impl Default for DoctorConfig {
 impl DoctorConfig {
     /// Puts `settings` over the defaults.
     pub fn resolve(settings: &[Setting]) -> Result<DoctorConfig> {
-        layers::merge(CHECKUP, settings)
+        merge(CHECKUP, settings)
     }
 }

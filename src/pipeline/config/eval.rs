@@ -1,8 +1,8 @@
 //! The configuration of `duplex eval`.
 
-use super::layers::{self, Setting};
 use super::{DeviceChoice, EVALUATION, Precision, check};
 use crate::base::Result;
+use crate::config::{Setting, merge};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -72,7 +72,7 @@ impl Default for EvalConfig {
 impl EvalConfig {
     /// Puts `settings` over the defaults and checks the whole.
     pub fn resolve(settings: &[Setting]) -> Result<EvalConfig> {
-        let config: EvalConfig = layers::merge(EVALUATION, settings)?;
+        let config: EvalConfig = merge(EVALUATION, settings)?;
         check::model_given(&config.path, "eval")?;
         config.check()?;
         Ok(config)

@@ -1,15 +1,18 @@
 //! Settings that were given, but change nothing beside others.
 
 use super::RunConfig;
+use crate::algo::ALGORITHMS;
 use crate::base::Result;
+use crate::model::Head;
 
 impl RunConfig {
     /// A warning for each kind of settings that were given and have no effect: those of LoRA
     /// without a rank, and with one the learning rates of weights that then stay frozen.
     pub fn idle_settings(&self) -> Result<Vec<String>> {
         let given = self.given()?;
-        let named = |keys: &[&'static str]| {
-            let named: Vec<&str> = keys.iter().copied().filter(|k| given.contains(k)).collect();
+        let named = |keys: &[String]| {
+            let named: Vec<&str> =
+                keys.iter().map(String::as_str).filter(|k| given.contains(*k)).collect();
             (!named.is_empty()).then(|| named.join(", "))
         };
         let (actor, critic) = (self.lora.actor_lora_dim > 0, self.lora.critic_lora_dim > 0);
@@ -19,7 +22,8 @@ impl RunConfig {
             "lora.lora_module_name",
             "lora.actor_lora_learning_rate",
             "lora.critic_lora_learning_rate",
-        ];
+        ]
+        .map(String::from);
         let mut warnings = vec![];
         if let Some(keys) = named(&of_lora).filter(|_| !actor && !critic) {
             warnings.push(format!(
@@ -27,12 +31,12 @@ impl RunConfig {
                  --critic-lora-dim), or all weights are trained"
             ));
         }
-        let rates = [
-            ("sft.learning_rate", actor),
-            ("reward.learning_rate", critic),
-            ("ppo.actor_learning_rate", actor),
-        ];
-        let frozen: Vec<&str> = rates.iter().filter(|(_, lora)| *lora).map(|r| r.0).collect();
+        let rate = |a: &&crate::algo::Algorithm| match a.samples() {
+            true => format!("{}.actor_learning_rate", a.name),
+            false => format!("{}.learning_rate", a.name),
+        };
+        let adapted = ALGORITHMS.iter().filter(|a| if a.head == Head::Lm { actor } else { critic });
+        let frozen: Vec<String> = adapted.map(rate).collect();
         if let Some(keys) = named(&frozen) {
             warnings.push(format!(
                 "{keys} change nothing with LoRA, where adapters alone are trained, at \

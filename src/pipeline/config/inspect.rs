@@ -1,8 +1,8 @@
 //! The configuration of `duplex inspect`.
 
-use super::layers::{self, Setting};
 use super::{INSPECTION, Precision, check};
 use crate::base::Result;
+use crate::config::{Setting, merge};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ impl Default for InspectConfig {
 impl InspectConfig {
     /// Puts `settings` over the defaults and checks the whole.
     pub fn resolve(settings: &[Setting]) -> Result<InspectConfig> {
-        let config: InspectConfig = layers::merge(INSPECTION, settings)?;
+        let config: InspectConfig = merge(INSPECTION, settings)?;
         check::model_given(&config.path, "inspect")?;
         Ok(config)
     }

@@ -1,8 +1,8 @@
 //! Settings of a plan that are not those of the run.
 
-use super::layers::{self, Setting};
 use super::table::PLANNING;
 use crate::base::Result;
+use crate::config::{Setting, merge};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -20,6 +20,6 @@ pub struct PlanConfig {
 impl PlanConfig {
     /// Puts `settings` over the defaults.
     pub fn resolve(settings: &[Setting]) -> Result<PlanConfig> {
-        layers::merge(PLANNING, settings)
+        merge(PLANNING, settings)
     }
 }

@@ -1,8 +1,8 @@
 //! Named sets of values that lie between the defaults and the user's own.
 
-use super::layers::{Setting, nearest, toml_settings};
 use super::table::RUN;
 use crate::base::{Error, Result};
+use crate::config::{Setting, nearest, toml_settings};
 
 /// A named set of values of a training run.
 pub struct Preset {
@@ -76,7 +76,7 @@ pub fn preset_settings(name: &str) -> Result<Vec<Setting>> {
         };
         return Err(Error::user(format!("unknown preset {name:?}; {hint}")));
     };
-    toml_settings(RUN, &format!("preset {name}"), preset.toml)
+    toml_settings(&RUN, &format!("preset {name}"), preset.toml)
 }
 
 /// `settings`, with the demonstration's values below them where they name neither model nor data.

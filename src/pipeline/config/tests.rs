@@ -1,9 +1,9 @@
 //! Tests of the configuration: the table against the structs, layers, error lines, round trips.
 
-use super::keys::{Commands, Key, Kind};
-use super::layers::merge;
 use super::*;
 use crate::base::{Kind as ErrorKind, Rng};
+use crate::config::key::{Commands, Key, Kind};
+use crate::config::{read_toml, set_setting, to_toml, toml_settings};
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -35,7 +35,12 @@ fn fields(config: &impl Debug) -> BTreeSet<String> {
 #[test]
 fn every_field_has_a_key_and_every_key_a_field() {
     let paths = |keys: &[Key]| keys.iter().map(|k| k.path.to_string()).collect::<BTreeSet<_>>();
-    assert_eq!(fields(&RunConfig::default()), paths(RUN));
+    // Sections are declared with their keys.
+    let run = RunConfig { sections: Sections::default(), ..RunConfig::default() };
+    let mut shared = paths(&RUN);
+    shared.retain(|path| !path.contains('.') || path.starts_with("lora."));
+    shared.insert("sections".into());
+    assert_eq!(fields(&run), shared);
     assert_eq!(fields(&ChatConfig::default()), paths(TALK));
     assert_eq!(fields(&EvalConfig::default()), paths(EVALUATION));
     assert_eq!(fields(&InspectConfig::default()), paths(INSPECTION));
@@ -43,7 +48,7 @@ fn every_field_has_a_key_and_every_key_a_field() {
     assert_eq!(fields(&VerifyConfig::default()), paths(VERIFICATION));
     assert_eq!(fields(&DoctorConfig::default()), paths(CHECKUP));
     assert_eq!(fields(&PlanConfig::default()), paths(PLANNING));
-    for keys in [RUN, TALK, EVALUATION, INSPECTION, BENCHMARK, VERIFICATION, CHECKUP] {
+    for keys in [&RUN, TALK, EVALUATION, INSPECTION, BENCHMARK, VERIFICATION, CHECKUP] {
         assert_eq!(paths(keys).len(), keys.len(), "a key stands twice");
         assert!(keys.iter().all(|k| k.commands != 0 && !k.help.is_empty()));
         // A section that came twice would be written twice.
@@ -68,7 +73,7 @@ fn defaults_are_values_their_keys_take() {
             }
         }
     }
-    all::<RunConfig>(RUN);
+    all::<RunConfig>(&RUN);
     all::<ChatConfig>(TALK);
     all::<EvalConfig>(EVALUATION);
     all::<InspectConfig>(INSPECTION);
@@ -100,6 +105,10 @@ fn sample(kind: &Kind, rng: &mut Rng) -> Value {
         }
         Kind::Time => Value::String(format!("{}s", 1 + rng.below(9999))),
         Kind::Bytes => Value::String(format!("{}MB", 1 + rng.below(9999))),
+        Kind::Named { all, .. } => {
+            let all = all();
+            Value::String(all[rng.below(all.len() as u32) as usize].into())
+        }
         Kind::Choice(words) => Value::String(words[rng.below(words.len() as u32) as usize].into()),
         Kind::Device => {
             let devices = ["auto", "cpu", "cuda:0", "cuda:7", "emulated"];
@@ -138,7 +147,7 @@ where
 proptest! {
     #[test]
     fn random_configurations_survive_the_round_trip(seed: u64) {
-        round_trip::<RunConfig>(RUN, seed);
+        round_trip::<RunConfig>(&RUN, seed);
         round_trip::<ChatConfig>(TALK, seed);
         round_trip::<EvalConfig>(EVALUATION, seed);
     }
@@ -158,7 +167,7 @@ proptest! {
 
     #[test]
     fn no_text_makes_the_reader_panic(text in "(\\[|\\]|=|\"|\\.|sft|ppo|step|learning_rate|[0-9]|\n| |e|nan|-|,|\u{feff}|é){0,40}") {
-        if let Err(e) = toml_settings(RUN, "run.toml", &text).and_then(RunConfig::resolve) {
+        if let Err(e) = toml_settings(&RUN, "run.toml", &text).and_then(RunConfig::resolve) {
             prop_assert_eq!(e.kind(), ErrorKind::User, "{}", e);
             prop_assert!(!e.to_string().contains('\n'));
         }
@@ -166,7 +175,7 @@ proptest! {
 }
 
 fn read(text: &str) -> Result<RunConfig> {
-    RunConfig::resolve(toml_settings(RUN, "run.toml", text)?)
+    RunConfig::resolve(toml_settings(&RUN, "run.toml", text)?)
 }
 
 fn error(text: &str) -> String {
@@ -184,7 +193,7 @@ fn error_lines() {
         ),
         ("sft.lerning_rate = 1", "did you mean \"sft.learning_rate\"?"),
         ("[stf]\nlearning_rate = 1", "unknown key \"stf.learning_rate\"; did you mean \"sft.learn"),
-        ("learning_rate = 1", "did you mean \"sft.learning_rate\" or \"reward.learning_rate\"?"),
+        ("learning_rate = 1", "did you mean \"sft.learning_rate\" or \"reward.learning_rate\""),
         ("[sft]\nkl_coef = 1", "unknown key \"sft.kl_coef\"; did you mean \"ppo.kl_coef\"?"),
         ("kl_coeff = 1", "did you mean \"ppo.kl_coef\"?"),
         ("model_name_or_path = 1", "did you mean \"actor_model\" or \"reward_model\"?"),
@@ -205,10 +214,11 @@ fn error_lines() {
             "dtype = \"f32\"\noptimizer_state = \"compact\"",
             "compact is for bf16 weights; use \"dtype\" bf16",
         ),
-        ("step = 4", "\"step\" must be a list, each item a whole number from 1 to 3, not 4"),
-        ("step = []", "\"step\" must name each of steps 1, 2, 3 at most once, in order"),
-        ("step = [2, 1]", "\"step\" must name"),
-        ("step = [1, 1]", "\"step\" must name"),
+        ("stages = 4", "\"stages\" must be a list, each item one of sft, reward, "),
+        ("step = [\"dance\"]", "\"step\" must be a list, each item one of sft, reward, "),
+        ("stages = []", "\"stages\" must name some of sft, reward, "),
+        ("step = [2, 1]", "\"stages\" must name"),
+        ("stages = [1, \"sft\"]", "\"stages\" must name"),
         ("max_shard_size = \"5\"", "\"max_shard_size\" must be a size"),
         ("data_split = \"1,2\"", "\"data_split\" must be three numbers"),
         ("data_split = \"0,0,0\"", "\"data_split\" must be three numbers"),
@@ -236,7 +246,7 @@ fn error_lines() {
 #[test]
 fn values_out_of_range_name_key_and_range() {
     let mut numbers = 0;
-    for key in RUN {
+    for key in RUN.iter() {
         let wrong: &[&str] = match key.kind {
             Kind::Float { from_min: true, .. } => &["-1e-3", "nan", "inf", "-inf", "1e300"],
             Kind::Float { .. } => &["0", "-0.0", "-1", "nan", "inf", "1e300"],
@@ -246,7 +256,7 @@ fn values_out_of_range_name_key_and_range() {
             _ => &[],
         };
         for value in wrong {
-            let Ok(settings) = toml_settings(RUN, "run.toml", &format!("{} = {value}", key.path))
+            let Ok(settings) = toml_settings(&RUN, "run.toml", &format!("{} = {value}", key.path))
             else {
                 let line = error(&format!("{} = {value}", key.path));
                 let range = key.kind.expected();
@@ -265,15 +275,15 @@ fn values_out_of_range_name_key_and_range() {
 fn later_layers_win_and_what_was_given_is_remembered() {
     let file = "actor_model = \"m\"\n[sft]\nlearning_rate = 2e-5\nmax_steps = 7";
     let mut layers = preset_settings("deepspeed-chat").unwrap();
-    layers.extend(toml_settings(RUN, "run.toml", file).unwrap());
+    layers.extend(toml_settings(&RUN, "run.toml", file).unwrap());
     let only_file = RunConfig::resolve(layers.clone()).unwrap();
-    assert_eq!(only_file.sft.optimizer.learning_rate, 2e-5);
+    assert_eq!(only_file.sft().optimizer.learning_rate, 2e-5);
     assert_eq!(only_file.lora.lora_alpha, 1.0);
-    layers.push(set_setting(RUN, "sft.learning-rate = 3e-5").unwrap());
+    layers.push(set_setting(&RUN, "sft.learning-rate = 3e-5").unwrap());
     let all = RunConfig::resolve(layers).unwrap();
-    assert_eq!(all.sft.optimizer.learning_rate, 3e-5);
-    assert_eq!(all.sft.optimizer.max_steps, 7);
-    assert_eq!(all.ppo.num_warmup_steps, 100);
+    assert_eq!(all.sft().optimizer.learning_rate, 3e-5);
+    assert_eq!(all.sft().optimizer.max_steps, 7);
+    assert_eq!(all.ppo().num_warmup_steps, 100);
     assert_eq!(all.seed, RunConfig::default().seed);
     for key in ["sft.learning_rate", "sft.max_steps", "actor_model", "lora.lora_alpha"] {
         assert!(all.is_explicit(key), "{key}");
@@ -293,7 +303,7 @@ fn settings_beside_which_others_count_are_named() {
     assert_eq!(idle.len(), 1, "{idle:?}");
     assert!(idle[0].starts_with("sft.learning_rate change nothing with LoRA"), "{idle:?}");
     // A written configuration has every key.
-    let written = to_toml(RUN, &RunConfig::default()).unwrap();
+    let written = to_toml(&RUN, &RunConfig::default()).unwrap();
     assert!(told(&written).is_empty() && !read(&written).unwrap().explicit.is_empty());
 }
 
@@ -301,13 +311,13 @@ fn settings_beside_which_others_count_are_named() {
 fn the_demonstration_has_its_own_rates_below_the_users() {
     let plain = RunConfig::default();
     let demo = read("[sft]\nlearning_rate = 2e-5").unwrap();
-    assert_eq!(demo.sft.optimizer.learning_rate, 2e-5);
-    assert_ne!(demo.ppo.actor_learning_rate, plain.ppo.actor_learning_rate);
+    assert_eq!(demo.sft().optimizer.learning_rate, 2e-5);
+    assert_ne!(demo.ppo().actor_learning_rate, plain.ppo().actor_learning_rate);
     assert!(!demo.is_explicit("ppo.actor_learning_rate"));
     let names = ["actor_model = \"m\"", "reward_model = \"m\"", "data_path = [\"d.jsonl\"]"];
     for model in names {
         let named = read(model).unwrap();
-        assert_eq!(named.ppo, plain.ppo);
+        assert_eq!(named.ppo(), plain.ppo());
     }
 }
 
@@ -324,7 +334,7 @@ fn presets_hold_known_keys_and_good_values() {
 
 #[test]
 fn set_takes_toml_and_plain_text() {
-    let value = |text: &str| set_setting(RUN, text).map(|s| s.value);
+    let value = |text: &str| set_setting(&RUN, text).map(|s| s.value);
     assert_eq!(value("output_dir=2024-01-01").unwrap(), Value::String("2024-01-01".into()));
     assert_eq!(value("output_dir=\"a b\"").unwrap(), Value::String("a b".into()));
     assert_eq!(value("output_dir=17").unwrap(), Value::String("17".into()));
@@ -349,8 +359,8 @@ fn text_values_in_the_form_the_pipeline_uses() {
     assert_eq!(config.data_sources().unwrap(), expected);
     assert_eq!(config.split().unwrap(), [0.2, 0.4, 0.4]);
     assert_eq!(config.max_shard_bytes().unwrap(), 2 << 30);
-    assert_eq!(config.sft.optimizer.rows_per_step(), 15);
-    assert_eq!(config.step, [2]);
+    assert_eq!(config.sft().optimizer.rows_per_step(), 15);
+    assert_eq!(config.stages, [DEEPSPEED_CHAT[1]]);
     assert_eq!(config.dtype.dtype(), DType::Bf16);
 }
 
@@ -358,10 +368,10 @@ fn text_values_in_the_form_the_pipeline_uses() {
 fn files_are_read_whole_or_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("run.toml");
-    let line = |path| read_toml(RUN, path).err().map(|e| e.to_string()).unwrap_or_default();
+    let line = |path| read_toml(&RUN, path).err().map(|e| e.to_string()).unwrap_or_default();
     assert!(line(&file).contains("cannot open"));
     std::fs::write(&file, "\u{feff}seed = 5\r\nthreads = 2\r\n").unwrap();
-    assert_eq!(read_toml(RUN, &file).unwrap().len(), 2);
+    assert_eq!(read_toml(&RUN, &file).unwrap().len(), 2);
     std::fs::write(&file, b"seed = \xff").unwrap();
     assert!(line(&file).contains("run.toml"), "{}", line(&file));
     std::fs::write(&file, "#".repeat((1 << 20) + 1)).unwrap();

@@ -1,8 +1,8 @@
 //! The configuration of `duplex verify`.
 
-use super::layers::{self, Setting};
 use super::{VERIFICATION, check};
 use crate::base::Result;
+use crate::config::{Setting, merge};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ pub struct VerifyConfig {
 impl VerifyConfig {
     /// Puts `settings` over the defaults and checks the whole.
     pub fn resolve(settings: &[Setting]) -> Result<VerifyConfig> {
-        let config: VerifyConfig = layers::merge(VERIFICATION, settings)?;
+        let config: VerifyConfig = merge(VERIFICATION, settings)?;
         check::folder_given(&config.path, "verify")?;
         Ok(config)
     }

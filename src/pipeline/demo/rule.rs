@@ -15,8 +15,8 @@
 use super::answer::{Style, closings, openings};
 use super::dialogue::{Split, questions};
 use super::facts::{Fact, capital, facts};
+use crate::algo::RewardRule;
 use crate::base::Result;
-use crate::rlhf::RewardRule;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 

@@ -2,6 +2,7 @@
 //! weights. They are written as an ordinary model directory, so the run itself is like any other.
 
 use super::rows::{PREFERENCE_SET, SFT_SET, Sizes, corpus, write_jsonl};
+use crate::algo::{Algorithm, DEEPSPEED_CHAT};
 use crate::arch::Config;
 use crate::base::Result;
 use crate::data::Tokenizer;
@@ -11,6 +12,10 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 const VOCAB: usize = 512;
+
+/// The stages that begin with files of the demonstration.
+const SFT: &Algorithm = DEEPSPEED_CHAT[0];
+const REWARD: &Algorithm = DEEPSPEED_CHAT[1];
 
 /// A conversation as the rows have it. The model has seen single questions only, so it is asked
 /// the last one alone.
@@ -32,22 +37,22 @@ Assistant:
 pub(crate) fn configure(cfg: &RunConfig) -> RunConfig {
     let in_run = |name: &str| cfg.output_dir.join(name).display().to_string();
     let mut cfg = cfg.clone();
-    cfg.actor_model = cfg.step.contains(&1).then(|| in_run("base"));
+    cfg.actor_model = cfg.runs(SFT).then(|| in_run("base"));
     // The reward model starts from what has already read the world's facts.
-    cfg.reward_model = cfg.step.contains(&2).then(|| in_run("sft"));
+    cfg.reward_model = cfg.runs(REWARD).then(|| in_run(SFT.name));
     cfg.sft_only_data_path = vec![in_run(&format!("data/{SFT_SET}"))];
     cfg.data_path = vec![in_run(&format!("data/{PREFERENCE_SET}"))];
     cfg
 }
 
-/// Writes data, tokenizer and untrained model into the run directory, where steps that run need
+/// Writes data, tokenizer and untrained model into the run directory, where stages that run need
 /// them.
 pub(crate) fn prepare(run: &Path, cfg: &RunConfig) -> Result<()> {
     let data = run.join("data");
-    if cfg.step.contains(&1) || !data.exists() {
+    if cfg.runs(SFT) || !data.exists() {
         write_jsonl(&data, cfg.seed, Sizes::default())?;
     }
-    if !cfg.step.contains(&1) {
+    if !cfg.runs(SFT) {
         return Ok(());
     }
     let texts: Vec<String> = corpus().collect();

@@ -12,6 +12,7 @@ mod time;
 
 use super::bench::resident_bytes;
 use super::config::{PlanConfig, RunConfig};
+use crate::algo::Algorithm;
 use crate::base::{Kind, Result};
 use crate::data::Tokenizer;
 use crate::model::{base_dir, resolve_model};
@@ -63,12 +64,12 @@ pub fn plan(cfg: &RunConfig, plan: &PlanConfig) -> Result<String> {
     let program = if machine.card.is_none() { resident_bytes().unwrap_or(0) } else { 0 };
     let mut dry = Dry::new(cfg, machine)?;
     let mut steps = vec![];
-    for &number in &cfg.step {
-        let step = steps::step(&mut dry, number)?;
+    for &of in &cfg.stages {
+        let step = steps::step(&mut dry, of)?;
         let seconds = |phase: &dry::Phase| time::seconds(phase, &machine, cfg.offload);
         steps.push(Planned {
             seconds: step.phases.iter().map(seconds).collect(),
-            largest: largest(cfg, machine, number)?,
+            largest: largest(cfg, machine, of)?,
             step,
         });
     }
@@ -81,37 +82,42 @@ pub fn plan(cfg: &RunConfig, plan: &PlanConfig) -> Result<String> {
     Ok(text::table(&done))
 }
 
-/// The most sequences of a micro-batch with which step `number` has enough memory.
-fn largest(cfg: &RunConfig, machine: Machine, number: u32) -> Result<usize> {
-    let fits = |rows: usize| fits(&with_rows(cfg, rows, machine.ranks), machine, number);
+/// The most sequences of a micro-batch with which a stage has enough memory.
+fn largest(cfg: &RunConfig, machine: Machine, of: &'static Algorithm) -> Result<usize> {
+    let fits = |rows: usize| fits(&with_rows(cfg, of, rows, machine.ranks)?, machine, of);
     most(MOST_ROWS, fits)
 }
 
-/// The configuration with micro-batches of `rows` sequences, and steps that have one for each rank.
-fn with_rows(cfg: &RunConfig, rows: usize, ranks: usize) -> RunConfig {
+/// The configuration with micro-batches of `rows` sequences, and steps of a stage that have one for
+/// each rank.
+fn with_rows(cfg: &RunConfig, of: &Algorithm, rows: usize, ranks: usize) -> Result<RunConfig> {
     let mut cfg = cfg.clone();
     let longest = cfg.max_seq_len.max(cfg.max_prompt_seq_len + cfg.max_answer_seq_len);
     cfg.micro_batch_tokens = rows * longest;
     let all = rows * ranks;
-    for s in [&mut cfg.sft.optimizer, &mut cfg.reward.optimizer] {
+    if of.samples() {
+        let mut p = cfg.online(of)?;
+        p.per_device_generation_batch_size = all.max(p.answers_per_iteration());
+        p.generation_batches = 1;
+        p.per_device_training_batch_size = all.max(p.answers_per_step());
+        p.gradient_accumulation_steps = 1;
+        cfg.sections.put(of.name, &p)?;
+    } else {
+        let mut s = cfg.optimizer(of)?;
         s.per_device_train_batch_size = all.max(s.rows_per_step());
         s.gradient_accumulation_steps = 1;
+        cfg.sections.put(of.name, &s)?;
     }
-    let p = &mut cfg.ppo;
-    p.per_device_generation_batch_size = all.max(p.answers_per_iteration());
-    p.generation_batches = 1;
-    p.per_device_training_batch_size = all.max(p.answers_per_step());
-    p.gradient_accumulation_steps = 1;
-    cfg
+    Ok(cfg)
 }
 
-/// True if step `number` fits in the machine's memory with no micro-batch halved. Errors other than
+/// True if a stage fits in the machine's memory with no micro-batch halved. Errors other than
 /// a lack of memory are returned.
-fn fits(cfg: &RunConfig, machine: Machine, number: u32) -> Result<bool> {
+fn fits(cfg: &RunConfig, machine: Machine, of: &'static Algorithm) -> Result<bool> {
     let kind = machine.kind();
     kind.set_limit(machine.memory() as usize);
     let mut dry = Dry::new(cfg, machine)?;
-    let done = steps::step(&mut dry, number);
+    let done = steps::step(&mut dry, of);
     kind.set_limit(usize::MAX);
     match done {
         Ok(_) => Ok(dry.ws.take_told().is_none()),

@@ -7,9 +7,12 @@ use super::machine::{CARDS, Card, Machine};
 use super::models::OPT;
 use super::text::columns;
 use super::{fits, most, steps, time};
+use crate::algo::{Algorithm, DEEPSPEED_CHAT};
 use crate::base::{Error, Result};
 use crate::pipeline::config::{Checkpointing, OptimizerState, RunConfig};
 
+/// Its step 3.
+static STEP_3: &Algorithm = DEEPSPEED_CHAT[2];
 /// Answers of the published epoch.
 const ANSWERS: f64 = 264_292.0;
 /// The published limit of a step: 1024 sequences of 512 tokens.
@@ -99,11 +102,11 @@ static WAYS: [Way; 4] = [
     Way { name: "LoRA 128", state: OptimizerState::Full, offload: false, lora: LORA },
 ];
 
-/// Step 3 as it was measured, on `rows` prompts in micro-batches of `micro`, with everything
+/// Its step 3 as it was measured, on `rows` prompts in micro-batches of `micro`, with everything
 /// computed again that can be.
-fn setting(actor: &str, way: Way, rows: usize, micro: usize) -> RunConfig {
+fn setting(actor: &str, way: Way, rows: usize, micro: usize) -> Result<RunConfig> {
     let mut cfg = RunConfig {
-        step: vec![3],
+        stages: vec![STEP_3],
         actor_model: Some(actor.to_string()),
         reward_model: Some("opt-350m".to_string()),
         gradient_checkpointing: Checkpointing::Full,
@@ -114,9 +117,11 @@ fn setting(actor: &str, way: Way, rows: usize, micro: usize) -> RunConfig {
     };
     cfg.lora.actor_lora_dim = way.lora;
     cfg.micro_batch_tokens = micro * (cfg.max_prompt_seq_len + cfg.max_answer_seq_len);
-    (cfg.ppo.per_device_generation_batch_size, cfg.ppo.generation_batches) = (rows, 1);
-    cfg.ppo.per_device_training_batch_size = rows;
-    cfg
+    let mut p = cfg.online(STEP_3)?;
+    (p.per_device_generation_batch_size, p.generation_batches) = (rows, 1);
+    p.per_device_training_batch_size = rows;
+    cfg.sections.put(STEP_3.name, &p)?;
+    Ok(cfg)
 }
 
 /// The setting with as many sequences a step as fit, up to the published limit; None if not even
@@ -124,13 +129,13 @@ fn setting(actor: &str, way: Way, rows: usize, micro: usize) -> RunConfig {
 fn fitted(actor: &str, way: Way, machine: Machine) -> Result<Option<(RunConfig, usize)>> {
     let with = |each: usize, micro: usize| setting(actor, way, each * machine.ranks, micro);
     // Micro-batches of one sequence: what is bounded here is the cache.
-    let each = most((MOST / machine.ranks).max(1), |n| fits(&with(n, 1), machine, 3))?;
+    let each = most((MOST / machine.ranks).max(1), |n| fits(&with(n, 1)?, machine, STEP_3))?;
     if each == 0 {
         return Ok(None);
     }
     // And with micro-batches as large as there is room for.
-    let micro = most(each.min(32), |n| fits(&with(each, n), machine, 3))?;
-    Ok(Some((with(each, micro.max(1)), each * machine.ranks)))
+    let micro = most(each.min(32), |n| fits(&with(each, n)?, machine, STEP_3))?;
+    Ok(Some((with(each, micro.max(1))?, each * machine.ranks)))
 }
 
 fn epochs(machine: Machine, said: &[Said]) -> Result<String> {
@@ -167,7 +172,7 @@ fn epochs(machine: Machine, said: &[Said]) -> Result<String> {
 /// Seconds of an iteration.
 fn seconds(cfg: &RunConfig, machine: Machine) -> Result<f64> {
     let mut dry = Dry::new(cfg, machine)?;
-    let step = steps::step(&mut dry, 3)?;
+    let step = steps::step(&mut dry, STEP_3)?;
     let all = step.phases.iter().map(|p| time::seconds(p, &machine, cfg.offload));
     all.sum::<Option<f64>>().ok_or_else(|| Error::internal("no card"))
 }
@@ -176,7 +181,7 @@ fn seconds(cfg: &RunConfig, machine: Machine) -> Result<f64> {
 fn largest_actor(machine: Machine, ways: &[Way]) -> Result<String> {
     for shape in OPT.iter().rev() {
         for way in ways {
-            if fits(&setting(shape.0, *way, 1, 1), machine, 3)? {
+            if fits(&setting(shape.0, *way, 1, 1)?, machine, STEP_3)? {
                 return Ok(shape.0.to_string());
             }
         }

@@ -1,17 +1,21 @@
-//! The three steps, a step of each of full length: the second of two, since the first one's memory
+//! The stages, a step of each of full length: the second of two, since the first one's memory
 //! grows as it goes.
 
 use super::dry::{Decode, Dry, Phase, named, updated};
+use crate::algo::{
+    Algorithm, Learns, OfflineTrainer, PpoEngines, PpoSection, PpoTrainer, RewardSource, Start,
+    built_in_rule,
+};
 use crate::arch::Config;
 use crate::base::{Error, Result};
+use crate::config::key::Every;
 use crate::engine::Engine;
 use crate::formats::Draft;
 use crate::model::Head;
-use crate::pipeline::config::keys::Every;
-use crate::pipeline::resume::last_step;
-use crate::pipeline::{offline, reward, settings, sft};
+use crate::pipeline::datasets::Offline;
+use crate::pipeline::offline::Setting;
+use crate::pipeline::settings;
 use crate::pool::Zero;
-use crate::rlhf::{Offline, PpoEngines, PpoTrainer, RewardSource, built_in_rule};
 use crate::rollout::Sampling;
 
 /// A step as planned.
@@ -62,16 +66,13 @@ impl Step {
     }
 }
 
-/// The steps that are planned for, by number.
-pub(super) fn step(dry: &mut Dry<'_>, number: u32) -> Result<Step> {
+/// A stage that is planned for.
+pub(super) fn step(dry: &mut Dry<'_>, of: &'static Algorithm) -> Result<Step> {
     let cfg = dry.cfg;
-    match number {
-        1 => offline(dry, sft::step(cfg), &named(cfg.actor_model.as_ref())?),
-        2 => {
-            let model = cfg.reward_model.as_ref().or(cfg.actor_model.as_ref());
-            offline(dry, reward::step(cfg), &named(model)?)
-        }
-        _ => ppo(dry),
+    match &of.learns {
+        Learns::Texts(rows, _) => offline(dry, Setting::new(cfg, of, rows.objective)?),
+        Learns::Pairs(rows) => offline(dry, Setting::new(cfg, of, rows.objective)?),
+        Learns::Prompts => online(dry, of),
     }
 }
 
@@ -79,33 +80,48 @@ fn longest(dry: &Dry<'_>, config: &Config) -> Result<usize> {
     Ok(dry.cfg.max_seq_len.min(config.arch()?.max_positions))
 }
 
-/// A step that learns from rows alone, from a model of `config`.
-fn offline<T: Offline>(
-    dry: &mut Dry<'_>,
-    step: offline::Step<'_, T>,
-    config: &Config,
-) -> Result<Step> {
-    let tokens = longest(dry, config)?;
-    let engine = dry.trained(config, step.head, step.lora, step.adamw, false)?;
-    let mut trainer = (step.trainer)(engine, settings::step(dry.cfg, step.section, 2));
-    let row = (step.longest)(tokens);
-    let batch = vec![&row; step.section.rows_per_step()];
-    trainer.iterate(&mut dry.ws, &batch)?;
-    let mark = dry.mark();
-    trainer.iterate(&mut dry.ws, &batch)?;
-    let engines = [trainer.engine()];
-    let phase = training(dry.since(&mark, "training", &engines), &engines);
-    let mut draft = Draft::default();
-    trainer.save(&mut draft)?;
-    let checkpoint = copied(dry, step.name, step.section.max_steps, &draft)?;
-    let sizes = [step.sequences * batch.len(), tokens];
-    Ok(Step::new(dry, step.name, sizes, vec![phase], checkpoint, &engines))
+/// The shape of the model that a stage starts from.
+fn start(dry: &Dry<'_>, of: &Algorithm) -> Result<Config> {
+    let cfg = dry.cfg;
+    match (of.start, of.head) {
+        (Start::Pretrained, Head::Score) => {
+            named(cfg.reward_model.as_ref().or(cfg.actor_model.as_ref()))
+        }
+        _ => named(cfg.actor_model.as_ref()),
+    }
 }
 
-fn ppo(dry: &mut Dry<'_>) -> Result<Step> {
+/// A stage that learns from rows alone.
+fn offline<R: Offline>(dry: &mut Dry<'_>, setting: Setting<R>) -> Result<Step> {
+    let (cfg, of, s) = (dry.cfg, setting.of, setting.optimizer);
+    let config = &start(dry, of)?;
+    let tokens = longest(dry, config)?;
+    let lora = settings::lora_of(cfg, of.head);
+    let compares = setting.objective.asks_reference() && lora.is_none();
+    let engine = dry.trained(config, of.head, lora, settings::adamw(cfg, &s, of.head), false)?;
+    let reference = compares.then(|| dry.frozen(config, of.head)).transpose()?;
+    let step = settings::step(cfg, &s, 2);
+    let mut trainer = OfflineTrainer::new(engine, reference, setting.objective, step)?;
+    let row = R::longest(tokens);
+    let batch = vec![&row; s.rows_per_step()];
+    trainer.train(&mut dry.ws, &batch)?;
+    let mark = dry.mark();
+    trainer.train(&mut dry.ws, &batch)?;
+    let engines: Vec<&Engine> =
+        [Some(&trainer.engine), trainer.reference()].into_iter().flatten().collect();
+    let phase = training(dry.since(&mark, "training", &engines), &engines[..1]);
+    let mut draft = Draft::default();
+    trainer.save(&mut draft)?;
+    let checkpoint = copied(dry, of, s.max_steps, &draft)?;
+    let sizes = [R::SEQUENCES * batch.len(), tokens];
+    Ok(Step::new(dry, of.name, sizes, vec![phase], checkpoint, &engines))
+}
+
+/// A stage that samples answers.
+fn online(dry: &mut Dry<'_>, of: &'static Algorithm) -> Result<Step> {
     let cfg = dry.cfg;
-    let p = &cfg.ppo;
-    let actor = named(cfg.actor_model.as_ref())?;
+    let p = &cfg.online(of)?;
+    let actor = start(dry, of)?;
     let (prompt, answer) = (cfg.max_prompt_seq_len, cfg.max_answer_seq_len);
     let room = actor.arch()?.max_positions;
     if prompt + answer > room {
@@ -115,8 +131,8 @@ fn ppo(dry: &mut Dry<'_>) -> Result<Step> {
             prompt + answer
         )));
     }
-    let engines = engines(dry, &actor)?;
-    let mut trainer = PpoTrainer::new(engines, settings::ppo(cfg, vec![], 2))?;
+    let engines = engines(dry, p, &actor)?;
+    let mut trainer = PpoTrainer::new(engines, settings::online(cfg, p, vec![], 2))?;
     if p.enable_ema {
         trainer.engines.actor.enable_ema(&mut dry.ws, p.ema_decay as f32)?;
     }
@@ -152,19 +168,19 @@ fn ppo(dry: &mut Dry<'_>) -> Result<Step> {
     phases.push(Phase { updated: phase.updated * steps, ..phase });
     let mut draft = Draft::default();
     trainer.save(&mut draft)?;
-    let checkpoint = copied(dry, "ppo", p.max_steps, &draft)?;
-    Ok(Step::new(dry, "ppo", [rows, prompt + answer], phases, checkpoint, &all(&trainer)))
+    let checkpoint = copied(dry, of, p.max_steps, &draft)?;
+    Ok(Step::new(dry, of.name, [rows, prompt + answer], phases, checkpoint, &all(&trainer)))
 }
 
-/// The models of step 3, those of steps 1 and 2 where these are run.
-fn engines(dry: &mut Dry<'_>, actor_config: &Config) -> Result<PpoEngines> {
+/// Its models, those of earlier stages where these are run.
+fn engines(dry: &mut Dry<'_>, p: &PpoSection, actor_config: &Config) -> Result<PpoEngines> {
     let cfg = dry.cfg;
-    let lora = settings::actor_lora(cfg);
+    let lora = settings::lora_of(cfg, Head::Lm);
     let with_lora = lora.is_some();
-    let actor = dry.trained(actor_config, Head::Lm, lora, settings::actor_adamw(cfg), true)?;
+    let actor = dry.trained(actor_config, Head::Lm, lora, settings::actor_adamw(cfg, p), true)?;
     let reference = if with_lora { None } else { Some(dry.frozen(actor_config, Head::Lm)?) };
     let given = cfg.reward_model.as_ref().or(cfg.actor_model.as_ref());
-    let (reward, of_reward) = match &cfg.ppo.reward_rule {
+    let (reward, of_reward) = match &p.reward_rule {
         Some(rule) => {
             let decode = Box::new(|_: &[i32]| Ok(String::new()));
             (RewardSource::Rule(built_in_rule(rule)?, decode), None)
@@ -174,13 +190,13 @@ fn engines(dry: &mut Dry<'_>, actor_config: &Config) -> Result<PpoEngines> {
             (RewardSource::Model(Box::new(dry.frozen(&config, Head::Score)?)), Some(config))
         }
     };
-    let critic = match (&cfg.ppo.critic_model, of_reward) {
+    let critic = match (&p.critic_model, of_reward) {
         (Some(name), _) => named(Some(name))?,
         (None, Some(config)) => config,
         (None, None) => actor_config.clone(),
     };
-    let lora = settings::critic_lora(cfg);
-    let critic = dry.trained(&critic, Head::Score, lora, settings::critic_adamw(cfg), false)?;
+    let lora = settings::lora_of(cfg, Head::Score);
+    let critic = dry.trained(&critic, Head::Score, lora, settings::critic_adamw(cfg, p), false)?;
     Ok(PpoEngines { actor, reference, critic, reward })
 }
 
@@ -232,8 +248,8 @@ fn training(phase: Phase, engines: &[&Engine]) -> Phase {
 
 /// Bytes of the copy of the state for a checkpoint; none where the step is over before one is due.
 /// The last step of a run always saves its end, from which a longer run can go on.
-fn copied(dry: &Dry<'_>, step: &str, max_steps: usize, draft: &Draft<'_>) -> Result<usize> {
-    let last = step == last_step(dry.cfg);
+fn copied(dry: &Dry<'_>, of: &Algorithm, max_steps: usize, draft: &Draft<'_>) -> Result<usize> {
+    let last = of == dry.cfg.last_stage();
     match dry.cfg.save_every()? {
         Every::Iterations(n) if max_steps > 0 && n > max_steps as u64 && !last => Ok(0),
         _ => draft.bytes(),

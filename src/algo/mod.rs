@@ -1,4 +1,5 @@
-//! The algorithms: supervised finetuning, reward model, PPO. Knows losses, not files or terminals.
+//! The algorithms, each in one file: its keys, metrics, loss. Knows losses, not files or terminals.
+//! [`ALGORITHMS`] is the list from which commands, keys, directories and docs follow.
 //!
 //! A custom loop is as short as DeepSpeed-Chat's: build the engines, then for each batch of prompts
 //! `generate_experience` and `train_rlhf`.
@@ -8,7 +9,7 @@
 //!
 //! ```
 //! use duplex::{arch::Config, base::DType, device::Device, engine::Engine};
-//! use duplex::{rlhf::*, rollout::Sampling};
+//! use duplex::{algo::*, rollout::Sampling};
 //! use duplex::data::{PairExample, SftExample};
 //! use duplex::model::{Head, LoadOptions, Model};
 //! use duplex::tape::{Keep, Workspace};
@@ -30,19 +31,21 @@
 //!
 //! // Step 1: after 5 comes 6, after 6 comes 7.
 //! let engine = Engine::trained(random(Head::Lm, true)?, adamw.clone(), Keep::All)?;
-//! let mut sft = SftTrainer::new(engine, SftConfig { step: step.clone(), loss_on_prompt: false });
+//! let loss = Box::new(Sft { loss_on_prompt: false });
+//! let mut sft = OfflineTrainer::new(engine, None, loss, step.clone())?;
 //! let example = SftExample::new(vec![9, 5, 6, 7], 2);
-//! let before = sft.evaluate(&mut ws, &[&example])?;
+//! let before = sft.evaluate(&mut ws, &[&example])?.loss;
 //! for _ in 0..20 { sft.train(&mut ws, &[&example])?; }
-//! assert!(sft.evaluate(&mut ws, &[&example])? < before);
+//! assert!(sft.evaluate(&mut ws, &[&example])?.loss < before);
 //!
 //! // Step 2: an answer of 6 is better than one of 8.
 //! let engine = Engine::trained(random(Head::Score, true)?, adamw.clone(), Keep::All)?;
-//! let mut reward = RewardTrainer::new(engine, RewardConfig { step, loss: RewardLoss::End });
+//! let loss = Box::new(RewardModel { loss: RewardLoss::End });
+//! let mut reward = OfflineTrainer::new(engine, None, loss, step)?;
 //! let (chosen, rejected) = (vec![9, 5, 6], vec![9, 5, 8]);
 //! let pair = PairExample { prompt_len: 2, chosen, rejected, ..PairExample::default() };
 //! for _ in 0..20 { reward.train(&mut ws, &[&pair])?; }
-//! assert_eq!(reward.evaluate(&mut ws, &[&pair])?.accuracy, 1.0);
+//! assert_eq!(reward.evaluate(&mut ws, &[&pair])?.get("accuracy"), 1.0);
 //!
 //! // Step 3: the frozen copies are the reference and the reward.
 //! let (reference, critic) = (random(Head::Lm, false)?, random(Head::Score, true)?);
@@ -70,100 +73,34 @@
 //! # }
 //! ```
 
+mod algorithm;
+mod list;
+mod metric;
+mod objective;
 mod offline;
+mod optimizer;
 mod ppo;
 mod reward;
 mod rows;
 mod rule;
 mod sft;
+mod sign;
 mod stats;
+mod sums;
 
-pub use offline::{Iteration, Metrics, Offline};
+pub use algorithm::{Algorithm, FromRows, Learns, ObjectiveOf, Start, Texts};
+pub use list::{ALGORITHMS, DEEPSPEED_CHAT, lower_is_better, meant, named, names, place, sections};
+pub use metric::{Better, Metric, Metrics};
+pub use objective::Objective;
+pub use offline::{OfflineTrainer, Outcome, StepConfig};
+pub use optimizer::{OptimizerSection, Scheduler};
 pub use ppo::{
-    Decode, Experience, KlControl, PpoConfig, PpoEngines, PpoStats, PpoTrainer, Retokenise,
-    RewardSource, Rollout,
+    Decode, Experience, KlControl, KlController, PpoConfig, PpoEngines, PpoSection, PpoStats,
+    PpoTrainer, Retokenise, RewardScaling, RewardSource, Rollout,
 };
-pub use reward::{RewardConfig, RewardLoss, RewardTrainer};
+pub use reward::{RewardLoss, RewardModel, RewardSection};
 pub use rule::{RewardRule, built_in_rule, built_in_rules};
-pub use sft::{SftConfig, SftTrainer};
+pub use sft::{Sft, SftSection};
+pub use sign::Sign;
+pub(crate) use sign::{BLOCK, KEPT, START, mean};
 pub use stats::RunningStats;
-
-use crate::base::Result;
-use crate::comm::Comm;
-use crate::engine::{Engine, LossFn};
-use crate::tape::Workspace;
-use crate::train::{Schedule, StepStats};
-use rows::Rows;
-
-/// Settings shared by the supervised trainers.
-#[derive(Clone, Debug)]
-pub struct StepConfig {
-    /// Learning rate over the run.
-    pub schedule: Schedule,
-    /// Upper bound of packed tokens in a micro-batch; memory may bound them further.
-    pub micro_batch_tokens: usize,
-    /// Seed of LoRA dropout.
-    pub seed: u64,
-}
-
-/// Accumulates `rows` under `loss` and steps; on an error before the step everything is as it was.
-/// Returns the sums of the losses, the tokens and the step.
-fn optimize(
-    engine: &mut Engine,
-    ws: &mut Workspace,
-    name: &str,
-    rows: &Rows<'_>,
-    config: &StepConfig,
-    step: u64,
-    loss: &LossFn<'_>,
-) -> Result<(Vec<Vec<f32>>, usize, StepStats)> {
-    let (mut sums, mut tokens) = (vec![], 0);
-    let dropout = Some(config.seed ^ (step << 20));
-    let accumulated = rows.each(ws, &mut |ws, batch| {
-        add(&mut sums, engine.accumulate(ws, name, batch, dropout, loss)?);
-        tokens += batch.tokens();
-        Ok(())
-    });
-    if accumulated.is_err() {
-        engine.model.store.reset_grads();
-    }
-    accumulated?;
-    let sums = over_ranks(engine.comm(), sums)?;
-    let tokens = engine.comm().concat(&[tokens as u64])?.iter().sum::<u64>() as usize;
-    // The first term is the loss.
-    let sum = sums.first().map_or(0.0, |terms: &Vec<f32>| terms[0]);
-    let stats = engine.step(ws, config.schedule.factor(step), sum)?;
-    Ok((sums, tokens, stats))
-}
-
-/// Adds up what each rank has summed over its rows; one that had none has nothing.
-fn over_ranks(comm: &Comm, sums: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
-    if comm.size() == 1 {
-        return Ok(sums);
-    }
-    let lengths: Vec<u32> = sums.iter().map(|terms| terms.len() as u32).collect();
-    let ranks = comm.concat(&[u32::from(!sums.is_empty())])?.iter().sum::<u32>() as usize;
-    let (lengths, values) = (comm.concat(&lengths)?, comm.concat(&sums.concat())?);
-    let mut all = vec![];
-    for values in values.chunks(values.len().div_ceil(ranks.max(1)).max(1)) {
-        let mut rest = values;
-        let terms = lengths[..lengths.len() / ranks].iter().map(|n| {
-            let (terms, others) = rest.split_at(*n as usize);
-            rest = others;
-            terms.to_vec()
-        });
-        add(&mut all, terms.collect());
-    }
-    Ok(all)
-}
-
-/// Adds `terms` to `sums`, element by element.
-fn add(sums: &mut Vec<Vec<f32>>, terms: Vec<Vec<f32>>) {
-    if sums.is_empty() {
-        *sums = terms;
-        return;
-    }
-    for (s, t) in sums.iter_mut().zip(terms) {
-        s.iter_mut().zip(t).for_each(|(a, b)| *a += b);
-    }
-}

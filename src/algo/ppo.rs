@@ -5,18 +5,101 @@
 //! `-kl_coef (logp - ref_logp)`, plus the clipped score at the last token.
 
 mod experience;
+mod keys;
 mod update;
 
 pub use experience::{Experience, Rollout};
+pub use keys::{KlController, PpoSection, RewardScaling};
 pub use update::PpoStats;
 
+use super::algorithm::{Algorithm, Learns, Start};
+use super::metric::Metric;
+use super::rule::RewardRule;
+use super::sign::{self, Sign};
+use super::stats::RunningStats;
 use crate::base::{Error, Result};
+use crate::config::SectionOf;
 use crate::engine::Engine;
 use crate::formats::{Draft, Snapshot};
-use crate::rlhf::{RewardRule, RunningStats};
+use crate::model::Head;
 use crate::rollout::Sampling;
 use crate::train::Schedule;
 use std::sync::Arc;
+
+/// Proximal Policy Optimization.
+pub(super) static PPO: Algorithm = Algorithm {
+    name: "ppo",
+    title: "PPO",
+    about: "PPO: sample answers and learn from a reward model or rule",
+    source: "Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022",
+    tag: "ppo",
+    head: Head::Lm,
+    start: Start::Policy,
+    section: SectionOf::new::<PpoSection>(),
+    metrics: &[
+        Metric::new("reward").rises().shown(),
+        Metric::new("kl").falls().shown().labelled("KL divergence"),
+        Metric::new("entropy"),
+        Metric::new("policy_loss"),
+        Metric::new("value_loss").falls(),
+        Metric::new("approx_kl").labelled("Approximate KL"),
+        Metric::new("clip_rate").percent(),
+        Metric::new("first_ratio_deviation"),
+        Metric::new("answer_tokens"),
+        Metric::new("eos_rate").percent().labelled("EOS rate"),
+        Metric::new("empty_rate").percent(),
+        Metric::new("explained_variance"),
+        Metric::new("actor_grad_norm").labelled("Actor gradient norm"),
+        Metric::new("critic_grad_norm").labelled("Critic gradient norm"),
+        Metric::new("kl_coef").labelled("KL coefficient"),
+        Metric::new("generate_seconds"),
+        Metric::new("seconds"),
+        Metric::new("unsup_loss").labelled("Mixture loss"),
+        Metric::new("eval_score").rises().shown().labelled("Held-out score"),
+        Metric::new("eval_kl").falls().shown().labelled("Held-out KL divergence"),
+        Metric::new("score").shown().headline(),
+    ],
+    signs: SIGNS,
+    learns: Learns::Prompts,
+};
+
+const SIGNS: &[Sign] = &[
+    Sign {
+        name: "KL blow-up",
+        metric: "kl",
+        per: Some("answer_tokens"),
+        shows: sign::blows_up,
+        remedy: "raise --kl-coef, use --kl-controller adaptive, or lower --actor-learning-rate",
+    },
+    Sign {
+        name: "reward collapse",
+        metric: "reward",
+        per: None,
+        shows: sign::falls,
+        remedy: "lower --actor-learning-rate or --ppo-epochs and go on from a checkpoint before it with --resume",
+    },
+    Sign {
+        name: "length collapse",
+        metric: "answer_tokens",
+        per: None,
+        shows: sign::shrinks,
+        remedy: "look whether the reward prefers short answers; raise --min-answer-seq-len or --kl-coef",
+    },
+    Sign {
+        name: "entropy collapse",
+        metric: "entropy",
+        per: None,
+        shows: sign::freezes,
+        remedy: "raise --entropy-coef or --kl-coef, or lower --actor-learning-rate",
+    },
+    Sign {
+        name: "dead critic",
+        metric: "explained_variance",
+        per: None,
+        shows: sign::explains_nothing,
+        remedy: "raise --critic-learning-rate, or start the critic from the reward model",
+    },
+];
 
 /// How the KL coefficient moves.
 #[derive(Clone, Copy, Debug, PartialEq)]

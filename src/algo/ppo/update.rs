@@ -2,6 +2,8 @@
 
 use super::PpoTrainer;
 use super::experience::{Experience, Rollout, Scan};
+use crate::algo::rows::Rows;
+use crate::algo::sft::{Text, nll, text_batch};
 use crate::base::{Error, Result, Rng};
 use crate::comm::Comm;
 use crate::engine::{Engine, Terms};
@@ -9,8 +11,6 @@ use crate::op::ppo_policy::{PpoPolicy, ppo_policy};
 use crate::op::ppo_value::{PpoValue, ppo_value};
 use crate::op::weighted_sum::{WeightedSum, weighted_sum};
 use crate::op::whiten::{Whiten, whiten};
-use crate::rlhf::rows::Rows;
-use crate::rlhf::sft::{nll, text_rows};
 use crate::tape::Workspace;
 use crate::train::Batch;
 
@@ -240,11 +240,15 @@ impl PpoTrainer {
         let predicted: usize = text.iter().map(|t| t.len() - 1).sum();
         let coef = self.config.unsup_coef;
         let loss = nll(-coef / predicted.max(1) as f32);
-        let rows =
+        let texts: Vec<Text> =
             text.iter().map(|t| (*t, (0..t.len() - 1).map(|p| (p, 1.0)).collect())).collect();
+        let lengths = text.iter().map(|t| t.len()).collect();
+        let pack =
+            |rows: &[usize]| text_batch(&rows.iter().map(|&i| &texts[i]).collect::<Vec<_>>());
         let mut sum = 0.0;
         let (comm, store) = (self.engines.actor.comm(), &self.engines.actor.model.store);
-        text_rows(rows, self.config.micro_batch_tokens, store).each(ws, &mut |ws, batch| {
+        let rows = Rows::new(lengths, self.config.micro_batch_tokens, store, pack);
+        rows.each(ws, &mut |ws, batch| {
             sum += self.engines.actor.accumulate(ws, "ppo text", batch, None, &loss)?[0][0];
             Ok(())
         })?;

@@ -1,7 +1,7 @@
 //! Layers of settings: reading them from TOML, from `key=value` and from flags, putting them over
 //! the defaults, and writing the result as TOML again.
 
-use super::keys::Key;
+use super::key::Key;
 use crate::base::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -102,7 +102,7 @@ pub fn flag_setting(key: &'static Key, flag: &str, words: &[String]) -> Result<S
 }
 
 fn find(keys: &'static [Key], path: &str) -> Option<&'static Key> {
-    keys.iter().find(|k| k.path == path)
+    keys.iter().find(|k| k.path == path || k.former == Some(path))
 }
 
 /// The error for a key that does not exist, with what may have been meant.
@@ -141,7 +141,7 @@ pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
 }
 
 /// The defaults with `settings` over them, a later one over an earlier one.
-pub(super) fn merge<T>(keys: &'static [Key], settings: &[Setting]) -> Result<T>
+pub fn merge<T>(keys: &'static [Key], settings: &[Setting]) -> Result<T>
 where
     T: Default + Serialize + DeserializeOwned,
 {
@@ -200,7 +200,7 @@ fn written(value: &Value) -> String {
 }
 
 /// The default of every key of `T`, as shown in help; None where it has none.
-pub(crate) fn defaults<T: Default + Serialize>(keys: &'static [Key]) -> Vec<Option<String>> {
+pub fn defaults<T: Default + Serialize>(keys: &'static [Key]) -> Vec<Option<String>> {
     let table = as_table(&T::default()).unwrap_or_default();
     let shown = |value: Value| match value {
         Value::String(s) => s,
@@ -214,11 +214,20 @@ pub(crate) fn defaults<T: Default + Serialize>(keys: &'static [Key]) -> Vec<Opti
     keys.iter().map(|k| value_of(&table, k).map(shown).filter(|s| !s.is_empty())).collect()
 }
 
-fn as_table<T: Serialize>(config: &T) -> Result<Table> {
+/// `text`, TOML of one value, in the form that `key` has now; as it is where that cannot be told.
+pub fn as_now(key: &Key, text: &str) -> String {
+    let table: Option<Table> = toml::from_str(&format!("v = {text}")).ok();
+    let value = table.and_then(|mut t| t.remove("v"));
+    let now = value.and_then(|v| key.accept("", &v).ok());
+    now.map_or_else(|| text.to_string(), |v| written(&v))
+}
+
+/// `config` as a table.
+pub(super) fn as_table<T: Serialize>(config: &T) -> Result<Table> {
     Table::try_from(config).map_err(|e| broken(&e.to_string()))
 }
 
 /// The table of keys and the configuration structs disagree, which a test excludes.
-fn broken(what: &str) -> Error {
+pub(super) fn broken(what: &str) -> Error {
     Error::internal(format!("the table of keys does not fit the configuration: {what}"))
 }

@@ -2,10 +2,10 @@
 //! the rewards and advantages (Schulman et al. 2015) of every answer token.
 
 use super::{KlControl, PpoTrainer, RewardSource};
+use crate::algo::rows::{Rows, share};
 use crate::base::{Error, Result};
 use crate::engine::Engine;
 use crate::op::gae::{Gae, gae};
-use crate::rlhf::rows::{Rows, share};
 use crate::rollout::{Answer, Sampling};
 use crate::tape::{Shaped, Workspace};
 use crate::train::Batch;

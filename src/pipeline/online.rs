@@ -1,45 +1,47 @@
-//! Step 3 as a run: prompts in, actor and critic directories out.
+//! The driver of stages that sample answers: prompts in, actor and critic directories out.
 
 use super::card::Card;
+use super::datasets::Examples;
 use super::judge::Judged;
 use super::reading::{Talks, reading, talks};
 use super::run::Run;
 use super::sources::{self, Source};
 use super::stage::Stage;
 use super::{datasets, judge, settings, start};
+use crate::algo::{
+    Algorithm, Experience, PpoEngines, PpoSection, PpoStats, PpoTrainer, RewardSource, Rollout,
+    built_in_rule,
+};
 use crate::base::Result;
-use crate::data::Tokenizer;
+use crate::data::{PromptExample, Tokenizer};
 use crate::engine::Engine;
 use crate::formats::Draft;
 use crate::model::Head;
 use crate::report::{Event, Sample};
-use crate::rlhf::{
-    Experience, PpoEngines, PpoStats, PpoTrainer, RewardSource, Rollout, built_in_rule,
-};
 use std::time::Instant;
 
-/// Runs step 3. Returns it with its number of iterations.
-pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
+/// Runs a stage. Returns it with its number of iterations.
+pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u64)> {
     let cfg = run.cfg;
-    let source = run.source(&start::ppo_actor(cfg, &run.dir)?)?;
-    let data = datasets::prompts(run, &source)?;
-    let texts = datasets::texts(run, &source)?;
-    let others = Others::open(run)?;
+    let p = &cfg.online(of)?;
+    let source = run.source(&start::model(cfg, &run.dir, of)?)?;
+    let data: Examples<PromptExample> = datasets::examples(run, of, &source)?;
+    let texts = datasets::texts(run, of, &source)?;
+    let others = Others::open(run, p)?;
     let read: Vec<&Source> = std::iter::once(&source).chain(others.all()).collect();
-    let (stage, from) = run.enter("ppo", &read)?;
+    let (stage, from) = run.enter(of, &read)?;
     let prompts = talks(data.train.iter().chain(&data.eval));
-    let engines = build(run, &source, &others, prompts)?;
-    let p = &cfg.ppo;
+    let engines = build(run, of, p, &source, &others, prompts)?;
     let per_iteration = p.answers_per_iteration();
     let batches = data.batches(per_iteration, p.num_train_epochs, p.max_steps, cfg.seed);
     let total = batches.len() as u64;
     let updates = total * (p.ppo_epochs * per_iteration.div_ceil(p.answers_per_step())) as u64;
-    let config = settings::ppo(cfg, source.tokenizer.stop_ids().to_vec(), updates);
+    let config = settings::online(cfg, p, source.tokenizer.stop_ids().to_vec(), updates);
     let mut trainer = PpoTrainer::new(engines, config)?;
     if p.enable_ema {
         trainer.engines.actor.enable_ema(&mut run.ws, p.ema_decay as f32)?;
     }
-    run.start(&stage, "PPO", total, "iterations")?;
+    run.start(&stage, total, "iterations")?;
     let held_out = data.held_out(p.eval_prompts);
     let held_out: Vec<&[i32]> = held_out.iter().map(|e| e.ids.as_slice()).collect();
     let (before, mut text) = match from {
@@ -67,7 +69,7 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
             .collect();
         text += blocks.len();
         let stats = trainer.train_rlhf(&mut run.ws, &experience, &blocks)?;
-        let skipped = run.skipped("ppo", &stats.skipped)?;
+        let skipped = run.skipped(of, &stats.skipped)?;
         let seconds = clock.elapsed().as_secs_f64();
         let mut values = metrics(&experience, &stats, &trainer, generated, seconds);
         values.extend(skipped);
@@ -76,21 +78,21 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<(Stage, u64)> {
             values.extend(scores.numbers("eval_score", "eval_kl"));
         }
         let iteration = i as u64 + 1;
-        run.reporter.emit(Event::metrics("ppo", iteration, &values));
+        run.reporter.emit(Event::metrics(of.name, iteration, &values));
         if shows_samples(iteration, total) {
-            print_samples(run, &experience, &source.tokenizer, iteration)?;
+            print_samples(run, of, &experience, &source.tokenizer, iteration)?;
         }
         run.boundary(&stage, iteration, &values, &|draft| save(&trainer, text, &before, draft))?;
     }
     let after = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
-    show(run, &before, &after, total);
-    let actor = run.dir.ppo("actor");
+    show(run, of, &before, &after, total);
+    let actor = run.dir.stage(of).join("actor");
     let options = settings::save_as(cfg)?;
-    let critic = run.dir.ppo("critic");
-    let card = |role| Card::ppo(cfg, total, role);
+    let critic = run.dir.stage(of).join("critic");
+    let card = |role| Card::online(cfg, of, p, total, role);
     source.save(&trainer.engines.actor.model, &actor, &options, None, &card("actor")?)?;
     source.save(&trainer.engines.critic.model, &critic, &options, None, &card("critic")?)?;
-    let (model, ema_dir) = (&trainer.engines.actor.model, run.dir.ppo("actor_ema"));
+    let (model, ema_dir) = (&trainer.engines.actor.model, run.dir.stage(of).join("actor_ema"));
     match trainer.engines.actor.ema() {
         Some(ema) => {
             let card = card("moving average of the actor")?;
@@ -127,12 +129,12 @@ struct Others {
 }
 
 impl Others {
-    fn open(run: &Run<'_>) -> Result<Others> {
-        let reward = match start::ppo_reward(run.cfg, &run.dir) {
+    fn open(run: &Run<'_>, p: &PpoSection) -> Result<Others> {
+        let reward = match start::scorer(run.cfg, &run.dir) {
             Some(name) => Some((name.clone(), run.source(&name)?)),
             None => None,
         };
-        let critic = run.cfg.ppo.critic_model.as_ref().map(|name| run.source(name));
+        let critic = p.critic_model.as_ref().map(|name| run.source(name));
         Ok(Others { reward, critic: critic.transpose()? })
     }
 
@@ -144,21 +146,23 @@ impl Others {
 /// Loads the four models, two of them once where LoRA or a rule makes a copy unnecessary.
 fn build(
     run: &mut Run<'_>,
+    of: &Algorithm,
+    p: &PpoSection,
     source: &Source,
     others: &Others,
     prompts: Talks,
 ) -> Result<PpoEngines> {
     let cfg = run.cfg;
-    let lora = settings::actor_lora(cfg);
+    let lora = settings::lora_of(cfg, Head::Lm);
     let with_lora = lora.is_some();
     let options = run.trained(source, Head::Lm, lora, true)?;
     let actor = source.load(&options, &mut run.reporter)?;
     run.describe("actor", &actor);
     let keep = settings::keep(cfg.gradient_checkpointing);
-    let actor = Engine::trained(actor, settings::actor_adamw(cfg), keep)?;
+    let actor = Engine::trained(actor, settings::actor_adamw(cfg, p), keep)?;
     let reference =
-        if with_lora { None } else { Some(frozen(run, source, Head::Lm, "reference")?) };
-    let rule = cfg.ppo.reward_rule.as_deref();
+        if with_lora { None } else { Some(run.asked(source, Head::Lm, "reference")?) };
+    let rule = p.reward_rule.as_deref();
     let reward = match (rule, &others.reward) {
         (Some(rule), _) => {
             let tokenizer = source.tokenizer.clone();
@@ -166,7 +170,7 @@ fn build(
             RewardSource::Rule(built_in_rule(rule)?, Box::new(decode))
         }
         (None, Some((name, reward))) => {
-            let engine = Box::new(frozen(run, reward, Head::Score, "reward model")?);
+            let engine = Box::new(run.asked(reward, Head::Score, "reward model")?);
             if !source.has_tokens_of(reward) {
                 run.reporter.emit(Event::note(format!(
                     "{name} has a tokenizer of its own: answers are tokenised again for it, and the \
@@ -178,28 +182,16 @@ fn build(
                 Some(read) => RewardSource::Foreign(engine, read),
             }
         }
-        (None, None) => return Err(start::no_reward()),
+        (None, None) => return Err(start::no_reward(of)),
     };
     let scores = others.reward.as_ref().map(|(_, source)| source);
     let critic_source = start::critic(source, scores, others.critic.as_ref())?;
-    let lora = settings::critic_lora(cfg);
+    let lora = settings::lora_of(cfg, Head::Score);
     let options = run.trained(critic_source, Head::Score, lora, false)?;
     let critic = critic_source.load(&options, &mut run.reporter)?;
     run.describe("critic", &critic);
-    let critic = Engine::trained(critic, settings::critic_adamw(cfg), keep)?;
+    let critic = Engine::trained(critic, settings::critic_adamw(cfg, p), keep)?;
     Ok(PpoEngines { actor, reference, critic, reward })
-}
-
-/// A model that is only asked: its weights may be the host's.
-fn frozen(run: &mut Run<'_>, source: &Source, head: Head, what: &str) -> Result<Engine> {
-    let options = run.frozen(source, head)?;
-    let model = source.load(&options, &mut run.reporter)?;
-    if model.store.is_on_host() {
-        let mib = model.store.host_bytes() as f64 / f64::from(1 << 20);
-        let note = format!("{what}: {mib:.1} MiB of weights stay in the host's memory");
-        run.reporter.emit(Event::note(note));
-    }
-    Ok(Engine::frozen(model))
 }
 
 fn metrics(
@@ -241,6 +233,7 @@ fn metrics(
 
 fn print_samples(
     run: &mut Run<'_>,
+    of: &Algorithm,
     experience: &Experience,
     tokenizer: &Tokenizer,
     iteration: u64,
@@ -248,7 +241,7 @@ fn print_samples(
     for r in experience.rollouts.iter().take(run.cfg.print_samples) {
         let (prompt, answer) = r.ids.split_at(r.prompt_len);
         run.reporter.emit(Event::Sample(Sample {
-            step: "ppo".into(),
+            step: of.name.into(),
             iteration,
             prompt: tokenizer.decode(prompt, true)?,
             answer: tokenizer.decode(answer, true)?,
@@ -266,10 +259,10 @@ fn shows_samples(iteration: u64, total: u64) -> bool {
 }
 
 /// Before and after, side by side, for a few held-out prompts.
-fn show(run: &mut Run<'_>, before: &Judged, after: &Judged, total: u64) {
+fn show(run: &mut Run<'_>, of: &Algorithm, before: &Judged, after: &Judged, total: u64) {
     for (b, a) in before.answers.iter().zip(&after.answers).take(judge::SHOWN) {
         run.reporter.emit(Event::Sample(Sample {
-            step: "ppo".into(),
+            step: of.name.into(),
             iteration: total,
             prompt: a.prompt.clone(),
             answer: a.answer.clone(),

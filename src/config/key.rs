@@ -1,5 +1,5 @@
 //! The parts of a configuration key: its dotted name, the commands that take it, its values and its
-//! help. Values are checked here one at a time; `check` checks keys against each other.
+//! help. Values are checked here one at a time.
 
 use crate::base::{Error, Result};
 use crate::device::Device;
@@ -7,34 +7,37 @@ use std::time::Duration;
 use toml::Value;
 
 /// A set of commands, one bit each.
-pub type Commands = u16;
+pub type Commands = u64;
 /// `duplex train`
 pub const TRAIN: Commands = 1;
-/// `duplex sft`
-pub const SFT: Commands = 2;
-/// `duplex reward`
-pub const REWARD: Commands = 4;
-/// `duplex ppo`
-pub const PPO: Commands = 8;
-/// `duplex chat`
-pub const CHAT: Commands = 16;
-/// `duplex eval`
-pub const EVAL: Commands = 32;
-/// `duplex inspect`
-pub const INSPECT: Commands = 64;
-/// `duplex bench`
-pub const BENCH: Commands = 128;
-/// `duplex verify`
-pub const VERIFY: Commands = 256;
-/// `duplex doctor`
-pub const DOCTOR: Commands = 512;
 /// `duplex plan`
-pub const PLAN: Commands = 1024;
+pub const PLAN: Commands = 1 << 1;
+/// `duplex chat`
+pub const CHAT: Commands = 1 << 2;
+/// `duplex eval`
+pub const EVAL: Commands = 1 << 3;
+/// `duplex inspect`
+pub const INSPECT: Commands = 1 << 4;
+/// `duplex bench`
+pub const BENCH: Commands = 1 << 5;
+/// `duplex verify`
+pub const VERIFY: Commands = 1 << 6;
+/// `duplex doctor`
+pub const DOCTOR: Commands = 1 << 7;
+/// The commands of all algorithms.
+pub const ALGORITHMS: Commands = !0 << 16;
+/// All that train.
+pub const RUNS: Commands = TRAIN | ALGORITHMS;
+
+/// The command of the algorithm at place `i` of their list.
+pub const fn algorithm(i: usize) -> Commands {
+    1 << (16 + i)
+}
 
 /// One configuration key.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Key {
-    /// Dotted name as in the TOML file: `section.name`, or `name` for a key shared by all steps.
+    /// Dotted name as in the TOML file: `section.name`, or `name` for a key shared by all stages.
     pub path: &'static str,
     /// The commands that have it as a flag.
     pub commands: Commands,
@@ -44,12 +47,27 @@ pub struct Key {
     pub help: &'static str,
     /// Other names of the flag (DeepSpeed-Chat's), each with the commands where it holds.
     pub aliases: &'static [(Commands, &'static str)],
+    /// An earlier name, which files and checkpoints may still have.
+    pub former: Option<&'static str>,
     /// The value meant when the flag stands alone.
     pub alone: Option<&'static str>,
+    /// The part of a run that it changes.
+    pub effect: Effect,
+}
+
+/// The part of a run that a key changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The numbers of the result.
+    Result,
+    /// None of them, or only as far as sums are rounded.
+    Nothing,
+    /// The data, and with it the result.
+    Data,
 }
 
 /// The values a key takes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Kind {
     /// true or false.
     Bool,
@@ -83,6 +101,13 @@ pub enum Kind {
     Device,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// One of the words that this list gives, or an alias of it, as `meant` knows them.
+    Named {
+        /// All of them.
+        all: fn() -> Vec<&'static str>,
+        /// The word that a word or a number means.
+        meant: fn(&str) -> Option<&'static str>,
+    },
     /// A list; a single value stands for a list of one.
     List(&'static Kind),
 }
@@ -96,7 +121,8 @@ impl Key {
         help: &'static str,
     ) -> Key {
         let alone = if matches!(kind, Kind::Bool) { Some("true") } else { None };
-        Key { path, commands, kind, help, aliases: &[], alone }
+        let (aliases, former, effect): (&[_], _, _) = (&[], None, Effect::Result);
+        Key { path, commands, kind, help, aliases, former, alone, effect }
     }
 
     /// With other flag names.
@@ -108,6 +134,24 @@ impl Key {
     /// With the value meant when the flag stands alone.
     pub const fn alone(mut self, value: &'static str) -> Key {
         self.alone = Some(value);
+        self
+    }
+
+    /// With an earlier name.
+    pub const fn formerly(mut self, name: &'static str) -> Key {
+        self.former = Some(name);
+        self
+    }
+
+    /// A key that changes no number of the result.
+    pub const fn harmless(mut self) -> Key {
+        self.effect = Effect::Nothing;
+        self
+    }
+
+    /// A key that names data.
+    pub const fn data(mut self) -> Key {
+        self.effect = Effect::Data;
         self
     }
 
@@ -182,6 +226,11 @@ impl Kind {
             Kind::Choice(words) => {
                 value.as_str().filter(|s| words.contains(s)).map(|_| value.clone())
             }
+            Kind::Named { meant, .. } => {
+                let number = value.as_integer().map(|n| n.to_string());
+                let word = number.or_else(|| value.as_str().map(str::to_string))?;
+                meant(&word).map(|word| Value::String(word.into()))
+            }
             Kind::List(item) => {
                 let one = std::slice::from_ref(value);
                 let items = value.as_array().map_or(one, Vec::as_slice);
@@ -199,7 +248,7 @@ impl Kind {
             Kind::Float { .. } => word.parse().map_or_else(|_| text(), Value::Float),
             Kind::List(item) => item.parse(word),
             Kind::Text | Kind::Bytes | Kind::Every | Kind::Time => text(),
-            Kind::Device | Kind::Choice(_) => text(),
+            Kind::Device | Kind::Choice(_) | Kind::Named { .. } => text(),
         }
     }
 
@@ -223,6 +272,7 @@ impl Kind {
             Kind::Time => "a time such as 90s, 10m or 2h".into(),
             Kind::Device => "one of auto, cpu, cuda, cuda:N, emulated".into(),
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
+            Kind::Named { all, .. } => format!("one of {}", all().join(", ")),
             Kind::List(item) => match item {
                 Kind::Text => "a list of texts, none empty".into(),
                 _ => format!("a list, each item {}", item.expected()),
