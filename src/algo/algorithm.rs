@@ -2,7 +2,7 @@
 //! directories, checkpoints, resume, verify, health, report, plan and `docs/algorithms.md` follow
 //! from these values; none of them names an algorithm.
 
-use super::metric::{Better, Metric, Metrics};
+use super::metric::{Metric, Metrics};
 use super::objective::Objective;
 use super::sign::Sign;
 use crate::base::Result;
@@ -124,9 +124,4 @@ impl PartialEq for Algorithm {
     fn eq(&self, other: &Algorithm) -> bool {
         self.name == other.name
     }
-}
-
-/// The direction in which the metric of this name gets better, by any of the algorithms.
-pub(super) fn direction(all: &[&Algorithm], name: &str) -> Option<Better> {
-    all.iter().find_map(|a| a.metric(name)?.better)
 }

@@ -1,6 +1,6 @@
 //! The list of algorithms, in the order in which a run takes them. A line here makes one known.
 
-use super::algorithm::{Algorithm, direction};
+use super::algorithm::Algorithm;
 use super::metric::Better;
 use super::ppo::PPO;
 use super::reward::REWARD;
@@ -48,7 +48,7 @@ pub fn sections() -> Sections {
 /// # Errors
 /// There is no such metric, or it has no better and worse.
 pub fn lower_is_better(name: &str) -> Result<bool> {
-    if let Some(better) = direction(ALGORITHMS, name) {
+    if let Some(better) = ALGORITHMS.iter().find_map(|a| a.metric(name)?.better) {
         return Ok(better == Better::Lower);
     }
     let mut known: Vec<&str> = vec![];

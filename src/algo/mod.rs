@@ -93,7 +93,7 @@ pub use list::{ALGORITHMS, DEEPSPEED_CHAT, lower_is_better, meant, named, names,
 pub use metric::{Better, Metric, Metrics};
 pub use objective::Objective;
 pub use offline::{OfflineTrainer, Outcome, StepConfig};
-pub use optimizer::{OptimizerSection, Scheduler};
+pub use optimizer::{OptimizerSection, Scheduler, UpdateSection};
 pub use ppo::{
     Decode, Experience, KlControl, KlController, PpoConfig, PpoEngines, PpoSection, PpoStats,
     PpoTrainer, Retokenise, RewardScaling, RewardSource, Rollout,

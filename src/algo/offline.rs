@@ -136,11 +136,8 @@ impl<R> OfflineTrainer<R> {
     fn rows<'r>(&'r self, rows: &'r [&R], compared: &'r [Vec<f32>]) -> Rows<'r> {
         let lengths = rows.iter().map(|row| self.objective.tokens(row)).collect();
         let pack = move |picked: &[usize]| {
-            let reference = compared.iter().map(Vec::as_slice).collect::<Vec<_>>();
-            let reference: Vec<&[f32]> = match reference.is_empty() {
-                true => vec![],
-                false => picked.iter().map(|&i| reference[i]).collect(),
-            };
+            let reference = picked.iter().filter_map(|&i| compared.get(i));
+            let reference: Vec<&[f32]> = reference.map(Vec::as_slice).collect();
             let picked: Vec<&R> = picked.iter().map(|&i| rows[i]).collect();
             self.objective.batch(&picked, &reference)
         };

@@ -141,7 +141,10 @@ fn flags_of_deepspeed_chat_set_what_they_mean() {
     assert_eq!((one.actor_model.as_deref(), one.reward_model.as_deref()), (Some("a"), Some("c")));
     assert!(one.ppo().enable_ema && one.offload);
     assert_eq!((one.ppo().max_steps, &one.lora.lora_module_name[..]), (7, &["layers.".into()][..]));
-    assert_eq!((one.ppo().num_warmup_steps, one.ppo().lr_scheduler_type), (100, Scheduler::Cosine));
+    assert_eq!(
+        (one.ppo().update.num_warmup_steps, one.ppo().update.lr_scheduler_type),
+        (100, Scheduler::Cosine)
+    );
     // Rounds gather and take more together, and leave the weights alone meanwhile.
     let line = format!(
         "ppo {STATIC} {} --actor_model_name_or_path a",

@@ -134,7 +134,7 @@ fn preset_file_flags_and_set_in_this_order() {
         let c = run_config(&line);
         assert_eq!(c.sft().optimizer.learning_rate, expected, "{line}");
         let warmup = if line.contains("--config") { 5 } else { 0 };
-        assert_eq!(c.sft().optimizer.num_warmup_steps, warmup, "{line}");
+        assert_eq!(c.sft().optimizer.update.num_warmup_steps, warmup, "{line}");
         assert_eq!(c.is_explicit("sft.learning_rate"), expected != 1e-5);
     }
 }

@@ -62,7 +62,7 @@ impl Card {
             ("reward", reward),
             ("learning rate of the actor", p.actor_learning_rate.to_string()),
             ("learning rate of the critic", p.critic_learning_rate.to_string()),
-            ("schedule", written(&p.lr_scheduler_type)),
+            ("schedule", written(&p.update.lr_scheduler_type)),
             ("PPO epochs", p.ppo_epochs.to_string()),
             ("sequences per optimizer step", p.per_device_training_batch_size.to_string()),
             ("KL coefficient", p.kl_coef.to_string()),
@@ -171,10 +171,10 @@ fn of_optimizer(s: &OptimizerSection, total: u64) -> Vec<Setting> {
         ("optimizer steps", total.to_string()),
         ("rows per optimizer step", s.rows_per_step().to_string()),
         ("learning rate", s.learning_rate.to_string()),
-        ("schedule", written(&s.lr_scheduler_type)),
-        ("warm-up steps", s.num_warmup_steps.to_string()),
+        ("schedule", written(&s.update.lr_scheduler_type)),
+        ("warm-up steps", s.update.num_warmup_steps.to_string()),
         ("weight decay", s.weight_decay.to_string()),
-        ("longest gradient norm", s.max_grad_norm.to_string()),
+        ("longest gradient norm", s.update.max_grad_norm.to_string()),
     ]
 }
 

@@ -75,11 +75,8 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
         let clock = Instant::now();
         let rows: Vec<&R> = batch.rows.iter().map(|&i| &data.train[i]).collect();
         let trained = run.droppable(|run| trainer.train(&mut run.ws, &rows));
-        let save = |draft: &mut Draft<'_>| told.save(of, draft);
-        let outcome = run.unless_dropped(trained, &stage, i as u64, &|draft| {
-            save(draft)?;
-            trainer.save(draft)
-        })?;
+        let outcome =
+            run.unless_dropped(trained, &stage, i as u64, &|draft| told.save(of, &trainer, draft))?;
         let skipped = run.skipped(of, outcome.skipped.as_slice())?;
         told.last = outcome.loss;
         if i == 0 {
@@ -95,10 +92,7 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
         }
         let done = i as u64 + 1;
         run.reporter.emit(Event::metrics(of.name, done, &values));
-        run.boundary(&stage, done, &values, &|draft| {
-            told.save(of, draft)?;
-            trainer.save(draft)
-        })?;
+        run.boundary(&stage, done, &values, &|draft| told.save(of, &trainer, draft))?;
     }
     let after = of.headline_of(&judge(&trainer, run)?);
     let card = Card::offline(cfg, of, s, total)?;
@@ -146,12 +140,17 @@ struct Told {
 }
 
 impl Told {
-    /// Adds them to a checkpoint.
-    fn save(&self, of: &Algorithm, draft: &mut Draft<'_>) -> Result<()> {
+    /// Adds them and the trainer to a checkpoint.
+    fn save<'d, R>(
+        &self,
+        of: &Algorithm,
+        trainer: &'d OfflineTrainer<R>,
+        draft: &mut Draft<'d>,
+    ) -> Result<()> {
         draft.set("loss_first", self.first);
         draft.set("loss_last", self.last);
         self.before.iter().for_each(|value| draft.set(&before_of(of), value));
-        Ok(())
+        trainer.save(draft)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::config::{Checkpointing, RunConfig};
 use crate::algo::{
     KlControl, KlController, OptimizerSection, PpoConfig, PpoSection, RewardScaling, StepConfig,
+    UpdateSection,
 };
 use crate::base::Result;
 use crate::model::{Head, LoraConfig, SaveAs};
@@ -57,48 +58,43 @@ fn lora_rate(cfg: &RunConfig, head: Head) -> f32 {
 
 /// The optimizer of a stage that learns from rows.
 pub(super) fn adamw(cfg: &RunConfig, s: &OptimizerSection, head: Head) -> AdamWConfig {
-    AdamWConfig {
-        learning_rate: s.learning_rate as f32,
-        lora_learning_rate: lora_rate(cfg, head),
-        beta1: s.adam_beta1 as f32,
-        beta2: s.adam_beta2 as f32,
-        eps: s.adam_eps as f32,
-        weight_decay: s.weight_decay as f32,
-        max_grad_norm: s.max_grad_norm as f32,
-        state: cfg.optimizer_state.adamw(),
-        offload: cfg.offload,
-    }
+    optimizer(cfg, &s.update, [s.learning_rate, s.weight_decay], head)
 }
 
 /// The optimizer of the actor of a stage that samples.
 pub(super) fn actor_adamw(cfg: &RunConfig, p: &PpoSection) -> AdamWConfig {
-    AdamWConfig {
-        learning_rate: p.actor_learning_rate as f32,
-        lora_learning_rate: lora_rate(cfg, Head::Lm),
-        beta1: p.adam_beta1 as f32,
-        beta2: p.adam_beta2 as f32,
-        eps: p.adam_eps as f32,
-        weight_decay: p.actor_weight_decay as f32,
-        max_grad_norm: p.max_grad_norm as f32,
-        state: cfg.optimizer_state.adamw(),
-        offload: cfg.offload,
-    }
+    optimizer(cfg, &p.update, [p.actor_learning_rate, p.actor_weight_decay], Head::Lm)
 }
 
 /// That of its critic.
 pub(super) fn critic_adamw(cfg: &RunConfig, p: &PpoSection) -> AdamWConfig {
+    optimizer(cfg, &p.update, [p.critic_learning_rate, p.critic_weight_decay], Head::Score)
+}
+
+/// The optimizer of a model with this head, by its peak learning rate and weight decay.
+fn optimizer(
+    cfg: &RunConfig,
+    update: &UpdateSection,
+    [learning_rate, weight_decay]: [f64; 2],
+    head: Head,
+) -> AdamWConfig {
     AdamWConfig {
-        learning_rate: p.critic_learning_rate as f32,
-        lora_learning_rate: lora_rate(cfg, Head::Score),
-        weight_decay: p.critic_weight_decay as f32,
-        ..actor_adamw(cfg, p)
+        learning_rate: learning_rate as f32,
+        lora_learning_rate: lora_rate(cfg, head),
+        beta1: update.adam_beta1 as f32,
+        beta2: update.adam_beta2 as f32,
+        eps: update.adam_eps as f32,
+        weight_decay: weight_decay as f32,
+        max_grad_norm: update.max_grad_norm as f32,
+        state: cfg.optimizer_state.adamw(),
+        offload: cfg.offload,
     }
 }
 
 /// Returns the settings of a stage that learns from rows, over `total` optimizer steps.
 pub(super) fn step(cfg: &RunConfig, s: &OptimizerSection, total: u64) -> StepConfig {
     StepConfig {
-        schedule: s.lr_scheduler_type.over(s.num_warmup_steps, total),
+        schedule: s.update.schedule(total),
         micro_batch_tokens: micro_batch_tokens(cfg),
         seed: cfg.seed,
     }
@@ -129,7 +125,7 @@ pub(super) fn online(cfg: &RunConfig, p: &PpoSection, eos: Vec<i32>, updates: u6
             KlControl::Adaptive { target: p.kl_target as f32, horizon: p.kl_horizon as f32 }
         }
     };
-    let schedule = p.lr_scheduler_type.over(p.num_warmup_steps, updates);
+    let schedule = p.update.schedule(updates);
     PpoConfig {
         sampling: Sampling {
             temperature: p.temperature as f32,

@@ -1,6 +1,6 @@
 //! Keys of PPO.
 
-use crate::algo::optimizer::{ANY_COUNT, BATCH, DECAY, RATE, SCHEDULES, SOME_COUNT, Scheduler};
+use crate::algo::optimizer::{ANY_COUNT, BATCH, DECAY, RATE, SOME_COUNT, UpdateSection};
 use crate::config::{Kind, section};
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ pub enum RewardScaling {
 section! {
     /// Keys of PPO. An iteration gathers
     /// `per_device_generation_batch_size * generation_batches * gradient_accumulation_steps` answers.
-    pub struct PpoSection {
+    pub struct PpoSection [update: UpdateSection = UpdateSection { num_warmup_steps: 10, ..UpdateSection::default() }] {
         per_device_generation_batch_size: usize = 16, BATCH, "prompts per rollout";
         generation_batches: usize = 1, BATCH, "rollouts gathered before each update";
         per_device_training_batch_size: usize = 16, BATCH, "sequences per optimizer step";
@@ -39,12 +39,6 @@ section! {
         critic_learning_rate: f64 = 5e-6, RATE, "peak learning rate of the critic";
         actor_weight_decay: f64 = 0.0, DECAY, "decoupled weight decay of the actor";
         critic_weight_decay: f64 = 0.0, DECAY, "decoupled weight decay of the critic";
-        lr_scheduler_type: Scheduler = Scheduler::Cosine, SCHEDULES, "learning rates after warm-up";
-        num_warmup_steps: usize = 10, ANY_COUNT, "optimizer steps of linear warm-up";
-        max_grad_norm: f64 = 1.0, Kind::above_zero(1e6), "gradients are clipped to this norm";
-        adam_beta1: f64 = 0.9, Kind::below(1.0), "decay of Adam's first moment";
-        adam_beta2: f64 = 0.95, Kind::below(1.0), "decay of Adam's second moment";
-        adam_eps: f64 = 1e-8, Kind::above_zero(0.1), "added to Adam's denominator";
         kl_coef: f64 = 0.1, Kind::between(0.0, 100.0), "weight of the KL penalty against the reference";
         kl_controller: KlController = KlController::Fixed, Kind::Choice(&["fixed", "adaptive"]), "keep kl_coef, or steer it towards kl_target";
         kl_target: f64 = 6.0, Kind::above_zero(1e4), "KL per answer, in nats, the adaptive controller aims at";

@@ -283,7 +283,7 @@ fn later_layers_win_and_what_was_given_is_remembered() {
     let all = RunConfig::resolve(layers).unwrap();
     assert_eq!(all.sft().optimizer.learning_rate, 3e-5);
     assert_eq!(all.sft().optimizer.max_steps, 7);
-    assert_eq!(all.ppo().num_warmup_steps, 100);
+    assert_eq!(all.ppo().update.num_warmup_steps, 100);
     assert_eq!(all.seed, RunConfig::default().seed);
     for key in ["sft.learning_rate", "sft.max_steps", "actor_model", "lora.lora_alpha"] {
         assert!(all.is_explicit(key), "{key}");
