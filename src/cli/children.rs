@@ -2,7 +2,7 @@
 //! launcher sets. They end with it, and it with them: with the exit code of the rank that failed,
 //! and one line.
 
-use crate::base::{Error, Result, on_stop};
+use crate::base::{Error, Result, machine_name, on_stop};
 use crate::comm::{SOCKET, nccl, secret};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -168,8 +168,11 @@ fn verdict(all: Vec<Rank>, order: &[usize]) -> u8 {
         let line = lines[deciding].clone().or(lines.into_iter().flatten().next());
         let line = line.unwrap_or_else(|| {
             let signal = decided.signal().unwrap_or_default();
+            // The others may have ended before they had met it: the sentence is theirs.
             format!(
-                "rank {deciding} was ended by signal {signal}; the same command goes on from the last checkpoint"
+                "rank {deciding} on {} is gone: signal {signal} ended its process; the same command \
+                 goes on from the last checkpoint",
+                machine_name()
             )
         });
         super::say(&line);
