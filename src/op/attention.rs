@@ -43,7 +43,7 @@ pub(super) fn sequences(cu_seqlens: &[i32], tokens: usize) -> Result<Vec<Range<u
     let ordered = cu_seqlens.windows(2).all(|w| w[0] <= w[1]);
     if cu_seqlens[0] != 0 || !ordered || cu_seqlens[cu_seqlens.len() - 1] != tokens as i32 {
         return Err(Error::internal(format!(
-            "attention: cu_seqlens must rise from 0 to {tokens}, got {cu_seqlens:?}"
+            "cu_seqlens must rise from 0 to {tokens}, got {cu_seqlens:?}"
         )));
     }
     Ok(cu_seqlens.windows(2).map(|w| w[0] as usize..w[1] as usize).collect())

@@ -40,6 +40,7 @@ pub mod ppo_value;
 pub mod registry;
 pub mod rope;
 pub mod sample;
+pub mod sequence_sum;
 pub mod settle;
 pub mod shapes;
 pub mod softcap;

@@ -30,6 +30,7 @@ pub static OPS: &[OpDef] = &[
     crate::op::ppo_value::DEF,
     crate::op::rope::DEF,
     crate::op::sample::DEF,
+    crate::op::sequence_sum::DEF,
     crate::op::settle::DEF,
     crate::op::softcap::DEF,
     crate::op::stitch::DEF,
