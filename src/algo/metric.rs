@@ -18,6 +18,10 @@ pub struct Metric {
     pub shown: bool,
     /// True if it sums the stage up, before and after.
     pub headline: bool,
+    /// True if it is the price of the change, told beside the headline.
+    pub price: bool,
+    /// Its unit: a throughput, which is shown last.
+    pub unit: Option<&'static str>,
 }
 
 /// The direction in which a metric gets better.
@@ -32,8 +36,9 @@ pub enum Better {
 impl Metric {
     /// A number that is written to the log and to the report.
     pub const fn new(name: &'static str) -> Metric {
-        let (label, better) = (None, None);
-        Metric { name, label, better, percent: false, shown: false, headline: false }
+        let (label, better, unit) = (None, None, None);
+        let (percent, shown, headline, price) = (false, false, false, false);
+        Metric { name, label, better, percent, shown, headline, price, unit }
     }
 
     /// With a name for people.
@@ -66,9 +71,27 @@ impl Metric {
         self
     }
 
+    /// The price of the change.
+    pub const fn price(mut self) -> Metric {
+        self.price = true;
+        self
+    }
+
+    /// A throughput.
+    pub const fn unit(mut self, unit: &'static str) -> Metric {
+        self.unit = Some(unit);
+        self
+    }
+
     /// Sums the stage up.
     pub const fn headline(mut self) -> Metric {
         self.headline = true;
         self
     }
 }
+
+/// Metrics of every stage, beside those that its algorithm declares.
+pub static OF_ALL: &[Metric] = &[
+    Metric::new("tokens_per_s").labelled("Tokens per second").unit("tok/s").shown(),
+    Metric::new("skipped_steps"),
+];

@@ -90,7 +90,7 @@ mod sums;
 
 pub use algorithm::{Algorithm, FromRows, Learns, ObjectiveOf, Start, Texts};
 pub use list::{ALGORITHMS, DEEPSPEED_CHAT, lower_is_better, meant, named, names, place, sections};
-pub use metric::{Better, Metric, Metrics};
+pub use metric::{Better, Metric, Metrics, OF_ALL};
 pub use objective::Objective;
 pub use offline::{OfflineTrainer, Outcome, StepConfig};
 pub use optimizer::{OptimizerSection, Scheduler, UpdateSection};

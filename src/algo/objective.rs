@@ -26,8 +26,13 @@ pub trait Objective<R> {
     /// asked, and zeros while these are made.
     fn batch(&self, rows: &[&R], reference: &[&[f32]]) -> Batch;
 
-    /// The loss of a batch out of rows of weight `weight`: its first term is the loss, whose sum
-    /// over all batches is that of the rows.
+    /// Terms that add up to the loss.
+    fn losses(&self) -> usize {
+        1
+    }
+
+    /// The loss of a batch out of rows of weight `weight`: the sum over all batches is that of the
+    /// rows.
     fn loss(&self, weight: f32) -> Box<LossFn<'static>>;
 
     /// Metrics beside the loss, from the sums of all terms over `rows` rows.

@@ -83,7 +83,7 @@ impl<R> OfflineTrainer<R> {
         let dropout = Some(self.config.seed ^ (self.steps << 20));
         let (name, loss) = (self.objective.name(), self.objective.loss(weight));
         let (mut sums, mut tokens) = (vec![], 0);
-        let accumulated = self.rows(rows, &compared).each(ws, &mut |ws, batch| {
+        let accumulated = self.rows(&self.engine, rows, &compared).each(ws, &mut |ws, batch| {
             add(&mut sums, self.engine.accumulate(ws, name, batch, dropout, &*loss)?);
             tokens += batch.tokens();
             Ok(())
@@ -108,7 +108,7 @@ impl<R> OfflineTrainer<R> {
         let compared = self.compared(ws, rows)?;
         let (name, loss) = (self.objective.name(), self.objective.loss(weight));
         let (mut sums, mut tokens) = (vec![], 0);
-        self.rows(rows, &compared).each(ws, &mut |ws, batch| {
+        self.rows(&self.engine, rows, &compared).each(ws, &mut |ws, batch| {
             add(&mut sums, self.engine.evaluate(ws, name, batch, &*loss)?);
             tokens += batch.tokens();
             Ok(())
@@ -133,7 +133,8 @@ impl<R> OfflineTrainer<R> {
         self.engine.restore("model", from)
     }
 
-    fn rows<'r>(&'r self, rows: &'r [&R], compared: &'r [Vec<f32>]) -> Rows<'r> {
+    /// Rows for passes over `engine`'s model.
+    fn rows<'r>(&'r self, engine: &Engine, rows: &'r [&R], compared: &'r [Vec<f32>]) -> Rows<'r> {
         let lengths = rows.iter().map(|row| self.objective.tokens(row)).collect();
         let pack = move |picked: &[usize]| {
             let reference = picked.iter().filter_map(|&i| compared.get(i));
@@ -141,7 +142,7 @@ impl<R> OfflineTrainer<R> {
             let picked: Vec<&R> = picked.iter().map(|&i| rows[i]).collect();
             self.objective.batch(&picked, &reference)
         };
-        Rows::new(lengths, self.config.micro_batch_tokens, &self.engine.model.store, pack)
+        Rows::new(lengths, self.config.micro_batch_tokens, &engine.model.store, pack)
     }
 
     /// For each row the log-probs under the reference of what its batch selects.
@@ -156,7 +157,7 @@ impl<R> OfflineTrainer<R> {
             None => (&self.engine, false),
         };
         let mut logprobs = vec![];
-        self.rows(rows, &compared).each(ws, &mut |ws, batch| {
+        self.rows(model, rows, &compared).each(ws, &mut |ws, batch| {
             logprobs.extend(model.logprobs(ws, batch, 1.0, adapters)?);
             Ok(())
         })?;
@@ -175,7 +176,8 @@ impl<R> OfflineTrainer<R> {
         let comm = self.engine.comm();
         let sums = over_ranks(comm, sums)?;
         let tokens = comm.concat(&[tokens as u64])?.iter().sum::<u64>() as usize;
-        let loss = sums.first().map_or(0.0, |terms| terms[0]);
+        let losses = sums.iter().take(self.objective.losses());
+        let loss = losses.map(|terms| terms[0]).sum();
         let metrics = self.objective.metrics(&sums, rows);
         Ok(Outcome { loss, metrics, tokens, ..Outcome::default() })
     }

@@ -27,8 +27,8 @@ pub(super) static SFT: Algorithm = Algorithm {
     section: SectionOf::new::<SftSection>(),
     metrics: &[
         Metric::new("loss").falls().shown(),
-        Metric::new("grad_norm").labelled("Gradient norm"),
         Metric::new("eval_loss").falls().shown().headline(),
+        Metric::new("grad_norm").labelled("Gradient norm"),
     ],
     signs: &[LOSS_SPIKE],
     learns: Learns::Texts(FromRows { objective }, texts),

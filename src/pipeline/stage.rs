@@ -6,10 +6,10 @@ use super::resume::same_inputs;
 use super::run::Run;
 use super::sources::Source;
 use super::{ranks, stop};
-use crate::algo::{Algorithm, place};
+use crate::algo::{Algorithm, Metric, OF_ALL, place};
 use crate::base::{Error, Result};
 use crate::formats::{Draft, Input, Label, Snapshot, stamp};
-use crate::report::Event;
+use crate::report::{Declared, Event};
 use std::path::Path;
 use std::time::Instant;
 
@@ -41,6 +41,19 @@ pub(super) fn is_behind(label: &Label, of: &Algorithm) -> bool {
 /// True if `label` marks a moment within a stage.
 pub(super) fn is_within(label: &Label, of: &Algorithm) -> bool {
     label.step == of.name && !label.finished
+}
+
+/// A metric as the report is told of it.
+fn declared(metric: &Metric) -> Declared {
+    Declared {
+        name: metric.name.into(),
+        label: metric.label.map(Into::into),
+        unit: metric.unit.map(Into::into),
+        percent: metric.percent,
+        shown: metric.shown,
+        headline: metric.headline,
+        price: metric.price,
+    }
 }
 
 impl Run<'_> {
@@ -85,7 +98,8 @@ impl Run<'_> {
         self.total = total;
         self.watchdog.begin(stage.of.name, stage.done as u64 + 1);
         self.pace.begin(&self.comm);
-        self.reporter.emit(Event::StepStart { step, title, total, unit });
+        let metrics = stage.of.metrics.iter().chain(OF_ALL).map(declared).collect();
+        self.reporter.emit(Event::StepStart { step, title, total, unit, metrics });
         if stage.done > 0 {
             self.reporter.emit(Event::note(goes_on));
         }

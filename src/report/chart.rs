@@ -1,7 +1,7 @@
 //! A line chart as inline SVG: light grid, round ticks, the raw values pale under a smoothed line,
 //! held-out values on top. Colours come from the page's style sheet by class.
 
-use super::number::{is_percent, round_step, tick_label, ticks};
+use super::number::{round_step, tick_label, ticks};
 use super::series::{Series, drawable, smoothed};
 use std::fmt::Write;
 
@@ -35,6 +35,7 @@ impl Frame {
 /// Values that are not finite leave gaps. Empty if there is nothing to draw.
 pub(super) fn chart(
     name: &str,
+    percent: bool,
     series: &Series,
     held_out: Option<&Series>,
     size: (f64, f64),
@@ -57,7 +58,7 @@ pub(super) fn chart(
         r#"<svg viewBox="0 0 {width} {height}" role="img" aria-label="{}">"#,
         super::escape::escape(name)
     );
-    grid(&mut svg, &frame, &y_ticks, is_percent(name));
+    grid(&mut svg, &frame, &y_ticks, percent);
     // A nested view clips what lies outside the frame.
     let [left, right, top, bottom] = MARGIN;
     let (w, h) = (width - left - right, height - top - bottom);
@@ -190,7 +191,7 @@ mod tests {
     #[test]
     fn values_that_are_not_finite_leave_gaps() {
         let values = [1.0, 2.0, f64::NAN, 2.5, f64::INFINITY, 3.0, 2.0];
-        let svg = chart("loss", &series(&values), None, (400.0, 200.0));
+        let svg = chart("loss", false, &series(&values), None, (400.0, 200.0));
         assert_drawn(&svg);
         let path = svg.split("class=\"line\" d=\"").nth(1).unwrap().split('"').next().unwrap();
         assert_eq!(path.matches('M').count(), 3, "{path}");
@@ -199,11 +200,11 @@ mod tests {
     #[test]
     fn there_is_no_chart_of_nothing_and_one_of_little() {
         let size = (400.0, 200.0);
-        assert_eq!(chart("a", &series(&[f64::NAN, f64::NEG_INFINITY]), None, size), "");
+        assert_eq!(chart("a", false, &series(&[f64::NAN, f64::NEG_INFINITY]), None, size), "");
         for values in
             [&[7.0][..], &[0.0, 0.0], &[1e300, 1.0], &[-1e-300, 1e-300], &[1e-320], &[5.0; 99]]
         {
-            let svg = chart("a", &series(values), Some(&series(&[f64::NAN])), size);
+            let svg = chart("a", false, &series(values), Some(&series(&[f64::NAN])), size);
             assert_drawn(&svg);
             assert!(svg.contains("class=\"dot\""), "{svg}");
         }
@@ -214,7 +215,7 @@ mod tests {
         for first in [u64::MAX, u64::MAX - 1, 1 << 63, (1 << 53) + 1] {
             let mut values = Series::new(first, 1.0);
             values.push(first.saturating_add(1), 2.0);
-            assert_drawn(&chart("a", &values, None, (400.0, 200.0)));
+            assert_drawn(&chart("a", false, &values, None, (400.0, 200.0)));
         }
     }
 

@@ -1,5 +1,6 @@
 //! The events of a run, and their form in JSON. Plain data: nothing here writes anything.
 
+use super::declared::Declared;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -9,11 +10,9 @@ use std::path::PathBuf;
 /// within a step and are the number done so far; a resumed run may repeat some, the later value
 /// counts.
 ///
-/// Metric names are free, in snake case. A few are treated specially: `loss`, `accuracy`,
-/// `reward`, `score` and `kl` are the key metrics shown first; `tokens_per_s` is the throughput;
-/// `eval_x` is the held-out counterpart of `x`; in the summary of [`Event::StepEnd`],
-/// `x_before`/`x_after` (or `x_first`/`x_last`) are one number before and after the step.
-/// Names holding `accuracy` or ending in `_rate` are fractions shown in percent.
+/// Metric names are free; [`Event::StepStart`] declares how they are shown. `eval_x` is `x` over
+/// rows held out; in the summary of [`Event::StepEnd`], `x_before`/`x_after` (or
+/// `x_first`/`x_last`) are one number before and after the step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
@@ -36,6 +35,9 @@ pub enum Event {
         total: u64,
         /// The unit of iterations, in the plural, such as "batches".
         unit: String,
+        /// Its metrics, in the order of showing.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        metrics: Vec<Declared>,
     },
     /// Numbers of one iteration. They need not be finite.
     Metrics {

@@ -1,8 +1,9 @@
 //! The output of a run: one stream of [`Event`]s goes to the terminal, `metrics.jsonl`, TensorBoard
-//! and `report.html`. This module does not know who emits the events or what they mean, apart from
-//! the few metric names listed in [`Event`].
+//! and `report.html`. This module does not know who emits the events or what they mean: a stage
+//! declares its metrics when it begins.
 
 mod chart;
+mod declared;
 mod escape;
 mod event;
 mod html;
@@ -18,6 +19,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 
+pub use declared::Declared;
 pub use event::{Event, Sample};
 pub use html::Html;
 pub use jsonl::{Jsonl, cut_log};

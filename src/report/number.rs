@@ -1,4 +1,4 @@
-//! Numbers, durations and dates as people read them, and the names of metrics.
+//! Numbers, durations and dates as people read them.
 
 /// `x` with `digits` significant digits; whole numbers below a million without decimals.
 pub(crate) fn significant(x: f64, digits: usize) -> String {
@@ -23,54 +23,6 @@ pub(crate) fn significant(x: f64, digits: usize) -> String {
         return format!("{mantissa}e{exponent}");
     }
     format!("{x:.*}", (digits as i32 - 1 - exponent).max(0) as usize)
-}
-
-/// True if the metric `name` is a fraction shown in percent.
-pub(super) fn is_percent(name: &str) -> bool {
-    name.contains("accuracy") || name.ends_with("_rate")
-}
-
-/// `x`, a value of the metric `name`, for a line of text.
-pub(super) fn metric(name: &str, x: f64, digits: usize) -> String {
-    match is_percent(name) && x.is_finite() {
-        true => format!("{:.1}%", 100.0 * x),
-        false => significant(x, digits),
-    }
-}
-
-/// The metric `name` for people.
-pub(super) fn label(name: &str) -> String {
-    let (held_out, name) = match name.strip_prefix("eval_") {
-        Some(rest) => ("Held-out ", rest),
-        None => ("", name),
-    };
-    let text = match name {
-        "kl" => "KL divergence".to_owned(),
-        "lr" => "Learning rate".to_owned(),
-        "tokens_per_s" => "Tokens per second".to_owned(),
-        "grad_norm" => "Gradient norm".to_owned(),
-        _ => words(name),
-    };
-    if !held_out.is_empty() {
-        let keep = text.starts_with("KL");
-        return format!("{held_out}{}", if keep { text } else { text.to_lowercase() });
-    }
-    let mut chars = text.chars();
-    chars.next().map_or(String::new(), |c| c.to_uppercase().chain(chars).collect())
-}
-
-/// `name` in words, abbreviations written as such.
-fn words(name: &str) -> String {
-    let word = |w: &str| match w {
-        "kl" | "eos" => w.to_uppercase(),
-        "lr" => "learning rate".to_owned(),
-        "grad" => "gradient".to_owned(),
-        "coef" => "coefficient".to_owned(),
-        "approx" => "approximate".to_owned(),
-        "unsup" => "mixture".to_owned(),
-        _ => w.to_owned(),
-    };
-    name.split('_').map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// `3.4s`, `42s`, `1m20s`, `2h05m`, `3d04h`.
@@ -170,7 +122,6 @@ mod tests {
         assert_eq!(shown(0.0), "0");
         assert_eq!(shown(f64::NAN), "nan");
         assert_eq!(shown(f64::NEG_INFINITY), "-inf");
-        assert_eq!(metric("eval_accuracy", 0.7134, 3), "71.3%");
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use super::Sample;
 use super::chart::chart;
+use super::declared::{ENDS, Names};
 use super::escape::escape;
-use super::number::{date, duration, label, metric};
+use super::number::{date, duration, significant};
 use super::run::{Run, Step};
 use super::series::{Series, smoothed};
-use super::terminal::KEY;
 use std::fmt::Write;
 
 /// Characters shown of one sample's text.
@@ -50,8 +50,8 @@ pub(super) fn page(run: &Run) -> String {
 }
 
 /// `x` of the metric `name`, with a true minus sign.
-fn show(name: &str, x: f64, digits: usize) -> String {
-    metric(name, x, digits).replace('-', "\u{2212}")
+fn show(names: &Names, name: &str, x: f64, digits: usize) -> String {
+    names.show(name, x, digits).replace('-', "\u{2212}")
 }
 
 /// How far a step is, such as "12 of 40 batches".
@@ -103,7 +103,7 @@ fn results(step: &Step) -> Vec<Headline> {
     let mut found: Vec<Headline> = Vec::new();
     for (name, value) in &step.results {
         let mut head = Headline { name: name.clone(), from: None, to: *value, note: "" };
-        for (first, last) in [("_before", "_after"), ("_first", "_last")] {
+        for [first, last] in ENDS {
             let other = |this: &str, that: &str| {
                 let stem = name.strip_suffix(this)?;
                 Some((stem, step.result(&format!("{stem}{that}"))?))
@@ -122,8 +122,8 @@ fn results(step: &Step) -> Vec<Headline> {
 }
 
 /// Returns the numbers of `step` shown at the top: up to two results before and after. Without such
-/// results it returns the accuracy, else the change of the loss, reward or score. The KL divergence
-/// follows, as the price of the change.
+/// results it returns what sums the stage up, else the change of the first metric that is shown.
+/// The price of the change follows.
 fn headlines_of(step: &Step) -> Vec<Headline> {
     let mut found: Vec<_> = results(step).into_iter().filter(|r| r.from.is_some()).collect();
     found.truncate(2);
@@ -131,22 +131,21 @@ fn headlines_of(step: &Step) -> Vec<Headline> {
         Some(x) => Some(x),
         None => step.metric(name).map(Series::last),
     };
-    for name in ["eval_accuracy", "accuracy"] {
-        if let Some(to) = latest(name).filter(|_| found.is_empty()) {
-            found.push(Headline { name: name.to_owned(), from: None, to, note: "" });
-        }
+    let alone = |name: &str, to: f64| Headline { name: name.to_owned(), from: None, to, note: "" };
+    if found.is_empty() {
+        let all = step.names.0.iter().filter(|d| d.headline);
+        found.extend(all.filter_map(|d| Some(alone(&d.name, latest(&d.name)?))));
     }
-    for name in ["loss", "reward", "score"] {
-        let Some(series) = step.metric(name).filter(|_| found.is_empty()) else { continue };
+    let first = step.names.shown().find_map(|d| Some((&d.name, step.metric(&d.name)?)));
+    if let Some((name, series)) = first.filter(|_| found.is_empty()) {
         let curve = smoothed(&series.points());
         if let (Some(a), Some(b)) = (curve.first(), curve.last()) {
-            let (from, name) = ((a.0 < b.0).then_some(a.1), name.to_owned());
+            let (from, name) = ((a.0 < b.0).then_some(a.1), name.clone());
             found.push(Headline { name, from, to: b.1, note: ", smoothed" });
         }
     }
-    if let Some(to) = latest("kl") {
-        found.push(Headline { name: "kl".to_owned(), from: None, to, note: "" });
-    }
+    let price = step.names.0.iter().filter(|d| d.price);
+    found.extend(price.filter_map(|d| Some(alone(&d.name, latest(&d.name)?))));
     found
 }
 
@@ -159,7 +158,7 @@ fn headlines(out: &mut String, run: &Run) {
     out.push_str("<div class=\"heads\">");
     for (step, head) in all {
         let from = head.from.map_or(String::new(), |x| {
-            let x = show(&head.name, x, 3);
+            let x = show(&step.names, &head.name, x, 3);
             format!("<span class=\"from\">{x}</span> <span class=\"arrow\">→</span> ")
         });
         let _ = write!(
@@ -167,8 +166,8 @@ fn headlines(out: &mut String, run: &Run) {
             "<div class=\"card\"><div class=\"of\">{}</div>\
              <div class=\"value\">{from}<span>{}</span></div><div class=\"what\">{}{}</div></div>",
             escape(&step.title),
-            show(&head.name, head.to, 3),
-            escape(&label(&head.name)),
+            show(&step.names, &head.name, head.to, 3),
+            escape(&step.names.label(&head.name)),
             head.note
         );
     }
@@ -186,8 +185,9 @@ fn section(out: &mut String, step: &Step) {
     if !step.results.is_empty() {
         out.push_str("<dl class=\"facts results\">");
         for r in results(step) {
-            let from = r.from.map_or(String::new(), |x| format!("{} → ", show(&r.name, x, 4)));
-            fact(out, &label(&r.name), &format!("{from}{}", show(&r.name, r.to, 4)));
+            let value = |x: f64| show(&step.names, &r.name, x, 4);
+            let from = r.from.map_or(String::new(), |x| format!("{} → ", value(x)));
+            fact(out, &step.names.label(&r.name), &format!("{from}{}", value(r.to)));
         }
         out.push_str("</dl>\n");
     }
@@ -201,8 +201,7 @@ fn section(out: &mut String, step: &Step) {
 fn charts(out: &mut String, step: &Step) {
     let counterpart =
         |name: &str| name.strip_prefix("eval_").is_some_and(|of| step.metric(of).is_some());
-    let rank =
-        |name: &str| KEY.iter().position(|k| *k == name.strip_prefix("eval_").unwrap_or(name));
+    let rank = |name: &str| step.names.rank(name);
     let (mut key, rest): (Vec<_>, Vec<_>) =
         step.metrics.iter().filter(|m| !counterpart(&m.0)).partition(|m| rank(&m.0).is_some());
     key.sort_by_key(|m| rank(&m.0));
@@ -210,7 +209,7 @@ fn charts(out: &mut String, step: &Step) {
     for (these, most, height) in [(key, 2, HEIGHTS[0]), (rest, 3, HEIGHTS[1])] {
         for ((name, series), across) in these.iter().zip(rows(these.len(), most)) {
             let held_out = step.metric(&format!("eval_{name}"));
-            figure(out, name, series, held_out, (across, height));
+            figure(out, &step.names, name, [Some(series), held_out], (across, height));
         }
     }
     out.push_str("</div>\n");
@@ -232,23 +231,25 @@ fn rows(n: usize, most: usize) -> Vec<usize> {
 /// One chart with its heading, `across` to a row and `height` units high.
 fn figure(
     out: &mut String,
+    names: &Names,
     name: &str,
-    series: &Series,
-    held_out: Option<&Series>,
+    [series, held_out]: [Option<&Series>; 2],
     (across, height): (usize, f64),
 ) {
-    let svg = chart(name, series, held_out, (WIDTHS[across - 1], height));
-    let mut last = format!("<span class=\"value\">{}</span>", show(name, series.last(), 4));
+    let Some(series) = series else { return };
+    let size = (WIDTHS[across - 1], height);
+    let svg = chart(name, names.is_percent(name), series, held_out, size);
+    let mut last = format!("<span class=\"value\">{}</span>", show(names, name, series.last(), 4));
     if let Some(held_out) = held_out {
         last = format!(
             "<span><small>train</small> {last} <small>held-out</small> <span class=\"value held\">{}</span></span>",
-            show(name, held_out.last(), 4)
+            show(names, name, held_out.last(), 4)
         );
     }
     let _ = writeln!(
         out,
         "<figure class=\"in{across}\"><figcaption><span>{}</span>{last}</figcaption>{svg}</figure>",
-        escape(&label(name))
+        escape(&names.label(name))
     );
 }
 
@@ -262,9 +263,9 @@ fn metrics_table(out: &mut String, step: &Step) {
          <th class=\"num\">Highest</th></tr>\n",
     );
     for (name, series) in &step.metrics {
-        let _ = write!(out, "<tr><td>{}</td>", escape(&label(name)));
+        let _ = write!(out, "<tr><td>{}</td>", escape(&step.names.label(name)));
         for x in [series.first, series.last(), series.min, series.max] {
-            let _ = write!(out, "<td class=\"num\">{}</td>", show(name, x, 4));
+            let _ = write!(out, "<td class=\"num\">{}</td>", show(&step.names, name, x, 4));
         }
         out.push_str("</tr>\n");
     }
@@ -309,7 +310,7 @@ fn sample_row(out: &mut String, sample: &Sample, before: bool, scores: bool) {
         let _ = write!(out, "<td><div dir=\"auto\" class=\"text {class}\">{text}</div></td>");
     };
     let score = |out: &mut String, class: &str, score: Option<f64>| {
-        let score = score.map_or(String::new(), |s| show("", s, 3));
+        let score = score.map_or(String::new(), |s| significant(s, 3).replace('-', "\u{2212}"));
         let _ = write!(out, "<td class=\"num {class}\">{score}</td>");
     };
     out.push_str("<tr>");

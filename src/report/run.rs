@@ -1,6 +1,7 @@
 //! The state of the run so far, gathered from its events in bounded memory. The page is drawn from
 //! it.
 
+use super::declared::Names;
 use super::series::Series;
 use super::{Event, Sample};
 use std::collections::VecDeque;
@@ -35,6 +36,8 @@ pub(super) struct Step {
     /// Seconds the step took, once it is done.
     pub(super) seconds: Option<f64>,
     pub(super) results: Vec<(String, f64)>,
+    /// How its metrics are shown.
+    pub(super) names: Names,
     pub(super) metrics: Vec<(String, Series)>,
     pub(super) samples: Vec<Sample>,
 }
@@ -58,8 +61,9 @@ impl Run {
                 self.summary = summary.clone();
                 self.seconds = None;
             }
-            Event::StepStart { step, title, total, unit } => {
+            Event::StepStart { step, title, total, unit, metrics } => {
                 let s = self.step(step);
+                s.names = Names(metrics.clone());
                 (s.title, s.unit, s.total) = (title.clone(), unit.clone(), *total);
                 s.seconds = None;
                 s.results.clear();

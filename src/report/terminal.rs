@@ -1,7 +1,8 @@
 //! The run on stderr, so that stdout stays free for results: a progress bar per step on a terminal,
 //! plain lines at sensible intervals anywhere else.
 
-use super::number::{duration, metric};
+use super::declared::{Declared, Names};
+use super::number::{duration, significant};
 use super::{Event, Sample, Sink};
 use crate::base::{Error, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -9,8 +10,6 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Metrics shown while a step runs, in this order, each with its held-out counterpart.
-pub(super) const KEY: [&str; 5] = ["loss", "accuracy", "reward", "score", "kl"];
 /// Samples shown of one iteration.
 const SAMPLES: u64 = 2;
 
@@ -27,6 +26,8 @@ pub struct Terminal {
 /// The step under way.
 struct Current {
     key: String,
+    /// How its metrics are shown.
+    names: Names,
     total: u64,
     began: Instant,
     /// Iterations done before this program began; more than zero when resumed.
@@ -59,18 +60,25 @@ impl Terminal {
         done.map_err(|e| Error::io("write to", Path::new("the terminal"), &e))
     }
 
-    fn step_start(&mut self, key: &str, title: &str, total: u64, unit: &str) -> Result<()> {
+    fn step_start(
+        &mut self,
+        key: &str,
+        title: &str,
+        total: u64,
+        unit: &str,
+        names: Names,
+    ) -> Result<()> {
         self.step = None;
         self.say(&format!("\n{}  {total} {}", clean(title), clean(unit)))?;
         let bar = self.bars.then(|| bar(key, total));
         let (key, began) = (clean(key), Instant::now());
-        self.step = Some(Current { key, total, began, before: None, printed: None, bar });
+        self.step = Some(Current { key, names, total, began, before: None, printed: None, bar });
         Ok(())
     }
 
     fn metrics(&mut self, key: &str, iteration: u64, values: &[(String, f64)]) -> Result<()> {
         let Some(step) = self.step.as_mut().filter(|s| s.key == key) else { return Ok(()) };
-        let (numbers, left) = (numbers(values), step.left(iteration));
+        let (numbers, left) = (numbers(&step.names, values), step.left(iteration));
         if let Some(bar) = &step.bar {
             bar.set_position(iteration);
             // The time left first: a narrow terminal cuts the end.
@@ -89,12 +97,14 @@ impl Terminal {
     }
 
     fn step_end(&mut self, key: &str, seconds: f64, summary: &[(String, f64)]) -> Result<()> {
-        if let Some(bar) = self.step.take().and_then(|s| s.bar) {
+        let step = self.step.take();
+        if let Some(bar) = step.as_ref().and_then(|s| s.bar.as_ref()) {
             bar.finish_and_clear();
         }
+        let names = step.map_or_else(Names::default, |s| s.names);
         let mut text = format!("{}  done in {}", clean(key), duration(seconds));
         for (name, value) in summary {
-            text.push_str(&format!("\n  {name:<24} {:>10}", metric(name, *value, 4)));
+            text.push_str(&format!("\n  {name:<24} {:>10}", names.show(name, *value, 4)));
         }
         self.say(&text)
     }
@@ -109,7 +119,7 @@ impl Terminal {
             return Ok(());
         }
         let score =
-            |s: Option<f64>| s.map_or(String::new(), |s| format!("  [{}]", metric("", s, 3)));
+            |s: Option<f64>| s.map_or(String::new(), |s| format!("  [{}]", significant(s, 3)));
         let mut text = format!("  prompt  {}", excerpt(&sample.prompt));
         if let Some(baseline) = &sample.baseline {
             let score = score(sample.baseline_score);
@@ -141,8 +151,8 @@ impl Sink for Terminal {
                 }
                 self.say(&text)
             }
-            Event::StepStart { step, title, total, unit } => {
-                self.step_start(step, title, *total, unit)
+            Event::StepStart { step, title, total, unit, metrics } => {
+                self.step_start(step, title, *total, unit, Names(metrics.clone()))
             }
             Event::Metrics { step, iteration, values } => self.metrics(step, *iteration, values),
             Event::Sample(sample) => self.sample(sample),
@@ -175,21 +185,14 @@ impl Current {
     }
 }
 
-/// Key metrics and throughput.
-fn numbers(values: &[(String, f64)]) -> Vec<String> {
+/// The metrics that are shown while a stage runs; those with a unit are whole numbers of it.
+fn numbers(names: &Names, values: &[(String, f64)]) -> Vec<String> {
+    let shown = |x: f64, d: &Declared| match &d.unit {
+        Some(unit) => x.is_finite().then(|| format!("{x:.0} {unit}")),
+        None => Some(format!("{} {}", d.name, names.show(&d.name, x, 3))),
+    };
     let value = |name: &str| values.iter().find(|v| v.0 == name).map(|v| v.1);
-    let mut parts = Vec::new();
-    for name in KEY {
-        for name in [name.to_owned(), format!("eval_{name}")] {
-            if let Some(x) = value(&name) {
-                parts.push(format!("{name} {}", metric(&name, x, 3)));
-            }
-        }
-    }
-    if let Some(x) = value("tokens_per_s").filter(|x| x.is_finite()) {
-        parts.push(format!("{x:.0} tok/s"));
-    }
-    parts
+    names.shown().filter_map(|d| shown(value(&d.name)?, d)).collect()
 }
 
 fn bar(key: &str, total: u64) -> ProgressBar {

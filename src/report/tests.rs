@@ -74,8 +74,23 @@ impl Sink for Recorder {
     }
 }
 
+/// Declared as algorithms do.
+fn declared() -> Vec<Declared> {
+    let shown = |name: &str| Declared { name: name.into(), shown: true, ..Declared::default() };
+    vec![
+        shown("loss"),
+        shown("eval_loss"),
+        Declared { percent: true, ..shown("accuracy") },
+        Declared { percent: true, headline: true, ..shown("eval_accuracy") },
+        shown("reward"),
+        Declared { price: true, ..shown("kl") },
+        Declared { unit: Some("tok/s".into()), ..shown("tokens_per_s") },
+    ]
+}
+
 fn step_start(step: &str, title: &str, total: u64) -> Event {
-    Event::StepStart { step: step.into(), title: title.into(), total, unit: "batches".into() }
+    let (unit, metrics) = ("batches".into(), declared());
+    Event::StepStart { step: step.into(), title: title.into(), total, unit, metrics }
 }
 
 fn run_start(dir: &Path) -> Event {
@@ -340,7 +355,9 @@ fn the_page_escapes_everything_that_comes_from_outside() {
     reporter.add(Html::new(&path));
     let summary = vec![(s(), s())];
     reporter.emit(Event::RunStart { name: s(), run_dir: evil.into(), summary });
-    reporter.emit(Event::StepStart { step: s(), title: s(), total: 1, unit: s() });
+    let metrics =
+        vec![Declared { name: s(), label: Some(s()), shown: true, ..Declared::default() }];
+    reporter.emit(Event::StepStart { step: s(), title: s(), total: 1, unit: s(), metrics });
     for i in 1..3 {
         reporter.emit(Event::metrics(evil, i, &[(evil, 1.0)]));
     }
