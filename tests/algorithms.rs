@@ -5,6 +5,8 @@ mod common;
 
 #[path = "algorithms/experience.rs"]
 mod experience;
+#[path = "algorithms/gradients.rs"]
+mod gradients;
 #[path = "algorithms/learning.rs"]
 mod learning;
 #[path = "algorithms/memory.rs"]

@@ -29,6 +29,9 @@ pub struct Algorithm {
     pub start: Start,
     /// Its keys.
     pub section: SectionOf,
+    /// Values of its keys for the demonstration, whose model is small and starts from nothing: TOML
+    /// without the section's name.
+    pub demo: &'static str,
     /// Its metrics.
     pub metrics: &'static [Metric],
     /// Signs of trouble in them.

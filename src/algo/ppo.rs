@@ -36,6 +36,16 @@ pub(super) static PPO: Algorithm = Algorithm {
     head: Head::Lm,
     start: Start::Policy,
     section: SectionOf::new::<PpoSection>(),
+    demo: "actor_learning_rate = 3e-4\n\
+           critic_learning_rate = 1e-3\n\
+           per_device_generation_batch_size = 64\n\
+           per_device_training_batch_size = 32\n\
+           ppo_epochs = 2\n\
+           max_steps = 100\n\
+           kl_coef = 0.2\n\
+           clip_reward_value = 20\n\
+           missing_eos_penalty = 2\n\
+           eval_prompts = 200",
     metrics: &[
         Metric::new("reward").rises().shown(),
         Metric::new("score").shown().headline(),

@@ -29,6 +29,10 @@ pub(super) static REWARD: Algorithm = Algorithm {
     head: Head::Score,
     start: Start::Pretrained,
     section: SectionOf::new::<RewardSection>(),
+    demo: "learning_rate = 1e-3\n\
+           num_train_epochs = 4\n\
+           num_warmup_steps = 50\n\
+           per_device_train_batch_size = 32",
     metrics: &[
         Metric::new("loss").falls().shown(),
         Metric::new("eval_loss").falls().shown(),

@@ -25,6 +25,10 @@ pub(super) static SFT: Algorithm = Algorithm {
     head: Head::Lm,
     start: Start::Pretrained,
     section: SectionOf::new::<SftSection>(),
+    demo: "learning_rate = 3e-3\n\
+           num_train_epochs = 3\n\
+           num_warmup_steps = 50\n\
+           per_device_train_batch_size = 32",
     metrics: &[
         Metric::new("loss").falls().shown(),
         Metric::new("eval_loss").falls().shown().headline(),

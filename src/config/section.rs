@@ -82,9 +82,9 @@ impl Sections {
 ///
 /// ```text
 /// section! {
-///     /// Direct Preference Optimization.
-///     pub struct DpoSection [optimizer: OptimizerSection = OptimizerSection::with(5e-7, 0.0)] {
-///         beta: f64 = 0.1, Kind::above_zero(10.0), "weight of the reference";
+///     /// Supervised finetuning.
+///     pub struct SftSection [optimizer: OptimizerSection = OptimizerSection::with(1e-5, 0.0)] {
+///         loss_on_prompt: bool = false, Kind::Bool, "learn the prompts too";
 ///     }
 /// }
 /// ```

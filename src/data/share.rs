@@ -19,6 +19,15 @@ impl Use {
     /// All of them, in the order of the shares.
     pub const ALL: [Use; 3] = [Use::Texts, Use::Pairs, Use::Prompts];
 
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Use::Texts => "texts with answers",
+            Use::Pairs => "pairs of a chosen and a rejected answer",
+            Use::Prompts => "completions that it samples for prompts",
+        }
+    }
+
     /// The keys of a row that it takes.
     pub(super) fn needs(self) -> &'static str {
         match self {

@@ -1,0 +1,12 @@
+//! Conformance of every algorithm, by the list of algorithms alone: a line there makes one tested
+//! here. `DUPLEX_WRITE_DOCS=1 cargo test --test conformance` renews `docs/algorithms.md`.
+
+#[path = "common/checkpoint.rs"]
+mod checkpoint;
+#[path = "conformance/docs.rs"]
+mod docs;
+#[allow(dead_code)]
+#[path = "pipeline/place.rs"]
+mod place;
+#[path = "conformance/runs.rs"]
+mod runs;
