@@ -86,8 +86,8 @@ impl RunDir {
         )))
     }
 
-    /// Takes the directory for a run of `stages` that begins anew. Refused, without `overwrite`: one
-    /// that holds results of them already.
+    /// Takes the directory for a run of `stages` that begins anew. Refused, without `overwrite`:
+    /// one that holds results of them already.
     pub(super) fn claim(&self, stages: &[&Algorithm], overwrite: bool) -> Result<()> {
         let old = stages.iter().map(|stage| self.stage(stage)).find(|dir| dir.exists());
         if let Some(old) = old.filter(|_| !overwrite) {

@@ -25,8 +25,8 @@ pub enum RewardScaling {
 }
 
 section! {
-    /// Keys of PPO. An iteration gathers
-    /// `per_device_generation_batch_size * generation_batches * gradient_accumulation_steps` answers.
+    /// Keys of PPO. An iteration gathers `per_device_generation_batch_size * generation_batches *
+    /// gradient_accumulation_steps` answers.
     pub struct PpoSection [update: UpdateSection = UpdateSection { num_warmup_steps: 10, ..UpdateSection::default() }] {
         per_device_generation_batch_size: usize = 16, BATCH, "prompts per rollout";
         generation_batches: usize = 1, BATCH, "rollouts gathered before each update";
