@@ -18,8 +18,17 @@ const SOON: Duration = Duration::from_secs(60);
 const WHAT: &str = "DUPLEX_TEST_RANKS";
 const WHERE: &str = "DUPLEX_TEST_RANKS_DIR";
 
-fn region<E>(x: &mut [E]) -> Region {
-    Region { ptr: x.as_mut_ptr().cast(), bytes: size_of_val(x) }
+/// A call of these tests.
+macro_rules! call {
+    ($call:expr) => {
+        // SAFETY: the tests touch a call's memory once they have waited for it, or dropped it, and
+        // have it longer.
+        unsafe { $call }
+    };
+}
+
+fn region<E: bytemuck::Pod>(x: &mut [E]) -> Region<'_> {
+    Region::of_host(bytemuck::cast_slice_mut(x))
 }
 
 fn random<E: Elem>(seed: u64, rank: usize, n: usize) -> Vec<E> {
@@ -50,25 +59,27 @@ fn calls<E: Elem>(comm: &Comm, seed: u64, n: usize, seen: &mut Seen) -> Result<(
     let nothing = E::from_f32(f32::NAN);
     for by in [Reduce::Sum, Reduce::Max] {
         let mut data = random::<E>(seed, r, n);
-        comm.all_reduce(region(&mut data), E::DTYPE, by)?.wait()?;
+        call!(comm.all_reduce(region(&mut data), E::DTYPE, by))?.wait()?;
         seen.note(&data);
         let (mut from, mut own) = (random::<E>(seed + 1, r, n * size), vec![nothing; n]);
-        comm.reduce_scatter(region(&mut from), region(&mut own), E::DTYPE, by)?.wait()?;
+        call!(comm.reduce_scatter(region(&mut from), region(&mut own), E::DTYPE, by))?.wait()?;
         seen.note(&own);
-        let block = region(&mut from).slice(r * size_of_val(&own[..]), size_of_val(&own[..]));
-        comm.reduce_scatter(region(&mut from), block, E::DTYPE, by)?.wait()?;
+        let (whole, block) = (region(&mut from), size_of_val(&own[..]));
+        let block = whole.slice(r * block, block);
+        call!(comm.reduce_scatter(whole, block, E::DTYPE, by))?.wait()?;
         seen.note(&from);
     }
     let (mut own, mut to) = (random::<E>(seed, r, n), vec![nothing; n * size]);
-    comm.all_gather(region(&mut own), region(&mut to))?.wait()?;
+    call!(comm.all_gather(region(&mut own), region(&mut to)))?.wait()?;
     seen.note(&to);
     let mut to = vec![nothing; n * size];
     to[r * n..][..n].copy_from_slice(&own);
-    let block = region(&mut to).slice(r * size_of_val(&own[..]), size_of_val(&own[..]));
-    comm.all_gather(block, region(&mut to))?.wait()?;
+    let (whole, block) = (region(&mut to), size_of_val(&own[..]));
+    let block = whole.slice(r * block, block);
+    call!(comm.all_gather(block, whole))?.wait()?;
     seen.note(&to);
     let mut data = random::<E>(seed, r, n);
-    comm.broadcast(region(&mut data), seed as usize % size)?.wait()?;
+    call!(comm.broadcast(region(&mut data), seed as usize % size))?.wait()?;
     seen.note(&data);
     comm.barrier()
 }
@@ -88,18 +99,18 @@ fn overlapping(comm: &Comm, seed: u64, mixed: bool, seen: &mut Seen) -> Result<(
     // Behind all memory: where a call fails, those that are open are dropped first.
     let mut handles: Vec<Handle> = vec![];
     for x in &mut taken {
-        handles.push(comm.receive(region(x), (r + size - 1) % size)?);
+        handles.push(call!(comm.receive(region(x), (r + size - 1) % size))?);
     }
     for x in &mut sums {
-        handles.push(comm.all_reduce(region(x), DType::F32, Reduce::Sum)?);
+        handles.push(call!(comm.all_reduce(region(x), DType::F32, Reduce::Sum))?);
     }
-    handles.push(comm.all_gather(region(&mut own), region(&mut all))?);
+    handles.push(call!(comm.all_gather(region(&mut own), region(&mut all)))?);
     for x in &mut given {
-        handles.push(comm.send(region(x), (r + 1) % size)?);
+        handles.push(call!(comm.send(region(x), (r + 1) % size))?);
     }
     // A call of another group while all these are open.
     let pair = comm.split(r % 2)?;
-    let of_pair = pair.all_reduce(region(&mut rest), DType::F32, Reduce::Sum)?;
+    let of_pair = call!(pair.all_reduce(region(&mut rest), DType::F32, Reduce::Sum))?;
     if mixed {
         handles.push(of_pair)
     } else {
@@ -146,12 +157,12 @@ fn go_on(comm: &Comm) -> Result<()> {
         let part = if rng.below(200) == 0 { comm.split(comm.rank() % 2)? } else { comm.clone() };
         let to = &mut all[..n * part.size()];
         let (mut data, mut letter) = (vec![1f32; n], vec![2f32; n]);
-        let gather = part.all_gather(region(&mut own[..n]), region(to))?;
-        let sum = part.all_reduce(region(&mut data), DType::F32, Reduce::Max)?;
+        let gather = call!(part.all_gather(region(&mut own[..n]), region(to)))?;
+        let sum = call!(part.all_reduce(region(&mut data), DType::F32, Reduce::Max))?;
         let other = (comm.rank() + 1) % comm.size();
         if rng.below(2) == 0 {
-            let sent = comm.send(region(&mut given[..n]), other)?;
-            comm.receive(region(&mut letter), (comm.rank() + RANKS - 1) % RANKS)?.wait()?;
+            let sent = call!(comm.send(region(&mut given[..n]), other))?;
+            call!(comm.receive(region(&mut letter), (comm.rank() + RANKS - 1) % RANKS))?.wait()?;
             sent.wait()?;
         }
         if rng.below(2) == 0 {

@@ -3,7 +3,7 @@
 
 use super::{Call, CallKind, Comm, Kinds, Pending, Transport, reduce};
 use crate::base::{Error, Result};
-use crate::device::Region;
+use crate::comm::Span;
 use std::sync::{Arc, PoisonError};
 
 impl Comm {
@@ -55,13 +55,14 @@ impl Transport for Alike {
         true
     }
 
-    fn start(&self, _: Call) -> Result<Box<dyn Pending>> {
+    unsafe fn start(&self, _: Call) -> Result<Box<dyn Pending>> {
         Ok(Box::new(Done))
     }
 
-    fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
-        // SAFETY: host memory that the call names for as long as it goes on; blocks do not overlap.
-        let copy = |from: Region, to: Region| unsafe { reduce::copy(from, to) };
+    unsafe fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
+        // SAFETY: memory of the host, for which the caller vouches until this returns. `from` is as
+        // long as a block of `to` and apart from it, or the block itself.
+        let copy = |from: Span, to: Span| unsafe { reduce::copy(from, to) };
         match call {
             Call::AllGather { from, to } => {
                 (0..self.size).for_each(|i| copy(from, to.slice(i * from.bytes, from.bytes)));
@@ -73,11 +74,11 @@ impl Transport for Alike {
         Ok(Box::new(Done))
     }
 
-    fn send(&self, _: Region, _: usize) -> Result<Box<dyn Pending>> {
+    unsafe fn send(&self, _: Span, _: usize) -> Result<Box<dyn Pending>> {
         Ok(Box::new(Done))
     }
 
-    fn receive(&self, _: Region, _: usize) -> Result<Box<dyn Pending>> {
+    unsafe fn receive(&self, _: Span, _: usize) -> Result<Box<dyn Pending>> {
         Err(Error::internal("imagined ranks send nothing"))
     }
 
@@ -93,6 +94,7 @@ mod tests {
     use super::*;
     use crate::base::DType;
     use crate::comm::{CallKind, Reduce};
+    use crate::device::Region;
 
     #[test]
     fn imagined_ranks_say_what_this_one_says_and_what_they_are_given_is_counted() {
@@ -101,13 +103,16 @@ mod tests {
         assert_eq!(comm.concat(&[3u8, 5]).unwrap(), [3, 5, 3, 5, 3, 5, 3, 5]);
         assert_eq!(comm.any([true, false]).unwrap(), [true, false]);
         let before = comm.sent();
-        let device = |bytes: usize| Region { ptr: std::ptr::null_mut(), bytes };
-        comm.all_gather(device(10), device(40)).unwrap().wait().unwrap();
-        comm.all_reduce(device(40), DType::F32, Reduce::Sum).unwrap().wait().unwrap();
-        comm.reduce_scatter(device(16), device(4), DType::F32, Reduce::Sum)
-            .unwrap()
-            .wait()
-            .unwrap();
+        let device = Region::nowhere;
+        // SAFETY: there is no memory, and imagined ranks touch none of a device.
+        let calls = unsafe {
+            [
+                comm.all_gather(device(10), device(40)),
+                comm.all_reduce(device(40), DType::F32, Reduce::Sum),
+                comm.reduce_scatter(device(16), device(4), DType::F32, Reduce::Sum),
+            ]
+        };
+        calls.into_iter().for_each(|call| call.unwrap().wait().unwrap());
         assert_eq!(comm.sent() - before, 3 * 10 + 2 * 3 * 10 + 3 * 4);
         assert_eq!(comm.counted(CallKind::ReduceScatter).sent, 12);
     }

@@ -5,7 +5,7 @@ use super::reduce::{copy, reduce};
 use super::under_way::{Meet, under_way};
 use super::{Call, Comm, Pending, Transport};
 use crate::base::{Error, Kind, Result};
-use crate::device::Region;
+use crate::comm::Span;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -119,8 +119,8 @@ struct Round {
 /// either may wait for something else first.
 #[derive(Debug, Default)]
 struct Letter {
-    given: Option<Region>,
-    asked: Option<Region>,
+    given: Option<Span>,
+    asked: Option<Span>,
     /// It has been copied, or is not as long as asked for.
     over: Option<Result<()>>,
     /// Ranks that have seen that.
@@ -134,8 +134,8 @@ struct Split {
     gone: usize,
 }
 
-// SAFETY: the regions in meetings are used under the rules of `Meeting` and `Letter` only,
-// whichever thread does it.
+// SAFETY: whoever started a call with these ranges lets any thread use them until it has been waited
+// for; `Meeting` and `Post` see to it that nobody does later.
 unsafe impl Send for Meetings {}
 
 impl Meetings {
@@ -231,8 +231,8 @@ impl Hub {
         side(letter);
         let (Some(given), Some(asked)) = (letter.given, letter.asked) else { return Ok(()) };
         letter.over = Some(if given.bytes == asked.bytes {
-            // SAFETY: neither rank has waited for it, so both leave their memory alone and alive
-            // while the lock is held.
+            // SAFETY: both ranks vouch for their memory until they have waited for the letter, and
+            // neither has: that takes the lock, which is held here. Each named its own memory.
             unsafe { copy(given, asked) };
             Ok(())
         } else {
@@ -256,8 +256,8 @@ impl Hub {
         round.inside += 1;
         let calls: Vec<Call> = round.calls.iter().copied().flatten().collect();
         drop(meetings);
-        // SAFETY: all ranks have started this call, and leave its memory alone and alive while one
-        // is inside.
+        // SAFETY: all ranks have started this call and vouch for its memory until they have waited
+        // for it, which none does while one is inside (`Meeting`).
         let done = unsafe { take_part(&calls, rank) };
         let mut meetings = self.lock();
         let round = meetings.round(number);
@@ -303,7 +303,7 @@ impl Transport for Local {
         self.hub.size()
     }
 
-    fn start(&self, call: Call) -> Result<Box<dyn Pending>> {
+    unsafe fn start(&self, call: Call) -> Result<Box<dyn Pending>> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (hub, rank, size) = (self.hub.clone(), self.rank, self.hub.size());
         let mut meetings = hub.lock();
@@ -333,14 +333,14 @@ impl Transport for Local {
         Ok(under_way(Meeting { hub, rank, number, call }))
     }
 
-    fn send(&self, data: Region, to: usize) -> Result<Box<dyn Pending>> {
+    unsafe fn send(&self, data: Span, to: usize) -> Result<Box<dyn Pending>> {
         let mut meetings = self.hub.lock();
         let way = next_way(&mut meetings.sent, self.rank, to);
         self.hub.post(meetings, way, |letter| letter.given = Some(data))?;
         Ok(under_way(Post { hub: self.hub.clone(), way, receiver: false }))
     }
 
-    fn receive(&self, data: Region, from: usize) -> Result<Box<dyn Pending>> {
+    unsafe fn receive(&self, data: Span, from: usize) -> Result<Box<dyn Pending>> {
         let mut meetings = self.hub.lock();
         let way = next_way(&mut meetings.received, from, self.rank);
         self.hub.post(meetings, way, |letter| letter.asked = Some(data))?;
@@ -440,12 +440,13 @@ impl Meeting {
 /// Does rank `rank`'s part of a call that all ranks have started.
 ///
 /// # Safety
-/// The regions of all calls must be live host memory, in which every rank does this and nothing
-/// else.
+/// The ranges of all calls are memory of the host that stays allocated until this returns, in which
+/// every rank does this and nothing else.
 unsafe fn take_part(calls: &[Call], rank: usize) -> Result<()> {
     let size = calls.len();
-    // SAFETY: each rank writes its own memory, or its share of everybody's; nobody reads what
-    // another writes.
+    // SAFETY: the ranges are there, by the caller's promise, and of the lengths used here, on which
+    // the ranks have agreed (`Call::terms`). Each rank writes its own memory, or its share of
+    // everybody's; nobody reads what another writes.
     unsafe {
         match calls[rank] {
             Call::Barrier => Ok(()),
@@ -468,7 +469,7 @@ unsafe fn take_part(calls: &[Call], rank: usize) -> Result<()> {
                     Call::ReduceScatter { from, .. } => from.slice(rank * to.bytes, to.bytes),
                     _ => to,
                 };
-                let from: Vec<Region> = calls.iter().map(block).collect();
+                let from: Vec<Span> = calls.iter().map(block).collect();
                 reduce(&from, to, dtype, by)
             }
             Call::AllReduce { data, dtype, by } => {
@@ -478,7 +479,7 @@ unsafe fn take_part(calls: &[Call], rank: usize) -> Result<()> {
                     Call::AllReduce { data, .. } => data.slice(at(rank), at(rank + 1) - at(rank)),
                     _ => data,
                 };
-                let shares: Vec<Region> = calls.iter().map(share).collect();
+                let shares: Vec<Span> = calls.iter().map(share).collect();
                 reduce(&shares, shares[rank], dtype, by)?;
                 shares.iter().for_each(|to| copy(shares[rank], *to));
                 Ok(())

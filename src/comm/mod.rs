@@ -36,6 +36,31 @@ use crate::device::Region;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// A bare range of addresses that a call names, on all threads that take part in it. Whoever makes
+/// the call vouches for it ([`Comm`]); what dereferences one is `unsafe`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    ptr: *mut u8,
+    bytes: usize,
+}
+
+impl Span {
+    const NOWHERE: Span = Span { ptr: std::ptr::null_mut(), bytes: 0 };
+
+    /// The bytes `offset..offset + bytes` of the range.
+    fn slice(self, offset: usize, bytes: usize) -> Span {
+        let inside = offset <= self.bytes && bytes <= self.bytes - offset;
+        assert!(inside, "range {offset}+{bytes} of {}", self.bytes);
+        Span { ptr: self.ptr.wrapping_add(offset), bytes }
+    }
+}
+
+impl From<Region<'_>> for Span {
+    fn from(region: Region<'_>) -> Span {
+        Span { ptr: region.ptr(), bytes: region.bytes() }
+    }
+}
+
 /// How the values of several ranks become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduce {
@@ -48,10 +73,10 @@ pub enum Reduce {
 /// A collective call. Lengths are the same on all ranks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Call {
-    AllReduce { data: Region, dtype: DType, by: Reduce },
-    AllGather { from: Region, to: Region },
-    ReduceScatter { from: Region, to: Region, dtype: DType, by: Reduce },
-    Broadcast { data: Region, root: usize },
+    AllReduce { data: Span, dtype: DType, by: Reduce },
+    AllGather { from: Span, to: Span },
+    ReduceScatter { from: Span, to: Span, dtype: DType, by: Reduce },
+    Broadcast { data: Span, root: usize },
     Barrier,
 }
 
@@ -142,17 +167,27 @@ impl Call {
 pub(crate) trait Transport: Send + Sync + std::fmt::Debug {
     fn rank(&self) -> usize;
     fn size(&self) -> usize;
-    fn start(&self, call: Call) -> Result<Box<dyn Pending>>;
-    /// [`Transport::start`] with memory of the host, where regions are otherwise a device's.
-    fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
-        self.start(call)
+    /// # Safety
+    /// For this and the others that name memory: what [`Comm`] says of it.
+    unsafe fn start(&self, call: Call) -> Result<Box<dyn Pending>>;
+    /// [`Transport::start`] with memory of the host, where ranges are otherwise a device's.
+    ///
+    /// # Safety
+    /// As for [`Transport::start`].
+    unsafe fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
+        // SAFETY: the caller promises the same.
+        unsafe { self.start(call) }
     }
     /// True if calls are work of the device, in order with the work of its streams.
     fn is_on_device(&self) -> bool {
         false
     }
-    fn send(&self, data: Region, to: usize) -> Result<Box<dyn Pending>>;
-    fn receive(&self, data: Region, from: usize) -> Result<Box<dyn Pending>>;
+    /// # Safety
+    /// As for [`Transport::start`].
+    unsafe fn send(&self, data: Span, to: usize) -> Result<Box<dyn Pending>>;
+    /// # Safety
+    /// As for [`Transport::start`].
+    unsafe fn receive(&self, data: Span, from: usize) -> Result<Box<dyn Pending>>;
     /// The group of the ranks that give the same `color`, in their order.
     fn split(&self, color: usize) -> Result<Arc<dyn Transport>>;
     /// This rank makes no more calls: it is done, or has failed.
@@ -194,6 +229,15 @@ impl Count {
 }
 
 /// One rank's handle of a group of ranks.
+///
+/// # Safety
+/// Calls on regions are `unsafe`, since other threads, ranks and devices reach the memory after they
+/// have returned. Until the [`Handle`] has been waited for or dropped, and also where it is leaked,
+/// the memory stays allocated, nothing but the call writes it, and nothing else touches what the
+/// call writes. It is memory of the device on which the group's calls are, else the host's or an
+/// emulated device's. Regions of one call do not overlap, except that one may be this rank's block
+/// of the other where the call says so. A call that has failed leaves the memory alone, as one that
+/// was waited for does.
 #[derive(Clone, Debug)]
 pub struct Comm {
     transport: Arc<dyn Transport>,
@@ -228,55 +272,86 @@ impl Comm {
     }
 
     /// Reduces `data`, an array of `dtype` on every rank, to the same on all.
-    pub fn all_reduce(&self, data: Region, dtype: DType, by: Reduce) -> Result<Handle> {
+    ///
+    /// # Safety
+    /// As for all calls on regions ([`Comm`]).
+    pub unsafe fn all_reduce(&self, data: Region<'_>, dtype: DType, by: Reduce) -> Result<Handle> {
+        let data = Span::from(data);
         whole(data, dtype)?;
-        self.start(Call::AllReduce { data, dtype, by })
+        // SAFETY: the caller vouches for the memory.
+        unsafe { self.start(Call::AllReduce { data, dtype, by }) }
     }
 
     /// Puts the ranks' `from` one behind the other into every rank's `to`, of which `from` may be
     /// the own block.
-    pub fn all_gather(&self, from: Region, to: Region) -> Result<Handle> {
+    ///
+    /// # Safety
+    /// As for all calls on regions ([`Comm`]).
+    pub unsafe fn all_gather(&self, from: Region<'_>, to: Region<'_>) -> Result<Handle> {
+        let (from, to) = (Span::from(from), Span::from(to));
         self.blocks(from, to)?;
-        self.start(Call::AllGather { from, to })
+        // SAFETY: the caller vouches for the memory.
+        unsafe { self.start(Call::AllGather { from, to }) }
     }
 
     /// Reduces the ranks' `from`, arrays of `dtype`, and puts block `rank` of the result into `to`,
     /// which may be that block of `from`.
-    pub fn reduce_scatter(
+    ///
+    /// # Safety
+    /// As for all calls on regions ([`Comm`]).
+    pub unsafe fn reduce_scatter(
         &self,
-        from: Region,
-        to: Region,
+        from: Region<'_>,
+        to: Region<'_>,
         dtype: DType,
         by: Reduce,
     ) -> Result<Handle> {
+        let (from, to) = (Span::from(from), Span::from(to));
         self.blocks(to, from)?;
         whole(to, dtype)?;
-        self.start(Call::ReduceScatter { from, to, dtype, by })
+        // SAFETY: the caller vouches for the memory.
+        unsafe { self.start(Call::ReduceScatter { from, to, dtype, by }) }
     }
 
     /// Gives rank `root`'s `data` to all.
-    pub fn broadcast(&self, data: Region, root: usize) -> Result<Handle> {
+    ///
+    /// # Safety
+    /// As for all calls on regions ([`Comm`]).
+    pub unsafe fn broadcast(&self, data: Region<'_>, root: usize) -> Result<Handle> {
         self.member(root)?;
-        self.start(Call::Broadcast { data, root })
+        let data = Span::from(data);
+        // SAFETY: the caller vouches for the memory.
+        unsafe { self.start(Call::Broadcast { data, root }) }
     }
 
     /// Waits until every rank has come here.
     pub fn barrier(&self) -> Result<()> {
-        self.start(Call::Barrier)?.wait()
+        // SAFETY: names no memory.
+        unsafe { self.start(Call::Barrier)? }.wait()
     }
 
     /// Gives `data` to rank `to`, which [`Comm::receive`]s it.
-    pub fn send(&self, data: Region, to: usize) -> Result<Handle> {
+    ///
+    /// # Safety
+    /// As for all calls on regions ([`Comm`]).
+    pub unsafe fn send(&self, data: Region<'_>, to: usize) -> Result<Handle> {
         self.member(to)?;
-        self.count(CallKind::Send, data.bytes as u64);
-        Ok(self.handle(CallKind::Send, self.transport.send(data, to)?))
+        self.count(CallKind::Send, data.bytes() as u64);
+        // SAFETY: the caller vouches for the memory.
+        let pending = unsafe { self.transport.send(data.into(), to)? };
+        Ok(self.handle(CallKind::Send, pending))
     }
 
     /// Takes `data` from rank `from`, which [`Comm::send`]s as many bytes.
-    pub fn receive(&self, data: Region, from: usize) -> Result<Handle> {
+    ///
+    /// # Safety
+    /// As for all calls on regions ([`Comm`]).
+    pub unsafe fn receive(&self, data: Region<'_>, from: usize) -> Result<Handle> {
         self.member(from)?;
         self.count(CallKind::Receive, 0);
-        Ok(self.handle(CallKind::Receive, self.transport.receive(data, from)?))
+        // SAFETY: the caller vouches for the memory.
+        let pending = unsafe { self.transport.receive(data.into(), from)? };
+        Ok(self.handle(CallKind::Receive, pending))
     }
 
     /// The group of those ranks of this one that give the same `color`, in their order here. It
@@ -308,12 +383,12 @@ impl Comm {
         }
         let mut lengths = vec![0u64; self.size()];
         let mut length = [own.len() as u64];
-        self.gather_on_host(host(&mut length), host(&mut lengths))?;
+        self.gather_on_host(&mut length, &mut lengths)?;
         let longest = lengths.iter().max().copied().unwrap_or(0) as usize;
         let mut block = vec![T::zeroed(); longest];
         block[..own.len()].copy_from_slice(own);
         let mut all = vec![T::zeroed(); longest * self.size()];
-        self.gather_on_host(host(&mut block), host(&mut all))?;
+        self.gather_on_host(&mut block, &mut all)?;
         let of = |(r, n): (usize, &u64)| all[r * longest..][..*n as usize].to_vec();
         Ok(lengths.iter().enumerate().flat_map(of).collect())
     }
@@ -340,22 +415,37 @@ impl Comm {
         self.transport.leave(error);
     }
 
-    fn gather_on_host(&self, from: Region, to: Region) -> Result<()> {
-        self.on_host(Call::AllGather { from, to })
+    fn gather_on_host<T: bytemuck::Pod>(&self, from: &mut [T], to: &mut [T]) -> Result<()> {
+        let (from, to) = (host(from), host(to));
+        self.blocks(from, to)?;
+        // SAFETY: both are borrowed exclusively, and so do not overlap, until the call has ended.
+        unsafe { self.on_host(Call::AllGather { from, to }) }
     }
 
     fn reduce_on_host(&self, values: &mut [f32], by: Reduce) -> Result<()> {
-        self.on_host(Call::AllReduce { data: host(values), dtype: DType::F32, by })
+        let data = host(values);
+        // SAFETY: the values are borrowed exclusively until the call has ended.
+        unsafe { self.on_host(Call::AllReduce { data, dtype: DType::F32, by }) }
     }
 
-    fn on_host(&self, call: Call) -> Result<()> {
+    /// Makes a call on memory of the host, to its end.
+    ///
+    /// # Safety
+    /// As for all calls, until this returns.
+    unsafe fn on_host(&self, call: Call) -> Result<()> {
         self.count(call.kind(), call.sent(self.rank(), self.size()));
-        self.handle(call.kind(), self.transport.start_on_host(call)?).wait()
+        // SAFETY: the caller vouches for the memory.
+        let pending = unsafe { self.transport.start_on_host(call)? };
+        self.handle(call.kind(), pending).wait()
     }
 
-    fn start(&self, call: Call) -> Result<Handle> {
+    /// # Safety
+    /// As for all calls.
+    unsafe fn start(&self, call: Call) -> Result<Handle> {
         self.count(call.kind(), call.sent(self.rank(), self.size()));
-        Ok(self.handle(call.kind(), self.transport.start(call)?))
+        // SAFETY: the caller vouches for the memory.
+        let pending = unsafe { self.transport.start(call)? };
+        Ok(self.handle(call.kind(), pending))
     }
 
     fn handle(&self, kind: CallKind, pending: Box<dyn Pending>) -> Handle {
@@ -376,7 +466,7 @@ impl Comm {
     }
 
     /// Checks that `all` has a block like `one` for every rank.
-    fn blocks(&self, one: Region, all: Region) -> Result<()> {
+    fn blocks(&self, one: Span, all: Span) -> Result<()> {
         if one.bytes * self.size() == all.bytes {
             return Ok(());
         }
@@ -386,12 +476,11 @@ impl Comm {
 }
 
 /// Memory of the host that a call names.
-fn host<T: bytemuck::Pod>(values: &mut [T]) -> Region {
-    let bytes = bytemuck::cast_slice_mut::<T, u8>(values);
-    Region { ptr: bytes.as_mut_ptr(), bytes: bytes.len() }
+fn host<T: bytemuck::Pod>(values: &mut [T]) -> Span {
+    Region::of_host(bytemuck::cast_slice_mut(values)).into()
 }
 
-fn whole(data: Region, dtype: DType) -> Result<()> {
+fn whole(data: Span, dtype: DType) -> Result<()> {
     if data.bytes.is_multiple_of(dtype.size()) {
         return Ok(());
     }

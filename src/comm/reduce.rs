@@ -2,7 +2,7 @@
 
 use super::Reduce;
 use crate::base::{DType, Elem, Error, Result, bf16};
-use crate::device::Region;
+use crate::comm::Span;
 
 /// Values at a time: their sums stay in the processor.
 const PIECE: usize = 4096;
@@ -11,9 +11,10 @@ const PIECE: usize = 4096;
 /// them.
 ///
 /// # Safety
-/// All regions must be live host memory that nobody else touches meanwhile.
-pub(super) unsafe fn reduce(from: &[Region], to: Region, dtype: DType, by: Reduce) -> Result<()> {
-    // SAFETY: the caller's promise.
+/// All ranges are memory of the host, allocated and as long as `to`, that nobody else touches
+/// meanwhile.
+pub(super) unsafe fn reduce(from: &[Span], to: Span, dtype: DType, by: Reduce) -> Result<()> {
+    // SAFETY: the caller promises what `reduce_as` asks for.
     unsafe {
         match dtype {
             DType::F32 => reduce_as::<f32>(from, to, by),
@@ -26,14 +27,15 @@ pub(super) unsafe fn reduce(from: &[Region], to: Region, dtype: DType, by: Reduc
 
 /// # Safety
 /// As [`reduce`].
-unsafe fn reduce_as<E: Elem>(from: &[Region], to: Region, by: Reduce) {
+unsafe fn reduce_as<E: Elem>(from: &[Span], to: Span, by: Reduce) {
     let n = to.bytes / size_of::<E>();
     let mut sums = [0f32; PIECE];
     for start in (0..n).step_by(PIECE) {
         let sums = &mut sums[..PIECE.min(n - start)];
         for (i, from) in from.iter().enumerate() {
             for (k, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: inside the region, which is as long as `to`.
+                // SAFETY: `start + k` is below the number of values in `to`, and the caller promises
+                // that each range is as long.
                 let x = unsafe { from.ptr.cast::<E>().add(start + k).read_unaligned() }.to_f32();
                 *sum = match by {
                     _ if i == 0 => x,
@@ -45,7 +47,7 @@ unsafe fn reduce_as<E: Elem>(from: &[Region], to: Region, by: Reduce) {
             }
         }
         for (k, sum) in sums.iter().enumerate() {
-            // SAFETY: as above.
+            // SAFETY: `start + k` is below the number of values in `to`.
             unsafe { to.ptr.cast::<E>().add(start + k).write_unaligned(E::from_f32(*sum)) };
         }
     }
@@ -54,10 +56,11 @@ unsafe fn reduce_as<E: Elem>(from: &[Region], to: Region, by: Reduce) {
 /// Copies `from` to `to`, unless it is the same place.
 ///
 /// # Safety
-/// Both must be live host memory of the same length, which do not overlap otherwise.
-pub(super) unsafe fn copy(from: Region, to: Region) {
+/// Both are memory of the host, allocated and of one length, that nobody else touches meanwhile;
+/// otherwise they do not overlap.
+pub(super) unsafe fn copy(from: Span, to: Span) {
     if from.ptr != to.ptr {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises that both are there, and apart since they are not the same.
         unsafe { std::ptr::copy_nonoverlapping(from.ptr, to.ptr, to.bytes) };
     }
 }

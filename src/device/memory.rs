@@ -1,13 +1,15 @@
-//! Device memory. A [`Buffer`] owns bytes; a [`Region`] is the bare address range that tensors are
-//! resolved to while operators run.
+//! Device memory. A [`Buffer`] owns bytes; a [`Region`] is a range of them that borrows the owner,
+//! so that it cannot outlive the memory.
 //!
-//! Like memory of an accelerator, a buffer may be written through a shared handle: operators of one
-//! run execute one after another, and each declares what it writes. Host access goes through
-//! [`Buffer::read`] and [`Buffer::write`], between runs.
+//! Bytes may be written through a shared handle, like those of a [`Cell`](std::cell::Cell), and for
+//! the same reasons: a buffer is one thread's at a time, what is safe here copies bytes and keeps no
+//! reference to them, and references come from `unsafe` functions only, whose callers see to it
+//! that nobody writes meanwhile.
 
 use crate::base::{Error, Result};
 use crate::device::cpu::parallel_for;
 use crate::device::{Device, imagined};
+use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
 mod host;
@@ -22,21 +24,20 @@ pub struct Buffer {
     locked_for: Option<Device>,
 }
 
-/// A borrowed address range on some device: host memory only on [`Device::Cpu`]. `ptr` is null
-/// where there is no memory, as while planning.
+/// A borrowed range of memory of some device. Its address is null where there is no memory, as
+/// while planning.
 #[derive(Clone, Copy, Debug)]
-pub struct Region {
-    /// First byte.
-    pub ptr: *mut u8,
-    /// Length in bytes.
-    pub bytes: usize,
+pub struct Region<'b> {
+    device: Device,
+    ptr: *mut u8,
+    bytes: usize,
+    /// The owner is borrowed; it holds the region to one thread, as `Buffer` is.
+    owner: PhantomData<&'b Buffer>,
 }
 
-// SAFETY: the buffer is plain bytes without thread affinity; who writes when is decided by the
-// tape, which runs one operator at a time.
+// SAFETY: the bytes are the buffer's alone and belong to no thread. It is not `Sync`, and regions
+// are not `Send`, so whoever gets it is the only one who reaches them.
 unsafe impl Send for Buffer {}
-// SAFETY: as above.
-unsafe impl Sync for Buffer {}
 
 impl Buffer {
     /// Allocates `bytes` zeroed bytes on `device`.
@@ -52,10 +53,11 @@ impl Buffer {
         if device.has_kernels() {
             let stream = device.stream()?;
             let ptr = stream.alloc(bytes)? as *mut u8;
-            stream.fill(Region { ptr, bytes }, 0)?;
+            let buffer = buffer(ptr);
+            stream.fill(buffer.region(), 0)?;
             // Other threads' streams may use it next.
             stream.synchronize()?;
-            return Ok(buffer(ptr));
+            return Ok(buffer);
         }
         match host::alloc(bytes) {
             Some(ptr) => Ok(buffer(ptr)),
@@ -87,87 +89,23 @@ impl Buffer {
     }
 
     /// The whole buffer as a region.
-    pub fn region(&self) -> Region {
-        Region { ptr: self.ptr, bytes: self.bytes }
+    pub fn region(&self) -> Region<'_> {
+        Region { device: self.device, ptr: self.ptr, bytes: self.bytes, owner: PhantomData }
     }
 
     /// The bytes `offset..offset + bytes` as a region.
-    pub fn slice(&self, offset: usize, bytes: usize) -> Region {
+    pub fn slice(&self, offset: usize, bytes: usize) -> Region<'_> {
         self.region().slice(offset, bytes)
     }
 
     /// Copies host bytes to `offset`.
     pub fn write(&self, offset: usize, src: &[u8]) -> Result<()> {
-        self.device.write(self.slice(offset, src.len()), src)
+        self.slice(offset, src.len()).write(src)
     }
 
     /// Copies bytes at `offset` to the host.
     pub fn read(&self, offset: usize, dst: &mut [u8]) -> Result<()> {
-        self.device.read(self.slice(offset, dst.len()), dst)
-    }
-}
-
-impl Device {
-    /// True if a region has no memory: while planning, and on an imagined device, where addresses
-    /// mean nothing.
-    fn has_nothing_at(self, region: Region) -> bool {
-        region.ptr.is_null() || self.is_imagined()
-    }
-
-    /// Copies host bytes to a region of this device's memory.
-    pub fn write(self, to: Region, src: &[u8]) -> Result<()> {
-        assert_eq!(to.bytes, src.len());
-        if self.has_nothing_at(to) {
-            return Ok(());
-        }
-        if self.has_kernels() {
-            return self.stream()?.copy_in(to, src);
-        }
-        // SAFETY: the region is live host memory; `src` is host memory borrowed from elsewhere.
-        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to.ptr, src.len()) };
-        Ok(())
-    }
-
-    /// Copies a region of this device's memory to another of the same length, which does not
-    /// overlap it.
-    pub fn copy(self, to: Region, from: Region) -> Result<()> {
-        assert_eq!(to.bytes, from.bytes);
-        if self.has_nothing_at(to) || self.has_nothing_at(from) {
-            return Ok(());
-        }
-        if self.has_kernels() {
-            return self.stream()?.copy(to, from);
-        }
-        // SAFETY: both are live host memory, and do not overlap.
-        copy(unsafe { from.as_bytes() }, unsafe { to.as_bytes_mut() });
-        Ok(())
-    }
-
-    /// Sets a region of this device's memory to zero bytes.
-    pub fn clear(self, region: Region) -> Result<()> {
-        if region.bytes == 0 || self.has_nothing_at(region) {
-            return Ok(());
-        }
-        if self.has_kernels() {
-            return self.stream()?.fill(region, 0);
-        }
-        // SAFETY: the region is live host memory.
-        unsafe { std::ptr::write_bytes(region.ptr, 0, region.bytes) };
-        Ok(())
-    }
-
-    /// Copies a region of this device's memory to the host, once all work before it is done.
-    pub fn read(self, from: Region, dst: &mut [u8]) -> Result<()> {
-        assert_eq!(from.bytes, dst.len());
-        if self.has_nothing_at(from) {
-            return Ok(());
-        }
-        if self.has_kernels() {
-            return self.stream()?.copy_out(from, dst);
-        }
-        // SAFETY: the region is live host memory, and `dst` is exclusively borrowed from elsewhere.
-        copy(unsafe { from.as_bytes() }, dst);
-        Ok(())
+        self.slice(offset, dst.len()).read(dst)
     }
 }
 
@@ -198,7 +136,8 @@ impl Drop for Buffer {
         }
         if self.device.has_kernels() {
             if let Ok(stream) = self.device.stream() {
-                stream.free(self.ptr as u64);
+                // SAFETY: allocated in `zeroed` on this device, and given back here alone.
+                unsafe { stream.free(self.ptr as u64) };
             }
             return;
         }
@@ -209,42 +148,155 @@ impl Drop for Buffer {
             let _ = uploads.synchronize();
             work.unlock_pages(self.region());
         }
-        // SAFETY: allocated in `zeroed` with this very size, and nobody uses it any more.
+        // SAFETY: allocated in `zeroed` with this very size. Regions borrow the buffer, so there is
+        // none any more, nor a reference that came from one.
         unsafe { host::free(self.ptr, self.bytes) };
     }
 }
 
-impl Region {
-    /// No memory.
-    pub const NOWHERE: Region = Region { ptr: std::ptr::null_mut(), bytes: 0 };
-
-    /// The bytes `offset..offset + bytes` of the region.
-    pub fn slice(self, offset: usize, bytes: usize) -> Region {
-        assert!(offset + bytes <= self.bytes, "region {offset}+{bytes} of {}", self.bytes);
-        Region { ptr: self.ptr.wrapping_add(offset), bytes }
+impl<'b> Region<'b> {
+    /// `bytes` bytes that are not there: what tensors have while planning, and on an imagined
+    /// device.
+    pub const fn nowhere(bytes: usize) -> Region<'static> {
+        Region { device: Device::Cpu, ptr: std::ptr::null_mut(), bytes, owner: PhantomData }
     }
 
-    /// The region as shared bytes.
+    /// Memory of the host that is lent, to be used like a buffer's.
+    pub fn of_host(memory: &'b mut [u8]) -> Region<'b> {
+        let (ptr, bytes) = (memory.as_mut_ptr(), memory.len());
+        Region { device: Device::Cpu, ptr, bytes, owner: PhantomData }
+    }
+
+    /// The range of `bytes` bytes at `ptr`.
     ///
     /// # Safety
-    /// The region must be alive and host-readable, and nothing may write it for `'a`.
-    pub unsafe fn as_bytes<'a>(self) -> &'a [u8] {
+    /// It is memory of `device` that stays allocated for `'b`, during which other threads leave it
+    /// alone and no reference to it is used while something is written to it.
+    pub unsafe fn new(device: Device, ptr: *mut u8, bytes: usize) -> Region<'b> {
+        Region { device, ptr, bytes, owner: PhantomData }
+    }
+
+    /// The device whose memory it is.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Its first byte, or null where there is no memory.
+    pub fn ptr(&self) -> *mut u8 {
+        self.ptr
+    }
+
+    /// The address of its first byte, as kernels take it.
+    pub fn address(&self) -> u64 {
+        self.ptr as u64
+    }
+
+    /// Length in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The bytes `offset..offset + bytes` of the region.
+    pub fn slice(self, offset: usize, bytes: usize) -> Region<'b> {
+        let inside = offset <= self.bytes && bytes <= self.bytes - offset;
+        assert!(inside, "region {offset}+{bytes} of {}", self.bytes);
+        Region { ptr: self.ptr.wrapping_add(offset), bytes, ..self }
+    }
+
+    /// True if there is no memory: while planning, and on an imagined device, where addresses mean
+    /// nothing.
+    fn is_nowhere(&self) -> bool {
+        self.ptr.is_null() || self.device.is_imagined()
+    }
+
+    /// Copies host bytes to the region.
+    pub fn write(self, src: &[u8]) -> Result<()> {
+        assert_eq!(self.bytes, src.len());
+        if self.is_nowhere() {
+            return Ok(());
+        }
+        if self.device.has_kernels() {
+            return self.device.stream()?.copy_in(self, src);
+        }
+        // SAFETY: host memory of that length, which the owner that is borrowed keeps allocated and
+        // only this thread reaches. No reference to it is in use, so `src` is elsewhere.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), self.ptr, src.len()) };
+        Ok(())
+    }
+
+    /// Copies a region of the same device and length here; either it is the same or the two do not
+    /// overlap.
+    pub fn copy_from(self, from: Region<'_>) -> Result<()> {
+        assert_eq!(self.bytes, from.bytes);
+        if self.is_nowhere() || from.is_nowhere() || self.ptr == from.ptr {
+            return Ok(());
+        }
+        if self.device != from.device || self.overlaps(&from) {
+            return Err(Error::internal(format!("a copy of {from:?} to {self:?}")));
+        }
+        if self.device.has_kernels() {
+            return self.device.stream()?.copy(self, from);
+        }
+        // SAFETY: host memory whose owners are borrowed and that only this thread reaches, through
+        // no other reference; the two ranges have no byte in common, as was checked.
+        copy(unsafe { from.as_bytes() }, unsafe { self.as_bytes_mut() });
+        Ok(())
+    }
+
+    /// Sets the region to zero bytes.
+    pub fn clear(self) -> Result<()> {
+        if self.bytes == 0 || self.is_nowhere() {
+            return Ok(());
+        }
+        if self.device.has_kernels() {
+            return self.device.stream()?.fill(self, 0);
+        }
+        // SAFETY: host memory of that length, which the owner that is borrowed keeps allocated and
+        // only this thread reaches; no reference to it is in use.
+        unsafe { std::ptr::write_bytes(self.ptr, 0, self.bytes) };
+        Ok(())
+    }
+
+    /// Copies the region to the host, once all work before it is done.
+    pub fn read(self, dst: &mut [u8]) -> Result<()> {
+        assert_eq!(self.bytes, dst.len());
+        if self.is_nowhere() {
+            return Ok(());
+        }
+        if self.device.has_kernels() {
+            return self.device.stream()?.copy_out(self, dst);
+        }
+        // SAFETY: host memory of that length whose owner is borrowed; this thread, which alone may
+        // write it, reads it here. `dst` is borrowed exclusively, so it is elsewhere.
+        copy(unsafe { self.as_bytes() }, dst);
+        Ok(())
+    }
+
+    /// The region as shared bytes, which live as long as the owner is borrowed.
+    ///
+    /// # Safety
+    /// It must be the host's memory, and nothing may write it while the result is used.
+    pub unsafe fn as_bytes(self) -> &'b [u8] {
         if self.bytes == 0 {
             return &[];
         }
-        // SAFETY: promised by the caller.
+        assert!(!self.ptr.is_null(), "bytes of memory that is not there");
+        // SAFETY: the owner, borrowed for `'b`, keeps these bytes allocated and has initialised
+        // them; that nothing writes them is the caller's promise.
         unsafe { std::slice::from_raw_parts(self.ptr, self.bytes) }
     }
 
-    /// The region as exclusive bytes.
+    /// The region as exclusive bytes, which live as long as the owner is borrowed.
     ///
     /// # Safety
-    /// The region must be alive and host-writable, and nothing else may touch it for `'a`.
-    pub unsafe fn as_bytes_mut<'a>(self) -> &'a mut [u8] {
+    /// It must be the host's memory, and nothing else may touch it while the result is used.
+    pub unsafe fn as_bytes_mut(self) -> &'b mut [u8] {
         if self.bytes == 0 {
             return &mut [];
         }
-        // SAFETY: promised by the caller.
+        assert!(!self.ptr.is_null(), "bytes of memory that is not there");
+        // SAFETY: the owner, borrowed for `'b`, keeps these bytes allocated and has initialised
+        // them; that nothing else touches them is the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.ptr, self.bytes) }
     }
 
@@ -252,17 +304,22 @@ impl Region {
     ///
     /// # Safety
     /// As for [`Region::as_bytes_mut`].
-    pub unsafe fn as_f32_mut<'a>(self) -> &'a mut [f32] {
+    pub unsafe fn as_f32_mut(self) -> &'b mut [f32] {
         if self.bytes == 0 {
             return &mut [];
         }
-        // SAFETY: promised by the caller.
+        // SAFETY: the caller promises what `as_bytes_mut` asks for.
         bytemuck::cast_slice_mut(unsafe { self.as_bytes_mut() })
     }
 
     /// True if two regions share a byte.
-    pub fn overlaps(&self, other: &Region) -> bool {
+    pub fn overlaps(&self, other: &Region<'_>) -> bool {
         let (a, b) = (self.ptr as usize, other.ptr as usize);
-        !self.ptr.is_null() && a < b + other.bytes && b < a + self.bytes
+        let there = |r: &Region<'_>| r.bytes > 0 && !r.is_nowhere();
+        there(self)
+            && there(other)
+            && self.device == other.device
+            && a < b + other.bytes
+            && b < a + self.bytes
     }
 }

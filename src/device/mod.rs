@@ -74,15 +74,15 @@ impl Device {
             if let Some(stream) = streams.get(&(self, queue)) {
                 return Ok(*stream);
             }
-            let stream: &'static Stream = Box::leak(Box::new(Stream::new(self.context()?)?));
+            let stream: &'static Stream = Box::leak(Box::new(Stream::new(self, self.context()?)?));
             streams.insert((self, queue), stream);
             Ok(stream)
         })
     }
 
-    /// A stream beside the calling thread's.
-    pub fn new_stream(self) -> Result<Stream> {
-        Stream::new(self.context()?)
+    /// A stream beside the calling thread's, for work that says itself when it is over.
+    pub(crate) fn new_stream(self) -> Result<Stream> {
+        Stream::new(self, self.context()?)
     }
 
     /// From here on every wait for this device fails with `e`, on every thread: what is computed on

@@ -15,7 +15,12 @@ pub struct Upload {
 impl Device {
     /// Begins to copy all of `from`, memory of the host, once this thread's work so far is done.
     /// Where its pages are not locked ([`Buffer::locked`]) it takes the processor's time.
-    pub fn upload(self, to: Region, from: &Buffer) -> Result<Upload> {
+    ///
+    /// # Safety
+    /// Until the upload is over, both stay allocated, and nothing but this thread's stream, once it
+    /// waits, touches `to`, and nothing writes `from`. A call that has failed has begun nothing, or
+    /// has been waited for.
+    pub unsafe fn upload(self, to: Region<'_>, from: &Buffer) -> Result<Upload> {
         if from.device() != self.host() {
             return Err(Error::internal(format!("an upload from {}", from.device())));
         }
@@ -24,8 +29,10 @@ impl Device {
         }
         let (work, uploads) = (self.stream()?, self.upload_stream()?);
         uploads.wait(&work.record()?)?;
-        uploads.begin_copy_in(to, from.region())?;
-        Ok(Upload { device: self, end: Some(uploads.record()?) })
+        // SAFETY: the caller leaves both alone until the upload is over.
+        unsafe { uploads.begin_copy_in(to, from.region())? };
+        let end = uploads.record().inspect_err(|_| drop(uploads.synchronize()))?;
+        Ok(Upload { device: self, end: Some(end) })
     }
 }
 

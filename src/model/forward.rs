@@ -69,7 +69,7 @@ impl Model {
         tape: &mut Tape<'a>,
         ids: Tensor,
         positions: Tensor,
-        attend: &Attend<'_>,
+        attend: &Attend<'a>,
         pass: Pass,
     ) -> Result<Tensor> {
         tape.segment(Keep::All);
@@ -97,7 +97,7 @@ impl Model {
         layer: usize,
         x: Tensor,
         positions: Tensor,
-        attend: &Attend<'_>,
+        attend: &Attend<'a>,
         pass: Pass,
     ) -> Result<Tensor> {
         let p = &self.params.blocks[layer];
@@ -150,7 +150,7 @@ impl Model {
         n: Tensor,
         residual: Option<Tensor>,
         positions: Tensor,
-        attend: &Attend<'_>,
+        attend: &Attend<'a>,
         pass: Pass,
     ) -> Result<Tensor> {
         let (arch, p) = (&self.arch, &self.params.blocks[layer]);
@@ -200,13 +200,13 @@ impl Model {
         })
     }
 
-    fn attend(
+    fn attend<'a>(
         &self,
-        tape: &mut Tape<'_>,
+        tape: &mut Tape<'a>,
         layer: usize,
         block: Option<usize>,
         qkv: Tensor,
-        attend: &Attend<'_>,
+        attend: &Attend<'a>,
     ) -> Result<Tensor> {
         let (arch, heads) = (&self.arch, &self.params.heads);
         let alibi = match &arch.position {

@@ -84,22 +84,26 @@ impl Op for Act {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (x, y) = (io.input(0), io.outs[0]);
         let kernel = by_dtype(x.desc.dtype, "act_forward_f32", "act_forward_bf16");
-        self.launch(io.stream, kernel, x, 0, y.ptr, 0)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { self.launch(io.stream, kernel, x, 0, y.ptr, 0) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let (x, dy) = (io.input(0), io.dout(0));
         let Some(dx) = &io.dins[0] else { return Ok(()) };
         let kernel = by_dtype(x.desc.dtype, "act_backward_f32", "act_backward_bf16");
-        self.launch(io.stream, kernel, x, dy.ptr, dx.arg.ptr, adding(dx.acc))
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { self.launch(io.stream, kernel, x, dy.ptr, dx.arg.ptr, adding(dx.acc)) }
     }
 }
 
 impl Act {
-    fn launch(
+    /// # Safety
+    /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+    unsafe fn launch(
         &self,
         stream: &Stream,
         kernel: &str,
@@ -121,7 +125,8 @@ impl Act {
                 | aligned(&[x.ptr, dy, out], &[width], n)
                 | if self.gated { OWN } else { 0 },
         };
-        stream.launch(kernel, row_grid(rows, width, n)?, THREADS, 0, &params)
+        // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+        unsafe { stream.launch(kernel, row_grid(rows, width, n)?, THREADS, 0, &params) }
     }
 }
 

@@ -103,7 +103,7 @@ impl Op for AdamW {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let w = io.outs[0];
         let [m, v] = [1, 2].map(|i| io.outs[i].ptr);
         let master = io.outs.get(3).map_or(0, |p| p.ptr);
@@ -131,7 +131,8 @@ impl Op for AdamW {
             };
             params.group[..groups.len()].copy_from_slice(groups);
             let len = (params.end - params.start) as usize;
-            io.stream.launch(kernel, flat_grid(len, 4), THREADS, 0, &params)?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { io.stream.launch(kernel, flat_grid(len, 4), THREADS, 0, &params)? };
         }
         Ok(())
     }

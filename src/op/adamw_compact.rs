@@ -97,7 +97,7 @@ impl Op for AdamWCompact {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let grad = io.input(1);
         let [w, correction, m, v, scales] = [0, 1, 2, 3, 4].map(|i| io.outs[i].ptr);
         if aligned(&[w, grad.ptr, correction, m, v, scales], &[], 1) == 0 {
@@ -130,7 +130,8 @@ impl Op for AdamWCompact {
             };
             params.group[..groups.len()].copy_from_slice(groups);
             let len = (params.end - params.start) as usize;
-            io.stream.launch(kernel, flat_grid(len, 4), THREADS, 0, &params)?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { io.stream.launch(kernel, flat_grid(len, 4), THREADS, 0, &params)? };
         }
         Ok(())
     }

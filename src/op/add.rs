@@ -58,27 +58,38 @@ impl Op for Add {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        launch(io.stream, io.input(0), io.ptr(1), io.outs[0].ptr)
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { launch(io.stream, io.input(0), io.ptr(1), io.outs[0].ptr) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
-        io.dins.iter().flatten().try_for_each(|grad| cuda_pass_on(io.stream, io.dout(0), grad))
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        let pass_on = |grad| unsafe { cuda_pass_on(io.stream, io.dout(0), grad) };
+        io.dins.iter().flatten().try_for_each(pass_on)
     }
 }
 
 /// Sets a gradient, or adds to it, that is the output's own: of a term of a sum.
-pub(crate) fn cuda_pass_on(stream: &Stream, dy: Arg, to: &CudaGrad) -> Result<()> {
-    launch(stream, dy, if to.acc { to.arg.ptr } else { 0 }, to.arg.ptr)
+///
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+pub(crate) unsafe fn cuda_pass_on(stream: &Stream, dy: Arg, to: &CudaGrad) -> Result<()> {
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe { launch(stream, dy, if to.acc { to.arg.ptr } else { 0 }, to.arg.ptr) }
 }
 
 /// y = a + b, or y = a where `b` is 0.
-fn launch(stream: &Stream, a: Arg, b: u64, y: u64) -> Result<()> {
+///
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+unsafe fn launch(stream: &Stream, a: Arg, b: u64, y: u64) -> Result<()> {
     let (len, n) = (a.desc.shape.numel(), vec_len(a.desc.dtype));
     let flags = aligned(&[a.ptr, b, y], &[], n);
     let params = AddParams { a: a.ptr, b, y, n: len as u64, flags, pad: 0 };
     let kernel = by_dtype(a.desc.dtype, "add_f32", "add_bf16");
-    stream.launch(kernel, flat_grid(len, n), THREADS, 0, &params)
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe { stream.launch(kernel, flat_grid(len, n), THREADS, 0, &params) }
 }
 
 fn forward<E: Elem>(io: &mut Forward<'_>) {

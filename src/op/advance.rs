@@ -125,7 +125,7 @@ impl Op for Advance {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (tokens, out) = (io.input(0), io.outs[1]);
         let b = tokens.desc.shape.numel() as u32;
         let params = AdvanceParams {
@@ -140,7 +140,8 @@ impl Op for Advance {
             eos_count: self.eos.len() as u32,
             zero: 0,
         };
-        io.stream.launch("advance", [b.div_ceil(128), 1, 1], 128, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch("advance", [b.div_ceil(128), 1, 1], 128, 0, &params) }
     }
 }
 

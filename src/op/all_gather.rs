@@ -5,7 +5,7 @@
 
 use crate::base::{DType, Result};
 use crate::comm::Comm;
-use crate::device::Region;
+use crate::device::{Device, Region};
 use crate::op::conformance::{Case, Input};
 use crate::op::cuda::ready_for_ranks;
 use crate::op::def::OpDef;
@@ -44,26 +44,33 @@ impl Op for AllGather {
     }
 
     fn imagine(&self, ins: &[Option<Desc>]) -> Result<()> {
-        let x = Region { bytes: required(self, ins, 0)?.bytes(), ..Region::NOWHERE };
-        let y = Region { bytes: x.bytes * self.comm.size(), ..Region::NOWHERE };
-        self.comm.all_gather(x, y)?.wait()
+        let bytes = required(self, ins, 0)?.bytes();
+        let [x, y] = [bytes, bytes * self.comm.size()].map(Region::nowhere);
+        // SAFETY: there is no memory, and ranks on imagined devices touch none.
+        unsafe { self.comm.all_gather(x, y)? }.wait()
     }
 
     fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
         let (x, y) = (io.input(0).bytes(), io.outs[0].bytes());
-        // Only read, by this rank and the others.
-        let from = Region { ptr: x.as_ptr().cast_mut(), bytes: x.len() };
-        let to = Region { ptr: y.as_mut_ptr(), bytes: y.len() };
-        self.comm.all_gather(from, to)?.wait()
+        let ptr = x.as_ptr().cast_mut();
+        // SAFETY: both are borrowed, `y` exclusively, until the call has ended, which is waited
+        // for here; `x` is only read, by this rank and the others.
+        unsafe {
+            let from = Region::new(Device::Cpu, ptr, x.len());
+            self.comm.all_gather(from, Region::of_host(y))?.wait()
+        }
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        let (from, to) = (io.input(0).region(), io.outs[0].region());
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        let device = io.stream.device();
+        // SAFETY: the caller vouches for `io` until the stream is done with the operator.
+        let (from, to) = unsafe { (io.input(0).region(device), io.outs[0].region(device)) };
         if self.comm.size() == 1 {
             return io.stream.copy(to, from);
         }
         ready_for_ranks(&self.comm, io.stream)?;
-        self.comm.all_gather(from, to)?.wait()
+        // SAFETY: the same, and this waits for the call.
+        unsafe { self.comm.all_gather(from, to)? }.wait()
     }
 }
 

@@ -47,21 +47,25 @@ impl Held {
         }
     }
 
-    fn region(&self) -> Region {
+    fn region(&self) -> Region<'_> {
         self.buffer.region()
     }
 
     fn arg(&self) -> Arg {
-        Arg { ptr: self.region().ptr as u64, desc: self.desc }
+        Arg { ptr: self.region().address(), desc: self.desc }
     }
 
-    fn view<'a>(&self) -> View<'a> {
-        // SAFETY: used for one operator on the CPU, which the buffer outlives.
+    /// # Safety
+    /// It is on the CPU, and nothing writes it while the view is used.
+    unsafe fn view(&self) -> View<'_> {
+        // SAFETY: the caller promises the same.
         View::new(unsafe { self.region().as_bytes() }, self.desc)
     }
 
-    fn view_mut<'a>(&self) -> ViewMut<'a> {
-        // SAFETY: as above; each tensor that is written has memory of its own.
+    /// # Safety
+    /// It is on the CPU, and nothing else touches it while the view is used.
+    unsafe fn view_mut(&self) -> ViewMut<'_> {
+        // SAFETY: the caller promises the same.
         ViewMut::new(unsafe { self.region().as_bytes_mut() }, self.desc)
     }
 }
@@ -178,19 +182,26 @@ impl Bench {
             .collect();
         let outs = (0..self.outs.len()).map(|i| self.out(i));
         if self.device.has_kernels() {
-            return self.op.cuda_forward(&CudaForward {
+            let io = CudaForward {
                 stream: self.device.stream()?,
                 ins: read.iter().map(|h| h.map(Held::arg)).collect(),
                 outs: outs.map(Held::arg).collect(),
                 scratch: self.scratch.arg().ptr,
-            });
+            };
+            // SAFETY: every tensor was made here for the plan, with memory of its own, which `self`
+            // keeps and gives back in the order of the stream.
+            return unsafe { self.op.cuda_forward(&io) };
         }
-        let mut scratch = self.scratch.view_mut();
-        self.op.cpu_forward(&mut Forward {
-            ins: read.iter().map(|h| h.map(Held::view)).collect(),
-            outs: outs.map(Held::view_mut).collect(),
-            scratch: scratch.f32(),
-        })
+        // SAFETY: on the CPU every tensor has memory of its own, and what is written in place is not
+        // read; the views are gone when this returns, and `Bench` is one thread's at a time.
+        let mut io = unsafe {
+            Forward {
+                ins: read.iter().map(|h| h.map(|h| h.view())).collect(),
+                outs: outs.map(|h| h.view_mut()).collect(),
+                scratch: self.scratch.region().as_f32_mut(),
+            }
+        };
+        self.op.cpu_forward(&mut io)
     }
 
     /// Outputs that backward makes.
@@ -199,7 +210,7 @@ impl Bench {
     }
 
     /// Runs backward for all inputs, setting the gradients.
-    pub fn backward(&self) -> Result<()> {
+    pub fn backward<'s>(&'s self) -> Result<()> {
         let saved = |mask: u64, i: usize| mask >> i & 1 == 1;
         let ins = (0..self.ins.len())
             .map(|i| self.ins[i].as_ref().filter(|_| saved(self.plan.saves_ins, i)));
@@ -207,7 +218,7 @@ impl Bench {
             .map(|i| Some(self.out(i)).filter(|_| saved(self.plan.saves_outs, i)));
         if self.device.has_kernels() {
             let grad = |h: &Held| CudaGrad { arg: h.arg(), acc: false };
-            return self.op.cuda_backward(&CudaBackward {
+            let io = CudaBackward {
                 stream: self.device.stream()?,
                 ins: ins.map(|h| h.map(Held::arg)).collect(),
                 outs: outs.map(|h| h.map(Held::arg)).collect(),
@@ -215,17 +226,24 @@ impl Bench {
                 dins: self.dins.iter().map(|h| h.as_ref().map(grad)).collect(),
                 late: self.late().map(Held::arg).collect(),
                 scratch: self.scratch_backward.arg().ptr,
-            });
+            };
+            // SAFETY: every tensor was made here for the plan, with memory of its own, which `self`
+            // keeps and gives back in the order of the stream.
+            return unsafe { self.op.cuda_backward(&io) };
         }
-        let grad = |h: &Held| Grad { view: h.view_mut(), acc: false };
-        let mut scratch = self.scratch_backward.view_mut();
-        self.op.cpu_backward(&mut Backward {
-            ins: ins.map(|h| h.map(Held::view)).collect(),
-            outs: outs.map(|h| h.map(Held::view)).collect(),
-            douts: self.douts.iter().map(|h| h.as_ref().map(Held::view)).collect(),
-            dins: self.dins.iter().map(|h| h.as_ref().map(grad)).collect(),
-            late: self.late().map(Held::view_mut).collect(),
-            scratch: scratch.f32(),
-        })
+        // SAFETY: on the CPU every tensor has memory of its own, and what is made late is not read;
+        // the views are gone when this returns, and `Bench` is one thread's at a time.
+        let mut io = unsafe {
+            let grad = |h: &'s Held| Grad { view: h.view_mut(), acc: false };
+            Backward {
+                ins: ins.map(|h| h.map(|h| h.view())).collect(),
+                outs: outs.map(|h| h.map(|h| h.view())).collect(),
+                douts: self.douts.iter().map(|h| h.as_ref().map(|h| h.view())).collect(),
+                dins: self.dins.iter().map(|h| h.as_ref().map(grad)).collect(),
+                late: self.late().map(|h| h.view_mut()).collect(),
+                scratch: self.scratch_backward.region().as_f32_mut(),
+            }
+        };
+        self.op.cpu_backward(&mut io)
     }
 }

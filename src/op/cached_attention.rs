@@ -111,8 +111,9 @@ impl Op for CachedAttention {
         }
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        cuda::forward(self, io)
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { cuda::forward(self, io) }
     }
 }
 

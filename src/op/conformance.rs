@@ -165,7 +165,7 @@ impl OnDevice {
     }
 
     fn address(&self) -> u64 {
-        self.buffer.region().ptr as u64 + RED_ZONE as u64
+        self.buffer.region().address() + RED_ZONE as u64
     }
 
     /// Brings the bytes back.
@@ -357,12 +357,15 @@ fn cuda_forward(
     let ins = upload(device, read.iter().copied())?;
     let made = upload(device, outs.iter().map(Some))?;
     let scratch = OnDevice::scratch(device, plan.cuda_scratch)?;
-    case.op.cuda_forward(&CudaForward {
+    let io = CudaForward {
         stream: device.stream()?,
         ins: args(&ins),
         outs: made.iter().flatten().map(OnDevice::arg).collect(),
         scratch: if plan.cuda_scratch == 0 { 0 } else { scratch.address() },
-    })?;
+    };
+    // SAFETY: every tensor was made for the plan, with its own memory on the device, which is given
+    // back in the order of the stream.
+    unsafe { case.op.cuda_forward(&io)? };
     for (on_device, out) in made.iter().flatten().zip(outs) {
         on_device.fetch(out)?;
     }
@@ -488,7 +491,7 @@ fn backward(
         let scratch = OnDevice::scratch(device, plan.cuda_scratch_backward)?;
         let dins = to.iter().map(|g| g.as_ref().map(|g| CudaGrad { arg: g.arg(), acc })).collect();
         let made = upload(device, late.iter().map(Some))?;
-        case.op.cuda_backward(&CudaBackward {
+        let io = CudaBackward {
             stream: device.stream()?,
             ins: args(&ins),
             outs: args(&kept),
@@ -496,7 +499,10 @@ fn backward(
             dins,
             late: made.iter().flatten().map(OnDevice::arg).collect(),
             scratch: if plan.cuda_scratch_backward == 0 { 0 } else { scratch.address() },
-        })?;
+        };
+        // SAFETY: every tensor was made for the plan, with its own memory on the device, which is
+        // given back in the order of the stream.
+        unsafe { case.op.cuda_backward(&io)? };
         for (on_device, grad) in to.iter().zip(grads) {
             if let (Some(on_device), Some(grad)) = (on_device, grad) {
                 on_device.fetch(grad)?;

@@ -51,7 +51,7 @@ impl Op for Ema {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (w, ema) = (io.input(1), io.outs[0].ptr);
         let len = w.desc.shape.numel();
         let params = EmaParams {
@@ -64,7 +64,8 @@ impl Op for Ema {
             pad: 0,
         };
         let kernel = by_dtype(w.desc.dtype, "ema_f32", "ema_bf16");
-        io.stream.launch(kernel, flat_grid(len, 4), THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch(kernel, flat_grid(len, 4), THREADS, 0, &params) }
     }
 }
 

@@ -140,7 +140,7 @@ impl Op for Embed {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (ids, tok, pos, x) = (io.input(0), io.input(2), io.ins[3], io.outs[0].ptr);
         let (tokens, hidden) = (ids.desc.shape.numel(), tok.desc.shape.last());
         let n = vec_len(tok.desc.dtype);
@@ -167,17 +167,22 @@ impl Op for Embed {
             None => by_dtype(tok.desc.dtype, "embed_f32", "embed_bf16"),
             Some(_) => by_dtype(tok.desc.dtype, "embed_part_f32", "embed_part_bf16"),
         };
-        io.stream.launch(kernel, row_grid(tokens, hidden, n)?, THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch(kernel, row_grid(tokens, hidden, n)?, THREADS, 0, &params) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let (ids, at, dx) = (io.input(0), io.input(1), io.dout(0));
         let (hidden, scale) = (dx.desc.shape.last(), self.scale_in(dx.desc.dtype));
         for (i, index, offset, scale) in
             [(2, ids, self.id_offset, scale), (3, at, self.position_offset, 1.0)]
         {
             if let Some(grad) = io.dins.get(i).and_then(Option::as_ref) {
-                cuda_scatter_add(io.stream, index, offset, dx, hidden, scale, grad, io.scratch)?;
+                // SAFETY: the caller vouches for `io`: these are its addresses, with the sizes of
+                // its shapes, and its workspace is as long as was planned.
+                unsafe {
+                    cuda_scatter_add(io.stream, index, offset, dx, hidden, scale, grad, io.scratch)?
+                };
             }
         }
         Ok(())

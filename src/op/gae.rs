@@ -85,7 +85,7 @@ impl Op for Gae {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         const THREADS: u32 = 128;
         let (tokens, bounds) = (io.input(0).desc.shape.numel(), io.input(2).desc.shape.numel());
         if bounds == 1 && tokens > 0 {
@@ -105,7 +105,8 @@ impl Op for Gae {
         };
         // A warp per sequence.
         let blocks = params.sequences.div_ceil(THREADS / 32);
-        io.stream.launch("gae_f32", [blocks, 1, 1], THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch("gae_f32", [blocks, 1, 1], THREADS, 0, &params) }
     }
 }
 

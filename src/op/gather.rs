@@ -73,7 +73,7 @@ impl Op for Gather {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (x, index, y) = (io.input(0), io.input(1), io.outs[0].ptr);
         let (count, width, n) = (index.desc.shape.numel(), width(&x.desc), vec_len(x.desc.dtype));
         let params = GatherParams {
@@ -87,13 +87,15 @@ impl Op for Gather {
             flags: aligned(&[x.ptr, y], &[width], n),
         };
         let kernel = by_dtype(x.desc.dtype, "gather_f32", "gather_bf16");
-        io.stream.launch(kernel, row_grid(count, width, n)?, THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch(kernel, row_grid(count, width, n)?, THREADS, 0, &params) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let (index, dy) = (io.input(1), io.dout(0));
         let Some(dx) = &io.dins[0] else { return Ok(()) };
-        cuda_scatter_add(io.stream, index, 0, dy, width(&dy.desc), 1.0, dx, io.scratch)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { cuda_scatter_add(io.stream, index, 0, dy, width(&dy.desc), 1.0, dx, io.scratch) }
     }
 }
 

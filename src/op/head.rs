@@ -69,23 +69,25 @@ impl Op for Head {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let x = io.input(0);
         let params =
             HeadParams { b: io.ptr(2), y: io.outs[0].ptr, ..params(x, io.input(1), x.rows()) };
         let kernel = by_dtype(x.desc.dtype, "head_forward_f32", "head_forward_bf16");
         // A warp per token.
         let blocks = params.tokens.div_ceil(CUDA_THREADS / 32);
-        io.stream.launch(kernel, [blocks, 1, 1], CUDA_THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch(kernel, [blocks, 1, 1], CUDA_THREADS, 0, &params) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let (x, w, dy) = (io.input(0), io.input(1), io.dout(0));
         let tokens = dy.desc.shape.numel();
         let params = HeadParams { dy: dy.ptr, partial: io.scratch, ..params(x, w, tokens) };
         let launch = |kernel: &str, grid: [usize; 2], params: &HeadParams| {
             let grid = [grid[0] as u32, grid[1] as u32, 1];
-            io.stream.launch(kernel, grid, CUDA_THREADS, 0, params)
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { io.stream.launch(kernel, grid, CUDA_THREADS, 0, params) }
         };
         let columns = w.last().div_ceil(CUDA_THREADS as usize);
         if let Some(dx) = io.dins[0] {

@@ -124,23 +124,27 @@ impl Op for HeadNorm {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (x, rstd, y) = (io.input(0), io.outs[1].ptr, io.outs[0].ptr);
         let kernel = by_dtype(x.desc.dtype, "head_norm_forward_f32", "head_norm_forward_bf16");
-        self.launch(io.stream, kernel, [x, io.input(1), io.input(2)], 0, rstd, y, 0)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { self.launch(io.stream, kernel, [x, io.input(1), io.input(2)], 0, rstd, y, 0) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let (x, dy, rstd) = (io.input(0), io.dout(0).ptr, io.output(1).ptr);
         if let Some(dx) = &io.dins[0] {
             let kernel =
                 by_dtype(x.desc.dtype, "head_norm_backward_f32", "head_norm_backward_bf16");
             let (ins, flags) = ([x, io.input(1), io.input(2)], adding(dx.acc));
-            self.launch(io.stream, kernel, ins, dy, rstd, dx.arg.ptr, flags)?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { self.launch(io.stream, kernel, ins, dy, rstd, dx.arg.ptr, flags)? };
         }
         for (grad, heads) in [(1, 0..self.heads), (2, self.heads..self.normed())] {
             if let Some(grad) = &io.dins[grad] {
-                self.cuda_weight_gradient(io, heads, grad)?;
+                // SAFETY: the caller vouches for `io`: these are its addresses, with the sizes of
+                // its shapes, and its workspace is as long as was planned.
+                unsafe { self.cuda_weight_gradient(io, heads, grad)? };
             }
         }
         Ok(())
@@ -152,8 +156,11 @@ const CUDA_CHUNK: usize = 32;
 
 impl HeadNorm {
     /// One warp a head.
+    ///
+    /// # Safety
+    /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
     #[allow(clippy::too_many_arguments)]
-    fn launch(
+    unsafe fn launch(
         &self,
         stream: &Stream,
         kernel: &str,
@@ -179,12 +186,16 @@ impl HeadNorm {
             flags: flags | aligned(&[x.ptr, q.ptr, k.ptr, dy, out], &[self.head_dim], 4),
         };
         let rows = tokens * (self.heads + 2 * self.kv_heads);
-        stream.launch(kernel, [rows.div_ceil(4) as u32, 1, 1], 128, 0, &params)
+        // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+        unsafe { stream.launch(kernel, [rows.div_ceil(4) as u32, 1, 1], 128, 0, &params) }
     }
 
     /// The gradient of the weight that `heads` share: sums over chunks of tokens, then their sum in
     /// order.
-    fn cuda_weight_gradient(
+    ///
+    /// # Safety
+    /// As for `Op::cuda_forward`.
+    unsafe fn cuda_weight_gradient(
         &self,
         io: &CudaBackward<'_>,
         heads: Range<usize>,
@@ -207,8 +218,10 @@ impl HeadNorm {
         let kernel = by_dtype(x.desc.dtype, "head_norm_weight_f32", "head_norm_weight_bf16");
         let chunks = tokens.div_ceil(CUDA_CHUNK);
         let grid = [chunks as u32, d.div_ceil(32) as u32, 1];
-        io.stream.launch(kernel, grid, 256, 0, &params)?;
-        sum_pieces(io.stream, io.scratch, chunks, d, grad.arg.ptr, grad.acc)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch(kernel, grid, 256, 0, &params)? };
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { sum_pieces(io.stream, io.scratch, chunks, d, grad.arg.ptr, grad.acc) }
     }
 }
 

@@ -2,7 +2,7 @@
 //! a device their addresses and the stream to launch into. It sees nothing else.
 
 use crate::base::{DType, Elem};
-use crate::device::{Region, Stream};
+use crate::device::{Device, Region, Stream};
 use crate::tensor::Desc;
 
 /// A tensor to read.
@@ -212,8 +212,13 @@ pub struct CudaBackward<'a> {
 
 impl Arg {
     /// Its memory.
-    pub fn region(&self) -> Region {
-        Region { ptr: self.ptr as *mut u8, bytes: self.desc.bytes() }
+    ///
+    /// # Safety
+    /// It is memory of `device`, as long as the shape says, that stays allocated as long as the
+    /// region is used, and that nothing touches unbidden meanwhile.
+    pub unsafe fn region<'b>(&self, device: Device) -> Region<'b> {
+        // SAFETY: the caller's promise.
+        unsafe { Region::new(device, self.ptr as *mut u8, self.desc.bytes()) }
     }
 
     /// Dimensions, outermost first.

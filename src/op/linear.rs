@@ -114,7 +114,7 @@ impl Op for Linear {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (x, w, y) = (io.input(0), io.input(1), io.outs[0]);
         let out = Out {
             bias: io.ptr(2),
@@ -123,10 +123,22 @@ impl Op for Linear {
             activation: self.activation,
             ..Out::new(y.ptr, y.desc.dtype, y.last())
         };
-        gemm(io.stream, Layout::Nt, x.rows(), w.rows(), x.last(), on_device(x), on_device(w), out)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe {
+            gemm(
+                io.stream,
+                Layout::Nt,
+                x.rows(),
+                w.rows(),
+                x.last(),
+                on_device(x),
+                on_device(w),
+                out,
+            )
+        }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let (x, w, dy) = (io.input(0), io.input(1), io.dout(0));
         let (tokens, inner, outer) = (x.rows(), x.last(), w.rows());
         let out = |g: &CudaGrad| Out {
@@ -136,22 +148,29 @@ impl Op for Linear {
         let scratch = io.scratch + 4 * narrowed(self, x.desc.dtype, tokens * outer) as u64;
         let mut dy_mat = on_device(dy);
         if scratch > io.scratch {
-            narrow::launch(io.stream, dy.ptr, io.scratch, tokens * outer, false)?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { narrow::launch(io.stream, dy.ptr, io.scratch, tokens * outer, false)? };
             dy_mat = cuda::Mat::new(io.scratch, DType::Bf16, outer);
         }
         let (x, w) = (on_device(x), on_device(w));
         if let Some(dx) = &io.dins[0] {
-            gemm(io.stream, Layout::Nn, tokens, inner, outer, dy_mat, w, out(dx))?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { gemm(io.stream, Layout::Nn, tokens, inner, outer, dy_mat, w, out(dx))? };
         }
         if let Some(dw) = &io.dins[1] {
-            gemm(io.stream, Layout::Tn, outer, inner, tokens, dy_mat, x, out(dw))?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { gemm(io.stream, Layout::Tn, outer, inner, tokens, dy_mat, x, out(dw))? };
         }
         if let Some(db) = &io.dins[2] {
             let (ptr, acc) = (db.arg.ptr, db.acc);
-            cuda::column_sums(io.stream, on_device(dy), tokens, outer, ptr, acc, scratch)?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe {
+                cuda::column_sums(io.stream, on_device(dy), tokens, outer, ptr, acc, scratch)?
+            };
         }
         match &io.dins[3] {
-            Some(dresidual) => cuda_pass_on(io.stream, dy, dresidual),
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            Some(dresidual) => unsafe { cuda_pass_on(io.stream, dy, dresidual) },
             None => Ok(()),
         }
     }

@@ -177,12 +177,14 @@ impl Op for Lora {
         }
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        cuda::forward(self, io)
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { cuda::forward(self, io) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
-        cuda::backward(self, io)
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { cuda::backward(self, io) }
     }
 }
 

@@ -122,13 +122,22 @@ pub trait Op: std::fmt::Debug + Send + Sync {
     }
 
     /// Launches what computes the outputs on a CUDA device.
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    ///
+    /// # Safety
+    /// `io` has the tensors that were planned for, in order, and the workspace asked for. Each
+    /// address is memory of the stream's device, as long as the shape says, that stays allocated
+    /// until the stream is done with what is launched, or with the graph that is recorded. What is
+    /// written is apart from all else in `io`, and nothing else touches it meanwhile.
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let _ = io;
         Err(Error::internal(format!("{} has no CUDA kernel", self.name())))
     }
 
     /// Launches what computes the wanted input gradients on a CUDA device.
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    ///
+    /// # Safety
+    /// As for [`Op::cuda_forward`].
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let _ = io;
         Err(Error::internal(format!("{} has no backward on CUDA", self.name())))
     }

@@ -53,18 +53,23 @@ impl Op for Narrow {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let x = io.input(0);
-        launch(io.stream, x.ptr, io.outs[0].ptr, x.desc.shape.numel(), self.add)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { launch(io.stream, x.ptr, io.outs[0].ptr, x.desc.shape.numel(), self.add) }
     }
 }
 
 /// Rounds `len` f32 at `x` into the bf16 at `y`, or adds them to those.
-pub(super) fn launch(stream: &Stream, x: u64, y: u64, len: usize, add: bool) -> Result<()> {
+///
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+pub(super) unsafe fn launch(stream: &Stream, x: u64, y: u64, len: usize, add: bool) -> Result<()> {
     let n = vec_len(DType::Bf16);
     let flags = aligned(&[x, y], &[], n) | adding(add);
     let params = NarrowParams { x, y, n: len as u64, flags, pad: 0 };
-    stream.launch("narrow", flat_grid(len, n), THREADS, 0, &params)
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe { stream.launch("narrow", flat_grid(len, n), THREADS, 0, &params) }
 }
 
 fn cases() -> Vec<Case> {

@@ -102,39 +102,53 @@ impl Op for Nll {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let layer = cuda::Layer::new(self.logprob(), io.stream, &io.ins, io.scratch)?;
         let (n, rest) = (io.input(4).desc.shape.numel(), at(io.scratch, layer.chunks().logits));
         let logp = io.outs[1].ptr;
         for rows in layer.shares(n) {
-            layer.logits(&rows)?;
-            layer.statistics(&rows, Statistics { logp, entropy: rest, lse: at(rest, n) })?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { layer.logits(&rows)? };
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe {
+                layer.statistics(&rows, Statistics { logp, entropy: rest, lse: at(rest, n) })?
+            };
         }
-        weighted_sum::cuda_sum(io.stream, self.scale, io.outs[1], io.input(4), io.outs[0].ptr)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe {
+            weighted_sum::cuda_sum(io.stream, self.scale, io.outs[1], io.input(4), io.outs[0].ptr)
+        }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         loss::constants(self, &io.dins, 3)?;
         let layer = cuda::Layer::new(self.logprob(), io.stream, &io.ins, io.scratch)?;
         let [loss, logp]: [Arg; 2] = [io.late[0], io.late[1]];
         let n = io.input(4).desc.shape.numel();
         let [entropy, lse, dlogp] =
             [0, 1, 2].map(|i| at(io.scratch, layer.chunks().parts() + i * n));
-        weighted_sum::cuda_slopes(
-            io.stream,
-            self.scale,
-            io.input(4),
-            io.dout(0).ptr,
-            dlogp,
-            false,
-        )?;
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe {
+            weighted_sum::cuda_slopes(
+                io.stream,
+                self.scale,
+                io.input(4),
+                io.dout(0).ptr,
+                dlogp,
+                false,
+            )?
+        };
         for rows in layer.shares(n) {
             let statistics = Statistics { logp: logp.ptr, entropy, lse };
-            layer.logits(&rows)?;
-            layer.statistics(&rows, statistics)?;
-            layer.gradients(&rows, statistics, [dlogp, 0], &io.dins, true)?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { layer.logits(&rows)? };
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { layer.statistics(&rows, statistics)? };
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { layer.gradients(&rows, statistics, [dlogp, 0], &io.dins, true)? };
         }
-        weighted_sum::cuda_sum(io.stream, self.scale, logp, io.input(4), loss.ptr)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { weighted_sum::cuda_sum(io.stream, self.scale, logp, io.input(4), loss.ptr) }
     }
 }
 

@@ -81,7 +81,7 @@ impl Op for Norm {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let x = io.input(0);
         let params = NormParams {
             x: x.ptr,
@@ -93,10 +93,11 @@ impl Op for Norm {
         };
         let narrow = by_dtype(x.desc.dtype, "norm_forward_f32", "norm_forward_bf16");
         let wide = by_dtype(x.desc.dtype, "norm_forward_wide_f32", "norm_forward_wide_bf16");
-        launch_rows(io.stream, x, narrow, wide, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { launch_rows(io.stream, x, narrow, wide, &params) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let (x, dy, stats) = (io.input(0), io.dout(0), io.output(1));
         if let Some(dx) = &io.dins[0] {
             let base = self.params(x);
@@ -110,7 +111,8 @@ impl Op for Norm {
             };
             let narrow = by_dtype(x.desc.dtype, "norm_backward_f32", "norm_backward_bf16");
             let wide = by_dtype(x.desc.dtype, "norm_backward_wide_f32", "norm_backward_wide_bf16");
-            launch_rows(io.stream, x, narrow, wide, &params)?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { launch_rows(io.stream, x, narrow, wide, &params)? };
         }
         let (rows, hidden) = (x.rows(), x.last());
         let [_, dgamma, dbeta] = &io.dins[..] else { panic!("norm has three inputs") };
@@ -131,16 +133,23 @@ impl Op for Norm {
             zero: 0,
         };
         let kernel = by_dtype(x.desc.dtype, "norm_weights_f32", "norm_weights_bf16");
-        io.stream.launch(
-            kernel,
-            [hidden.div_ceil(128) as u32, pieces as u32, 1],
-            128,
-            0,
-            &params,
-        )?;
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe {
+            io.stream.launch(
+                kernel,
+                [hidden.div_ceil(128) as u32, pieces as u32, 1],
+                128,
+                0,
+                &params,
+            )?
+        };
         for (grad, partial) in [(dgamma, io.scratch), (dbeta, second)] {
             if let Some(grad) = grad {
-                cuda::sum_pieces(io.stream, partial, pieces, hidden, grad.arg.ptr, grad.acc)?;
+                // SAFETY: the caller vouches for `io`: these are its addresses, with the sizes of
+                // its shapes, and its workspace is as long as was planned.
+                unsafe {
+                    cuda::sum_pieces(io.stream, partial, pieces, hidden, grad.arg.ptr, grad.acc)?
+                };
             }
         }
         Ok(())
@@ -169,7 +178,10 @@ impl Norm {
 }
 
 /// Narrow rows get a warp each, wide ones a block.
-fn launch_rows(
+///
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+unsafe fn launch_rows(
     stream: &Stream,
     x: Arg,
     narrow: &str,
@@ -178,9 +190,11 @@ fn launch_rows(
 ) -> Result<()> {
     let rows = x.rows() as u32;
     if x.last() <= 1024 {
-        stream.launch(narrow, [rows.div_ceil(4), 1, 1], 128, 0, params)
+        // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+        unsafe { stream.launch(narrow, [rows.div_ceil(4), 1, 1], 128, 0, params) }
     } else {
-        stream.launch(wide, [rows, 1, 1], 256, 0, params)
+        // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+        unsafe { stream.launch(wide, [rows, 1, 1], 256, 0, params) }
     }
 }
 

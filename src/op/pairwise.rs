@@ -71,13 +71,14 @@ impl Op for Pairwise {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let [loss, stats] = [0, 1].map(|i| io.outs[i].ptr);
         let params = PairwiseParams { loss, stats, ..self.params([0, 1, 2].map(|i| io.input(i))) };
-        io.stream.launch("pairwise_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch("pairwise_forward_f32", [1, 1, 1], loss::THREADS, 0, &params) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         loss::constants(self, &io.dins, 2)?;
         let [chosen, rejected] = [0, 1].map(|i| io.dins[i]);
         let params = PairwiseParams {
@@ -89,7 +90,8 @@ impl Op for Pairwise {
             ..self.params([0, 1, 2].map(|i| io.input(i)))
         };
         let grid = loss::token_grid(params.n);
-        io.stream.launch("pairwise_backward_f32", grid, loss::THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch("pairwise_backward_f32", grid, loss::THREADS, 0, &params) }
     }
 }
 

@@ -105,14 +105,15 @@ impl Op for PpoPolicy {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let [loss, stats] = [0, 1].map(|i| io.outs[i].ptr);
         let params =
             PpoPolicyParams { loss, stats, ..self.params([0, 1, 2, 3].map(|i| io.input(i))) };
-        io.stream.launch("ppo_policy_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch("ppo_policy_forward_f32", [1, 1, 1], loss::THREADS, 0, &params) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         loss::constants(self, &io.dins, 1)?;
         let Some(grad) = io.dins[0] else { return Ok(()) };
         let params = PpoPolicyParams {
@@ -122,7 +123,8 @@ impl Op for PpoPolicy {
             ..self.params([0, 1, 2, 3].map(|i| io.input(i)))
         };
         let grid = loss::token_grid(params.n);
-        io.stream.launch("ppo_policy_backward_f32", grid, loss::THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch("ppo_policy_backward_f32", grid, loss::THREADS, 0, &params) }
     }
 }
 

@@ -96,14 +96,15 @@ impl Op for PpoValue {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let [loss, stats] = [0, 1].map(|i| io.outs[i].ptr);
         let params =
             PpoValueParams { loss, stats, ..self.params([0, 1, 2, 3].map(|i| io.input(i))) };
-        io.stream.launch("ppo_value_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch("ppo_value_forward_f32", [1, 1, 1], loss::THREADS, 0, &params) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         loss::constants(self, &io.dins, 1)?;
         let Some(grad) = io.dins[0] else { return Ok(()) };
         let params = PpoValueParams {
@@ -113,7 +114,8 @@ impl Op for PpoValue {
             ..self.params([0, 1, 2, 3].map(|i| io.input(i)))
         };
         let grid = loss::token_grid(params.n);
-        io.stream.launch("ppo_value_backward_f32", grid, loss::THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch("ppo_value_backward_f32", grid, loss::THREADS, 0, &params) }
     }
 }
 

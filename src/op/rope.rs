@@ -99,20 +99,25 @@ impl Op for Rope {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        self.launch(io.stream, io.input(0), io.input(1), 1.0, io.outs[0].ptr, 0)
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { self.launch(io.stream, io.input(0), io.input(1), 1.0, io.outs[0].ptr, 0) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let Some(dx) = &io.dins[0] else { return Ok(()) };
-        self.launch(io.stream, io.dout(0), io.input(1), -1.0, dx.arg.ptr, adding(dx.acc))
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { self.launch(io.stream, io.dout(0), io.input(1), -1.0, dx.arg.ptr, adding(dx.acc)) }
     }
 }
 
 impl Rope {
     /// Sets `out`, or adds to it, to `x` with heads turned by `sign` times their angle; a block a
     /// token.
-    fn launch(
+    ///
+    /// # Safety
+    /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+    unsafe fn launch(
         &self,
         stream: &Stream,
         x: Arg,
@@ -148,7 +153,8 @@ impl Rope {
         };
         params.inv_freq[..half].copy_from_slice(&self.inv_freq);
         let kernel = by_dtype(x.desc.dtype, "rope_f32", "rope_bf16");
-        stream.launch(kernel, [at.desc.shape.numel() as u32, 1, 1], 128, 0, &params)
+        // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+        unsafe { stream.launch(kernel, [at.desc.shape.numel() as u32, 1, 1], 128, 0, &params) }
     }
 }
 

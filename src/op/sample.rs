@@ -109,7 +109,7 @@ impl Op for Sample {
         }
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let logits = io.input(0);
         let vocab = logits.last();
         let params = SampleParams {
@@ -135,7 +135,10 @@ impl Op for Sample {
         };
         let rows = Rows::of(vocab);
         let kernel = rows.kernel("sample_small_f32", "sample_f32");
-        io.stream.launch(kernel, [logits.rows() as u32, 1, 1], rows.threads(), 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe {
+            io.stream.launch(kernel, [logits.rows() as u32, 1, 1], rows.threads(), 0, &params)
+        }
     }
 }
 

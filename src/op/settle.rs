@@ -92,7 +92,7 @@ impl Op for Settle {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (sum, y) = (io.input(0), io.outs[0]);
         let (tokens, width, n) = (y.rows(), y.last(), vec_len(self.dtype));
         let (bias, residual) = (io.ptr(1), io.ptr(2));
@@ -108,35 +108,44 @@ impl Op for Settle {
             pad: 0,
         };
         let kernel = by_dtype(self.dtype, "settle_f32", "settle_bf16");
-        io.stream.launch(kernel, row_grid(tokens, width, n)?, THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch(kernel, row_grid(tokens, width, n)?, THREADS, 0, &params) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let dy = io.dout(0);
         if let Some(dsum) = &io.dins[0] {
-            cuda_widen(io.stream, dy, dsum)?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { cuda_widen(io.stream, dy, dsum)? };
         }
         if let Some(db) = &io.dins[1] {
             let from = cuda::Mat::new(dy.ptr, dy.desc.dtype, dy.last());
             let (rows, columns, to) = (dy.rows(), dy.last(), db.arg.ptr);
-            cuda::column_sums(io.stream, from, rows, columns, to, db.acc, io.scratch)?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { cuda::column_sums(io.stream, from, rows, columns, to, db.acc, io.scratch)? };
         }
         match &io.dins[2] {
-            Some(dresidual) => cuda_pass_on(io.stream, dy, dresidual),
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            Some(dresidual) => unsafe { cuda_pass_on(io.stream, dy, dresidual) },
             None => Ok(()),
         }
     }
 }
 
 /// Sets the f32 gradient `to`, or adds to it, what `dy` is.
-fn cuda_widen(stream: &Stream, dy: Arg, to: &CudaGrad) -> Result<()> {
+///
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+unsafe fn cuda_widen(stream: &Stream, dy: Arg, to: &CudaGrad) -> Result<()> {
     if dy.desc.dtype == DType::F32 {
-        return cuda_pass_on(stream, dy, to);
+        // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+        return unsafe { cuda_pass_on(stream, dy, to) };
     }
     let (len, n) = (dy.desc.shape.numel(), vec_len(DType::Bf16));
     let flags = aligned(&[dy.ptr, to.arg.ptr], &[], n) | adding(to.acc);
     let params = SettleWidenParams { from: dy.ptr, to: to.arg.ptr, n: len as u64, flags, pad: 0 };
-    stream.launch("settle_widen", flat_grid(len, n), THREADS, 0, &params)
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe { stream.launch("settle_widen", flat_grid(len, n), THREADS, 0, &params) }
 }
 
 /// One row.

@@ -66,13 +66,14 @@ impl Op for Softcap {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         const THREADS: u64 = 256;
         let logits = io.outs[0];
         let n = logits.desc.shape.numel() as u64;
         let params = SoftcapParams { logits: logits.ptr, n, cap: self.cap, padding: 0 };
         let blocks = n.div_ceil(THREADS) as u32;
-        io.stream.launch("softcap_f32", [blocks, 1, 1], THREADS as u32, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch("softcap_f32", [blocks, 1, 1], THREADS as u32, 0, &params) }
     }
 }
 

@@ -72,7 +72,7 @@ impl Op for Stitch {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (x, y) = (io.input(0), io.outs[0].ptr);
         let (rows, each, n) = (x.dims()[1], x.dims()[2], vec_len(DType::F32));
         let params = StitchParams {
@@ -83,7 +83,8 @@ impl Op for Stitch {
             each: each as u32,
             flags: aligned(&[x.ptr, y], &[each, self.width], n),
         };
-        io.stream.launch("stitch", row_grid(rows, self.width, n)?, THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch("stitch", row_grid(rows, self.width, n)?, THREADS, 0, &params) }
     }
 }
 

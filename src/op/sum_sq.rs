@@ -63,7 +63,7 @@ impl Op for SumSq {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         const THREADS: u32 = 256;
         let x = io.input(0);
         let n = x.desc.shape.numel();
@@ -77,8 +77,10 @@ impl Op for SumSq {
         };
         let pieces = n.div_ceil(CUDA_PIECE) as u32;
         let kernel = by_dtype(x.desc.dtype, "sum_sq_pieces_f32", "sum_sq_pieces_bf16");
-        io.stream.launch(kernel, [pieces, 1, 1], THREADS, 0, &params)?;
-        io.stream.launch("sum_sq_total", [1, 1, 1], THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch(kernel, [pieces, 1, 1], THREADS, 0, &params)? };
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch("sum_sq_total", [1, 1, 1], THREADS, 0, &params) }
     }
 }
 

@@ -54,15 +54,17 @@ impl Op for WeightedSum {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        cuda_sum(io.stream, self.scale, io.input(0), io.input(1), io.outs[0].ptr)
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { cuda_sum(io.stream, self.scale, io.input(0), io.input(1), io.outs[0].ptr) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         loss::constants(self, &io.dins, 1)?;
         let Some(grad) = io.dins[0] else { return Ok(()) };
         let (w, dsum) = (io.input(1), io.dout(0).ptr);
-        cuda_slopes(io.stream, self.scale, w, dsum, grad.arg.ptr, grad.acc)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { cuda_slopes(io.stream, self.scale, w, dsum, grad.arg.ptr, grad.acc) }
     }
 }
 
@@ -73,15 +75,22 @@ pub(super) fn sum(scale: f32, x: &[f32], w: &[f32]) -> f32 {
 }
 
 /// The same on a device, to `sum`.
-pub(super) fn cuda_sum(stream: &Stream, scale: f32, x: Arg, w: Arg, sum: u64) -> Result<()> {
+///
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+pub(super) unsafe fn cuda_sum(stream: &Stream, scale: f32, x: Arg, w: Arg, sum: u64) -> Result<()> {
     let n = x.desc.shape.numel() as u32;
     let params =
         WeightedSumParams { x: x.ptr, w: w.ptr, sum, n, scale, ..bytemuck::Zeroable::zeroed() };
-    stream.launch("weighted_sum_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe { stream.launch("weighted_sum_forward_f32", [1, 1, 1], loss::THREADS, 0, &params) }
 }
 
 /// Sets `dx`, or adds to it: what the sum's slope `dsum`, f32 `[1]`, makes of each weight.
-pub(super) fn cuda_slopes(
+///
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+pub(super) unsafe fn cuda_slopes(
     stream: &Stream,
     scale: f32,
     w: Arg,
@@ -92,7 +101,10 @@ pub(super) fn cuda_slopes(
     let (n, acc) = (w.desc.shape.numel() as u32, add.into());
     let params =
         WeightedSumParams { w: w.ptr, dsum, dx, n, scale, acc, ..bytemuck::Zeroable::zeroed() };
-    stream.launch("weighted_sum_backward_f32", loss::token_grid(n), loss::THREADS, 0, &params)
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe {
+        stream.launch("weighted_sum_backward_f32", loss::token_grid(n), loss::THREADS, 0, &params)
+    }
 }
 
 fn cases() -> Vec<Case> {

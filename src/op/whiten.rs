@@ -65,7 +65,7 @@ impl Op for Whiten {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let params = WhitenParams {
             x: io.input(0).ptr,
             mask: io.input(1).ptr,
@@ -73,7 +73,8 @@ impl Op for Whiten {
             n: io.outs[0].desc.shape.numel() as u32,
             shift_mean: self.shift_mean.into(),
         };
-        io.stream.launch("whiten_f32", [1, 1, 1], loss::THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch("whiten_f32", [1, 1, 1], loss::THREADS, 0, &params) }
     }
 }
 

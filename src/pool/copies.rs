@@ -14,7 +14,7 @@ impl Store {
     pub fn settle(
         &self,
         flat: usize,
-        all: Region,
+        all: Region<'_>,
         set: &dyn Fn(ParamId, usize) -> bool,
     ) -> Result<()> {
         let (block, size) = (self.flats()[flat].block, self.grad_dtype().size());
@@ -25,17 +25,17 @@ impl Store {
             // A table is one portion, whose elements run through all blocks.
             if p.spec.cut == Cut::Table {
                 let n = if set(id, 0) { p.spec.shape.iter().product() } else { 0 };
-                self.device().clear(at(n, block * self.partition().blocks - n))?;
+                at(n, block * self.partition().blocks - n).clear()?;
                 return Ok(());
             }
             let room = p.slice_len().next_multiple_of(ALIGN);
             for b in 0..self.partition().blocks {
                 let from = if set(id, b) { p.slice_len() } else { 0 };
-                self.device().clear(at(b * block + p.offset + from, room - from))?;
+                at(b * block + p.offset + from, room - from).clear()?;
             }
             end = p.offset + room;
         }
-        let gap = |b: usize| self.device().clear(at(b * block + end, block - end));
+        let gap = |b: usize| at(b * block + end, block - end).clear();
         (0..self.partition().blocks).try_for_each(gap)
     }
 

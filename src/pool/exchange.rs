@@ -40,9 +40,14 @@ impl Store {
         let mut calls = vec![];
         for (i, flat) in self.flats().iter().enumerate().filter(|(_, f)| f.trained) {
             let (all, own) = (self.grads(i, &(0..flat.len))?, self.grads(i, &flat.own)?);
-            calls.push(match stage {
-                Zero::Nothing => comm.all_reduce(all, self.grad_dtype(), Reduce::Sum)?,
-                _ => comm.reduce_scatter(all, own, self.grad_dtype(), Reduce::Sum)?,
+            // SAFETY: the store, which is borrowed, has the gradients; this function waits for all
+            // calls, also where it fails, and does nothing else with them before. `own` is this
+            // rank's block of `all`.
+            calls.push(unsafe {
+                match stage {
+                    Zero::Nothing => comm.all_reduce(all, self.grad_dtype(), Reduce::Sum)?,
+                    _ => comm.reduce_scatter(all, own, self.grad_dtype(), Reduce::Sum)?,
+                }
             });
         }
         calls.into_iter().try_for_each(Handle::wait)
@@ -57,18 +62,28 @@ impl Store {
         self.finished()?;
         let mut calls = vec![];
         for (i, flat) in self.flats().iter().enumerate().filter(|(_, f)| f.trained) {
-            calls.push(comm.all_gather(self.weights(i, &flat.own), flat.weights.region())?);
+            let (own, all) = (self.weights(i, &flat.own), flat.weights.region());
+            // SAFETY: the store, which is borrowed, has the weights; this function waits for all
+            // calls, also where it fails, and does nothing else with them before. `own` is this
+            // rank's block of `all`.
+            calls.push(unsafe { comm.all_gather(own, all)? });
         }
         calls.into_iter().try_for_each(Handle::wait)
     }
 
     /// Begins to gather the weights of a flat, which are shared out or the host's, into `to`.
-    pub fn gather_flat(&self, flat: usize, to: Region) -> Result<Gather> {
+    ///
+    /// # Safety
+    /// Until the gather has been waited for, `to` and the weights of this store stay allocated;
+    /// nothing touches `to`, and nothing writes the weights.
+    pub unsafe fn gather_flat(&self, flat: usize, to: Region<'_>) -> Result<Gather> {
         let mut own = self.flats()[flat].weights.region();
         if self.is_on_host() {
             let held = &self.flats()[flat].held;
-            own = to.slice(held.start * self.dtype().size(), own.bytes);
-            let upload = self.device().upload(own, &self.flats()[flat].weights)?;
+            own = to.slice(held.start * self.dtype().size(), own.bytes());
+            // SAFETY: the caller leaves both in place until the gather has been waited for, which
+            // waits for the upload.
+            let upload = unsafe { self.device().upload(own, &self.flats()[flat].weights)? };
             if !self.shares_weights() {
                 return Ok(Gather::OfHost(upload));
             }
@@ -76,20 +91,28 @@ impl Store {
             upload.finish()?;
         }
         self.finished()?;
-        self.partition().comm.all_gather(own, to).map(Gather::OfRanks)
+        // SAFETY: the caller leaves both in place until the gather has been waited for. `own` is
+        // the weights here or, if they came from the host, this rank's block of `to`.
+        unsafe { self.partition().comm.all_gather(own, to) }.map(Gather::OfRanks)
     }
 
     /// Gathers this rank's block of a flat from the ranks that have a part of it.
-    pub(super) fn gather_slice(&self, flat: &Flat, to: Region) -> Result<()> {
+    pub(super) fn gather_slice(&self, flat: &Flat, to: Region<'_>) -> Result<()> {
         self.finished()?;
-        self.partition().slice.all_gather(flat.weights.region(), to)?.wait()
+        // SAFETY: both owners are borrowed until the call has ended, which is waited for here.
+        unsafe { self.partition().slice.all_gather(flat.weights.region(), to)? }.wait()
     }
 
     /// Begins to sum a flat's gradients `all` over the ranks, this rank's part into `own`.
-    pub fn reduce_flat(&self, all: Region, own: Region) -> Result<Handle> {
+    ///
+    /// # Safety
+    /// Until the call has been waited for, both stay allocated and nothing touches them. They do
+    /// not overlap.
+    pub unsafe fn reduce_flat(&self, all: Region<'_>, own: Region<'_>) -> Result<Handle> {
         self.finished()?;
         let comm = &self.partition().comm;
-        comm.reduce_scatter(all, own, self.grad_dtype(), Reduce::Sum)
+        // SAFETY: the caller leaves both in place until the call has been waited for.
+        unsafe { comm.reduce_scatter(all, own, self.grad_dtype(), Reduce::Sum) }
     }
 
     /// Waits until the device has done what was asked of it so far, where calls are not its own

@@ -72,12 +72,12 @@ impl Grads {
     }
 
     /// The whole range.
-    pub fn region(&self) -> Region {
+    pub fn region(&self) -> Region<'_> {
         self.memory.0.buffer.slice(self.offset, self.bytes)
     }
 
     /// The bytes `offset..offset + bytes` of the range.
-    pub fn slice(&self, offset: usize, bytes: usize) -> Region {
+    pub fn slice(&self, offset: usize, bytes: usize) -> Region<'_> {
         self.region().slice(offset, bytes)
     }
 }

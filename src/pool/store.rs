@@ -334,9 +334,9 @@ impl Store {
     }
 
     /// Memory of the weights of `elements` of a flat, which must be here.
-    pub fn weights(&self, flat: usize, elements: &Range<usize>) -> Region {
+    pub fn weights<'s>(&'s self, flat: usize, elements: &Range<usize>) -> Region<'s> {
         let size = self.dtype.size();
-        let of = |buffer: &Buffer, first: usize| {
+        let of = |buffer: &'s Buffer, first: usize| {
             buffer.slice((elements.start - first) * size, elements.len() * size)
         };
         let slice = self.slices.as_ref().and_then(|s| s.get(flat)).and_then(Option::as_ref);
@@ -347,7 +347,7 @@ impl Store {
     }
 
     /// Memory of the gradients of `elements` of a flat of trained parameters, which must be here.
-    pub fn grads(&self, flat: usize, elements: &Range<usize>) -> Result<Region> {
+    pub fn grads(&self, flat: usize, elements: &Range<usize>) -> Result<Region<'_>> {
         let (flat, size) = (&self.flats[flat], self.grad_dtype.size());
         let grads = flat.grads.as_ref().ok_or_else(|| Error::internal("frozen parameter"))?;
         Ok(grads.slice((elements.start - flat.grads_held.start) * size, elements.len() * size))
@@ -379,7 +379,7 @@ impl Store {
         self.grads.claim(self.id)?;
         let flat = &self.flats[flat];
         match &flat.grads {
-            Some(grads) if !flat.reduced.replace(true) => self.device.clear(grads.region()),
+            Some(grads) if !flat.reduced.replace(true) => grads.region().clear(),
             _ => Ok(()),
         }
     }

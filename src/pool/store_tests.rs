@@ -72,7 +72,7 @@ fn gradients_are_set_first_then_added_and_settled() {
     assert!(!store.mark_grad(whole(1)).unwrap());
     assert!(store.mark_grad(whole(1)).unwrap());
     let grads = store.flats()[0].grads.as_ref().unwrap();
-    Device::Cpu.write(grads.slice(0, 4), &7f32.to_ne_bytes()).unwrap();
+    grads.slice(0, 4).write(&7f32.to_ne_bytes()).unwrap();
     store.settle_grads().unwrap();
     assert_eq!(store.read_grad(ParamId(0)).unwrap(), [0.0; 70]);
     store.reset_grads();
@@ -90,9 +90,9 @@ fn put(store: &Store, values: &[f32]) {
     match store.grad_dtype() {
         DType::Bf16 => {
             let v: Vec<bf16> = values.iter().map(|v| Elem::from_f32(*v)).collect();
-            Device::Cpu.write(to, bytemuck::cast_slice(&v)).unwrap();
+            to.write(bytemuck::cast_slice(&v)).unwrap();
         }
-        _ => Device::Cpu.write(to, bytemuck::cast_slice(values)).unwrap(),
+        _ => to.write(bytemuck::cast_slice(values)).unwrap(),
     }
 }
 
@@ -125,12 +125,12 @@ fn stores_trained_in_turn_share_one_buffer_of_gradients() {
 
         small.reset_grads();
         let all = large.flats()[0].grads.as_ref().unwrap().region();
-        Device::Cpu.write(all, &vec![0x40; all.bytes]).unwrap();
+        all.write(&vec![0x40; all.bytes()]).unwrap();
         put(&small, &values);
         small.settle_grads().unwrap();
         let all = small.flats()[0].grads.as_ref().unwrap().region();
-        let mut raw = vec![0; all.bytes];
-        Device::Cpu.read(all, &mut raw).unwrap();
+        let mut raw = vec![0; all.bytes()];
+        all.read(&mut raw).unwrap();
         let set = widened(raw, grads).into_iter().filter(|v| *v != 0.0).collect::<Vec<_>>();
         assert_eq!(set, [1.0, -2.5, 3.0, 7.0], "nothing of the other is left, in gaps neither");
 
@@ -256,7 +256,8 @@ fn weights_of_the_host_are_written_gathered_and_counted_there() {
             there.copy_from(&store)?;
             for (i, flat) in store.flats().iter().enumerate() {
                 let all = Buffer::zeroed(Device::Emulated, flat.len * 2)?;
-                store.gather_flat(i, all.region())?.wait()?;
+                // SAFETY: both live until the gather has ended, which is waited for here.
+                unsafe { store.gather_flat(i, all.region())? }.wait()?;
                 let mut got = vec![0; all.bytes()];
                 all.read(0, &mut got)?;
                 let held = flat.held.start * 2..flat.held.end * 2;

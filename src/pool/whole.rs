@@ -3,16 +3,14 @@
 
 use super::{ParamId, Store};
 use crate::base::{DType, Elem, Error, Result, bf16};
-use crate::device::{Buffer, Device, Region};
+use crate::device::{Buffer, Region};
 use std::ops::Range;
 
 /// Memory that is laid out like a flat: `region` has the elements `held` of it, `size` bytes each.
 #[derive(Clone, Debug)]
-pub struct Layer {
-    /// Where the memory is.
-    pub device: Device,
+pub struct Layer<'b> {
     /// The memory.
-    pub region: Region,
+    pub region: Region<'b>,
     /// Elements of the flat that it holds: all, or this rank's part.
     pub held: Range<usize>,
     /// Bytes of an element.
@@ -21,16 +19,16 @@ pub struct Layer {
 
 impl Store {
     /// The weights of a flat.
-    fn layer(&self, flat: usize) -> Layer {
+    fn layer(&self, flat: usize) -> Layer<'_> {
         let flat = &self.flats()[flat];
         let (region, held) = (flat.weights.region(), flat.held.clone());
-        Layer { device: flat.weights.device(), region, held, size: self.dtype().size() }
+        Layer { region, held, size: self.dtype().size() }
     }
 
     /// This rank's memory for its own elements of a flat, `size` bytes for each.
-    pub fn own_layer(&self, flat: usize, buffer: &Buffer, size: usize) -> Layer {
+    pub fn own_layer<'b>(&self, flat: usize, buffer: &'b Buffer, size: usize) -> Layer<'b> {
         let (region, held) = (buffer.region(), self.flats()[flat].own.clone());
-        Layer { device: buffer.device(), region, held, size }
+        Layer { region, held, size }
     }
 
     fn numel(&self, id: ParamId) -> usize {
@@ -45,7 +43,7 @@ impl Store {
     }
 
     /// Fills `full` with what `from` has for a whole parameter, row-major.
-    pub fn gather(&self, id: ParamId, from: &Layer, full: &mut [u8]) -> Result<()> {
+    pub fn gather(&self, id: ParamId, from: &Layer<'_>, full: &mut [u8]) -> Result<()> {
         let p = self.param(id);
         let size = from.size;
         if full.len() != self.numel(id) * size {
@@ -54,7 +52,7 @@ impl Store {
         let blocks = self.partition().blocks;
         let whole = from.held.len() == self.flats()[p.flat].len;
         if whole && blocks == 1 {
-            return from.device.read(from.region.slice(p.offset * size, full.len()), full);
+            return from.region.slice(p.offset * size, full.len()).read(full);
         }
         let raw = self.runs(from, self.slices(id), whole)?;
         for piece in p.spec.cut.pieces(&p.spec.shape, &p.slice, blocks) {
@@ -68,7 +66,7 @@ impl Store {
     /// rank has all of them.
     pub(super) fn runs(
         &self,
-        from: &Layer,
+        from: &Layer<'_>,
         runs: impl Iterator<Item = Range<usize>>,
         whole: bool,
     ) -> Result<Vec<u8>> {
@@ -78,13 +76,13 @@ impl Store {
             let start = own.len();
             own.resize(start + here.len() * from.size, 0);
             let at = (here.start - from.held.start) * from.size;
-            from.device.read(from.region.slice(at, own.len() - start), &mut own[start..])?;
+            from.region.slice(at, own.len() - start).read(&mut own[start..])?;
         }
         if whole { Ok(own) } else { self.partition().comm.concat(&own) }
     }
 
     /// Sets what `to` has for a whole parameter, as far as it is here; see [`Store::gather`].
-    pub fn scatter(&self, id: ParamId, to: &Layer, full: &[u8]) -> Result<()> {
+    pub fn scatter(&self, id: ParamId, to: &Layer<'_>, full: &[u8]) -> Result<()> {
         let p = self.param(id);
         let size = to.size;
         if full.len() != self.numel(id) * size {
@@ -116,7 +114,13 @@ impl Store {
 
     /// Fills `all` with what `from` has for every `n` neighbours of a parameter, of which it has
     /// `from.size` bytes; in the order of the cut, which those of another cut cannot be told from.
-    pub fn gather_every(&self, id: ParamId, n: usize, from: &Layer, all: &mut [u8]) -> Result<()> {
+    pub fn gather_every(
+        &self,
+        id: ParamId,
+        n: usize,
+        from: &Layer<'_>,
+        all: &mut [u8],
+    ) -> Result<()> {
         let whole = from.held.len() == self.flats()[self.param(id).flat].len;
         let raw = self.runs(&every(n, from), self.slices(id).map(|run| each(n, &run)), whole)?;
         if raw.len() != all.len() {
@@ -127,7 +131,7 @@ impl Store {
     }
 
     /// Sets what [`Store::gather_every`] reads, as far as it is here.
-    pub fn scatter_every(&self, id: ParamId, n: usize, to: &Layer, all: &[u8]) -> Result<()> {
+    pub fn scatter_every(&self, id: ParamId, n: usize, to: &Layer<'_>, all: &[u8]) -> Result<()> {
         let to = every(n, to);
         let mut all = all;
         for run in self.slices(id).map(|run| each(n, &run)) {
@@ -139,11 +143,11 @@ impl Store {
     }
 
     /// Sets the elements `run` of `to`, as far as they are here.
-    fn put(&self, to: &Layer, run: &Range<usize>, values: &[u8]) -> Result<()> {
+    fn put(&self, to: &Layer<'_>, run: &Range<usize>, values: &[u8]) -> Result<()> {
         let Some(here) = meet(run, &to.held) else { return Ok(()) };
         let values = &values[(here.start - run.start) * to.size..(here.end - run.start) * to.size];
         let at = (here.start - to.held.start) * to.size;
-        to.device.write(to.region.slice(at, values.len()), values)
+        to.region.slice(at, values.len()).write(values)
     }
 
     /// Sets a whole parameter from its row-major full-shape elements in the store's dtype.
@@ -184,10 +188,10 @@ impl Store {
     /// ranks.
     pub fn read_grad(&self, id: ParamId) -> Result<Vec<f32>> {
         let p = self.param(id);
-        let (device, held) = (self.device(), self.flats()[p.flat].own.clone());
+        let held = self.flats()[p.flat].own.clone();
         let (region, size) = (self.grads(p.flat, &held)?, self.grad_dtype().size());
         let mut raw = vec![0; self.numel(id) * size];
-        self.gather(id, &Layer { device, region, held, size }, &mut raw)?;
+        self.gather(id, &Layer { region, held, size }, &mut raw)?;
         Ok(widened(raw, self.grad_dtype()))
     }
 
@@ -208,7 +212,7 @@ impl Store {
 }
 
 /// Memory that has `size` bytes for every `n` neighbours, as one of such groups.
-fn every(n: usize, layer: &Layer) -> Layer {
+fn every<'b>(n: usize, layer: &Layer<'b>) -> Layer<'b> {
     Layer { held: each(n, &layer.held), ..layer.clone() }
 }
 

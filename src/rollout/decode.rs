@@ -48,7 +48,8 @@ pub(super) fn decode(
         return step.imagine(ws, most, limit, answers);
     }
     step.reserve(ws, most)?;
-    let mut slots = Slots::new(device, most)?;
+    let slots = Slots::new(device, most)?;
+    let mut read = Read::new(most);
     let mut programs: HashMap<usize, Program<'_>> = HashMap::new();
     let mut changed = true;
     while !active.is_empty() {
@@ -57,7 +58,7 @@ pub(super) fn decode(
         if changed {
             slots.upload(&sizes, &active, rows, cache, answers)?;
         } else {
-            slots.restart(&sizes)?;
+            slots.restart(&sizes, &mut read)?;
         }
         let program = match programs.entry(sizes.rows) {
             Entry::Occupied(known) => known.into_mut(),
@@ -67,7 +68,7 @@ pub(super) fn decode(
         for _ in 0..steps.min(left) {
             program.run()?;
         }
-        slots.download(&sizes, &active, rows.sampling, answers, on_token)?;
+        slots.download(&sizes, &active, rows.sampling, &mut read, answers, on_token)?;
         let before = active.len();
         active.retain(|i| is_open(&answers[*i]));
         changed = active.len() < before;
@@ -105,7 +106,7 @@ impl<'a> Step<'a> {
     /// Plans steps of up to these sizes.
     fn reserve(self, ws: &mut Workspace, sizes: Sizes) -> Result<()> {
         let inputs = Inputs { sizes, slots: None };
-        let mut program = |tape: &mut Tape<'a>, inputs: &Inputs<'_>| self.run(tape, inputs);
+        let mut program = |tape: &mut Tape<'a>, inputs: &Inputs<'a>| self.run(tape, inputs);
         ws.reserve(&self.key(), &inputs.dims(), &mut program)
     }
 
@@ -134,11 +135,11 @@ impl<'a> Step<'a> {
     }
 
     /// Records a step.
-    fn capture(self, ws: &'a Workspace, sizes: Sizes, slots: &Slots) -> Result<Program<'a>> {
+    fn capture(self, ws: &'a Workspace, sizes: Sizes, slots: &'a Slots) -> Result<Program<'a>> {
         let inputs = Inputs { sizes, slots: Some(slots) };
         // What ranks tell each other through the host is no part of a graph.
         let graph = self.model.store.partition().tensor.size() == 1;
-        ws.capture(&self.key(), &inputs, graph, |tape, inputs: &Inputs<'_>| self.run(tape, inputs))
+        ws.capture(&self.key(), &inputs, graph, |tape, inputs: &Inputs<'a>| self.run(tape, inputs))
     }
 }
 
@@ -190,15 +191,20 @@ struct Slots {
     /// i32 and f32 `[rows, steps]`: what was drawn.
     tokens: Buffer,
     logprobs: Buffer,
-    /// The host's copies of what is read.
-    read: Read,
 }
 
-/// Tokens made by each row, and what was drawn, as in [`Slots`].
+/// The host's copies of what is read: tokens made by each row, and what was drawn, as in [`Slots`].
 struct Read {
     made: Vec<i32>,
     tokens: Vec<i32>,
     logprobs: Vec<f32>,
+}
+
+impl Read {
+    fn new(sizes: Sizes) -> Read {
+        let drawn = sizes.rows * sizes.steps;
+        Read { made: vec![0; sizes.rows], tokens: vec![0; drawn], logprobs: vec![0.0; drawn] }
+    }
 }
 
 impl Slots {
@@ -208,7 +214,6 @@ impl Slots {
         let count = words(rows + 1)?;
         count.write(0, bytemuck::cast_slice(&(0..=rows as i32).collect::<Vec<_>>()))?;
         let drawn = rows * steps;
-        let (tokens, logprobs) = (vec![0; drawn], vec![0.0; drawn]);
         Ok(Slots {
             state: words(State::ROWS * rows)?,
             sequence: words(rows)?,
@@ -216,13 +221,12 @@ impl Slots {
             table: words(rows * pages)?,
             tokens: words(drawn)?,
             logprobs: words(drawn)?,
-            read: Read { made: vec![0; rows], tokens, logprobs },
         })
     }
 
     /// Lets the same rows go on, with nothing drawn yet.
-    fn restart(&mut self, sizes: &Sizes) -> Result<()> {
-        let made = &mut self.read.made[..sizes.rows];
+    fn restart(&self, sizes: &Sizes, read: &mut Read) -> Result<()> {
+        let made = &mut read.made[..sizes.rows];
         made.fill(0);
         self.state.write(State::MADE * sizes.rows * 4, bytemuck::cast_slice(made))
     }
@@ -263,15 +267,16 @@ impl Slots {
 
     /// Adds what was drawn to the answers.
     fn download(
-        &mut self,
+        &self,
         sizes: &Sizes,
         active: &[usize],
         sampling: &Sampling,
+        read: &mut Read,
         answers: &mut [Answer],
         on_token: &mut dyn FnMut(usize, i32),
     ) -> Result<()> {
         let (n, steps) = (sizes.rows, sizes.steps);
-        let Read { made, tokens, logprobs } = &mut self.read;
+        let Read { made, tokens, logprobs } = read;
         self.state.read(State::MADE * n * 4, bytemuck::cast_slice_mut(&mut made[..n]))?;
         self.tokens.read(0, bytemuck::cast_slice_mut(&mut tokens[..n * steps]))?;
         self.logprobs.read(0, bytemuck::cast_slice_mut(&mut logprobs[..n * steps]))?;
@@ -287,7 +292,7 @@ impl Slots {
 
 impl<'a> Step<'a> {
     /// One token for every row.
-    fn run(self, tape: &mut Tape<'a>, inputs: &Inputs<'_>) -> Result<()> {
+    fn run(self, tape: &mut Tape<'a>, inputs: &Inputs<'a>) -> Result<()> {
         let Step { model, cache, sampling } = self;
         let Sizes { rows, pages, steps } = inputs.sizes;
         let slots = inputs.slots;
@@ -314,10 +319,17 @@ impl<'a> Step<'a> {
 }
 
 /// Words of a buffer from `first` on as an i32 tensor; while planning there is no buffer.
-fn ints(tape: &mut Tape<'_>, buffer: Option<&Buffer>, first: usize, dims: &[usize]) -> Tensor {
+fn ints<'a>(
+    tape: &mut Tape<'a>,
+    buffer: Option<&'a Buffer>,
+    first: usize,
+    dims: &[usize],
+) -> Tensor {
     let desc = Desc::new(dims, DType::I32);
-    let nowhere = Region { bytes: desc.bytes(), ..Region::NOWHERE };
-    tape.bind(buffer.map_or(nowhere, |b| b.slice(4 * first, desc.bytes())), desc)
+    tape.bind(
+        buffer.map_or(Region::nowhere(desc.bytes()), |b| b.slice(4 * first, desc.bytes())),
+        desc,
+    )
 }
 
 #[cfg(all(test, feature = "emulator"))]

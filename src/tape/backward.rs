@@ -1,15 +1,16 @@
 //! The walk backwards: segments in reverse, records in reverse, each told which gradients are
 //! wanted and whether to set or to add.
 
+use super::placed::{self, Placed};
 use super::{Home, Tape};
 use crate::base::{DType, Error, Result};
 use crate::device::Region;
 use crate::op::narrow::Narrow;
-use crate::op::{Arg, Backward, CudaBackward, CudaGrad, Grad, Op, Place, View, ViewMut, run_error};
+use crate::op::{Arg, Backward, CudaBackward, CudaGrad, Grad, Op, Place, View, run_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
-impl Tape<'_> {
+impl<'a> Tape<'a> {
     /// Propagates d(loss) = 1 to every trained parameter. `loss` is f32 `[1]`.
     pub fn backward(&mut self, loss: Tensor) -> Result<()> {
         self.backward_from(&[(loss, &[1.0])])
@@ -84,7 +85,7 @@ impl Tape<'_> {
         saved_ins.iter().flatten().try_for_each(|t| self.gather(t))?;
         late.iter().for_each(|t| self.slots[t.slot.0 as usize].late = false);
         let kernels = self.device.has_kernels();
-        let mut targets: Vec<Option<Target>> = vec![];
+        let mut targets: Vec<Option<Target<'a>>> = vec![];
         for i in 0..ins.len() {
             let narrow = !kernels && plan.narrow_grads >> i & 1 == 1;
             targets.push(match ins[i].filter(|_| wanted[i]) {
@@ -96,29 +97,59 @@ impl Tape<'_> {
         let scratch = self.scratch(room)?;
         self.flops += if plan.late { 3 } else { 2 } * plan.flops;
         if self.computes() {
-            let views = |list: &[Option<Tensor>]| -> Vec<Option<View<'_>>> {
-                list.iter().map(|t| t.map(|t| self.view(&t))).collect()
+            let places = |list: &[Option<Tensor>]| -> Vec<Option<Placed<'a>>> {
+                list.iter().map(|t| t.map(|t| self.place(&t))).collect()
             };
+            let [ins, outs, douts] = [&saved_ins, &saved_outs, &douts].map(|list| places(list));
+            let made: Vec<Placed<'a>> = late.iter().map(|t| self.place(t)).collect();
+            let dins: Vec<Option<Placed<'a>>> =
+                targets.iter().map(|t| t.as_ref().map(Target::place)).collect();
+            let scratch = self.scratch_region(scratch);
+            let (read, write) =
+                (ins.iter().chain(&outs).chain(&douts), dins.iter().flatten().chain(&made));
+            placed::check(self.device, op.name(), read.flatten(), write, scratch)?;
             self.at(op.name(), true);
+            let accs = targets.iter().map(|t| t.as_ref().is_some_and(|t| t.acc));
             let done = if kernels {
-                op.cuda_backward(&CudaBackward {
+                let args = |list: &[Option<Placed<'a>>]| -> Vec<Option<Arg>> {
+                    list.iter().map(|p| p.map(Placed::arg)).collect()
+                };
+                let grad = |(p, acc): (&Option<Placed<'a>>, bool)| {
+                    p.map(|p| CudaGrad { arg: p.arg(), acc })
+                };
+                let io = CudaBackward {
                     stream: self.device.stream()?,
-                    ins: self.args(&saved_ins),
-                    outs: self.args(&saved_outs),
-                    douts: self.args(&douts),
-                    dins: targets.iter().map(|t| t.as_ref().map(Target::cuda)).collect(),
-                    late: late.iter().map(|t| self.arg(t)).collect(),
-                    scratch: self.scratch_address(scratch),
-                })
+                    ins: args(&ins),
+                    outs: args(&outs),
+                    douts: args(&douts),
+                    dins: dins.iter().zip(accs).map(grad).collect(),
+                    late: made.iter().map(|p| p.arg()).collect(),
+                    scratch: scratch.address(),
+                };
+                // SAFETY: the tensors are what `plan` was made from and asks for. What they lie in
+                // is borrowed for the tape's life and is given back in the order of the stream;
+                // what is written is apart from the rest, as was checked.
+                unsafe { op.cuda_backward(&io) }
             } else {
-                op.cpu_backward(&mut Backward {
-                    ins: views(&saved_ins),
-                    outs: views(&saved_outs),
-                    douts: views(&douts),
-                    dins: targets.iter().map(|t| t.as_ref().map(Target::host)).collect(),
-                    late: late.iter().map(|t| self.view_mut(t)).collect(),
-                    scratch: self.scratch_slice(scratch),
-                })
+                // SAFETY: the host's memory. What is written is apart from all else the operator
+                // gets, as was checked, and all of it is gone before anything else is run.
+                let mut io = unsafe {
+                    let views = |list: &[Option<Placed<'a>>]| -> Vec<Option<View<'a>>> {
+                        list.iter().map(|p| p.map(|p| p.view())).collect()
+                    };
+                    let grad = |(p, acc): (&Option<Placed<'a>>, bool)| {
+                        p.map(|p| Grad { view: p.view_mut(), acc })
+                    };
+                    Backward {
+                        ins: views(&ins),
+                        outs: views(&outs),
+                        douts: views(&douts),
+                        dins: dins.iter().zip(accs).map(grad).collect(),
+                        late: made.iter().map(|p| p.view_mut()).collect(),
+                        scratch: scratch.as_f32_mut(),
+                    }
+                };
+                op.cpu_backward(&mut io)
             };
             done.map_err(|e| {
                 let name = format_args!("{} backward", op.name());
@@ -130,7 +161,7 @@ impl Tape<'_> {
 
     /// Where the gradient of `tensor` goes, and whether something is there already; `narrow`: it
     /// may be bf16 where it is kept so.
-    fn grad_target(&mut self, tensor: &Tensor, narrow: bool) -> Result<Target> {
+    fn grad_target(&mut self, tensor: &Tensor, narrow: bool) -> Result<Target<'a>> {
         let wide = Desc { shape: tensor.desc.shape, dtype: DType::F32 };
         if let Home::Param(store, portion) = self.slots[tensor.slot.0 as usize].home {
             let desc = Desc { dtype: store.grad_dtype(), ..wide };
@@ -151,12 +182,12 @@ impl Tape<'_> {
         Ok(Target { region: self.grad_region(&grad), desc: grad.desc, acc, kept: None })
     }
 
-    fn grad_region(&self, grad: &Tensor) -> Region {
-        if self.is_planning() { Region::NOWHERE } else { self.region(grad) }
+    fn grad_region(&self, grad: &Tensor) -> Region<'a> {
+        if self.is_planning() { Region::nowhere(grad.desc.bytes()) } else { self.region(grad) }
     }
 
     /// Rounds a gradient that was made in f32 into the one that is kept.
-    fn keep_grad(&mut self, kept: Kept) -> Result<()> {
+    fn keep_grad(&mut self, kept: Kept<'a>) -> Result<()> {
         let op: Arc<dyn Op> = Arc::new(Narrow { add: kept.acc });
         let ins = [kept.made, self.bind(kept.region, kept.desc)].map(Some);
         let plan = op.plan(&ins.map(|t| t.map(|t| t.desc)))?;
@@ -165,32 +196,25 @@ impl Tape<'_> {
 }
 
 /// Where a gradient goes.
-struct Target {
-    region: Region,
+struct Target<'a> {
+    region: Region<'a>,
     desc: Desc,
     acc: bool,
     /// Where it goes from there.
-    kept: Option<Kept>,
+    kept: Option<Kept<'a>>,
 }
 
 /// A parameter's bf16 gradient, and the f32 one that is to be rounded into it.
 #[derive(Clone, Copy)]
-struct Kept {
+struct Kept<'a> {
     made: Tensor,
-    region: Region,
+    region: Region<'a>,
     desc: Desc,
     acc: bool,
 }
 
-impl Target {
-    fn host<'s>(&self) -> Grad<'s> {
-        // SAFETY: a slot or a parameter's gradient is a range of its own, written by this operator
-        // only.
-        let bytes = unsafe { self.region.as_bytes_mut() };
-        Grad { view: ViewMut::new(bytes, self.desc), acc: self.acc }
-    }
-
-    fn cuda(&self) -> CudaGrad {
-        CudaGrad { arg: Arg { ptr: self.region.ptr as u64, desc: self.desc }, acc: self.acc }
+impl<'a> Target<'a> {
+    fn place(&self) -> Placed<'a> {
+        Placed { region: self.region, desc: self.desc }
     }
 }

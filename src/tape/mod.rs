@@ -5,6 +5,7 @@
 //! It knows operators and memory, not models.
 
 mod backward;
+mod placed;
 mod position;
 mod program;
 mod replay;
@@ -19,9 +20,10 @@ pub use workspace::{Arena, Shaped, Workspace};
 
 use crate::base::{DType, Error, Result};
 use crate::device::{Device, Region};
-use crate::op::{Arg, CudaForward, Forward, Op, Place, Plan, Run, View, ViewMut, run_error};
+use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, run_error};
 use crate::pool::{ArenaPlan, Life, ParamId, Portion, Store};
 use crate::tensor::{Desc, Slot, Tensor};
+use placed::Placed;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -60,7 +62,7 @@ enum Home<'a> {
     /// A parameter of a store.
     Param(&'a Store, Portion),
     /// Memory owned by someone else (cache, optimizer state).
-    Bound(Region),
+    Bound(Region<'a>),
 }
 
 struct SlotInfo<'a> {
@@ -93,7 +95,7 @@ impl Planned {
 pub struct Tape<'a> {
     device: Device,
     planning: bool,
-    base: Region,
+    base: Region<'a>,
     plan: Option<&'a Planned>,
     position: Option<&'a Position>,
     /// Number of the segment that runs, from 1.
@@ -112,13 +114,13 @@ pub struct Tape<'a> {
     grads: HashMap<Slot, Tensor>,
     flops: u64,
     /// Operators that are recorded instead of run.
-    captured: Option<Vec<program::Step>>,
+    captured: Option<Vec<program::Step<'a>>>,
 }
 
 impl<'a> Tape<'a> {
     /// A tape that only plans what will run on `device`.
     pub fn planning(device: Device) -> Tape<'a> {
-        Tape::new(device, Region::NOWHERE, None)
+        Tape::new(device, Region::nowhere(0), None)
     }
 
     /// A tape that runs in `arena` as `plan` says.
@@ -127,7 +129,7 @@ impl<'a> Tape<'a> {
         Tape { position: Some(arena.position()), ..tape }
     }
 
-    fn new(device: Device, base: Region, plan: Option<&'a Planned>) -> Tape<'a> {
+    fn new(device: Device, base: Region<'a>, plan: Option<&'a Planned>) -> Tape<'a> {
         Tape {
             device,
             planning: plan.is_none(),
@@ -213,8 +215,8 @@ impl<'a> Tape<'a> {
         Tensor { slot, offset: 0, desc: store.desc(portion) }
     }
 
-    /// Memory owned by someone else as a tensor.
-    pub fn bind(&mut self, region: Region, desc: Desc) -> Tensor {
+    /// Memory owned by someone else, who is borrowed as long as the tape lives, as a tensor.
+    pub fn bind(&mut self, region: Region<'a>, desc: Desc) -> Tensor {
         let slot = Slot(self.slots.len() as u32);
         self.slots.push(SlotInfo { home: Home::Bound(region), needs_grad: false, late: false });
         Tensor { slot, offset: 0, desc }
@@ -235,7 +237,7 @@ impl<'a> Tape<'a> {
         self.clock += 1;
         let tensor = self.alloc(desc, false)?;
         if !self.is_planning() {
-            self.device.write(self.region(&tensor), bytes)?;
+            self.region(&tensor).write(bytes)?;
         }
         Ok(tensor)
     }
@@ -265,7 +267,7 @@ impl<'a> Tape<'a> {
         }
         let mut bytes = vec![0; tensor.desc.bytes()];
         self.at("copy to the host", false);
-        self.device.read(self.region(&tensor), &mut bytes)?;
+        self.region(&tensor).read(&mut bytes)?;
         Ok(bytes)
     }
 
@@ -301,19 +303,17 @@ impl<'a> Tape<'a> {
     }
 
     /// Memory of a tensor. Meaningless when planning.
-    fn region(&self, tensor: &Tensor) -> Region {
+    fn region(&self, tensor: &Tensor) -> Region<'a> {
         let (start, bytes) = (tensor.offset * tensor.desc.dtype.size(), tensor.desc.bytes());
         let whole = match self.slots[tensor.slot.0 as usize].home {
             Home::Arena(index) => {
                 let plan = &self.plan.expect("a running tape has a plan").arena;
-                let ptr = self.base.ptr.wrapping_add(plan.offsets[index]);
-                Region { ptr, bytes: plan.sizes[index] }
+                self.base.slice(plan.offsets[index], plan.sizes[index])
             }
             Home::Param(store, portion) => self.weights(store, portion),
             Home::Bound(region) => region,
         };
-        assert!(start + bytes <= whole.bytes, "{tensor:?} in {} bytes", whole.bytes);
-        Region { ptr: whole.ptr.wrapping_add(start), bytes }
+        whole.slice(start, bytes)
     }
 
     /// Workspace of `len` f32 elements that lives for the current operator only. An empty one has a
@@ -323,12 +323,8 @@ impl<'a> Tape<'a> {
         Ok((len > 0).then_some(made))
     }
 
-    fn scratch_slice<'s>(&self, tensor: Option<Tensor>) -> &'s mut [f32] {
-        match tensor {
-            // SAFETY: the slot is fresh and seen by the current operator only.
-            Some(t) => unsafe { self.region(&t).as_f32_mut() },
-            None => &mut [],
-        }
+    fn scratch_region(&self, tensor: Option<Tensor>) -> Region<'a> {
+        tensor.map_or(Region::nowhere(0), |t| self.region(&t))
     }
 
     /// Plans, allocates and runs one operator; `reuse` gives outputs that exist already (replay).
@@ -372,33 +368,42 @@ impl<'a> Tape<'a> {
             return Ok(outs);
         }
         let in_place = |i: usize| plan.outs.contains(&Place::InPlace(i));
-        let read: Vec<Option<Tensor>> =
-            ins.iter().enumerate().map(|(i, t)| t.filter(|_| !in_place(i))).collect();
+        let read: Vec<Option<Placed<'a>>> = ins
+            .iter()
+            .enumerate()
+            .map(|(i, t)| t.filter(|_| !in_place(i)).map(|t| self.place(&t)))
+            .collect();
+        let write: Vec<Placed<'a>> = outs.iter().map(|t| self.place(t)).collect();
+        let scratch = self.scratch_region(scratch);
+        placed::check(self.device, op.name(), read.iter().flatten(), write.iter(), scratch)?;
         if self.captured.is_some() {
-            let place = |t: &Tensor| (self.region(t), t.desc);
-            let step = program::Step {
-                op: op.clone(),
-                ins: read.iter().map(|t| t.as_ref().map(place)).collect(),
-                outs: outs.iter().map(place).collect(),
-                scratch: scratch.map_or(Region::NOWHERE, |t| self.region(&t)),
-            };
+            let step = program::Step { op: op.clone(), ins: read, outs: write, scratch };
             self.captured.get_or_insert_default().push(step);
             return Ok(outs);
         }
         self.at(op.name(), false);
         let done = if kernels {
-            op.cuda_forward(&CudaForward {
+            let io = CudaForward {
                 stream: self.device.stream()?,
-                ins: self.args(&read),
-                outs: outs.iter().map(|t| self.arg(t)).collect(),
-                scratch: self.scratch_address(scratch),
-            })
+                ins: read.iter().map(|p| p.map(Placed::arg)).collect(),
+                outs: write.iter().map(|p| p.arg()).collect(),
+                scratch: scratch.address(),
+            };
+            // SAFETY: the tensors are what `plan` was made from and asks for. What they lie in is
+            // borrowed for the tape's life and is given back in the order of the stream; what is
+            // written is apart from the rest, as was checked.
+            unsafe { op.cuda_forward(&io) }
         } else {
-            op.cpu_forward(&mut Forward {
-                ins: read.iter().map(|t| t.map(|t| self.view(&t))).collect(),
-                outs: outs.iter().map(|t| self.view_mut(t)).collect(),
-                scratch: self.scratch_slice(scratch),
-            })
+            // SAFETY: the host's memory. What is written is apart from all else the operator gets,
+            // as was checked, and all of it is gone before anything else is run.
+            let mut io = unsafe {
+                Forward {
+                    ins: read.iter().map(|p| p.map(|p| p.view())).collect(),
+                    outs: write.iter().map(|p| p.view_mut()).collect(),
+                    scratch: scratch.as_f32_mut(),
+                }
+            };
+            op.cpu_forward(&mut io)
         };
         done.map_err(|e| run_error(e, op.name(), ins.iter().map(|t| t.map(|t| t.desc))))?;
         Ok(outs)
@@ -409,27 +414,8 @@ impl<'a> Tape<'a> {
         self.position.iter().for_each(|p| p.at(operator, self.segment, backward));
     }
 
-    fn arg(&self, tensor: &Tensor) -> Arg {
-        Arg { ptr: self.region(tensor).ptr as u64, desc: tensor.desc }
-    }
-
-    fn args(&self, tensors: &[Option<Tensor>]) -> Vec<Option<Arg>> {
-        tensors.iter().map(|t| t.map(|t| self.arg(&t))).collect()
-    }
-
-    fn scratch_address(&self, tensor: Option<Tensor>) -> u64 {
-        tensor.map_or(0, |t| self.region(&t).ptr as u64)
-    }
-
-    fn view<'s>(&self, tensor: &Tensor) -> View<'s> {
-        // SAFETY: regions outlive the run, and an operator's outputs are distinct from what it
-        // reads: they are fresh slots, or in place and then not handed out as inputs.
-        View::new(unsafe { self.region(tensor).as_bytes() }, tensor.desc)
-    }
-
-    fn view_mut<'s>(&self, tensor: &Tensor) -> ViewMut<'s> {
-        // SAFETY: as for `view`; each output is a slot of its own.
-        ViewMut::new(unsafe { self.region(tensor).as_bytes_mut() }, tensor.desc)
+    fn place(&self, tensor: &Tensor) -> Placed<'a> {
+        Placed { region: self.region(tensor), desc: tensor.desc }
     }
 }
 

@@ -2,11 +2,11 @@
 //! allocated any more: on the CPU a list of operators with the places of their tensors, on a device
 //! with kernels a graph.
 
+use super::placed::Placed;
 use super::{Tape, Workspace, workspace::Shaped};
 use crate::base::{Error, Result};
 use crate::device::{Device, Graph, Region, Stream};
-use crate::op::{Arg, CudaForward, Forward, Op, View, ViewMut, run_error};
-use crate::tensor::Desc;
+use crate::op::{CudaForward, Forward, Op, View, ViewMut, run_error};
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,26 +23,24 @@ enum Steps<'a> {
     Graph(Graph, String),
 }
 
-/// A tensor's place.
-type Place = (Region, Desc);
-
 /// An operator that was recorded instead of run.
-pub(super) struct Step {
+pub(super) struct Step<'a> {
     pub(super) op: Arc<dyn Op>,
-    pub(super) ins: Vec<Option<Place>>,
-    pub(super) outs: Vec<Place>,
+    /// What it reads, all of it apart from what it writes.
+    pub(super) ins: Vec<Option<Placed<'a>>>,
+    pub(super) outs: Vec<Placed<'a>>,
     /// f32 workspace.
-    pub(super) scratch: Region,
+    pub(super) scratch: Region<'a>,
 }
 
-impl Step {
+impl Step<'_> {
     fn failed(&self, e: Error) -> Error {
-        run_error(e, self.op.name(), self.ins.iter().map(|x| x.map(|(_, desc)| desc)))
+        run_error(e, self.op.name(), self.ins.iter().map(|x| x.map(|p| p.desc)))
     }
 }
 
 struct Operators<'a> {
-    steps: Vec<Step>,
+    steps: Vec<Step<'a>>,
     /// Empty between runs; kept for their memory.
     ins: Vec<Option<View<'a>>>,
     outs: Vec<ViewMut<'a>>,
@@ -66,7 +64,8 @@ impl Program<'_> {
             }
             Steps::Operators(operators) => operators.run(),
             Steps::Graph(graph, name) => {
-                let done = self.device.stream()?.replay(graph);
+                // SAFETY: the program borrows the arena and all that was bound when it was recorded.
+                let done = unsafe { self.device.stream()?.replay(graph) };
                 done.map_err(|e| e.context(format_args!("the recorded program {name}")))
             }
         }
@@ -76,15 +75,17 @@ impl Program<'_> {
 impl Operators<'_> {
     /// Launches the kernels of all.
     fn launch(&self, stream: &Stream) -> Result<()> {
-        let arg = |(region, desc): &Place| Arg { ptr: region.ptr as u64, desc: *desc };
         for step in &self.steps {
             let io = CudaForward {
                 stream,
-                ins: step.ins.iter().map(|x| x.as_ref().map(arg)).collect(),
-                outs: step.outs.iter().map(arg).collect(),
-                scratch: step.scratch.ptr as u64,
+                ins: step.ins.iter().map(|p| p.map(Placed::arg)).collect(),
+                outs: step.outs.iter().map(|p| p.arg()).collect(),
+                scratch: step.scratch.address(),
             };
-            step.op.cuda_forward(&io).map_err(|e| step.failed(e))?;
+            // SAFETY: the tensors are what the operator's plan was made from and asks for. What
+            // they lie in is borrowed for the program's life and given back in the order of the
+            // stream; what is written is apart from the rest: `Tape::forward` has checked that.
+            unsafe { step.op.cuda_forward(&io) }.map_err(|e| step.failed(e))?;
         }
         Ok(())
     }
@@ -93,16 +94,13 @@ impl Operators<'_> {
         for step in &self.steps {
             let (mut ins, mut outs) =
                 (std::mem::take(&mut self.ins), std::mem::take(&mut self.outs));
-            // SAFETY: the regions outlive the program, and an operator's outputs are distinct from
-            // what it reads: see `Tape::view`. The views are dropped before the next operator's.
-            unsafe {
-                let view = |(region, desc): &Place| View::new(region.as_bytes(), *desc);
-                ins.extend(step.ins.iter().map(|x| x.as_ref().map(view)));
-                let view = |(region, desc): &Place| ViewMut::new(region.as_bytes_mut(), *desc);
-                outs.extend(step.outs.iter().map(view));
-            }
-            // SAFETY: as above; the workspace belongs to this operator alone.
-            let scratch = unsafe { step.scratch.as_f32_mut() };
+            // SAFETY: the host's memory. What an operator writes is apart from all else it gets:
+            // `Tape::forward` has checked that. Its views are gone before the next one's are made.
+            let scratch = unsafe {
+                ins.extend(step.ins.iter().map(|p| p.map(|p| p.view())));
+                outs.extend(step.outs.iter().map(|p| p.view_mut()));
+                step.scratch.as_f32_mut()
+            };
             let mut io = Forward { ins, outs, scratch };
             let done = step.op.cpu_forward(&mut io);
             io.ins.clear();

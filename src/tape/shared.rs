@@ -96,7 +96,9 @@ impl<'a> Tape<'a> {
         } else {
             let handle = match self.shared.next.take() {
                 Some(begun) => begun,
-                None => store.gather_flat(flat, self.region(&all))?,
+                // SAFETY: waited for below, before anything else happens; the tape borrows the
+                // store and the arena, in which the slot is new.
+                None => unsafe { store.gather_flat(flat, self.region(&all))? },
             };
             handle.wait()?;
             self.begin_next(store)?;
@@ -113,15 +115,18 @@ impl<'a> Tape<'a> {
             && key.0 == store.id()
         {
             let bytes = store.flats()[key.1].len * store.dtype().size();
-            let to = Region { ptr: self.base.ptr.wrapping_add(plan.arena.offsets[slot]), bytes };
-            self.shared.next = Some(store.gather_flat(key.1, to)?);
+            let to = self.base.slice(plan.arena.offsets[slot], bytes);
+            // SAFETY: the tape borrows the store and the arena, and waits for the gather when it is
+            // needed or when the tape ends. The plan has the slot's life begin here, so no other
+            // slot lies there until then; a program that gathers does not write the store.
+            self.shared.next = Some(unsafe { store.gather_flat(key.1, to)? });
         }
         Ok(())
     }
 
     /// Memory of the weights of a portion: where the store has them, or where they have been
     /// gathered.
-    pub(super) fn weights(&self, store: &Store, portion: Portion) -> Region {
+    pub(super) fn weights(&self, store: &'a Store, portion: Portion) -> Region<'a> {
         let (flat, elements) = (store.param(portion.id).flat, store.elements(portion));
         let key = (store.id(), flat);
         match self.shared.here.iter().find(|(k, _)| *k == key) {
@@ -138,7 +143,7 @@ impl<'a> Tape<'a> {
         &mut self,
         store: &'a Store,
         portion: Portion,
-    ) -> Result<(Region, bool)> {
+    ) -> Result<(Region<'a>, bool)> {
         let (flat, elements) = (store.param(portion.id).flat, store.elements(portion));
         if !store.shares_grads() {
             let region = store.grads(flat, &elements)?;
@@ -158,7 +163,8 @@ impl<'a> Tape<'a> {
         let (all, acc) = (self.shared.grads[i].all, !self.shared.grads[i].set.insert(portion));
         self.touch(&all);
         if self.planning {
-            return Ok((Region::NOWHERE, false));
+            let bytes = elements.len() * store.grad_dtype().size();
+            return Ok((Region::nowhere(bytes), false));
         }
         let size = store.grad_dtype().size();
         let region = self.region(&all).slice(elements.start * size, elements.len() * size);
@@ -184,7 +190,10 @@ impl<'a> Tape<'a> {
             }
             self.add_copies(store, flat, all)?;
             if !self.planning {
-                handle = Some(store.reduce_flat(self.region(&all), self.region(&own))?);
+                let (all, own) = (self.region(&all), self.region(&own));
+                // SAFETY: the tape borrows the arena. The slots live, and nobody is given them,
+                // until `end_reductions` has waited for the call; two slots do not overlap.
+                handle = Some(unsafe { store.reduce_flat(all, own)? });
             }
             begun.push(Sum { store, flat, all, own, handle });
         }
@@ -210,7 +219,7 @@ impl<'a> Tape<'a> {
             // A rank that accompanies others has zeros there.
             if self.computes() {
                 for place in &places {
-                    store.device().copy(self.region(&part(place)), self.region(&sum))?;
+                    self.region(&part(place)).copy_from(self.region(&sum))?;
                 }
             }
         }
@@ -242,7 +251,7 @@ impl<'a> Tape<'a> {
             self.shared.only = only;
             let sum = sum?;
             if !self.planning {
-                store.device().copy(to, self.region(&sum))?;
+                to.copy_from(self.region(&sum))?;
             }
         }
         Ok(())

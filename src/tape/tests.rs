@@ -128,10 +128,9 @@ impl Shaped for Bound<'_> {
 }
 
 /// Caps the values where they lie.
-fn cap(tape: &mut Tape<'_>, x: &Bound<'_>) -> Result<Tensor> {
+fn cap<'a>(tape: &mut Tape<'a>, x: &Bound<'a>) -> Result<Tensor> {
     let desc = Desc::new(&[1, x.1], DType::F32);
-    let nowhere = Region { bytes: desc.bytes(), ..Region::NOWHERE };
-    let x = tape.bind(x.0.map_or(nowhere, Buffer::region), desc);
+    let x = tape.bind(x.0.map_or(Region::nowhere(desc.bytes()), Buffer::region), desc);
     softcap(tape, Softcap { cap: 2.0 }, x)
 }
 

@@ -20,7 +20,7 @@ pub struct Arena {
 
 impl Arena {
     /// The whole arena.
-    pub fn region(&self) -> Region {
+    pub fn region(&self) -> Region<'_> {
         self.buffer.region()
     }
 

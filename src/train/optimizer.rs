@@ -193,18 +193,18 @@ impl Optimizer {
             let own = &store.flats()[part.flat].own;
             let (there, grads) = (store.weights(part.flat, own), store.grads(part.flat, own)?);
             if store.device().is_imagined() {
-                Buffer::zeroed(store.device().host(), there.bytes + grads.bytes)?;
+                Buffer::zeroed(store.device().host(), there.bytes() + grads.bytes())?;
                 continue;
             }
-            let mut copies = [vec![0u8; there.bytes], vec![0u8; grads.bytes]];
-            store.device().read(there, &mut copies[0])?;
-            store.device().read(grads, &mut copies[1])?;
-            let here = copies.each_mut().map(|c| Region { ptr: c.as_mut_ptr(), bytes: c.len() });
+            let mut copies = [vec![0u8; there.bytes()], vec![0u8; grads.bytes()]];
+            there.read(&mut copies[0])?;
+            grads.read(&mut copies[1])?;
+            let here = copies.each_mut().map(|c| Region::of_host(c));
             host.run(&format!("adamw {}", part.flat), &(), |tape, ()| {
                 let clip = tape.input_f32(&[clip])?;
                 self.update(tape, model, part, here, clip, factor)
             })?;
-            store.device().write(there, &copies[0])?;
+            there.write(&copies[0])?;
         }
         Ok(())
     }
@@ -228,12 +228,12 @@ impl Optimizer {
         Ok(all.iter().sum::<f64>().sqrt() as f32)
     }
 
-    fn update(
+    fn update<'a>(
         &self,
-        tape: &mut Tape<'_>,
+        tape: &mut Tape<'a>,
         model: &Model,
-        part: &Part,
-        [w, g]: [Region; 2],
+        part: &'a Part,
+        [w, g]: [Region<'a>; 2],
         clip: Tensor,
         factor: f32,
     ) -> Result<()> {

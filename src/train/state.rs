@@ -143,16 +143,16 @@ impl State {
     }
 
     /// Updates `w` by its gradient `g`, times `clip`.
-    pub(super) fn update(
-        &self,
-        tape: &mut Tape<'_>,
+    pub(super) fn update<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
         op: AdamW,
         w: Tensor,
         g: Tensor,
         clip: Tensor,
     ) -> Result<()> {
         let n = w.desc.shape.numel();
-        let mut bind = |b: &Buffer, n, dtype| tape.bind(b.region(), Desc::new(&[n], dtype));
+        let mut bind = |b: &'a Buffer, n, dtype| tape.bind(b.region(), Desc::new(&[n], dtype));
         match self {
             State::Full { m, v, master } => {
                 let [m, v] = [m, v].map(|b| bind(b, n, DType::F32));
@@ -183,7 +183,7 @@ fn master(store: &Store, flat: usize, to: Buffer) -> Result<Buffer> {
     for start in own.clone().step_by(PIECE) {
         let piece = start..(start + PIECE).min(own.end);
         let mut raw = vec![0u8; piece.len() * 2];
-        store.device().read(store.weights(flat, &piece), &mut raw)?;
+        store.weights(flat, &piece).read(&mut raw)?;
         let wide: Vec<u8> = raw
             .chunks_exact(2)
             .flat_map(|b| [0, 0, b[0], b[1]]) // bf16 is the upper half of a little-endian f32

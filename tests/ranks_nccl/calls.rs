@@ -6,6 +6,15 @@ use duplex::comm::{CallKind, Comm, Handle, Reduce};
 use duplex::device::{Buffer, Device};
 use std::time::Duration;
 
+/// A call of these tests.
+macro_rules! call {
+    ($call:expr) => {
+        // SAFETY: the tests touch a call's memory once they have waited for it, or dropped it, and
+        // have it longer.
+        unsafe { $call }
+    };
+}
+
 /// Values on a device.
 struct Values<E> {
     buffer: Buffer,
@@ -26,11 +35,11 @@ impl<E: Elem> Values<E> {
         Values::new(device, &(0..n).map(|_| draw()).collect::<Vec<E>>())
     }
 
-    fn region(&self) -> duplex::device::Region {
+    fn region(&self) -> duplex::device::Region<'_> {
         self.buffer.region()
     }
 
-    fn block(&self, rank: usize, size: usize) -> duplex::device::Region {
+    fn block(&self, rank: usize, size: usize) -> duplex::device::Region<'_> {
         let bytes = self.buffer.bytes() / size;
         self.buffer.slice(rank * bytes, bytes)
     }
@@ -59,22 +68,22 @@ fn calls<E: Elem>(on: Device, comm: &Comm, seed: u64, n: usize, seen: &mut Seen)
     let random = |seed, n| Values::<E>::random(on, seed, r, n);
     for by in [Reduce::Sum, Reduce::Max] {
         let data = random(seed, n)?;
-        comm.all_reduce(data.region(), E::DTYPE, by)?.wait()?;
+        call!(comm.all_reduce(data.region(), E::DTYPE, by))?.wait()?;
         seen.note(&data)?;
         let (from, own) = (random(seed + 1, n * size)?, random(0, n)?);
-        comm.reduce_scatter(from.region(), own.region(), E::DTYPE, by)?.wait()?;
+        call!(comm.reduce_scatter(from.region(), own.region(), E::DTYPE, by))?.wait()?;
         seen.note(&own)?;
-        comm.reduce_scatter(from.region(), from.block(r, size), E::DTYPE, by)?.wait()?;
+        call!(comm.reduce_scatter(from.region(), from.block(r, size), E::DTYPE, by))?.wait()?;
         seen.note(&from)?;
     }
     let (own, to) = (random(seed, n)?, random(1, n * size)?);
-    comm.all_gather(own.region(), to.region())?.wait()?;
+    call!(comm.all_gather(own.region(), to.region()))?.wait()?;
     seen.note(&to)?;
     let to = random(seed + 2, n * size)?;
-    comm.all_gather(to.block(r, size), to.region())?.wait()?;
+    call!(comm.all_gather(to.block(r, size), to.region()))?.wait()?;
     seen.note(&to)?;
     let data = random(seed, n)?;
-    comm.broadcast(data.region(), seed as usize % size)?.wait()?;
+    call!(comm.broadcast(data.region(), seed as usize % size))?.wait()?;
     seen.note(&data)?;
     comm.barrier()
 }
@@ -90,15 +99,15 @@ fn overlapping(on: Device, comm: &Comm, seed: u64, seen: &mut Seen) -> Result<()
     let taken = [n, 3, 0].map(|n| Values::<f32>::random(on, 0, r, n));
     let mut handles: Vec<Handle> = vec![];
     for x in &taken {
-        handles.push(comm.receive(x.as_ref().unwrap().region(), (r + size - 1) % size)?);
+        handles.push(call!(comm.receive(x.as_ref().unwrap().region(), (r + size - 1) % size))?);
     }
     for x in &sums {
         let region = x.as_ref().unwrap().region();
-        handles.push(comm.all_reduce(region, DType::F32, Reduce::Sum)?);
+        handles.push(call!(comm.all_reduce(region, DType::F32, Reduce::Sum))?);
     }
-    handles.push(comm.all_gather(own.region(), all.region())?);
+    handles.push(call!(comm.all_gather(own.region(), all.region()))?);
     for x in &given {
-        handles.push(comm.send(x.as_ref().unwrap().region(), (r + 1) % size)?);
+        handles.push(call!(comm.send(x.as_ref().unwrap().region(), (r + 1) % size))?);
     }
     let mut rng = Rng::new(seed, 100 + r as u64);
     while !handles.is_empty() {
@@ -160,11 +169,11 @@ pub(crate) fn sums(on: Device, comm: &Comm) -> Result<Vec<f32>> {
     let mut all = vec![];
     let values = |rank: usize| (0..n).map(move |i| ((i * 7 + rank * 13) % 101) as f32 / 7.0);
     let data = Values::new(on, &values(r).collect::<Vec<f32>>())?;
-    comm.all_reduce(data.region(), DType::F32, Reduce::Sum)?.wait()?;
+    call!(comm.all_reduce(data.region(), DType::F32, Reduce::Sum))?.wait()?;
     all.extend(data.get()?);
     let from = Values::new(on, &(0..size).flat_map(|b| values(r + b)).collect::<Vec<f32>>())?;
     let own = Values::new(on, &vec![0f32; n])?;
-    comm.reduce_scatter(from.region(), own.region(), DType::F32, Reduce::Sum)?.wait()?;
+    call!(comm.reduce_scatter(from.region(), own.region(), DType::F32, Reduce::Sum))?.wait()?;
     all.extend(own.get()?);
     Ok(all)
 }
@@ -179,8 +188,8 @@ pub(crate) fn go_on(on: Device, comm: &Comm) -> Result<()> {
         let n = 4 * (1 + rng.below(most as u32 / 4) as usize);
         let part = if rng.below(20) == 0 { comm.split(comm.rank() % 2)? } else { comm.clone() };
         let to = all.buffer.slice(0, n * part.size());
-        let gather = part.all_gather(own.buffer.slice(0, n), to)?;
-        let sum = part.all_reduce(own.buffer.slice(n, 64), DType::F32, Reduce::Max)?;
+        let gather = call!(part.all_gather(own.buffer.slice(0, n), to))?;
+        let sum = call!(part.all_reduce(own.buffer.slice(n, 64), DType::F32, Reduce::Max))?;
         gather.wait().and(sum.wait())?;
         match rng.below(3) {
             0 => comm.barrier()?,

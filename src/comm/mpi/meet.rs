@@ -9,7 +9,7 @@ use super::super::rendezvous::{Place, host, visit};
 use super::super::wire::random;
 use super::requests::{Lane, Requests};
 use crate::base::{Error, Result};
-use crate::device::Region;
+use crate::comm::host as host_memory;
 use ::mpi::environment::{Universe, processor_name};
 use ::mpi::{Threading, ffi};
 use serde::{Deserialize, Serialize};
@@ -124,7 +124,7 @@ fn tell(lane: &Lane, invitation: Option<&Invitation>, timeout: Duration) -> Resu
         return Err(Error::internal("an invitation that is too long"));
     }
     text.resize(ROOM, b' ');
-    let data = Region { ptr: text.as_mut_ptr(), bytes: ROOM };
+    let data = host_memory(&mut text);
     let (mut requests, end) = (Requests::default(), Instant::now() + timeout);
     // SAFETY: no other thread uses MPI yet; the text lives until the end, or for ever where there
     // is none.

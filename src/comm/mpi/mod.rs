@@ -11,9 +11,9 @@ mod requests;
 use super::lifeline::{What, part_of};
 use super::reduce::copy;
 use super::under_way::{Meet, under_way};
-use super::{Call, Comm, Pending, Transport};
+use super::{Call, Comm, Pending, Transport, host};
 use crate::base::{Error, Result};
-use crate::device::Region;
+use crate::comm::Span;
 use ::mpi::ffi;
 use engine::World;
 use reduction::Reduction;
@@ -110,12 +110,12 @@ impl Group {
     unsafe fn all_gather(
         &self,
         requests: &mut Requests,
-        from: Region,
-        to: Region,
+        from: Span,
+        to: Span,
         number: u64,
     ) -> Result<()> {
         let block = |r: usize| to.slice(r * from.bytes, from.bytes);
-        let blocks: Vec<Region> = (0..self.size()).map(block).collect();
+        let blocks: Vec<Span> = (0..self.size()).map(block).collect();
         let who = (self.rank, tag(number));
         // SAFETY: the caller's promise; both are of one length.
         unsafe {
@@ -171,11 +171,12 @@ impl Transport for Mpi {
         self.group.size()
     }
 
-    fn start(&self, call: Call) -> Result<Box<dyn Pending>> {
+    unsafe fn start(&self, call: Call) -> Result<Box<dyn Pending>> {
         let (group, lane) = (&self.group, &self.group.lane);
         let begun = group.start(call.kind().name(), |number| {
             let mut requests = Requests::default();
-            // SAFETY: the memory a call names is alive and left alone until it has been waited for.
+            // SAFETY: the caller vouches for the memory until the call has been waited for; the
+            // lock is held while this begins, so no other thread is inside MPI.
             unsafe {
                 match call {
                     Call::Barrier => requests.barrier(lane)?,
@@ -194,16 +195,16 @@ impl Transport for Mpi {
         Ok(under_way(begun))
     }
 
-    fn send(&self, data: Region, to: usize) -> Result<Box<dyn Pending>> {
+    unsafe fn send(&self, data: Span, to: usize) -> Result<Box<dyn Pending>> {
         let lane = &self.group.lane;
-        // SAFETY: as above.
+        // SAFETY: the caller vouches for the memory until the letter has been waited for.
         let begin = |r: &mut Requests| unsafe { r.send(lane, data, to, LETTERS) };
         Ok(under_way(self.group.letter("send to", to, begin)?))
     }
 
-    fn receive(&self, data: Region, from: usize) -> Result<Box<dyn Pending>> {
+    unsafe fn receive(&self, data: Span, from: usize) -> Result<Box<dyn Pending>> {
         let lane = &self.group.lane;
-        // SAFETY: as above.
+        // SAFETY: the caller vouches for the memory until the letter has been waited for.
         let begin = |r: &mut Requests| unsafe { r.receive(lane, data, from, LETTERS) };
         Ok(under_way(self.group.letter("receive from", from, begin)?))
     }
@@ -211,8 +212,7 @@ impl Transport for Mpi {
     fn split(&self, color: usize) -> Result<Arc<dyn Transport>> {
         let (group, lane) = (&self.group, self.group.lane);
         let (mut own, mut colors) = ([color as u64], vec![0u64; group.size()]);
-        let region = |x: &mut [u64]| Region { ptr: x.as_mut_ptr().cast(), bytes: size_of_val(x) };
-        let (from, to) = (region(&mut own), region(&mut colors));
+        let (from, to) = (host(&mut own), host(&mut colors));
         // MPI's own call blocks, and does nothing for calls that others wait for: so all come here
         // first.
         let all_here = group.start("split", |number| {

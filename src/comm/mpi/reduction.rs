@@ -2,11 +2,11 @@
 //! the ranks; an all-reduce then gives the shares to all. Values come in pieces, of which a few MiB
 //! are under way.
 
-use super::super::{Call, Reduce, reduce::reduce};
+use super::super::{Call, Reduce, host, reduce::reduce};
 use super::engine::Work;
 use super::requests::{Lane, Requests, others, tag};
 use crate::base::{DType, Error, Result};
-use crate::device::Region;
+use crate::comm::Span;
 use std::collections::VecDeque;
 use std::ffi::c_int;
 
@@ -25,9 +25,9 @@ pub(super) struct Reduction {
     dtype: DType,
     by: Reduce,
     /// Every rank's share, as it lies here.
-    shares: Vec<Region>,
+    shares: Vec<Span>,
     /// The result of our share.
-    to: Region,
+    to: Span,
     /// Bytes of a share that are exchanged at a time.
     piece: usize,
     /// Others' values of our share: `AHEAD` times a piece of each rank.
@@ -40,7 +40,7 @@ pub(super) struct Reduction {
     all: bool,
 }
 
-// SAFETY: the regions are the call's, and used under its rules, whichever thread steps.
+// SAFETY: whoever started the call lets any thread use its ranges until it has been waited for.
 unsafe impl Send for Reduction {}
 
 impl Reduction {
@@ -51,7 +51,7 @@ impl Reduction {
         number: u64,
         call: Call,
     ) -> Result<Reduction> {
-        let (shares, to, dtype, by, all): (Vec<Region>, _, _, _, _) = match call {
+        let (shares, to, dtype, by, all): (Vec<Span>, _, _, _, _) = match call {
             Call::ReduceScatter { from, to, dtype, by } => {
                 let share = |r: usize| from.slice(r * to.bytes, to.bytes);
                 ((0..size).map(share).collect(), to, dtype, by, false)
@@ -59,7 +59,7 @@ impl Reduction {
             Call::AllReduce { data, dtype, by } => {
                 let elements = data.bytes / dtype.size();
                 let at = |r: usize| elements * r / size * dtype.size();
-                let shares: Vec<Region> =
+                let shares: Vec<Span> =
                     (0..size).map(|r| data.slice(at(r), at(r + 1) - at(r))).collect();
                 let own = shares[rank];
                 (shares, own, dtype, by, true)
@@ -89,21 +89,21 @@ impl Reduction {
     }
 
     /// Piece `i` of `share`; empty behind its end.
-    fn cut(&self, share: Region, i: usize) -> Region {
+    fn cut(&self, share: Span, i: usize) -> Span {
         let start = (i * self.piece).min(share.bytes);
         share.slice(start, self.piece.min(share.bytes - start))
     }
 
     /// Where rank `from`'s values of piece `i` are held.
-    fn held(&mut self, from: usize, i: usize) -> Region {
+    fn held(&mut self, from: usize, i: usize) -> Span {
         let place = (i % AHEAD * self.shares.len() + from) * self.piece;
         let bytes = self.cut(self.to, i).bytes;
-        Region { ptr: self.held[place..place + self.piece].as_mut_ptr(), bytes }
+        host(&mut self.held[place..place + self.piece]).slice(0, bytes)
     }
 
     /// Exchanges as many pieces as may be under way.
     fn ask(&mut self) -> Result<()> {
-        let pieces = |share: &Region| share.bytes.div_ceil(self.piece);
+        let pieces = |share: &Span| share.bytes.div_ceil(self.piece);
         let pieces = self.shares.iter().map(pieces).max().unwrap_or(0);
         while self.asked < pieces && self.open.len() < AHEAD {
             let (i, lane) = (self.asked, self.lane);
@@ -135,7 +135,7 @@ impl Work for Reduction {
             let to = self.cut(self.to, i);
             let own = self.cut(self.shares[self.rank], i);
             let value = |r| if r == self.rank { own } else { self.held(r, i) };
-            let from: Vec<Region> = (0..size).map(value).collect();
+            let from: Vec<Span> = (0..size).map(value).collect();
             // SAFETY: what came of piece `i` is over; the rest is the call's memory.
             unsafe { reduce(&from, to, self.dtype, self.by)? };
             self.ask()?;

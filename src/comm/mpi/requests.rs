@@ -2,7 +2,7 @@
 //! here.
 
 use crate::base::{Error, Result};
-use crate::device::Region;
+use crate::comm::Span;
 use ::mpi::ffi;
 use std::ffi::c_int;
 
@@ -60,7 +60,7 @@ impl Lane {
     }
 
     /// Pieces of `data` that MPI can count.
-    fn pieces(&self, data: Region) -> impl Iterator<Item = Region> + use<> {
+    fn pieces(&self, data: Span) -> impl Iterator<Item = Span> + use<> {
         let largest = self.largest;
         let starts = (0..data.bytes).step_by(largest);
         starts.map(move |at| data.slice(at, largest.min(data.bytes - at)))
@@ -102,12 +102,7 @@ impl Requests {
         self.push("barrier", code, request)
     }
 
-    pub(super) unsafe fn broadcast(
-        &mut self,
-        lane: &Lane,
-        data: Region,
-        root: usize,
-    ) -> Result<()> {
+    pub(super) unsafe fn broadcast(&mut self, lane: &Lane, data: Span, root: usize) -> Result<()> {
         for piece in lane.pieces(data) {
             // SAFETY: the caller's promise.
             let (code, request) = unsafe {
@@ -127,8 +122,8 @@ impl Requests {
     pub(super) unsafe fn all_gather(
         &mut self,
         lane: &Lane,
-        own: Region,
-        blocks: &[Region],
+        own: Span,
+        blocks: &[Span],
         (rank, tag): (usize, c_int),
     ) -> Result<()> {
         for other in others(rank, blocks.len()) {
@@ -144,7 +139,7 @@ impl Requests {
     pub(super) unsafe fn send(
         &mut self,
         lane: &Lane,
-        data: Region,
+        data: Span,
         to: usize,
         tag: c_int,
     ) -> Result<()> {
@@ -164,7 +159,7 @@ impl Requests {
     pub(super) unsafe fn receive(
         &mut self,
         lane: &Lane,
-        data: Region,
+        data: Span,
         from: usize,
         tag: c_int,
     ) -> Result<()> {

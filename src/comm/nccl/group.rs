@@ -4,10 +4,11 @@
 use super::api::{Api, BYTES, Handle, NO_COLOR};
 use super::world::{Lane, World};
 use crate::base::Result;
+use crate::comm::Span;
 use crate::comm::lifeline::{What, part_of};
 use crate::comm::under_way::{Meet, under_way};
 use crate::comm::{Call, Pending};
-use crate::device::{Device, Event, Region};
+use crate::device::{Device, Event};
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,18 +49,19 @@ pub(super) struct Communicator(pub(super) Handle);
 // SAFETY: NCCL's communicators may be used from any thread, one at a time, which `Shared::call`
 // sees to.
 unsafe impl Send for Communicator {}
-// SAFETY: as above.
+// SAFETY: a shared one is used with the same lock held.
 unsafe impl Sync for Communicator {}
 
 /// A message to, or from, another rank.
 struct Letter {
     gives: bool,
-    data: Region,
+    data: Span,
     other: usize,
     done: Arc<OnceLock<Arc<Event>>>,
 }
 
-// SAFETY: an address on the device, used under the rules of the call.
+// SAFETY: whoever wrote the letter vouches for its memory until it has been waited for, whichever
+// thread puts it on the stream.
 unsafe impl Send for Letter {}
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -107,30 +109,40 @@ impl Group {
     }
 
     /// Puts a call on the stream, behind what the calling thread's was given so far.
-    pub(super) fn start(&self, call: Call) -> Result<Arc<Event>> {
+    ///
+    /// # Safety
+    /// For this and those below: the ranges are memory of the device for which the caller vouches
+    /// until the call is over, as [`Comm`](crate::comm::Comm) says.
+    pub(super) unsafe fn start(&self, call: Call) -> Result<Arc<Event>> {
         let name = call.kind().name();
-        self.world.run(|| self.what(name, true), |lane| self.put(lane, call))
+        // SAFETY: the caller's promise is the same.
+        self.world.run(|| self.what(name, true), |lane| unsafe { self.put(lane, call) })
     }
 
-    fn put(&self, lane: &mut Lane, call: Call) -> Result<()> {
+    unsafe fn put(&self, lane: &mut Lane, call: Call) -> Result<()> {
         match call {
-            Call::AllReduce { data: Region { bytes: 0, .. }, .. }
-            | Call::AllGather { from: Region { bytes: 0, .. }, .. }
-            | Call::ReduceScatter { to: Region { bytes: 0, .. }, .. }
-            | Call::Broadcast { data: Region { bytes: 0, .. }, .. } => Ok(()),
+            Call::AllReduce { data: Span { bytes: 0, .. }, .. }
+            | Call::AllGather { from: Span { bytes: 0, .. }, .. }
+            | Call::ReduceScatter { to: Span { bytes: 0, .. }, .. }
+            | Call::Broadcast { data: Span { bytes: 0, .. }, .. } => Ok(()),
             // Every rank waits for what all others give.
             Call::Barrier => {
                 let word = lane.held(0, self.device(), self.held)?;
                 let (own, size) = (word.slice(self.rank, 1), self.size());
-                self.gather(lane, own, word.slice(0, size))
+                // SAFETY: memory of the world's own for such, used by one call after another.
+                unsafe { self.gather(lane, own, word.slice(0, size)) }
             }
             Call::Broadcast { data, root } => self.one(lane, "broadcast", |api, comm, stream| {
                 let (at, n, root) = (data.ptr.cast(), data.bytes, root as c_int);
-                // SAFETY: live memory of the device, left alone until the call is over.
+                // SAFETY: `n` bytes of the device for which the caller vouches until the end.
                 unsafe { (api.broadcast)(at, at, n, BYTES, root, comm, stream) }
             }),
-            Call::AllGather { from, to } => self.gather(lane, from, to),
-            Call::ReduceScatter { .. } | Call::AllReduce { .. } => self.reduce(lane, call),
+            // SAFETY: the caller's promise is the same.
+            Call::AllGather { from, to } => unsafe { self.gather(lane, from, to) },
+            // SAFETY: the caller's promise is the same.
+            Call::ReduceScatter { .. } | Call::AllReduce { .. } => unsafe {
+                self.reduce(lane, call)
+            },
         }
     }
 
@@ -145,9 +157,12 @@ impl Group {
         self.world.shared.call(name, comm, |api| api.check(name, call(api, comm, stream)))
     }
 
-    pub(super) fn gather(&self, lane: &mut Lane, from: Region, to: Region) -> Result<()> {
+    /// # Safety
+    /// As for [`Group::start`].
+    pub(super) unsafe fn gather(&self, lane: &mut Lane, from: Span, to: Span) -> Result<()> {
         self.one(lane, "all-gather", |api, comm, stream| {
-            // SAFETY: as above.
+            // SAFETY: the caller vouches for both until the end, and that `to` has room for every
+            // rank's `from`, which `Comm` has checked.
             unsafe {
                 (api.all_gather)(from.ptr.cast(), to.ptr.cast(), from.bytes, BYTES, comm, stream)
             }
@@ -155,30 +170,37 @@ impl Group {
     }
 
     /// Gives every other rank what is `given` to it, and takes what is `taken` from it.
-    pub(super) fn exchange(
+    ///
+    /// # Safety
+    /// As for [`Group::start`].
+    pub(super) unsafe fn exchange(
         &self,
         lane: &mut Lane,
         name: &str,
-        given: impl Fn(usize) -> Region,
-        taken: impl Fn(usize) -> Region,
+        given: impl Fn(usize) -> Span,
+        taken: impl Fn(usize) -> Span,
     ) -> Result<()> {
         let letters = (1..self.size()).flat_map(|i| {
             let other = (self.rank + i) % self.size();
             [(true, given(other), other), (false, taken(other), other)]
         });
-        self.together(lane, name, letters)
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.together(lane, name, letters) }
     }
 
     /// Sends and receives, none of which waits for another.
-    fn together(
+    ///
+    /// # Safety
+    /// As for [`Group::start`].
+    unsafe fn together(
         &self,
         lane: &mut Lane,
         name: &str,
-        letters: impl Iterator<Item = (bool, Region, usize)>,
+        letters: impl Iterator<Item = (bool, Span, usize)>,
     ) -> Result<()> {
         let (comm, stream) = (self.comm.0, lane.stream.raw());
         self.world.shared.call(name, comm, |api| {
-            // SAFETY: live memory of the device, left alone until the call is over; a group is
+            // SAFETY: `n` bytes of the device for which the caller vouches until the end; a group is
             // ended whatever comes of it.
             unsafe {
                 api.check(name, (api.group_start)())?;
@@ -200,10 +222,13 @@ impl Group {
     /// Notes a letter. Letters go together, when one of them or another call is waited for: so
     /// those between two ranks that both send first, or both receive first, do not wait for each
     /// other.
-    pub(super) fn letter(
+    ///
+    /// # Safety
+    /// As for [`Group::start`].
+    pub(super) unsafe fn letter(
         &self,
         gives: bool,
-        data: Region,
+        data: Span,
         other: usize,
     ) -> Result<Box<dyn Pending>> {
         self.device().ended()?;
@@ -221,7 +246,10 @@ impl Group {
         let all = letters.iter().map(|l| (l.gives, l.data, l.other));
         let members = Arc::new(letters.iter().map(|l| self.members[l.other]).collect());
         let what = || What { members, ..self.what("letters", false) };
-        let done = self.world.run(what, |lane| self.together(lane, "letters", all))?;
+        // SAFETY: whoever wrote a letter vouches for its memory until it has been waited for, and
+        // what waits posts it first.
+        let together = |lane: &mut Lane| unsafe { self.together(lane, "letters", all) };
+        let done = self.world.run(what, together)?;
         letters.iter().for_each(|l| drop(l.done.set(done.clone())));
         Ok(())
     }

@@ -13,11 +13,12 @@ mod world;
 pub use api::{FILES, VARIABLE, given};
 pub use meet::SECRET;
 
+use super::Span;
 use super::member::Member;
 use super::under_way::under_way;
-use super::{Call, Comm, Launch, Pending, Transport};
+use super::{Call, Comm, Launch, Pending, Transport, host};
 use crate::base::{Error, Result};
-use crate::device::{Device, Region};
+use crate::device::Device;
 use api::{Config, START};
 use group::{Communicator, Group, Machines, UnderWay, lock};
 use std::collections::BTreeMap;
@@ -124,23 +125,27 @@ impl Transport for Nccl {
         true
     }
 
-    fn start(&self, call: Call) -> Result<Box<dyn Pending>> {
-        let done = OnceLock::from(self.group.start(call)?);
+    unsafe fn start(&self, call: Call) -> Result<Box<dyn Pending>> {
+        // SAFETY: the caller vouches for the memory until the call has been waited for.
+        let done = OnceLock::from(unsafe { self.group.start(call)? });
         let is_barrier = matches!(call, Call::Barrier);
         Ok(under_way(UnderWay { group: self.group.clone(), done: Arc::new(done), is_barrier }))
     }
 
-    fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
-        self.group.on_host(call)?;
+    unsafe fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
+        // SAFETY: the caller vouches for the memory until the call has ended, which it has here.
+        unsafe { self.group.on_host(call)? };
         Ok(under_way(on_host::Over))
     }
 
-    fn send(&self, data: Region, to: usize) -> Result<Box<dyn Pending>> {
-        self.group.letter(true, data, to)
+    unsafe fn send(&self, data: Span, to: usize) -> Result<Box<dyn Pending>> {
+        // SAFETY: the caller vouches for the memory until the letter has been waited for.
+        unsafe { self.group.letter(true, data, to) }
     }
 
-    fn receive(&self, data: Region, from: usize) -> Result<Box<dyn Pending>> {
-        self.group.letter(false, data, from)
+    unsafe fn receive(&self, data: Span, from: usize) -> Result<Box<dyn Pending>> {
+        // SAFETY: the caller vouches for the memory until the letter has been waited for.
+        unsafe { self.group.letter(false, data, from) }
     }
 
     fn split(&self, color: usize) -> Result<Arc<dyn Transport>> {
@@ -148,8 +153,9 @@ impl Transport for Nccl {
         group.post()?;
         let number = group.next.load(Ordering::Relaxed);
         let (mut own, mut colors) = ([color as u64], vec![0u64; group.size()]);
-        let region = |x: &mut [u64]| Region { ptr: x.as_mut_ptr().cast(), bytes: size_of_val(x) };
-        group.on_host(Call::AllGather { from: region(&mut own), to: region(&mut colors) })?;
+        let (from, to) = (host(&mut own), host(&mut colors));
+        // SAFETY: both live until the call has ended, which it has when this returns.
+        unsafe { group.on_host(Call::AllGather { from, to })? };
         let mut distinct = colors.clone();
         distinct.sort_unstable();
         distinct.dedup();

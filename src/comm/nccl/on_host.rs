@@ -4,8 +4,9 @@
 use super::group::Group;
 use crate::base::{Error, Result};
 use crate::comm::Call;
+use crate::comm::Span;
 use crate::comm::under_way::Meet;
-use crate::device::Region;
+use crate::device::{Device, Region};
 
 /// Bytes of the card that values of the host take on their way.
 const HELD: usize = 16 << 20;
@@ -23,7 +24,10 @@ impl Meet for Over {
 
 impl Group {
     /// Makes a call on memory of the host, to its end.
-    pub(super) fn on_host(&self, call: Call) -> Result<()> {
+    ///
+    /// # Safety
+    /// The caller vouches for the memory until this returns, as [`Comm`](crate::comm::Comm) says.
+    pub(super) unsafe fn on_host(&self, call: Call) -> Result<()> {
         let (device, size) = (self.device(), self.size());
         let held = self.world.held_for_host(HELD.max(LINE * size))?;
         let pieces = |bytes: usize, of: usize| {
@@ -34,20 +38,26 @@ impl Group {
             Call::AllReduce { data, dtype, by } => {
                 for (at, n) in pieces(data.bytes, 1) {
                     let (host, data) = (data.slice(at, n), held.slice(0, n));
-                    write(self, data, host)?;
-                    self.to_end(Call::AllReduce { data, dtype, by })?;
-                    read(self, data, host)?;
+                    // SAFETY: a piece of what the caller vouches for, and of what is held.
+                    unsafe {
+                        write(self, data, host)?;
+                        self.to_end(Call::AllReduce { data, dtype, by })?;
+                        read(self, data, host)?;
+                    }
                 }
                 Ok(())
             }
             Call::AllGather { from, to } => {
                 for (at, n) in pieces(from.bytes, size) {
                     let block = |r: usize| held.slice(r * n, n);
-                    write(self, block(self.rank), from.slice(at, n))?;
                     let (from_piece, all) = (block(self.rank), held.slice(0, n * size));
-                    self.to_end(Call::AllGather { from: from_piece, to: all })?;
-                    for r in 0..size {
-                        read(self, block(r), to.slice(r * from.bytes + at, n))?;
+                    // SAFETY: pieces of what the caller vouches for, and of what is held.
+                    unsafe {
+                        write(self, from_piece, from.slice(at, n))?;
+                        self.to_end(Call::AllGather { from: from_piece, to: all })?;
+                        for r in 0..size {
+                            read(self, block(r), to.slice(r * from.bytes + at, n))?;
+                        }
                     }
                 }
                 Ok(())
@@ -56,20 +66,38 @@ impl Group {
         }
     }
 
-    fn to_end(&self, call: Call) -> Result<()> {
-        let done = self.start(call)?;
+    /// # Safety
+    /// The call's memory is what the world holds on the device for such calls.
+    unsafe fn to_end(&self, call: Call) -> Result<()> {
+        // SAFETY: that memory stays as long as the world, and the stream that next uses it waits
+        // for the call.
+        let done = unsafe { self.start(call)? };
         self.device().stream()?.wait(&done)
     }
 }
 
 /// Copies values of the host to the card.
-fn write(group: &Group, to: Region, from: Region) -> Result<()> {
-    // SAFETY: the caller of the collective call lends this memory of the host.
-    group.device().write(to, unsafe { from.as_bytes() })
+///
+/// # Safety
+/// `to` is memory of the card that stays allocated, `from` as much of the host's that stays so until
+/// this returns and is written by nobody meanwhile.
+unsafe fn write(group: &Group, to: Span, from: Span) -> Result<()> {
+    // SAFETY: the caller's promise; the driver has read `from` when this returns.
+    unsafe { on(group.device(), to).write(on(Device::Cpu, from).as_bytes()) }
 }
 
 /// Waits for the card and copies values to the host.
-fn read(group: &Group, from: Region, to: Region) -> Result<()> {
-    // SAFETY: as above; nobody else touches it until the call is over.
-    group.device().read(from, unsafe { to.as_bytes_mut() })
+///
+/// # Safety
+/// As for [`write`], and nobody else touches `to` until this returns.
+unsafe fn read(group: &Group, from: Span, to: Span) -> Result<()> {
+    // SAFETY: the caller's promise; the driver has written `to` when this returns.
+    unsafe { on(group.device(), from).read(on(Device::Cpu, to).as_bytes_mut()) }
+}
+
+/// # Safety
+/// It is memory of `device`, which the caller keeps allocated as long as it uses the region.
+unsafe fn on<'b>(device: Device, span: Span) -> Region<'b> {
+    // SAFETY: the caller's promise.
+    unsafe { Region::new(device, span.ptr, span.bytes) }
 }

@@ -8,8 +8,8 @@ use super::api::{by as nccl_by, dtype as nccl_dtype};
 use super::group::Group;
 use super::world::Lane;
 use crate::base::{DType, Error, Result};
+use crate::comm::Span;
 use crate::comm::{Call, Reduce};
-use crate::device::Region;
 use crate::device::cuda::params::RankSumParams;
 
 /// Bytes of others' values that are held at a time.
@@ -26,13 +26,16 @@ const VECTOR: usize = 16;
 
 impl Group {
     /// Puts a reduction on the stream.
-    pub(super) fn reduce(&self, lane: &mut Lane, call: Call) -> Result<()> {
+    ///
+    /// # Safety
+    /// As for [`Group::start`].
+    pub(super) unsafe fn reduce(&self, lane: &mut Lane, call: Call) -> Result<()> {
         match call {
             Call::AllReduce { data, dtype, by } if !self.near => {
                 let (to, count) = (data.ptr.cast(), data.bytes / dtype.size());
                 let (dtype, by) = (nccl_dtype(dtype)?, nccl_by(by));
                 self.one(lane, "all-reduce", |api, comm, stream| {
-                    // SAFETY: live memory of the device, left alone until the call is over.
+                    // SAFETY: `count` values on the device for which the caller vouches until the end.
                     unsafe { (api.all_reduce)(to, to, count, dtype, by, comm, stream) }
                 })
             }
@@ -40,7 +43,8 @@ impl Group {
                 let (from, to, count) = (from.ptr.cast(), to.ptr.cast(), to.bytes / dtype.size());
                 let (dtype, by) = (nccl_dtype(dtype)?, nccl_by(by));
                 self.one(lane, "reduce-scatter", |api, comm, stream| {
-                    // SAFETY: as above.
+                    // SAFETY: the caller vouches for both until the end, and `Comm` has checked that
+                    // `from` has `count` values for every rank.
                     unsafe { (api.reduce_scatter)(from, to, count, dtype, by, comm, stream) }
                 })
             }
@@ -48,33 +52,44 @@ impl Group {
                 if data.bytes * self.size() <= SMALL.min(self.held) =>
             {
                 let all = lane.held(0, self.device(), self.held)?;
-                self.gather(lane, data, all.slice(0, data.bytes * self.size()))?;
-                let nobody = (self.size(), Region::NOWHERE);
-                self.sum(lane, all, data.bytes, nobody, data, dtype, by)
+                let nobody = (self.size(), Span::NOWHERE);
+                // SAFETY: the caller vouches for `data`; the rest is the world's, which has room
+                // for every rank's: the arm's condition. No rank's values are read elsewhere.
+                unsafe {
+                    self.gather(lane, data, all.slice(0, data.bytes * self.size()))?;
+                    self.sum(lane, all, data.bytes, nobody, data, dtype, by)
+                }
             }
             Call::AllReduce { data, dtype, by } => {
                 let elements = data.bytes / dtype.size();
                 let at = |r: usize| elements * r / self.size() * dtype.size();
                 let share = |r: usize| data.slice(at(r), at(r + 1) - at(r));
-                let shares: Vec<Region> = (0..self.size()).map(share).collect();
-                self.in_order(lane, &shares, shares[self.rank], dtype, by)?;
-                self.exchange(lane, "all-reduce", |_| shares[self.rank], |r| shares[r])
+                let shares: Vec<Span> = (0..self.size()).map(share).collect();
+                // SAFETY: the shares are pieces of `data`, for which the caller vouches.
+                unsafe {
+                    self.in_order(lane, &shares, shares[self.rank], dtype, by)?;
+                    self.exchange(lane, "all-reduce", |_| shares[self.rank], |r| shares[r])
+                }
             }
             Call::ReduceScatter { from, to, dtype, by } => {
                 let share = |r: usize| from.slice(r * to.bytes, to.bytes);
-                let shares: Vec<Region> = (0..self.size()).map(share).collect();
-                self.in_order(lane, &shares, to, dtype, by)
+                let shares: Vec<Span> = (0..self.size()).map(share).collect();
+                // SAFETY: the shares are pieces of `from`; the caller vouches for it and for `to`.
+                unsafe { self.in_order(lane, &shares, to, dtype, by) }
             }
             other => Err(Error::internal(format!("{other:?} is no reduction"))),
         }
     }
 
     /// Reduces the ranks' `shares`, as they lie here, this rank's into `to`.
-    fn in_order(
+    ///
+    /// # Safety
+    /// As for [`Group::start`].
+    unsafe fn in_order(
         &self,
         lane: &mut Lane,
-        shares: &[Region],
-        to: Region,
+        shares: &[Span],
+        to: Span,
         dtype: DType,
         by: Reduce,
     ) -> Result<()> {
@@ -82,28 +97,36 @@ impl Group {
         let held = lane.held(0, self.device(), self.held.max(piece * self.size()))?;
         let longest = shares.iter().map(|s| s.bytes).max().unwrap_or(0);
         for start in (0..longest).step_by(piece) {
-            let cut = |share: Region| {
+            let cut = |share: Span| {
                 let at = start.min(share.bytes);
                 share.slice(at, piece.min(share.bytes - at))
             };
             let (own, to) = (cut(shares[self.rank]), cut(to));
             let place = |r: usize| held.slice(r * piece, to.bytes);
-            self.exchange(lane, "reduction", |r| cut(shares[r]), place)?;
-            self.sum(lane, held, piece, (self.rank, own), to, dtype, by)?;
+            // SAFETY: the caller vouches for the shares and for `to`; the rest is the world's, with
+            // a piece for every rank. The share of this rank is as long as `to`.
+            unsafe {
+                self.exchange(lane, "reduction", |r| cut(shares[r]), place)?;
+                self.sum(lane, held, piece, (self.rank, own), to, dtype, by)?;
+            }
         }
         Ok(())
     }
 
     /// Puts the reduction of what is `held`, a rank's values every `stride` bytes, into `to`; those
     /// of rank `own.0` are in `own.1`.
+    ///
+    /// # Safety
+    /// All is memory of the device, for which the caller vouches until the sum is over: `held` has
+    /// every rank's values, each as long as `to`, but those of `own.0`, and `own.1` has those.
     #[allow(clippy::too_many_arguments)]
-    fn sum(
+    unsafe fn sum(
         &self,
         lane: &mut Lane,
-        held: Region,
+        held: Span,
         stride: usize,
-        own: (usize, Region),
-        to: Region,
+        own: (usize, Span),
+        to: Span,
         dtype: DType,
         by: Reduce,
     ) -> Result<()> {
@@ -125,6 +148,8 @@ impl Group {
             flags: u32::from(addresses.iter().all(|a| a.is_multiple_of(VECTOR))),
         };
         let blocks = to.bytes.div_ceil(VECTOR * THREADS) as u32;
-        lane.stream.launch(kernel, [blocks, 1, 1], THREADS as u32, 0, &params)
+        // SAFETY: the caller vouches for the three addresses and their lengths, from which `n`,
+        // `stride` and `ranks` follow.
+        unsafe { lane.stream.launch(kernel, [blocks, 1, 1], THREADS as u32, 0, &params) }
     }
 }

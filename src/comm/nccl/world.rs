@@ -9,8 +9,9 @@
 
 use super::api::{Api, Handle, IN_PROGRESS};
 use crate::base::{Error, Result};
+use crate::comm::Span;
 use crate::comm::lifeline::{Lifeline, What};
-use crate::device::{Buffer, Device, Event, Region, Stream};
+use crate::device::{Buffer, Device, Event, Stream};
 use std::collections::VecDeque;
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -89,11 +90,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Lane {
     /// Memory of the device, number `which` of two, of `bytes` the first time.
-    pub(super) fn held(&mut self, which: usize, device: Device, bytes: usize) -> Result<Region> {
+    pub(super) fn held(&mut self, which: usize, device: Device, bytes: usize) -> Result<Span> {
         if self.held[which].is_none() {
             self.held[which] = Some(Buffer::zeroed(device, bytes)?);
         }
-        Ok(self.held[which].as_ref().map_or(Region::NOWHERE, Buffer::region))
+        Ok(self.held[which].as_ref().map_or(Span::NOWHERE, |b| b.region().into()))
     }
 }
 
@@ -157,7 +158,7 @@ impl World {
 
     /// Memory of the device for values of the host on their way, which is `bytes` long the first
     /// time.
-    pub(super) fn held_for_host(&self, bytes: usize) -> Result<Region> {
+    pub(super) fn held_for_host(&self, bytes: usize) -> Result<Span> {
         lock(&self.lane).held(1, self.shared.device, bytes)
     }
 

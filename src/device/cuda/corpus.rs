@@ -40,8 +40,10 @@ fn run(device: Device, case: &Case) -> Result<()> {
         Ok(buffer)
     };
     let (input, out) = (buffer(&case.input)?, buffer(&vec![u32::MAX; case.expected.len()])?);
-    let params = CorpusParams { input: input.region().ptr as u64, out: out.region().ptr as u64 };
-    device.stream()?.launch(case.kernel, [1, 1, 1], 32, 0, &params)?;
+    let params = CorpusParams { input: input.region().address(), out: out.region().address() };
+    // SAFETY: a case has as many words as its kernel reads and writes, and both buffers live until
+    // the result has been read.
+    unsafe { device.stream()?.launch(case.kernel, [1, 1, 1], 32, 0, &params)? };
     let mut got = vec![0u32; case.expected.len()];
     out.read(0, bytemuck::cast_slice_mut(&mut got))?;
     match got.iter().zip(&case.expected).position(|(g, e)| g != e) {

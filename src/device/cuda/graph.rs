@@ -47,9 +47,14 @@ impl Stream {
     }
 
     /// Starts a recorded run again.
-    pub fn replay(&self, graph: &Graph) -> Result<()> {
+    ///
+    /// # Safety
+    /// The memory that the recorded work names is still allocated, and stays so until this stream
+    /// is done with the run; nothing else touches it meanwhile.
+    pub unsafe fn replay(&self, graph: &Graph) -> Result<()> {
         self.context.enter();
-        // SAFETY: the graph lives, and so does the memory its owner recorded it over.
+        // SAFETY: the graph is borrowed, so it has not been destroyed; the memory it names is the
+        // caller's promise.
         let code = unsafe { (self.context.api.graph_launch)(graph.exec, self.handle) };
         self.context.check(code, format_args!("a graph in {self:?}"))
     }

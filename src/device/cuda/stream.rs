@@ -5,13 +5,14 @@ use super::api::{Handle, NOT_READY, SUCCESS};
 use super::params::KernelParams;
 use super::{Context, fault};
 use crate::base::{Error, Result};
-use crate::device::Region;
+use crate::device::{Device, Region};
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A queue of device work, used by one host thread. Lives as long as the process.
 pub struct Stream {
+    device: Device,
     pub(super) context: &'static Context,
     pub(super) handle: Handle,
     /// Counted in this process.
@@ -37,7 +38,7 @@ const NON_BLOCKING: u32 = 1;
 const PORTABLE: u32 = 1;
 
 impl Stream {
-    pub(in crate::device) fn new(context: &'static Context) -> Result<Stream> {
+    pub(in crate::device) fn new(device: Device, context: &'static Context) -> Result<Stream> {
         context.enter();
         let mut handle: Handle = std::ptr::null_mut();
         // SAFETY: the pointer is to a local.
@@ -45,10 +46,16 @@ impl Stream {
         context.check(code, "cannot make a stream")?;
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let mut stream = Stream { context, handle, number, fault: 0, launches: Cell::new(0) };
+        let launches = Cell::new(0);
+        let mut stream = Stream { device, context, handle, number, fault: 0, launches };
         stream.fault = stream.alloc(256)?;
-        stream.fill(Region { ptr: stream.fault as *mut u8, bytes: 256 }, 0)?;
+        stream.fill(stream.faults(), 0)?;
         Ok(stream)
+    }
+
+    /// The device it belongs to.
+    pub fn device(&self) -> Device {
+        self.device
     }
 
     /// The card it belongs to.
@@ -64,6 +71,20 @@ impl Stream {
     /// Address of the word in which kernels report faults; it is looked at by [`Stream::copy_out`].
     pub fn fault(&self) -> u64 {
         self.fault
+    }
+
+    fn faults(&self) -> Region<'_> {
+        // SAFETY: allocated with this length in `new` and never given back; no reference to memory
+        // of a device is ever made.
+        unsafe { Region::new(self.device, self.fault as *mut u8, 256) }
+    }
+
+    /// Fails if a region is not memory of this stream's device.
+    fn check_ours(&self, region: &Region<'_>) -> Result<()> {
+        if region.device() == self.device {
+            return Ok(());
+        }
+        Err(Error::internal(format!("{self:?} was given memory of {}", region.device())))
     }
 
     /// Kernels launched or recorded so far; those of a graph count once, when it is recorded.
@@ -84,32 +105,43 @@ impl Stream {
 
     /// Gives memory back, once this stream is done with all work so far. Other streams must be done
     /// with it.
-    pub(in crate::device) fn free(&self, address: u64) {
+    ///
+    /// # Safety
+    /// The address came from [`Stream::alloc`] of this device and is given back once.
+    pub(in crate::device) unsafe fn free(&self, address: u64) {
         self.context.enter();
-        // SAFETY: the address came from `alloc`, and its owner is gone.
+        // SAFETY: the caller's promise: it was allocated, and nobody uses it any more.
         unsafe { (self.context.api.memory_free)(address, self.handle) };
     }
 
     /// Locks pages of the host, so that copies from them need no help of the processor. Whether it
     /// could be done.
-    pub(in crate::device) fn lock_pages(&self, host: Region) -> bool {
+    pub(in crate::device) fn lock_pages(&self, host: Region<'_>) -> bool {
         self.context.enter();
-        // SAFETY: the range is live host memory, which its owner unlocks before it gives it back.
+        // SAFETY: the region borrows its owner, so the range is allocated; locking changes none of
+        // its bytes, and a driver that is given what is not the host's answers with an error.
         let code =
-            unsafe { (self.context.api.host_register)(host.ptr.cast(), host.bytes, PORTABLE) };
+            unsafe { (self.context.api.host_register)(host.ptr().cast(), host.bytes(), PORTABLE) };
         code == SUCCESS
     }
 
     /// Undoes [`Stream::lock_pages`].
-    pub(in crate::device) fn unlock_pages(&self, host: Region) {
+    pub(in crate::device) fn unlock_pages(&self, host: Region<'_>) {
         self.context.enter();
-        // SAFETY: the range was locked, and nothing copies from it any more.
-        unsafe { (self.context.api.host_unregister)(host.ptr.cast()) };
+        // SAFETY: the region borrows its owner, so the range is allocated; a driver answers with an
+        // error where it was not locked.
+        unsafe { (self.context.api.host_unregister)(host.ptr().cast()) };
     }
 
     /// Starts `kernel` on `grid` blocks of `threads` threads with `shared` bytes of dynamic shared
     /// memory. Nothing is started where the grid is empty.
-    pub fn launch<P: KernelParams>(
+    ///
+    /// # Safety
+    /// The addresses in `params` are memory of this device, as long as the kernel takes it to be
+    /// from the other parameters and the grid, that stays allocated until this stream is done with
+    /// the kernel. Nothing else touches meanwhile what it writes, or writes what it reads. Where
+    /// the stream is captured, that holds for every replay of the graph.
+    pub unsafe fn launch<P: KernelParams>(
         &self,
         kernel: &str,
         grid: [u32; 3],
@@ -125,7 +157,7 @@ impl Stream {
         let function = self.context.function(kernel, shared)?;
         let mut values: [*mut c_void; 1] = [std::ptr::from_ref(params).cast_mut().cast()];
         // SAFETY: every kernel takes one struct by value, of this layout, copied before this
-        // returns.
+        // returns; the caller vouches for the addresses in it.
         let code = unsafe {
             (self.context.api.launch)(
                 function,
@@ -145,47 +177,57 @@ impl Stream {
     }
 
     /// Copies host bytes to the device. `src` may be used again at once.
-    pub fn copy_in(&self, to: Region, src: &[u8]) -> Result<()> {
-        assert!(src.len() <= to.bytes, "copy of {} bytes into {}", src.len(), to.bytes);
+    pub fn copy_in(&self, to: Region<'_>, src: &[u8]) -> Result<()> {
+        assert!(src.len() <= to.bytes(), "copy of {} bytes into {}", src.len(), to.bytes());
+        self.check_ours(&to)?;
         if src.is_empty() {
             return Ok(());
         }
         self.context.enter();
-        // SAFETY: the ranges were checked; pageable host memory is staged before the call returns.
+        // SAFETY: `to` is allocated, since it borrows its owner, which gives it back in the order
+        // of a stream; it is as long as `src`, which the driver stages before the call returns.
         let code = unsafe {
-            (self.context.api.copy_in)(to.ptr as u64, src.as_ptr().cast(), src.len(), self.handle)
+            (self.context.api.copy_in)(to.address(), src.as_ptr().cast(), src.len(), self.handle)
         };
         self.context.check(code, "cannot copy to the device")
     }
 
     /// Begins to copy a range of the host to the device: it is left alone until this stream is done
     /// with it.
-    pub(in crate::device) fn begin_copy_in(&self, to: Region, from: Region) -> Result<()> {
-        if to.bytes != from.bytes {
-            let line = format!("copy of {} bytes into {}", from.bytes, to.bytes);
-            return Err(Error::internal(line));
-        }
+    ///
+    /// # Safety
+    /// `from` is the host's memory. Both stay allocated until this stream is done with the copy;
+    /// until then nothing else touches `to`, and nothing writes `from`.
+    pub(in crate::device) unsafe fn begin_copy_in(
+        &self,
+        to: Region<'_>,
+        from: Region<'_>,
+    ) -> Result<()> {
+        same_length(&to, &from)?;
+        self.check_ours(&to)?;
         self.context.enter();
-        // SAFETY: both are live ranges of the same length; `Upload` and `Buffer` wait before they
-        // give them back.
+        // SAFETY: of one length, as was checked; the caller leaves both in place until the end.
         let code = unsafe {
-            (self.context.api.copy_in)(to.ptr as u64, from.ptr.cast(), from.bytes, self.handle)
+            let (from, bytes) = (from.ptr().cast(), from.bytes());
+            (self.context.api.copy_in)(to.address(), from, bytes, self.handle)
         };
         self.context.check(code, "cannot copy to the device")
     }
 
     /// Waits for everything before it and copies device bytes to the host; then tells of faults
     /// that kernels reported.
-    pub fn copy_out(&self, from: Region, dst: &mut [u8]) -> Result<()> {
-        assert!(dst.len() <= from.bytes, "copy of {} bytes out of {}", dst.len(), from.bytes);
+    pub fn copy_out(&self, from: Region<'_>, dst: &mut [u8]) -> Result<()> {
+        assert!(dst.len() <= from.bytes(), "copy of {} bytes out of {}", dst.len(), from.bytes());
+        self.check_ours(&from)?;
         self.context.enter();
         let mut word = 0u32;
-        // SAFETY: the ranges were checked, and the host memory is borrowed until the wait below.
+        // SAFETY: `from` borrows its owner, so it is allocated, and is as long as `dst`, which is
+        // borrowed until the wait below; the word of faults lives as long as the process.
         unsafe {
             let api = &self.context.api;
             if !dst.is_empty() {
                 let ptr = dst.as_mut_ptr().cast();
-                let code = (api.copy_out)(ptr, from.ptr as u64, dst.len(), self.handle);
+                let code = (api.copy_out)(ptr, from.address(), dst.len(), self.handle);
                 self.context.check(code, "cannot copy from the device")?;
             }
             let code = (api.copy_out)((&raw mut word).cast(), self.fault, 4, self.handle);
@@ -193,37 +235,39 @@ impl Stream {
         }
         self.synchronize()?;
         if word != 0 {
-            self.fill(Region { ptr: self.fault as *mut u8, bytes: 4 }, 0)?;
+            self.fill(self.faults().slice(0, 4), 0)?;
             return Err(fault::error(word));
         }
         Ok(())
     }
 
     /// Copies bytes within the device.
-    pub fn copy(&self, to: Region, from: Region) -> Result<()> {
-        if to.bytes != from.bytes {
-            let line = format!("copy of {} bytes into {}", from.bytes, to.bytes);
-            return Err(Error::internal(line));
-        }
-        if to.bytes == 0 {
+    pub fn copy(&self, to: Region<'_>, from: Region<'_>) -> Result<()> {
+        same_length(&to, &from)?;
+        if to.bytes() == 0 {
             return Ok(());
         }
+        self.check_ours(&to)?;
+        self.check_ours(&from)?;
         self.context.enter();
-        // SAFETY: both are ranges of live device memory of the same length.
+        // SAFETY: memory of this device of one length, as was checked, and allocated, since the
+        // regions borrow their owners, which give it back in the order of a stream.
         let code = unsafe {
-            (self.context.api.copy)(to.ptr as u64, from.ptr as u64, to.bytes, self.handle)
+            (self.context.api.copy)(to.address(), from.address(), to.bytes(), self.handle)
         };
         self.context.check(code, "cannot copy on the device")
     }
 
     /// Sets all bytes of a range.
-    pub fn fill(&self, to: Region, value: u8) -> Result<()> {
-        if to.bytes == 0 {
+    pub fn fill(&self, to: Region<'_>, value: u8) -> Result<()> {
+        if to.bytes() == 0 {
             return Ok(());
         }
+        self.check_ours(&to)?;
         self.context.enter();
-        // SAFETY: the range is live device memory.
-        let code = unsafe { (self.context.api.fill)(to.ptr as u64, value, to.bytes, self.handle) };
+        // SAFETY: memory of this device, as was checked, and allocated, since the region borrows
+        // its owner, which gives it back in the order of a stream.
+        let code = unsafe { (self.context.api.fill)(to.address(), value, to.bytes(), self.handle) };
         self.context.check(code, "cannot fill device memory")
     }
 
@@ -263,6 +307,14 @@ impl Stream {
         let code = unsafe { (self.context.api.stream_wait)(self.handle, event.handle, 0) };
         self.context.check(code, "cannot wait for an event")
     }
+}
+
+fn same_length(to: &Region<'_>, from: &Region<'_>) -> Result<()> {
+    if to.bytes() == from.bytes() {
+        return Ok(());
+    }
+    let line = format!("copy of {} bytes into {}", from.bytes(), to.bytes());
+    Err(Error::internal(line))
 }
 
 /// A point in a stream.

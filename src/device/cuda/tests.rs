@@ -2,7 +2,16 @@
 
 use crate::device::cuda::corpus;
 use crate::device::cuda::params::AddParams;
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, Region};
+
+/// Work of these tests.
+macro_rules! work {
+    ($work:expr) => {
+        // SAFETY: the kernels and copies of these tests are of memory as long as their parameters
+        // say, which lives until the test has read what it is about.
+        unsafe { $work }
+    };
+}
 
 fn floats(buffer: &Buffer) -> Vec<f32> {
     let mut bytes = vec![0; buffer.bytes()];
@@ -38,26 +47,28 @@ fn copies_from_locked_pages_come_beside_the_work_and_before_what_follows() {
     assert_eq!(from.device(), Device::Cpu);
     from.write(0, bytemuck::cast_slice(&[2.5f32; 300])).unwrap();
     let (to, sum) = (filled(&[1.0; 300]), filled(&[0.5; 300]));
-    let upload = Device::Emulated.upload(to.region(), &from).unwrap();
+    let upload = work!(Device::Emulated.upload(to.region(), &from)).unwrap();
     upload.wait().unwrap();
-    let (a, b) = (to.region().ptr as u64, sum.region().ptr as u64);
+    let (a, b) = (to.region().address(), sum.region().address());
     let params = AddParams { a, b, y: b, n: 300, flags: 0, pad: 0 };
     let stream = Device::Emulated.stream().unwrap();
-    stream.launch("add_f32", [2, 1, 1], 256, 0, &params).unwrap();
+    work!(stream.launch("add_f32", [2, 1, 1], 256, 0, &params)).unwrap();
     assert_eq!(floats(&sum), [3.0; 300]);
     from.write(0, bytemuck::cast_slice(&[4.0f32; 300])).unwrap();
-    Device::Emulated.upload(to.region(), &from).unwrap().finish().unwrap();
+    work!(Device::Emulated.upload(to.region(), &from)).unwrap().finish().unwrap();
     assert_eq!(floats(&to), [4.0; 300]);
     // Of another length, and of memory that is not the host's.
-    assert!(Device::Emulated.upload(to.slice(0, 8), &from).is_err());
-    assert!(Device::Emulated.upload(to.region(), &sum).is_err());
+    assert!(work!(Device::Emulated.upload(to.slice(0, 8), &from)).is_err());
+    assert!(work!(Device::Emulated.upload(to.region(), &sum)).is_err());
     // Pages that are given back may be locked again.
     assert!(stream.lock_pages(sum.region()) && !stream.lock_pages(sum.region()));
     stream.unlock_pages(sum.region());
     assert!(stream.lock_pages(sum.region()));
     stream.unlock_pages(sum.region());
-    let again = from.region();
+    let (ptr, bytes) = (from.region().ptr(), from.bytes());
     drop(from);
+    // SAFETY: locking reads and writes nothing.
+    let again = unsafe { Region::new(Device::Cpu, ptr, bytes) };
     assert!(stream.lock_pages(again), "unlocked before they were given back");
     stream.unlock_pages(again);
 }
@@ -66,17 +77,17 @@ fn copies_from_locked_pages_come_beside_the_work_and_before_what_follows() {
 fn a_graph_runs_when_it_is_replayed_and_only_then() {
     let (from, to) = (filled(&[1.0; 300]), filled(&[0.5; 300]));
     let stream = Device::Emulated.stream().unwrap();
-    let (a, b) = (from.region().ptr as u64, to.region().ptr as u64);
+    let (a, b) = (from.region().address(), to.region().address());
     let params = AddParams { a, b, y: b, n: 300, flags: 0, pad: 0 };
     let (graph, ()) = stream
         .capture(|| {
-            stream.launch("add_f32", [2, 1, 1], 256, 0, &params)?;
+            work!(stream.launch("add_f32", [2, 1, 1], 256, 0, &params))?;
             stream.copy(from.region(), to.region())
         })
         .unwrap();
     assert_eq!(floats(&to), [0.5; 300]);
     for _ in 0..3 {
-        stream.replay(&graph).unwrap();
+        work!(stream.replay(&graph)).unwrap();
     }
     // x <- y + x, y <- x: 1.5, 3, 6.
     assert_eq!(floats(&to), [6.0; 300]);
@@ -96,10 +107,10 @@ fn events_order_and_time() {
 fn an_unknown_kernel_and_a_wrong_block_are_errors() {
     let stream = Device::Emulated.stream().unwrap();
     let params = AddParams { a: 0, b: 0, y: 0, n: 0, flags: 0, pad: 0 };
-    let e = stream.launch("no_such_kernel", [1, 1, 1], 32, 0, &params).unwrap_err();
+    let e = work!(stream.launch("no_such_kernel", [1, 1, 1], 32, 0, &params)).unwrap_err();
     assert!(e.to_string().contains("no_such_kernel"), "{e}");
-    assert!(stream.launch("add_f32", [1, 1, 1], 1024, 0, &params).is_err());
-    assert!(stream.launch("add_f32", [0, 1, 1], 256, 0, &params).is_ok());
+    assert!(work!(stream.launch("add_f32", [1, 1, 1], 1024, 0, &params)).is_err());
+    assert!(work!(stream.launch("add_f32", [0, 1, 1], 256, 0, &params)).is_ok());
 }
 
 #[test]

@@ -67,7 +67,10 @@ impl Shape {
     }
 
     /// Shared memory of a forward tile of `rows`; scores go between warps where some share rows.
-    fn forward(self, dtype: DType, rows: usize) -> usize {
+    ///
+    /// # Safety
+    /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+    unsafe fn forward(self, dtype: DType, rows: usize) -> usize {
         match dtype {
             DType::Bf16 => {
                 let between = if rows < 64 { rows * KEYS * 4 } else { 0 };
@@ -157,7 +160,10 @@ fn name(dtype: DType) -> &'static str {
 }
 
 /// Appends the new keys and values to the cache.
-pub(in crate::op) fn append(
+///
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+pub(in crate::op) unsafe fn append(
     op: &Attention,
     stream: &Stream,
     dtype: DType,
@@ -165,11 +171,15 @@ pub(in crate::op) fn append(
 ) -> Result<()> {
     params.align(op, dtype);
     let kernel = format!("cached_attention_append_{}", name(dtype));
-    stream.launch(&kernel, [params.tokens, 1, 1], THREADS, 0, &params)
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe { stream.launch(&kernel, [params.tokens, 1, 1], THREADS, 0, &params) }
 }
 
 /// Attends, to the cache or to the batch itself.
-pub(in crate::op) fn attend(
+///
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+pub(in crate::op) unsafe fn attend(
     op: &Attention,
     stream: &Stream,
     dtype: DType,
@@ -190,19 +200,27 @@ pub(in crate::op) fn attend(
     };
     let kernel = format!("{kernel}_{}_d{}", name(dtype), shape.width);
     let grid = [params.tiles(group, rows), op.kv_heads as u32, 1];
-    stream.launch(&kernel, grid, THREADS, shape.forward(dtype, rows), &params)
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe { stream.launch(&kernel, grid, THREADS, shape.forward(dtype, rows), &params) }
 }
 
 /// `Op::cuda_forward` of packed attention.
-pub(super) fn forward(op: &Attention, io: &CudaForward<'_>) -> Result<()> {
+///
+/// # Safety
+/// As for `Op::cuda_forward`.
+pub(super) unsafe fn forward(op: &Attention, io: &CudaForward<'_>) -> Result<()> {
     let qkv = io.input(0);
     let base = params(op, io.stream, qkv, io.input(1))?;
     let params = AttendParams { o: io.outs[0].ptr, lse: io.outs[1].ptr, ..base };
-    attend(op, io.stream, qkv.desc.dtype, params)
+    // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+    unsafe { attend(op, io.stream, qkv.desc.dtype, params) }
 }
 
 /// `Op::cuda_backward` of packed attention; the workspace has room for a delta per token and head.
-pub(super) fn backward(op: &Attention, io: &CudaBackward<'_>) -> Result<()> {
+///
+/// # Safety
+/// As for `Op::cuda_forward`.
+pub(super) unsafe fn backward(op: &Attention, io: &CudaBackward<'_>) -> Result<()> {
     let qkv = io.input(0);
     let Some(grad) = &io.dins[0] else { return Ok(()) };
     if qkv.rows() == 0 {
@@ -222,11 +240,13 @@ pub(super) fn backward(op: &Attention, io: &CudaBackward<'_>) -> Result<()> {
     let (shape, group, heads) = (Shape::of(op)?, op.group(), op.kv_heads as u32);
     let launch = |what: &str, grid: [u32; 3], share: usize, shared: usize| {
         let kernel = format!("attention_backward_{what}_{}_d{}", name(dtype), shape.width);
-        io.stream.launch(&kernel, grid, THREADS * share as u32, shared, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { io.stream.launch(&kernel, grid, THREADS * share as u32, shared, &params) }
     };
     let rows = (qkv.rows() * op.heads) as u32;
     let delta = format!("attention_delta_{}", name(dtype));
-    io.stream.launch(&delta, [rows.div_ceil(4), 1, 1], THREADS, 0, &params)?;
+    // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+    unsafe { io.stream.launch(&delta, [rows.div_ceil(4), 1, 1], THREADS, 0, &params)? };
     let (keys, queries) = (shape.keys(dtype), shape.queries(dtype));
     if dtype == DType::Bf16 {
         let slices = (shape.width / shape.columns) as u32;

@@ -32,7 +32,7 @@ impl OnDevice {
     }
 
     fn arg(&self) -> Arg {
-        Arg { ptr: self.buffer.region().ptr as u64, desc: self.desc }
+        Arg { ptr: self.buffer.region().address(), desc: self.desc }
     }
 
     fn get<E: Elem>(&self) -> Vec<E> {
@@ -51,11 +51,12 @@ fn packed<E: Elem>(op: &Attention, qkv: &[E], cu: &[i32], d_o: &[E]) -> (Vec<E>,
     let (o, lse) = (OnDevice::nan::<E>(&row), OnDevice::nan::<f32>(&[tokens, op.heads]));
     let ins = vec![Some(qkv.arg()), Some(cu.arg())];
     let outs = vec![o.arg(), lse.arg()];
-    op.cuda_forward(&CudaForward { stream, ins: ins.clone(), outs: outs.clone(), scratch: 0 })
-        .unwrap();
+    let io = CudaForward { stream, ins: ins.clone(), outs: outs.clone(), scratch: 0 };
+    // SAFETY: every tensor has its own memory on the device, which lives until it has been read.
+    unsafe { op.cuda_forward(&io) }.unwrap();
     let (d_o, dqkv) = (OnDevice::of(d_o, &row), OnDevice::nan::<E>(&[tokens, op.width()]));
     let scratch = OnDevice::nan::<f32>(&[tokens, op.heads]);
-    op.cuda_backward(&CudaBackward {
+    let io = CudaBackward {
         stream,
         ins,
         outs: outs.into_iter().map(Some).collect(),
@@ -63,8 +64,9 @@ fn packed<E: Elem>(op: &Attention, qkv: &[E], cu: &[i32], d_o: &[E]) -> (Vec<E>,
         dins: vec![Some(CudaGrad { arg: dqkv.arg(), acc: false }), None],
         late: vec![],
         scratch: scratch.arg().ptr,
-    })
-    .unwrap();
+    };
+    // SAFETY: every tensor has its own memory on the device, which lives until it has been read.
+    unsafe { op.cuda_backward(&io) }.unwrap();
     (o.get(), lse.get(), dqkv.get())
 }
 
@@ -103,14 +105,14 @@ fn cached<E: Elem>(
             (OnDevice::ints(&cu, &[cu.len()]), OnDevice::ints(&starts, &[starts.len()]));
         let o = OnDevice::nan::<E>(&[tokens.len(), row]);
         let ins = [&part, &cu, &starts, &table].map(|t| Some(t.arg()));
-        CachedAttention(op.clone())
-            .cuda_forward(&CudaForward {
-                stream,
-                ins: ins.into_iter().chain([None, None]).collect(),
-                outs: vec![o.arg(), k.arg(), v.arg()],
-                scratch: 0,
-            })
-            .unwrap();
+        let io = CudaForward {
+            stream,
+            ins: ins.into_iter().chain([None, None]).collect(),
+            outs: vec![o.arg(), k.arg(), v.arg()],
+            scratch: 0,
+        };
+        // SAFETY: every tensor has its own memory on the device, which lives until o has been read.
+        unsafe { CachedAttention(op.clone()).cuda_forward(&io) }.unwrap();
         for (t, o) in tokens.iter().zip(o.get::<E>().chunks_exact(row)) {
             out[t * row..][..row].copy_from_slice(o);
         }

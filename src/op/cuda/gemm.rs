@@ -115,8 +115,11 @@ impl Tile {
 }
 
 /// Multiplies: `out` `[m, n]`, sums of `k` products.
+///
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
 #[allow(clippy::too_many_arguments)]
-pub fn gemm(
+pub unsafe fn gemm(
     stream: &Stream,
     layout: Layout,
     m: usize,
@@ -156,10 +159,13 @@ pub fn gemm(
         return Err(Error::internal("matrix product: an activation that does not fit"));
     }
     let act = if out.activation.is_some() { "_act" } else { "" };
-    launch(stream, layout, act, [a.dtype, b.dtype, out.dtype], &params)
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe { launch(stream, layout, act, [a.dtype, b.dtype, out.dtype], &params) }
 }
 
-fn launch(
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+unsafe fn launch(
     stream: &Stream,
     layout: Layout,
     act: &str,
@@ -175,12 +181,14 @@ fn launch(
     if dtypes[0] != DType::Bf16 || dtypes[1] != DType::Bf16 {
         let kernel = format!("gemm_fma_{name}{act}_{}_{}_{}", dtypes[0], dtypes[1], dtypes[2]);
         let grid = [n.div_ceil(64) as u32, m.div_ceil(64) as u32, 1];
-        return stream.launch(&kernel, grid, 256, 0, params);
+        // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+        return unsafe { stream.launch(&kernel, grid, 256, 0, params) };
     }
     let tile = choose(stream, layout, params);
     let kernel = format!("gemm_{name}_{}{act}_{}", tile.name, dtypes[2]);
     let grid = [n.div_ceil(tile.columns) as u32, m.div_ceil(tile.rows) as u32, 1];
-    stream.launch(&kernel, grid, tile.threads, tile.shared(layout), params)
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe { stream.launch(&kernel, grid, tile.threads, tile.shared(layout), params) }
 }
 
 /// The tile: few rows take the narrow one, many the large one, if its tiles fill the card. Rows

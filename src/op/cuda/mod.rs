@@ -81,8 +81,11 @@ pub fn column_sums_scratch(rows: usize, columns: usize) -> usize {
 
 /// Sums the rows of `x` `[rows, columns]` into f32 `out` `[columns]`, in a fixed order: pieces of
 /// 256 rows each on their own, then the pieces.
+///
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
 #[allow(clippy::too_many_arguments)]
-pub fn column_sums(
+pub unsafe fn column_sums(
     stream: &Stream,
     x: Mat,
     rows: usize,
@@ -104,12 +107,17 @@ pub fn column_sums(
     };
     let blocks = (columns as u32).div_ceil(SUM_COLUMNS);
     let kernel = by_dtype(x.dtype, "column_sums_f32", "column_sums_bf16");
-    stream.launch(kernel, [blocks, pieces, 1], SUM_COLUMNS, 0, &first)?;
-    sum_pieces(stream, scratch, pieces as usize, columns, out, add)
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe { stream.launch(kernel, [blocks, pieces, 1], SUM_COLUMNS, 0, &first)? };
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe { sum_pieces(stream, scratch, pieces as usize, columns, out, add) }
 }
 
 /// Sums f32 `pieces` `[n, columns]` into f32 `out` `[columns]`, in order.
-pub fn sum_pieces(
+///
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+pub unsafe fn sum_pieces(
     stream: &Stream,
     pieces: u64,
     n: usize,
@@ -128,7 +136,8 @@ pub fn sum_pieces(
         zero: 0,
     };
     let blocks = (columns as u32).div_ceil(SUM_COLUMNS);
-    stream.launch("column_sums_f32", [blocks, 1, 1], SUM_COLUMNS, 0, &params)
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe { stream.launch("column_sums_f32", [blocks, 1, 1], SUM_COLUMNS, 0, &params) }
 }
 
 #[cfg(all(test, feature = "emulator"))]

@@ -3,8 +3,8 @@
 
 use super::vectors::{THREADS, adding, aligned, row_grid, vec_len};
 use crate::base::{DType, Error, Result};
+use crate::device::Stream;
 use crate::device::cuda::params::{ScatterLinksParams, ScatterParams};
-use crate::device::{Region, Stream};
 use crate::op::{Arg, CudaGrad};
 
 /// Workspace for `count` entries, in f32 elements.
@@ -14,8 +14,11 @@ pub fn scatter_scratch(count: usize) -> usize {
 
 /// `to[index[t] + offset] += scale * from[t]` for rows of `width` elements, in order of `t`, summed
 /// in f32. Without `to.acc` the whole of `to` is set. Entries outside `to` are left out.
+///
+/// # Safety
+/// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
 #[allow(clippy::too_many_arguments)]
-pub fn scatter_add(
+pub unsafe fn scatter_add(
     stream: &Stream,
     index: Arg,
     offset: usize,
@@ -28,12 +31,16 @@ pub fn scatter_add(
     let (count, len) = (index.desc.shape.numel(), to.arg.desc.shape.numel());
     if !to.acc {
         let to = to.arg;
-        stream.fill(Region { ptr: to.ptr as *mut u8, bytes: to.desc.bytes() }, 0)?;
+        // SAFETY: the caller vouches for `to`.
+        stream.fill(unsafe { to.region(stream.device()) }, 0)?;
     }
     let links =
         ScatterLinksParams { index: index.ptr, links: scratch, count: count as u32, pad: 0 };
     let warps = THREADS / 32;
-    stream.launch("scatter_links", [links.count.div_ceil(warps), 1, 1], THREADS, 0, &links)?;
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe {
+        stream.launch("scatter_links", [links.count.div_ceil(warps), 1, 1], THREADS, 0, &links)?
+    };
     let n = vec_len(from.desc.dtype);
     let params = ScatterParams {
         index: index.ptr,
@@ -54,5 +61,6 @@ pub fn scatter_add(
         (DType::Bf16, DType::F32) => "scatter_add_bf16_f32",
         (a, b) => return Err(Error::internal(format!("scatter_add of {a} into {b}"))),
     };
-    stream.launch(kernel, row_grid(count, width, n)?, THREADS, 0, &params)
+    // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+    unsafe { stream.launch(kernel, row_grid(count, width, n)?, THREADS, 0, &params) }
 }

@@ -28,7 +28,7 @@ impl Held {
     }
 
     fn ptr(&self) -> u64 {
-        self.buffer.region().ptr as u64
+        self.buffer.region().address()
     }
 
     fn arg(&self) -> Arg {
@@ -59,14 +59,17 @@ pub(crate) fn forward_past_faults(
     let outs: Vec<Held> = blank.iter().map(Held::new).collect();
     let scratch = Held::scratch(plan.cuda_scratch);
     let stream = Device::Emulated.stream()?;
-    op.cuda_forward(&CudaForward {
+    let io = CudaForward {
         stream,
         ins: (0..ins.len())
             .map(|i| held[i].as_ref().filter(|_| !in_place(i)).map(Held::arg))
             .collect(),
         outs: outs.iter().map(Held::arg).collect(),
         scratch: scratch.ptr(),
-    })?;
+    };
+    // SAFETY: every tensor was made for the plan, with its own memory on the device, which lives
+    // until the results have been read.
+    unsafe { op.cuda_forward(&io)? };
     // Faults come out with the first bytes read.
     let faults = stream.copy_out(outs[0].buffer.region(), &mut []);
     Ok((outs.iter().map(Held::read).collect::<Result<_>>()?, faults))
@@ -115,7 +118,9 @@ pub(crate) fn backward_late(
         late: late.iter().map(Held::arg).collect(),
         scratch: scratch.ptr(),
     };
-    op.cuda_backward(&io)?;
+    // SAFETY: every tensor was made for the plan, with its own memory on the device, which lives
+    // until the results have been read.
+    unsafe { op.cuda_backward(&io)? };
     let dins: Result<_> = dins.iter().map(|h| h.as_ref().map(Held::read).transpose()).collect();
     let late: Result<_> = late.iter().map(Held::read).collect();
     Ok((dins?, late?))

@@ -194,6 +194,15 @@ fn device_copy<E: Elem>(values: &[f32]) -> Buffer {
     buffer
 }
 
+/// A product of these tests.
+macro_rules! product {
+    ($product:expr) => {
+        // SAFETY: the operands are matrices on the device of the sizes given, which live until the
+        // result has been read; where the sizes do not fit nothing is launched.
+        unsafe { $product }
+    };
+}
+
 /// A weight that was gathered from several ranks, as it lies and as a plain matrix: the same bits.
 /// How many rows multiply it decides the tile.
 fn blocked_columns_change_no_bit<E: Elem>(rng: &mut Rng, m: usize) {
@@ -204,7 +213,7 @@ fn blocked_columns_change_no_bit<E: Elem>(rng: &mut Rng, m: usize) {
     // w [rows, columns], as x w^T, dy w, and dw = dy^T x.
     let w = normal(rows * columns);
     let (x, dy) = (normal(m * columns), normal(m * rows));
-    let at = |b: &Buffer| b.region().ptr as u64;
+    let at = |b: &Buffer| b.region().address();
     let blocks = Columns { width, stride: rows * width };
     let (x, dy) = (device_copy::<E>(&x), device_copy::<E>(&dy));
     let run = |layout, w: &Buffer, columns_of: Columns| {
@@ -219,12 +228,12 @@ fn blocked_columns_change_no_bit<E: Elem>(rng: &mut Rng, m: usize) {
         let c = device_copy::<f32>(&vec![f32::NAN; m1 * n]);
         let plain = Out::new(at(&c), DType::F32, n);
         match layout {
-            Layout::Nt => gemm(stream, layout, m1, n, k, x, w, plain),
-            Layout::Nn => gemm(stream, layout, m1, n, k, dy, w, plain),
+            Layout::Nt => product!(gemm(stream, layout, m1, n, k, x, w, plain)),
+            Layout::Nn => product!(gemm(stream, layout, m1, n, k, dy, w, plain)),
             Layout::Tn => {
                 let ld = if columns_of.width == 0 { n } else { width };
                 let out = Out { columns: columns_of, ..Out::new(at(&c), DType::F32, ld) };
-                gemm(stream, layout, m1, n, k, dy, x, out)
+                product!(gemm(stream, layout, m1, n, k, dy, x, out))
             }
         }
         .expect("launch");
@@ -260,7 +269,7 @@ fn blocks_that_do_not_fit_are_an_error() {
     let (x, w) = (Mat::new(0, DType::Bf16, 24), Mat::new(0, DType::Bf16, 12));
     let out = Out::new(0, DType::Bf16, 8);
     let odd = Mat { columns: odd, ..w };
-    assert!(gemm(stream, Layout::Nt, 8, 8, 24, x, odd, out).is_err());
+    assert!(product!(gemm(stream, Layout::Nt, 8, 8, 24, x, odd, out)).is_err());
     let both = Out { activation: Some(Kind::Relu), accumulate: true, ..out };
-    assert!(gemm(stream, Layout::Nt, 8, 8, 24, x, x, both).is_err());
+    assert!(product!(gemm(stream, Layout::Nt, 8, 8, 24, x, x, both)).is_err());
 }

@@ -141,14 +141,27 @@ impl<'a> Layer<'a> {
     }
 
     /// Logits of a share, as `linear` makes them, at the front of the workspace.
-    pub(in crate::op) fn logits(&self, rows: &Range<usize>) -> Result<()> {
+    ///
+    /// # Safety
+    /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+    pub(in crate::op) unsafe fn logits(&self, rows: &Range<usize>) -> Result<()> {
         let (d, vocab) = (self.w.last(), self.w.rows());
         let out = Out { bias: self.bias, ..Out::new(self.scratch, DType::F32, self.chunks.ld) };
-        gemm(self.stream, Layout::Nt, rows.len(), vocab, d, self.rows(rows), self.weight(), out)
+        // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+        unsafe {
+            gemm(self.stream, Layout::Nt, rows.len(), vocab, d, self.rows(rows), self.weight(), out)
+        }
     }
 
     /// Statistics of a share's logits.
-    pub(in crate::op) fn statistics(&self, rows: &Range<usize>, to: Statistics) -> Result<()> {
+    ///
+    /// # Safety
+    /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+    pub(in crate::op) unsafe fn statistics(
+        &self,
+        rows: &Range<usize>,
+        to: Statistics,
+    ) -> Result<()> {
         let start = rows.start;
         let params = LogProbParams {
             logits: self.scratch,
@@ -164,13 +177,17 @@ impl<'a> Layer<'a> {
         };
         let kind = Rows::of(self.w.rows());
         let kernel = kind.kernel("logprob_rows_small", "logprob_rows");
-        self.stream.launch(kernel, [rows.len() as u32, 1, 1], kind.threads(), 0, &params)
+        // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+        unsafe { self.stream.launch(kernel, [rows.len() as u32, 1, 1], kind.threads(), 0, &params) }
     }
 
     /// Turns a share's logits into their gradients, from the statistics and `dlogp` and `dentropy`,
     /// f32 `[n]` or 0, and those into the gradients of x, w and b. `capped`: [`Layer::statistics`]
     /// has seen these logits, and put them through the cap.
-    pub(in crate::op) fn gradients(
+    ///
+    /// # Safety
+    /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+    pub(in crate::op) unsafe fn gradients(
         &self,
         rows: &Range<usize>,
         of: Statistics,
@@ -199,21 +216,32 @@ impl<'a> Layer<'a> {
         };
         let kernel = by_dtype(dtype, "logprob_slope_f32", "logprob_slope_bf16");
         let threads = Rows::of(vocab).threads();
-        self.stream.launch(kernel, [rows.len() as u32, 1, 1], threads, 0, &params)?;
+        // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+        unsafe { self.stream.launch(kernel, [rows.len() as u32, 1, 1], threads, 0, &params)? };
         let (slopes, first) = (Mat::new(dlogits, dtype, chunks.ld), start == 0);
         if let Some(dx) = dins[0] {
             let ptr = dx.arg.ptr + (start * d * dtype.size()) as u64;
             let out = Out { accumulate: dx.acc, ..Out::new(ptr, dtype, d) };
-            gemm(self.stream, Layout::Nn, rows.len(), d, vocab, slopes, self.weight(), out)?;
+            // SAFETY: the caller vouches for the addresses, and for as much memory there as the
+            // sizes say.
+            unsafe {
+                gemm(self.stream, Layout::Nn, rows.len(), d, vocab, slopes, self.weight(), out)?
+            };
         }
         if let Some(dw) = dins[1] {
             let out = Out { accumulate: dw.acc || !first, ..Out::new(dw.arg.ptr, DType::F32, d) };
-            gemm(self.stream, Layout::Tn, vocab, d, rows.len(), slopes, self.rows(rows), out)?;
+            // SAFETY: the caller vouches for the addresses, and for as much memory there as the
+            // sizes say.
+            unsafe {
+                gemm(self.stream, Layout::Tn, vocab, d, rows.len(), slopes, self.rows(rows), out)?
+            };
         }
         if let Some(db) = dins[2] {
             let sums = at(self.scratch, chunks.logits + chunks.slopes);
             let add = db.acc || !first;
-            column_sums(self.stream, slopes, rows.len(), vocab, db.arg.ptr, add, sums)?;
+            // SAFETY: the caller vouches for the addresses, and for as much memory there as the
+            // sizes say.
+            unsafe { column_sums(self.stream, slopes, rows.len(), vocab, db.arg.ptr, add, sums)? };
         }
         Ok(())
     }
@@ -224,23 +252,31 @@ pub(in crate::op) fn at(ptr: u64, i: usize) -> u64 {
     if ptr == 0 { 0 } else { ptr + 4 * i as u64 }
 }
 
-pub(super) fn forward(op: &LogProb, io: &CudaForward<'_>) -> Result<()> {
+/// # Safety
+/// As for `Op::cuda_forward`.
+pub(super) unsafe fn forward(op: &LogProb, io: &CudaForward<'_>) -> Result<()> {
     let layer = Layer::new(*op, io.stream, &io.ins, io.scratch)?;
     let [logp, entropy, lse] = [0, 1, 2].map(|i| io.outs[i].ptr);
     for rows in layer.shares(io.input(3).desc.shape.numel()) {
-        layer.logits(&rows)?;
-        layer.statistics(&rows, Statistics { logp, entropy, lse })?;
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { layer.logits(&rows)? };
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { layer.statistics(&rows, Statistics { logp, entropy, lse })? };
     }
     Ok(())
 }
 
-pub(super) fn backward(op: &LogProb, io: &CudaBackward<'_>) -> Result<()> {
+/// # Safety
+/// As for `Op::cuda_forward`.
+pub(super) unsafe fn backward(op: &LogProb, io: &CudaBackward<'_>) -> Result<()> {
     let layer = Layer::new(*op, io.stream, &io.ins, io.scratch)?;
     let of = Statistics { logp: 0, entropy: io.output(1).ptr, lse: io.output(2).ptr };
     let douts = [0, 1].map(|i| io.douts[i].map_or(0, |g| g.ptr));
     for rows in layer.shares(io.input(3).desc.shape.numel()) {
-        layer.logits(&rows)?;
-        layer.gradients(&rows, of, douts, &io.dins, false)?;
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { layer.logits(&rows)? };
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { layer.gradients(&rows, of, douts, &io.dins, false)? };
     }
     Ok(())
 }

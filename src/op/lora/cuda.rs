@@ -83,25 +83,38 @@ impl<'a> Call<'a> {
     }
 
     /// u as an operand: in the dtype of the call.
-    fn operand(&self, u: Arg) -> Result<Mat> {
+    ///
+    /// # Safety
+    /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+    unsafe fn operand(&self, u: Arg) -> Result<Mat> {
         if self.dtype == DType::F32 {
             return Ok(self.mat(u.ptr, self.s.rank));
         }
-        narrow::launch(self.stream, u.ptr, self.rounded, self.s.tokens * self.s.rank, false)?;
+        // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+        unsafe {
+            narrow::launch(self.stream, u.ptr, self.rounded, self.s.tokens * self.s.rank, false)?
+        };
         Ok(self.mat(self.rounded, self.s.rank))
     }
 
     /// `rows` rows of x from `start` with dropped elements 0, and the factor that is left to apply.
-    fn dropped(&self, x: Arg, start: usize, rows: usize) -> Result<(Mat, f32)> {
+    ///
+    /// # Safety
+    /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+    unsafe fn dropped(&self, x: Arg, start: usize, rows: usize) -> Result<(Mat, f32)> {
         let Some(dropout) = self.op.dropout() else {
             return Ok((self.mat(self.row(x, start), self.s.inner), 1.0));
         };
-        self.drop(self.row(x, start), self.dropped, start, rows, 1.0, 0)?;
+        // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+        unsafe { self.drop(self.row(x, start), self.dropped, start, rows, 1.0, 0)? };
         Ok((self.mat(self.dropped, self.s.inner), dropout.kept()))
     }
 
     /// Sets `to`, or adds to it, to `factor` times what dropout leaves of `from`.
-    fn drop(
+    ///
+    /// # Safety
+    /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+    unsafe fn drop(
         &self,
         from: u64,
         to: u64,
@@ -128,7 +141,8 @@ impl<'a> Call<'a> {
             flags: flags | aligned(&[from, to], &[width], 4),
         };
         let kernel = by_dtype(self.dtype, "lora_drop_f32", "lora_drop_bf16");
-        self.stream.launch(kernel, row_grid(rows, width, 4)?, THREADS, 0, &params)
+        // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
+        unsafe { self.stream.launch(kernel, row_grid(rows, width, 4)?, THREADS, 0, &params) }
     }
 }
 
@@ -137,56 +151,75 @@ fn out(ptr: u64, dtype: DType, ld: usize, accumulate: bool, scale: f32) -> Out {
     Out { accumulate, scale, ..Out::new(ptr, dtype, ld) }
 }
 
-pub(super) fn forward(op: &Lora, io: &CudaForward<'_>) -> Result<()> {
+/// # Safety
+/// As for `Op::cuda_forward`.
+pub(super) unsafe fn forward(op: &Lora, io: &CudaForward<'_>) -> Result<()> {
     let (y, x, a, b, u) = (io.outs[0], io.input(1), io.input(2), io.input(3), io.outs[1]);
     let call = Call::new(op, io.stream, [y, x, a, b], io.scratch)?;
     let s = call.s;
     for (start, rows) in call.pieces() {
-        let (x, kept) = call.dropped(x, start, rows)?;
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        let (x, kept) = unsafe { call.dropped(x, start, rows)? };
         let to = u.ptr + 4 * (start * s.rank) as u64;
         let to = out(to, DType::F32, s.rank, false, kept);
-        gemm(io.stream, Layout::Nt, rows, s.rank, s.inner, x, call.mat(a.ptr, s.inner), to)?;
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe {
+            gemm(io.stream, Layout::Nt, rows, s.rank, s.inner, x, call.mat(a.ptr, s.inner), to)?
+        };
     }
     let to = out(call.columns(y), y.desc.dtype, s.total, true, op.scale);
-    let (u, b) = (call.operand(u)?, call.mat(b.ptr, s.rank));
-    gemm(io.stream, Layout::Nt, s.tokens, s.n, s.rank, u, b, to)
+    // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+    let (u, b) = (unsafe { call.operand(u)? }, call.mat(b.ptr, s.rank));
+    // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+    unsafe { gemm(io.stream, Layout::Nt, s.tokens, s.n, s.rank, u, b, to) }
 }
 
 /// With dv the gradient of the updated columns: du = scale dv b, da = du^T dropout(x),
 /// db = scale dv^T u, dx = du a through the same dropout.
-pub(super) fn backward(op: &Lora, io: &CudaBackward<'_>) -> Result<()> {
+///
+/// # Safety
+/// As for `Op::cuda_forward`.
+pub(super) unsafe fn backward(op: &Lora, io: &CudaBackward<'_>) -> Result<()> {
     let (x, a, b, dy) = (io.input(1), io.input(2), io.input(3), io.dout(0));
     let call = Call::new(op, io.stream, [dy, x, a, b], io.scratch)?;
     let s = call.s;
     let dv = Mat::new(call.columns(dy), dy.desc.dtype, s.total);
     if let Some(db) = &io.dins[3] {
-        let (u, to) = (call.operand(io.output(1))?, db.arg.ptr);
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        let (u, to) = (unsafe { call.operand(io.output(1))? }, db.arg.ptr);
         let to = out(to, DType::F32, s.rank, db.acc, op.scale);
-        gemm(io.stream, Layout::Tn, s.n, s.rank, s.tokens, dv, u, to)?;
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { gemm(io.stream, Layout::Tn, s.n, s.rank, s.tokens, dv, u, to)? };
     }
     if io.dins[1].is_none() && io.dins[2].is_none() {
         return Ok(());
     }
     let to = out(call.du, call.dtype, s.rank, false, op.scale);
-    gemm(io.stream, Layout::Nn, s.tokens, s.rank, s.n, dv, call.mat(b.ptr, s.rank), to)?;
+    // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+    unsafe { gemm(io.stream, Layout::Nn, s.tokens, s.rank, s.n, dv, call.mat(b.ptr, s.rank), to)? };
     for (start, rows) in call.pieces() {
         let du = call.du + (start * s.rank * call.dtype.size()) as u64;
         let du = call.mat(du, s.rank);
         if let Some(da) = &io.dins[2] {
-            let (x, kept) = call.dropped(x, start, rows)?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            let (x, kept) = unsafe { call.dropped(x, start, rows)? };
             let to = out(da.arg.ptr, DType::F32, s.inner, da.acc || start > 0, kept);
-            gemm(io.stream, Layout::Tn, s.rank, s.inner, rows, du, x, to)?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { gemm(io.stream, Layout::Tn, s.rank, s.inner, rows, du, x, to)? };
         }
         let Some(dx) = &io.dins[1] else { continue };
         let (a, to) = (call.mat(a.ptr, s.inner), call.row(dx.arg, start));
         let Some(dropout) = op.dropout() else {
             let to = out(to, call.dtype, s.inner, dx.acc, 1.0);
-            gemm(io.stream, Layout::Nn, rows, s.inner, s.rank, du, a, to)?;
+            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            unsafe { gemm(io.stream, Layout::Nn, rows, s.inner, s.rank, du, a, to)? };
             continue;
         };
         let product = out(call.dropped, call.dtype, s.inner, false, 1.0);
-        gemm(io.stream, Layout::Nn, rows, s.inner, s.rank, du, a, product)?;
-        call.drop(call.dropped, to, start, rows, dropout.kept(), adding(dx.acc))?;
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { gemm(io.stream, Layout::Nn, rows, s.inner, s.rank, du, a, product)? };
+        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        unsafe { call.drop(call.dropped, to, start, rows, dropout.kept(), adding(dx.acc))? };
     }
     Ok(())
 }
