@@ -1,9 +1,8 @@
 //! Ranks that are not there. What this one gives them is counted; of them it hears what it says
 //! itself.
 
-use super::{Call, CallKind, Comm, Kinds, Pending, Transport, reduce};
+use super::{Call, CallKind, Comm, Kinds, Pending, Span, Transport, reduce};
 use crate::base::{Error, Result};
-use crate::comm::Span;
 use std::sync::{Arc, PoisonError};
 
 impl Comm {

@@ -3,9 +3,8 @@
 
 use super::reduce::{copy, reduce};
 use super::under_way::{Meet, under_way};
-use super::{Call, Comm, Pending, Transport};
+use super::{Call, Comm, Pending, Span, Transport};
 use crate::base::{Error, Kind, Result};
-use crate::comm::Span;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -134,8 +133,8 @@ struct Split {
     gone: usize,
 }
 
-// SAFETY: whoever started a call with these ranges lets any thread use them until it has been waited
-// for; `Meeting` and `Post` see to it that nobody does later.
+// SAFETY: whoever started a call with these ranges lets any thread use them until it has been
+// waited for; `Meeting` and `Post` see to it that nobody does later.
 unsafe impl Send for Meetings {}
 
 impl Meetings {

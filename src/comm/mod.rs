@@ -231,13 +231,13 @@ impl Count {
 /// One rank's handle of a group of ranks.
 ///
 /// # Safety
-/// Calls on regions are `unsafe`, since other threads, ranks and devices reach the memory after they
-/// have returned. Until the [`Handle`] has been waited for or dropped, and also where it is leaked,
-/// the memory stays allocated, nothing but the call writes it, and nothing else touches what the
-/// call writes. It is memory of the device on which the group's calls are, else the host's or an
-/// emulated device's. Regions of one call do not overlap, except that one may be this rank's block
-/// of the other where the call says so. A call that has failed leaves the memory alone, as one that
-/// was waited for does.
+/// Calls on regions are `unsafe`, since other threads, ranks and devices reach the memory after
+/// they have returned. Until the [`Handle`] has been waited for or dropped, and also where it is
+/// leaked, the memory stays allocated, nothing but the call writes it, and nothing else touches
+/// what the call writes. It is memory of the device on which the group's calls are, else the host's
+/// or an emulated device's. Regions of one call do not overlap, except that one may be this rank's
+/// block of the other where the call says so. A call that has failed leaves the memory alone, as
+/// one that was waited for does.
 #[derive(Clone, Debug)]
 pub struct Comm {
     transport: Arc<dyn Transport>,

@@ -1,8 +1,7 @@
 //! Reductions of the ranks' values on the host, in the order of the ranks, and copies.
 
-use super::Reduce;
+use super::{Reduce, Span};
 use crate::base::{DType, Elem, Error, Result, bf16};
-use crate::comm::Span;
 
 /// Values at a time: their sums stay in the processor.
 const PIECE: usize = 4096;
@@ -34,8 +33,8 @@ unsafe fn reduce_as<E: Elem>(from: &[Span], to: Span, by: Reduce) {
         let sums = &mut sums[..PIECE.min(n - start)];
         for (i, from) in from.iter().enumerate() {
             for (k, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: `start + k` is below the number of values in `to`, and the caller promises
-                // that each range is as long.
+                // SAFETY: `start + k` is below the number of values in `to`, and the caller
+                // promises that each range is as long.
                 let x = unsafe { from.ptr.cast::<E>().add(start + k).read_unaligned() }.to_f32();
                 *sum = match by {
                     _ if i == 0 => x,

@@ -2,8 +2,8 @@
 //! so that it cannot outlive the memory.
 //!
 //! Bytes may be written through a shared handle, like those of a [`Cell`](std::cell::Cell), and for
-//! the same reasons: a buffer is one thread's at a time, what is safe here copies bytes and keeps no
-//! reference to them, and references come from `unsafe` functions only, whose callers see to it
+//! the same reasons: a buffer is one thread's at a time, what is safe here copies bytes and keeps
+//! no reference to them, and references come from `unsafe` functions only, whose callers see to it
 //! that nobody writes meanwhile.
 
 use crate::base::{Error, Result};
@@ -321,5 +321,32 @@ impl<'b> Region<'b> {
             && self.device == other.device
             && a < b + other.bytes
             && b < a + self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_are_cut_within_their_memory() {
+        let buffer = Buffer::zeroed(Device::Cpu, 16).unwrap();
+        assert_eq!(buffer.slice(4, 12).slice(12, 0).bytes(), 0);
+        for (offset, bytes) in [(0, 17), (16, 1), (usize::MAX, 2)] {
+            let cut = || buffer.slice(offset, bytes).bytes();
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(cut)).is_err());
+        }
+    }
+
+    #[test]
+    fn copies_are_of_memory_that_is_apart() {
+        let buffer = Buffer::zeroed(Device::Cpu, 8).unwrap();
+        buffer.write(0, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+        buffer.slice(4, 4).copy_from(buffer.slice(0, 4)).unwrap();
+        buffer.region().copy_from(buffer.region()).unwrap();
+        assert!(buffer.slice(1, 4).copy_from(buffer.slice(0, 4)).is_err());
+        let mut lent = [0; 8];
+        Region::of_host(&mut lent).copy_from(buffer.region()).unwrap();
+        assert_eq!(lent, [1, 2, 3, 4, 1, 2, 3, 4]);
     }
 }

@@ -87,7 +87,7 @@ impl Op for Act {
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (x, y) = (io.input(0), io.outs[0]);
         let kernel = by_dtype(x.desc.dtype, "act_forward_f32", "act_forward_bf16");
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { self.launch(io.stream, kernel, x, 0, y.ptr, 0) }
     }
 
@@ -95,7 +95,7 @@ impl Op for Act {
         let (x, dy) = (io.input(0), io.dout(0));
         let Some(dx) = &io.dins[0] else { return Ok(()) };
         let kernel = by_dtype(x.desc.dtype, "act_backward_f32", "act_backward_bf16");
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { self.launch(io.stream, kernel, x, dy.ptr, dx.arg.ptr, adding(dx.acc)) }
     }
 }

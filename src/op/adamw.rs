@@ -131,7 +131,7 @@ impl Op for AdamW {
             };
             params.group[..groups.len()].copy_from_slice(groups);
             let len = (params.end - params.start) as usize;
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { io.stream.launch(kernel, flat_grid(len, 4), THREADS, 0, &params)? };
         }
         Ok(())
@@ -200,7 +200,7 @@ fn forward<E: Elem>(op: &AdamW, io: &mut Forward<'_>) {
         let grad = &grad[at..][..n];
         // SAFETY: groups are disjoint, and so are their pieces.
         let (w, m, v) = unsafe { (w.slice(at, n), m.slice(at, n), v.slice(at, n)) };
-        // SAFETY: as above.
+        // SAFETY: the pieces of the master weights are those of the weights, and so disjoint.
         let master = master.as_ref().map(|p| unsafe { p.slice(at, n) });
         kernel::update(s, grad, w, master, m, v);
     });

@@ -130,7 +130,7 @@ impl Op for AdamWCompact {
             };
             params.group[..groups.len()].copy_from_slice(groups);
             let len = (params.end - params.start) as usize;
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { io.stream.launch(kernel, flat_grid(len, 4), THREADS, 0, &params)? };
         }
         Ok(())

@@ -59,12 +59,12 @@ impl Op for Add {
     }
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { launch(io.stream, io.input(0), io.ptr(1), io.outs[0].ptr) }
     }
 
     unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         let pass_on = |grad| unsafe { cuda_pass_on(io.stream, io.dout(0), grad) };
         io.dins.iter().flatten().try_for_each(pass_on)
     }

@@ -140,7 +140,7 @@ impl Op for Advance {
             eos_count: self.eos.len() as u32,
             zero: 0,
         };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch("advance", [b.div_ceil(128), 1, 1], 128, 0, &params) }
     }
 }

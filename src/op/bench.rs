@@ -192,8 +192,8 @@ impl Bench {
             // keeps and gives back in the order of the stream.
             return unsafe { self.op.cuda_forward(&io) };
         }
-        // SAFETY: on the CPU every tensor has memory of its own, and what is written in place is not
-        // read; the views are gone when this returns, and `Bench` is one thread's at a time.
+        // SAFETY: on the CPU every tensor has memory of its own, and what is written in place is
+        // not read; the views are gone when this returns, and `Bench` is one thread's at a time.
         let mut io = unsafe {
             Forward {
                 ins: read.iter().map(|h| h.map(|h| h.view())).collect(),

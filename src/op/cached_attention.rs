@@ -112,7 +112,7 @@ impl Op for CachedAttention {
     }
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { cuda::forward(self, io) }
     }
 }

@@ -64,7 +64,7 @@ impl Op for Ema {
             pad: 0,
         };
         let kernel = by_dtype(w.desc.dtype, "ema_f32", "ema_bf16");
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch(kernel, flat_grid(len, 4), THREADS, 0, &params) }
     }
 }

@@ -167,7 +167,7 @@ impl Op for Embed {
             None => by_dtype(tok.desc.dtype, "embed_f32", "embed_bf16"),
             Some(_) => by_dtype(tok.desc.dtype, "embed_part_f32", "embed_part_bf16"),
         };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch(kernel, row_grid(tokens, hidden, n)?, THREADS, 0, &params) }
     }
 
@@ -178,8 +178,7 @@ impl Op for Embed {
             [(2, ids, self.id_offset, scale), (3, at, self.position_offset, 1.0)]
         {
             if let Some(grad) = io.dins.get(i).and_then(Option::as_ref) {
-                // SAFETY: the caller vouches for `io`: these are its addresses, with the sizes of
-                // its shapes, and its workspace is as long as was planned.
+                // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
                 unsafe {
                     cuda_scatter_add(io.stream, index, offset, dx, hidden, scale, grad, io.scratch)?
                 };

@@ -105,7 +105,7 @@ impl Op for Gae {
         };
         // A warp per sequence.
         let blocks = params.sequences.div_ceil(THREADS / 32);
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch("gae_f32", [blocks, 1, 1], THREADS, 0, &params) }
     }
 }

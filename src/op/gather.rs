@@ -87,14 +87,14 @@ impl Op for Gather {
             flags: aligned(&[x.ptr, y], &[width], n),
         };
         let kernel = by_dtype(x.desc.dtype, "gather_f32", "gather_bf16");
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch(kernel, row_grid(count, width, n)?, THREADS, 0, &params) }
     }
 
     unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let (index, dy) = (io.input(1), io.dout(0));
         let Some(dx) = &io.dins[0] else { return Ok(()) };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { cuda_scatter_add(io.stream, index, 0, dy, width(&dy.desc), 1.0, dx, io.scratch) }
     }
 }

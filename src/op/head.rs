@@ -76,7 +76,7 @@ impl Op for Head {
         let kernel = by_dtype(x.desc.dtype, "head_forward_f32", "head_forward_bf16");
         // A warp per token.
         let blocks = params.tokens.div_ceil(CUDA_THREADS / 32);
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch(kernel, [blocks, 1, 1], CUDA_THREADS, 0, &params) }
     }
 
@@ -86,7 +86,7 @@ impl Op for Head {
         let params = HeadParams { dy: dy.ptr, partial: io.scratch, ..params(x, w, tokens) };
         let launch = |kernel: &str, grid: [usize; 2], params: &HeadParams| {
             let grid = [grid[0] as u32, grid[1] as u32, 1];
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { io.stream.launch(kernel, grid, CUDA_THREADS, 0, params) }
         };
         let columns = w.last().div_ceil(CUDA_THREADS as usize);

@@ -127,7 +127,7 @@ impl Op for HeadNorm {
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (x, rstd, y) = (io.input(0), io.outs[1].ptr, io.outs[0].ptr);
         let kernel = by_dtype(x.desc.dtype, "head_norm_forward_f32", "head_norm_forward_bf16");
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { self.launch(io.stream, kernel, [x, io.input(1), io.input(2)], 0, rstd, y, 0) }
     }
 
@@ -137,13 +137,12 @@ impl Op for HeadNorm {
             let kernel =
                 by_dtype(x.desc.dtype, "head_norm_backward_f32", "head_norm_backward_bf16");
             let (ins, flags) = ([x, io.input(1), io.input(2)], adding(dx.acc));
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { self.launch(io.stream, kernel, ins, dy, rstd, dx.arg.ptr, flags)? };
         }
         for (grad, heads) in [(1, 0..self.heads), (2, self.heads..self.normed())] {
             if let Some(grad) = &io.dins[grad] {
-                // SAFETY: the caller vouches for `io`: these are its addresses, with the sizes of
-                // its shapes, and its workspace is as long as was planned.
+                // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
                 unsafe { self.cuda_weight_gradient(io, heads, grad)? };
             }
         }
@@ -218,9 +217,9 @@ impl HeadNorm {
         let kernel = by_dtype(x.desc.dtype, "head_norm_weight_f32", "head_norm_weight_bf16");
         let chunks = tokens.div_ceil(CUDA_CHUNK);
         let grid = [chunks as u32, d.div_ceil(32) as u32, 1];
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch(kernel, grid, 256, 0, &params)? };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { sum_pieces(io.stream, io.scratch, chunks, d, grad.arg.ptr, grad.acc) }
     }
 }

@@ -123,19 +123,9 @@ impl Op for Linear {
             activation: self.activation,
             ..Out::new(y.ptr, y.desc.dtype, y.last())
         };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
-        unsafe {
-            gemm(
-                io.stream,
-                Layout::Nt,
-                x.rows(),
-                w.rows(),
-                x.last(),
-                on_device(x),
-                on_device(w),
-                out,
-            )
-        }
+        let [m, n, k] = [x.rows(), w.rows(), x.last()];
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
+        unsafe { gemm(io.stream, Layout::Nt, m, n, k, on_device(x), on_device(w), out) }
     }
 
     unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
@@ -148,28 +138,28 @@ impl Op for Linear {
         let scratch = io.scratch + 4 * narrowed(self, x.desc.dtype, tokens * outer) as u64;
         let mut dy_mat = on_device(dy);
         if scratch > io.scratch {
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { narrow::launch(io.stream, dy.ptr, io.scratch, tokens * outer, false)? };
             dy_mat = cuda::Mat::new(io.scratch, DType::Bf16, outer);
         }
         let (x, w) = (on_device(x), on_device(w));
         if let Some(dx) = &io.dins[0] {
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { gemm(io.stream, Layout::Nn, tokens, inner, outer, dy_mat, w, out(dx))? };
         }
         if let Some(dw) = &io.dins[1] {
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { gemm(io.stream, Layout::Tn, outer, inner, tokens, dy_mat, x, out(dw))? };
         }
         if let Some(db) = &io.dins[2] {
             let (ptr, acc) = (db.arg.ptr, db.acc);
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe {
                 cuda::column_sums(io.stream, on_device(dy), tokens, outer, ptr, acc, scratch)?
             };
         }
         match &io.dins[3] {
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             Some(dresidual) => unsafe { cuda_pass_on(io.stream, dy, dresidual) },
             None => Ok(()),
         }

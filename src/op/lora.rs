@@ -178,12 +178,12 @@ impl Op for Lora {
     }
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { cuda::forward(self, io) }
     }
 
     unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { cuda::backward(self, io) }
     }
 }

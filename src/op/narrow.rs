@@ -55,7 +55,7 @@ impl Op for Narrow {
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let x = io.input(0);
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { launch(io.stream, x.ptr, io.outs[0].ptr, x.desc.shape.numel(), self.add) }
     }
 }

@@ -107,14 +107,14 @@ impl Op for Nll {
         let (n, rest) = (io.input(4).desc.shape.numel(), at(io.scratch, layer.chunks().logits));
         let logp = io.outs[1].ptr;
         for rows in layer.shares(n) {
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { layer.logits(&rows)? };
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe {
                 layer.statistics(&rows, Statistics { logp, entropy: rest, lse: at(rest, n) })?
             };
         }
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe {
             weighted_sum::cuda_sum(io.stream, self.scale, io.outs[1], io.input(4), io.outs[0].ptr)
         }
@@ -127,7 +127,7 @@ impl Op for Nll {
         let n = io.input(4).desc.shape.numel();
         let [entropy, lse, dlogp] =
             [0, 1, 2].map(|i| at(io.scratch, layer.chunks().parts() + i * n));
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe {
             weighted_sum::cuda_slopes(
                 io.stream,
@@ -140,14 +140,14 @@ impl Op for Nll {
         };
         for rows in layer.shares(n) {
             let statistics = Statistics { logp: logp.ptr, entropy, lse };
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { layer.logits(&rows)? };
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { layer.statistics(&rows, statistics)? };
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { layer.gradients(&rows, statistics, [dlogp, 0], &io.dins, true)? };
         }
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { weighted_sum::cuda_sum(io.stream, self.scale, logp, io.input(4), loss.ptr) }
     }
 }

@@ -93,7 +93,7 @@ impl Op for Norm {
         };
         let narrow = by_dtype(x.desc.dtype, "norm_forward_f32", "norm_forward_bf16");
         let wide = by_dtype(x.desc.dtype, "norm_forward_wide_f32", "norm_forward_wide_bf16");
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { launch_rows(io.stream, x, narrow, wide, &params) }
     }
 
@@ -111,7 +111,7 @@ impl Op for Norm {
             };
             let narrow = by_dtype(x.desc.dtype, "norm_backward_f32", "norm_backward_bf16");
             let wide = by_dtype(x.desc.dtype, "norm_backward_wide_f32", "norm_backward_wide_bf16");
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { launch_rows(io.stream, x, narrow, wide, &params)? };
         }
         let (rows, hidden) = (x.rows(), x.last());
@@ -133,20 +133,12 @@ impl Op for Norm {
             zero: 0,
         };
         let kernel = by_dtype(x.desc.dtype, "norm_weights_f32", "norm_weights_bf16");
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
-        unsafe {
-            io.stream.launch(
-                kernel,
-                [hidden.div_ceil(128) as u32, pieces as u32, 1],
-                128,
-                0,
-                &params,
-            )?
-        };
+        let grid = [hidden.div_ceil(128) as u32, pieces as u32, 1];
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
+        unsafe { io.stream.launch(kernel, grid, 128, 0, &params)? };
         for (grad, partial) in [(dgamma, io.scratch), (dbeta, second)] {
             if let Some(grad) = grad {
-                // SAFETY: the caller vouches for `io`: these are its addresses, with the sizes of
-                // its shapes, and its workspace is as long as was planned.
+                // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
                 unsafe {
                     cuda::sum_pieces(io.stream, partial, pieces, hidden, grad.arg.ptr, grad.acc)?
                 };

@@ -74,7 +74,7 @@ impl Op for Pairwise {
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let [loss, stats] = [0, 1].map(|i| io.outs[i].ptr);
         let params = PairwiseParams { loss, stats, ..self.params([0, 1, 2].map(|i| io.input(i))) };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch("pairwise_forward_f32", [1, 1, 1], loss::THREADS, 0, &params) }
     }
 
@@ -90,7 +90,7 @@ impl Op for Pairwise {
             ..self.params([0, 1, 2].map(|i| io.input(i)))
         };
         let grid = loss::token_grid(params.n);
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch("pairwise_backward_f32", grid, loss::THREADS, 0, &params) }
     }
 }

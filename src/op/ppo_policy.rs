@@ -109,7 +109,7 @@ impl Op for PpoPolicy {
         let [loss, stats] = [0, 1].map(|i| io.outs[i].ptr);
         let params =
             PpoPolicyParams { loss, stats, ..self.params([0, 1, 2, 3].map(|i| io.input(i))) };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch("ppo_policy_forward_f32", [1, 1, 1], loss::THREADS, 0, &params) }
     }
 
@@ -123,7 +123,7 @@ impl Op for PpoPolicy {
             ..self.params([0, 1, 2, 3].map(|i| io.input(i)))
         };
         let grid = loss::token_grid(params.n);
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch("ppo_policy_backward_f32", grid, loss::THREADS, 0, &params) }
     }
 }

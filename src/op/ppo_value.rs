@@ -100,7 +100,7 @@ impl Op for PpoValue {
         let [loss, stats] = [0, 1].map(|i| io.outs[i].ptr);
         let params =
             PpoValueParams { loss, stats, ..self.params([0, 1, 2, 3].map(|i| io.input(i))) };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch("ppo_value_forward_f32", [1, 1, 1], loss::THREADS, 0, &params) }
     }
 
@@ -114,7 +114,7 @@ impl Op for PpoValue {
             ..self.params([0, 1, 2, 3].map(|i| io.input(i)))
         };
         let grid = loss::token_grid(params.n);
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch("ppo_value_backward_f32", grid, loss::THREADS, 0, &params) }
     }
 }

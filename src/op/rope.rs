@@ -100,13 +100,13 @@ impl Op for Rope {
     }
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { self.launch(io.stream, io.input(0), io.input(1), 1.0, io.outs[0].ptr, 0) }
     }
 
     unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let Some(dx) = &io.dins[0] else { return Ok(()) };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { self.launch(io.stream, io.dout(0), io.input(1), -1.0, dx.arg.ptr, adding(dx.acc)) }
     }
 }

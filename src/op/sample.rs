@@ -135,7 +135,7 @@ impl Op for Sample {
         };
         let rows = Rows::of(vocab);
         let kernel = rows.kernel("sample_small_f32", "sample_f32");
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe {
             io.stream.launch(kernel, [logits.rows() as u32, 1, 1], rows.threads(), 0, &params)
         }

@@ -108,24 +108,24 @@ impl Op for Settle {
             pad: 0,
         };
         let kernel = by_dtype(self.dtype, "settle_f32", "settle_bf16");
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch(kernel, row_grid(tokens, width, n)?, THREADS, 0, &params) }
     }
 
     unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let dy = io.dout(0);
         if let Some(dsum) = &io.dins[0] {
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { cuda_widen(io.stream, dy, dsum)? };
         }
         if let Some(db) = &io.dins[1] {
             let from = cuda::Mat::new(dy.ptr, dy.desc.dtype, dy.last());
             let (rows, columns, to) = (dy.rows(), dy.last(), db.arg.ptr);
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { cuda::column_sums(io.stream, from, rows, columns, to, db.acc, io.scratch)? };
         }
         match &io.dins[2] {
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             Some(dresidual) => unsafe { cuda_pass_on(io.stream, dy, dresidual) },
             None => Ok(()),
         }

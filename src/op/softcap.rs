@@ -72,7 +72,7 @@ impl Op for Softcap {
         let n = logits.desc.shape.numel() as u64;
         let params = SoftcapParams { logits: logits.ptr, n, cap: self.cap, padding: 0 };
         let blocks = n.div_ceil(THREADS) as u32;
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch("softcap_f32", [blocks, 1, 1], THREADS as u32, 0, &params) }
     }
 }

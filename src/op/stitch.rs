@@ -83,7 +83,7 @@ impl Op for Stitch {
             each: each as u32,
             flags: aligned(&[x.ptr, y], &[each, self.width], n),
         };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch("stitch", row_grid(rows, self.width, n)?, THREADS, 0, &params) }
     }
 }

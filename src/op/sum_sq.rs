@@ -77,9 +77,9 @@ impl Op for SumSq {
         };
         let pieces = n.div_ceil(CUDA_PIECE) as u32;
         let kernel = by_dtype(x.desc.dtype, "sum_sq_pieces_f32", "sum_sq_pieces_bf16");
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch(kernel, [pieces, 1, 1], THREADS, 0, &params)? };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch("sum_sq_total", [1, 1, 1], THREADS, 0, &params) }
     }
 }

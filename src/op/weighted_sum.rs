@@ -55,7 +55,7 @@ impl Op for WeightedSum {
     }
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { cuda_sum(io.stream, self.scale, io.input(0), io.input(1), io.outs[0].ptr) }
     }
 
@@ -63,7 +63,7 @@ impl Op for WeightedSum {
         loss::constants(self, &io.dins, 1)?;
         let Some(grad) = io.dins[0] else { return Ok(()) };
         let (w, dsum) = (io.input(1), io.dout(0).ptr);
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { cuda_slopes(io.stream, self.scale, w, dsum, grad.arg.ptr, grad.acc) }
     }
 }

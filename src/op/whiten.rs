@@ -73,7 +73,7 @@ impl Op for Whiten {
             n: io.outs[0].desc.shape.numel() as u32,
             shift_mean: self.shift_mean.into(),
         };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch("whiten_f32", [1, 1, 1], loss::THREADS, 0, &params) }
     }
 }

@@ -1,6 +1,7 @@
 //! Tensors with their memory, as operators get them, and the check that what an operator writes is
-//! apart from all else that it gets, and that all is where the operator runs. Whoever calls a program may bind one buffer twice, or give an
-//! operator that works in place the same tensor as another input: that is an error here.
+//! apart from all else that it gets, and that all is where the operator runs. Whoever calls a
+//! program may bind one buffer twice, or give an operator that works in place the same tensor as
+//! another input: that is an error here.
 
 use crate::base::{Error, Result};
 use crate::device::{Device, Region};

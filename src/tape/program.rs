@@ -64,7 +64,8 @@ impl Program<'_> {
             }
             Steps::Operators(operators) => operators.run(),
             Steps::Graph(graph, name) => {
-                // SAFETY: the program borrows the arena and all that was bound when it was recorded.
+                // SAFETY: the program borrows the arena and all that was bound when it was
+                // recorded.
                 let done = unsafe { self.device.stream()?.replay(graph) };
                 done.map_err(|e| e.context(format_args!("the recorded program {name}")))
             }

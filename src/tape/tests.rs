@@ -228,3 +228,35 @@ fn a_program_that_needs_more_for_less_is_planned_again() {
 fn a_program_has_the_same_slots_where_an_operator_needs_nothing() {
     assert_eq!(misfits(false, [2000, 500, 1500, 1, 3000, 999]), [0; 6]);
 }
+
+/// Moves averages at `.0` towards weights at `.1`, on buffers of the caller's.
+fn averages<'a>(tape: &mut Tape<'a>, [e, w]: [&'a Buffer; 2]) -> Result<()> {
+    let desc = Desc::new(&[4], DType::F32);
+    let [e, w] = [e, w].map(|b| tape.bind(b.region(), desc));
+    crate::op::ema::ema(tape, crate::op::ema::Ema { decay: 0.5 }, e, w).map(|_| ())
+}
+
+#[test]
+fn memory_that_an_operator_writes_is_given_to_it_once() {
+    let [a, b] = [0, 1].map(|_| Buffer::zeroed(Device::Cpu, 16).unwrap());
+    let mut ws = Workspace::new(Device::Cpu, 1 << 20).unwrap();
+    ws.run("apart", &(), |tape, ()| averages(tape, [&a, &b])).unwrap();
+    let e = ws.run("same", &(), |tape, ()| averages(tape, [&a, &a])).unwrap_err();
+    assert!(e.to_string().contains("ema writes what it is also given elsewhere"), "{e}");
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn operators_get_memory_of_their_device_only() {
+    let device = Buffer::zeroed(Device::Emulated, 16).unwrap();
+    let host = Buffer::zeroed(Device::Cpu, 16).unwrap();
+    let mut ws = Workspace::new(Device::Emulated, 1 << 20).unwrap();
+    let e = ws.run("host", &(), |tape, ()| averages(tape, [&device, &host])).unwrap_err();
+    assert!(e.to_string().contains("ema is given what is not on emulated"), "{e}");
+    let nowhere = |tape: &mut Tape<'_>, (): &()| {
+        let desc = Desc::new(&[4], DType::F32);
+        let [e, w] = [0, 1].map(|_| tape.bind(Region::nowhere(16), desc));
+        crate::op::ema::ema(tape, crate::op::ema::Ema { decay: 0.5 }, e, w).map(|_| ())
+    };
+    assert!(ws.run("nowhere", &(), nowhere).is_err());
+}

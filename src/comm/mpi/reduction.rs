@@ -2,11 +2,10 @@
 //! the ranks; an all-reduce then gives the shares to all. Values come in pieces, of which a few MiB
 //! are under way.
 
-use super::super::{Call, Reduce, host, reduce::reduce};
+use super::super::{Call, Reduce, Span, host, reduce::reduce};
 use super::engine::Work;
 use super::requests::{Lane, Requests, others, tag};
 use crate::base::{DType, Error, Result};
-use crate::comm::Span;
 use std::collections::VecDeque;
 use std::ffi::c_int;
 

@@ -50,7 +50,7 @@ pub(super) struct Lane {
 
 // SAFETY: a handle without thread affinity; one thread at a time is inside MPI.
 unsafe impl Send for Lane {}
-// SAFETY: as above.
+// SAFETY: it is only read, and one thread at a time is inside MPI.
 unsafe impl Sync for Lane {}
 
 impl Lane {
@@ -79,7 +79,8 @@ pub(super) struct Requests {
     statuses: Vec<ffi::MPI_Status>,
 }
 
-// SAFETY: as `Lane`; the memory is the call's, under its rules.
+// SAFETY: requests have no thread affinity, and one thread at a time is inside MPI; whoever started
+// the call lets any thread use its memory until it has been waited for.
 unsafe impl Send for Requests {}
 
 impl Requests {
@@ -180,7 +181,7 @@ impl Requests {
     /// True if all have ended. Lets MPI do its work.
     ///
     /// # Safety
-    /// As above.
+    /// No other thread uses MPI meanwhile, and the memory of the requests is still there.
     pub(super) unsafe fn over(&mut self) -> Result<bool> {
         let n = self.open.len();
         if n > 0 {

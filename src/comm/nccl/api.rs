@@ -164,7 +164,7 @@ impl Api {
         }
         // SAFETY: the library gives static strings.
         let text = unsafe { (self.error_text)(code).as_ref() };
-        // SAFETY: as above; they end in a nul.
+        // SAFETY: the library's strings are static and end in a nul.
         let text = text.map(|t| unsafe { CStr::from_ptr(t) }.to_string_lossy().into_owned());
         let text = text.unwrap_or_else(|| format!("error {code}"));
         let line = format!("{what}: NCCL reports {text:?}; NCCL_DEBUG=WARN tells more");

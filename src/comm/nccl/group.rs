@@ -4,10 +4,9 @@
 use super::api::{Api, BYTES, Handle, NO_COLOR};
 use super::world::{Lane, World};
 use crate::base::Result;
-use crate::comm::Span;
 use crate::comm::lifeline::{What, part_of};
 use crate::comm::under_way::{Meet, under_way};
-use crate::comm::{Call, Pending};
+use crate::comm::{Call, Pending, Span};
 use crate::device::{Device, Event};
 use std::collections::HashMap;
 use std::ffi::c_int;
@@ -200,8 +199,8 @@ impl Group {
     ) -> Result<()> {
         let (comm, stream) = (self.comm.0, lane.stream.raw());
         self.world.shared.call(name, comm, |api| {
-            // SAFETY: `n` bytes of the device for which the caller vouches until the end; a group is
-            // ended whatever comes of it.
+            // SAFETY: `n` bytes of the device for which the caller vouches until the end; a group
+            // is ended whatever comes of it.
             unsafe {
                 api.check(name, (api.group_start)())?;
                 let mut put = Ok(());

@@ -13,10 +13,9 @@ mod world;
 pub use api::{FILES, VARIABLE, given};
 pub use meet::SECRET;
 
-use super::Span;
 use super::member::Member;
 use super::under_way::under_way;
-use super::{Call, Comm, Launch, Pending, Transport, host};
+use super::{Call, Comm, Launch, Pending, Span, Transport, host};
 use crate::base::{Error, Result};
 use crate::device::Device;
 use api::{Config, START};

@@ -3,9 +3,8 @@
 
 use super::group::Group;
 use crate::base::{Error, Result};
-use crate::comm::Call;
-use crate::comm::Span;
 use crate::comm::under_way::Meet;
+use crate::comm::{Call, Span};
 use crate::device::{Device, Region};
 
 /// Bytes of the card that values of the host take on their way.
@@ -79,8 +78,8 @@ impl Group {
 /// Copies values of the host to the card.
 ///
 /// # Safety
-/// `to` is memory of the card that stays allocated, `from` as much of the host's that stays so until
-/// this returns and is written by nobody meanwhile.
+/// `to` is memory of the card that stays allocated, `from` as much of the host's that stays so
+/// until this returns and is written by nobody meanwhile.
 unsafe fn write(group: &Group, to: Span, from: Span) -> Result<()> {
     // SAFETY: the caller's promise; the driver has read `from` when this returns.
     unsafe { on(group.device(), to).write(on(Device::Cpu, from).as_bytes()) }

@@ -8,8 +8,7 @@ use super::api::{by as nccl_by, dtype as nccl_dtype};
 use super::group::Group;
 use super::world::Lane;
 use crate::base::{DType, Error, Result};
-use crate::comm::Span;
-use crate::comm::{Call, Reduce};
+use crate::comm::{Call, Reduce, Span};
 use crate::device::cuda::params::RankSumParams;
 
 /// Bytes of others' values that are held at a time.
@@ -35,7 +34,8 @@ impl Group {
                 let (to, count) = (data.ptr.cast(), data.bytes / dtype.size());
                 let (dtype, by) = (nccl_dtype(dtype)?, nccl_by(by));
                 self.one(lane, "all-reduce", |api, comm, stream| {
-                    // SAFETY: `count` values on the device for which the caller vouches until the end.
+                    // SAFETY: `count` values on the device for which the caller vouches until the
+                    // end.
                     unsafe { (api.all_reduce)(to, to, count, dtype, by, comm, stream) }
                 })
             }
@@ -43,8 +43,8 @@ impl Group {
                 let (from, to, count) = (from.ptr.cast(), to.ptr.cast(), to.bytes / dtype.size());
                 let (dtype, by) = (nccl_dtype(dtype)?, nccl_by(by));
                 self.one(lane, "reduce-scatter", |api, comm, stream| {
-                    // SAFETY: the caller vouches for both until the end, and `Comm` has checked that
-                    // `from` has `count` values for every rank.
+                    // SAFETY: the caller vouches for both until the end, and `Comm` has checked
+                    // that `from` has `count` values for every rank.
                     unsafe { (api.reduce_scatter)(from, to, count, dtype, by, comm, stream) }
                 })
             }

@@ -52,7 +52,7 @@ struct Shared {
 // SAFETY: `current` is written by the owner while no loop is open and nobody is inside, and read by
 // those who joined and then found the loop open.
 unsafe impl Sync for Shared {}
-// SAFETY: as above.
+// SAFETY: the loop that `current` names may be run by any thread: it is `Sync`.
 unsafe impl Send for Shared {}
 
 /// A thread's workers.
@@ -107,7 +107,9 @@ impl Workers {
             return (0..tasks).for_each(body);
         }
         let shared = &*self.shared;
-        // SAFETY: the reference is used by those inside only, and `Close` waits for them.
+        // SAFETY: the reference is used by those inside only, and `Close`, which is dropped before
+        // this returns or unwinds, waits for them and lets nobody in after: so nobody uses it
+        // longer than `body` is borrowed.
         let body = unsafe {
             std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(body)
         };

@@ -20,7 +20,7 @@ fn right(run: &dyn Fn(&mut Rng) -> Result<bool>) -> [bool; 3] {
         unsafe { emu_configure(schedule, timing, 5, 2) };
         run(&mut Rng::new(8, u64::from(schedule))).unwrap_or(false)
     });
-    // SAFETY: as above.
+    // SAFETY: sets options of this thread.
     unsafe { emu_configure(0, 0, 1, 2) };
     verdicts
 }

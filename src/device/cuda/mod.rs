@@ -61,9 +61,9 @@ pub(super) struct Context {
     end_is_known: AtomicBool,
 }
 
-// SAFETY: the driver's handles may be used from any thread, and the map is locked.
+// SAFETY: the driver's handles may be used from any thread.
 unsafe impl Send for Context {}
-// SAFETY: as above.
+// SAFETY: the driver allows calls from several threads at once, and the map is locked.
 unsafe impl Sync for Context {}
 
 /// Attributes of a device, by number in cuda.h.
@@ -106,7 +106,7 @@ pub fn cards() -> Result<Vec<Card>> {
     }
     let card = |ordinal: c_int| {
         let mut device: c_int = 0;
-        // SAFETY: as above.
+        // SAFETY: a plain query with a pointer to a local.
         match unsafe { (api.device_get)(&raw mut device, ordinal) } {
             SUCCESS => Ok(describe(api, device)),
             code => Err(Error::resource(format!("GPU {ordinal}: {}", api.describe(code)))),
@@ -167,7 +167,8 @@ impl Context {
             return Err(Error::resource(line));
         }
         let mut handle: Handle = std::ptr::null_mut();
-        // SAFETY: as above; the context is retained for the life of the process.
+        // SAFETY: the pointers are to locals; the context is made current before its pool is set,
+        // and stays for the life of the process.
         unsafe {
             let code = (api.device_get)(&raw mut device, ordinal as c_int);
             if code != SUCCESS {

@@ -325,7 +325,7 @@ pub struct Event {
 
 // SAFETY: the driver's handles may be used from any thread.
 unsafe impl Send for Event {}
-// SAFETY: as above; nothing is changed through a shared event.
+// SAFETY: the driver allows calls from several threads at once, and a shared event is only asked.
 unsafe impl Sync for Event {}
 
 impl Event {

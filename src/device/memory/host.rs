@@ -23,6 +23,6 @@ pub(super) fn alloc(bytes: usize) -> Option<*mut u8> {
 /// # Safety
 /// It must come from [`alloc`] with the same size, and not be used any more.
 pub(super) unsafe fn free(ptr: *mut u8, bytes: usize) {
-    // SAFETY: promised by the caller.
+    // SAFETY: the caller promises that this is one whole mapping, and that nobody uses it.
     unsafe { libc::munmap(ptr.cast(), bytes) };
 }

@@ -67,10 +67,7 @@ impl Shape {
     }
 
     /// Shared memory of a forward tile of `rows`; scores go between warps where some share rows.
-    ///
-    /// # Safety
-    /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
-    unsafe fn forward(self, dtype: DType, rows: usize) -> usize {
+    fn forward(self, dtype: DType, rows: usize) -> usize {
         match dtype {
             DType::Bf16 => {
                 let between = if rows < 64 { rows * KEYS * 4 } else { 0 };
@@ -212,7 +209,7 @@ pub(super) unsafe fn forward(op: &Attention, io: &CudaForward<'_>) -> Result<()>
     let qkv = io.input(0);
     let base = params(op, io.stream, qkv, io.input(1))?;
     let params = AttendParams { o: io.outs[0].ptr, lse: io.outs[1].ptr, ..base };
-    // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+    // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
     unsafe { attend(op, io.stream, qkv.desc.dtype, params) }
 }
 
@@ -240,12 +237,12 @@ pub(super) unsafe fn backward(op: &Attention, io: &CudaBackward<'_>) -> Result<(
     let (shape, group, heads) = (Shape::of(op)?, op.group(), op.kv_heads as u32);
     let launch = |what: &str, grid: [u32; 3], share: usize, shared: usize| {
         let kernel = format!("attention_backward_{what}_{}_d{}", name(dtype), shape.width);
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch(&kernel, grid, THREADS * share as u32, shared, &params) }
     };
     let rows = (qkv.rows() * op.heads) as u32;
     let delta = format!("attention_delta_{}", name(dtype));
-    // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+    // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
     unsafe { io.stream.launch(&delta, [rows.div_ceil(4), 1, 1], THREADS, 0, &params)? };
     let (keys, queries) = (shape.keys(dtype), shape.queries(dtype));
     if dtype == DType::Bf16 {

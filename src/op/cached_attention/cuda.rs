@@ -17,8 +17,8 @@ pub(super) unsafe fn forward(op: &CachedAttention, io: &CudaForward<'_>) -> Resu
     (params.starts, params.page_table) = (io.input(2).ptr, table.ptr);
     (params.kcache, params.vcache, params.o) = (k.ptr, v.ptr, o.ptr);
     (params.columns, params.pages) = (table.last() as u32, k.dims()[0] as u32);
-    // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+    // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
     unsafe { append(op, io.stream, qkv.desc.dtype, params)? };
-    // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+    // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
     unsafe { attend(op, io.stream, qkv.desc.dtype, params) }
 }

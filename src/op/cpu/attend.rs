@@ -158,7 +158,7 @@ impl<'a, E: Elem, F: Fn(usize) -> Block<'a, E>> Kernel for Forward<'a, '_, E, F>
                 s.put(o, s.mul(s.take(a), scale));
             }
             if let Some(lse) = q.lse {
-                // SAFETY: as above.
+                // SAFETY: this token's element of this head belongs to this task alone.
                 let lse = unsafe { lse.slice(at, 1) };
                 lse[0] = max[r] + sum[r].ln();
             }

@@ -12,10 +12,10 @@ pub struct SharedMut<'a, T> {
     marker: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: parts are handed out only through the unsafe `slice`, whose callers promise that they
-// are disjoint.
+// SAFETY: it is the exclusive borrow that it was made of, which may go to another thread.
 unsafe impl<T: Send> Send for SharedMut<'_, T> {}
-// SAFETY: as above.
+// SAFETY: threads that share it reach parts only through the unsafe `slice`, whose callers promise
+// that these are disjoint; each is then one thread's.
 unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
 impl<'a, T> SharedMut<'a, T> {

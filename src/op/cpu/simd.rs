@@ -53,10 +53,10 @@ pub fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Out {
                 // SAFETY: the processor was just found to have these instructions.
                 return unsafe { super::simd_x86::run_avx512bf16(kernel) };
             }
-            // SAFETY: as above.
+            // SAFETY: the processor was just found to have the instructions of this level.
             return unsafe { super::simd_x86::run_avx512(kernel) };
         }
-        // SAFETY: as above.
+        // SAFETY: the processor was just found to have the instructions of this level.
         Level::Avx2 => return unsafe { super::simd_x86::run_avx2(kernel) },
         Level::Portable => {}
     }

@@ -84,7 +84,7 @@ unsafe fn dots_tile<S: Simd, E: Elem, const M: usize, const N: usize>(
             *bv = unsafe { load(s, b.at(j + n, k), k < whole, a.d - k) };
         }
         for (m, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: as above.
+            // SAFETY: the row exists and has d - k elements left.
             let av = unsafe { load(s, a.at(i + m, k), k < whole, a.d - k) };
             for (acc, bv) in acc.iter_mut().zip(bv) {
                 *acc = s.fma(av, bv, *acc);
@@ -191,7 +191,7 @@ unsafe fn mix_tile<S: Simd, E: Elem, const M: usize, const N: usize>(
     }
     for (m, acc) in acc.iter().enumerate() {
         for (n, acc) in acc.iter().enumerate() {
-            // SAFETY: as at the loads.
+            // SAFETY: row i + m of c exists, with these columns.
             unsafe {
                 let p = c.add(m * b.d + n * LANES);
                 if whole { s.store(p, *acc) } else { s.store_first(p, left, *acc) }

@@ -258,9 +258,9 @@ pub(super) unsafe fn forward(op: &LogProb, io: &CudaForward<'_>) -> Result<()> {
     let layer = Layer::new(*op, io.stream, &io.ins, io.scratch)?;
     let [logp, entropy, lse] = [0, 1, 2].map(|i| io.outs[i].ptr);
     for rows in layer.shares(io.input(3).desc.shape.numel()) {
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { layer.logits(&rows)? };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { layer.statistics(&rows, Statistics { logp, entropy, lse })? };
     }
     Ok(())
@@ -273,9 +273,9 @@ pub(super) unsafe fn backward(op: &LogProb, io: &CudaBackward<'_>) -> Result<()>
     let of = Statistics { logp: 0, entropy: io.output(1).ptr, lse: io.output(2).ptr };
     let douts = [0, 1].map(|i| io.douts[i].map_or(0, |g| g.ptr));
     for rows in layer.shares(io.input(3).desc.shape.numel()) {
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { layer.logits(&rows)? };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { layer.gradients(&rows, of, douts, &io.dins, false)? };
     }
     Ok(())

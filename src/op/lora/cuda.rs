@@ -158,19 +158,19 @@ pub(super) unsafe fn forward(op: &Lora, io: &CudaForward<'_>) -> Result<()> {
     let call = Call::new(op, io.stream, [y, x, a, b], io.scratch)?;
     let s = call.s;
     for (start, rows) in call.pieces() {
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         let (x, kept) = unsafe { call.dropped(x, start, rows)? };
         let to = u.ptr + 4 * (start * s.rank) as u64;
         let to = out(to, DType::F32, s.rank, false, kept);
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe {
             gemm(io.stream, Layout::Nt, rows, s.rank, s.inner, x, call.mat(a.ptr, s.inner), to)?
         };
     }
     let to = out(call.columns(y), y.desc.dtype, s.total, true, op.scale);
-    // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+    // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
     let (u, b) = (unsafe { call.operand(u)? }, call.mat(b.ptr, s.rank));
-    // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+    // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
     unsafe { gemm(io.stream, Layout::Nt, s.tokens, s.n, s.rank, u, b, to) }
 }
 
@@ -185,40 +185,40 @@ pub(super) unsafe fn backward(op: &Lora, io: &CudaBackward<'_>) -> Result<()> {
     let s = call.s;
     let dv = Mat::new(call.columns(dy), dy.desc.dtype, s.total);
     if let Some(db) = &io.dins[3] {
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         let (u, to) = (unsafe { call.operand(io.output(1))? }, db.arg.ptr);
         let to = out(to, DType::F32, s.rank, db.acc, op.scale);
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { gemm(io.stream, Layout::Tn, s.n, s.rank, s.tokens, dv, u, to)? };
     }
     if io.dins[1].is_none() && io.dins[2].is_none() {
         return Ok(());
     }
     let to = out(call.du, call.dtype, s.rank, false, op.scale);
-    // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+    // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
     unsafe { gemm(io.stream, Layout::Nn, s.tokens, s.rank, s.n, dv, call.mat(b.ptr, s.rank), to)? };
     for (start, rows) in call.pieces() {
         let du = call.du + (start * s.rank * call.dtype.size()) as u64;
         let du = call.mat(du, s.rank);
         if let Some(da) = &io.dins[2] {
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             let (x, kept) = unsafe { call.dropped(x, start, rows)? };
             let to = out(da.arg.ptr, DType::F32, s.inner, da.acc || start > 0, kept);
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { gemm(io.stream, Layout::Tn, s.rank, s.inner, rows, du, x, to)? };
         }
         let Some(dx) = &io.dins[1] else { continue };
         let (a, to) = (call.mat(a.ptr, s.inner), call.row(dx.arg, start));
         let Some(dropout) = op.dropout() else {
             let to = out(to, call.dtype, s.inner, dx.acc, 1.0);
-            // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+            // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { gemm(io.stream, Layout::Nn, rows, s.inner, s.rank, du, a, to)? };
             continue;
         };
         let product = out(call.dropped, call.dtype, s.inner, false, 1.0);
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { gemm(io.stream, Layout::Nn, rows, s.inner, s.rank, du, a, product)? };
-        // SAFETY: the caller vouches for `io`, whose addresses, shapes and workspace these are.
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { call.drop(call.dropped, to, start, rows, dropout.kept(), adding(dx.acc))? };
     }
     Ok(())

@@ -263,12 +263,13 @@ fn tile<S: Simd, const R: usize, const V: usize>(
         unsafe { step::<S, R, V, 2>(s, top, left, t, panel, &mut acc) };
     }
     if left.odd {
-        // SAFETY: as above; its partner is not read.
+        // SAFETY: the last pair is inside A and the panel, as asserted, but for its second term,
+        // which is not read.
         unsafe { step::<S, R, V, 1>(s, top, left, left.pairs, panel, &mut acc) };
     }
     for (r, row) in acc.into_iter().enumerate() {
         for (v, sum) in row.into_iter().enumerate() {
-            // SAFETY: as above.
+            // SAFETY: inside `sums`, as asserted.
             unsafe { s.store(sums.add(r * width + v * LANES), sum) };
         }
     }
