@@ -3,25 +3,25 @@
 
 use crate::base::{Error, Result};
 use crate::device::{Buffer, Device, Region};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cell::Cell;
+use std::rc::Rc;
 
 /// One buffer with its owner.
 #[derive(Clone, Debug)]
-pub(super) struct Memory(Arc<Owned>);
+pub(super) struct Memory(Rc<Owned>);
 
 #[derive(Debug)]
 struct Owned {
     buffer: Buffer,
     /// Id of the store whose gradients are there and not applied yet; 0 = none.
-    store: AtomicU64,
+    store: Cell<u64>,
 }
 
 impl Memory {
     /// `bytes` zeroed bytes that hold nobody's gradients.
     pub(super) fn zeroed(device: Device, bytes: usize) -> Result<Memory> {
         let buffer = Buffer::zeroed(device, bytes)?;
-        Ok(Memory(Arc::new(Owned { buffer, store: AtomicU64::new(0) })))
+        Ok(Memory(Rc::new(Owned { buffer, store: Cell::new(0) })))
     }
 
     /// Length in bytes.
@@ -31,19 +31,19 @@ impl Memory {
 
     /// Makes it hold the gradients of `store`; fails while it holds another's.
     pub(super) fn claim(&self, store: u64) -> Result<()> {
-        let order = Ordering::Relaxed;
-        match self.0.store.compare_exchange(0, store, order, order) {
-            Err(owner) if owner != store => {
-                Err(Error::internal("gradients of another model are not applied yet"))
-            }
-            _ => Ok(()),
+        let owner = self.0.store.get();
+        if owner != 0 && owner != store {
+            return Err(Error::internal("gradients of another model are not applied yet"));
         }
+        self.0.store.set(store);
+        Ok(())
     }
 
     /// Ends a claim of `store`, if it has one.
     pub(super) fn release(&self, store: u64) {
-        let order = Ordering::Relaxed;
-        let _ = self.0.store.compare_exchange(store, 0, order, order);
+        if self.0.store.get() == store {
+            self.0.store.set(0);
+        }
     }
 }
 

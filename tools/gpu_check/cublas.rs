@@ -67,10 +67,22 @@ impl Cublas {
     }
 
     /// y `[m, n]` = x `[m, k]` w^T, w `[n, k]`, all bf16 and row-major. Column-major, that is y^T = w x^T.
-    pub(crate) fn linear(&self, m: usize, n: usize, k: usize, x: u64, w: u64, y: u64) -> bool {
+    ///
+    /// # Safety
+    /// The addresses are memory of the device as long as the sizes say, which stays until the device
+    /// is done.
+    pub(crate) unsafe fn linear(
+        &self,
+        m: usize,
+        n: usize,
+        k: usize,
+        x: u64,
+        w: u64,
+        y: u64,
+    ) -> bool {
         let (one, zero) = (1f32, 0f32);
         let (m, n, k) = (m as c_int, n as c_int, k as c_int);
-        // SAFETY: the addresses are device memory of those sizes.
+        // SAFETY: the caller vouches for the addresses; the two factors are read before this returns.
         let code = unsafe {
             (self.gemm)(
                 self.handle,

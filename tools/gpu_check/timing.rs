@@ -119,18 +119,20 @@ fn products(device: Device, tiny: bool) -> Result<Vec<Row>> {
             .map(|_| Ok((random(m * k)?, random(n * k)?)))
             .collect::<Result<Vec<(Buffer, Buffer)>>>()?;
         let y = Buffer::zeroed(device, 2 * m * n)?;
-        let address = |b: &Buffer| b.region().ptr as u64;
+        let address = |b: &Buffer| b.region().address();
         let mat = |b: &Buffer| Mat::new(address(b), DType::Bf16, k);
         let ours = median(device, &mut |i| {
             let (x, w) = &operands[i % copies];
             let out = Out::new(address(&y), DType::Bf16, n);
-            gemm(stream, Layout::Nt, m, n, k, mat(x), mat(w), out)
+            // SAFETY: matrices of these sizes, which live until the device is done with all.
+            unsafe { gemm(stream, Layout::Nt, m, n, k, mat(x), mat(w), out) }
         })?;
         let mut theirs = None;
         if let Some(cublas) = &cublas {
             let time = median(device, &mut |i| {
                 let (x, w) = &operands[i % copies];
-                cublas.linear(m, n, k, address(x), address(w), address(&y));
+                // SAFETY: matrices of these sizes, which live until the device is done with all.
+                unsafe { cublas.linear(m, n, k, address(x), address(w), address(&y)) };
                 Ok(())
             })?;
             theirs = Some(("cuBLAS", time));
