@@ -6,7 +6,7 @@
 struct SequenceSumParams {
   const float* x;
   const int32_t* cu_seqlens;  // [sequences + 1]
-  const float* offsets;       // [sequences]
+  const float* offsets;       // [tokens]
   float* y;                   // [sequences]
   const float* dy;
   float* dx;
@@ -38,11 +38,13 @@ KERNEL(sequence_sum_forward_f32, SequenceSumParams, LOSS_THREADS) {
   SequenceTokens tokens;
   if (!find_tokens(p, tokens)) return;
   const float* x = p.x + tokens.start;
+  const float* offsets = p.offsets + tokens.start;
   double sums[1];
-  sum_tokens(tokens.length, sums, [&](uint32_t i, double(&s)[1]) { s[0] += static_cast<double>(x[i]); });
+  sum_tokens(tokens.length, sums, [&](uint32_t i, double(&s)[1]) {
+    s[0] += static_cast<double>(x[i]) - static_cast<double>(offsets[i]);
+  });
   if (threadIdx.x != 0) return;
-  double above = sums[0] - static_cast<double>(p.offsets[blockIdx.x]);
-  p.y[blockIdx.x] = static_cast<float>(static_cast<double>(p.scale) * above);
+  p.y[blockIdx.x] = static_cast<float>(static_cast<double>(p.scale) * sums[0]);
 }
 
 KERNEL(sequence_sum_backward_f32, SequenceSumParams, LOSS_THREADS) {

@@ -1,9 +1,11 @@
-//! The sum of each of several packed sequences, less a constant, for losses on the log-probability
-//! of whole answers.
+//! The sum over each packed sequence of its distance to constants, for losses on the log-ratio of
+//! whole answers.
 //!
-//! x f32 `[n]`, cu_seqlens i32 `[k + 1]`, offsets f32 `[k]` (constant) -> f32 `[k]`,
-//! y_i = scale * (sum of x_t over cu_seqlens_i <= t < cu_seqlens_{i + 1} - offsets_i). An empty
-//! sequence sums to 0. The gradient goes to `x` only: dx_t = scale * dy_i for each t of sequence i.
+//! x f32 `[n]`, cu_seqlens i32 `[k + 1]`, offsets f32 `[n]` (constant) -> f32 `[k]`,
+//! y_i = scale * (sum of x_t - offsets_t over cu_seqlens_i <= t < cu_seqlens_{i + 1}). Each
+//! difference is taken before the sum: where `x` and the offsets have the same bits, y is 0. An
+//! empty sequence sums to 0. The gradient goes to `x` only: dx_t = scale * dy_i for each t of
+//! sequence i.
 
 use crate::base::{DType, Error, Result};
 use crate::device::Stream;
@@ -20,18 +22,18 @@ use std::sync::Arc;
 /// The operator.
 #[derive(Clone, Copy, Debug)]
 pub struct SequenceSum {
-    /// Multiplies what each sum is above its offset.
+    /// Multiplies each sum.
     pub scale: f32,
 }
 
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
     name: "sequence_sum",
-    about: "scale * (sum of x - offset) for each packed sequence; offsets are constant",
+    about: "scale * sum of (x - offset) for each packed sequence; offsets are constant",
     cases,
 };
 
-/// The sum of `x` `[n]` over each sequence, less its offset. Returns f32 `[k]`.
+/// The sum of `x - offsets`, both `[n]`, over each sequence. Returns f32 `[k]`.
 pub fn sequence_sum(
     r: &mut dyn Run,
     op: SequenceSum,
@@ -54,16 +56,17 @@ impl Op for SequenceSum {
         let fits = is(&x, DType::F32)
             && is(&cu, DType::I32)
             && is(&offsets, DType::F32)
-            && cu.shape.numel() == offsets.shape.numel() + 1;
+            && x.shape.numel() == offsets.shape.numel()
+            && cu.shape.numel() > 0;
         if !fits {
-            return Err(shape_error(self, ins, "x f32 [n], cu_seqlens [k + 1], offsets f32 [k]"));
+            return Err(shape_error(self, ins, "x f32 [n], cu_seqlens [k + 1], offsets f32 [n]"));
         }
         Ok(Plan {
-            outs: vec![Place::New(offsets)],
+            outs: vec![Place::New(Desc::new(&[cu.shape.numel() - 1], DType::F32))],
             differentiable: 0b1,
             saves_ins: 0b10,
             cheap: true,
-            flops: (x.shape.numel() + 2 * offsets.shape.numel()) as u64,
+            flops: (2 * x.shape.numel() + cu.shape.numel()) as u64,
             ..Plan::default()
         })
     }
@@ -71,9 +74,10 @@ impl Op for SequenceSum {
     fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()> {
         let (x, offsets) = (io.input(0).f32(), io.input(2).f32());
         let lengths = sequences(io.input(1).i32(), x.len())?;
-        for ((y, tokens), offset) in io.outs[0].f32().iter_mut().zip(lengths).zip(offsets) {
-            let sum: f64 = x[tokens].iter().map(|x| f64::from(*x)).sum();
-            *y = (f64::from(self.scale) * (sum - f64::from(*offset))) as f32;
+        for (y, tokens) in io.outs[0].f32().iter_mut().zip(lengths) {
+            let above = x[tokens.clone()].iter().zip(&offsets[tokens]);
+            let sum: f64 = above.map(|(x, offset)| f64::from(*x) - f64::from(*offset)).sum();
+            *y = (f64::from(self.scale) * sum) as f32;
         }
         Ok(())
     }
@@ -90,7 +94,7 @@ impl Op for SequenceSum {
         Ok(())
     }
 
-    fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
+    unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let params = SequenceSumParams {
             x: io.input(0).ptr,
             offsets: io.input(2).ptr,
@@ -98,10 +102,11 @@ impl Op for SequenceSum {
             ..self.params(io.stream, io.input(0).desc, io.input(1))?
         };
         let grid = [params.sequences, 1, 1];
-        io.stream.launch("sequence_sum_forward_f32", grid, loss::THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
+        unsafe { io.stream.launch("sequence_sum_forward_f32", grid, loss::THREADS, 0, &params) }
     }
 
-    fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
+    unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         loss::constants(self, &io.dins, 1)?;
         let Some(grad) = io.dins[0] else { return Ok(()) };
         let params = SequenceSumParams {
@@ -111,7 +116,8 @@ impl Op for SequenceSum {
             ..self.params(io.stream, grad.arg.desc, io.input(1))?
         };
         let grid = [params.sequences, 1, 1];
-        io.stream.launch("sequence_sum_backward_f32", grid, loss::THREADS, 0, &params)
+        // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
+        unsafe { io.stream.launch("sequence_sum_backward_f32", grid, loss::THREADS, 0, &params) }
     }
 }
 
@@ -136,15 +142,17 @@ impl SequenceSum {
 fn cases() -> Vec<Case> {
     let case = |scale: f32, cu: &'static [i32]| {
         let (n, k) = (cu[cu.len() - 1] as usize, cu.len() - 1);
-        let offsets = (0..k).map(|i| [-2.5, 0.0, 1.25, -0.75][i % 4]).collect();
+        let offsets = (0..n).map(|i| [-2.5, 0.0, 1.25, -0.75, 0.5][i % 5]).collect();
         let ins = vec![
             Some(Input::f32(&[n], 3.0)),
             Some(Input::ints(cu)),
-            Some(Input::Const(vec![k], offsets)),
+            Some(Input::Const(vec![n], offsets)),
         ];
         Case::new(SequenceSum { scale }, ins, move |ins| {
-            let sum = |i: usize| -> f64 { ins[0][cu[i] as usize..cu[i + 1] as usize].iter().sum() };
-            vec![(0..k).map(|i| f64::from(scale) * (sum(i) - ins[2][i])).collect()]
+            let sum = |i: usize| -> f64 {
+                (cu[i] as usize..cu[i + 1] as usize).map(|t| ins[0][t] - ins[2][t]).sum()
+            };
+            vec![(0..k).map(|i| f64::from(scale) * sum(i)).collect()]
         })
     };
     vec![
@@ -168,7 +176,7 @@ mod tests {
     fn refuses_lengths_that_do_not_fit(forward: Runner) {
         let run = |cu: &[i32]| {
             let x = Host::new::<f32>(&[4], &[1.0, 2.0, 3.0, 4.0]);
-            let offsets = Host::new::<f32>(&[cu.len() - 1], &vec![0.5; cu.len() - 1]);
+            let offsets = Host::new::<f32>(&[4], &[0.5; 4]);
             forward(&OP, &[Some(x), Some(Host::ints(cu)), Some(offsets)])
         };
         assert!(run(&[0, 0, 3, 4]).is_ok());
@@ -182,7 +190,7 @@ mod tests {
         let mut rng = Rng::new(5, 0);
         let cu = [0, 3, 700, 700, 701, 2000];
         let x = Host::normal::<f32>(&[2000], 4.0, &mut rng);
-        let offsets = Host::normal::<f32>(&[cu.len() - 1], 4.0, &mut rng);
+        let offsets = Host::normal::<f32>(&[2000], 4.0, &mut rng);
         let sums = |x: &[f32], cu: &[i32], offsets: &[f32]| {
             let f32s = |v: &[f32]| Some(Host::new::<f32>(&[v.len()], v));
             let outs = forward(&OP, &[f32s(x), Some(Host::ints(cu)), f32s(offsets)]);
@@ -191,9 +199,11 @@ mod tests {
         let (x, offsets) = (x.f32(), offsets.f32());
         let together = sums(&x, &cu, &offsets);
         for (i, w) in cu.windows(2).enumerate() {
-            let alone = &x[w[0] as usize..w[1] as usize];
-            assert_eq!(sums(alone, &[0, w[1] - w[0]], &offsets[i..=i]), together[i..=i], "{i}");
+            let tokens = w[0] as usize..w[1] as usize;
+            let alone = sums(&x[tokens.clone()], &[0, w[1] - w[0]], &offsets[tokens]);
+            assert_eq!(alone, together[i..=i], "{i}");
         }
+        assert!(sums(&x, &cu, &x).iter().all(|y| *y == 0.0), "a distance to itself");
     }
 
     #[test]
@@ -225,7 +235,7 @@ mod tests {
         fn backward_refuses_lengths_that_do_not_fit() {
             let run = |cu: &[i32]| {
                 let f32s = |n: usize| Some(Host::new::<f32>(&[n], &vec![1.0; n]));
-                let ins = [f32s(4), Some(Host::ints(cu)), f32s(cu.len() - 1)];
+                let ins = [f32s(4), Some(Host::ints(cu)), f32s(4)];
                 let wanted = [Some(DType::F32), None, None];
                 backward(&OP, &ins, &[], &[f32s(cu.len() - 1)], &wanted)
             };
