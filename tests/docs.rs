@@ -216,6 +216,9 @@ const FOREIGN: &[&str] = &[
     "--bench",
     "--fmad",
     "--only",
+    // tools/same-weights
+    "--binaries",
+    "--quick",
     // torchrun
     "--nnodes",
     "--no-python",

@@ -22,12 +22,13 @@ fn page() -> String {
             Start::Policy => "the policy of the last stage before it",
         };
         let rows = a.learns.rows().name();
+        let about = wrapped(&format!("{}. Source: {}.", a.about, a.source));
+        let roles = wrapped(&format!("Trains {head}, starts from {start}, learns from {rows}."));
         let _ = write!(
             out,
-            "\n## {} (`{}`)\n\n{}. Source: {}.\n\n\
-             Trains {head}, starts from {start}, learns from {rows}.\n\n\
+            "\n## {} (`{}`)\n\n{about}\n\n{roles}\n\n\
              | key | default | meaning |\n|---|---|---|\n",
-            a.title, a.name, a.about, a.source
+            a.title, a.name
         );
         let defaults = a.section.defaults().unwrap();
         for key in a.section.keys(a.name, 0, 0) {
@@ -41,6 +42,22 @@ fn page() -> String {
         }
     }
     out
+}
+
+/// A paragraph in lines of at most 100 columns.
+fn wrapped(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().unwrap();
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.len() + 1 + word.len() <= 100 {
+            *line += &format!(" {word}");
+        } else {
+            lines.push(word.into());
+        }
+    }
+    lines.join("\n")
 }
 
 fn row(metric: &Metric) -> String {
