@@ -1,8 +1,8 @@
 //! TensorBoard event files: length-framed records with checksums, each one an `Event` message of
 //! protocol buffers, encoded by hand. Writes only; what the numbers mean is the caller's.
 
-use super::crc::crc32c;
 use crate::base::{Error, Result, machine_name};
+use crc32c::crc32c;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};

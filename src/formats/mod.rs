@@ -6,7 +6,6 @@
 
 mod atomic;
 mod checkpoint;
-mod crc;
 mod dtype;
 mod events;
 pub mod layout;

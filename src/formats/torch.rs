@@ -2,7 +2,6 @@
 //! executing the pickle and without extracting anything: tensors are views into the memory map.
 
 use super::TensorInfo;
-use super::crc::crc32;
 use super::map::map_file;
 use super::names::{clipped, not_here, quoted};
 use super::pickle::{PickledTensor, read_state_dict};
@@ -162,7 +161,7 @@ fn read_entries(file: &[u8]) -> Result<HashMap<String, Entry>> {
 impl Entry {
     fn verify(&self, file: &[u8]) -> Result<()> {
         if !self.verified.load(Ordering::Relaxed) {
-            if crc32(&file[self.range.clone()]) != self.crc {
+            if crc32fast::hash(&file[self.range.clone()]) != self.crc {
                 return Err(Error::user(
                     "the checksum does not match, the file is damaged; download or save it again",
                 ));

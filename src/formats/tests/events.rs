@@ -6,7 +6,7 @@ use super::fresh_rng;
 use std::collections::BTreeMap;
 use std::fs;
 
-/// CRC-32C bit by bit, for comparison with the tables.
+/// CRC-32C bit by bit, for comparison with the crate's.
 fn crc32c(data: &[u8]) -> u32 {
     !data.iter().fold(!0u32, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| {
