@@ -339,7 +339,7 @@ fn write_changed(
     std::fs::write(to.join(settings.file_name().unwrap()), values.to_string()).unwrap();
     let list: Vec<SaveTensor> =
         all.iter().map(|(n, t, _)| SaveTensor::new(n, t.info.dtype, &t.info.shape)).collect();
-    write_safetensors(&to.join(weights), &list, &[], &mut |t| {
+    write_safetensors(&to.join(weights), &list, None, &mut |t| {
         Ok(all.iter().find(|(n, ..)| *n == t.name).unwrap().2.clone().into())
     })
     .unwrap();
@@ -377,9 +377,12 @@ fn a_round_trip_keeps_every_byte_and_the_prefix_may_be_missing() {
                 SaveTensor::new(n.strip_prefix(prefix).unwrap_or(n), info.dtype, &info.shape)
             })
             .collect();
-        write_safetensors(&short.join("model.safetensors"), &list, &[("format", "pt")], &mut |t| {
-            Ok(original[&full(&t.name)].clone().into())
-        })
+        write_safetensors(
+            &short.join("model.safetensors"),
+            &list,
+            Some(("format", "pt")),
+            &mut |t| Ok(original[&full(&t.name)].clone().into()),
+        )
         .unwrap();
         let again = Model::load(&short, &LoadOptions::frozen(Head::Lm, DType::F32)).unwrap();
         save_model(&again, &saved, &SaveAs::default(), None).unwrap();

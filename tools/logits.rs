@@ -58,7 +58,7 @@ fn write(out: &Path, rows: &[Vec<i32>], values: &[f32], width: usize, what: &str
         let shape = if width == 1 { vec![row.len()] } else { vec![row.len(), width] };
         tensors.push(SaveTensor::new(format!("{what}_{i}"), SourceDType::F32, &shape));
     }
-    write_safetensors(out, &tensors, &[("format", "pt")], &mut |tensor| {
+    write_safetensors(out, &tensors, Some(("format", "pt")), &mut |tensor| {
         let (kind, i) = tensor.name.rsplit_once('_').unwrap_or_default();
         let i: usize = i.parse().unwrap_or(0);
         if kind == "ids" {

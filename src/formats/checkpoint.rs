@@ -160,7 +160,7 @@ impl Checkpoint {
                 "{}: tensor {} is {}, not floating point",
                 source.path().display(),
                 quoted(name),
-                info.dtype.name()
+                info.dtype
             ))
         })
     }

@@ -3,6 +3,7 @@
 
 use crate::base::{DType, bf16};
 use half::f16;
+use safetensors::Dtype;
 
 /// The element type of a tensor in a file. Bytes are little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,44 +32,50 @@ pub enum SourceDType {
 
 use SourceDType::*;
 
-/// Every dtype with its safetensors name and its PyTorch storage class.
-const NAMES: [(SourceDType, &str, &str); 10] = [
-    (F32, "F32", "FloatStorage"),
-    (F16, "F16", "HalfStorage"),
-    (Bf16, "BF16", "BFloat16Storage"),
-    (F64, "F64", "DoubleStorage"),
-    (I64, "I64", "LongStorage"),
-    (I32, "I32", "IntStorage"),
-    (I16, "I16", "ShortStorage"),
-    (I8, "I8", "CharStorage"),
-    (U8, "U8", "ByteStorage"),
-    (Bool, "BOOL", "BoolStorage"),
+/// Every dtype with its PyTorch storage class.
+const STORAGES: [(SourceDType, &str); 10] = [
+    (F32, "FloatStorage"),
+    (F16, "HalfStorage"),
+    (Bf16, "BFloat16Storage"),
+    (F64, "DoubleStorage"),
+    (I64, "LongStorage"),
+    (I32, "IntStorage"),
+    (I16, "ShortStorage"),
+    (I8, "CharStorage"),
+    (U8, "ByteStorage"),
+    (Bool, "BoolStorage"),
 ];
 
 impl SourceDType {
     /// Bytes per element.
     pub fn size(self) -> usize {
+        self.in_safetensors().bitsize() / 8
+    }
+
+    /// The same in safetensors.
+    pub(super) fn in_safetensors(self) -> Dtype {
         match self {
-            F64 | I64 => 8,
-            F32 | I32 => 4,
-            F16 | Bf16 | I16 => 2,
-            I8 | U8 | Bool => 1,
+            F32 => Dtype::F32,
+            F16 => Dtype::F16,
+            Bf16 => Dtype::BF16,
+            F64 => Dtype::F64,
+            I64 => Dtype::I64,
+            I32 => Dtype::I32,
+            I16 => Dtype::I16,
+            I8 => Dtype::I8,
+            U8 => Dtype::U8,
+            Bool => Dtype::BOOL,
         }
     }
 
-    /// The name in a safetensors header, as `"BF16"`.
-    pub fn name(self) -> &'static str {
-        NAMES.iter().find(|row| row.0 == self).map_or("", |row| row.1)
-    }
-
-    /// The dtype of a safetensors header name; `None` if it is not supported.
-    pub fn parse(name: &str) -> Option<SourceDType> {
-        NAMES.iter().find(|row| row.1 == name).map(|row| row.0)
+    /// The dtype of a safetensors header; `None` if it is not supported.
+    pub(super) fn of_safetensors(dtype: Dtype) -> Option<SourceDType> {
+        STORAGES.iter().map(|row| row.0).find(|own| own.in_safetensors() == dtype)
     }
 
     /// The dtype of a PyTorch storage class, as `"FloatStorage"`.
     pub(super) fn of_storage(class: &str) -> Option<SourceDType> {
-        NAMES.iter().find(|row| row.2 == class).map(|row| row.0)
+        STORAGES.iter().find(|row| row.1 == class).map(|row| row.0)
     }
 
     /// True if elements are floating-point numbers.
@@ -86,6 +93,13 @@ impl SourceDType {
             F64 => convert(bytes, |b| f64::from_le_bytes(b) as f32),
             _ => return None,
         })
+    }
+}
+
+/// As safetensors calls it: `BF16`.
+impl std::fmt::Display for SourceDType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.in_safetensors().fmt(f)
     }
 }
 

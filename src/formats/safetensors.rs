@@ -1,12 +1,14 @@
 //! The safetensors format: eight bytes of header length, a JSON header, then the tensors' bytes
-//! without holes. Reads through a memory map with every claim of the header checked; writes tensor
-//! by tensor so that a model is never held twice.
+//! without holes. The entries of a header are those of the crate `safetensors`. Reads through a
+//! memory map with every claim of the header checked, so that an error names the tensor; writes
+//! tensor by tensor so that a model is never held twice.
 
 use super::map::map_file;
 use super::names::{clipped, not_here, quoted};
 use super::{SourceDType, TensorInfo, write_atomic};
 use crate::base::{Error, Result};
 use memmap2::Mmap;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo as Entry};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use std::borrow::Cow;
@@ -87,17 +89,20 @@ fn parse(file: &[u8]) -> Result<(usize, BTreeMap<String, Slot>)> {
     Ok((8 + length as usize, check(header.0, data.len())?))
 }
 
-/// One tensor as the header describes it.
+/// The crate's entry with nothing else in it: the crate passes over keys that it does not know.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTensor {
-    dtype: String,
+struct OnlyEntry(#[serde(with = "Strict")] Entry);
+
+#[derive(Deserialize)]
+#[serde(remote = "Entry", deny_unknown_fields)]
+struct Strict {
+    dtype: Dtype,
     shape: Vec<usize>,
-    data_offsets: [usize; 2],
+    data_offsets: (usize, usize),
 }
 
-/// The header, with repeated names refused: a plain JSON map would keep the last one silently.
-struct Header(BTreeMap<String, RawTensor>);
+/// The header, with repeated names refused: the crate's own map would keep the last one silently.
+struct Header(BTreeMap<String, Entry>);
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Header, D::Error> {
@@ -122,13 +127,13 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             }
-            let tensor: RawTensor = map
+            let OnlyEntry(entry) = map
                 .next_value()
                 .map_err(|e| A::Error::custom(format!("tensor {}: {e}", quoted(&name))))?;
             if tensors.contains_key(&name) {
                 return Err(A::Error::custom(format!("tensor {} appears twice", quoted(&name))));
             }
-            tensors.insert(name, tensor);
+            tensors.insert(name, entry);
         }
         Ok(Header(tensors))
     }
@@ -136,24 +141,24 @@ impl<'de> Visitor<'de> for HeaderVisitor {
 
 /// Checks sizes and places: known dtype, size equal to shape, no overlap, no hole, nothing outside
 /// the `data_len` bytes of data.
-fn check(header: BTreeMap<String, RawTensor>, data_len: usize) -> Result<BTreeMap<String, Slot>> {
+fn check(header: BTreeMap<String, Entry>, data_len: usize) -> Result<BTreeMap<String, Slot>> {
     let mut slots = BTreeMap::new();
-    for (name, raw) in header {
+    for (name, entry) in header {
         let fail = |what: String| Err(Error::user(format!("tensor {} {what}", quoted(&name))));
-        let Some(dtype) = SourceDType::parse(&raw.dtype) else {
+        let Some(dtype) = SourceDType::of_safetensors(entry.dtype) else {
             return fail(format!(
                 "has dtype {}, which is not supported; convert it to F32, F16 or BF16",
-                quoted(&raw.dtype)
+                entry.dtype
             ));
         };
-        let info = TensorInfo { dtype, shape: raw.shape };
-        let [begin, end] = raw.data_offsets;
+        let info = TensorInfo { dtype, shape: entry.shape };
+        let (begin, end) = entry.data_offsets;
         let Some(size) = end.checked_sub(begin) else {
             return fail(format!("has a negative size: data_offsets [{begin}, {end}]"));
         };
         if info.checked_bytes() != Some(size) {
             let shape = clipped(&format!("{:?}", info.shape));
-            return fail(format!("holds {size} bytes, which is not {shape} of {}", dtype.name()));
+            return fail(format!("holds {size} bytes, which is not {shape} of {dtype}"));
         }
         slots.insert(name, Slot { info, range: begin..end });
     }
@@ -213,11 +218,12 @@ impl SaveTensor {
 /// `bytes` is called once per tensor, in the order of the file (wide elements first, so that all
 /// are aligned), and returns its row-major little-endian bytes; only one tensor's bytes are held at
 /// a time. `metadata` goes to the header's `__metadata__`; transformers wants
-/// `("format", "pt")`. A repeated name or a wrong byte count is an internal error.
+/// `("format", "pt")`. It is one pair at most, since the crate writes several in no fixed order. A
+/// repeated name or a wrong byte count is an internal error.
 pub fn write_safetensors<'a>(
     path: &Path,
     tensors: &[SaveTensor],
-    metadata: &[(&str, &str)],
+    metadata: Option<(&str, &str)>,
     bytes: &mut dyn FnMut(&SaveTensor) -> Result<Cow<'a, [u8]>>,
 ) -> Result<()> {
     let order: Vec<&SaveTensor> = safetensors_order(tensors).map(|i| &tensors[i]).collect();
@@ -250,25 +256,23 @@ pub(super) fn safetensors_order(tensors: &[SaveTensor]) -> impl Iterator<Item = 
 }
 
 /// The JSON header, padded with spaces so that the data starts at a multiple of eight bytes.
-fn header(tensors: &[&SaveTensor], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
-    let mut map = serde_json::Map::new();
-    if !metadata.is_empty() {
-        let pairs = metadata.iter().map(|&(k, v)| (k.to_owned(), v.into()));
-        map.insert("__metadata__".to_owned(), serde_json::Value::Object(pairs.collect()));
-    }
+fn header(tensors: &[&SaveTensor], metadata: Option<(&str, &str)>) -> Result<Vec<u8>> {
     let (mut at, mut seen) = (0, HashSet::from(["__metadata__"]));
+    let mut entries = Vec::with_capacity(tensors.len());
     for tensor in tensors {
-        if !seen.insert(&tensor.name) {
-            let name = quoted(&tensor.name);
-            return Err(Error::internal(format!("tensor {name} would be saved twice")));
+        let SaveTensor { name, info } = tensor;
+        if !seen.insert(name) {
+            return Err(Error::internal(format!("tensor {} would be saved twice", quoted(name))));
         }
         let end = at + tensor.bytes()?;
-        let (dtype, shape) = (tensor.info.dtype.name(), &tensor.info.shape);
-        let entry = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [at, end]});
-        map.insert(tensor.name.clone(), entry);
+        let (dtype, shape) = (info.dtype.in_safetensors(), info.shape.clone());
+        entries.push((name.clone(), Entry { dtype, shape, data_offsets: (at, end) }));
         at = end;
     }
-    let mut text = serde_json::Value::Object(map).to_string().into_bytes();
+    let failed = |e: &dyn std::fmt::Display| Error::internal(format!("a safetensors header: {e}"));
+    let metadata = metadata.map(|(k, v)| [(k.to_owned(), v.to_owned())].into_iter().collect());
+    let header = Metadata::new(metadata, entries).map_err(|e| failed(&e))?;
+    let mut text = serde_json::to_vec(&header).map_err(|e| failed(&e))?;
     text.resize(text.len().next_multiple_of(8), b' ');
     Ok(text)
 }

@@ -38,7 +38,7 @@ pub fn save_sharded<'a>(
     }
     for (shard, name) in shards.iter().zip(&names) {
         let part = &tensors[shard.clone()];
-        write_safetensors(&dir.join(name), part, &[("format", "pt")], bytes)?;
+        write_safetensors(&dir.join(name), part, Some(("format", "pt")), bytes)?;
     }
     let mut keep = names.clone();
     if shards.len() > 1 {

@@ -273,7 +273,7 @@ fn adapters_to(model: &Model, dir: Option<&Path>, base: &str) -> Result<()> {
     };
     std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
     let path = dir.join("adapter_model.safetensors");
-    write_safetensors(&path, &tensors, &[("format", "pt")], &mut bytes)?;
+    write_safetensors(&path, &tensors, Some(("format", "pt")), &mut bytes)?;
     write_json(&dir.join("adapter_config.json"), &adapter_config(model, lora, base))
 }
 

@@ -131,7 +131,7 @@ impl Snapshot {
 
 impl Display for TensorInfo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {:?}", self.dtype.name(), self.shape)
+        write!(f, "{} {:?}", self.dtype, self.shape)
     }
 }
 

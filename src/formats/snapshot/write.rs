@@ -99,7 +99,7 @@ fn fill(dir: &Path, label: &Label, draft: &dyn Whole, max_shard: usize) -> Resul
     for range in split(tensors, max_shard)?.into_iter().filter(|r| !r.is_empty()) {
         let name = format!("state-{:05}.safetensors", files.len() + 1);
         let (path, mut sums) = (dir.join(&name), BTreeMap::new());
-        write_safetensors(&path, &tensors[range], &[], &mut |t| {
+        write_safetensors(&path, &tensors[range], None, &mut |t| {
             let bytes = draft.read(places[t.name.as_str()])?;
             sums.insert(t.name.clone(), Sum::of(&bytes));
             Ok(bytes)

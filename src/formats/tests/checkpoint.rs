@@ -20,7 +20,7 @@ fn files(dir: &Path) -> Vec<String> {
 fn shard(dir: &Path, file: &str, names: &[&str]) {
     let tensors: Vec<_> = names.iter().map(|n| SaveTensor::new(*n, F32, &[1])).collect();
     let one = &mut |_: &SaveTensor| Ok(Cow::Owned(vec![0; 4]));
-    write_safetensors(&dir.join(file), &tensors, &[("format", "pt")], one).unwrap();
+    write_safetensors(&dir.join(file), &tensors, Some(("format", "pt")), one).unwrap();
 }
 
 fn index(dir: &Path, map: &str) {

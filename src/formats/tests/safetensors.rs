@@ -39,7 +39,7 @@ fn round_trip_of_random_tensors() {
         })
         .collect();
     let data = random_data(&mut rng, &tensors);
-    write_safetensors(&path, &tensors, &[("format", "pt")], &mut from_map(&data)).unwrap();
+    write_safetensors(&path, &tensors, Some(("format", "pt")), &mut from_map(&data)).unwrap();
 
     let open = Checkpoint::open_file(&path).unwrap();
     assert_eq!(open.names().count(), tensors.len());
@@ -54,8 +54,18 @@ fn round_trip_of_random_tensors() {
     let ints = tensors.iter().find(|t| t.info.dtype == I64).unwrap();
     refused(open.read_f32(&ints.name), &["adapter_model.safetensors", "I64"]);
 
-    // What transformers reads: the format key, and data aligned for its dtype.
+    // The format's own reader finds the same.
     let file = fs::read(&path).unwrap();
+    let theirs = safetensors::SafeTensors::deserialize(&file).unwrap();
+    assert_eq!(theirs.len(), tensors.len());
+    for tensor in &tensors {
+        let view = theirs.tensor(&tensor.name).unwrap();
+        assert_eq!(view.shape(), tensor.info.shape);
+        assert_eq!(view.dtype().to_string(), tensor.info.dtype.to_string());
+        assert_eq!(view.data(), data[&tensor.name]);
+    }
+
+    // What transformers reads: the format key, and data aligned for its dtype.
     let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     assert_eq!(length % 8, 0);
     let header: serde_json::Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
@@ -63,6 +73,36 @@ fn round_trip_of_random_tensors() {
     for tensor in &tensors {
         let begin = header[&tensor.name]["data_offsets"][0].as_u64().unwrap() as usize;
         assert_eq!(begin % tensor.info.dtype.size(), 0, "{tensor:?}");
+    }
+}
+
+/// Resuming compares files, so a header never changes by a byte.
+#[test]
+fn the_bytes_of_a_file_are_these() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.safetensors");
+    let tensors = [
+        SaveTensor::new("z", U8, &[3]),
+        SaveTensor::new("b\"ü\n/", F32, &[1, 2]),
+        SaveTensor::new("a", Bf16, &[]),
+    ];
+    let fill = |t: &SaveTensor| vec![t.name.as_bytes()[0]; t.info.checked_bytes().unwrap()];
+    for (metadata, wanted) in [
+        (Some(("format", "pt")), r#"{"__metadata__":{"format":"pt"},TENSORS}      "#),
+        (None, r#"{TENSORS}     "#),
+    ] {
+        write_safetensors(&path, &tensors, metadata, &mut |t| Ok(fill(t).into())).unwrap();
+        let entries = concat!(
+            r#""b\"ü\n/":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"#,
+            r#""a":{"dtype":"BF16","shape":[],"data_offsets":[8,10]},"#,
+            r#""z":{"dtype":"U8","shape":[3],"data_offsets":[10,13]}"#,
+        );
+        let header = wanted.replace("TENSORS", entries);
+        let mut whole = (header.len() as u64).to_le_bytes().to_vec();
+        whole.extend_from_slice(header.as_bytes());
+        whole.extend_from_slice(b"bbbbbbbbaazzz");
+        let written = fs::read(&path).unwrap();
+        assert_eq!(String::from_utf8_lossy(&written), String::from_utf8_lossy(&whole));
     }
 }
 
@@ -80,7 +120,7 @@ fn floats_widen_to_their_values() {
         // Puts the half-width tensors at odd places were they not sorted.
         SaveTensor::new("odd", U8, &[3]),
     ];
-    write_safetensors(&path, &tensors, &[], &mut |tensor| {
+    write_safetensors(&path, &tensors, None, &mut |tensor| {
         Ok(Cow::Owned(match tensor.info.dtype {
             F32 => xs.iter().flat_map(|x| x.to_le_bytes()).collect(),
             Bf16 => xs.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
@@ -106,10 +146,10 @@ fn writer_refuses_its_callers_mistakes_and_leaves_nothing() {
     let path = dir.path().join("a.safetensors");
     let a = SaveTensor::new("a", F32, &[2]);
     let once = std::slice::from_ref(&a);
-    let short = write_safetensors(&path, once, &[], &mut |_| Ok(Cow::Owned(vec![0; 7])));
+    let short = write_safetensors(&path, once, None, &mut |_| Ok(Cow::Owned(vec![0; 7])));
     assert_eq!(short.unwrap_err().kind(), Kind::Internal);
     let twice = [a.clone(), a];
-    let twice = write_safetensors(&path, &twice, &[], &mut |_| Ok(Cow::Owned(vec![0; 8])));
+    let twice = write_safetensors(&path, &twice, None, &mut |_| Ok(Cow::Owned(vec![0; 8])));
     assert_eq!(twice.unwrap_err().kind(), Kind::Internal);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -118,7 +158,7 @@ fn writer_refuses_its_callers_mistakes_and_leaves_nothing() {
 fn no_tensors_at_all_is_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.safetensors");
-    write_safetensors(&path, &[], &[], &mut |_| unreachable!()).unwrap();
+    write_safetensors(&path, &[], None, &mut |_| unreachable!()).unwrap();
     assert_eq!(Checkpoint::open_file(&path).unwrap().names().count(), 0);
 }
 
@@ -162,6 +202,9 @@ fn hostile_headers_are_refused() {
     let far = "[18446744073709551607,18446744073709551615]";
     header_refused(&one("F32", "[2]", far), 8, &["\"a\"", "cut short"]);
     header_refused(r#"{"a":{"dtype":"F32","shape":[2]}}"#, 8, &["\"a\"", "data_offsets"]);
+    let more = one("F32", "[2]", r#"[0,8],"stride":[1]"#);
+    header_refused(&more, 8, &["\"a\"", "unknown field `stride`"]);
+    header_refused(&one("F99", "[2]", "[0,8]"), 8, &["\"a\"", "F99"]);
     header_refused(r#"{"a":7}"#, 8, &["\"a\""]);
     header_refused("[]", 0, &["header"]);
     header_refused("{", 0, &["header"]);
