@@ -1,10 +1,14 @@
 //! The part of NCCL that is used, as one table of functions, filled from the library, which is
-//! opened at run time.
+//! opened at run time. Types and numbers are those of `cudarc`, which are made from nccl.h.
 
 use crate::base::DType;
 use crate::base::{Error, Result};
 use crate::comm::Reduce;
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use cudarc::nccl::sys::{
+    self, cudaStream_t, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclResult_t,
+    ncclUniqueId,
+};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
 /// File names of the library, the first that is found counts.
@@ -15,88 +19,118 @@ pub const VARIABLE: &str = "DUPLEX_NCCL";
 /// The call whose errors are those of a machine that is not set up for NCCL.
 pub(super) const START: &str = "start";
 
-/// A communicator; a CUDA stream.
-pub(super) type Handle = *mut c_void;
+/// An ncclResult_t as a number: a library may give one that no enumeration of ours has.
+pub(super) type Code = u32;
 
-/// Results.
-const SUCCESS: c_int = 0;
-pub(super) const IN_PROGRESS: c_int = 7;
-/// Types and reductions.
-pub(super) const BYTES: c_int = 1;
-const F32: c_int = 7;
-const BF16: c_int = 9;
-const SUM: c_int = 0;
-const MAX: c_int = 2;
-/// For `split`: this rank is in none of the new groups.
+const SUCCESS: Code = ncclResult_t::ncclSuccess as Code;
+pub(super) const IN_PROGRESS: Code = ncclResult_t::ncclInProgress as Code;
+pub(super) const BYTES: ncclDataType_t = ncclDataType_t::ncclUint8;
+/// For `split`: this rank is in none of the new groups. A macro of nccl.h, like those below.
 pub(super) const NO_COLOR: c_int = -1;
+/// What a configuration begins with, and its fields that are left to the library.
+const MAGIC: u32 = 0xcafe_beef;
+const UNDEFINED: c_int = c_int::MIN;
 
-/// The id that the ranks of a communicator have in common.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct UniqueId(pub(super) [u8; 128]);
-
-/// ncclConfig_t as version 2.14 has it; later fields keep their defaults.
-#[repr(C)]
-pub(super) struct Config {
-    size: usize,
-    magic: c_uint,
-    version: c_uint,
-    blocking: c_int,
-}
-
-impl Config {
-    /// Calls that come back before they are done, so that no rank is stuck inside one for a rank
-    /// that is gone.
-    pub(super) fn nonblocking() -> Config {
-        Config { size: size_of::<Config>(), magic: 0xcafe_beef, version: 21_400, blocking: 0 }
+/// Calls that come back before they are done, so that no rank is stuck inside one for a rank that
+/// is gone. These are the fields of version 2.18; later ones keep their defaults.
+pub(super) fn nonblocking() -> ncclConfig_t {
+    ncclConfig_t {
+        size: size_of::<ncclConfig_t>(),
+        magic: MAGIC,
+        version: 21_800,
+        blocking: 0,
+        cgaClusterSize: UNDEFINED,
+        minCTAs: UNDEFINED,
+        maxCTAs: UNDEFINED,
+        netName: std::ptr::null(),
+        splitShare: UNDEFINED,
     }
 }
 
-/// Each line: field, symbol, arguments.
+/// Each line: field, function, arguments, and what is returned if it is no [`Code`].
 macro_rules! nccl_api {
-    ($($field:ident = $symbol:literal ($($arg:ident: $ty:ty),*);)*) => {
-        /// NCCL's functions; all return an ncclResult_t.
+    (@returned) => { Code };
+    (@returned $ty:ty) => { $ty };
+    ($($field:ident = $symbol:ident ($($arg:ident: $ty:ty),*) $(-> $returned:ty)?;)*) => {
+        /// NCCL's functions.
         pub(super) struct Api {
-            $(pub(super) $field: unsafe extern "C" fn($($arg: $ty),*) -> c_int,)*
-            error_text: unsafe extern "C" fn(c_int) -> *const c_char,
+            $(pub(super) $field:
+                unsafe extern "C" fn($($arg: $ty),*) -> nccl_api!(@returned $($returned)?),)*
         }
+
+        // Each line agrees with the declaration that was made from nccl.h. What is a number here
+        // is the enumeration there.
+        const _: () = {
+            type Code = ncclResult_t;
+            $(let _: unsafe fn($($ty),*) -> nccl_api!(@returned $($returned)?) = sys::$symbol;)*
+        };
 
         impl Api {
             /// Finds all functions by name; an error is the first that is missing.
-            fn find(symbol: &dyn Fn(&CStr) -> *mut c_void) -> std::result::Result<Api, &'static str> {
-                let find = |name: &'static str| {
-                    let symbol = symbol(CStr::from_bytes_with_nul(name.as_bytes()).expect("one nul"));
-                    if symbol.is_null() { Err(name.trim_end_matches('\0')) } else { Ok(symbol) }
-                };
-                // SAFETY: each symbol has the type that nccl.h declares for its name.
-                Ok(unsafe { Api {
-                    $($field: std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($ty),*) -> c_int>(
-                        find(concat!($symbol, "\0"))?
-                    ),)*
-                    error_text: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int) -> *const c_char>(
-                        find("ncclGetErrorString\0")?
-                    ),
-                } })
+            fn find(
+                symbol: &dyn Fn(&CStr) -> *mut c_void,
+            ) -> std::result::Result<Api, &'static str> {
+                $(
+                    let name = concat!(stringify!($symbol), "\0").as_bytes();
+                    let $field = symbol(CStr::from_bytes_with_nul(name).expect("one nul"));
+                    if $field.is_null() {
+                        return Err(stringify!($symbol));
+                    }
+                )*
+                // SAFETY: each symbol has the type that nccl.h declares for its name, as checked
+                // above; an ncclResult_t is a u32 that is never read as the enumeration.
+                Ok(unsafe {
+                    Api {
+                        $($field: std::mem::transmute::<
+                            *mut c_void,
+                            unsafe extern "C" fn($($ty),*) -> nccl_api!(@returned $($returned)?),
+                        >($field),)*
+                    }
+                })
             }
         }
     };
 }
 
 nccl_api! {
-    unique_id = "ncclGetUniqueId" (id: *mut UniqueId);
-    init = "ncclCommInitRankConfig" (comm: *mut Handle, ranks: c_int, id: UniqueId, rank: c_int, config: *mut Config);
-    split = "ncclCommSplit" (comm: Handle, color: c_int, key: c_int, new: *mut Handle, config: *mut Config);
-    all_reduce = "ncclAllReduce" (from: *const c_void, to: *mut c_void, count: usize, dtype: c_int, by: c_int, comm: Handle, stream: Handle);
-    all_gather = "ncclAllGather" (from: *const c_void, to: *mut c_void, count: usize, dtype: c_int, comm: Handle, stream: Handle);
-    reduce_scatter = "ncclReduceScatter" (from: *const c_void, to: *mut c_void, count: usize, dtype: c_int, by: c_int, comm: Handle, stream: Handle);
-    broadcast = "ncclBroadcast" (from: *const c_void, to: *mut c_void, count: usize, dtype: c_int, root: c_int, comm: Handle, stream: Handle);
-    send = "ncclSend" (from: *const c_void, count: usize, dtype: c_int, peer: c_int, comm: Handle, stream: Handle);
-    receive = "ncclRecv" (to: *mut c_void, count: usize, dtype: c_int, peer: c_int, comm: Handle, stream: Handle);
-    group_start = "ncclGroupStart" ();
-    group_end = "ncclGroupEnd" ();
-    async_error = "ncclCommGetAsyncError" (comm: Handle, state: *mut c_int);
-    abort = "ncclCommAbort" (comm: Handle);
-    destroy = "ncclCommDestroy" (comm: Handle);
+    unique_id = ncclGetUniqueId (id: *mut ncclUniqueId);
+    init = ncclCommInitRankConfig (
+        comm: *mut ncclComm_t, ranks: c_int, id: ncclUniqueId, rank: c_int,
+        config: *mut ncclConfig_t
+    );
+    split = ncclCommSplit (
+        comm: ncclComm_t, color: c_int, key: c_int, new: *mut ncclComm_t, config: *mut ncclConfig_t
+    );
+    all_reduce = ncclAllReduce (
+        from: *const c_void, to: *mut c_void, count: usize, dtype: ncclDataType_t, by: ncclRedOp_t,
+        comm: ncclComm_t, stream: cudaStream_t
+    );
+    all_gather = ncclAllGather (
+        from: *const c_void, to: *mut c_void, count: usize, dtype: ncclDataType_t, comm: ncclComm_t,
+        stream: cudaStream_t
+    );
+    reduce_scatter = ncclReduceScatter (
+        from: *const c_void, to: *mut c_void, count: usize, dtype: ncclDataType_t, by: ncclRedOp_t,
+        comm: ncclComm_t, stream: cudaStream_t
+    );
+    broadcast = ncclBroadcast (
+        from: *const c_void, to: *mut c_void, count: usize, dtype: ncclDataType_t, root: c_int,
+        comm: ncclComm_t, stream: cudaStream_t
+    );
+    send = ncclSend (
+        from: *const c_void, count: usize, dtype: ncclDataType_t, peer: c_int, comm: ncclComm_t,
+        stream: cudaStream_t
+    );
+    receive = ncclRecv (
+        to: *mut c_void, count: usize, dtype: ncclDataType_t, peer: c_int, comm: ncclComm_t,
+        stream: cudaStream_t
+    );
+    group_start = ncclGroupStart ();
+    group_end = ncclGroupEnd ();
+    async_error = ncclCommGetAsyncError (comm: ncclComm_t, state: *mut Code);
+    abort = ncclCommAbort (comm: ncclComm_t);
+    destroy = ncclCommDestroy (comm: ncclComm_t);
+    error_text = ncclGetErrorString (code: Code) -> *const c_char;
 }
 
 /// The library, opened once.
@@ -140,25 +174,25 @@ fn open(given: Option<CString>) -> std::result::Result<Api, String> {
 }
 
 /// NCCL's number of a type.
-pub(super) fn dtype(dtype: DType) -> Result<c_int> {
+pub(super) fn dtype(dtype: DType) -> Result<ncclDataType_t> {
     match dtype {
-        DType::F32 => Ok(F32),
-        DType::Bf16 => Ok(BF16),
+        DType::F32 => Ok(ncclDataType_t::ncclFloat32),
+        DType::Bf16 => Ok(ncclDataType_t::ncclBfloat16),
         other => Err(Error::internal(format!("a reduction of {other}"))),
     }
 }
 
 /// NCCL's number of a reduction.
-pub(super) fn by(by: Reduce) -> c_int {
+pub(super) fn by(by: Reduce) -> ncclRedOp_t {
     match by {
-        Reduce::Sum => SUM,
-        Reduce::Max => MAX,
+        Reduce::Sum => ncclRedOp_t::ncclSum,
+        Reduce::Max => ncclRedOp_t::ncclMax,
     }
 }
 
 impl Api {
     /// An error unless `code` says that a call was made, or is being made.
-    pub(super) fn check(&self, what: &str, code: c_int) -> Result<()> {
+    pub(super) fn check(&self, what: &str, code: Code) -> Result<()> {
         if code == SUCCESS || code == IN_PROGRESS {
             return Ok(());
         }

@@ -1,13 +1,14 @@
 //! A group of ranks, as one of them sees it: its calls on the stream, letters, and the groups that
 //! are made of it.
 
-use super::api::{Api, BYTES, Handle, NO_COLOR};
+use super::api::{Api, BYTES, Code, NO_COLOR};
 use super::world::{Lane, World};
 use crate::base::Result;
 use crate::comm::lifeline::{What, part_of};
 use crate::comm::under_way::{Meet, under_way};
 use crate::comm::{Call, Pending, Span};
 use crate::device::{Device, Event};
+use cudarc::nccl::sys::{cudaStream_t, ncclComm_t};
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,7 +44,7 @@ pub(super) struct Group {
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Communicator(pub(super) Handle);
+pub(super) struct Communicator(pub(super) ncclComm_t);
 
 // SAFETY: NCCL's communicators may be used from any thread, one at a time, which `Shared::call`
 // sees to.
@@ -70,7 +71,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Group {
     pub(super) fn new(
         world: Arc<World>,
-        comm: Handle,
+        comm: ncclComm_t,
         members: Arc<Vec<usize>>,
         rank: usize,
         id: u64,
@@ -150,9 +151,9 @@ impl Group {
         &self,
         lane: &mut Lane,
         name: &str,
-        call: impl FnOnce(&Api, Handle, Handle) -> c_int,
+        call: impl FnOnce(&Api, ncclComm_t, cudaStream_t) -> Code,
     ) -> Result<()> {
-        let (comm, stream) = (self.comm.0, lane.stream.raw());
+        let (comm, stream) = (self.comm.0, lane.stream.raw().cast());
         self.world.shared.call(name, comm, |api| api.check(name, call(api, comm, stream)))
     }
 
@@ -197,7 +198,7 @@ impl Group {
         name: &str,
         letters: impl Iterator<Item = (bool, Span, usize)>,
     ) -> Result<()> {
-        let (comm, stream) = (self.comm.0, lane.stream.raw());
+        let (comm, stream) = (self.comm.0, lane.stream.raw().cast());
         self.world.shared.call(name, comm, |api| {
             // SAFETY: `n` bytes of the device for which the caller vouches until the end; a group
             // is ended whatever comes of it.
@@ -281,9 +282,9 @@ impl Group {
     /// The communicator of the `size` ranks of this group that give the same color; of one there is
     /// none. Nothing may be under way meanwhile: the colors have just been read off the card,
     /// behind all calls.
-    fn split_off(&self, color: usize, size: usize) -> Result<Option<Handle>> {
+    fn split_off(&self, color: usize, size: usize) -> Result<Option<ncclComm_t>> {
         let (shared, parent) = (&self.world.shared, self.comm.0);
-        let split = |api: &Api, color: c_int, made: *mut Handle| {
+        let split = |api: &Api, color: c_int, made: *mut ncclComm_t| {
             // SAFETY: a live communicator; NCCL writes the new one where it is told to, which lives
             // for ever where this fails.
             unsafe { (api.split)(parent, color, self.rank as c_int, made, std::ptr::null_mut()) }

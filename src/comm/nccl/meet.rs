@@ -2,12 +2,13 @@
 //! `MASTER_PORT`), or at the socket that `--num-gpus` opened for rank 0. There they get the id of
 //! NCCL's communicator.
 
-use super::api::{Api, START, UniqueId};
+use super::api::{Api, START};
 use crate::base::{Error, Result, machine_name};
 use crate::comm::lifeline::Lifeline;
 use crate::comm::member::Member;
 use crate::comm::rendezvous::{Met, Place, bind, host, visit};
 use crate::comm::{Launch, SOCKET};
+use cudarc::nccl::sys::ncclUniqueId;
 use std::net::TcpListener;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
@@ -52,22 +53,23 @@ pub(super) fn meet(
     api: &Api,
     me: &Member,
     place: &Place,
-) -> Result<(Met, UniqueId, Arc<Lifeline>)> {
+) -> Result<(Met, ncclUniqueId, Arc<Lifeline>)> {
     let (met, lines) = if me.rank == 0 {
-        let mut id = UniqueId([0; 128]);
+        let mut id = ncclUniqueId { internal: [0; 128] };
         // SAFETY: the pointer is to a local of the right size.
         api.check(START, unsafe { (api.unique_id)(&mut id) })?;
         let listener = match socket()? {
             Some(listener) => listener,
             None => bind(&place.address)?,
         };
-        host(me, place, &id.0, listener)?
+        host(me, place, bytemuck::bytes_of(&id.internal), listener)?
     } else {
         visit(me, place)?
     };
-    let id = met.gift[..].try_into().map_err(|_| Error::internal("rank 0 gave no id"))?;
+    let internal = bytemuck::try_pod_read_unaligned(&met.gift);
+    let internal = internal.map_err(|_| Error::internal("rank 0 gave no id"))?;
     let lifeline = Lifeline::new(me.rank, &met.members, lines)?;
-    Ok((met, UniqueId(id), lifeline))
+    Ok((met, ncclUniqueId { internal }, lifeline))
 }
 
 /// The socket that was opened for this rank. No other program comes between its choice and its use.

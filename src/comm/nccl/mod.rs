@@ -18,7 +18,7 @@ use super::under_way::under_way;
 use super::{Call, Comm, Launch, Pending, Span, Transport, host};
 use crate::base::{Error, Result};
 use crate::device::Device;
-use api::{Config, START};
+use api::{START, nonblocking};
 use group::{Communicator, Group, Machines, UnderWay, lock};
 use std::collections::BTreeMap;
 use std::ffi::c_int;
@@ -85,7 +85,7 @@ pub fn start_with(
     let mut group =
         Group::new(world, std::ptr::null_mut(), members, launch.rank, 0, machines.into());
     let (rank, size) = (launch.rank as c_int, launch.size as c_int);
-    let (mut comm, mut config) = (std::ptr::null_mut(), Config::nonblocking());
+    let (mut comm, mut config) = (std::ptr::null_mut(), nonblocking());
     group.world.run(
         || group.what(START, true),
         |_| {

@@ -7,13 +7,13 @@
 //! and only then aborts NCCL's calls, whose kernels end. Every later wait for the device returns
 //! the error, so nothing computed from then on leaves the GPU or reaches the disk.
 
-use super::api::{Api, Handle, IN_PROGRESS};
+use super::api::{Api, Code, IN_PROGRESS};
 use crate::base::{Error, Result};
 use crate::comm::Span;
 use crate::comm::lifeline::{Lifeline, What};
 use crate::device::{Buffer, Device, Event, Stream};
+use cudarc::nccl::sys::ncclComm_t;
 use std::collections::VecDeque;
-use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -57,7 +57,7 @@ pub(super) struct Shared {
 }
 
 #[derive(Default)]
-struct Comms(Vec<Handle>);
+struct Comms(Vec<ncclComm_t>);
 
 // SAFETY: NCCL's communicators may be used from any thread, one at a time.
 unsafe impl Send for Comms {}
@@ -176,7 +176,7 @@ impl Shared {
     pub(super) fn call(
         self: &Arc<Shared>,
         what: &str,
-        comm: Handle,
+        comm: ncclComm_t,
         calls: impl FnOnce(&Api) -> Result<()>,
     ) -> Result<()> {
         let called = {
@@ -193,12 +193,12 @@ impl Shared {
     pub(super) fn make(
         self: &Arc<Shared>,
         what: &str,
-        parent: Option<Handle>,
-        begin: impl FnOnce(&Api, *mut Handle) -> c_int,
-    ) -> Result<Handle> {
+        parent: Option<ncclComm_t>,
+        begin: impl FnOnce(&Api, *mut ncclComm_t) -> Code,
+    ) -> Result<ncclComm_t> {
         // Where this fails NCCL may still write there.
-        let made: &'static mut Handle = Box::leak(Box::new(std::ptr::null_mut()));
-        let made: *mut Handle = made;
+        let made: &'static mut ncclComm_t = Box::leak(Box::new(std::ptr::null_mut()));
+        let made: *mut ncclComm_t = made;
         let begun = {
             let _inside = lock(&self.comms);
             self.device.ended()?;
@@ -218,7 +218,7 @@ impl Shared {
 
     /// Waits until NCCL has taken the calls for a communicator, which may be null as long as it is
     /// being made.
-    fn settle(self: &Arc<Shared>, what: &str, comm: impl Fn() -> Handle) -> Result<()> {
+    fn settle(self: &Arc<Shared>, what: &str, comm: impl Fn() -> ncclComm_t) -> Result<()> {
         for look in 0u32.. {
             let mut state = IN_PROGRESS;
             {

@@ -1,51 +1,83 @@
 //! The part of the CUDA driver API that is used, as one table of functions. It is filled from
 //! `libcuda.so.1`, opened at run time, or from the emulator (`cuda/emu/driver.cpp`), which exports
-//! the same functions: everything above this table is the same code on both.
+//! the same functions: everything above this table is the same code on both. Types and numbers are
+//! those of `cudarc`, which are made from cuda.h.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction,
+    CUfunction_attribute, CUgraph, CUgraphExec, CUmemPool_attribute, CUmemoryPool, CUmodule,
+    CUresult, CUstream, CUstreamCaptureMode,
+};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 
-/// An opaque handle of the driver: context, stream, event, module, function, graph.
-pub(super) type Handle = *mut c_void;
+/// A CUresult as a number: a driver may give one that no enumeration of ours has.
+pub(super) type Code = u32;
 
 /// Success.
-pub(super) const SUCCESS: c_int = 0;
-/// CUDA_ERROR_NOT_READY.
-pub(super) const NOT_READY: c_int = 600;
-/// CUDA_ERROR_OUT_OF_MEMORY.
-pub(super) const OUT_OF_MEMORY: c_int = 2;
-/// Codes after which a process cannot use the device any more: it is not available (46), memory
-/// errors that cannot be corrected (214), illegal address (700), launch timed out (702), assert
-/// (710), hardware stack error, illegal instruction, misaligned address, invalid address space,
-/// invalid program counter (714 to 718), launch failed (719), unknown (999).
-pub(super) const LOST: [c_int; 12] = [46, 214, 700, 702, 710, 714, 715, 716, 717, 718, 719, 999];
+pub(super) const SUCCESS: Code = CUresult::CUDA_SUCCESS as Code;
+pub(super) const NOT_READY: Code = CUresult::CUDA_ERROR_NOT_READY as Code;
+pub(super) const OUT_OF_MEMORY: Code = CUresult::CUDA_ERROR_OUT_OF_MEMORY as Code;
+/// Codes after which a process cannot use the device any more.
+pub(super) const LOST: [Code; 12] = [
+    CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE as Code,
+    CUresult::CUDA_ERROR_ECC_UNCORRECTABLE as Code,
+    CUresult::CUDA_ERROR_ILLEGAL_ADDRESS as Code,
+    CUresult::CUDA_ERROR_LAUNCH_TIMEOUT as Code,
+    CUresult::CUDA_ERROR_ASSERT as Code,
+    CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR as Code,
+    CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION as Code,
+    CUresult::CUDA_ERROR_MISALIGNED_ADDRESS as Code,
+    CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE as Code,
+    CUresult::CUDA_ERROR_INVALID_PC as Code,
+    CUresult::CUDA_ERROR_LAUNCH_FAILED as Code,
+    CUresult::CUDA_ERROR_UNKNOWN as Code,
+];
 
-/// Each line: field, symbol in libcuda, arguments.
+/// Each line: field, function in libcuda, arguments. All return a [`Code`].
 macro_rules! driver_api {
-    ($($field:ident = $symbol:literal ($($arg:ident: $ty:ty),*);)*) => {
-        /// The driver's functions; all return a CUresult.
+    ($($field:ident = $symbol:ident ($($arg:ident: $ty:ty),*);)*) => {
+        /// The driver's functions.
         pub(super) struct Api {
-            $(pub(super) $field: unsafe extern "C" fn($($arg: $ty),*) -> c_int,)*
+            $(pub(super) $field: unsafe extern "C" fn($($arg: $ty),*) -> Code,)*
         }
+
+        // Each line agrees with the declaration that was made from cuda.h. What is a number here
+        // is the enumeration there.
+        const _: () = {
+            type Code = CUresult;
+            $(let _: unsafe fn($($ty),*) -> Code = sys::$symbol;)*
+        };
 
         impl Api {
             /// Finds all functions by name; an error names the first that is missing.
             fn find(symbol: &dyn Fn(&CStr) -> *mut c_void) -> Result<Api, &'static str> {
                 $(
-                    let name = concat!($symbol, "\0").as_bytes();
+                    let name = concat!(stringify!($symbol), "\0").as_bytes();
                     let $field = symbol(CStr::from_bytes_with_nul(name).expect("one nul"));
                     if $field.is_null() {
-                        return Err($symbol);
+                        return Err(stringify!($symbol));
                     }
                 )*
-                // SAFETY: each symbol has the type that cuda.h declares for its name.
-                Ok(unsafe { Api { $($field: std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($ty),*) -> c_int>($field),)* } })
+                // SAFETY: each symbol has the type that cuda.h declares for its name, as checked
+                // above; a CUresult is a u32 that is never read as the enumeration.
+                Ok(unsafe {
+                    Api {
+                        $($field: std::mem::transmute::<
+                            *mut c_void,
+                            unsafe extern "C" fn($($ty),*) -> Code,
+                        >($field),)*
+                    }
+                })
             }
 
             /// The emulator's functions.
             #[cfg(feature = "emulator")]
             pub(super) fn emulated() -> Api {
                 unsafe extern "C" {
-                    $(#[link_name = concat!("emu_", $symbol)] fn $field($($arg: $ty),*) -> c_int;)*
+                    $(
+                        #[link_name = concat!("emu_", stringify!($symbol))]
+                        fn $field($($arg: $ty),*) -> Code;
+                    )*
                 }
                 Api { $($field,)* }
             }
@@ -54,46 +86,66 @@ macro_rules! driver_api {
 }
 
 driver_api! {
-    init = "cuInit" (flags: c_uint);
-    driver_version = "cuDriverGetVersion" (version: *mut c_int);
-    device_count = "cuDeviceGetCount" (count: *mut c_int);
-    device_get = "cuDeviceGet" (device: *mut c_int, ordinal: c_int);
-    device_name = "cuDeviceGetName" (name: *mut c_char, len: c_int, device: c_int);
-    device_attribute = "cuDeviceGetAttribute" (value: *mut c_int, attribute: c_int, device: c_int);
-    device_memory = "cuDeviceTotalMem_v2" (bytes: *mut usize, device: c_int);
-    context_retain = "cuDevicePrimaryCtxRetain" (context: *mut Handle, device: c_int);
-    context_set = "cuCtxSetCurrent" (context: Handle);
-    stream_create = "cuStreamCreate" (stream: *mut Handle, flags: c_uint);
-    stream_synchronize = "cuStreamSynchronize" (stream: Handle);
-    stream_wait = "cuStreamWaitEvent" (stream: Handle, event: Handle, flags: c_uint);
-    event_create = "cuEventCreate" (event: *mut Handle, flags: c_uint);
-    event_destroy = "cuEventDestroy_v2" (event: Handle);
-    event_record = "cuEventRecord" (event: Handle, stream: Handle);
-    event_query = "cuEventQuery" (event: Handle);
-    event_synchronize = "cuEventSynchronize" (event: Handle);
-    event_elapsed = "cuEventElapsedTime" (ms: *mut f32, start: Handle, end: Handle);
-    pool_default = "cuDeviceGetDefaultMemPool" (pool: *mut Handle, device: c_int);
-    pool_set = "cuMemPoolSetAttribute" (pool: Handle, attribute: c_int, value: *mut c_void);
-    memory_alloc = "cuMemAllocAsync" (address: *mut u64, bytes: usize, stream: Handle);
-    memory_free = "cuMemFreeAsync" (address: u64, stream: Handle);
-    host_register = "cuMemHostRegister_v2" (host: *mut c_void, bytes: usize, flags: c_uint);
-    host_unregister = "cuMemHostUnregister" (host: *mut c_void);
-    copy_in = "cuMemcpyHtoDAsync_v2" (to: u64, from: *const c_void, bytes: usize, stream: Handle);
-    copy_out = "cuMemcpyDtoHAsync_v2" (to: *mut c_void, from: u64, bytes: usize, stream: Handle);
-    copy = "cuMemcpyDtoDAsync_v2" (to: u64, from: u64, bytes: usize, stream: Handle);
-    fill = "cuMemsetD8Async" (to: u64, value: u8, bytes: usize, stream: Handle);
-    module_load = "cuModuleLoadData" (module: *mut Handle, image: *const c_void);
-    module_function = "cuModuleGetFunction" (function: *mut Handle, module: Handle, name: *const c_char);
-    function_set = "cuFuncSetAttribute" (function: Handle, attribute: c_int, value: c_int);
-    launch = "cuLaunchKernel" (function: Handle, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint, block_z: c_uint, shared: c_uint, stream: Handle, params: *mut *mut c_void, extra: *mut *mut c_void);
-    capture_begin = "cuStreamBeginCapture_v2" (stream: Handle, mode: c_int);
-    capture_end = "cuStreamEndCapture" (stream: Handle, graph: *mut Handle);
-    graph_instantiate = "cuGraphInstantiateWithFlags" (exec: *mut Handle, graph: Handle, flags: u64);
-    graph_launch = "cuGraphLaunch" (exec: Handle, stream: Handle);
-    graph_exec_destroy = "cuGraphExecDestroy" (exec: Handle);
-    graph_destroy = "cuGraphDestroy" (graph: Handle);
-    error_name = "cuGetErrorName" (code: c_int, text: *mut *const c_char);
-    error_text = "cuGetErrorString" (code: c_int, text: *mut *const c_char);
+    init = cuInit (flags: c_uint);
+    driver_version = cuDriverGetVersion (version: *mut c_int);
+    device_count = cuDeviceGetCount (count: *mut c_int);
+    device_get = cuDeviceGet (device: *mut CUdevice, ordinal: c_int);
+    device_name = cuDeviceGetName (name: *mut c_char, len: c_int, device: CUdevice);
+    device_attribute = cuDeviceGetAttribute (
+        value: *mut c_int, attribute: CUdevice_attribute, device: CUdevice
+    );
+    device_memory = cuDeviceTotalMem_v2 (bytes: *mut usize, device: CUdevice);
+    context_retain = cuDevicePrimaryCtxRetain (context: *mut CUcontext, device: CUdevice);
+    context_set = cuCtxSetCurrent (context: CUcontext);
+    stream_create = cuStreamCreate (stream: *mut CUstream, flags: c_uint);
+    stream_synchronize = cuStreamSynchronize (stream: CUstream);
+    stream_wait = cuStreamWaitEvent (stream: CUstream, event: CUevent, flags: c_uint);
+    event_create = cuEventCreate (event: *mut CUevent, flags: c_uint);
+    event_destroy = cuEventDestroy_v2 (event: CUevent);
+    event_record = cuEventRecord (event: CUevent, stream: CUstream);
+    event_query = cuEventQuery (event: CUevent);
+    event_synchronize = cuEventSynchronize (event: CUevent);
+    event_elapsed = cuEventElapsedTime (ms: *mut f32, start: CUevent, end: CUevent);
+    pool_default = cuDeviceGetDefaultMemPool (pool: *mut CUmemoryPool, device: CUdevice);
+    pool_set = cuMemPoolSetAttribute (
+        pool: CUmemoryPool, attribute: CUmemPool_attribute, value: *mut c_void
+    );
+    memory_alloc = cuMemAllocAsync (address: *mut CUdeviceptr, bytes: usize, stream: CUstream);
+    memory_free = cuMemFreeAsync (address: CUdeviceptr, stream: CUstream);
+    host_register = cuMemHostRegister_v2 (host: *mut c_void, bytes: usize, flags: c_uint);
+    host_unregister = cuMemHostUnregister (host: *mut c_void);
+    copy_in = cuMemcpyHtoDAsync_v2 (
+        to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream
+    );
+    copy_out = cuMemcpyDtoHAsync_v2 (
+        to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream
+    );
+    copy = cuMemcpyDtoDAsync_v2 (
+        to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream
+    );
+    fill = cuMemsetD8Async (to: CUdeviceptr, value: u8, bytes: usize, stream: CUstream);
+    module_load = cuModuleLoadData (module: *mut CUmodule, image: *const c_void);
+    module_function = cuModuleGetFunction (
+        function: *mut CUfunction, module: CUmodule, name: *const c_char
+    );
+    function_set = cuFuncSetAttribute (
+        function: CUfunction, attribute: CUfunction_attribute, value: c_int
+    );
+    launch = cuLaunchKernel (
+        function: CUfunction, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint,
+        block_y: c_uint, block_z: c_uint, shared: c_uint, stream: CUstream,
+        params: *mut *mut c_void, extra: *mut *mut c_void
+    );
+    capture_begin = cuStreamBeginCapture_v2 (stream: CUstream, mode: CUstreamCaptureMode);
+    capture_end = cuStreamEndCapture (stream: CUstream, graph: *mut CUgraph);
+    graph_instantiate = cuGraphInstantiateWithFlags (
+        exec: *mut CUgraphExec, graph: CUgraph, flags: c_ulonglong
+    );
+    graph_launch = cuGraphLaunch (exec: CUgraphExec, stream: CUstream);
+    graph_exec_destroy = cuGraphExecDestroy (exec: CUgraphExec);
+    graph_destroy = cuGraphDestroy (graph: CUgraph);
+    error_name = cuGetErrorName (code: Code, text: *mut *const c_char);
+    error_text = cuGetErrorString (code: Code, text: *mut *const c_char);
 }
 
 impl Api {
@@ -111,8 +163,8 @@ impl Api {
     }
 
     /// The driver's name and description of an error code.
-    pub(super) fn describe(&self, code: c_int) -> String {
-        let text = |f: unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int| {
+    pub(super) fn describe(&self, code: Code) -> String {
+        let text = |f: unsafe extern "C" fn(Code, *mut *const c_char) -> Code| {
             let mut text: *const c_char = std::ptr::null();
             // SAFETY: the driver sets the pointer to a static string, or leaves it null.
             unsafe {

@@ -1,13 +1,14 @@
 //! Graphs: a run of launches and copies recorded once and started again with one call.
 
-use super::api::{Handle, SUCCESS};
+use super::api::SUCCESS;
 use super::{Context, Stream};
 use crate::base::Result;
+use cudarc::driver::sys::{CUgraph, CUgraphExec, CUstreamCaptureMode};
 
 /// A recorded run of device work.
 pub struct Graph {
     context: &'static Context,
-    exec: Handle,
+    exec: CUgraphExec,
 }
 
 impl std::fmt::Debug for Graph {
@@ -16,8 +17,8 @@ impl std::fmt::Debug for Graph {
     }
 }
 
-/// CU_STREAM_CAPTURE_MODE_THREAD_LOCAL.
-const THREAD_LOCAL: i32 = 1;
+/// What other threads do meanwhile is no business of the recording.
+const THREAD_LOCAL: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 
 impl Stream {
     /// Records what `work` puts into this stream, without running it.
@@ -28,7 +29,8 @@ impl Stream {
         let code = unsafe { (api.capture_begin)(self.handle, THREAD_LOCAL) };
         self.context.check(code, "cannot record a graph")?;
         let result = work();
-        let (mut graph, mut exec): (Handle, Handle) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let mut graph: CUgraph = std::ptr::null_mut();
+        let mut exec: CUgraphExec = std::ptr::null_mut();
         // SAFETY: capture began on this stream; the graph is destroyed once it is instantiated.
         unsafe {
             let ended = (api.capture_end)(self.handle, &raw mut graph);

@@ -16,7 +16,11 @@ pub use graph::Graph;
 pub use stream::{Event, Stream};
 
 use crate::base::{Error, Result};
-use api::{Api, Handle, LOST, OUT_OF_MEMORY, SUCCESS};
+use api::{Api, Code, LOST, OUT_OF_MEMORY, SUCCESS};
+use cudarc::driver::sys::{
+    CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUfunction_attribute, CUmemPool_attribute,
+    CUmemoryPool, CUmodule,
+};
 use std::collections::HashMap;
 use std::ffi::{CString, c_int};
 use std::fmt;
@@ -50,12 +54,12 @@ pub struct Card {
 /// A device's context: made once, kept for the life of the process.
 pub(super) struct Context {
     api: &'static Api,
-    handle: Handle,
+    handle: CUcontext,
     emulated: bool,
     card: Card,
-    modules: Vec<Handle>,
+    modules: Vec<CUmodule>,
     /// Kernels met so far, with the dynamic shared memory each may take.
-    functions: Mutex<HashMap<String, (Handle, usize)>>,
+    functions: Mutex<HashMap<String, (CUfunction, usize)>>,
     /// Why nothing that is computed here is of use any more, and whether somebody was told.
     end: OnceLock<Error>,
     end_is_known: AtomicBool,
@@ -66,15 +70,20 @@ unsafe impl Send for Context {}
 // SAFETY: the driver allows calls from several threads at once, and the map is locked.
 unsafe impl Sync for Context {}
 
-/// Attributes of a device, by number in cuda.h.
-const MULTIPROCESSORS: c_int = 16;
-const CAPABILITY_MAJOR: c_int = 75;
-const CAPABILITY_MINOR: c_int = 76;
-const SHARED_OPTIN: c_int = 97;
-/// CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES.
-const FUNCTION_SHARED: c_int = 8;
-/// CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: bytes that a pool keeps.
-const RELEASE_THRESHOLD: c_int = 4;
+/// Attributes of a device.
+const MULTIPROCESSORS: CUdevice_attribute =
+    CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+const CAPABILITY_MAJOR: CUdevice_attribute =
+    CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+const CAPABILITY_MINOR: CUdevice_attribute =
+    CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR;
+const SHARED_OPTIN: CUdevice_attribute =
+    CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+const FUNCTION_SHARED: CUfunction_attribute =
+    CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+/// Bytes that a pool keeps.
+const RELEASE_THRESHOLD: CUmemPool_attribute =
+    CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
 /// Dynamic shared memory in bytes that a kernel may take without asking.
 const UNASKED_SHARED: usize = 48 << 10;
 
@@ -105,7 +114,7 @@ pub fn cards() -> Result<Vec<Card>> {
         return Err(Error::resource(format!("cannot count GPUs: {}", api.describe(code))));
     }
     let card = |ordinal: c_int| {
-        let mut device: c_int = 0;
+        let mut device: CUdevice = 0;
         // SAFETY: a plain query with a pointer to a local.
         match unsafe { (api.device_get)(&raw mut device, ordinal) } {
             SUCCESS => Ok(describe(api, device)),
@@ -152,10 +161,10 @@ pub(super) fn emulated() -> Result<&'static Context> {
 
 impl Context {
     fn open(api: &'static Api, ordinal: u32, emulated: bool) -> Result<Context> {
-        let fail = |what: &str, code: c_int| {
+        let fail = |what: &str, code: Code| {
             Error::resource(format!("CUDA device {ordinal}: {what}: {}", api.describe(code)))
         };
-        let mut device: c_int = 0;
+        let mut device: CUdevice = 0;
         let mut count: c_int = 0;
         // SAFETY: plain queries with pointers to locals.
         let code = unsafe { (api.device_count)(&raw mut count) };
@@ -166,7 +175,7 @@ impl Context {
             let line = format!("there is no CUDA device {ordinal}: the driver knows {count}");
             return Err(Error::resource(line));
         }
-        let mut handle: Handle = std::ptr::null_mut();
+        let mut handle: CUcontext = std::ptr::null_mut();
         // SAFETY: the pointers are to locals; the context is made current before its pool is set,
         // and stays for the life of the process.
         unsafe {
@@ -209,7 +218,7 @@ impl Context {
             images.extend(images::FATBINS);
         }
         for (name, image) in images {
-            let mut module: Handle = std::ptr::null_mut();
+            let mut module: CUmodule = std::ptr::null_mut();
             // SAFETY: the image is a whole fat binary made by nvcc (or ignored by the emulator).
             let code = unsafe { (self.api.module_load)(&raw mut module, image.as_ptr().cast()) };
             if code != SUCCESS {
@@ -248,7 +257,7 @@ impl Context {
     }
 
     /// The kernel of that name, allowed `shared` bytes of dynamic shared memory.
-    fn function(&self, name: &str, shared: usize) -> Result<Handle> {
+    fn function(&self, name: &str, shared: usize) -> Result<CUfunction> {
         let mut functions = self.functions.lock().unwrap_or_else(|e| e.into_inner());
         if !functions.contains_key(name) {
             functions.insert(name.to_string(), (self.find(name)?, UNASKED_SHARED));
@@ -264,11 +273,11 @@ impl Context {
         Ok(*function)
     }
 
-    fn find(&self, name: &str) -> Result<Handle> {
+    fn find(&self, name: &str) -> Result<CUfunction> {
         let symbol =
             CString::new(name).map_err(|_| Error::internal(format!("kernel name {name:?}")))?;
         for module in &self.modules {
-            let mut function: Handle = std::ptr::null_mut();
+            let mut function: CUfunction = std::ptr::null_mut();
             // SAFETY: the module is loaded and the name ends in a nul.
             let code =
                 unsafe { (self.api.module_function)(&raw mut function, *module, symbol.as_ptr()) };
@@ -281,7 +290,7 @@ impl Context {
 
     /// An error unless `code` is success. A failure of the device is told by whatever call comes
     /// next.
-    fn check(&self, code: c_int, what: impl fmt::Display) -> Result<()> {
+    fn check(&self, code: Code, what: impl fmt::Display) -> Result<()> {
         match code {
             SUCCESS => Ok(()),
             OUT_OF_MEMORY => Err(Error::memory(format!(
@@ -296,7 +305,7 @@ impl Context {
         }
     }
 
-    fn explain(&self, code: c_int) -> String {
+    fn explain(&self, code: Code) -> String {
         #[cfg(feature = "emulator")]
         if self.emulated {
             let text = api::emulator_error();
@@ -313,8 +322,8 @@ impl Context {
 ///
 /// # Safety
 /// The device's context must be current.
-unsafe fn keep_memory(api: &Api, device: c_int) -> c_int {
-    let mut pool: Handle = std::ptr::null_mut();
+unsafe fn keep_memory(api: &Api, device: CUdevice) -> Code {
+    let mut pool: CUmemoryPool = std::ptr::null_mut();
     let mut threshold = u64::MAX;
     // SAFETY: the pointers are to locals; the attribute's value is a u64.
     unsafe {
@@ -326,10 +335,10 @@ unsafe fn keep_memory(api: &Api, device: c_int) -> c_int {
 }
 
 /// Reads the properties of a device; what the driver does not tell stays 0.
-fn describe(api: &Api, device: c_int) -> Card {
+fn describe(api: &Api, device: CUdevice) -> Card {
     let mut name = [0u8; 128];
     let (mut memory, mut driver) = (0usize, 0);
-    let attribute = |which: c_int| {
+    let attribute = |which: CUdevice_attribute| {
         let mut value: c_int = 0;
         // SAFETY: the pointer is to a local.
         unsafe { (api.device_attribute)(&raw mut value, which, device) };

@@ -1,11 +1,12 @@
 //! Streams: copies, fills and kernels, one after another, asynchronously to the host; events to
 //! time and order them.
 
-use super::api::{Handle, NOT_READY, SUCCESS};
+use super::api::{NOT_READY, SUCCESS};
 use super::params::KernelParams;
 use super::{Context, fault};
 use crate::base::{Error, Result};
 use crate::device::{Device, Region};
+use cudarc::driver::sys::{CU_MEMHOSTREGISTER_PORTABLE, CUevent, CUstream, CUstream_flags};
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub struct Stream {
     device: Device,
     pub(super) context: &'static Context,
-    pub(super) handle: Handle,
+    pub(super) handle: CUstream,
     /// Counted in this process.
     number: u32,
     /// One u32 in which kernels report faults.
@@ -32,15 +33,13 @@ impl std::fmt::Debug for Stream {
 // thread at a time.
 unsafe impl Send for Stream {}
 
-/// CU_STREAM_NON_BLOCKING.
-const NON_BLOCKING: u32 = 1;
-/// CU_MEMHOSTREGISTER_PORTABLE: pages are locked for all devices.
-const PORTABLE: u32 = 1;
+/// Apart from the stream that other libraries of the process use by default.
+const NON_BLOCKING: u32 = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
 
 impl Stream {
     pub(in crate::device) fn new(device: Device, context: &'static Context) -> Result<Stream> {
         context.enter();
-        let mut handle: Handle = std::ptr::null_mut();
+        let mut handle: CUstream = std::ptr::null_mut();
         // SAFETY: the pointer is to a local.
         let code = unsafe { (context.api.stream_create)(&raw mut handle, NON_BLOCKING) };
         context.check(code, "cannot make a stream")?;
@@ -65,7 +64,7 @@ impl Stream {
 
     /// The driver's handle, for other libraries that work in this stream.
     pub fn raw(&self) -> *mut c_void {
-        self.handle
+        self.handle.cast()
     }
 
     /// Address of the word in which kernels report faults; it is looked at by [`Stream::copy_out`].
@@ -115,13 +114,18 @@ impl Stream {
     }
 
     /// Locks pages of the host, so that copies from them need no help of the processor. Whether it
-    /// could be done.
+    /// could be done. They are locked for all devices.
     pub(in crate::device) fn lock_pages(&self, host: Region<'_>) -> bool {
         self.context.enter();
         // SAFETY: the region borrows its owner, so the range is allocated; locking changes none of
         // its bytes, and a driver that is given what is not the host's answers with an error.
-        let code =
-            unsafe { (self.context.api.host_register)(host.ptr().cast(), host.bytes(), PORTABLE) };
+        let code = unsafe {
+            (self.context.api.host_register)(
+                host.ptr().cast(),
+                host.bytes(),
+                CU_MEMHOSTREGISTER_PORTABLE,
+            )
+        };
         code == SUCCESS
     }
 
@@ -288,7 +292,7 @@ impl Stream {
     /// Marks the present end of the queue.
     pub fn record(&self) -> Result<Event> {
         self.context.enter();
-        let mut handle: Handle = std::ptr::null_mut();
+        let mut handle: CUevent = std::ptr::null_mut();
         // SAFETY: the pointer is to a local; the event is destroyed with `Event`.
         unsafe {
             let code = (self.context.api.event_create)(&raw mut handle, 0);
@@ -320,7 +324,7 @@ fn same_length(to: &Region<'_>, from: &Region<'_>) -> Result<()> {
 /// A point in a stream.
 pub struct Event {
     context: &'static Context,
-    handle: Handle,
+    handle: CUevent,
 }
 
 // SAFETY: the driver's handles may be used from any thread.
