@@ -5,6 +5,8 @@
 mod checkpoint;
 #[path = "conformance/docs.rs"]
 mod docs;
+#[path = "conformance/learning.rs"]
+mod learning;
 #[allow(dead_code)]
 #[path = "pipeline/place.rs"]
 mod place;
