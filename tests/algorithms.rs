@@ -3,6 +3,8 @@
 
 mod common;
 
+#[path = "algorithms/dpo.rs"]
+mod dpo;
 #[path = "algorithms/experience.rs"]
 mod experience;
 #[path = "algorithms/gradients.rs"]

@@ -6,6 +6,8 @@
 mod adapters;
 #[path = "common/device.rs"]
 mod device;
+#[path = "goldens/preferences.rs"]
+mod preferences;
 #[path = "goldens/spellings.rs"]
 mod spellings;
 

@@ -41,7 +41,7 @@ FIRST_ID = 4
 SPECIAL = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
 EAGER = {"attn_implementation": "eager", "dtype": torch.float32}
 # Folders of the goldens that other tools write.
-OTHERS = ("templates", "tokenizers", "tokens")
+OTHERS = ("templates", "tokenizers", "tokens", "preferences")
 
 
 def opt():

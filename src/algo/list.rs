@@ -1,6 +1,7 @@
 //! The list of algorithms, in the order in which a run takes them. A line here makes one known.
 
 use super::algorithm::Algorithm;
+use super::dpo::DPO;
 use super::metric::Better;
 use super::ppo::PPO;
 use super::reward::REWARD;
@@ -10,7 +11,7 @@ use crate::config::Sections;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// All of them.
-pub static ALGORITHMS: &[&Algorithm] = &[&SFT, &REWARD, &PPO];
+pub static ALGORITHMS: &[&Algorithm] = &[&SFT, &REWARD, &DPO, &PPO];
 
 /// The stages of the demonstration, and of a run that names none: DeepSpeed-Chat's steps 1 to 3.
 pub static DEEPSPEED_CHAT: [&Algorithm; 3] = [&SFT, &REWARD, &PPO];

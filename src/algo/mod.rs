@@ -74,6 +74,7 @@
 //! ```
 
 mod algorithm;
+mod dpo;
 mod list;
 mod metric;
 mod objective;
@@ -89,6 +90,7 @@ mod stats;
 mod sums;
 
 pub use algorithm::{Algorithm, FromRows, Learns, ObjectiveOf, Start, Texts};
+pub use dpo::{Dpo, DpoSection};
 pub use list::{ALGORITHMS, DEEPSPEED_CHAT, lower_is_better, meant, named, names, place, sections};
 pub use metric::{Better, Metric, Metrics, OF_ALL};
 pub use objective::Objective;
