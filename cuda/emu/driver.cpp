@@ -35,7 +35,8 @@ uint32_t word_of(const char* variable, std::initializer_list<const char*> words)
 
 Options read_environment() {
   Options o;
-  o.schedule = static_cast<Schedule>(word_of("DUPLEX_EMU_SCHEDULE", {"forward", "reverse", "shuffled"}));
+  o.schedule =
+      static_cast<Schedule>(word_of("DUPLEX_EMU_SCHEDULE", {"forward", "reverse", "shuffled"}));
   o.async = static_cast<Async>(word_of("DUPLEX_EMU_ASYNC", {"late", "early", "random"}));
   if (const char* seed = getenv("DUPLEX_EMU_SEED")) o.seed = strtoull(seed, nullptr, 10);
   return o;
@@ -63,7 +64,8 @@ constexpr ErrorText error_texts[] = {
     {CUDA_ERROR_INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {CUDA_ERROR_ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE", "operation not permitted in this state"},
     {CUDA_ERROR_NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
-    {CUDA_ERROR_ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {CUDA_ERROR_ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS",
+     "an illegal memory access was encountered"},
     {CUDA_ERROR_LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
      "operation not permitted when stream is capturing"},
@@ -170,13 +172,20 @@ CUresult emu_cuDeviceGetName(char* name, int length, CUdevice device) {
 CUresult emu_cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
   if (device != 0) return error(CUDA_ERROR_INVALID_DEVICE, "there is one emulated device");
   switch (attribute) {
-    case 1: *value = MAX_THREADS; break;                                             // MAX_THREADS_PER_BLOCK
-    case 8: *value = MAX_STATIC_SHARED; break;                                       // MAX_SHARED_MEMORY_PER_BLOCK
-    case 10: *value = 32; break;                                                     // WARP_SIZE
-    case 16: *value = static_cast<int>(std::thread::hardware_concurrency()); break;  // MULTIPROCESSOR_COUNT
-    case 75: *value = 8; break;                                                      // COMPUTE_CAPABILITY_MAJOR
-    case 76: *value = 0; break;                                                      // COMPUTE_CAPABILITY_MINOR
-    case 97: *value = MAX_OPTIN_SHARED; break;                                       // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    // MAX_THREADS_PER_BLOCK
+    case 1: *value = MAX_THREADS; break;
+    // MAX_SHARED_MEMORY_PER_BLOCK
+    case 8: *value = MAX_STATIC_SHARED; break;
+    // WARP_SIZE
+    case 10: *value = 32; break;
+    // MULTIPROCESSOR_COUNT
+    case 16: *value = static_cast<int>(std::thread::hardware_concurrency()); break;
+    // COMPUTE_CAPABILITY_MAJOR
+    case 75: *value = 8; break;
+    // COMPUTE_CAPABILITY_MINOR
+    case 76: *value = 0; break;
+    // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    case 97: *value = MAX_OPTIN_SHARED; break;
     default: *value = 0;
   }
   return CUDA_SUCCESS;
@@ -219,7 +228,8 @@ constexpr int FUNC_MAX_DYNAMIC_SHARED = 8;
 CUresult emu_cuFuncSetAttribute(CUfunction function, int attribute, int value) {
   if (attribute != FUNC_MAX_DYNAMIC_SHARED) return CUDA_SUCCESS;
   if (value < 0 || value > MAX_OPTIN_SHARED)
-    return error(CUDA_ERROR_INVALID_VALUE, std::to_string(value) + " bytes of shared memory for one block");
+    return error(CUDA_ERROR_INVALID_VALUE,
+                 std::to_string(value) + " bytes of shared memory for one block");
   kernel_of(function)->max_dynamic_shared = static_cast<unsigned>(value);
   return CUDA_SUCCESS;
 }
@@ -227,7 +237,9 @@ CUresult emu_cuFuncSetAttribute(CUfunction function, int attribute, int value) {
 CUresult emu_cuFuncGetAttribute(int* value, int attribute, CUfunction function) {
   switch (attribute) {
     case FUNC_MAX_THREADS: *value = static_cast<int>(kernel_of(function)->max_threads); break;
-    case FUNC_MAX_DYNAMIC_SHARED: *value = static_cast<int>(kernel_of(function)->max_dynamic_shared); break;
+    case FUNC_MAX_DYNAMIC_SHARED:
+      *value = static_cast<int>(kernel_of(function)->max_dynamic_shared);
+      break;
     default: *value = 0;
   }
   return CUDA_SUCCESS;
@@ -240,21 +252,25 @@ CUresult emu_cuFuncGetParamInfo(CUfunction function, size_t index, size_t* offse
   return CUDA_SUCCESS;
 }
 
-CUresult emu_cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                            unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream, void** params,
-                            void** extra) {
+CUresult emu_cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                            unsigned block_x, unsigned block_y, unsigned block_z,
+                            unsigned shared_bytes, CUstream stream, void** params, void** extra) {
   if (CUresult e = need_context()) return e;
   if (!function) return error(CUDA_ERROR_INVALID_HANDLE, "cuLaunchKernel: no function");
   Kernel& k = *kernel_of(function);
-  auto invalid = [&](const std::string& what) { return error(CUDA_ERROR_INVALID_VALUE, what + " (" + k.name + ")"); };
+  auto invalid = [&](const std::string& what) {
+    return error(CUDA_ERROR_INVALID_VALUE, what + " (" + k.name + ")");
+  };
   if (!grid_x || !grid_y || !grid_z || grid_x > 0x7fffffffu || grid_y > 65535 || grid_z > 65535)
-    return invalid("a grid of " + std::to_string(grid_x) + " x " + std::to_string(grid_y) + " x " + std::to_string(grid_z));
+    return invalid("a grid of " + std::to_string(grid_x) + " x " + std::to_string(grid_y) + " x " +
+                   std::to_string(grid_z));
   if (block_y != 1 || block_z != 1) return invalid("blocks are one-dimensional");
   if (!block_x || block_x > k.max_threads || block_x > MAX_THREADS)
-    return invalid("a block of " + std::to_string(block_x) + " threads where at most " + std::to_string(k.max_threads) +
-                   " are allowed");
+    return invalid("a block of " + std::to_string(block_x) + " threads where at most " +
+                   std::to_string(k.max_threads) + " are allowed");
   if (shared_bytes > k.max_dynamic_shared)
-    return invalid(std::to_string(shared_bytes) + " bytes of dynamic shared memory, more than were asked for");
+    return invalid(std::to_string(shared_bytes) +
+                   " bytes of dynamic shared memory, more than were asked for");
   if (!params || !params[0] || extra) return invalid("a launch takes one parameter");
 
   auto copy = std::make_shared<Parameters>(k, params[0]);

@@ -46,7 +46,8 @@ size_t physical_memory() {
 CUresult check_range(const char* what, CUdeviceptr address, size_t bytes) {
   std::lock_guard lock(heap().mutex);
   if (heap().find(address, bytes)) return CUDA_SUCCESS;
-  return error(CUDA_ERROR_INVALID_VALUE, std::string(what) + " of " + std::to_string(bytes) + " bytes outside device memory");
+  return error(CUDA_ERROR_INVALID_VALUE,
+               std::string(what) + " of " + std::to_string(bytes) + " bytes outside device memory");
 }
 
 void* host(CUdeviceptr address) { return reinterpret_cast<void*>(address); }
@@ -60,7 +61,8 @@ std::string damage(const Allocation& a) {
 CUresult check_guards() {
   std::lock_guard lock(heap().mutex);
   for (auto& [address, a] : heap().live)
-    if (a.owner == std::this_thread::get_id() && !a.memory.intact()) return error(CUDA_ERROR_ILLEGAL_ADDRESS, damage(a));
+    if (a.owner == std::this_thread::get_id() && !a.memory.intact())
+      return error(CUDA_ERROR_ILLEGAL_ADDRESS, damage(a));
   return CUDA_SUCCESS;
 }
 
@@ -103,7 +105,8 @@ CUresult emu_cuMemAllocAsync(CUdeviceptr* address, size_t bytes, CUstream) {
   {
     std::lock_guard lock(heap().mutex);
     size_t total = physical_memory();
-    if (bytes > total || heap().used > total - bytes) return error(CUDA_ERROR_OUT_OF_MEMORY, "no more device memory");
+    if (bytes > total || heap().used > total - bytes)
+      return error(CUDA_ERROR_OUT_OF_MEMORY, "no more device memory");
     heap().used += bytes;
   }
   Allocation a{{}, std::this_thread::get_id()};
@@ -126,7 +129,8 @@ CUresult emu_cuMemFreeAsync(CUdeviceptr address, CUstream) {
   {
     std::lock_guard lock(heap().mutex);
     auto at = heap().live.find(address);
-    if (at == heap().live.end()) return error(CUDA_ERROR_INVALID_VALUE, "free of what was not allocated");
+    if (at == heap().live.end())
+      return error(CUDA_ERROR_INVALID_VALUE, "free of what was not allocated");
     a = at->second;
     heap().live.erase(at);
     heap().used -= a.memory.bytes;
@@ -196,7 +200,8 @@ CUresult emu_cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t count, 
 }
 
 CUresult emu_cuMemsetD32Async(CUdeviceptr to, unsigned value, size_t count, CUstream stream) {
-  if (count > SIZE_MAX / 4 || to % 4) return error(CUDA_ERROR_INVALID_VALUE, "fill of words: bad address or count");
+  if (count > SIZE_MAX / 4 || to % 4)
+    return error(CUDA_ERROR_INVALID_VALUE, "fill of words: bad address or count");
   if (CUresult e = check_range("fill", to, count * 4)) return e;
   return submit(stream, [=] {
     auto* words = static_cast<uint32_t*>(host(to));

@@ -10,7 +10,8 @@
 struct EmuGraph {
   std::vector<std::function<CUresult()>> nodes;
   bool spoilt = false;
-  std::vector<CUstream> streams;  // that are captured into it, the first begun, others by waiting for its events
+  // Those that are captured into it, the first begun, others by waiting for its events.
+  std::vector<CUstream> streams;
   std::vector<CUevent> events;    // recorded into it while it is captured
 };
 struct EmuGraphExec {
@@ -32,7 +33,8 @@ thread_local EmuGraph* capturing = nullptr;  // begun by this host thread
 
 CUresult unsupported(EmuGraph* graph, const char* what) {
   graph->spoilt = true;
-  return error(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, std::string(what) + " while a stream is captured");
+  return error(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+               std::string(what) + " while a stream is captured");
 }
 }  // namespace
 
@@ -43,7 +45,9 @@ CUresult submit(CUstream stream, std::function<CUresult()> work) {
   return CUDA_SUCCESS;
 }
 
-CUresult forbid_capture(const char* what) { return capturing ? unsupported(capturing, what) : CUDA_SUCCESS; }
+CUresult forbid_capture(const char* what) {
+  return capturing ? unsupported(capturing, what) : CUDA_SUCCESS;
+}
 
 }  // namespace emu
 
@@ -69,7 +73,8 @@ CUresult emu_cuStreamSynchronize(CUstream stream) {
 }
 
 CUresult emu_cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
-  if (!stream || !event) return error(CUDA_ERROR_INVALID_HANDLE, "cuStreamWaitEvent: no stream or event");
+  if (!stream || !event)
+    return error(CUDA_ERROR_INVALID_HANDLE, "cuStreamWaitEvent: no stream or event");
   // Waiting for an event of a capture joins it.
   if (event->capture && !stream->capture) {
     stream->capture = event->capture;
@@ -116,16 +121,21 @@ CUresult emu_cuEventSynchronize(CUevent event) {
 
 CUresult emu_cuEventElapsedTime_v2(float* ms, CUevent start, CUevent end) {
   if (!start->timed || !end->timed || !start->recorded || !end->recorded)
-    return error(CUDA_ERROR_INVALID_HANDLE, "cuEventElapsedTime: an event was not recorded, or not for timing");
+    return error(CUDA_ERROR_INVALID_HANDLE,
+                 "cuEventElapsedTime: an event was not recorded, or not for timing");
   *ms = std::chrono::duration<float, std::milli>(end->at - start->at).count();
   return CUDA_SUCCESS;
 }
 
-CUresult emu_cuEventElapsedTime(float* ms, CUevent start, CUevent end) { return emu_cuEventElapsedTime_v2(ms, start, end); }
+CUresult emu_cuEventElapsedTime(float* ms, CUevent start, CUevent end) {
+  return emu_cuEventElapsedTime_v2(ms, start, end);
+}
 
 CUresult emu_cuStreamBeginCapture_v2(CUstream stream, int) {
-  if (!stream) return error(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "the default stream cannot be captured");
-  if (stream->capture || capturing) return error(CUDA_ERROR_ILLEGAL_STATE, "a capture is under way already");
+  if (!stream)
+    return error(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "the default stream cannot be captured");
+  if (stream->capture || capturing)
+    return error(CUDA_ERROR_ILLEGAL_STATE, "a capture is under way already");
   capturing = stream->capture = new EmuGraph;
   stream->capture->streams.push_back(stream);
   return CUDA_SUCCESS;
@@ -135,13 +145,15 @@ CUresult emu_cuStreamEndCapture(CUstream stream, CUgraph* graph) {
   EmuGraph* made = stream ? stream->capture : nullptr;
   *graph = nullptr;
   if (!made || made != capturing || made->streams[0] != stream)
-    return error(CUDA_ERROR_ILLEGAL_STATE, "no capture was begun on this stream by this host thread");
+    return error(CUDA_ERROR_ILLEGAL_STATE,
+                 "no capture was begun on this stream by this host thread");
   capturing = nullptr;
   for (CUstream s : made->streams) s->capture = nullptr;
   for (CUevent e : made->events) e->capture = nullptr;
   if (made->spoilt) {
     delete made;
-    return error(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "a call that a capture does not allow was made");
+    return error(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+                 "a call that a capture does not allow was made");
   }
   *graph = made;
   return CUDA_SUCCESS;

@@ -65,7 +65,8 @@ uint64_t Machine::random() {  // xorshift64*
 inline unsigned Machine::choose(uint32_t mask) {
   if (schedule == Schedule::Forward) return static_cast<unsigned>(__builtin_ctz(mask));
   if (schedule == Schedule::Reverse) return 31u - static_cast<unsigned>(__builtin_clz(mask));
-  auto skip = static_cast<unsigned>((random() >> 32) * static_cast<unsigned>(__builtin_popcount(mask)) >> 32);
+  auto skip = static_cast<unsigned>(
+      (random() >> 32) * static_cast<unsigned>(__builtin_popcount(mask)) >> 32);
   while (skip--) mask &= mask - 1;
   return static_cast<unsigned>(__builtin_ctz(mask));
 }
@@ -110,7 +111,8 @@ char* Machine::take_stack() {
   return fresh;
 #else
   if (free_stacks.empty()) {
-    void* raw = mmap(nullptr, STACK + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* raw = mmap(nullptr, STACK + PAGE, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (raw == MAP_FAILED) throw std::bad_alloc();
     mprotect(raw, PAGE, PROT_NONE);  // an overflow stops the program
     char* fresh = static_cast<char*>(raw) + PAGE;
@@ -185,8 +187,9 @@ void Machine::fail(const std::string& what) {
   Unwatched unwatched;
   Thread* me = self();
   const Dim3& b = me->block;
-  error = what + " (" + launch->kernel->name + ", block " + std::to_string(b.x) + "," + std::to_string(b.y) + "," +
-          std::to_string(b.z) + ", thread " + std::to_string(me->thread.x) + ")";
+  error = what + " (" + launch->kernel->name + ", block " + std::to_string(b.x) + "," +
+          std::to_string(b.y) + "," + std::to_string(b.z) + ", thread " +
+          std::to_string(me->thread.x) + ")";
   leave(me);
   __builtin_unreachable();
 }
@@ -195,11 +198,12 @@ void Machine::fail(const std::string& what) {
 std::string Machine::deadlock() const {
   std::string text = "deadlock: " + std::to_string(live) + " threads wait";
   if (barrier_arrived)
-    text += ", " + std::to_string(barrier_arrived) + " at __syncthreads in line " + std::to_string(barrier_line);
+    text += ", " + std::to_string(barrier_arrived) + " at __syncthreads in line " +
+            std::to_string(barrier_line);
   for (unsigned w = 0; w < MAX_THREADS / 32; w++) {
     if (!warps[w].arrived) continue;
-    return text + ", " + std::to_string(__builtin_popcount(warps[w].arrived)) + " lanes of warp " + std::to_string(w) +
-           " in " + name(warps[w].op);
+    return text + ", " + std::to_string(__builtin_popcount(warps[w].arrived)) + " lanes of warp " +
+           std::to_string(w) + " in " + name(warps[w].op);
   }
   return text;
 }
@@ -284,7 +288,8 @@ void Machine::prepare(uint64_t index) {
   barrier_arrived = 0;
   schedule = launch->options.schedule;
   // A block's luck is its own, whichever host thread runs it.
-  random_state = (launch->options.seed + 1) * 0x9e3779b97f4a7c15ull ^ (index + 1) * 0xd1342543de82ef95ull;
+  random_state =
+      (launch->options.seed + 1) * 0x9e3779b97f4a7c15ull ^ (index + 1) * 0xd1342543de82ef95ull;
   if (!random_state) random_state = 1;
   for (uint32_t& rank : ranks) rank = static_cast<uint32_t>(random() >> 32);
   static_bytes = 0;
@@ -355,7 +360,8 @@ void Machine::settle_fibers() {
 void Machine::clean_up() {
   bool whole = dynamic_shared.intact();
   for (SharedArray& a : arrays) whole &= a.memory.intact();
-  if (!whole && error.empty()) error = std::string("write outside shared memory (") + launch->kernel->name + ")";
+  if (!whole && error.empty())
+    error = std::string("write outside shared memory (") + launch->kernel->name + ")";
   dynamic_shared.release();
   for (SharedArray& a : arrays) a.memory.release();
   arrays.clear();
@@ -382,8 +388,10 @@ void syncthreads(const char* file, int line) {
   Unwatched unwatched;
   Thread* me = self();
   Machine& m = *me->machine;
-  if (m.barrier_arrived && (m.barrier_line != line || (m.barrier_file != file && strcmp(m.barrier_file, file) != 0)))
-    m.fail("divergent __syncthreads: lines " + std::to_string(m.barrier_line) + " and " + std::to_string(line));
+  if (m.barrier_arrived &&
+      (m.barrier_line != line || (m.barrier_file != file && strcmp(m.barrier_file, file) != 0)))
+    m.fail("divergent __syncthreads: lines " + std::to_string(m.barrier_line) + " and " +
+           std::to_string(line));
   m.barrier_file = file;
   m.barrier_line = line;
   char* order = &m.order->barrier[me->barriers++ & 1];

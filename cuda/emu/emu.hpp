@@ -24,7 +24,8 @@ extern constinit thread_local Context* current;  // constinit: read without a gu
 
 // Makes a kernel known by name.
 struct Register {
-  Register(const char* name, size_t params_size, size_t params_align, unsigned max_threads, void (*entry)(const void*));
+  Register(const char* name, size_t params_size, size_t params_align, unsigned max_threads,
+           void (*entry)(const void*));
 };
 
 // Shared memory of the running block, NaN at first: one array per call site; the part sized at the
@@ -64,13 +65,21 @@ DEV T emu_shuffle(uint32_t mask, T v, int argument, emu::Shuffle kind) {
   return v;
 }
 template <class T>
-DEV T __shfl_xor_sync(uint32_t mask, T v, int lanes) { return emu_shuffle(mask, v, lanes, emu::Shuffle::Xor); }
+DEV T __shfl_xor_sync(uint32_t mask, T v, int lanes) {
+  return emu_shuffle(mask, v, lanes, emu::Shuffle::Xor);
+}
 template <class T>
-DEV T __shfl_sync(uint32_t mask, T v, int lane) { return emu_shuffle(mask, v, lane, emu::Shuffle::Index); }
+DEV T __shfl_sync(uint32_t mask, T v, int lane) {
+  return emu_shuffle(mask, v, lane, emu::Shuffle::Index);
+}
 template <class T>
-DEV T __shfl_down_sync(uint32_t mask, T v, int lanes) { return emu_shuffle(mask, v, lanes, emu::Shuffle::Down); }
+DEV T __shfl_down_sync(uint32_t mask, T v, int lanes) {
+  return emu_shuffle(mask, v, lanes, emu::Shuffle::Down);
+}
 template <class T>
-DEV T __shfl_up_sync(uint32_t mask, T v, int lanes) { return emu_shuffle(mask, v, lanes, emu::Shuffle::Up); }
+DEV T __shfl_up_sync(uint32_t mask, T v, int lanes) {
+  return emu_shuffle(mask, v, lanes, emu::Shuffle::Up);
+}
 DEV uint32_t __ballot_sync(uint32_t mask, bool p) { return emu::ballot(mask, p); }
 
 struct alignas(16) uint4 {
@@ -105,7 +114,9 @@ DEV __nv_bfloat16 __float2bfloat16(float f) {
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff};
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16)};
 }
-DEV __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {__float2bfloat16(a), __float2bfloat16(b)}; }
+DEV __nv_bfloat162 __floats2bfloat162_rn(float a, float b) {
+  return {__float2bfloat16(a), __float2bfloat16(b)};
+}
 DEV float __uint_as_float(uint32_t bits) {
   float f;
   memcpy(&f, &bits, 4);
@@ -116,7 +127,9 @@ DEV uint32_t __float_as_uint(float f) {
   memcpy(&bits, &f, 4);
   return bits;
 }
-DEV uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32); }
+DEV uint32_t __umulhi(uint32_t a, uint32_t b) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
+}
 DEV int __popc(uint32_t v) { return __builtin_popcount(v); }
 DEV int __ffs(uint32_t v) { return __builtin_ffs(static_cast<int>(v)); }
 DEV float rsqrtf(float x) { return 1.f / sqrtf(x); }
@@ -127,8 +140,12 @@ DEV void ldmatrix_x4(uint32_t (&r)[4], const void* p) { emu::ldmatrix(r, p, 4, f
 DEV void ldmatrix_x4_trans(uint32_t (&r)[4], const void* p) { emu::ldmatrix(r, p, 4, true); }
 DEV void ldmatrix_x2(uint32_t (&r)[2], const void* p) { emu::ldmatrix(r, p, 2, false); }
 DEV void ldmatrix_x2_trans(uint32_t (&r)[2], const void* p) { emu::ldmatrix(r, p, 2, true); }
-DEV void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { emu::mma_16816(d, a, b0, b1); }
-DEV void cp_async16(void* shared, const void* global, bool valid) { emu::copy_async(shared, global, valid); }
+DEV void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emu::mma_16816(d, a, b0, b1);
+}
+DEV void cp_async16(void* shared, const void* global, bool valid) {
+  emu::copy_async(shared, global, valid);
+}
 DEV void cp_async_commit() { emu::copy_commit(); }
 template <int N>
 DEV void cp_async_wait() {

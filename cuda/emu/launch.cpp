@@ -14,7 +14,8 @@ namespace emu {
 namespace {
 
 std::map<std::string, Kernel>& kernels() {
-  static auto* all = new std::map<std::string, Kernel>;  // filled while the program starts, never freed
+  // Filled while the program starts, never freed.
+  static auto* all = new std::map<std::string, Kernel>;
   return *all;
 }
 
@@ -52,7 +53,8 @@ struct Pool {
   };
   std::vector<Job*> jobs;
   std::vector<Machine*> idle;
-  const unsigned cores = max(1u, std::thread::hardware_concurrency());  // asked once: it reads files
+  // Asked once: it reads files.
+  const unsigned cores = max(1u, std::thread::hardware_concurrency());
 
   Pool() {
     catch_faults();
@@ -73,7 +75,8 @@ struct Pool {
 
   Job* find_job() {
     for (Job* j : jobs)
-      if (!j->launch->failed && j->helpers < j->most && j->launch->next_block < j->launch->blocks()) return j;
+      if (!j->launch->failed && j->helpers < j->most && j->launch->next_block < j->launch->blocks())
+        return j;
     return nullptr;
   }
   void help();
@@ -89,7 +92,8 @@ bool run_next(Machine& m, Launch& launch) {
   uint64_t count = launch.blocks(), i = launch.next_block.fetch_add(1);
   if (i >= count || launch.failed) return false;
   // 128-bit: the product of two block numbers.
-  auto index = static_cast<uint64_t>((launch.first_block + static_cast<unsigned __int128>(i) * launch.block_step) % count);
+  auto index = static_cast<uint64_t>(
+      (launch.first_block + static_cast<unsigned __int128>(i) * launch.block_step) % count);
   m.launch = &launch;
   if (m.run_block(index)) return true;
   std::lock_guard lock(pool().mutex);
@@ -123,8 +127,8 @@ uint64_t shuffled_step(uint64_t blocks) {
 
 }  // namespace
 
-std::string run(const Kernel& kernel, Dim3 grid, unsigned threads, size_t shared_bytes, const void* params,
-                const Options& options) {
+std::string run(const Kernel& kernel, Dim3 grid, unsigned threads, size_t shared_bytes,
+                const void* params, const Options& options) {
   Launch launch{};
   launch.kernel = &kernel;
   launch.params = params;
@@ -148,7 +152,8 @@ std::string run(const Kernel& kernel, Dim3 grid, unsigned threads, size_t shared
   // Help is called only for a launch that lasts longer than waking a thread.
   auto start = std::chrono::steady_clock::now();
   bool more = true;
-  while (more && std::chrono::steady_clock::now() - start < std::chrono::microseconds(30)) more = run_next(*m, launch);
+  while (more && std::chrono::steady_clock::now() - start < std::chrono::microseconds(30))
+    more = run_next(*m, launch);
   if (more && job.most > 0) {
     {
       std::lock_guard lock(p.mutex);

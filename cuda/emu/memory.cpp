@@ -23,7 +23,8 @@ void* shared_array(const void* site, size_t bytes) {
   Unwatched unwatched;
   m.static_bytes += (bytes + 15) / 16 * 16;
   if (m.static_bytes > MAX_STATIC) m.fail("more than 48 KiB in shared arrays");
-  if (m.static_bytes + m.dynamic_shared.bytes > MAX_SHARED) m.fail("more than 227 KiB of shared memory");
+  if (m.static_bytes + m.dynamic_shared.bytes > MAX_SHARED)
+    m.fail("more than 227 KiB of shared memory");
   SharedArray fresh{site, {}};
   if (!fresh.memory.allocate(bytes)) m.fail("no memory for a shared array");
   m.arrays.push_back(fresh);
@@ -52,8 +53,10 @@ void copy_async(void* shared, const void* global, bool valid) {
   Thread* me = self();
   Machine& m = *me->machine;
   if (!m.is_shared(shared, 16)) m.fail("cp.async: address outside shared memory");
-  if (reinterpret_cast<uintptr_t>(shared) % 16) m.fail("cp.async: shared address not aligned to 16 bytes");
-  if (valid && reinterpret_cast<uintptr_t>(global) % 16) m.fail("cp.async: global address not aligned to 16 bytes");
+  if (reinterpret_cast<uintptr_t>(shared) % 16)
+    m.fail("cp.async: shared address not aligned to 16 bytes");
+  if (valid && reinterpret_cast<uintptr_t>(global) % 16)
+    m.fail("cp.async: global address not aligned to 16 bytes");
   Copy copy{shared, global, valid, false};
   Async async = m.launch->options.async;
   if (async == Async::Early || (async == Async::Random && m.random() >> 63)) perform(copy);
@@ -85,7 +88,8 @@ void copy_wait(int pending) {
 
 void atomic_max(uint32_t* p, uint32_t v) {
   uint32_t old = __atomic_load_n(p, __ATOMIC_RELAXED);
-  while (old < v && !__atomic_compare_exchange_n(p, &old, v, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  while (old < v &&
+         !__atomic_compare_exchange_n(p, &old, v, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
 }
 

@@ -17,7 +17,8 @@ namespace emu {
 
 constexpr uint32_t ALL_LANES = 0xffffffffu;
 constexpr unsigned MAX_THREADS = 1024;
-constexpr size_t FIBERS = 2048;  // of the thread sanitizer for one machine; it can have some 8000 in all
+// Of the thread sanitizer for one machine; it can have some 8000 in all.
+constexpr size_t FIBERS = 2048;
 
 // In which order threads that could run do: lowest warp and lane first, highest first, or any.
 enum class Schedule : uint32_t { Forward, Reverse, Shuffled };
@@ -63,8 +64,8 @@ struct Launch {
   uint64_t blocks() const { return static_cast<uint64_t>(grid.x) * grid.y * grid.z; }
 };
 // Runs all blocks; what went wrong, or nothing.
-std::string run(const Kernel& kernel, Dim3 grid, unsigned threads, size_t shared_bytes, const void* params,
-                const Options& options);
+std::string run(const Kernel& kernel, Dim3 grid, unsigned threads, size_t shared_bytes,
+                const void* params, const Options& options);
 
 // A cp.async that was issued by a thread.
 struct Copy {

@@ -114,7 +114,8 @@ void ldmatrix(uint32_t* r, const void* p, int matrices, bool transposed) {
   collective(me, op, [matrices, transposed](Thread* lanes) {
     for (int i = 0; i < matrices; i++) {
       uint16_t element[8][8];
-      for (int row = 0; row < 8; row++) memcpy(element[row], lanes[i * 8 + row].operands.address, 16);
+      for (int row = 0; row < 8; row++)
+        memcpy(element[row], lanes[i * 8 + row].operands.address, 16);
       for (int l = 0; l < 32; l++) {
         int a = l / 4, b = l % 4 * 2;
         uint16_t low = transposed ? element[b][a] : element[a][b];
@@ -146,7 +147,8 @@ inline __attribute__((always_inline)) void multiply(Row* c, const float (*a)[16]
   }
 }
 // The same bits with and without AVX: nothing is contracted.
-__attribute__((target("avx2"), optimize("fp-contract=off"))) void multiply_avx2(Row* c, const float (*a)[16], const Row* b) {
+__attribute__((target("avx2"), optimize("fp-contract=off"))) void multiply_avx2(
+    Row* c, const float (*a)[16], const Row* b) {
   multiply(c, a, b);
 }
 void multiply_any(Row* c, const float (*a)[16], const Row* b) { multiply(c, a, b); }

@@ -11,8 +11,9 @@ struct Dropout {
 
 // Which of the elements 4 group..4 group + 4 are kept, a bit each.
 DEV uint32_t dropout_group(const Dropout& d, uint64_t group) {
-  const PhiloxBlock random = philox(d.seed, static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32),
-                                    static_cast<uint32_t>(d.site), static_cast<uint32_t>(d.site >> 32));
+  const PhiloxBlock random =
+      philox(d.seed, static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32),
+             static_cast<uint32_t>(d.site), static_cast<uint32_t>(d.site >> 32));
   uint32_t keeps = 0;
 #pragma unroll
   for (int k = 0; k < 4; k++) keeps |= static_cast<uint32_t>(random.word[k] >> 8 >= d.limit) << k;

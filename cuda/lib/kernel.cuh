@@ -19,10 +19,11 @@
   T* name = reinterpret_cast<T*>(dynamic_shared)
 #else
 #define METHOD inline
-#define KERNEL(name, Params, threads)                                                                        \
-  static void name(const Params& p);                                                                         \
-  static const emu::Register name##_registered{#name, sizeof(Params), alignof(Params), threads,              \
-                                               [](const void* p) { name(*static_cast<const Params*>(p)); }}; \
+#define KERNEL(name, Params, threads)                               \
+  static void name(const Params& p);                                \
+  static const emu::Register name##_registered{                     \
+      #name, sizeof(Params), alignof(Params), threads,              \
+      [](const void* p) { name(*static_cast<const Params*>(p)); }}; \
   static void name(const Params& p)
 #define SHARED(T, name, n)             \
   static const char name##_site = 0;   \

@@ -17,7 +17,8 @@ struct AdamWParams {
 };
 
 // One element: the weight w (or master weight), its gradient, its moments.
-DEV void adamw_step(const AdamWParams& p, const AdamWGroup& group, float clip, float grad, float& w, float& m, float& v) {
+DEV void adamw_step(const AdamWParams& p, const AdamWGroup& group, float clip, float grad, float& w,
+                    float& m, float& v) {
   const float g = grad * clip;
   m += p.one_minus_beta1 * (g - m);
   v = p.beta2 * v + p.one_minus_beta2 * g * g;

@@ -36,13 +36,15 @@ DEV float block_largest(const float (&x)[COMPACT_EACH]) {
 #pragma unroll
   for (int k = 0; k < COMPACT_EACH; k++) bits = max(bits, __float_as_uint(fabsf(x[k])));
 #pragma unroll
-  for (int step = COMPACT_LANES / 2; step > 0; step /= 2) bits = max(bits, __shfl_xor_sync(FULL, bits, step));
+  for (int step = COMPACT_LANES / 2; step > 0; step /= 2)
+    bits = max(bits, __shfl_xor_sync(FULL, bits, step));
   return __uint_as_float(bits);
 }
 
 // The new weights of four elements, and their corrections.
-DEV void compact_weights(const AdamWCompactParams& p, const AdamWGroup& group, size_t at, uint32_t dither,
-                         const float (&m)[COMPACT_EACH], const float (&root)[COMPACT_EACH]) {
+DEV void compact_weights(const AdamWCompactParams& p, const AdamWGroup& group, size_t at,
+                         uint32_t dither, const float (&m)[COMPACT_EACH],
+                         const float (&root)[COMPACT_EACH]) {
   const uint2 pairs = p.w[at];
   const uint32_t word[2] = {pairs.x, pairs.y}, old_corrections = p.correction[at];
   uint32_t high[COMPACT_EACH], corrections = 0;
@@ -64,7 +66,8 @@ DEV void compact_weights(const AdamWCompactParams& p, const AdamWGroup& group, s
 
 template <class G>
 DEV void adamw_compact(const AdamWCompactParams& p) {
-  const size_t i = p.start + vec_start<COMPACT_EACH>(), at = i / COMPACT_EACH, block = i / COMPACT_BLOCK;
+  const size_t i = p.start + vec_start<COMPACT_EACH>(), at = i / COMPACT_EACH,
+               block = i / COMPACT_BLOCK;
   const AdamWGroup& group = group_of(p, i);
   // The same for all threads of a block of elements; all of a warp take part in the shuffles.
   const bool active = group.start <= i && i < group.end;
@@ -91,13 +94,15 @@ DEV void adamw_compact(const AdamWCompactParams& p) {
   const float m_largest = block_largest(m), v_largest = block_largest(root);
   __syncwarp();  // one thread writes the scales that all have read, and shuffles order no memory
   if (!active) return;
-  const float m_scale = m_largest == 0.f ? 1.f : m_largest, v_scale = v_largest == 0.f ? 1.f : v_largest;
+  const float m_scale = m_largest == 0.f ? 1.f : m_largest,
+              v_scale = v_largest == 0.f ? 1.f : v_largest;
   uint32_t m_codes = 0, v_codes = 0;
 #pragma unroll
   for (int k = 0; k < COMPACT_EACH; k++) {
     const uint32_t d = dither + static_cast<uint32_t>(k) * 0x9e3779b9u;
     const float u = static_cast<float>((d >> 16) | 1) * (1.f / 65536.f);
-    const uint32_t m_code = whole(254.f * (m[k] / (m_scale + fabsf(m[k]))) + (128.f + u), 1.f) ^ 0x80u;
+    const uint32_t m_code =
+        whole(254.f * (m[k] / (m_scale + fabsf(m[k]))) + (128.f + u), 1.f) ^ 0x80u;
     const uint32_t v_code = whole(255.f * (root[k] / v_scale) + u, root[k] > 0.f ? 1.f : 0.f);
     m_codes |= m_code << (8 * k);
     v_codes |= v_code << (8 * k);

@@ -30,7 +30,8 @@ DEV void head_forward(const HeadParams& p) {
   size_t start = static_cast<size_t>(t) * p.hidden;
   float sum = 0.f;
 #pragma unroll 4
-  for (uint32_t j = lane_id(); j < p.hidden; j += WARP) sum = fmaf(load<T>(p.x, start + j), load<T>(p.w, j), sum);
+  for (uint32_t j = lane_id(); j < p.hidden; j += WARP)
+    sum = fmaf(load<T>(p.x, start + j), load<T>(p.w, j), sum);
   sum = warp_sum(sum);
   if (lane_id() == 0) p.y[t] = sum + (p.b ? load<T>(p.b, 0) : 0.f);
 }
@@ -57,7 +58,8 @@ DEV void head_dw(const HeadParams& p) {
   uint32_t start = blockIdx.y * HEAD_PIECE, end = min(p.tokens, start + HEAD_PIECE);
   float sum = 0.f;
 #pragma unroll 4
-  for (uint32_t t = start; t < end; t++) sum = fmaf(p.dy[t], load<T>(p.x, static_cast<size_t>(t) * p.hidden + j), sum);
+  for (uint32_t t = start; t < end; t++)
+    sum = fmaf(p.dy[t], load<T>(p.x, static_cast<size_t>(t) * p.hidden + j), sum);
   p.partial[static_cast<size_t>(blockIdx.y) * p.hidden + j] = sum;
 }
 KERNEL(head_dw_f32, HeadParams, HEAD_THREADS) { head_dw<float>(p); }

@@ -20,7 +20,8 @@ struct HeadRow {
   uint32_t token, head;
 };
 DEV bool head_row(const HeadNormParams& p, HeadRow& at) {
-  const uint32_t row = blockIdx.x * (blockDim.x / WARP) + warp_id(), heads = p.heads + 2 * p.kv_heads;
+  const uint32_t row = blockIdx.x * (blockDim.x / WARP) + warp_id(),
+                 heads = p.heads + 2 * p.kv_heads;
   at = {static_cast<size_t>(row) * p.head_dim, row / heads, row % heads};
   return at.token < p.tokens;
 }
@@ -41,7 +42,8 @@ DEV void head_norm_forward(const HeadNormParams& p) {
       for (int k = 0; k < N; k++) sum += x[k] * x[k];
     }
     rstd = 1.f / sqrtf(warp_sum(sum) / static_cast<float>(p.head_dim) + p.eps);
-    if (lane_id() == 0) p.rstd[static_cast<size_t>(at.token) * (p.heads + p.kv_heads) + at.head] = rstd;
+    if (lane_id() == 0)
+      p.rstd[static_cast<size_t>(at.token) * (p.heads + p.kv_heads) + at.head] = rstd;
   }
   for (uint32_t c = lane_id() * N; c < p.head_dim; c += WARP * N) {
     const int n = vec_count<N>(p.head_dim - c);
@@ -112,7 +114,8 @@ template <class T>
 DEV void head_norm_weight(const HeadNormWeightParams& p) {
   constexpr uint32_t WARPS = 8;
   SHARED(float, sums, WARPS * WARP);
-  const uint32_t column = blockIdx.y * WARP + lane_id(), all = p.heads + 2 * p.kv_heads, normed = p.heads + p.kv_heads;
+  const uint32_t column = blockIdx.y * WARP + lane_id(), all = p.heads + 2 * p.kv_heads,
+                 normed = p.heads + p.kv_heads;
   const uint32_t start = blockIdx.x * HEAD_NORM_CHUNK, end = min(start + HEAD_NORM_CHUNK, p.tokens);
   float sum = 0.f;
   if (column < p.head_dim) {
@@ -120,7 +123,8 @@ DEV void head_norm_weight(const HeadNormWeightParams& p) {
       const float* rstd = p.rstd + static_cast<size_t>(t) * normed + p.first_head;
       size_t i = (static_cast<size_t>(t) * all + p.first_head) * p.head_dim + column;
 #pragma unroll 4
-      for (uint32_t h = 0; h < p.head_count; h++, i += p.head_dim) sum += load<T>(p.dy, i) * (load<T>(p.x, i) * rstd[h]);
+      for (uint32_t h = 0; h < p.head_count; h++, i += p.head_dim)
+        sum += load<T>(p.dy, i) * (load<T>(p.x, i) * rstd[h]);
     }
   }
   sums[threadIdx.x] = sum;

@@ -50,7 +50,9 @@ GEMM_ACT(large, LARGE, true)
 GEMM_ACT(medium, MEDIUM, true)
 GEMM_ACT(skinny, SKINNY, true)
 GEMM_ACT(unaligned, MEDIUM, false)
-KERNEL(gemm_fma_nt_act_f32_f32_f32, GemmParams, 256) { gemm_fma<Layout::Nt, float, float, float, true>(p); }
+KERNEL(gemm_fma_nt_act_f32_f32_f32, GemmParams, 256) {
+  gemm_fma<Layout::Nt, float, float, float, true>(p);
+}
 
 struct SumParams {
   const void* x;
@@ -66,7 +68,8 @@ DEV void column_sums(const SumParams& p) {
   if (column >= p.columns) return;
   const uint32_t first = blockIdx.y * p.rows_per_block, end = min(p.rows, first + p.rows_per_block);
   float sum = 0.f;
-  for (uint32_t row = first; row < end; row++) sum += load<T>(p.x, static_cast<size_t>(row) * p.ld + column);
+  for (uint32_t row = first; row < end; row++)
+    sum += load<T>(p.x, static_cast<size_t>(row) * p.ld + column);
   store<float>(p.out, static_cast<size_t>(blockIdx.y) * p.columns + column, sum, p.add != 0);
 }
 

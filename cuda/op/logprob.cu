@@ -36,7 +36,9 @@ DEV void logprob_rows_of(const LogProbParams& p) {
   p.lse[t] = row.max + row.log_sum;
 }
 KERNEL(logprob_rows, LogProbParams, ROW_THREADS) { logprob_rows_of<ROW_THREADS>(p); }
-KERNEL(logprob_rows_small, LogProbParams, SMALL_ROW_THREADS) { logprob_rows_of<SMALL_ROW_THREADS>(p); }
+KERNEL(logprob_rows_small, LogProbParams, SMALL_ROW_THREADS) {
+  logprob_rows_of<SMALL_ROW_THREADS>(p);
+}
 
 struct LogProbSlopeParams {
   const float* logits;  // [rows, ld]

@@ -20,7 +20,8 @@ DEV void lora_drop(const LoraDropParams& p) {
   if (at.n == 0) return;
   const size_t i = static_cast<size_t>(at.row) * p.width + at.column;
   float v[4];
-  const uint32_t keeps = dropout_keeps(p.dropout, p.first + static_cast<uint64_t>(at.row) * p.stride + at.column);
+  const uint32_t keeps =
+      dropout_keeps(p.dropout, p.first + static_cast<uint64_t>(at.row) * p.stride + at.column);
   load_vec<T>(p.from, i, at.n, p.flags & FLAG_ALIGNED, v);
 #pragma unroll
   for (int k = 0; k < 4; k++) v[k] = keeps >> k & 1 ? v[k] * p.dropout.factor : 0.f;

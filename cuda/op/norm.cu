@@ -33,7 +33,8 @@ DEV float weight(const NormParams& p, uint32_t i) {
 template <class T, int PER_ROW, int THREADS>
 DEV void norm_forward(const NormParams& p) {
   SHARED(float, partial, THREADS / WARP);
-  const uint32_t row = blockIdx.x * (THREADS / PER_ROW) + threadIdx.x / PER_ROW, first = threadIdx.x % PER_ROW;
+  const uint32_t row = blockIdx.x * (THREADS / PER_ROW) + threadIdx.x / PER_ROW,
+                 first = threadIdx.x % PER_ROW;
   // Whole warps leave, or nobody: a block of one row is never spare.
   if (row >= p.rows) return;
   const T* x = static_cast<const T*>(p.x) + static_cast<size_t>(row) * p.hidden;
@@ -65,12 +66,14 @@ DEV void norm_forward(const NormParams& p) {
 template <class T, int PER_ROW, int THREADS>
 DEV void norm_backward(const NormParams& p) {
   SHARED(float, partial, THREADS / WARP);
-  const uint32_t row = blockIdx.x * (THREADS / PER_ROW) + threadIdx.x / PER_ROW, first = threadIdx.x % PER_ROW;
+  const uint32_t row = blockIdx.x * (THREADS / PER_ROW) + threadIdx.x / PER_ROW,
+                 first = threadIdx.x % PER_ROW;
   if (row >= p.rows) return;
   const size_t at = static_cast<size_t>(row) * p.hidden;
   const T* x = static_cast<const T*>(p.x) + at;
   const T* dy = static_cast<const T*>(p.dy) + at;
-  const float mean = p.stats[2 * row], rstd = p.stats[2 * row + 1], width = static_cast<float>(p.hidden);
+  const float mean = p.stats[2 * row], rstd = p.stats[2 * row + 1],
+              width = static_cast<float>(p.hidden);
   float sum_g = 0.f, sum_gn = 0.f;
   for (uint32_t i = first; i < p.hidden; i += PER_ROW) {
     const float g = to_f32(dy[i]) * weight<T>(p, i);
@@ -112,7 +115,8 @@ DEV void norm_weights(const NormWeightParams& p) {
   float gamma = 0.f, beta = 0.f;
   for (uint32_t row = first; row < end; row++) {
     const size_t at = static_cast<size_t>(row) * p.hidden + column;
-    const float dy = load<T>(p.dy, at), n = (load<T>(p.x, at) - p.stats[2 * row]) * p.stats[2 * row + 1];
+    const float dy = load<T>(p.dy, at),
+                n = (load<T>(p.x, at) - p.stats[2 * row]) * p.stats[2 * row + 1];
     gamma = fmaf(dy, n, gamma);
     beta += dy;
   }

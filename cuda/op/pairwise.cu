@@ -17,8 +17,9 @@ struct PairwiseParams {
 
 KERNEL(pairwise_forward_f32, PairwiseParams, LOSS_THREADS) {
   double sums[3];  // loss, won, margin
-  sum_tokens(p.n, sums, [&](uint32_t i, double(&s)[3]) {
-    double d = static_cast<double>(p.chosen[i]) - static_cast<double>(p.rejected[i]), w = p.weights[i];
+  sum_tokens(p.n, sums, [&](uint32_t i, double (&s)[3]) {
+    double d = static_cast<double>(p.chosen[i]) - static_cast<double>(p.rejected[i]),
+           w = p.weights[i];
     // -log sigmoid(d) without overflow on either side.
     s[0] += w * (fmax(-d, 0.) + log1p(exp(-fabs(d))));
     s[1] += d > 0. ? w : 0.;

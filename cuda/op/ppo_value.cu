@@ -54,7 +54,8 @@ KERNEL(ppo_value_backward_f32, PpoValueParams, LOSS_THREADS) {
   double slope = 0., m = p.mask[i];
   if (m != 0.) {
     ValueErrors e = value_errors(p, i);
-    if (!(e.clipped * e.clipped > e.plain * e.plain)) slope = static_cast<double>(p.scale) * m * e.plain;
+    if (!(e.clipped * e.clipped > e.plain * e.plain))
+      slope = static_cast<double>(p.scale) * m * e.plain;
   }
   store<float>(p.dvalues, i, static_cast<float>(static_cast<double>(p.dloss[0]) * slope), p.acc);
 }

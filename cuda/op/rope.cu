@@ -20,7 +20,8 @@ constexpr uint32_t FLAG_INTERLEAVED = FLAG_OWN;
 
 // Turns pairs i..i + n of the head that begins at element `head`.
 template <class T>
-DEV void rope_turn(const RopeParams& p, size_t head, uint32_t i, int n, const float* sines, const float* cosines) {
+DEV void rope_turn(const RopeParams& p, size_t head, uint32_t i, int n, const float* sines,
+                   const float* cosines) {
   constexpr int N = VEC<T>;
   const bool aligned = p.flags & FLAG_ALIGNED, interleaved = p.flags & FLAG_INTERLEAVED;
   // Two runs of memory hold the pairs: first halves and second halves, or the first pairs and the
@@ -74,7 +75,8 @@ DEV void rope(const RopeParams& p) {
   }
   __syncthreads();
   const size_t token = static_cast<size_t>(blockIdx.x) * p.width;
-  const uint32_t turns = (p.half + N - 1) / N, rest = p.head_dim - 2 * p.half, copies = (rest + N - 1) / N;
+  const uint32_t turns = (p.half + N - 1) / N, rest = p.head_dim - 2 * p.half,
+                 copies = (rest + N - 1) / N;
   for (uint32_t u = threadIdx.x; u < p.turned * turns; u += blockDim.x) {
     const uint32_t i = u % turns * N;
     rope_turn<T>(p, token + u / turns * p.head_dim, i, vec_count<N>(p.half - i), sines, cosines);
@@ -82,7 +84,8 @@ DEV void rope(const RopeParams& p) {
   for (uint32_t u = threadIdx.x; u < p.turned * copies; u += blockDim.x)
     rope_copy<T>(p, token + u / copies * p.head_dim + 2 * p.half, u % copies * N, rest);
   const uint32_t v = p.turned * p.head_dim;
-  for (uint32_t i = threadIdx.x * N; i < p.width - v; i += blockDim.x * N) rope_copy<T>(p, token + v, i, p.width - v);
+  for (uint32_t i = threadIdx.x * N; i < p.width - v; i += blockDim.x * N)
+    rope_copy<T>(p, token + v, i, p.width - v);
 }
 
 KERNEL(rope_f32, RopeParams, 128) { rope<float>(p); }

@@ -59,7 +59,9 @@ DEV uint32_t key_of(float x) {
   uint32_t bits = __float_as_uint(x);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
-DEV float float_of(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+DEV float float_of(uint32_t key) {
+  return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
 
 // The sum of `measure` over all tokens.
 template <int THREADS, class F>
@@ -140,19 +142,21 @@ DEV uint64_t share(double u, uint64_t total) {
 
 // Uniform in [0, 1) with 53 bits, as on the CPU.
 DEV double uniform(const SampleParams& p, uint32_t b) {
-  PhiloxBlock r =
-      philox(p.seed, static_cast<uint32_t>(p.position[b]), 0, static_cast<uint32_t>(p.sequence[b]), 0);
+  PhiloxBlock r = philox(p.seed, static_cast<uint32_t>(p.position[b]), 0,
+                         static_cast<uint32_t>(p.sequence[b]), 0);
   uint64_t bits = (static_cast<uint64_t>(r.word[0]) << 21) ^ (r.word[1] >> 11);
   return static_cast<double>(bits) * (1. / 9007199254740992.);
 }
 
 // The weight of what top-k, then top-p leave.
 template <int THREADS>
-DEV uint64_t kept_weight(const SampleParams& p, const Row& row, uint32_t choices, uint64_t* partial) {
+DEV uint64_t kept_weight(const SampleParams& p, const Row& row, uint32_t choices,
+                         uint64_t* partial) {
   uint64_t kept;
   if (p.top_k > 0 && p.top_k < choices) {
     uint64_t k = p.top_k;
-    Pass last = pass<THREADS>(row.z, p.vocab, k - 1, partial, [&](uint32_t i) -> uint64_t { return allowed(p, row, i); });
+    Pass last = pass<THREADS>(row.z, p.vocab, k - 1, partial,
+                              [&](uint32_t i) -> uint64_t { return allowed(p, row, i); });
     uint64_t above = total<THREADS>(p.vocab, partial, [&](uint32_t i) -> uint64_t {
       return key_of(row.z[i]) > last.key ? weight(p, row, i) : 0;
     });
@@ -166,21 +170,25 @@ DEV uint64_t kept_weight(const SampleParams& p, const Row& row, uint32_t choices
   double least = ceil(static_cast<double>(p.top_p) * static_cast<double>(kept));
   uint64_t goal = least > 1. ? static_cast<uint64_t>(least) - 1 : 0;
   goal = goal < kept ? goal : kept - 1;
-  Pass last = pass<THREADS>(row.z, p.vocab, goal, partial, [&](uint32_t i) { return weight(p, row, i); });
+  Pass last =
+      pass<THREADS>(row.z, p.vocab, goal, partial, [&](uint32_t i) { return weight(p, row, i); });
   uint64_t each = weight_of(p, row, float_of(last.key));
   return last.above + ((goal - last.above) / each + 1) * each;
 }
 
 template <int THREADS>
-DEV uint32_t draw(const SampleParams& p, const Row& row, uint32_t choices, double u, uint64_t* partial) {
+DEV uint32_t draw(const SampleParams& p, const Row& row, uint32_t choices, double u,
+                  uint64_t* partial) {
   auto measure = [&](uint32_t i) { return weight(p, row, i); };
   if (p.top_k == 0 && p.top_p >= 1.f)
-    return find<THREADS>(p.vocab, share(u, total<THREADS>(p.vocab, partial, measure)), partial, measure);
+    return find<THREADS>(p.vocab, share(u, total<THREADS>(p.vocab, partial, measure)), partial,
+                         measure);
   uint64_t goal = share(u, kept_weight<THREADS>(p, row, choices, partial));
   Pass at = pass<THREADS>(row.z, p.vocab, goal, partial, measure);
   uint64_t equal = (goal - at.above) / weight_of(p, row, float_of(at.key));
-  return find<THREADS>(p.vocab, equal, partial,
-              [&](uint32_t i) -> uint64_t { return key_of(row.z[i]) == at.key && allowed(p, row, i); });
+  return find<THREADS>(p.vocab, equal, partial, [&](uint32_t i) -> uint64_t {
+    return key_of(row.z[i]) == at.key && allowed(p, row, i);
+  });
 }
 
 template <int THREADS>

@@ -7,7 +7,8 @@ constexpr uint32_t SCATTER_FIRST = 0x80000000u;
 
 struct ScatterLinksParams {
   const int32_t* index;
-  uint32_t* links;  // of each entry: the next one with its index, or `count`; SCATTER_FIRST if there is none before it
+  uint32_t* links;  // of each entry: the next one with its index, or `count`; SCATTER_FIRST if
+                    // there is none before it
   uint32_t count, pad;
 };
 
@@ -18,7 +19,8 @@ KERNEL(scatter_links, ScatterLinksParams, 256) {
   const int32_t index = p.index[entry];
   uint32_t next = p.count, first = SCATTER_FIRST;
   for (uint32_t start = entry + 1; start < p.count; start += WARP) {
-    const uint32_t found = __ballot_sync(FULL, start + lane < p.count && p.index[min(start + lane, p.count - 1)] == index);
+    const uint32_t found = __ballot_sync(
+        FULL, start + lane < p.count && p.index[min(start + lane, p.count - 1)] == index);
     if (found) {
       next = start + __ffs(found) - 1;
       break;

@@ -51,6 +51,8 @@ KERNEL(sequence_sum_backward_f32, SequenceSumParams, LOSS_THREADS) {
   SequenceTokens tokens;
   if (!find_tokens(p, tokens)) return;
   float* dx = p.dx + tokens.start;
-  float slope = static_cast<float>(static_cast<double>(p.scale) * static_cast<double>(p.dy[blockIdx.x]));
-  for (uint32_t i = threadIdx.x; i < tokens.length; i += LOSS_THREADS) store<float>(dx, i, slope, p.acc);
+  float slope =
+      static_cast<float>(static_cast<double>(p.scale) * static_cast<double>(p.dy[blockIdx.x]));
+  for (uint32_t i = threadIdx.x; i < tokens.length; i += LOSS_THREADS)
+    store<float>(dx, i, slope, p.acc);
 }

@@ -8,11 +8,13 @@
 #include "lib/types.cuh"
 
 constexpr int MAX_SLOPES = 256;
-constexpr int BLOCK_KEYS = 64;  // keys per block, and per page of the cache; blocks start with the sequence
+// Keys per block, and per page of the cache; blocks start with the sequence.
+constexpr int BLOCK_KEYS = 64;
 constexpr float LOG2E = 1.44269504088896340736f;
 constexpr int ATTEND_THREADS = 128;
 
-constexpr uint32_t ATTEND_ALIGNED = 1;  // every row of every tensor starts at a multiple of 16 bytes
+// Every row of every tensor starts at a multiple of 16 bytes.
+constexpr uint32_t ATTEND_ALIGNED = 1;
 constexpr uint32_t ATTEND_ADD = 2;      // add to dqkv
 constexpr uint32_t ATTEND_ALIBI = 4;
 
@@ -39,12 +41,15 @@ struct AttendParams {
 };
 
 DEV int group_of(const AttendParams& p) { return static_cast<int>(p.heads / p.kv_heads); }
-DEV size_t width_of(const AttendParams& p) { return static_cast<size_t>(p.heads + 2 * p.kv_heads) * p.head_dim; }
+DEV size_t width_of(const AttendParams& p) {
+  return static_cast<size_t>(p.heads + 2 * p.kv_heads) * p.head_dim;
+}
 
 // Division of rows by the group without dividing; exact while rows * group < 2^32.
 struct Group {
   uint32_t size, magic;
-  METHOD explicit Group(int group) : size(static_cast<uint32_t>(group)), magic(0xffffffffu / size + 1) {}
+  METHOD explicit Group(int group)
+      : size(static_cast<uint32_t>(group)), magic(0xffffffffu / size + 1) {}
   METHOD int token(int row) const {
     return size == 1 ? row : static_cast<int>(__umulhi(static_cast<uint32_t>(row), magic));
   }
@@ -64,11 +69,13 @@ struct Work {
 // `group` rows. All lanes of the warp call this and get the same answer. Sequences outside the
 // batch are faults and have no tiles.
 DEV Work find_work(const AttendParams& p, int group, int rows, int index) {
-  const int lane = lane_id(), sequences = static_cast<int>(p.sequences), tokens = static_cast<int>(p.tokens);
+  const int lane = lane_id(), sequences = static_cast<int>(p.sequences),
+            tokens = static_cast<int>(p.tokens);
   bool bad = sequences == 0;
   for (int base = 0; base < sequences; base += WARP) {
     const int s = base + lane;
-    const int first = s < sequences ? p.cu_seqlens[s] : 0, end = s < sequences ? p.cu_seqlens[s + 1] : 0;
+    const int first = s < sequences ? p.cu_seqlens[s] : 0,
+              end = s < sequences ? p.cu_seqlens[s + 1] : 0;
     const bool outside = first < 0 || end < first || end > tokens;
     bad = bad || outside || (s == 0 && first != 0) || (s == sequences - 1 && end != tokens);
     const int length = outside ? 0 : end - first;
@@ -99,11 +106,15 @@ struct QueryRows {
   METHOD QueryRows(const AttendParams& p, const Work& w, int kv_head, int start)
       : p(p), group(group_of(p)), first(w.first), kv_head(kv_head), start(start) {}
   METHOD int position(int row) const { return start + group.token(row); }
-  METHOD int head(int row) const { return kv_head * static_cast<int>(group.size) + group.head(row); }
+  METHOD int head(int row) const {
+    return kv_head * static_cast<int>(group.size) + group.head(row);
+  }
   METHOD size_t token(int row) const { return first + group.token(row); }
   // Where the row starts in qkv, in elements; in o and d_o, in rows of one head, which is its place
   // in lse and delta.
-  METHOD size_t in_qkv(int row) const { return token(row) * width_of(p) + static_cast<size_t>(head(row)) * p.head_dim; }
+  METHOD size_t in_qkv(int row) const {
+    return token(row) * width_of(p) + static_cast<size_t>(head(row)) * p.head_dim;
+  }
   METHOD size_t in_o(int row) const { return token(row) * p.heads + head(row); }
 };
 
@@ -126,11 +137,14 @@ struct PackedKeys {
   size_t v, width;
   int start = 0;
   METHOD PackedKeys(const AttendParams& p, const Work& w, int kv_head)
-      : first(static_cast<const T*>(p.qkv) + w.first * width_of(p) + (p.heads + kv_head) * p.head_dim),
+      : first(static_cast<const T*>(p.qkv) + w.first * width_of(p) +
+              (p.heads + kv_head) * p.head_dim),
         v(static_cast<size_t>(p.kv_heads) * p.head_dim),
         width(width_of(p)) {}
   METHOD bool fits() const { return true; }
-  METHOD Keys<T> at(int key) const { return {first + key * width, first + key * width + v, width, true}; }
+  METHOD Keys<T> at(int key) const {
+    return {first + key * width, first + key * width + v, width, true};
+  }
 };
 
 // Keys in the pages of the cache.
@@ -165,7 +179,8 @@ struct PagedKeys {
   METHOD Keys<T> at(int key) const {
     const int64_t at = offset(key);
     const int64_t safe = at < 0 ? 0 : at;
-    return {static_cast<const T*>(p.kcache) + safe, static_cast<const T*>(p.vcache) + safe, p.head_dim, at >= 0};
+    return {static_cast<const T*>(p.kcache) + safe, static_cast<const T*>(p.vcache) + safe,
+            p.head_dim, at >= 0};
   }
 };
 
@@ -187,11 +202,14 @@ DEV bool all_visible(const AttendParams& p, int first, int end, int low, int hig
   return end - 1 <= low && high - first < static_cast<int>(p.reach);
 }
 
-DEV float slope_of(const AttendParams& p, int head) { return p.flags & ATTEND_ALIBI ? p.slopes[head] : 0.f; }
+DEV float slope_of(const AttendParams& p, int head) {
+  return p.flags & ATTEND_ALIBI ? p.slopes[head] : 0.f;
+}
 
 // From the product of query and key to the score, and the derivative of the one by the scaled
 // other.
-DEV float score(const AttendParams& p, float dot, float slope, int key, int position, float& derivative) {
+DEV float score(const AttendParams& p, float dot, float slope, int key, int position,
+                float& derivative) {
   float x = dot * p.scale;
   derivative = 1.f;
   if (p.softcap != 0.f) {
@@ -206,8 +224,8 @@ DEV float score(const AttendParams& p, float dot, float slope, int key, int posi
 struct Gradient {
   float p, ds;
 };
-DEV Gradient gradient(const AttendParams& p, float dot, float dp, int key, int position, float slope, float lse,
-                      float delta) {
+DEV Gradient gradient(const AttendParams& p, float dot, float dp, int key, int position,
+                      float slope, float lse, float delta) {
   if (!visible(p, key, position)) return {0.f, 0.f};
   float derivative;
   const float probability = exp2f((score(p, dot, slope, key, position, derivative) - lse) * LOG2E);

@@ -13,14 +13,16 @@ DEV void attend_append(const AttendParams& p) {
   const int64_t at = first.offset(first.start + work.tile);
   if (at < 0) return;
   const size_t d = p.head_dim, columns = p.kv_heads * d;
-  const T* from = static_cast<const T*>(p.qkv) + (work.first + work.tile) * width_of(p) + p.heads * d;
+  const T* from =
+      static_cast<const T*>(p.qkv) + (work.first + work.tile) * width_of(p) + p.heads * d;
   constexpr int PIECE = 16 / sizeof(T);
   const bool aligned = p.flags & ATTEND_ALIGNED;
   const size_t step = aligned ? PIECE : 1;
   for (size_t i = threadIdx.x * step; i < 2 * columns; i += blockDim.x * step) {
     const bool value = i >= columns;
     const size_t column = value ? i - columns : i;
-    T* to = static_cast<T*>(value ? p.vcache : p.kcache) + at + column / d * BLOCK_KEYS * d + column % d;
+    T* to = static_cast<T*>(value ? p.vcache : p.kcache) + at + column / d * BLOCK_KEYS * d +
+            column % d;
     if (aligned)
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from + i);
     else

@@ -41,7 +41,8 @@ DEV int seen_until(const AttendParams& p, int first, int n, int length) {
 // Writes columns column.. of 16 rows of dqkv, times the scale; `row(r)` is where row r starts. Rows
 // from `rows` on are none.
 template <int N, class Row>
-DEV void store_gradient(const AttendParams& p, const float (&d)[N][4], Row row, int first, int rows, int column, float scale) {
+DEV void store_gradient(const AttendParams& p, const float (&d)[N][4], Row row, int first, int rows,
+                        int column, float scale) {
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const int r = first + lane_id() / 4 + 8 * h;
@@ -49,8 +50,8 @@ DEV void store_gradient(const AttendParams& p, const float (&d)[N][4], Row row, 
     bf16* const out = static_cast<bf16*>(p.dqkv) + row(r);
 #pragma unroll
     for (int n = 0; n < N; n++)
-      store_pair(out, column + n * 8 + (lane_id() & 3) * 2, p.head_dim, d[n][2 * h] * scale, d[n][2 * h + 1] * scale,
-                 p.flags & ATTEND_ALIGNED, p.flags & ATTEND_ADD);
+      store_pair(out, column + n * 8 + (lane_id() & 3) * 2, p.head_dim, d[n][2 * h] * scale,
+                 d[n][2 * h + 1] * scale, p.flags & ATTEND_ALIGNED, p.flags & ATTEND_ADD);
   }
 }
 
@@ -60,13 +61,15 @@ DEV void store_gradient(const AttendParams& p, const float (&d)[N][4], Row row, 
 // rows and dO, the rows' states, what is under way between warps.
 template <int D, int ROWS, int COLUMNS, int SHARE>
 DEV void attend_backward_keys_bf16(const AttendParams& p) {
-  constexpr int KEYS = BLOCK_KEYS * Tile<D>::STRIDE, STAGE = ROWS * Tile<D>::STRIDE, THREADS = ATTEND_THREADS * SHARE;
+  constexpr int KEYS = BLOCK_KEYS * Tile<D>::STRIDE, STAGE = ROWS * Tile<D>::STRIDE,
+                THREADS = ATTEND_THREADS * SHARE;
   constexpr int WIDTH = COLUMNS / SHARE, PART = ROWS / SHARE, STEPS = ROWS / 16;
   DYN_SHARED(bf16, memory);
   const Tile<D> keys{memory}, values{memory + KEYS};
   bf16* const stages = memory + 2 * KEYS;
   RowState* const states = reinterpret_cast<RowState*>(stages + 4 * STAGE);
-  uint4* const between = reinterpret_cast<uint4*>(states + 2 * ROWS) + warp_id() / SHARE * 2 * STEPS * WARP;
+  uint4* const between =
+      reinterpret_cast<uint4*>(states + 2 * ROWS) + warp_id() / SHARE * 2 * STEPS * WARP;
 
   const int kv_head = blockIdx.y, group = group_of(p), d = p.head_dim;
   const Work work = find_work(p, 1, BLOCK_KEYS, static_cast<int>(blockIdx.x));
@@ -77,15 +80,20 @@ DEV void attend_backward_keys_bf16(const AttendParams& p) {
   const PackedKeys<bf16> source(p, work, kv_head);
   const QueryRows query(p, work, kv_head, 0);
   const Keys<bf16> from = source.at(first);
-  load_tile<D, BLOCK_KEYS, THREADS>(keys, [&](int r) { return from.k + r * from.stride; }, n, d, aligned);
-  load_tile<D, BLOCK_KEYS, THREADS>(values, [&](int r) { return from.v + r * from.stride; }, n, d, aligned);
+  load_tile<D, BLOCK_KEYS, THREADS>(
+      keys, [&](int r) { return from.k + r * from.stride; }, n, d, aligned);
+  load_tile<D, BLOCK_KEYS, THREADS>(
+      values, [&](int r) { return from.v + r * from.stride; }, n, d, aligned);
   const auto load_rows = [&](int stage, int row) {
     const int valid = min(ROWS, end - row);
-    const bf16 *const qkv = static_cast<const bf16*>(p.qkv), *const d_o = static_cast<const bf16*>(p.d_o);
+    const bf16 *const qkv = static_cast<const bf16*>(p.qkv),
+               *const d_o = static_cast<const bf16*>(p.d_o);
     bf16* const to = stages + 2 * stage * STAGE;
-    load_tile<D, ROWS, THREADS>(Tile<D>{to}, [&](int r) { return qkv + query.in_qkv(row + r); }, valid, d, aligned);
-    load_tile<D, ROWS, THREADS>(Tile<D>{to + STAGE}, [&](int r) { return d_o + query.in_o(row + r) * d; }, valid, d,
-                                       aligned);
+    load_tile<D, ROWS, THREADS>(
+        Tile<D>{to}, [&](int r) { return qkv + query.in_qkv(row + r); }, valid, d, aligned);
+    load_tile<D, ROWS, THREADS>(
+        Tile<D>{to + STAGE}, [&](int r) { return d_o + query.in_o(row + r) * d; }, valid, d,
+        aligned);
     cp_async_commit();
     const int r = threadIdx.x;
     if (r < ROWS) states[stage * ROWS + r] = row_state(p, query, row + r, r < valid);
@@ -109,9 +117,11 @@ DEV void attend_backward_keys_bf16(const AttendParams& p) {
       for (int m = 0; m < PART / 8; m++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-          const RowState r = states[stage * ROWS + part * PART + m * 8 + (lane_id() & 3) * 2 + e % 2];
+          const RowState r =
+              states[stage * ROWS + part * PART + m * 8 + (lane_id() & 3) * 2 + e % 2];
           const int key = first + warp_key + lane_id() / 4 + e / 2 * 8;
-          const Gradient g = gradient(p, s[m][e], dp[m][e], key, r.position, r.slope, r.lse, r.delta);
+          const Gradient g =
+              gradient(p, s[m][e], dp[m][e], key, r.position, r.slope, r.lse, r.delta);
           s[m][e] = g.p;
           dp[m][e] = g.ds;
         }
@@ -152,7 +162,8 @@ DEV void attend_backward_queries_bf16(const AttendParams& p) {
   DYN_SHARED(bf16, memory);
   const Tile<D> q{memory}, d_o{memory + TILE};
   bf16* const stages = memory + 2 * TILE;
-  uint4* const between = reinterpret_cast<uint4*>(stages + 2 * STAGES * TILE) + warp_id() / SHARE * STEPS * WARP;
+  uint4* const between =
+      reinterpret_cast<uint4*>(stages + 2 * STAGES * TILE) + warp_id() / SHARE * STEPS * WARP;
 
   const int kv_head = blockIdx.y, group = group_of(p), d = p.head_dim;
   const Work work = find_work(p, group, ROWS, tile_index());
@@ -162,17 +173,20 @@ DEV void attend_backward_queries_bf16(const AttendParams& p) {
   const QueryRows query(p, work, kv_head, 0);
   const int first_row = work.tile * ROWS, rows = min(ROWS, work.length * group - first_row);
   const Span span(p, query.position(first_row), query.position(first_row + rows - 1), BLOCK_KEYS);
-  const bf16 *const qkv = static_cast<const bf16*>(p.qkv), *const out = static_cast<const bf16*>(p.d_o);
-  load_tile<D, ROWS, THREADS>(q, [&](int r) { return qkv + query.in_qkv(first_row + r); }, rows, d, aligned);
-  load_tile<D, ROWS, THREADS>(d_o, [&](int r) { return out + query.in_o(first_row + r) * d; }, rows, d, aligned);
+  const bf16 *const qkv = static_cast<const bf16*>(p.qkv),
+             *const out = static_cast<const bf16*>(p.d_o);
+  load_tile<D, ROWS, THREADS>(
+      q, [&](int r) { return qkv + query.in_qkv(first_row + r); }, rows, d, aligned);
+  load_tile<D, ROWS, THREADS>(
+      d_o, [&](int r) { return out + query.in_o(first_row + r) * d; }, rows, d, aligned);
   const auto load_keys = [&](int stage, int key) {
     const Keys<bf16> keys = source.at(key);
     const int valid = min(BLOCK_KEYS, span.end - key);
     bf16* const to = stages + 2 * stage * TILE;
-    load_tile<D, BLOCK_KEYS, THREADS>(Tile<D>{to}, [&](int r) { return keys.k + r * keys.stride; }, valid, d,
-                                             aligned);
-    load_tile<D, BLOCK_KEYS, THREADS>(Tile<D>{to + TILE}, [&](int r) { return keys.v + r * keys.stride; },
-                                             valid, d, aligned);
+    load_tile<D, BLOCK_KEYS, THREADS>(
+        Tile<D>{to}, [&](int r) { return keys.k + r * keys.stride; }, valid, d, aligned);
+    load_tile<D, BLOCK_KEYS, THREADS>(
+        Tile<D>{to + TILE}, [&](int r) { return keys.v + r * keys.stride; }, valid, d, aligned);
     cp_async_commit();
   };
   load_keys(0, span.first);
@@ -185,7 +199,8 @@ DEV void attend_backward_queries_bf16(const AttendParams& p) {
     state[h] = row_state(p, query, first_row + r, r < rows);
   }
   float dq[WIDTH / 8][4] = {};
-  for (int key = span.first, stage = 0; key < span.end; key += BLOCK_KEYS, stage = (stage + 1) % STAGES) {
+  for (int key = span.first, stage = 0; key < span.end;
+       key += BLOCK_KEYS, stage = (stage + 1) % STAGES) {
     cp_async_wait<0>();
     __syncthreads();
     const bool more = key + BLOCK_KEYS < span.end;
@@ -220,5 +235,6 @@ DEV void attend_backward_queries_bf16(const AttendParams& p) {
       load_keys(0, key + BLOCK_KEYS);
     }
   }
-  store_gradient(p, dq, [&](int r) { return query.in_qkv(first_row + r); }, warp_row, rows, column, p.scale);
+  store_gradient(
+      p, dq, [&](int r) { return query.in_qkv(first_row + r); }, warp_row, rows, column, p.scale);
 }

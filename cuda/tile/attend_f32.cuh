@@ -72,17 +72,20 @@ DEV void put_f32(float* to, const float (&d)[2][2]) {
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll
-    for (int j = 0; j < 2; j++) to[(thread_row() + i) * STRIDE_P + thread_column() + j * SIDE] = d[i][j];
+    for (int j = 0; j < 2; j++)
+      to[(thread_row() + i) * STRIDE_P + thread_column() + j * SIDE] = d[i][j];
 }
 
 // One step of the online softmax over 32 keys; a row's threads are half a warp.
 template <int D>
-DEV void softmax_step_f32(float (&s)[2][2], float (&max)[2], float (&sum)[2], float (&o)[2][D / SIDE]) {
+DEV void softmax_step_f32(float (&s)[2][2], float (&max)[2], float (&sum)[2],
+                          float (&o)[2][D / SIDE]) {
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     float top = fmaxf(max[i], fmaxf(s[i][0], s[i][1]));
 #pragma unroll
-    for (int step = SIDE / 2; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(FULL, top, step));
+    for (int step = SIDE / 2; step > 0; step /= 2)
+      top = fmaxf(top, __shfl_xor_sync(FULL, top, step));
     const bool nothing = top == -INFINITY;
     const float factor = nothing ? 1.f : expf(max[i] - top);
     max[i] = top;
@@ -101,7 +104,8 @@ DEV void softmax_step_f32(float (&s)[2][2], float (&max)[2], float (&sum)[2], fl
 template <int D, template <class> class Source>
 DEV void attend_forward_f32(const AttendParams& p) {
   DYN_SHARED(float, memory);
-  float *const q = memory, *const k = q + LEFT * STRIDE_F32<D>, *const v = k + RIGHT * STRIDE_F32<D>;
+  float *const q = memory, *const k = q + LEFT * STRIDE_F32<D>,
+               *const v = k + RIGHT * STRIDE_F32<D>;
   float* const probabilities = v + RIGHT * STRIDE_F32<D>;
   const int kv_head = blockIdx.y, group = group_of(p), d = p.head_dim;
   const Work work = find_work(p, group, LEFT, tile_index());
@@ -141,7 +145,9 @@ DEV void attend_forward_f32(const AttendParams& p) {
       for (int j = 0; j < 2; j++) {
         const int at = key + thread_column() + j * SIDE;
         float derivative;
-        s[i][j] = visible(p, at, position[i]) ? score(p, s[i][j], slope[i], at, position[i], derivative) : -INFINITY;
+        s[i][j] = visible(p, at, position[i])
+                      ? score(p, s[i][j], slope[i], at, position[i], derivative)
+                      : -INFINITY;
       }
     softmax_step_f32<D>(s, max, sum, o);
     put_f32(probabilities, s);
@@ -168,7 +174,8 @@ DEV void attend_forward_f32(const AttendParams& p) {
 // Writes 16 rows of dqkv, times the scale; `row(r)` is where row r starts. Rows from `rows` on are
 // none.
 template <int D, class Row>
-DEV void store_gradient_f32(const AttendParams& p, const float (&d)[2][D / SIDE], Row row, int rows, float scale) {
+DEV void store_gradient_f32(const AttendParams& p, const float (&d)[2][D / SIDE], Row row, int rows,
+                            float scale) {
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     if (thread_row() + i >= rows) continue;
@@ -176,7 +183,8 @@ DEV void store_gradient_f32(const AttendParams& p, const float (&d)[2][D / SIDE]
 #pragma unroll
     for (int c = 0; c < D / SIDE; c++) {
       const int column = thread_column() + c * SIDE;
-      if (column < static_cast<int>(p.head_dim)) store<float>(p.dqkv, at + column, d[i][c] * scale, p.flags & ATTEND_ADD);
+      if (column < static_cast<int>(p.head_dim))
+        store<float>(p.dqkv, at + column, d[i][c] * scale, p.flags & ATTEND_ADD);
     }
   }
 }
@@ -197,7 +205,8 @@ DEV void attend_backward_keys_f32(const AttendParams& p) {
   const int end = seen_until(p, first, n, work.length) * group;
   const QueryRows query(p, work, kv_head, 0);
   const Keys<float> keys = PackedKeys<float>(p, work, kv_head).at(first);
-  const float *const qkv = static_cast<const float*>(p.qkv), *const out = static_cast<const float*>(p.d_o);
+  const float *const qkv = static_cast<const float*>(p.qkv),
+              *const out = static_cast<const float*>(p.d_o);
   load_tile_f32<D, LEFT>(k, [&](int r) { return keys.k + r * keys.stride; }, n, d);
   load_tile_f32<D, LEFT>(v, [&](int r) { return keys.v + r * keys.stride; }, n, d);
 
@@ -217,7 +226,8 @@ DEV void attend_backward_keys_f32(const AttendParams& p) {
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         const RowState at = states[thread_column() + j * SIDE];
-        const Gradient g = gradient(p, s[i][j], dp[i][j], first + thread_row() + i, at.position, at.slope, at.lse, at.delta);
+        const Gradient g = gradient(p, s[i][j], dp[i][j], first + thread_row() + i, at.position,
+                                    at.slope, at.lse, at.delta);
         s[i][j] = g.p;
         dp[i][j] = g.ds;
       }
@@ -237,7 +247,8 @@ DEV void attend_backward_keys_f32(const AttendParams& p) {
 template <int D>
 DEV void attend_backward_queries_f32(const AttendParams& p) {
   DYN_SHARED(float, memory);
-  float *const q = memory, *const d_o = q + LEFT * STRIDE_F32<D>, *const k = d_o + LEFT * STRIDE_F32<D>;
+  float *const q = memory, *const d_o = q + LEFT * STRIDE_F32<D>,
+               *const k = d_o + LEFT * STRIDE_F32<D>;
   float *const v = k + RIGHT * STRIDE_F32<D>, *const gradients = v + RIGHT * STRIDE_F32<D>;
   const int kv_head = blockIdx.y, group = group_of(p), d = p.head_dim;
   const Work work = find_work(p, group, LEFT, tile_index());
@@ -246,13 +257,15 @@ DEV void attend_backward_queries_f32(const AttendParams& p) {
   const QueryRows query(p, work, kv_head, 0);
   const int first_row = work.tile * LEFT, rows = min(LEFT, work.length * group - first_row);
   const Span span(p, query.position(first_row), query.position(first_row + rows - 1), RIGHT);
-  const float *const qkv = static_cast<const float*>(p.qkv), *const out = static_cast<const float*>(p.d_o);
+  const float *const qkv = static_cast<const float*>(p.qkv),
+              *const out = static_cast<const float*>(p.d_o);
   load_tile_f32<D, LEFT>(q, [&](int r) { return qkv + query.in_qkv(first_row + r); }, rows, d);
   load_tile_f32<D, LEFT>(d_o, [&](int r) { return out + query.in_o(first_row + r) * d; }, rows, d);
 
   RowState state[2];
 #pragma unroll
-  for (int i = 0; i < 2; i++) state[i] = row_state(p, query, first_row + thread_row() + i, thread_row() + i < rows);
+  for (int i = 0; i < 2; i++)
+    state[i] = row_state(p, query, first_row + thread_row() + i, thread_row() + i < rows);
   float dq[2][D / SIDE] = {};
   for (int key = span.first; key < span.end; key += RIGHT) {
     const Keys<float> keys = source.at(key);
@@ -269,7 +282,8 @@ DEV void attend_backward_queries_f32(const AttendParams& p) {
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         const int at = key + thread_column() + j * SIDE;
-        ds[i][j] = gradient(p, s[i][j], ds[i][j], at, state[i].position, state[i].slope, state[i].lse, state[i].delta).ds;
+        ds[i][j] = gradient(p, s[i][j], ds[i][j], at, state[i].position, state[i].slope,
+                            state[i].lse, state[i].delta).ds;
       }
     put_f32(gradients, ds);
     __syncwarp();

@@ -38,7 +38,8 @@ DEV void adjust_scores(const AttendParams& p, float (&s)[N][4], int first, const
     for (int n = 0; n < N; n++)
 #pragma unroll
       for (int e = 0; e < 4; e++)
-        s[n][e] = fmaf(slope[e / 2], static_cast<float>(key + n * 8 + e % 2 - position[e / 2]), s[n][e]);
+        s[n][e] =
+            fmaf(slope[e / 2], static_cast<float>(key + n * 8 + e % 2 - position[e / 2]), s[n][e]);
   }
   if (masked) {
 #pragma unroll
@@ -61,7 +62,8 @@ DEV void softmax_step(float (&s)[N][4], Running& run, float (&o)[M][4]) {
     top = fmaxf(top, __shfl_xor_sync(FULL, top, 1));
     top = fmaxf(top, __shfl_xor_sync(FULL, top, 2));
     const bool nothing = top == -INFINITY;
-    const float base = nothing ? 0.f : top * LOG2E, factor = nothing ? 1.f : exp2f((run.max[h] - top) * LOG2E);
+    const float base = nothing ? 0.f : top * LOG2E,
+                factor = nothing ? 1.f : exp2f((run.max[h] - top) * LOG2E);
     run.max[h] = top;
     run.sum[h] *= factor;
 #pragma unroll
@@ -85,7 +87,8 @@ template <int N>
 DEV void exchange(float (&s)[8][4], const float (&mine)[N][4], int first, float4* between) {
   const int lane = lane_id();
 #pragma unroll
-  for (int n = 0; n < N; n++) between[(first + n) * WARP + lane] = {mine[n][0], mine[n][1], mine[n][2], mine[n][3]};
+  for (int n = 0; n < N; n++)
+    between[(first + n) * WARP + lane] = {mine[n][0], mine[n][1], mine[n][2], mine[n][3]};
   __syncthreads();
 #pragma unroll
   for (int n = 0; n < 8; n++) {
@@ -126,17 +129,19 @@ DEV void attend_forward_bf16(const AttendParams& p) {
     const int valid = keys.ok ? min(BLOCK_KEYS, span.end - key) : 0;
     missing = missing || !keys.ok;
     bf16* const to = stages + 2 * stage * STAGE;
-    load_tile<D, BLOCK_KEYS, ATTEND_THREADS>(Tile<D>{to}, [&](int r) { return keys.k + r * keys.stride; }, valid, d,
-                                             aligned);
-    load_tile<D, BLOCK_KEYS, ATTEND_THREADS>(Tile<D>{to + STAGE}, [&](int r) { return keys.v + r * keys.stride; },
-                                             valid, d, aligned);
+    load_tile<D, BLOCK_KEYS, ATTEND_THREADS>(
+        Tile<D>{to}, [&](int r) { return keys.k + r * keys.stride; }, valid, d, aligned);
+    load_tile<D, BLOCK_KEYS, ATTEND_THREADS>(
+        Tile<D>{to + STAGE}, [&](int r) { return keys.v + r * keys.stride; }, valid, d, aligned);
     cp_async_commit();
   };
   const bf16* const qkv = static_cast<const bf16*>(p.qkv);
-  load_tile<D, ROWS, ATTEND_THREADS>(queries, [&](int r) { return qkv + query.in_qkv(first_row + r); }, rows, d, aligned);
+  load_tile<D, ROWS, ATTEND_THREADS>(
+      queries, [&](int r) { return qkv + query.in_qkv(first_row + r); }, rows, d, aligned);
   load_keys(0, span.first);
 
-  const int part = warp_id() % SHARE, warp_row = warp_id() / SHARE * 16, my_row = warp_row + lane_id() / 4;
+  const int part = warp_id() % SHARE, warp_row = warp_id() / SHARE * 16,
+            my_row = warp_row + lane_id() / 4;
   int position[2];
   float slope[2];
 #pragma unroll
@@ -179,8 +184,8 @@ DEV void attend_forward_bf16(const AttendParams& p) {
     bf16* const out = static_cast<bf16*>(p.o) + at * d;
 #pragma unroll
     for (int n = 0; n < WIDTH / 8; n++)
-      store_pair(out, column + n * 8 + (lane_id() & 3) * 2, d, o[n][2 * h] * inverse, o[n][2 * h + 1] * inverse, aligned,
-                 false);
+      store_pair(out, column + n * 8 + (lane_id() & 3) * 2, d, o[n][2 * h] * inverse,
+                 o[n][2 * h + 1] * inverse, aligned, false);
     if (p.lse && (lane_id() & 3) == 0 && column == 0) p.lse[at] = run.max[h] + logf(sum);
   }
 }

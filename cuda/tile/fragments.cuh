@@ -121,7 +121,8 @@ DEV void load_tile(Tile<D> to, From from, int valid, int columns, bool aligned) 
     }
     bf16 piece[8];
 #pragma unroll
-    for (int e = 0; e < 8; e++) piece[e] = inside && column + e < columns ? source[column + e] : from_f32<bf16>(0.f);
+    for (int e = 0; e < 8; e++)
+      piece[e] = inside && column + e < columns ? source[column + e] : from_f32<bf16>(0.f);
 #pragma unroll
     for (int e = 0; e < 8; e++) to.at(row, column)[e] = piece[e];
   }

@@ -64,8 +64,8 @@ DEV void gemm_finish(const GemmParams& p, uint32_t row, uint32_t column, size_t 
 // Fills `rows` x `columns` of shared memory from row `row0`, column `column0` of a matrix of
 // `height` x `width`, zeros outside.
 template <int ROWS, int COLUMNS, int PITCH, int THREADS, bool ALIGNED>
-DEV void load_tile(bf16* to, const bf16* from, uint32_t row0, uint32_t column0, uint32_t height, uint32_t width,
-                   uint32_t ld, uint32_t block, uint64_t stride) {
+DEV void load_tile(bf16* to, const bf16* from, uint32_t row0, uint32_t column0, uint32_t height,
+                   uint32_t width, uint32_t ld, uint32_t block, uint64_t stride) {
   constexpr int CHUNK = 8;  // elements of 16 bytes
   for (int i = threadIdx.x; i < ROWS * COLUMNS / CHUNK; i += THREADS) {
     const int r = i / (COLUMNS / CHUNK), c = i % (COLUMNS / CHUNK) * CHUNK;
@@ -89,13 +89,16 @@ template <Layout L, int BM, int BN, int BK, int WM, int WN, int STAGES>
 struct GemmTile {
   static constexpr int THREADS = BM / WM * (BN / WN) * WARP;
   static constexpr int PAD = 8;
-  static constexpr int A_ROWS = L == Layout::Tn ? BK : BM, A_PITCH = (L == Layout::Tn ? BM : BK) + PAD;
-  static constexpr int B_ROWS = L == Layout::Nt ? BN : BK, B_PITCH = (L == Layout::Nt ? BK : BN) + PAD;
+  static constexpr int A_ROWS = L == Layout::Tn ? BK : BM,
+                       A_PITCH = (L == Layout::Tn ? BM : BK) + PAD;
+  static constexpr int B_ROWS = L == Layout::Nt ? BN : BK,
+                       B_PITCH = (L == Layout::Nt ? BK : BN) + PAD;
   static constexpr int A_SIZE = A_ROWS * A_PITCH, B_SIZE = B_ROWS * B_PITCH;
   static constexpr int SHARED_BYTES = STAGES * (A_SIZE + B_SIZE) * 2;
 };
 
-template <Layout L, int BM, int BN, int BK, int WM, int WN, int STAGES, class TC, bool ALIGNED, bool ACT = false>
+template <Layout L, int BM, int BN, int BK, int WM, int WN, int STAGES, class TC, bool ALIGNED,
+          bool ACT = false>
 DEV void gemm_mma(const GemmParams& p) {
   using Tile = GemmTile<L, BM, BN, BK, WM, WN, STAGES>;
   DYN_SHARED(bf16, ring);
@@ -103,22 +106,25 @@ DEV void gemm_mma(const GemmParams& p) {
   const bf16* const a = static_cast<const bf16*>(p.a);
   const bf16* const b = static_cast<const bf16*>(p.b);
   const uint32_t m0 = blockIdx.y * BM, n0 = blockIdx.x * BN;
-  const int lane = lane_id(), warp_m = warp_id() / (BN / WN) * WM, warp_n = warp_id() % (BN / WN) * WN;
+  const int lane = lane_id(), warp_m = warp_id() / (BN / WN) * WM,
+            warp_n = warp_id() % (BN / WN) * WN;
 
   auto fill = [&](int tile) {
     const int slot = tile % STAGES;
     const uint32_t k0 = tile * BK;
     if (L == Layout::Tn) {
-      load_tile<BK, BM, Tile::A_PITCH, Tile::THREADS, ALIGNED>(ring + slot * Tile::A_SIZE, a, k0, m0, p.k, p.m, p.lda, 0, 0);
+      load_tile<BK, BM, Tile::A_PITCH, Tile::THREADS, ALIGNED>(ring + slot * Tile::A_SIZE, a, k0,
+                                                               m0, p.k, p.m, p.lda, 0, 0);
     } else {
-      load_tile<BM, BK, Tile::A_PITCH, Tile::THREADS, ALIGNED>(ring + slot * Tile::A_SIZE, a, m0, k0, p.m, p.k, p.lda, 0, 0);
+      load_tile<BM, BK, Tile::A_PITCH, Tile::THREADS, ALIGNED>(ring + slot * Tile::A_SIZE, a, m0,
+                                                               k0, p.m, p.k, p.lda, 0, 0);
     }
     if (L == Layout::Nt) {
-      load_tile<BN, BK, Tile::B_PITCH, Tile::THREADS, ALIGNED>(ring_b + slot * Tile::B_SIZE, b, n0, k0, p.n, p.k, p.ldb,
-                                                              p.b_block, p.b_stride);
+      load_tile<BN, BK, Tile::B_PITCH, Tile::THREADS, ALIGNED>(
+          ring_b + slot * Tile::B_SIZE, b, n0, k0, p.n, p.k, p.ldb, p.b_block, p.b_stride);
     } else {
-      load_tile<BK, BN, Tile::B_PITCH, Tile::THREADS, ALIGNED>(ring_b + slot * Tile::B_SIZE, b, k0, n0, p.k, p.n, p.ldb,
-                                                              p.b_block, p.b_stride);
+      load_tile<BK, BN, Tile::B_PITCH, Tile::THREADS, ALIGNED>(
+          ring_b + slot * Tile::B_SIZE, b, k0, n0, p.k, p.n, p.ldb, p.b_block, p.b_stride);
     }
   };
 
@@ -144,7 +150,8 @@ DEV void gemm_mma(const GemmParams& p) {
       for (int i = 0; i < WM / 16; i++) {
         const int row = warp_m + i * 16;
         if (L == Layout::Tn) {
-          ldmatrix_x4_trans(fa[i], ta + (kk + (lane & 7) + (lane >> 4) * 8) * Tile::A_PITCH + row + ((lane >> 3) & 1) * 8);
+          ldmatrix_x4_trans(fa[i], ta + (kk + (lane & 7) + (lane >> 4) * 8) * Tile::A_PITCH + row +
+                                       ((lane >> 3) & 1) * 8);
         } else {
           ldmatrix_x4(fa[i], ta + (row + (lane & 15)) * Tile::A_PITCH + kk + (lane >> 4) * 8);
         }
@@ -153,15 +160,18 @@ DEV void gemm_mma(const GemmParams& p) {
       for (int j = 0; j < WN / 16; j++) {
         const int column = warp_n + j * 16;
         if (L == Layout::Nt) {
-          ldmatrix_x4(fb[j], tb + (column + (lane & 7) + (lane >> 4) * 8) * Tile::B_PITCH + kk + ((lane >> 3) & 1) * 8);
+          ldmatrix_x4(fb[j], tb + (column + (lane & 7) + (lane >> 4) * 8) * Tile::B_PITCH + kk +
+                                 ((lane >> 3) & 1) * 8);
         } else {
-          ldmatrix_x4_trans(fb[j], tb + (kk + (lane & 15)) * Tile::B_PITCH + column + (lane >> 4) * 8);
+          ldmatrix_x4_trans(fb[j],
+                            tb + (kk + (lane & 15)) * Tile::B_PITCH + column + (lane >> 4) * 8);
         }
       }
 #pragma unroll
       for (int i = 0; i < WM / 16; i++)
 #pragma unroll
-        for (int j = 0; j < WN / 8; j++) mma_bf16(sum[i][j], fa[i], fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]);
+        for (int j = 0; j < WN / 8; j++)
+          mma_bf16(sum[i][j], fa[i], fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]);
     }
   }
   cp_async_wait<0>();
@@ -195,13 +205,15 @@ DEV void gemm_fma(const GemmParams& p) {
       // Neighbouring threads take neighbouring elements of memory.
       const int ra = L == Layout::Tn ? i % TILE : i / BK, ka = L == Layout::Tn ? i / TILE : i % BK;
       const uint32_t m = m0 + ra, k1 = k0 + ka;
-      const size_t at_a = L == Layout::Tn ? static_cast<size_t>(k1) * p.lda + m : static_cast<size_t>(m) * p.lda + k1;
+      const size_t at_a = L == Layout::Tn ? static_cast<size_t>(k1) * p.lda + m
+                                          : static_cast<size_t>(m) * p.lda + k1;
       ta[ka * (TILE + 1) + ra] = m < p.m && k1 < p.k ? load<TA>(p.a, at_a) : 0.f;
       const int rb = L == Layout::Nt ? i / BK : i % TILE, kb = L == Layout::Nt ? i % BK : i / TILE;
       const uint32_t n = n0 + rb, k2 = k0 + kb;
       const bool valid = n < p.n && k2 < p.k;
-      const size_t at_b = L == Layout::Nt ? static_cast<size_t>(n) * p.ldb + blocked(k2, p.b_block, p.b_stride)
-                                          : static_cast<size_t>(k2) * p.ldb + blocked(n, p.b_block, p.b_stride);
+      const size_t at_b = L == Layout::Nt
+                              ? static_cast<size_t>(n) * p.ldb + blocked(k2, p.b_block, p.b_stride)
+                              : static_cast<size_t>(k2) * p.ldb + blocked(n, p.b_block, p.b_stride);
       tb[kb * (TILE + 1) + rb] = valid ? load<TB>(p.b, at_b) : 0.f;
     }
     __syncthreads();

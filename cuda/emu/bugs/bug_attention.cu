@@ -21,7 +21,8 @@ DEV void load_rows(bf16* to, const bf16* from, uint32_t row0, uint32_t rows) {
   for (uint32_t c = threadIdx.x; c < 64 * WIDTH / 8; c += 128) {
     uint32_t row = c / (WIDTH / 8), at = c % (WIDTH / 8) * 8;
     bool inside = row0 + row < rows;
-    cp_async16(to + row * PITCH + at, inside ? from + size_t(row0 + row) * WIDTH + at : from, inside);
+    cp_async16(to + row * PITCH + at, inside ? from + size_t(row0 + row) * WIDTH + at : from,
+               inside);
   }
 }
 
@@ -46,7 +47,8 @@ DEV void weigh(float (&o)[8][4], const float (&s)[8][4], const bf16* v) {
   for (int k = 0; k < 4; k++) {
     const float(&x)[4] = s[2 * k];
     const float(&y)[4] = s[2 * k + 1];
-    uint32_t f[4] = {pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(y[0], y[1]), pack_bf16(y[2], y[3])};
+    uint32_t f[4] = {pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(y[0], y[1]),
+                     pack_bf16(y[2], y[3])};
 #pragma unroll
     for (int n = 0; n < 4; n++) {
       uint32_t fv[4];
@@ -60,8 +62,8 @@ DEV void weigh(float (&o)[8][4], const float (&s)[8][4], const bf16* v) {
 // Masks and exponentiates s; brings o and the sums to the new maxima. `row0`, `col0`: first query
 // of the warp, first key.
 template <Bug bug>
-DEV void softmax_step(float (&s)[8][4], float (&o)[8][4], float (&largest)[2], float (&sum)[2], uint32_t row0,
-                      uint32_t col0, float scale) {
+DEV void softmax_step(float (&s)[8][4], float (&o)[8][4], float (&largest)[2], float (&sum)[2],
+                      uint32_t row0, uint32_t col0, float scale) {
   const auto lane = static_cast<uint32_t>(lane_id());
 #pragma unroll
   for (uint32_t h = 0; h < 2; h++) {
@@ -77,7 +79,8 @@ DEV void softmax_step(float (&s)[8][4], float (&o)[8][4], float (&largest)[2], f
       }
     now = fmaxf(now, __shfl_xor_sync(FULL, now, 1));
     now = fmaxf(now, __shfl_xor_sync(FULL, now, 2));
-    float shrink = expf(largest[h] - now);  // the first tile holds the diagonal or what is left of it: now is finite
+    // The first tile holds the diagonal or what is left of it: now is finite.
+    float shrink = expf(largest[h] - now);
     largest[h] = now;
     sum[h] *= shrink;
     for (int n = 0; n < 8; n++)
@@ -94,7 +97,8 @@ DEV void attention(const AttentionParams& p) {
   DYN_SHARED(bf16, shared);
   bf16 *sq = shared, *sk = sq + 64 * PITCH, *sv = sk + 2 * KEYS * PITCH;
   const uint32_t query0 = blockIdx.x * 64, head = blockIdx.y * p.tokens;
-  const bf16 *q = p.q + size_t(head) * WIDTH, *k = p.k + size_t(head) * WIDTH, *v = p.v + size_t(head) * WIDTH;
+  const bf16 *q = p.q + size_t(head) * WIDTH, *k = p.k + size_t(head) * WIDTH,
+             *v = p.v + size_t(head) * WIDTH;
   const uint32_t tiles = blockIdx.x + 1, row0 = query0 + static_cast<uint32_t>(warp_id()) * 16;
   const int lane = lane_id();
 
@@ -115,7 +119,8 @@ DEV void attention(const AttentionParams& p) {
     if (bug != Bug::MissingBarrierBefore || t == 0) __syncthreads();
     if (t == 0)
 #pragma unroll
-      for (int d = 0; d < 4; d++) ldmatrix_x4(fq[d], sq + (warp_id() * 16 + lane % 16) * PITCH + d * 16 + lane / 16 * 8);
+      for (int d = 0; d < 4; d++)
+        ldmatrix_x4(fq[d], sq + (warp_id() * 16 + lane % 16) * PITCH + d * 16 + lane / 16 * 8);
     float s[8][4] = {};
     scores(s, fq, sk + now);
     softmax_step<bug>(s, o, largest, sum, row0, t * KEYS, p.scale);
@@ -131,15 +136,22 @@ DEV void attention(const AttentionParams& p) {
     if (row >= p.tokens) continue;
     for (uint32_t n = 0; n < 8; n++)
       for (uint32_t e = 0; e < 2; e++)
-        p.o[(size_t(head) + row) * WIDTH + n * 8 + static_cast<uint32_t>(lane) % 4 * 2 + e] = o[n][2 * h + e] / sum[h];
+        p.o[(size_t(head) + row) * WIDTH + n * 8 + static_cast<uint32_t>(lane) % 4 * 2 + e] =
+            o[n][2 * h + e] / sum[h];
   }
 }
 
 KERNEL(bug_attention_clean, AttentionParams, 128) { attention<Bug::None>(p); }
-KERNEL(bug_attention_missing_barrier_before, AttentionParams, 128) { attention<Bug::MissingBarrierBefore>(p); }
-KERNEL(bug_attention_missing_barrier_after, AttentionParams, 128) { attention<Bug::MissingBarrierAfter>(p); }
+KERNEL(bug_attention_missing_barrier_before, AttentionParams, 128) {
+  attention<Bug::MissingBarrierBefore>(p);
+}
+KERNEL(bug_attention_missing_barrier_after, AttentionParams, 128) {
+  attention<Bug::MissingBarrierAfter>(p);
+}
 KERNEL(bug_attention_missing_wait, AttentionParams, 128) { attention<Bug::MissingWait>(p); }
-KERNEL(bug_attention_stale_accumulator, AttentionParams, 128) { attention<Bug::StaleAccumulator>(p); }
+KERNEL(bug_attention_stale_accumulator, AttentionParams, 128) {
+  attention<Bug::StaleAccumulator>(p);
+}
 KERNEL(bug_attention_mask_off_by_one, AttentionParams, 128) { attention<Bug::MaskOffByOne>(p); }
 
 }  // namespace bugs

@@ -32,7 +32,8 @@ DEV void gather(const GatherParams& p) {
   if (bug != Bug::MissingSyncwarp) __syncwarp();
   uint32_t page = page_of_warp[warp_id()];
   const float* row = p.pages + (size_t(page) * PAGE + token % PAGE) * p.width;
-  for (auto i = static_cast<uint32_t>(lane_id()); i < p.width; i += WARP) out[i] = page < p.cache ? row[i] : NAN;
+  for (auto i = static_cast<uint32_t>(lane_id()); i < p.width; i += WARP)
+    out[i] = page < p.cache ? row[i] : NAN;
 }
 
 KERNEL(bug_gather_clean, GatherParams, 128) { gather<Bug::None>(p); }

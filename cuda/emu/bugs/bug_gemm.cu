@@ -13,7 +13,8 @@ struct GemmParams {
 };
 
 constexpr int TILE = 64, TILE_K = 32;
-constexpr int PITCH_A = TILE_K + 8, PITCH_B = TILE + 8;  // elements; 8 more, so that rows of ldmatrix meet all banks
+// Elements; 8 more, so that rows of ldmatrix meet all banks.
+constexpr int PITCH_A = TILE_K + 8, PITCH_B = TILE + 8;
 
 template <Bug bug>
 DEV void copy_or_zero(bf16* to, const bf16* from, bool inside) {
@@ -23,16 +24,19 @@ DEV void copy_or_zero(bf16* to, const bf16* from, bool inside) {
 
 // Starts the copies of tile k0 of both operands into one stage.
 template <Bug bug>
-DEV void load_tiles(const GemmParams& p, bf16* a, bf16* b, uint32_t row0, uint32_t col0, uint32_t k0) {
+DEV void load_tiles(const GemmParams& p, bf16* a, bf16* b, uint32_t row0, uint32_t col0,
+                    uint32_t k0) {
   for (uint32_t c = threadIdx.x; c < TILE * TILE_K / 8; c += 128) {
     uint32_t row = c / (TILE_K / 8), k = c % (TILE_K / 8) * 8;
     bool inside = row0 + row < p.m && k0 + k < p.k;
-    copy_or_zero<bug>(a + row * PITCH_A + k, inside ? p.a + size_t(row0 + row) * p.k + k0 + k : p.a, inside);
+    copy_or_zero<bug>(a + row * PITCH_A + k, inside ? p.a + size_t(row0 + row) * p.k + k0 + k : p.a,
+                      inside);
   }
   for (uint32_t c = threadIdx.x; c < TILE_K * TILE / 8; c += 128) {
     uint32_t k = c / (TILE / 8), col = c % (TILE / 8) * 8;
     bool inside = k0 + k < p.k && col0 + col < p.n;
-    copy_or_zero<bug>(b + k * PITCH_B + col, inside ? p.b + size_t(k0 + k) * p.n + col0 + col : p.b, inside);
+    copy_or_zero<bug>(b + k * PITCH_B + col, inside ? p.b + size_t(k0 + k) * p.n + col0 + col : p.b,
+                      inside);
   }
 }
 
@@ -44,7 +48,8 @@ DEV void multiply_tiles(float (&acc)[2][4][4], const bf16* a, const bf16* b) {
   for (int k = 0; k < TILE_K; k += 16) {
     uint32_t fa[2][4], fb[2][4];
 #pragma unroll
-    for (int i = 0; i < 2; i++) ldmatrix_x4(fa[i], a + (row0 + i * 16 + lane % 16) * PITCH_A + k + lane / 16 * 8);
+    for (int i = 0; i < 2; i++)
+      ldmatrix_x4(fa[i], a + (row0 + i * 16 + lane % 16) * PITCH_A + k + lane / 16 * 8);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const bf16* at = b + (k + lane % 16) * PITCH_B + col0 + j * 16 + lane / 16 * 8;
@@ -78,7 +83,9 @@ DEV void gemm(const GemmParams& p) {
     cp_async_commit();
     for (uint32_t t = 0; t < tiles; t++) {
       uint32_t now = t % 2, next = 1 - now;
-      if (t + 1 < tiles) load_tiles<bug>(p, a + next * TILE * PITCH_A, b + next * TILE_K * PITCH_B, row0, col0, (t + 1) * TILE_K);
+      if (t + 1 < tiles)
+        load_tiles<bug>(p, a + next * TILE * PITCH_A, b + next * TILE_K * PITCH_B, row0, col0,
+                        (t + 1) * TILE_K);
       cp_async_commit();
       if (bug == Bug::WaitTooLittle)
         cp_async_wait<2>();
@@ -92,8 +99,10 @@ DEV void gemm(const GemmParams& p) {
     for (int i = 0; i < 2; i++)
       for (int j = 0; j < 4; j++)
         for (int e = 0; e < 4; e++) {
-          uint32_t row = row0 + static_cast<uint32_t>(warp_id() / 2 * 32 + i * 16 + lane / 4 + e / 2 * 8);
-          uint32_t col = col0 + static_cast<uint32_t>(warp_id() % 2 * 32 + j * 8 + lane % 4 * 2 + e % 2);
+          uint32_t row =
+              row0 + static_cast<uint32_t>(warp_id() / 2 * 32 + i * 16 + lane / 4 + e / 2 * 8);
+          uint32_t col =
+              col0 + static_cast<uint32_t>(warp_id() % 2 * 32 + j * 8 + lane % 4 * 2 + e % 2);
           bool inside = bug == Bug::WritePastEnd ? row <= p.m && col < p.n : row < p.m && col < p.n;
           if (inside) p.c[size_t(row) * p.n + col] = acc[i][j][e];
         }

@@ -50,11 +50,14 @@ DEV void reduce(const ReduceParams& p) {
   uint32_t begin = blockIdx.x * half, end = min(begin + half, p.cols);
   if (bug == Bug::WritePastEnd) end++;
   if (bug == Bug::BlockRace && blockIdx.x == 0) end++;
-  for (uint32_t i = begin + threadIdx.x; i < end; i += blockDim.x) y[i] = x[i < p.cols ? i : 0] - mean;
+  for (uint32_t i = begin + threadIdx.x; i < end; i += blockDim.x)
+    y[i] = x[i < p.cols ? i : 0] - mean;
 }
 
 KERNEL(bug_reduce_clean, ReduceParams, 256) { reduce<Bug::None>(p); }
-KERNEL(bug_reduce_missing_barrier_before, ReduceParams, 256) { reduce<Bug::MissingBarrierBefore>(p); }
+KERNEL(bug_reduce_missing_barrier_before, ReduceParams, 256) {
+  reduce<Bug::MissingBarrierBefore>(p);
+}
 KERNEL(bug_reduce_divergent_barrier, ReduceParams, 256) { reduce<Bug::DivergentBarrier>(p); }
 KERNEL(bug_reduce_read_past_end, ReduceParams, 256) { reduce<Bug::ReadPastEnd>(p); }
 KERNEL(bug_reduce_write_past_end, ReduceParams, 256) { reduce<Bug::WritePastEnd>(p); }
