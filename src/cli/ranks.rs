@@ -6,6 +6,8 @@ use crate::base::{Error, Result};
 use crate::comm::{Comm, DUPLEX, Launch, launched, nccl, run_ranks};
 use crate::device::{Device, cuda};
 use crate::pipeline::{self, Ranks, config::DeviceChoice, config::RunConfig};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// True if this process is the one that warns of its command line: not a rank that another rank, or
 /// the process that started it, speaks for.
@@ -14,35 +16,68 @@ pub(super) fn speaks() -> bool {
     launch.is_ok_and(|l| l.rank == 0 && l.launcher != Some(DUPLEX))
 }
 
+/// The ways to start the ranks of a run.
+enum Start {
+    /// This process is the only rank.
+    Alone,
+    /// So many ranks are threads of this process.
+    Threads(usize),
+    /// So many ranks are child processes with a GPU each.
+    Children(usize),
+    /// This process is one of several ranks, and has this GPU.
+    OnGpu(Device),
+    /// This process is one of several ranks, and computes on the CPU.
+    OnCpu,
+}
+
 /// Trains; the exit code is that of the rank that failed, which has told why.
 pub(super) fn train(config: &RunConfig) -> Result<u8> {
     let launch = launched(|name| std::env::var(name).ok())?;
-    let done = match (&launch, config.num_gpus) {
-        (Launch { launcher: Some(DUPLEX), .. }, _) => on_a_card(config, &launch),
-        (Launch { size: 1, .. }, 1) => pipeline::train(config),
-        (Launch { size: 1, .. }, ranks) if have_cards(config)? => {
-            enough_cards(config, ranks)?;
+    let start = choose(config.device, config.num_gpus, &launch)?;
+    let (timeout, alike) = (config.rank_timeout()?, pipeline::alike(config)?);
+    let run = |ranks| pipeline::train(config, ranks);
+    let (comm, card) = match start {
+        Start::Alone => return run(Ranks::alone()).map(|()| 0),
+        Start::Threads(ranks) => {
+            let rank = |comm| run(Ranks { comm, local: ranks, card: None });
+            return run_ranks(ranks, timeout, rank).map(|_| 0);
+        }
+        Start::Children(ranks) => {
             nccl::find()?;
             return children::run(ranks);
         }
-        (Launch { size: 1, .. }, ranks) => {
-            let rank = |comm| pipeline::train_as(config, Ranks { comm, local: ranks, card: None });
-            run_ranks(ranks, config.rank_timeout()?, rank).map(drop)
+        Start::OnGpu(card) => (nccl::start(card, &launch, timeout, &alike)?, Some(card)),
+        Start::OnCpu => (over_mpi(&launch, timeout, &alike)?, None),
+    };
+    // One of several processes: the others are told of its end.
+    let done = Ranks::on_this_machine(comm.clone(), card).and_then(run);
+    comm.leave(done.as_ref().err());
+    done.map(|()| 0)
+}
+
+/// Chooses how the ranks are started. `ranks` is the number that this process is to start.
+fn choose(device: DeviceChoice, ranks: usize, launch: &Launch) -> Result<Start> {
+    match (launch, ranks) {
+        (Launch { launcher: Some(DUPLEX), .. }, _) => own_card(device, launch).map(Start::OnGpu),
+        (Launch { size: 1, .. }, 1) => Ok(Start::Alone),
+        (Launch { size: 1, .. }, ranks) if have_cards(device)? => {
+            enough_cards(device, ranks)?;
+            Ok(Start::Children(ranks))
         }
-        (launch, 1) if have_cards(config)? => on_a_card(config, launch),
-        (launch, 1) => over_mpi(config, launch),
+        (Launch { size: 1, .. }, ranks) => Ok(Start::Threads(ranks)),
+        (launch, 1) if have_cards(device)? => own_card(device, launch).map(Start::OnGpu),
+        (_, 1) => Ok(Start::OnCpu),
         (Launch { launcher, size, .. }, ranks) => Err(Error::user(format!(
             "{} started {size} ranks, and --num-gpus {ranks} asks for more in each; leave one of them out",
             launcher.unwrap_or("a launcher")
         ))),
-    };
-    done.map(|()| 0)
+    }
 }
 
 /// True if each of several ranks has its own GPU and NCCL connects them. A device index other than
 /// 0 is an error.
-fn have_cards(config: &RunConfig) -> Result<bool> {
-    match config.device {
+fn have_cards(device: DeviceChoice) -> Result<bool> {
+    match device {
         DeviceChoice::On(Device::Cpu | Device::Imagined(_)) => Ok(false),
         DeviceChoice::On(Device::Cuda(0)) => Ok(true),
         DeviceChoice::On(Device::Cuda(n)) => Err(Error::user(format!(
@@ -59,8 +94,8 @@ fn have_cards(config: &RunConfig) -> Result<bool> {
 
 /// Refuses more ranks than there are cards. Nothing is done on a card here: it would take memory of
 /// it.
-fn enough_cards(config: &RunConfig, ranks: usize) -> Result<()> {
-    if config.device == DeviceChoice::On(Device::Emulated) {
+fn enough_cards(device: DeviceChoice, ranks: usize) -> Result<()> {
+    if device == DeviceChoice::On(Device::Emulated) {
         return Ok(());
     }
     let cards = cards()?;
@@ -81,35 +116,24 @@ fn cards() -> Result<usize> {
     Ok(cuda::cards().map_err(|e| e.context("--device cuda"))?.len())
 }
 
-/// Trains as a rank with a card, among others that have one each.
-fn on_a_card(config: &RunConfig, launch: &Launch) -> Result<()> {
-    let card = match config.device {
+/// The card of this rank, among others that have one each.
+fn own_card(device: DeviceChoice, launch: &Launch) -> Result<Device> {
+    Ok(match device {
         DeviceChoice::On(Device::Emulated) => Device::Emulated,
         // A launcher that gives each process a card of its own shows it no other.
         _ if cards()? == 1 => Device::Cuda(0),
         _ => Device::Cuda(launch.local_rank as u32),
-    };
-    let comm = nccl::start(card, launch, config.rank_timeout()?, &pipeline::alike(config)?)?;
-    among(config, comm, Some(card))
+    })
 }
 
-/// Trains as one of the ranks that are processes, and tells the others of its end.
-fn among(config: &RunConfig, comm: Comm, card: Option<Device>) -> Result<()> {
-    let ranks = Ranks::on_this_machine(comm.clone(), card);
-    let done = ranks.and_then(|ranks| pipeline::train_as(config, ranks));
-    comm.leave(done.as_ref().err());
-    done
-}
-
-/// Trains as one of the ranks that a launcher has started, on CPUs.
+/// Connects this process to the other ranks that a launcher has started, on CPUs.
 #[cfg(feature = "mpi")]
-fn over_mpi(config: &RunConfig, _: &Launch) -> Result<()> {
-    let comm = crate::comm::mpi::start(config.rank_timeout()?, &pipeline::alike(config)?)?;
-    among(config, comm, None)
+fn over_mpi(_: &Launch, timeout: Duration, alike: &BTreeMap<String, String>) -> Result<Comm> {
+    crate::comm::mpi::start(timeout, alike)
 }
 
 #[cfg(not(feature = "mpi"))]
-fn over_mpi(_: &RunConfig, launch: &Launch) -> Result<()> {
+fn over_mpi(launch: &Launch, _: Duration, _: &BTreeMap<String, String>) -> Result<Comm> {
     Err(Error::resource(format!(
         "{} started {} ranks, which compute on the CPU, but this binary was built without MPI; build it with --features mpi",
         launch.launcher.unwrap_or("a launcher"),

@@ -44,5 +44,5 @@ pub use eval::eval;
 pub use inspect::inspect;
 pub use plan::plan;
 pub use ranks::{Ranks, alike};
-pub use train::{train, train_as};
+pub use train::train;
 pub use verify::verify;

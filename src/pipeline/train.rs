@@ -26,15 +26,10 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
-/// Runs the stages named in the configuration, one after the other; without models and data, the
-/// demo's.
-pub fn train(cfg: &RunConfig) -> Result<()> {
-    train_as(cfg, Ranks::alone())
-}
-
-/// The same as one of several ranks. The first one writes; the others read what it reads, and say
+/// Runs the stages named in the configuration, one after the other, as one of `ranks`; without
+/// models and data, the demo's. The first rank writes; the others read what it reads, and say
 /// nothing.
-pub fn train_as(cfg: &RunConfig, ranks: Ranks) -> Result<()> {
+pub fn train(cfg: &RunConfig, ranks: Ranks) -> Result<()> {
     stop::listen();
     let keys = flat(&RUN, cfg)?;
     if !cfg.is_demo() {
