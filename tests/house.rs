@@ -1,5 +1,5 @@
-//! The house: a module imports only modules above it in `docs/architecture.md`, and files import
-//! each other one way.
+//! The house: a module imports only modules above it in `docs/architecture.md`, files import each
+//! other one way, and a run's configuration goes one way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -264,4 +264,68 @@ fn files_import_each_other_one_way() {
     let in_circle: Vec<String> =
         modules.keys().filter(|m| reaches(m, m)).map(|m| m.join("::")).collect();
     assert!(in_circle.is_empty(), "files in circles: {}", in_circle.join(", "));
+}
+
+/// The modules that the code of `module` names: imported, or by a path that begins with an imported
+/// module or a child.
+fn named(modules: &BTreeMap<Vec<String>, String>, module: &[String]) -> BTreeSet<Vec<String>> {
+    let mut paths = imports(modules, module, false);
+    for path in &mut paths {
+        path.pop_if(|last| last == "self");
+    }
+    let is_child = |m: &&Vec<String>| m.len() == module.len() + 1 && m.starts_with(module);
+    let known: Vec<_> = paths.iter().chain(modules.keys().filter(is_child)).cloned().collect();
+    let text = &modules[module];
+    let in_word = |c: char| c.is_alphanumeric() || c == '_';
+    for path in known.iter().filter(|path| modules.contains_key(*path)) {
+        let start = format!("{}::", path.last().unwrap());
+        for (at, _) in text.match_indices(&start) {
+            if text[..at].ends_with(|c: char| in_word(c) || c == ':') {
+                continue;
+            }
+            let item = text[at + start.len()..].chars().take_while(|c| in_word(*c)).collect();
+            paths.push([&path[..], &[item]].concat());
+        }
+    }
+    paths.iter().filter_map(|p| definer(modules, p, 0)).filter(|m| m[..] != *module).collect()
+}
+
+/// The files of each step of a configuration's way, as the page lists them.
+fn steps() -> Vec<Vec<String>> {
+    let text = fs::read_to_string("docs/architecture.md").unwrap();
+    let section = text.split("\n## ").find(|s| s.starts_with("The way of a configuration\n"));
+    let mut steps: Vec<Vec<String>> = vec![];
+    for line in section.expect("the page has the section").lines() {
+        if line.starts_with(|c: char| c.is_ascii_digit()) {
+            steps.push(vec![]);
+        }
+        let files = line.split('`').filter(|part| part.starts_with("src/"));
+        steps.last_mut().into_iter().for_each(|step| step.extend(files.clone().map(String::from)));
+    }
+    steps
+}
+
+#[test]
+fn a_configuration_goes_down_its_way() {
+    let steps = steps();
+    assert_eq!(steps.first().unwrap()[..], ["src/main.rs"]);
+    assert!(steps.len() >= 8 && steps.iter().all(|s| !s.is_empty()), "{steps:?}");
+    assert!(steps.last().unwrap().iter().all(|file| file.starts_with("src/algo/")), "{steps:?}");
+    let mut modules = modules();
+    let main = code(&fs::read_to_string("src/main.rs").unwrap()).replace("duplex::", "crate::");
+    modules.insert(vec!["main".into()], main);
+    let module = |file: &String| -> Vec<String> {
+        assert!(Path::new(file).is_file(), "{file} is on the page but not in the tree");
+        let path = file.trim_start_matches("src/").trim_end_matches(".rs");
+        path.trim_end_matches("/mod").split('/').map(String::from).collect()
+    };
+    let steps: Vec<Vec<_>> = steps.iter().map(|step| step.iter().map(module).collect()).collect();
+    for (i, file) in steps.iter().enumerate().flat_map(|(i, s)| s.iter().map(move |f| (i, f))) {
+        let above: Vec<_> = steps[..i].iter().flatten().collect();
+        let uses = named(&modules, file);
+        let back: Vec<_> = above.iter().filter(|other| uses.contains(**other)).collect();
+        assert!(back.is_empty(), "{file:?} names {back:?}, which the page has above it");
+        let reached = i == 0 || above.iter().any(|other| named(&modules, other).contains(file));
+        assert!(reached, "no file above {file:?} on the page names it");
+    }
 }

@@ -3,7 +3,7 @@
 
 use super::chat_input::{HELP, Said, next};
 use super::config::{ChatConfig, ConversationFormat};
-use super::datasets::chat_format;
+use super::limits::chat_format;
 use super::output::say;
 use super::sources::Source;
 use crate::base::{Error, Result, on_stop};

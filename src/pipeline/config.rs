@@ -381,6 +381,11 @@ impl RunConfig {
         self.stages.last().copied().unwrap_or(DEEPSPEED_CHAT[0])
     }
 
+    /// The names of the stages, by which checkpoints are called.
+    pub fn stage_names(&self) -> Vec<&'static str> {
+        self.stages.iter().map(|stage| stage.name).collect()
+    }
+
     /// True if this is the embedded demonstration, which names neither model nor data.
     pub fn is_demo(&self) -> bool {
         let models = self.actor_model.is_some() || self.reward_model.is_some();

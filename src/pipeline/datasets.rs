@@ -1,21 +1,29 @@
 //! The rows of a run made into the examples of its stages, and the batches training takes them in.
 
-use super::config::{ConversationFormat, EvalConfig, OnBadRow, OnLongPrompt, RunConfig};
+use super::config::{ConversationFormat, DataSource, EvalConfig, OnBadRow, RunConfig};
 use super::demo;
+use super::limits::{Lengths, chat_format, check_room};
 use super::remarks::{self, Remarked, Rows, Seen};
-use super::resume::names_of;
 use super::run::Run;
-use super::sources::{Source, Staged, data_path};
+use super::sources::{Source, data_path};
 use crate::algo::{Algorithm, Learns, Texts};
 use crate::base::{Error, Kind, Result};
 use crate::data::{
-    self, Blend, BlendConfig, ChatFormat, Limits, PairExample, Part, Prompt, PromptExample, Row,
-    RowKind, SftExample, Spec, Tokenizer, Use,
+    self, Blend, BlendConfig, Limits, PairExample, Part, Prompt, PromptExample, Row, RowKind,
+    SftExample, Spec, Tokenizer, Use,
 };
 use crate::report::Event;
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
+
+/// A stage, and what its examples are made with.
+pub(super) struct Staged {
+    pub(super) of: &'static Algorithm,
+    /// The model whose tokens it has.
+    pub(super) source: Rc<Source>,
+    pub(super) limits: Limits,
+}
 
 /// Examples of one stage.
 pub(super) struct Examples<T> {
@@ -85,11 +93,6 @@ pub(super) trait Learnt: Remarked + Sized {
         limits: &Limits,
         texts: Texts,
     ) -> Result<Option<Self>>;
-
-    /// Limits of its sequences.
-    fn limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
-        training_limits(cfg, source)
-    }
 }
 
 /// Examples that are learnt from as they are.
@@ -156,10 +159,6 @@ impl Learnt for PromptExample {
     ) -> Result<Option<PromptExample>> {
         data::prompt_example(row, tokenizer, limits)
     }
-
-    fn limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
-        rollout_limits(cfg, source)
-    }
 }
 
 /// Examples of a stage.
@@ -169,13 +168,15 @@ pub(super) fn examples<T: Learnt>(
     source: &Source,
 ) -> Result<Examples<T>> {
     let blend = blend(run)?;
-    let made = examples_of(run.cfg, &blend, of, source)?;
+    let limits = Lengths::of(run.cfg)?.of_stage(of, source)?;
+    let made = examples_of(run.cfg, &blend, of, source, &limits)?;
     Ok(told(run, made))
 }
 
 /// Blocks of text for the mixture loss of a stage; none where no data is given for it.
 pub(super) fn texts(run: &mut Run<'_>, of: &Algorithm, source: &Source) -> Result<Vec<Vec<i32>>> {
-    let (files, blocks) = texts_of(run.cfg, of, source)?;
+    let limits = Lengths::of(run.cfg)?.of_stage(of, source)?;
+    let (files, blocks) = texts_of(run.cfg, of, source, &limits)?;
     run.note_data(&files)?;
     Ok(blocks)
 }
@@ -185,6 +186,7 @@ fn texts_of(
     cfg: &RunConfig,
     of: &Algorithm,
     source: &Source,
+    limits: &Limits,
 ) -> Result<(Vec<PathBuf>, Vec<Vec<i32>>)> {
     let data = specs(&cfg.unsupervised_sources(of)?)?;
     if data.is_empty() {
@@ -193,18 +195,18 @@ fn texts_of(
     let config = BlendConfig { sft_only: data, data: vec![], by_use: false, ..blend_config(cfg)? };
     let blend = Blend::load(&BlendConfig { split: [1.0, 0.0, 0.0], eval_fraction: 0.0, ..config })?;
     let rows = in_order(blend.parts(Use::Texts, of.name)?, cfg.seed);
-    let block = rollout_limits(cfg, source)?.max_seq_len;
-    let blocks = data::text_blocks(&rows, &source.tokenizer, block, cfg.pre_rendered)?;
+    let tokenizer = &source.tokenizer;
+    let blocks = data::text_blocks(&rows, tokenizer, limits.max_seq_len, limits.allow_special)?;
     Ok((blend.files, blocks))
 }
 
 /// Makes the examples of stages only to see that they can be made.
-pub(super) fn check(cfg: &RunConfig, blend: &Blend, stages: &[Staged]) -> Result<()> {
-    stages.iter().try_for_each(|(of, source)| match of.learns {
-        Learns::Texts(..) => examples_of::<SftExample>(cfg, blend, of, source).map(drop),
-        Learns::Pairs(_) => examples_of::<PairExample>(cfg, blend, of, source).map(drop),
-        Learns::Prompts => examples_of::<PromptExample>(cfg, blend, of, source)
-            .and_then(|_| texts_of(cfg, of, source))
+pub(super) fn check_examples(cfg: &RunConfig, blend: &Blend, stages: &[Staged]) -> Result<()> {
+    stages.iter().try_for_each(|Staged { of, source, limits }| match of.learns {
+        Learns::Texts(..) => examples_of::<SftExample>(cfg, blend, of, source, limits).map(drop),
+        Learns::Pairs(_) => examples_of::<PairExample>(cfg, blend, of, source, limits).map(drop),
+        Learns::Prompts => examples_of::<PromptExample>(cfg, blend, of, source, limits)
+            .and_then(|_| texts_of(cfg, of, source, limits))
             .map(drop),
     })
 }
@@ -265,62 +267,8 @@ fn demo_row(prompt: String) -> Row {
     Row { file: "the demo".into(), prompt, ..Row::blank() }
 }
 
-/// The format meant for this tokenizer.
-pub(super) fn chat_format(asked: ConversationFormat, tokenizer: &Tokenizer) -> ChatFormat {
-    match asked {
-        ConversationFormat::Template => ChatFormat::Template,
-        ConversationFormat::Auto if tokenizer.has_chat_template() => ChatFormat::Template,
-        ConversationFormat::Auto | ConversationFormat::HumanAssistant => ChatFormat::HumanAssistant,
-    }
-}
-
-fn check_room(wanted: usize, source: &Source, flags: &str) -> Result<()> {
-    if wanted <= source.arch.max_positions {
-        return Ok(());
-    }
-    Err(Error::user(format!(
-        "{flags} ask for sequences of {wanted} tokens, but {} has {} positions; lower them",
-        source.dir.display(),
-        source.arch.max_positions
-    )))
-}
-
-/// Limits of stages that learn from rows.
-pub(super) fn training_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
-    let mut max_seq_len = cfg.max_seq_len;
-    if cfg.given()?.contains("max_seq_len") {
-        check_room(max_seq_len, source, "--max-seq-len")?;
-    } else {
-        max_seq_len = max_seq_len.min(source.arch.max_positions);
-    }
-    let max_prompt_len = cfg.max_prompt_seq_len.min(max_seq_len - 1);
-    Ok(limits(cfg, source, max_prompt_len, max_seq_len))
-}
-
-/// Limits of stages that sample.
-pub(super) fn rollout_limits(cfg: &RunConfig, source: &Source) -> Result<Limits> {
-    let max_seq_len = cfg.max_prompt_seq_len + cfg.max_answer_seq_len;
-    check_room(max_seq_len, source, "--max-prompt-seq-len and --max-answer-seq-len")?;
-    Ok(limits(cfg, source, cfg.max_prompt_seq_len, max_seq_len))
-}
-
-fn limits(cfg: &RunConfig, source: &Source, max_prompt_len: usize, max_seq_len: usize) -> Limits {
-    Limits {
-        max_prompt_len,
-        max_seq_len,
-        on_long_prompt: match cfg.on_long_prompt {
-            OnLongPrompt::Skip => data::OnLongPrompt::Skip,
-            OnLongPrompt::Truncate => data::OnLongPrompt::TruncateLeft,
-        },
-        chat: chat_format(cfg.chat_format, &source.tokenizer),
-        allow_special: cfg.pre_rendered,
-        all_turns: false,
-    }
-}
-
-fn specs(sources: &[super::config::DataSource]) -> Result<Vec<Spec>> {
-    let spec =
-        |s: &super::config::DataSource| Ok(Spec { path: data_path(&s.path)?, weight: s.weight });
+fn specs(sources: &[DataSource]) -> Result<Vec<Spec>> {
+    let spec = |s: &DataSource| Ok(Spec { path: data_path(&s.path)?, weight: s.weight });
     sources.iter().map(spec).collect()
 }
 
@@ -345,7 +293,7 @@ fn blend_config(cfg: &RunConfig) -> Result<BlendConfig> {
 ///
 /// # Errors
 /// A file cannot be read, or a stage of the run gets no row.
-pub(super) fn read(cfg: &RunConfig) -> Result<Blend> {
+pub(super) fn read_rows(cfg: &RunConfig) -> Result<Blend> {
     let config = blend_config(cfg)?;
     if config.data.is_empty() && config.sft_only.is_empty() {
         return Err(Error::user("no data given; name it with --data-path FILE"));
@@ -380,7 +328,7 @@ pub(super) fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
     }
     let blend = match run.read.take() {
         Some(blend) => blend,
-        None => read(run.cfg)?,
+        None => read_rows(run.cfg)?,
     };
     let blend = Rc::new(blend);
     run.note_data(&blend.files)?;
@@ -390,7 +338,7 @@ pub(super) fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
         let rows = blend.tally(stage.learns.rows()).join("; ");
         run.reporter.emit(Event::note(format!("data for {}: {rows}", stage.name)));
     }
-    for warning in data_warnings(&blend, &names_of(run.cfg)) {
+    for warning in data_warnings(&blend, &run.cfg.stage_names()) {
         run.reporter.emit(Event::warning(warning));
     }
     run.reporter.repeat(repeats);
@@ -419,9 +367,9 @@ fn examples_of<T: Learnt>(
     blend: &Blend,
     of: &Algorithm,
     source: &Source,
+    limits: &Limits,
 ) -> Result<Made<T>> {
     let (what, rows) = (of.name, of.learns.rows());
-    let limits = T::limits(cfg, source)?;
     let texts = match &of.learns {
         Learns::Texts(_, texts) => texts(&cfg.sections, of.name)?,
         _ => Texts::default(),
@@ -430,14 +378,13 @@ fn examples_of<T: Learnt>(
     let mut out = Examples { train: vec![], eval: vec![], sets: vec![] };
     let (mut bad, mut long, mut silent) = (Rows::default(), Rows::default(), Rows::default());
     let mut seen = Seen::default();
-    let format = chat_format(cfg.chat_format, &source.tokenizer);
     for part in blend.parts(rows, of.name)? {
         let before = out.train.len();
         for (from, to) in [(&part.train, &mut out.train), (&part.eval, &mut out.eval)] {
             for row in from {
-                match T::of_row(row, &source.tokenizer, &limits, texts) {
+                match T::of_row(row, &source.tokenizer, limits, texts) {
                     Ok(Some(example)) => {
-                        seen.note(example.remarks(), row, &source.tokenizer, format);
+                        seen.note(example.remarks(), row, &source.tokenizer, limits.chat);
                         to.push(example);
                     }
                     Ok(None) => {

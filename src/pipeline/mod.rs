@@ -1,6 +1,7 @@
 //! The stages as one run: configuration, run directory, models and data in, models out, the
 //! embedded demo, and the measurement of a machine. Knows no argument parsing.
 
+mod begin;
 mod bench;
 mod card;
 mod chat;
@@ -15,6 +16,8 @@ mod generation;
 mod health;
 mod inspect;
 mod judge;
+mod limits;
+mod models;
 mod offline;
 mod online;
 mod output;

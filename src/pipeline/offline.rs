@@ -3,10 +3,10 @@
 use super::card::Card;
 use super::config::RunConfig;
 use super::datasets::{self, Examples, Offline};
+use super::models::Models;
 use super::run::Run;
 use super::settings;
 use super::stage::Stage;
-use super::start;
 use crate::algo::{Algorithm, Objective, OfflineTrainer, OptimizerSection, Outcome};
 use crate::base::Result;
 use crate::engine::Engine;
@@ -38,7 +38,7 @@ impl<R: Offline> Setting<R> {
 pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<(Stage, u64)> {
     let (cfg, of) = (run.cfg, setting.of);
     let dir = run.dir.model(of);
-    let source = run.source(&start::model(cfg, &run.dir, of)?)?;
+    let source = run.source(&Models::of(cfg, &run.dir).start(of)?)?;
     let data: Examples<R> = datasets::examples(run, of, &source)?;
     let (stage, from) = run.enter(of, &[&source])?;
     let lora = settings::lora_of(cfg, of.head);

@@ -3,11 +3,12 @@
 use super::card::Card;
 use super::datasets::Examples;
 use super::judge::Judged;
+use super::models::{Models, no_reward};
 use super::reading::{Talks, reading, talks};
 use super::run::Run;
-use super::sources::{self, Source};
+use super::sources::{self, Source, critic_source};
 use super::stage::Stage;
-use super::{datasets, judge, settings, start};
+use super::{datasets, judge, settings};
 use crate::algo::{
     Algorithm, Experience, PpoEngines, PpoSection, PpoStats, PpoTrainer, RewardSource, Rollout,
     built_in_rule,
@@ -24,7 +25,7 @@ use std::time::Instant;
 pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u64)> {
     let cfg = run.cfg;
     let p = &cfg.online(of)?;
-    let source = run.source(&start::model(cfg, &run.dir, of)?)?;
+    let source = run.source(&Models::of(cfg, &run.dir).start(of)?)?;
     let data: Examples<PromptExample> = datasets::examples(run, of, &source)?;
     let texts = datasets::texts(run, of, &source)?;
     let others = Others::open(run, p)?;
@@ -130,7 +131,7 @@ struct Others {
 
 impl Others {
     fn open(run: &Run<'_>, p: &PpoSection) -> Result<Others> {
-        let reward = match start::scorer(run.cfg, &run.dir) {
+        let reward = match Models::of(run.cfg, &run.dir).scorer() {
             Some(name) => Some((name.clone(), run.source(&name)?)),
             None => None,
         };
@@ -182,10 +183,10 @@ fn build(
                 Some(read) => RewardSource::Foreign(engine, read),
             }
         }
-        (None, None) => return Err(start::no_reward(of)),
+        (None, None) => return Err(no_reward(of)),
     };
     let scores = others.reward.as_ref().map(|(_, source)| source);
-    let critic_source = start::critic(source, scores, others.critic.as_ref())?;
+    let critic_source = critic_source(source, scores, others.critic.as_ref())?;
     let lora = settings::lora_of(cfg, Head::Score);
     let options = run.trained(critic_source, Head::Score, lora, false)?;
     let critic = critic_source.load(&options, &mut run.reporter)?;

@@ -1,7 +1,7 @@
 //! How a reward model reads the answers of an actor: by the rendering it was trained on.
 
 use super::config::ConversationFormat;
-use super::datasets::chat_format;
+use super::limits::chat_format;
 use super::sources::Source;
 use crate::algo::{Retokenise, Rollout};
 use crate::base::Result;

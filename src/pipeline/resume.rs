@@ -13,11 +13,6 @@ use crate::formats::{Found, Input, Snapshot, remove_snapshot};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The names of the stages of a run, by which its checkpoints are called.
-pub(super) fn names_of(cfg: &RunConfig) -> Vec<&'static str> {
-    cfg.stages.iter().map(|stage| stage.name).collect()
-}
-
 /// The checkpoint to resume from, with notes on harmless differences in configuration.
 pub(super) struct Resumed {
     pub(super) snapshot: Snapshot,
@@ -26,17 +21,17 @@ pub(super) struct Resumed {
     pub(super) notes: Vec<String>,
 }
 
-/// Finds the checkpoint that the run in `dir` resumes from, if there is one. `config` is the
-/// configuration by key.
+/// Finds the checkpoint that the run in `dir` resumes from, if there is one. `all` are those of its
+/// stages there, oldest first. `config` is the configuration by key.
 pub(super) fn find(
     dir: &RunDir,
+    all: &[Found],
     cfg: &RunConfig,
     config: &BTreeMap<String, String>,
 ) -> Result<Option<Resumed>> {
-    let all = in_order(&dir.checkpoints(), &names_of(cfg))?;
     if cfg.extend && cfg.resume == "auto" {
         match all.last() {
-            Some(end) if is_end(end, cfg) => return extension(dir, &all, cfg, config).map(Some),
+            Some(end) if is_end(end, cfg) => return extension(dir, all, cfg, config).map(Some),
             Some(_) => {}
             None => {
                 let dir = dir.path().display();
@@ -48,7 +43,7 @@ pub(super) fn find(
     match (cfg.resume.as_str(), newest) {
         ("auto", None) => Ok(None),
         ("auto", Some(newest)) => {
-            let snapshot = Snapshot::open(&newest.dir).map_err(|e| offer(&e, &all))?;
+            let snapshot = Snapshot::open(&newest.dir).map_err(|e| offer(&e, all))?;
             match compare(&snapshot, cfg, config) {
                 Ok(notes) => Ok(Some(Resumed { snapshot, here: true, notes })),
                 // Another run, which is to be replaced, or has done nothing.
@@ -149,7 +144,7 @@ fn compare(
     config: &BTreeMap<String, String>,
 ) -> Result<Vec<String>> {
     let label = snapshot.label();
-    if !names_of(cfg).contains(&label.step.as_str()) {
+    if !cfg.stage_names().contains(&label.step.as_str()) {
         return Err(Error::user(format!(
             "{} is of stage {}, which is not to be run",
             snapshot.dir().display(),

@@ -14,6 +14,8 @@ const LOCK: &str = "duplex.lock";
 #[derive(Debug)]
 pub(super) struct RunDir {
     path: PathBuf,
+    /// True if a run may replace what is there.
+    overwrite: bool,
     /// True if the directory already belonged to a run.
     is_run: bool,
     /// Files and directories that opening it made.
@@ -24,15 +26,22 @@ pub(super) struct RunDir {
 }
 
 impl RunDir {
-    /// Opens or creates `path` and locks it. Refused, without `overwrite`: a directory that holds
-    /// something else.
-    pub(super) fn open(path: &Path, overwrite: bool) -> Result<RunDir> {
-        let mut dir = RunDir::unopened(path);
-        dir.check_free(overwrite)?;
-        dir.traces = Traces::before(path);
-        let opened = std::fs::create_dir_all(path)
-            .map_err(|e| Error::io("create", path, &e))
-            .and_then(|()| lock(path));
+    /// The directory as it lies there, perhaps not yet. With `overwrite`, a run may replace what
+    /// it holds.
+    pub(super) fn at(path: &Path, overwrite: bool) -> RunDir {
+        let (path, is_run) = (path.to_path_buf(), path.join(LOCK).exists());
+        RunDir { path, overwrite, is_run, traces: Traces::default(), _lock: None }
+    }
+
+    /// Opens or creates the directory and locks it. Refused, without `overwrite`: a directory that
+    /// holds something else.
+    pub(super) fn open(self) -> Result<RunDir> {
+        let mut dir = RunDir::at(&self.path, self.overwrite);
+        dir.check_free()?;
+        dir.traces = Traces::before(&dir.path);
+        let opened = std::fs::create_dir_all(&dir.path)
+            .map_err(|e| Error::io("create", &dir.path, &e))
+            .and_then(|()| lock(&dir.path));
         match opened {
             Ok(lock) => dir._lock = Some(lock),
             Err(e) => {
@@ -44,15 +53,9 @@ impl RunDir {
         Ok(dir)
     }
 
-    /// The directory as it lies there, perhaps not yet.
-    pub(super) fn unopened(path: &Path) -> RunDir {
-        let is_run = path.join(LOCK).exists();
-        RunDir { path: path.to_path_buf(), is_run, traces: Traces::default(), _lock: None }
-    }
-
     /// Refuses a path that is a file, and without `overwrite` a directory that holds something
     /// else.
-    pub(super) fn check_free(&self, overwrite: bool) -> Result<()> {
+    pub(super) fn check_free(&self) -> Result<()> {
         let path = &self.path;
         if path.is_file() {
             return Err(Error::user(format!("--output-dir {}: is a file", path.display())));
@@ -60,7 +63,7 @@ impl RunDir {
         let foreign = path.is_dir()
             && !self.is_run
             && std::fs::read_dir(path).map_err(|e| Error::io("read", path, &e))?.next().is_some();
-        if foreign && !overwrite {
+        if foreign && !self.overwrite {
             return Err(Error::user(format!(
                 "--output-dir {}: holds files that are not of a run; choose another directory or \
                  give --overwrite",
@@ -76,21 +79,21 @@ impl RunDir {
     }
 
     /// The directory as another rank sees it than the one that has opened it.
-    pub(super) fn beside(path: &Path) -> Result<RunDir> {
-        if path.join(LOCK).is_file() {
-            return Ok(RunDir::unopened(path));
+    pub(super) fn beside(self) -> Result<RunDir> {
+        if self.path.join(LOCK).is_file() {
+            return Ok(RunDir::at(&self.path, self.overwrite));
         }
         Err(Error::user(format!(
             "--output-dir {}: not the folder that the first rank has opened; it must be on a file system that all ranks share",
-            path.display()
+            self.path.display()
         )))
     }
 
     /// Takes the directory for a run of `stages` that begins anew. Refused, without `overwrite`:
     /// one that holds results of them already.
-    pub(super) fn claim(&self, stages: &[&Algorithm], overwrite: bool) -> Result<()> {
+    pub(super) fn claim(&self, stages: &[&Algorithm]) -> Result<()> {
         let old = stages.iter().map(|stage| self.stage(stage)).find(|dir| dir.exists());
-        if let Some(old) = old.filter(|_| !overwrite) {
+        if let Some(old) = old.filter(|_| !self.overwrite) {
             return Err(Error::user(format!(
                 "{} exists already; give --overwrite to replace it, another --output-dir, or --extend \
                  with more epochs or steps to train it further",
@@ -239,7 +242,7 @@ mod tests {
     fn a_start_that_fails_leaves_what_was_there() {
         let tmp = tempfile::tempdir().unwrap();
         let inner = tmp.path().join("a/b/c");
-        let dir = RunDir::open(&inner, false).unwrap();
+        let dir = RunDir::at(&inner, false).open().unwrap();
         dir.write_config("x = 1").unwrap();
         let traces = dir.traces();
         drop(dir);
@@ -247,14 +250,14 @@ mod tests {
         assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
         // Directories and files from before stay, and so does what others put there.
         std::fs::create_dir_all(tmp.path().join("a/b")).unwrap();
-        let dir = RunDir::open(&inner, false).unwrap();
+        let dir = RunDir::at(&inner, false).open().unwrap();
         std::fs::write(inner.join("thesis.txt"), "x").unwrap();
         dir.traces().remove();
         assert_eq!(std::fs::read_dir(&inner).unwrap().count(), 1);
-        let old = RunDir::open(&tmp.path().join("old"), false).unwrap();
+        let old = RunDir::at(&tmp.path().join("old"), false).open().unwrap();
         old.write_config("x = 1").unwrap();
         drop(old);
-        let old = RunDir::open(&tmp.path().join("old"), false).unwrap();
+        let old = RunDir::at(&tmp.path().join("old"), false).open().unwrap();
         std::fs::write(old.metrics(), "x").unwrap();
         old.traces().remove();
         assert!(old.path().join("config.toml").exists() && old.path().join(LOCK).exists());
@@ -264,23 +267,25 @@ mod tests {
     #[test]
     fn one_process_at_a_time_and_no_foreign_files() {
         let tmp = tempfile::tempdir().unwrap();
-        let run = RunDir::open(&tmp.path().join("run"), false).unwrap();
-        let again = RunDir::open(run.path(), false).unwrap_err();
+        let run = RunDir::at(&tmp.path().join("run"), false).open().unwrap();
+        let again = RunDir::at(run.path(), false).open().unwrap_err();
         assert!(again.to_string().contains(&format!("process {}", std::process::id())), "{again}");
         let path = run.path().to_path_buf();
         drop(run);
         std::fs::create_dir(path.join("sft")).unwrap();
-        let run = RunDir::open(&path, false).unwrap();
+        let run = RunDir::at(&path, false).open().unwrap();
         let [sft, reward, ppo] = DEEPSPEED_CHAT;
-        let e = run.claim(&[sft], false).unwrap_err();
+        let e = run.claim(&[sft]).unwrap_err();
         assert!(e.to_string().contains("sft exists already; give --overwrite"), "{e}");
         std::fs::write(path.join("metrics.jsonl"), "x").unwrap();
-        run.claim(&[reward, ppo], false).unwrap();
+        run.claim(&[reward, ppo]).unwrap();
         assert!(path.join("metrics.jsonl").exists());
-        run.claim(&[sft, reward, ppo], true).unwrap();
+        drop(run);
+        let run = RunDir::at(&path, true).open().unwrap();
+        run.claim(&[sft, reward, ppo]).unwrap();
         assert!(!path.join("metrics.jsonl").exists());
         std::fs::write(tmp.path().join("thesis.txt"), "x").unwrap();
-        let e = RunDir::open(tmp.path(), false).unwrap_err();
+        let e = RunDir::at(tmp.path(), false).open().unwrap_err();
         assert_eq!(e.exit_code(), 2);
         assert!(e.to_string().contains("not of a run"));
     }

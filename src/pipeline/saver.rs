@@ -3,6 +3,7 @@
 //! `formats::snapshot` does.
 
 use super::doctor::free_memory;
+use crate::algo::lower_is_better;
 use crate::base::{Error, Kind, Result};
 use crate::comm::Comm;
 use crate::config::key::Every;
@@ -52,6 +53,11 @@ pub(super) struct Best {
 }
 
 impl Best {
+    /// Of a run that has no checkpoint yet.
+    pub(super) fn of(metric: &str) -> Result<Best> {
+        Ok(Best { metric: metric.to_string(), lower: lower_is_better(metric)?, found: vec![] })
+    }
+
     /// Takes in the metrics of an iteration; true if it is the step's best so far.
     fn improves(&mut self, step: &str, iteration: u64, values: &[(&str, f64)]) -> bool {
         let value = values.iter().find(|v| v.0 == self.metric).map(|v| v.1);
@@ -101,6 +107,11 @@ impl Saver {
         let (held, told) = (0, false);
         let most = u64::MAX;
         Saver { root, steps, every, keep, best, last, writing, memory, held, told, most, comm }
+    }
+
+    /// The checkpoints of the run's stages, oldest first.
+    pub(super) fn found(&self) -> Result<Vec<Found>> {
+        in_order(&self.root, &self.steps)
     }
 
     /// The best so far.

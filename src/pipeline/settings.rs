@@ -6,7 +6,7 @@ use crate::algo::{
     UpdateSection,
 };
 use crate::base::Result;
-use crate::model::{Head, LoraConfig, SaveAs};
+use crate::model::{Head, LoadOptions, LoraConfig, SaveAs};
 use crate::rollout::Sampling;
 use crate::tape::Keep;
 use crate::train::AdamWConfig;
@@ -44,6 +44,40 @@ pub(super) fn rank_of(cfg: &RunConfig, head: Head) -> usize {
     match head {
         Head::Lm => cfg.lora.actor_lora_dim,
         Head::Score => cfg.lora.critic_lora_dim,
+    }
+}
+
+/// Options for checking that models load, without reading their weights.
+pub(super) struct Unloaded {
+    /// For a policy that is to be trained.
+    pub(super) policy: LoadOptions,
+    /// For a reward model or critic that is to be trained.
+    pub(super) score: LoadOptions,
+    /// For a reward model that is not.
+    pub(super) reward: LoadOptions,
+}
+
+impl Unloaded {
+    pub(super) fn of(cfg: &RunConfig) -> Unloaded {
+        let dtype = cfg.dtype.dtype();
+        let trained = |head| LoadOptions {
+            train: true,
+            lora: lora_of(cfg, head),
+            ..LoadOptions::frozen(head, dtype)
+        };
+        Unloaded {
+            policy: trained(Head::Lm),
+            score: trained(Head::Score),
+            reward: LoadOptions::frozen(Head::Score, dtype),
+        }
+    }
+
+    /// For a model with this head that is to be trained.
+    pub(super) fn trained(&self, head: Head) -> &LoadOptions {
+        match head {
+            Head::Lm => &self.policy,
+            Head::Score => &self.score,
+        }
     }
 }
 
@@ -153,13 +187,5 @@ pub(super) fn online(cfg: &RunConfig, p: &PpoSection, eos: Vec<i32>, updates: u6
         micro_batch_tokens: micro_batch_tokens(cfg),
         actor_schedule: schedule,
         critic_schedule: schedule,
-    }
-}
-
-/// Most bytes of activations.
-pub(super) fn memory_limit(cfg: &RunConfig) -> usize {
-    match cfg.memory_limit {
-        0 => usize::MAX,
-        mib => mib << 20,
     }
 }

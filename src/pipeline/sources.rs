@@ -1,6 +1,5 @@
 //! Models of a run with their tokenizers: found and loaded.
 
-use crate::algo::Algorithm;
 use crate::arch::{Arch, Config};
 use crate::base::{Error, Result};
 use crate::data::{Tokenizer, now};
@@ -19,9 +18,6 @@ pub(super) struct Source {
     /// The architecture of the model.
     pub(super) arch: Arch,
 }
-
-/// A stage, and the model whose tokens it has.
-pub(super) type Staged = (&'static Algorithm, Rc<Source>);
 
 impl Source {
     /// Resolves a directory or cached name and loads its tokenizer.
@@ -56,7 +52,7 @@ impl Source {
     }
 
     /// Finds what would keep the model from being loaded, without reading its weights.
-    pub(super) fn check(&self, options: &LoadOptions) -> Result<()> {
+    pub(super) fn check_loads(&self, options: &LoadOptions) -> Result<()> {
         let nowhere = Device::Imagined(Imagined::Cpu);
         self.load_checked(&options.clone().on(nowhere)).map(|_| ())
     }
@@ -115,6 +111,37 @@ impl Source {
             self.dir.display(),
             other.dir.display()
         )))
+    }
+}
+
+/// The model that the critic starts from: the one given, else the reward model, else the actor.
+///
+/// # Errors
+/// Its tokens are not the actor's: values are per token of the actor.
+pub(super) fn critic_source<'s>(
+    actor: &'s Source,
+    reward: Option<&'s Source>,
+    given: Option<&'s Source>,
+) -> Result<&'s Source> {
+    let same = reward.filter(|reward| actor.has_tokens_of(reward));
+    let found = given.or(same).unwrap_or(actor);
+    actor.same_tokens(found)?;
+    Ok(found)
+}
+
+/// Models by name. Each is opened once.
+#[derive(Default)]
+pub(super) struct Opened(Vec<(String, Rc<Source>)>);
+
+impl Opened {
+    /// The model of this name.
+    pub(super) fn get(&mut self, name: &str) -> Result<Rc<Source>> {
+        if let Some((_, source)) = self.0.iter().find(|(known, _)| known == name) {
+            return Ok(source.clone());
+        }
+        let source = Rc::new(Source::open(name)?);
+        self.0.push((name.to_string(), source.clone()));
+        Ok(source)
     }
 }
 

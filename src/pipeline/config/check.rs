@@ -87,6 +87,14 @@ impl RunConfig {
         Ok(parts.map(|p| p / sum))
     }
 
+    /// Most bytes of activations.
+    pub fn memory_limit_bytes(&self) -> usize {
+        match self.memory_limit {
+            0 => usize::MAX,
+            mib => mib << 20,
+        }
+    }
+
     /// Largest file of a saved model, in bytes.
     pub fn max_shard_bytes(&self) -> Result<u64> {
         parse_bytes(&self.max_shard_size)

@@ -4,7 +4,7 @@
 use super::rows::{PREFERENCE_SET, SFT_SET, Sizes, corpus, write_jsonl};
 use crate::algo::{Algorithm, DEEPSPEED_CHAT};
 use crate::arch::Config;
-use crate::base::Result;
+use crate::base::{DType, Result};
 use crate::data::Tokenizer;
 use crate::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use crate::pipeline::config::RunConfig;
@@ -45,22 +45,21 @@ pub(crate) fn configure(cfg: &RunConfig) -> RunConfig {
     cfg
 }
 
-/// Writes data, tokenizer and untrained model into the run directory, where stages that run need
+/// Writes data, tokenizer and untrained model into the run directory, where the stages to run need
 /// them.
-pub(crate) fn prepare(run: &Path, cfg: &RunConfig) -> Result<()> {
-    let data = run.join("data");
-    if cfg.runs(SFT) || !data.exists() {
-        write_jsonl(&data, cfg.seed, Sizes::default())?;
+pub(crate) fn prepare(run: &Path, stages: &[&Algorithm], seed: u64, dtype: DType) -> Result<()> {
+    let (data, begins) = (run.join("data"), stages.contains(&SFT));
+    if begins || !data.exists() {
+        write_jsonl(&data, seed, Sizes::default())?;
     }
-    if !cfg.runs(SFT) {
+    if !begins {
         return Ok(());
     }
     let texts: Vec<String> = corpus().collect();
     let texts = texts.iter().map(String::as_str);
     let tokenizer = Tokenizer::byte_level_bpe(texts, VOCAB, &["<|endoftext|>"], Some(TEMPLATE))?;
     let config = config(&tokenizer);
-    let options =
-        LoadOptions { seed: cfg.seed, ..LoadOptions::frozen(Head::Lm, cfg.dtype.dtype()) };
+    let options = LoadOptions { seed, ..LoadOptions::frozen(Head::Lm, dtype) };
     let model = Model::random(&config, &options)?;
     let dir = run.join("base");
     save_model(&model, &dir, &SaveAs::default(), None)?;

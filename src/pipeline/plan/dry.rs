@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::model::{Head, LoadOptions, LoraConfig, Model};
 use crate::pipeline::config::RunConfig;
 use crate::pipeline::ranks;
-use crate::pipeline::settings::{self, memory_limit};
+use crate::pipeline::settings;
 use crate::pool::{Partition, Zero};
 use crate::tape::Workspace;
 use crate::train::AdamWConfig;
@@ -121,7 +121,7 @@ pub(super) struct Dry<'c> {
 
 impl<'c> Dry<'c> {
     pub(super) fn new(cfg: &'c RunConfig, machine: Machine) -> Result<Dry<'c>> {
-        let ws = Workspace::new(machine.device(), memory_limit(cfg))?;
+        let ws = Workspace::new(machine.device(), cfg.memory_limit_bytes())?;
         let [world, slice, tensor] = [machine.ranks, 1, 1].map(Comm::imagined);
         let groups = Groups { world, slice, tensor };
         Ok(Dry { cfg, machine, ws, groups })
