@@ -30,7 +30,8 @@ impl Config {
         let path = dir.join("config.json");
         if !dir.is_dir() {
             return Err(Error::user(format!(
-                "{}: no such model directory; give a Hugging Face model directory or a cached model name",
+                "{}: no such model directory; give a Hugging Face model directory or a cached \
+                 model name",
                 dir.display()
             )));
         }
@@ -191,7 +192,13 @@ impl Config {
             "gelu" => Ok(Activation::GeluErf),
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
             "silu" | "swish" => Ok(Activation::Silu),
-            _ => Err(self.error(key, &format!("{name:?} is not supported; known: relu, gelu, gelu_new, gelu_pytorch_tanh, silu"))),
+            _ => Err(self.error(
+                key,
+                &format!(
+                    "{name:?} is not supported; known: relu, gelu, gelu_new, gelu_pytorch_tanh, \
+                     silu"
+                ),
+            )),
         }
     }
 
@@ -329,7 +336,8 @@ mod tests {
     fn llama() -> Value {
         json!({"model_type": "llama", "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 50,
-            "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_parameters": {"rope_theta": 500.0}})
+            "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_theta": 500.0}})
     }
 
     #[test]
@@ -346,7 +354,8 @@ mod tests {
     fn rotary_scaling_and_odd_widths_follow_the_reference() {
         let mut c = llama();
         c["rope_parameters"] = json!({"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0,
-            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32});
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32});
         let got = config(c).inv_freq(16, 500.0).unwrap();
         let want = [
             1.0,

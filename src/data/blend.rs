@@ -141,7 +141,8 @@ impl Blend {
             _ => {
                 let [a, b, c] = self.split;
                 format!(
-                    "split {a},{b},{c} leaves no row of {names} for {stage}; give more data or another split"
+                    "split {a},{b},{c} leaves no row of {names} for {stage}; give more data or \
+                     another split"
                 )
             }
         }))

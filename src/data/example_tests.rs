@@ -402,8 +402,8 @@ fn turns_and_weights() {
 fn answers_as_the_template_writes_them() {
     // Generation begins inside a block that the template takes out of conversations.
     let think = "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}\
-                 {% else %}[A]{{ m.content.split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}\
-                 {% if add_generation_prompt %}[A]<think>\n{% endif %}";
+        {% else %}[A]{{ m.content.split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}\
+        {% if add_generation_prompt %}[A]<think>\n{% endif %}";
     let tok = with_template(think);
     let plain = row(Prompt::Chat(chat(&[("user", "q")])), "yes", "no");
     let sft = sft_example(&plain, &tok, &wide()).unwrap().unwrap();
@@ -466,8 +466,9 @@ fn content_in_parts_reaches_the_template() {
         {"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "r"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}]});
     let row = super::super::row::parse_row(&parts).unwrap();
-    let by_parts = "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}({{ p.text }}){% endfor %}\
-                    <|im_end|>{% endfor %}";
+    let by_parts = "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}({{ p.text }})\
+        {% endfor %}\
+        <|im_end|>{% endfor %}";
     for (template, expected) in [
         (by_parts, "[user](q)(r)<|im_end|>[assistant](yes)<|im_end|>"),
         (
@@ -513,7 +514,8 @@ fn a_conversation_that_ends_with_a_question_holds_answers() {
 
 #[test]
 fn remarks_on_what_the_template_leaves_out() {
-    let drops = "{% for m in messages if m.role != 'developer' %}{{ m.content | trim }}<|im_end|>{% endfor %}";
+    let drops = "{% for m in messages if m.role != 'developer' %}{{ m.content | trim }}<|im_end|>\
+        {% endfor %}";
     let tok = with_template(drops);
     let of = |messages: &[(&str, &str)]| {
         let row = row(Prompt::Chat(chat(messages)), "yes", "no");
@@ -523,7 +525,8 @@ fn remarks_on_what_the_template_leaves_out() {
     assert!(!of(&[("system", " be kind "), ("user", "q"), ("user", "")]).leaves_out);
     let marked = |end: &str| {
         let template = format!(
-            "{{% for m in messages %}}{{% if m.role == 'assistant' %}}{{% generation %}}{{{{ m.content }}}}{end}\
+            "{{% for m in messages %}}{{% if m.role == 'assistant' %}}{{% generation %}}{{{{ \
+             m.content }}}}{end}\
              {{% else %}}{{{{ m.content }}}}<|im_end|>{{% endif %}}{{% endfor %}}"
         );
         let row = row(Prompt::Chat(chat(&[("user", "q")])), "yes", "no");

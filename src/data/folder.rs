@@ -103,8 +103,8 @@ fn one_set(dir: &Path, files: &[PathBuf], what: &str) -> std::result::Result<Vec
     families.dedup();
     if families.len() > 1 {
         return Err(format!(
-            "holds {what} of several kinds, {}, which may be the same rows in other forms; name the \
-             files that are meant, one by one: --data-path {}",
+            "holds {what} of several kinds, {}, which may be the same rows in other forms; name \
+             the files that are meant, one by one: --data-path {}",
             families.join(", "),
             read[0].display()
         ));
@@ -297,7 +297,8 @@ mod tests {
                     "data/train-00000-of-00002.jsonl",
                     "data/test-00000-of-00001.jsonl",
                 ],
-                "data/train-00000-of-00002.jsonl data/train-00001-of-00002.jsonl | data/test-00000-of-00001.jsonl",
+                "data/train-00000-of-00002.jsonl data/train-00001-of-00002.jsonl | \
+                 data/test-00000-of-00001.jsonl",
             ),
             (
                 &["train_prefs.csv", "validation_prefs.csv"],
@@ -327,8 +328,8 @@ mod tests {
     fn files_that_would_be_left_out_are_named() {
         let formats = |a: &str, b: &str| {
             format!(
-                "D holds training rows in two formats, {a} and {b}, whose names differ; name the files \
-                 that are meant, one by one: --data-path FILE FILE"
+                "D holds training rows in two formats, {a} and {b}, whose names differ; name the \
+                 files that are meant, one by one: --data-path FILE FILE"
             )
         };
         let unread = |what: &str, a: &str, b: &str| {
@@ -339,14 +340,14 @@ mod tests {
         };
         let kinds = |what: &str, names: &str, first: &str| {
             format!(
-                "D holds {what} of several kinds, {names}, which may be the same rows in other forms; \
-                 name the files that are meant, one by one: --data-path D/{first}"
+                "D holds {what} of several kinds, {names}, which may be the same rows in other \
+                 forms; name the files that are meant, one by one: --data-path D/{first}"
             )
         };
         let twice = |a: &str, b: &str| {
             format!(
-                "D holds {a} and {b}, which may be the same rows; remove one, or name the files that \
-                 are meant: --data-path D/{a}"
+                "D holds {a} and {b}, which may be the same rows; remove one, or name the files \
+                 that are meant: --data-path D/{a}"
             )
         };
         for (files, want) in [
@@ -383,8 +384,8 @@ mod tests {
             ),
             (
                 &["train.jsonl", "test-00000-of-00001.parquet"],
-                "D holds test-00000-of-00001.parquet, held-out rows in a format that Duplex does not \
-                 read; convert it to JSON lines, or name the training files alone: --data-path \
+                "D holds test-00000-of-00001.parquet, held-out rows in a format that Duplex does \
+                 not read; convert it to JSON lines, or name the training files alone: --data-path \
                  D/train.jsonl"
                     .to_string(),
             ),
@@ -410,13 +411,14 @@ mod tests {
         for (files, want) in [
             (
                 &["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"][..],
-                "D holds data/train-00000-of-00002.parquet and 1 more, which Duplex does not read; convert it in \
-                 Python: datasets.load_dataset(DIRECTORY, split=\"train\").to_json(\"train.jsonl\")",
+                "D holds data/train-00000-of-00002.parquet and 1 more, which Duplex does not read; \
+                 convert it in Python: datasets.load_dataset(DIRECTORY, \
+                 split=\"train\").to_json(\"train.jsonl\")",
             ),
             (
                 &["data-00000-of-00001.arrow", "state.json", "dataset_info.json"],
-                "D holds data-00000-of-00001.arrow, which Duplex does not read; convert it in Python: \
-                 datasets.load_from_disk(DIRECTORY).to_json(\"train.jsonl\")",
+                "D holds data-00000-of-00001.arrow, which Duplex does not read; convert it in \
+                 Python: datasets.load_from_disk(DIRECTORY).to_json(\"train.jsonl\")",
             ),
             (
                 &["README.md"],
@@ -429,8 +431,8 @@ mod tests {
             ),
             (
                 &["test.jsonl"],
-                "D holds test.jsonl, but no file whose name says that it is the training split (train.jsonl, \
-                 train-00000-of-00002.jsonl); name a file",
+                "D holds test.jsonl, but no file whose name says that it is the training split \
+                 (train.jsonl, train-00000-of-00002.jsonl); name a file",
             ),
             (
                 &["train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl"],

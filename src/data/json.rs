@@ -388,7 +388,7 @@ mod tests {
 
         #[test]
         fn whatever_serde_json_reads_is_read_alike(text in "[-0-9eE+.\\[\\]{}\",:\\\\ua-f tn]{0,24}") {
-            let ours = value(text.as_bytes(), 0).ok().filter(|p| skip_space(text.as_bytes(), p.end) == text.len());
+            let ours = value(text.as_bytes(), 0).ok().filter(|p| text[p.end..].trim().is_empty());
             if let Ok(theirs) = serde_json::from_str::<Value>(&text) {
                 prop_assert_eq!(ours.map(|p| p.value), Some(theirs));
             } else if let Some(p) = ours {

@@ -55,8 +55,8 @@ fn parse_value(value: &Value) -> std::result::Result<Row, String> {
             let (noun, verb) =
                 if columns.len() == 1 { ("column", "is") } else { ("columns", "are") };
             Err(format!(
-                "the {noun} {} {verb} cut short by the hub's viewer (\"truncated_cells\"); download \
-                 the data set's files instead",
+                "the {noun} {} {verb} cut short by the hub's viewer (\"truncated_cells\"); \
+                 download the data set's files instead",
                 columns.join(", ")
             ))
         }

@@ -40,11 +40,13 @@ fn conversations_in_the_spellings_of_the_field() {
     for (row, expected) in [
         (json!({"messages": [user("why?"), assistant("so")]}), &asked),
         (
-            json!({"conversations": [{"from": "human", "value": "why?"}, {"from": "gpt", "value": "so"}]}),
+            json!({"conversations": [
+                {"from": "human", "value": "why?"}, {"from": "gpt", "value": "so"}]}),
             &asked,
         ),
         (
-            json!({"conversation": [{"role": "user", "content": "why?"}, {"from": "assistant", "value": "so"}]}),
+            json!({"conversation": [
+                {"role": "user", "content": "why?"}, {"from": "assistant", "value": "so"}]}),
             &asked,
         ),
         (json!({"instruction": "why?", "input": "", "output": "so"}), &asked),
@@ -55,7 +57,8 @@ fn conversations_in_the_spellings_of_the_field() {
         (json!({"prompt": [user("why?")], "completion": "so"}), &asked),
         (
             json!({"messages": [
-                {"role": "user", "content": [{"type": "text", "text": "wh"}, {"type": "text", "text": "y?"}]},
+                {"role": "user", "content": [
+                    {"type": "text", "text": "wh"}, {"type": "text", "text": "y?"}]},
                 {"role": "assistant", "content": [{"type": "text", "text": "so"}]}]}),
             &asked,
         ),
@@ -137,7 +140,8 @@ fn tools_and_what_templates_take_beside_messages() {
         assert_eq!(prompt[2].fields()["tool_call_id"], "1");
     }
     let old = json!({"functions": [{"name": "look"}], "messages": [user("why?"),
-        {"role": "assistant", "content": "", "function_call": {"name": "look", "arguments": "{}"}}]});
+        {"role": "assistant", "content": "",
+            "function_call": {"name": "look", "arguments": "{}"}}]});
     let row = parsed(old);
     assert_eq!(
         row.context.as_ref().unwrap().tools.as_ref().unwrap()[0]["function"]["name"],
@@ -172,24 +176,28 @@ fn keys_are_used_harmless_named_or_refused() {
         ),
         (
             json!({"messages": [{"role": "user", "content": "q", "train": true}, assistant("a")]}),
-            "a message of \"messages\" asks to be learned by \"train\", but only the assistant's are",
+            "a message of \"messages\" asks to be learned by \"train\", but only the assistant's \
+             are",
         ),
         (
             json!({"messages": messages, "images": ["a.png"]}),
             "key \"images\" holds media; only text can be trained on",
         ),
         (
-            json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, assistant("a")]}),
-            "the content of a message of \"messages\" has a part of the type \"image_url\"; only text is read",
+            json!({"messages": [
+                {"role": "user", "content": [{"type": "image_url"}]}, assistant("a")]}),
+            "the content of a message of \"messages\" has a part of the type \"image_url\"; only \
+             text is read",
         ),
         (
             json!({"prompt": "a", "completion": "b", "label": false}),
-            "key \"label\" is false: it marks an undesirable answer (KTO), which no step here learns from",
+            "key \"label\" is false: it marks an undesirable answer (KTO), which no step here \
+             learns from",
         ),
         (
             json!({"prompt": "a", "chosen": "b", "rejected": "c", "margin": 0.5}),
-            "key \"margin\" asks for a margin between the answers; the loss of the reward model has none, \
-             leave the key out",
+            "key \"margin\" asks for a margin between the answers; the loss of the reward model \
+             has none, leave the key out",
         ),
         (
             json!({"messages": messages, "weight": 2}),
@@ -209,8 +217,9 @@ fn keys_are_used_harmless_named_or_refused() {
         ),
         (
             json!({"conversations": [{"from": "martian", "value": "q"}]}),
-            "a message of \"conversations\" is from \"martian\"; known are human, user, prompter, gpt, \
-             assistant, model, bot, chatgpt, bing, bard, system, tool, observation, function_response",
+            "a message of \"conversations\" is from \"martian\"; known are human, user, prompter, \
+             gpt, assistant, model, bot, chatgpt, bing, bard, system, tool, observation, \
+             function_response",
         ),
         (
             json!({"messages": [user("q"), {"role": "assistant", "content": null}]}),

@@ -126,8 +126,8 @@ pub(super) fn sniff(path: &Path, bytes: &[u8]) -> Result<Format, String> {
     if first.starts_with(b"<?xml") {
         return Err("is XML, which Duplex does not read; write JSON lines from it".into());
     }
-    Err("holds text, but no JSON; rows are read from JSON lines, a JSON list, or a table whose name \
-         ends in .csv or .tsv, plain text from a file whose name ends in .txt"
+    Err("holds text, but no JSON; rows are read from JSON lines, a JSON list, or a table whose \
+        name ends in .csv or .tsv, plain text from a file whose name ends in .txt"
         .into())
 }
 
@@ -253,45 +253,91 @@ mod tests {
         text.encode_utf16().flat_map(pair).collect()
     }
 
+    /// Asserts that a file is not read: its kind, and what to do about it.
+    fn unread(name: &str, bytes: &[u8], kind: &str, cure: &str) {
+        let want = format!("{name} is {kind}, which Duplex does not read{cure}");
+        assert_eq!(told(name, bytes), want);
+    }
+
     #[test]
-    fn every_format_has_its_line() {
+    fn every_packed_file_has_its_line() {
+        let gz = b"\x1f\x8b\x08\0abc";
+        unread("a.jsonl.gz", gz, "compressed with gzip", "; unpack it: gunzip -k a.jsonl.gz");
+        // The name may lie.
+        let zst = b"\x28\xb5\x2f\xfdabc";
+        unread("a.jsonl", zst, "compressed with zstd", "; unpack it: unzstd -k a.jsonl");
+        let cure = "; unpack it: bunzip2 -k 'my file.bz2'";
+        unread("my file.bz2", b"BZh91AY", "compressed with bzip2", cure);
+        unread("a.xz", b"\xfd7zXZ\0\0", "compressed with xz", "; unpack it: unxz -k a.xz");
+        let zip = b"PK\x03\x04....train.jsonl";
+        unread("a.zip", zip, "a zip archive", "; unpack it: unzip a.zip");
+    }
+
+    #[test]
+    fn every_other_format_has_its_line() {
         let pandas = |read: &str, file: &str| {
             format!(
                 "; convert it: python -c 'import pandas, sys; pandas.{read}(sys.argv[1]).to_json(\
                  \"data.jsonl\", orient=\"records\", lines=True)' {file}"
             )
         };
-        let not = ", which Duplex does not read";
-        let cases: Vec<(&str, Vec<u8>, String)> = vec![
-            ("a.jsonl.gz", b"\x1f\x8b\x08\0abc".into(), format!("a.jsonl.gz is compressed with gzip{not}; unpack it: gunzip -k a.jsonl.gz")),
-            // The name may lie.
-            ("a.jsonl", b"\x28\xb5\x2f\xfdabc".into(), format!("a.jsonl is compressed with zstd{not}; unpack it: unzstd -k a.jsonl")),
-            ("my file.bz2", b"BZh91AY".into(), format!("my file.bz2 is compressed with bzip2{not}; unpack it: bunzip2 -k 'my file.bz2'")),
-            ("a.xz", b"\xfd7zXZ\0\0".into(), format!("a.xz is compressed with xz{not}; unpack it: unxz -k a.xz")),
-            ("a.parquet", b"PAR1\x15\x04PAR1".into(), format!("a.parquet is a parquet file{not}{}", pandas("read_parquet", "a.parquet"))),
-            ("a.arrow", b"ARROW1\0\0\xff".into(), format!("a.arrow is an Arrow (Feather) file{not}{}", pandas("read_feather", "a.arrow"))),
-            ("a.arrow", b"\xff\xff\xff\xff\x10\0\0\0".into(), format!("a.arrow is an Arrow stream{not}; {ARROW}")),
-            ("a.h5", b"\x89HDF\r\n\x1a\n".into(), format!("a.h5 is an HDF5 file{not}{}", pandas("read_hdf", "a.h5"))),
-            ("a.xlsx", b"PK\x03\x04....[Content_Types].xml".into(), format!("a.xlsx is an Excel workbook{not}{}", pandas("read_excel", "a.xlsx"))),
-            ("a.zip", b"PK\x03\x04....train.jsonl".into(), format!("a.zip is a zip archive{not}; unpack it: unzip a.zip")),
-            ("a.db", b"SQLite format 3\0".into(), format!("a.db is an SQLite database{not}; export the query's rows as JSON lines")),
-            ("a.json", b"%PDF-1.7".into(), format!("a.json is a PDF document{not}; extract its text to a .txt file")),
-            ("a.pkl", b"\x80\x04\x95\x10\0}.".into(), format!("a.pkl is a Python pickle{not}: it can run code; load it where you trust it and write JSON lines")),
-            ("m.safetensors", [&9u64.to_le_bytes()[..], b"{\"a\":{}} 0123"].concat(), "m.safetensors is a safetensors file: weights of a model; name a data file".into()),
-            ("a.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n".into(), "a.json is a Git LFS pointer, not the data itself; fetch that: git lfs pull --include a.json".into()),
-            ("a.json", b"<!DOCTYPE html>\n<html>".into(), "a.json is a web page, not data; download the file itself; on the hub its address has \"resolve\" where the page's has \"blob\"".into()),
-            ("a.json", [b"\xff\xfe".to_vec(), wide("{\"prompt\":1}", false)].concat(), "a.json is text in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 a.json > data.jsonl".into()),
-            ("a.json", [&b"\xff\xfe\0\0{\0\0\0"[..]].concat(), "a.json is text in UTF-32; convert it: iconv -f UTF-32 -t UTF-8 a.json > data.jsonl".into()),
-            ("a.json", wide("{\"prompt\":1}", true), "a.json is text in UTF-16BE; convert it: iconv -f UTF-16BE -t UTF-8 a.json > data.jsonl".into()),
-            ("a.txt", wide("plain text", false), "a.txt is text in UTF-16LE; convert it: iconv -f UTF-16LE -t UTF-8 a.txt > data.jsonl".into()),
-            ("a.yaml", b"- prompt: hi\n  chosen: yes\n".into(), format!("a.yaml is YAML{not}; convert it: python -c 'import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)' a.yaml > data.json")),
-            ("data", b"prompt,chosen,rejected\na,b,c\n".into(), "data looks like a table in CSV with the header \"prompt,chosen,rejected\"; give it a name that ends in .csv or .tsv".into()),
-            ("notes.md", b"# Notes\n\nSome text.\n".into(), "notes.md holds text, but no JSON; rows are read from JSON lines, a JSON list, or a table whose name ends in .csv or .tsv, plain text from a file whose name ends in .txt".into()),
-            ("a.dat", b"\x01\0\0\0\x02\0\0\0\x09\x09\0\x07\0\0".into(), "a.dat is a binary file of an unknown format; rows are read from JSON lines".into()),
-        ];
-        for (name, bytes, want) in cases {
-            assert_eq!(told(name, &bytes), want);
-        }
+        let cure = pandas("read_parquet", "a.parquet");
+        unread("a.parquet", b"PAR1\x15\x04PAR1", "a parquet file", &cure);
+        let cure = pandas("read_feather", "a.arrow");
+        unread("a.arrow", b"ARROW1\0\0\xff", "an Arrow (Feather) file", &cure);
+        let stream = b"\xff\xff\xff\xff\x10\0\0\0";
+        unread("a.arrow", stream, "an Arrow stream", &format!("; {ARROW}"));
+        unread("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file", &pandas("read_hdf", "a.h5"));
+        let cure = pandas("read_excel", "a.xlsx");
+        unread("a.xlsx", b"PK\x03\x04....[Content_Types].xml", "an Excel workbook", &cure);
+        let cure = "; export the query's rows as JSON lines";
+        unread("a.db", b"SQLite format 3\0", "an SQLite database", cure);
+        unread("a.json", b"%PDF-1.7", "a PDF document", "; extract its text to a .txt file");
+        let cure = ": it can run code; load it where you trust it and write JSON lines";
+        unread("a.pkl", b"\x80\x04\x95\x10\0}.", "a Python pickle", cure);
+        let cure = "; convert it: python -c 'import json, sys, yaml; \
+            json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)' a.yaml > data.json";
+        unread("a.yaml", b"- prompt: hi\n  chosen: yes\n", "YAML", cure);
+    }
+
+    #[test]
+    fn what_is_no_data_has_its_line() {
+        let is = |name: &str, bytes: &[u8], what: &str| {
+            assert_eq!(told(name, bytes), format!("{name} {what}"));
+        };
+        let weights = [&9u64.to_le_bytes()[..], b"{\"a\":{}} 0123"].concat();
+        let what = "is a safetensors file: weights of a model; name a data file";
+        is("m.safetensors", &weights, what);
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n";
+        let what = "is a Git LFS pointer, not the data itself; fetch that: git lfs pull --include \
+            a.json";
+        is("a.json", pointer, what);
+        let what = "is a web page, not data; download the file itself; on the hub its address has \
+            \"resolve\" where the page's has \"blob\"";
+        is("a.json", b"<!DOCTYPE html>\n<html>", what);
+        let what = "looks like a table in CSV with the header \"prompt,chosen,rejected\"; give it \
+            a name that ends in .csv or .tsv";
+        is("data", b"prompt,chosen,rejected\na,b,c\n", what);
+        let what = "holds text, but no JSON; rows are read from JSON lines, a JSON list, or a \
+            table whose name ends in .csv or .tsv, plain text from a file whose name ends in .txt";
+        is("notes.md", b"# Notes\n\nSome text.\n", what);
+        let binary = b"\x01\0\0\0\x02\0\0\0\x09\x09\0\x07\0\0";
+        let what = "is a binary file of an unknown format; rows are read from JSON lines";
+        is("a.dat", binary, what);
+    }
+
+    #[test]
+    fn every_wide_encoding_has_its_line() {
+        let is = |name: &str, bytes: &[u8], code: &str| {
+            let cure = format!("convert it: iconv -f {code} -t UTF-8 {name} > data.jsonl");
+            assert_eq!(told(name, bytes), format!("{name} is text in {code}; {cure}"));
+        };
+        let row = "{\"prompt\":1}";
+        let marked = [b"\xff\xfe".to_vec(), wide(row, false)].concat();
+        is("a.json", &marked, "UTF-16");
+        is("a.json", b"\xff\xfe\0\0{\0\0\0", "UTF-32");
+        is("a.json", &wide(row, true), "UTF-16BE");
+        is("a.txt", &wide("plain text", false), "UTF-16LE");
     }
 
     #[test]

@@ -126,8 +126,8 @@ fn lists_lines_bom_crlf_and_blank_lines() {
     assert_eq!((texts, numbers(&paragraphs)), (vec!["one\ntwo", "three"], vec![2, 6]));
 }
 
-const EXPECTED: &str = "(expected prompt, chosen and rejected; prompt and completion; messages; instruction and output; \
-     question and answer; or text)";
+const EXPECTED: &str = "(expected prompt, chosen and rejected; prompt and completion; messages; \
+    instruction and output; question and answer; or text)";
 const HINT: &str = "; use --on-bad-row skip to leave such rows out";
 
 #[test]
@@ -197,10 +197,15 @@ fn every_bad_row_has_its_message() {
             "bad JSON at column 13: \\ud83d is half a character (a lone surrogate)".into(),
         ),
         (r#"{"prompt":"p",}"#, "bad JSON at column 14: a comma before `}`".into()),
-        (r#"{'prompt':'p'}"#, "bad JSON at column 2: single quotes: this is Python's repr, not JSON".into()),
+        (
+            r#"{'prompt':'p'}"#,
+            "bad JSON at column 2: single quotes: this is Python's repr, not JSON".into(),
+        ),
         (
             r#"{"prompt":"p"},"#,
-            "bad JSON at column 15: a comma behind it: JSON lines have none, a JSON list begins with `[`".into(),
+            "bad JSON at column 15: a comma behind it: JSON lines have none, a JSON list begins \
+             with `[`"
+                .into(),
         ),
         (r#"{"prompt":"p"} x"#, "bad JSON at column 16: characters behind it".into()),
         (r#"{"prompt":"p"#, "bad JSON at column 13: a string does not end".into()),
@@ -247,8 +252,8 @@ fn told(name: &str, text: &str) -> Vec<(usize, String, String)> {
 #[test]
 fn objects_may_share_a_line_or_take_several() {
     let row = |n, p: &str, c: &str| (n, p.to_string(), c.to_string());
-    let text = "{\"prompt\":\"a\"}{\"prompt\":\"b\"} {\"prompt\":\"c\"}\r\n\n{\n  \"prompt\": \"d\",\n  \
-        \"completion\": \"e\"\n}\n{\"prompt\": \"f\", \"score\": NaN}\n";
+    let text = "{\"prompt\":\"a\"}{\"prompt\":\"b\"} {\"prompt\":\"c\"}\r\n\n{\n  \"prompt\": \
+        \"d\",\n  \"completion\": \"e\"\n}\n{\"prompt\": \"f\", \"score\": NaN}\n";
     let want =
         [row(1, "a", ""), row(1, "b", ""), row(1, "c", ""), row(3, "d", "e"), row(7, "f", "")];
     assert_eq!(told("data.json", text), want);
@@ -291,8 +296,8 @@ fn one_object_may_hold_all_rows() {
     // The viewer cuts long texts; rows are also saved without what wraps the page.
     let cut = r#"{"row_idx": 1, "row": {"prompt": "b", "chosen": "c"}, "truncated_cells": ["prompt", "chosen"]}"#;
     let whole = r#"{"row_idx": 0, "row": {"prompt": "a"}, "truncated_cells": []}"#;
-    let what = "the columns \"prompt\", \"chosen\" are cut short by the hub's viewer (\"truncated_cells\"); \
-        download the data set's files instead";
+    let what = "the columns \"prompt\", \"chosen\" are cut short by the hub's viewer \
+        (\"truncated_cells\"); download the data set's files instead";
     for text in [
         format!(r#"{{"features": [], "rows": [{whole}, {cut}]}}"#),
         format!("[{whole}, {cut}]"),
@@ -328,7 +333,8 @@ fn keys_given_twice_are_named_once() {
 #[test]
 fn tables_have_a_header() {
     let row = |n, p: &str, c: &str| (n, p.to_string(), c.to_string());
-    let csv = "\u{feff}prompt,completion,score\r\nwhat is it?,it is this.,3\r\n\r\n\"a, b\n\"\"c\"\"\",\"d\",\r\ne,,1";
+    let csv = "\u{feff}prompt,completion,score\r\nwhat is it?,it is this.,3\r\n\r\n\"a, \
+        b\n\"\"c\"\"\",\"d\",\r\ne,,1";
     let want = [row(2, "what is it?", "it is this."), row(4, "a, b\n\"c\"", "d"), row(6, "e", "")];
     assert_eq!(told("a.csv", csv), want);
     assert_eq!(told("a.tsv", "prompt\tcompletion\na, b\tc\n"), [row(2, "a, b", "c")]);
@@ -454,7 +460,8 @@ proptest! {
     /// Values of random shape under the known keys: rows are either refused or whole.
     #[test]
     fn random_values_never_panic(
-        keys in prop::collection::vec(0usize..6, 1..5), picks in prop::collection::vec(0usize..8, 5),
+        keys in prop::collection::vec(0usize..6, 1..5),
+        picks in prop::collection::vec(0usize..8, 5),
     ) {
         let names = ["prompt", "chosen", "rejected", "completion", "messages", "text"];
         let a = r#"{"role":"assistant","content":"é"}"#;

@@ -234,16 +234,24 @@ fn endless_templates_are_stopped() {
     let line = problem(nested);
     assert!(line.ends_with("it does not come to an end"), "{line}");
     // Values nested deeper than a stack that they are written and dropped on.
-    let deep = "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}";
+    let deep = "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}\
+        {% endfor %}";
     assert!(problem(deep).ends_with("a value is nested too deeply"));
-    let chain = "{% set ns = namespace(end=namespace()) %}{% for i in range(20000) %}{% set new = namespace() %}{% set old = ns.end %}{% set old.next = new %}{% set ns.end = new %}{% endfor %}done";
+    let chain = "{% set ns = namespace(end=namespace()) %}{% for i in range(20000) %}\
+        {% set new = namespace() %}{% set old = ns.end %}{% set old.next = new %}\
+        {% set ns.end = new %}{% endfor %}done";
     assert_eq!(rendered(chain), "done");
-    let scopes = "{% set ns = namespace() %}{% macro m() %}{% macro n() %}{% endmacro %}{% set ns.m = n %}{% endmacro %}{% set ns.m = m %}{% for i in range(9999) %}{{ ns.m() }}{% endfor %}done";
+    let scopes = "{% set ns = namespace() %}{% macro m() %}{% macro n() %}{% endmacro %}\
+        {% set ns.m = n %}{% endmacro %}{% set ns.m = m %}{% for i in range(9999) %}{{ ns.m() }}\
+        {% endfor %}done";
     assert_eq!(rendered(scopes), "done");
     for grows in [
-        "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-        "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-        "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x.replace('b', ns.x) %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}\
+         {% endfor %}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}\
+         {% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(99) %}\
+         {% set ns.x = ns.x.replace('b', ns.x) %}{% endfor %}",
         "{{ 'x'.ljust(10 ** 9) }}",
         "{{ '%999999999d' % 1 }}",
         "{{ '{:999999999}'.format(1) }}",

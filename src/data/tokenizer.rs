@@ -219,12 +219,7 @@ impl Tokenizer {
         let eos_text = token_letters(&inner, eos);
         let named = [eos, pad, id(&bos).unwrap_or(eos)];
         let mut controls = control_tokens(&inner, &named, text("unk_token"));
-        let more = config.get("chat_control_tokens").and_then(Value::as_array);
-        for text in more.into_iter().flatten().filter_map(Value::as_str) {
-            if let Some(id) = inner.token_to_id(text) {
-                controls.insert(id, text.to_owned());
-            }
-        }
+        controls.extend(chat_controls(&config, &inner));
         controls.retain(|id, _| !idle.contains(id));
         let bos_prefix = bos_prefix(&inner)?;
         notes.extend(bos_note(&config, id(&bos), &bos_prefix, origin));
@@ -237,13 +232,8 @@ impl Tokenizer {
         let tool_template = template(named.remove("tool_use"))?;
         let source = named.remove("default");
         let template = template(source.clone())?;
-        // `transformers` does not read this file for a tokenizer; what is saved must not depend on
-        // it.
-        let older = file(&files, "chat_template.json").is_some();
-        let newer = config.contains_key("chat_template")
-            || files.iter().any(|(name, _)| name.ends_with(".jinja"));
-        if let (Some(source), true, false) = (source, older, newer) {
-            files.push(("chat_template.jinja".to_owned(), source.into_bytes()));
+        if let Some(source) = source {
+            renew_template(&mut files, &config, source);
         }
         let unknown = text("unk_token").and_then(|t| inner.token_to_id(&t));
         let matcher = Matcher::new(&inner, &controls, &idle, unknown)?;
@@ -266,18 +256,22 @@ impl Tokenizer {
             origin: origin.to_owned(),
             files,
         };
-        tokenizer.turn_end = tokenizer.find_turn_end(unknown);
-        tokenizer.turn_end_text = token_letters(&tokenizer.inner, tokenizer.turn_end);
-        if !tokenizer.is_control(tokenizer.turn_end) {
-            let text = tokenizer.turn_end_text.clone();
-            tokenizer.controls.insert(tokenizer.turn_end as u32, text);
-            let Tokenizer { inner, controls, idle, .. } = &tokenizer;
-            tokenizer.matcher = Matcher::new(inner, controls, idle, unknown)?;
-        }
-        tokenizer.stop_ids.push(tokenizer.turn_end);
-        tokenizer.stop_ids.sort_unstable();
-        tokenizer.stop_ids.dedup();
+        tokenizer.settle_turn_end(unknown)?;
         Ok(tokenizer)
+    }
+
+    /// Finds the token that ends a turn, which is a control token and stops generation.
+    fn settle_turn_end(&mut self, unknown: Option<u32>) -> Result<()> {
+        self.turn_end = self.find_turn_end(unknown);
+        self.turn_end_text = token_letters(&self.inner, self.turn_end);
+        if !self.is_control(self.turn_end) {
+            self.controls.insert(self.turn_end as u32, self.turn_end_text.clone());
+            self.matcher = Matcher::new(&self.inner, &self.controls, &self.idle, unknown)?;
+        }
+        self.stop_ids.push(self.turn_end);
+        self.stop_ids.sort_unstable();
+        self.stop_ids.dedup();
+        Ok(())
     }
 
     /// The ids of `text`, without what the tokenizer puts first (see [`Tokenizer::bos_prefix`]).
@@ -497,6 +491,24 @@ fn built(
     let json = inner.to_string(true).map_err(|e| Error::internal(format!("tokenizer: {e}")))?;
     files.push(("tokenizer.json".to_owned(), json.into_bytes()));
     Ok((inner, added.idle))
+}
+
+/// Adds the template as a file of today's where it comes from one of old: `transformers` does not
+/// read that for a tokenizer, and what is saved must not depend on it.
+fn renew_template(files: &mut Vec<(String, Vec<u8>)>, config: &Map<String, Value>, source: String) {
+    let older = file(files, "chat_template.json").is_some();
+    let newer = config.contains_key("chat_template")
+        || files.iter().any(|(name, _)| name.ends_with(".jinja"));
+    if older && !newer {
+        files.push(("chat_template.jinja".to_owned(), source.into_bytes()));
+    }
+}
+
+/// The tokens that the config names as control tokens of conversations.
+fn chat_controls(config: &Map<String, Value>, inner: &HfTokenizer) -> Vec<(u32, String)> {
+    let named = config.get("chat_control_tokens").and_then(Value::as_array);
+    let texts = named.into_iter().flatten().filter_map(Value::as_str);
+    texts.filter_map(|text| Some((inner.token_to_id(text)?, text.to_owned()))).collect()
 }
 
 /// The added tokens marked special and the `named` ones. The unknown token is none of them unless

@@ -98,8 +98,8 @@ pub(super) fn inner_tokenizer(
     let mut changed = false;
     if let Some(dropout) = whole.pointer_mut("/model/dropout").filter(|d| !d.is_null()) {
         notes.push(format!(
-            "tokenizer.json of {origin}: BPE dropout of {dropout} is off, so that a text always has \
-             the same tokens"
+            "tokenizer.json of {origin}: BPE dropout of {dropout} is off, so that a text always \
+             has the same tokens"
         ));
         *dropout = Value::Null;
         changed = true;
@@ -222,8 +222,8 @@ pub(super) fn check_versions(config: &Map<String, Value>, origin: &str) -> Resul
     match names.filter_map(Value::as_str).find(version) {
         None => Ok(()),
         Some(name) => Err(Error::user(format!(
-            "tokenizer_config.json of {origin}: fast_tokenizer_files names {name}, which Duplex does \
-             not read; save the tokenizer again with \
+            "tokenizer_config.json of {origin}: fast_tokenizer_files names {name}, which Duplex \
+             does not read; save the tokenizer again with \
              `AutoTokenizer.from_pretrained(...).save_pretrained(...)`"
         ))),
     }

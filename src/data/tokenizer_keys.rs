@@ -101,8 +101,8 @@ mod tests {
     #[test]
     fn keys_are_known_or_named() {
         let notes = |config: Value| key_notes(config.as_object().unwrap(), "DIR");
-        let known = json!({"eos_token": "e", "image_token": "i", "legacy": false, "errors": "replace",
-            "split_special_tokens": false, "model_max_length": 1e30});
+        let known = json!({"eos_token": "e", "image_token": "i", "legacy": false,
+            "errors": "replace", "split_special_tokens": false, "model_max_length": 1e30});
         assert!(notes(known).is_empty());
         let odd = notes(json!({"zeta": 1, "auto_map": {}, "split_special_tokens": true}));
         assert_eq!(

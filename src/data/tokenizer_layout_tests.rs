@@ -259,8 +259,9 @@ fn named_templates_without_a_default_one() {
         let line = tokenizer.template_for(false).err().unwrap().to_string();
         assert!(
             line.ends_with(
-                "has chat templates named \"rag\", \"tool_use\", and none named \"default\"; put the \
-                 one that is meant in its chat_template.jinja, or use --chat-format human_assistant"
+                "has chat templates named \"rag\", \"tool_use\", and none named \"default\"; put \
+                 the one that is meant in its chat_template.jinja, or use --chat-format \
+                 human_assistant"
             ),
             "{line}"
         );

@@ -71,7 +71,8 @@ mod tests {
             let src: Vec<f32> = (0..order.len() * width).map(|i| i as f32).collect();
             let ours = gather_rows(&order, width, &src);
             for (r, &from) in order.iter().enumerate() {
-                prop_assert_eq!(&ours[r * width..(r + 1) * width], &src[from * width..(from + 1) * width]);
+                let row = |x: usize| x * width..(x + 1) * width;
+                prop_assert_eq!(&ours[row(r)], &src[row(from)]);
             }
             prop_assert_eq!(scatter_rows(&order, width, &ours), src);
         }

@@ -60,8 +60,8 @@ fn resolve_in(hub: &Path, name: &str) -> Result<PathBuf> {
     if versions.is_empty() {
         let option = revision.map_or(String::new(), |r| format!(" --revision {r}"));
         return Err(Error::user(format!(
-            "{name}: neither a directory nor a model in the local cache {}; download it there first \
-             (`hf download {model}{option}`) or give a directory",
+            "{name}: neither a directory nor a model in the local cache {}; download it there \
+             first (`hf download {model}{option}`) or give a directory",
             hub.display()
         )));
     }

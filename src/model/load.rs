@@ -470,25 +470,7 @@ impl Model {
         names.score.sort();
         names.unknown.sort();
         self.find_score(file, &mut names, dir)?;
-        let (embedding, head) = (embedding_name(&self.arch), head_name(&self.arch, "weight"));
-        if self.arch.tied
-            && let Some(stored) = names.tensors.remove(&head)
-        {
-            if let Some(other) = names.get(&embedding).filter(|_| self.head == Head::Lm)
-                && !same_tensor(file, other, &stored)?
-            {
-                return Err(Error::user(format!(
-                    "{}: {other} and {stored} differ, but the config ties them",
-                    dir.display()
-                )));
-            }
-            names.tensors.entry(embedding).or_insert(stored);
-        }
-        if self.head == Head::Score {
-            // A reward model has no language-model head.
-            names.tensors.remove(&head);
-            names.tensors.remove(&head_name(&self.arch, "bias"));
-        }
+        self.settle_head(file, &mut names, dir)?;
         self.refuse_unknown(&names, "", dir)?;
         let mut used = HashSet::new();
         for (i, source) in self.params.sources.iter().enumerate() {
@@ -538,12 +520,37 @@ impl Model {
         saved.sort();
         if options.train && !saved.is_empty() {
             self.notes.push(format!(
-                "{}: {} came with the adapters and stay as they are; the adapters' factors are trained",
+                "{}: {} came with the adapters and stay as they are; the adapters' factors are \
+                 trained",
                 dir.display(),
                 first_three(&saved)
             ));
         }
         self.saved_with_adapters = saved;
+        Ok(())
+    }
+
+    /// Leaves the language-model head among the tensors of adapters only where it is one of its
+    /// own: a tied one is the embedding, and a reward model has none.
+    fn settle_head(&self, file: &Checkpoint, names: &mut Names, dir: &Path) -> Result<()> {
+        let (embedding, head) = (embedding_name(&self.arch), head_name(&self.arch, "weight"));
+        if self.arch.tied
+            && let Some(stored) = names.tensors.remove(&head)
+        {
+            if let Some(other) = names.get(&embedding).filter(|_| self.head == Head::Lm)
+                && !same_tensor(file, other, &stored)?
+            {
+                return Err(Error::user(format!(
+                    "{}: {other} and {stored} differ, but the config ties them",
+                    dir.display()
+                )));
+            }
+            names.tensors.entry(embedding).or_insert(stored);
+        }
+        if self.head == Head::Score {
+            names.tensors.remove(&head);
+            names.tensors.remove(&head_name(&self.arch, "bias"));
+        }
         Ok(())
     }
 }

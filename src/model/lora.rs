@@ -265,7 +265,8 @@ impl LoraConfig {
             let found = linear.iter().any(|l| ends_in(std::slice::from_ref(m), l));
             if !(is_all(m) || found) {
                 return Err(Error::user(format!(
-                    "LoRA module {m:?} matches no linear layer of this {} model; it has {}, or use \"all\"",
+                    "LoRA module {m:?} matches no linear layer of this {} model; it has {}, or use \
+                     \"all\"",
                     arch.family.model_type,
                     linear_modules(arch).join(", ")
                 )));

@@ -165,7 +165,8 @@ impl Names {
         if ends(&QUANTISED) {
             "; the weights are quantised, which is not supported: use the original ones"
         } else if self.unknown.iter().any(|n| n.contains(".lora_")) {
-            "; they are LoRA adapters that were not merged: merge them, or save them alone with PEFT"
+            "; they are LoRA adapters that were not merged: merge them, or save them alone with \
+             PEFT"
         } else {
             ""
         }
@@ -239,7 +240,8 @@ mod tests {
     #[test]
     fn wrappers_and_prefixes_of_every_tool_mean_the_same_tensor() {
         let opt = arch(json!({"model_type": "opt", "vocab_size": 50272, "hidden_size": 24,
-            "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 40, "max_position_embeddings": 16}));
+            "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 40,
+            "max_position_embeddings": 16}));
         let known: HashSet<String> =
             ["model.decoder.embed_tokens.weight", "model.decoder.layers.0.fc1.bias"]
                 .map(String::from)

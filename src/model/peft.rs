@@ -189,8 +189,8 @@ impl Keys {
             Some(v) => Err(bad(
                 "init_lora_weights",
                 &format!(
-                    "{v} changes the base model's weights, which is not supported; save the adapter \
-                     with path_initial_model_for_weight_conversion, or merge it with peft"
+                    "{v} changes the base model's weights, which is not supported; save the \
+                     adapter with path_initial_model_for_weight_conversion, or merge it with peft"
                 ),
             )),
         }

@@ -31,7 +31,8 @@ pub struct AdamWCompact(pub AdamW);
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
     name: "adamw_compact",
-    about: "adamw with weights of 24 bits and moments in codes of 8, scaled by blocks of 64, in place",
+    about: "adamw with weights of 24 bits and moments in codes of 8, scaled by blocks of 64, in \
+        place",
     cases,
 };
 
@@ -81,8 +82,8 @@ impl Op for AdamWCompact {
             && ins[6] == Some(Desc::new(&[n / BLOCK * 2], DType::F32));
         let whole = self.0.groups.iter().all(|g| g.start.is_multiple_of(BLOCK));
         if !fits || !whole || !self.0.settings_fit(n) {
-            let expected = "w bf16 [n], grad [n], clip f32 [1], correction, m, v u8 [n], scales f32 [n / 32], \
-                disjoint groups in 0..n from multiples of 64, step from 1";
+            let expected = "w bf16 [n], grad [n], clip f32 [1], correction, m, v u8 [n], scales \
+                f32 [n / 32], disjoint groups in 0..n from multiples of 64, step from 1";
             return Err(shape_error(self, ins, expected));
         }
         let outs = [0, 3, 4, 5, 6].map(Place::InPlace).to_vec();

@@ -86,8 +86,8 @@ impl Op for CachedAttention {
                 self,
                 ins,
                 "qkv [tokens, (heads + 2 kv_heads) head_dim], cu_seqlens [sequences + 1], starts \
-                 [sequences], page_table [sequences, pages], kcache and vcache [num_pages, kv_heads, \
-                 64, head_dim]",
+                 [sequences], page_table [sequences, pages], kcache and vcache [num_pages, \
+                 kv_heads, 64, head_dim]",
             ));
         }
         let tokens = qkv.shape.rows();
@@ -132,7 +132,8 @@ impl Pages<'_> {
             let needed = (start + new.len()).div_ceil(PAGE);
             if needed > self.columns {
                 return Err(Error::internal(format!(
-                    "cached_attention: sequence {s} has {} cached and {} new tokens but {} pages of {PAGE}",
+                    "cached_attention: sequence {s} has {} cached and {} new tokens but {} pages \
+                     of {PAGE}",
                     self.starts[s],
                     new.len(),
                     self.columns

@@ -291,7 +291,8 @@ fn compare(what: &str, got: &[f64], want: &[f64], limit: f64) -> Result<()> {
     if got.len() != want.len() || relative.is_nan() || relative > limit {
         let (g, w) = (got.get(at), want.get(at));
         return Err(Error::internal(format!(
-            "{what}: relative L2 {relative:.2e} > {limit:.1e}; largest {max:.2e} at {at}: {g:?}, expected {w:?} ({} of {} values)",
+            "{what}: relative L2 {relative:.2e} > {limit:.1e}; largest {max:.2e} at {at}: {g:?}, \
+             expected {w:?} ({} of {} values)",
             got.len(),
             want.len()
         )));

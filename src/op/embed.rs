@@ -68,7 +68,8 @@ impl Embed {
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
     name: "embed",
-    about: "token embedding plus optional learned positions: scale tok[id] + pos[position + offset]",
+    about: "token embedding plus optional learned positions: \
+        scale tok[id] + pos[position + offset]",
     cases,
 };
 

@@ -31,7 +31,8 @@ pub struct LogProb {
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
     name: "logprob",
-    about: "log_softmax(l / T) at the targets, and its entropy; l = x w^T + b or cap tanh((x w^T + b) / cap)",
+    about: "log_softmax(l / T) at the targets, and its entropy; l = x w^T + b or \
+        cap tanh((x w^T + b) / cap)",
     cases,
 };
 

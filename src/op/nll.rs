@@ -33,7 +33,8 @@ pub struct Nll {
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
     name: "nll",
-    about: "scale * sum weights log_softmax(l) at the targets, l = x w^T + b or cap tanh((x w^T + b) / cap); logits are made once",
+    about: "scale * sum weights log_softmax(l) at the targets, l = x w^T + b or \
+        cap tanh((x w^T + b) / cap); logits are made once",
     cases,
 };
 

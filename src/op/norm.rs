@@ -22,7 +22,8 @@ use std::sync::Arc;
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
     name: "norm",
-    about: "LayerNorm: (x - mean) / sqrt(var + eps) * gamma + beta; RMSNorm: x / rms(x) * gamma; gamma = w or 1 + w",
+    about: "LayerNorm: (x - mean) / sqrt(var + eps) * gamma + beta; RMSNorm: x / rms(x) * gamma; \
+        gamma = w or 1 + w",
     cases,
 };
 

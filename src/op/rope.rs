@@ -42,7 +42,8 @@ pub struct Rope {
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
     name: "rope",
-    about: "rotary positions, half-split or interleaved pairs: (a, b) -> (a cos - b sin, b cos + a sin)",
+    about: "rotary positions, half-split or interleaved pairs: \
+        (a, b) -> (a cos - b sin, b cos + a sin)",
     cases,
 };
 

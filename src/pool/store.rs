@@ -124,6 +124,21 @@ fn part_of(len: usize, [part, parts]: [usize; 2]) -> Range<usize> {
     len / parts * part..len / parts * (part + 1)
 }
 
+/// Fails where no store can be laid out so.
+fn fits(device: Device, dtype: DType, grads: DType, partition: &Partition) -> Result<()> {
+    if grads != DType::F32 && (grads, dtype) != (DType::Bf16, DType::Bf16) {
+        return Err(Error::internal(format!("{grads} gradients of {dtype} weights")));
+    }
+    let (blocks, ranks) = (partition.blocks, partition.comm.size());
+    if blocks == 0 || ranks > 1 && !ranks.is_multiple_of(blocks) {
+        return Err(Error::internal(format!("{blocks} blocks of {ranks} ranks")));
+    }
+    if matches!(device, Device::Cuda(_)) && ranks > 1 && !partition.comm.is_on_device() {
+        return Err(Error::internal("ranks on cards that nothing of theirs connects"));
+    }
+    Ok(())
+}
+
 impl Store {
     /// Lays out and allocates `specs` on one rank, zeroed. Gradients are f32.
     pub fn new(device: Device, dtype: DType, specs: Vec<ParamSpec>) -> Result<Store> {
@@ -151,16 +166,8 @@ impl Store {
         partition: Partition,
         specs: Vec<ParamSpec>,
     ) -> Result<Store> {
-        if grads != DType::F32 && (grads, dtype) != (DType::Bf16, DType::Bf16) {
-            return Err(Error::internal(format!("{grads} gradients of {dtype} weights")));
-        }
+        fits(device, dtype, grads, &partition)?;
         let (blocks, ranks) = (partition.blocks, partition.comm.size());
-        if blocks == 0 || ranks > 1 && !ranks.is_multiple_of(blocks) {
-            return Err(Error::internal(format!("{blocks} blocks of {ranks} ranks")));
-        }
-        if matches!(device, Device::Cuda(_)) && ranks > 1 && !partition.comm.is_on_device() {
-            return Err(Error::internal("ranks on cards that nothing of theirs connects"));
-        }
         // 0 is no store.
         static NEXT: AtomicU64 = AtomicU64::new(1);
         // All ranks lay out alike, whatever they share out. Tables come after the others of their

@@ -22,7 +22,8 @@ pub(super) fn page(run: &Run) -> String {
         String::from("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n");
     out.push_str("<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n");
     out.push_str(
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n",
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; \
+         style-src 'unsafe-inline'\">\n",
     );
     if run.seconds.is_none() {
         out.push_str("<meta http-equiv=\"refresh\" content=\"30\">\n");
@@ -242,7 +243,8 @@ fn figure(
     let mut last = format!("<span class=\"value\">{}</span>", show(names, name, series.last(), 4));
     if let Some(held_out) = held_out {
         last = format!(
-            "<span><small>train</small> {last} <small>held-out</small> <span class=\"value held\">{}</span></span>",
+            "<span><small>train</small> {last} <small>held-out</small> \
+             <span class=\"value held\">{}</span></span>",
             show(names, name, held_out.last(), 4)
         );
     }
@@ -352,7 +354,8 @@ fn log(out: &mut String, run: &Run) {
         return;
     }
     out.push_str(
-        "<section><div class=\"title\"><h2>Log</h2></div><div class=\"scroll\"><table class=\"log\">\n",
+        "<section><div class=\"title\"><h2>Log</h2></div><div class=\"scroll\">\
+         <table class=\"log\">\n",
     );
     for line in &run.log {
         let after = duration((line.time - run.started.unwrap_or(line.time)).max(0.0));

@@ -112,7 +112,8 @@ pub fn generate(
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + sampling.max_new_tokens;
     if longest > model.arch.max_positions {
         return Err(Error::user(format!(
-            "prompt and answer come to {longest} tokens, the model has {} positions; use shorter prompts or answers",
+            "prompt and answer come to {longest} tokens, the model has {} positions; use shorter \
+             prompts or answers",
             model.arch.max_positions
         )));
     }

@@ -18,22 +18,22 @@ fn with(config: &Value, key: &str, value: Value) -> Value {
 
 fn opt() -> Value {
     json!({"_name_or_path": "facebook/opt-350m", "_remove_final_layer_norm": false,
-        "activation_dropout": 0.0, "activation_function": "relu", "architectures": ["OPTForCausalLM"],
-        "attention_dropout": 0.0, "bos_token_id": 2, "do_layer_norm_before": false, "dropout": 0.1,
-        "eos_token_id": 2, "ffn_dim": 4096, "hidden_size": 1024, "init_std": 0.02, "layerdrop": 0.0,
-        "max_position_embeddings": 2048, "model_type": "opt", "num_attention_heads": 16,
-        "num_hidden_layers": 24, "pad_token_id": 1, "prefix": "</s>", "torch_dtype": "float16",
-        "transformers_version": "4.20.0.dev0", "use_cache": true, "vocab_size": 50272,
-        "word_embed_proj_dim": 512})
+        "activation_dropout": 0.0, "activation_function": "relu",
+        "architectures": ["OPTForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 2,
+        "do_layer_norm_before": false, "dropout": 0.1, "eos_token_id": 2, "ffn_dim": 4096,
+        "hidden_size": 1024, "init_std": 0.02, "layerdrop": 0.0, "max_position_embeddings": 2048,
+        "model_type": "opt", "num_attention_heads": 16, "num_hidden_layers": 24, "pad_token_id": 1,
+        "prefix": "</s>", "torch_dtype": "float16", "transformers_version": "4.20.0.dev0",
+        "use_cache": true, "vocab_size": 50272, "word_embed_proj_dim": 512})
 }
 
 fn gpt2() -> Value {
-    json!({"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
-        "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
-        "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12,
-        "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1, "summary_activation": null,
-        "summary_first_dropout": 0.1, "summary_proj_to_labels": true, "summary_type": "cls_index",
-        "summary_use_proj": true, "vocab_size": 50257,
+    json!({"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": 0.1, "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256,
+        "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024,
+        "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1,
+        "summary_activation": null, "summary_first_dropout": 0.1, "summary_proj_to_labels": true,
+        "summary_type": "cls_index", "summary_use_proj": true, "vocab_size": 50257,
         "task_specific_params": {"text-generation": {"do_sample": true, "max_length": 50}}})
 }
 
@@ -46,29 +46,32 @@ fn gpt_neo() -> Value {
         "max_position_embeddings": 2048, "model_type": "gpt_neo", "num_heads": 12, "num_layers": 4,
         "resid_dropout": 0, "summary_activation": null, "summary_first_dropout": 0.1,
         "summary_proj_to_labels": true, "summary_type": "cls_index", "summary_use_proj": true,
-        "transformers_version": "4.9.0.dev0", "use_cache": true, "vocab_size": 50257, "window_size": 256})
+        "transformers_version": "4.9.0.dev0", "use_cache": true, "vocab_size": 50257,
+        "window_size": 256})
 }
 
 fn gpt_neox() -> Value {
-    json!({"architectures": ["GPTNeoXForCausalLM"], "attention_probs_dropout_prob": 0, "bos_token_id": 0,
-        "eos_token_id": 0, "hidden_act": "gelu", "hidden_dropout_prob": 0, "hidden_size": 512,
-        "initializer_range": 0.02, "intermediate_size": 2048, "layer_norm_eps": 1e-05,
-        "max_position_embeddings": 2048, "model_type": "gpt_neox", "num_attention_heads": 8,
-        "num_hidden_layers": 6, "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": false,
-        "torch_dtype": "float16", "transformers_version": "4.24.0", "use_cache": true,
-        "use_parallel_residual": true, "vocab_size": 50304})
+    json!({"architectures": ["GPTNeoXForCausalLM"], "attention_probs_dropout_prob": 0,
+        "bos_token_id": 0, "eos_token_id": 0, "hidden_act": "gelu", "hidden_dropout_prob": 0,
+        "hidden_size": 512, "initializer_range": 0.02, "intermediate_size": 2048,
+        "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "model_type": "gpt_neox",
+        "num_attention_heads": 8, "num_hidden_layers": 6, "rotary_emb_base": 10000,
+        "rotary_pct": 0.25, "tie_word_embeddings": false, "torch_dtype": "float16",
+        "transformers_version": "4.24.0", "use_cache": true, "use_parallel_residual": true,
+        "vocab_size": 50304})
 }
 
 fn gptj() -> Value {
-    json!({"activation_function": "gelu_new", "architectures": ["GPTJForCausalLM"], "attn_pdrop": 0.0,
-        "bos_token_id": 50256, "embd_pdrop": 0.0, "eos_token_id": 50256, "gradient_checkpointing": false,
-        "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "model_type": "gptj", "n_embd": 4096,
-        "n_head": 16, "n_inner": null, "n_layer": 28, "n_positions": 2048, "resid_pdrop": 0.0,
-        "rotary": true, "rotary_dim": 64, "scale_attn_weights": true, "summary_activation": null,
-        "summary_first_dropout": 0.1, "summary_proj_to_labels": true, "summary_type": "cls_index",
-        "summary_use_proj": true, "task_specific_params": {"text-generation": {"do_sample": true}},
-        "tie_word_embeddings": false, "tokenizer_class": "GPT2Tokenizer", "transformers_version": "4.18.0",
-        "use_cache": true, "vocab_size": 50400})
+    json!({"activation_function": "gelu_new", "architectures": ["GPTJForCausalLM"],
+        "attn_pdrop": 0.0, "bos_token_id": 50256, "embd_pdrop": 0.0, "eos_token_id": 50256,
+        "gradient_checkpointing": false, "initializer_range": 0.02, "layer_norm_epsilon": 1e-05,
+        "model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_inner": null, "n_layer": 28,
+        "n_positions": 2048, "resid_pdrop": 0.0, "rotary": true, "rotary_dim": 64,
+        "scale_attn_weights": true, "summary_activation": null, "summary_first_dropout": 0.1,
+        "summary_proj_to_labels": true, "summary_type": "cls_index", "summary_use_proj": true,
+        "task_specific_params": {"text-generation": {"do_sample": true}},
+        "tie_word_embeddings": false, "tokenizer_class": "GPT2Tokenizer",
+        "transformers_version": "4.18.0", "use_cache": true, "vocab_size": 50400})
 }
 
 fn codegen() -> Value {
@@ -90,11 +93,12 @@ fn bloom() -> Value {
     json!({"apply_residual_connection_post_layernorm": false, "attention_dropout": 0.0,
         "architectures": ["BloomForCausalLM"], "attention_softmax_in_fp32": true,
         "bias_dropout_fusion": true, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
-        "unk_token_id": 0, "hidden_dropout": 0.0, "initializer_range": 0.02, "layer_norm_epsilon": 1e-05,
-        "masked_softmax_fusion": true, "model_type": "bloom", "n_embed": 1024, "n_inner": null,
-        "n_layer": 24, "num_attention_heads": 16, "offset_alibi": 100, "pretraining_tp": 1,
-        "seq_length": 2048, "skip_bias_add": true, "skip_bias_add_qkv": false,
-        "transformers_version": "4.20.0", "use_cache": true, "vocab_size": 250880, "slow_but_exact": false})
+        "unk_token_id": 0, "hidden_dropout": 0.0, "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-05, "masked_softmax_fusion": true, "model_type": "bloom",
+        "n_embed": 1024, "n_inner": null, "n_layer": 24, "num_attention_heads": 16,
+        "offset_alibi": 100, "pretraining_tp": 1, "seq_length": 2048, "skip_bias_add": true,
+        "skip_bias_add_qkv": false, "transformers_version": "4.20.0", "use_cache": true,
+        "vocab_size": 250880, "slow_but_exact": false})
 }
 
 fn llama() -> Value {
@@ -111,14 +115,14 @@ fn llama() -> Value {
 fn llama32() -> Value {
     json!({"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
         "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64,
-        "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192,
-        "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama",
-        "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
-        "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 32.0,
-        "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
-        "rope_type": "llama3"}, "rope_theta": 500000.0, "tie_word_embeddings": true,
-        "torch_dtype": "bfloat16", "transformers_version": "4.45.0.dev0", "use_cache": true,
-        "vocab_size": 128256})
+        "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+        "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": false,
+        "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16,
+        "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+        "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3"}, "rope_theta": 500000.0,
+        "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+        "transformers_version": "4.45.0.dev0", "use_cache": true, "vocab_size": 128256})
 }
 
 fn mistral() -> Value {
@@ -136,10 +140,10 @@ fn qwen2() -> Value {
         "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02,
         "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 21,
         "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24,
-        "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "use_mrope": false,
-        "sliding_window": 32768, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
-        "transformers_version": "4.43.1", "use_cache": true, "use_sliding_window": false,
-        "vocab_size": 151936})
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+        "use_mrope": false, "sliding_window": 32768, "tie_word_embeddings": true,
+        "torch_dtype": "bfloat16", "transformers_version": "4.43.1", "use_cache": true,
+        "use_sliding_window": false, "vocab_size": 151936})
 }
 
 fn qwen3() -> Value {
@@ -154,16 +158,17 @@ fn qwen3() -> Value {
 }
 
 fn gemma2() -> Value {
-    json!({"architectures": ["Gemma2ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
-        "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid",
-        "eos_token_id": 1, "final_logit_softcapping": 30.0, "head_dim": 256,
-        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
-        "hidden_size": 2304, "initializer_range": 0.02, "intermediate_size": 9216,
-        "max_position_embeddings": 8192, "model_type": "gemma2", "num_attention_heads": 8,
-        "num_hidden_layers": 26, "num_key_value_heads": 4, "pad_token_id": 0,
-        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
-        "sliding_window": 4096, "sliding_window_size": 4096, "torch_dtype": "float32",
-        "transformers_version": "4.42.4", "use_cache": true, "vocab_size": 256000})
+    json!({"architectures": ["Gemma2ForCausalLM"], "attention_bias": false,
+        "attention_dropout": 0.0, "attn_logit_softcapping": 50.0, "bos_token_id": 2,
+        "cache_implementation": "hybrid", "eos_token_id": 1, "final_logit_softcapping": 30.0,
+        "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304, "initializer_range": 0.02,
+        "intermediate_size": 9216, "max_position_embeddings": 8192, "model_type": "gemma2",
+        "num_attention_heads": 8, "num_hidden_layers": 26, "num_key_value_heads": 4,
+        "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_size": 4096,
+        "torch_dtype": "float32", "transformers_version": "4.42.4", "use_cache": true,
+        "vocab_size": 256000})
 }
 
 fn phi3() -> Value {

@@ -13,7 +13,8 @@ pub(super) fn error(code: u32) -> Error {
         3 => Error::internal("a row is outside its tensor"),
         4 => Error::internal("sequence lengths do not fit the batch"),
         5 => Error::user(
-            "no token can be drawn: the model's logits are not finite, or every token is an end token; go back to an earlier checkpoint or lower the learning rate",
+            "no token can be drawn: the model's logits are not finite, or every token is an end \
+             token; go back to an earlier checkpoint or lower the learning rate",
         ),
         other => Error::internal(format!("a kernel reported fault {other}")),
     }

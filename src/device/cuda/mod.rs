@@ -224,7 +224,9 @@ impl Context {
             if code != SUCCESS {
                 let (major, minor) = self.card.capability;
                 return Err(Error::resource(format!(
-                    "CUDA device {ordinal} ({}, compute capability {major}.{minor}) cannot load the kernels of {name}: {}; compute capability 8.0 and a driver for CUDA 13 are needed",
+                    "CUDA device {ordinal} ({}, compute capability {major}.{minor}) cannot load \
+                     the kernels of {name}: {}; compute capability 8.0 and a driver for CUDA 13 \
+                     are needed",
                     self.card.name,
                     self.api.describe(code)
                 )));
@@ -297,8 +299,8 @@ impl Context {
                 "out of GPU memory: {what}; use a smaller model, batch or sequence length"
             ))),
             code if LOST.contains(&code) => Err(Error::stopped(format!(
-                "{what}: the device failed here or in work before it: {}; this process cannot use it any \
-                 more; the same command starts anew, a run from its last checkpoint",
+                "{what}: the device failed here or in work before it: {}; this process cannot use \
+                 it any more; the same command starts anew, a run from its last checkpoint",
                 self.explain(code)
             ))),
             code => Err(Error::internal(format!("{what}: {}", self.explain(code)))),

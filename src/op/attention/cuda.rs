@@ -51,7 +51,8 @@ impl Shape {
     fn of(op: &Attention) -> Result<Shape> {
         SHAPES.into_iter().find(|s| s.width >= op.head_dim).ok_or_else(|| {
             Error::user(format!(
-                "attention: heads of {} dimensions: CUDA kernels take 256 at most; run this model on the CPU",
+                "attention: heads of {} dimensions: CUDA kernels take 256 at most; run this model \
+                 on the CPU",
                 op.head_dim
             ))
         })
@@ -112,7 +113,8 @@ pub(in crate::op) fn params(
     if let Some(from) = &op.alibi {
         let Some(to) = slopes.get_mut(..from.len()) else {
             return Err(Error::user(format!(
-                "attention: ALiBi for {} heads: CUDA kernels take {MAX_SLOPES} at most; run this model on the CPU",
+                "attention: ALiBi for {} heads: CUDA kernels take {MAX_SLOPES} at most; run this \
+                 model on the CPU",
                 op.heads
             )));
         };

@@ -143,7 +143,11 @@ mod linux {
             config.rows[..8].fill(ROWS as u8);
             // SAFETY: reads the 64 bytes of `config`.
             unsafe {
-                asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly, preserves_flags));
+                asm!(
+                    "ldtilecfg [{}]",
+                    in(reg) &config,
+                    options(nostack, readonly, preserves_flags),
+                );
             }
             Amx { thread: std::marker::PhantomData }
         }

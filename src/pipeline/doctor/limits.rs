@@ -33,7 +33,8 @@ const LIMITS: [Limit; 5] = [
         bytes: true,
         least: 0,
         enough: 64 << 10,
-        advice: "raise it with `ulimit -l unlimited` where network cards are to reach memory themselves",
+        advice: "raise it with `ulimit -l unlimited` where network cards are to reach memory \
+            themselves",
     },
     Limit {
         name: "stack",

@@ -36,11 +36,16 @@ fn memory(root: &Path) -> Finding {
     let text = format!("{} of {} available{limit}", size(available), size(total));
     let finding = match free {
         f if f < LEAST => {
-            let advice = format!("at least {} must be free: end other programs, or raise the limit", size(LEAST));
+            let advice = format!(
+                "at least {} must be free: end other programs, or raise the limit",
+                size(LEAST)
+            );
             Finding::problem(NAME, text, advice)
         }
-        f if f < LITTLE => Finding::note(NAME, text)
-            .advise("for small models only; --optimizer-state compact and --gradient-checkpointing save some"),
+        f if f < LITTLE => Finding::note(NAME, text).advise(
+            "for small models only; --optimizer-state compact and --gradient-checkpointing save \
+             some",
+        ),
         _ => Finding::ok(NAME, text),
     };
     let finding = finding.with("total", total).with("available", available).with("usable", free);
