@@ -26,7 +26,7 @@ enum Steps<'a> {
 /// An operator that was recorded instead of run.
 pub(super) struct Step<'a> {
     pub(super) op: Arc<dyn Op>,
-    /// What it reads, all of it apart from what it writes.
+    /// Its inputs, none of which it writes.
     pub(super) ins: Vec<Option<Placed<'a>>>,
     pub(super) outs: Vec<Placed<'a>>,
     /// f32 workspace.

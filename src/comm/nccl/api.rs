@@ -27,7 +27,7 @@ pub(super) const IN_PROGRESS: Code = ncclResult_t::ncclInProgress as Code;
 pub(super) const BYTES: ncclDataType_t = ncclDataType_t::ncclUint8;
 /// For `split`: this rank is in none of the new groups. A macro of nccl.h, like those below.
 pub(super) const NO_COLOR: c_int = -1;
-/// What a configuration begins with, and its fields that are left to the library.
+/// The first fields of a configuration; the library chooses the others.
 const MAGIC: u32 = 0xcafe_beef;
 const UNDEFINED: c_int = c_int::MIN;
 

@@ -17,7 +17,7 @@ impl std::fmt::Debug for Graph {
     }
 }
 
-/// What other threads do meanwhile is no business of the recording.
+/// The recording takes only the calls of its own thread.
 const THREAD_LOCAL: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 
 impl Stream {
