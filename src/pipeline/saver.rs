@@ -53,7 +53,7 @@ pub(super) struct Best {
 }
 
 impl Best {
-    /// The checkpoints of a run that has none yet.
+    /// The best of a run that has no checkpoint yet.
     pub(super) fn of(metric: &str) -> Result<Best> {
         Ok(Best { metric: metric.to_string(), lower: lower_is_better(metric)?, found: vec![] })
     }
