@@ -1,9 +1,9 @@
 //! Adapters of every kind that peft makes (`tools/golden_adapters.py`): loaded, merged, exported,
 //! and refused where a tensor or a setting has no place.
 
+use super::device::device;
 use super::{Golden, dir, logits, relative, tensors_of, write_changed};
 use duplex::base::DType;
-use duplex::device::Device;
 use duplex::formats::Checkpoint;
 use duplex::model::{
     Head, LoadOptions, Model, Pass, SaveAs, adapter_weights, save_adapters, save_model,
@@ -42,14 +42,14 @@ fn head_of(name: &str) -> Head {
 }
 
 fn open(path: &Path, head: Head) -> Model {
-    Model::load(path, &LoadOptions::frozen(head, DType::F32)).unwrap()
+    Model::load(path, &LoadOptions::frozen(head, DType::F32).on(device())).unwrap()
 }
 
 fn output(model: &Model, ids: &[i32]) -> Vec<f32> {
     match model.head {
         Head::Lm => logits(model, &[ids.to_vec()]).remove(0),
         Head::Score => {
-            let mut ws = Workspace::new(Device::Cpu, usize::MAX).unwrap();
+            let mut ws = Workspace::new(device(), usize::MAX).unwrap();
             let batch = Batch::new(&[(ids, 0..ids.len())]);
             ws.run("scores", &batch, |tape, batch: &Batch| {
                 let (hidden, select) = batch.hidden(tape, model, Pass::EVAL)?;

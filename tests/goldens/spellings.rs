@@ -1,5 +1,6 @@
 //! Checkpoints as other tools name their tensors: the same model, or an error that is true.
 
+use super::device::device;
 use super::{Tensors, dir, logits, relative, tensors_of, write_changed};
 use duplex::base::DType;
 use duplex::formats::{Checkpoint, SaveTensor, SourceDType};
@@ -26,7 +27,7 @@ fn written(place: &Path, from: &str, config: impl Fn(&mut Value), all: &Tensors)
 }
 
 fn load(path: &Path, head: Head) -> duplex::base::Result<Model> {
-    Model::load(path, &LoadOptions::frozen(head, DType::F32))
+    Model::load(path, &LoadOptions::frozen(head, DType::F32).on(device()))
 }
 
 fn renamed(all: &Tensors, rename: impl Fn(&str) -> String) -> Tensors {
