@@ -7,7 +7,7 @@ use super::metric::{Metric, Metrics};
 use super::objective::Objective;
 use super::optimizer::OptimizerSection;
 use super::sign::LOSS_SPIKE;
-use crate::base::{Error, Result};
+use crate::base::Result;
 use crate::config::{Kind, SectionOf, Sections, section};
 use crate::data::PairExample;
 use crate::engine::{LossFn, Terms};
@@ -169,5 +169,5 @@ fn every_other(tape: &mut Tape<'_>, x: Tensor, first: usize, n: usize) -> Result
     column.desc = Desc::new(&[2 * n, 1], x.desc.dtype);
     let mut picked = gather(tape, column, index)?;
     picked.desc = Desc::new(&[n], picked.desc.dtype);
-    Ok::<_, Error>(picked)
+    Ok(picked)
 }

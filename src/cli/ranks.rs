@@ -34,7 +34,7 @@ enum Start {
 pub(super) fn train(config: &RunConfig) -> Result<u8> {
     let launch = launched(|name| std::env::var(name).ok())?;
     let start = choose(config.device, config.num_gpus, &launch)?;
-    let (timeout, alike) = (config.rank_timeout()?, pipeline::alike(config)?);
+    let (timeout, alike) = (config.rank_timeout()?, || pipeline::alike(config));
     let run = |ranks| pipeline::train(config, ranks);
     let (comm, card) = match start {
         Start::Alone => return run(Ranks::alone()).map(|()| 0),
@@ -46,8 +46,8 @@ pub(super) fn train(config: &RunConfig) -> Result<u8> {
             nccl::find()?;
             return children::run(ranks);
         }
-        Start::OnGpu(card) => (nccl::start(card, &launch, timeout, &alike)?, Some(card)),
-        Start::OnCpu => (over_mpi(&launch, timeout, &alike)?, None),
+        Start::OnGpu(card) => (nccl::start(card, &launch, timeout, &alike()?)?, Some(card)),
+        Start::OnCpu => (over_mpi(&launch, timeout, &alike()?)?, None),
     };
     // One of several processes: the others are told of its end.
     let done = Ranks::on_this_machine(comm.clone(), card).and_then(run);

@@ -59,10 +59,10 @@ impl Names {
         if let Some(label) = self.find(name).and_then(|d| d.label.clone()) {
             return label;
         }
-        let mut chars = name.chars();
         match name.strip_prefix("eval_") {
             Some(rest) => format!("Held-out {}", small(&self.label(rest))),
             None => {
+                let mut chars = name.chars();
                 let first = chars.next().into_iter().flat_map(char::to_uppercase);
                 first.chain(chars).collect::<String>().replace('_', " ")
             }

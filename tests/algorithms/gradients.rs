@@ -32,17 +32,13 @@ fn check<R>(of: &Algorithm, objective: &dyn Fn() -> Box<dyn Objective<R>>, rows:
         }
     }
     let model = &trained.engine.model;
-    let (start, g) = (weights(model), gradients(model));
-    close(f64::from(outcome.grad_norm), norm(&g), 1e-4);
-    let unit: Vec<f64> = g.iter().map(|x| x / norm(&g)).collect();
+    let length = norm(&gradients(model));
+    close(f64::from(outcome.grad_norm), length, 1e-4);
     // Far enough apart that the losses, which are f32, differ by much more than their rounding.
-    let h = (2e-3 / norm(&g)).min(3e-3);
-    let mut at = |step: f64| {
-        shift(&trained.engine.model, &start, &unit, step);
-        f64::from(trained.evaluate(&mut ws, &rows).unwrap().loss)
-    };
-    let slope = (at(h) - at(-h)) / (2.0 * h);
-    assert!((slope / norm(&g) - 1.0).abs() < 0.02, "{}: {slope} {}", of.name, norm(&g));
+    let h = (2e-3 / length).min(3e-3);
+    let loss = || f64::from(trained.evaluate(&mut ws, &rows).unwrap().loss);
+    let share = slope_share(model, h, loss);
+    assert!((share - 1.0).abs() < 0.02, "{}: {share}", of.name);
 }
 
 #[test]

@@ -195,6 +195,18 @@ pub fn shift(model: &Model, start: &[Vec<f32>], direction: &[f64], step: f64) {
     }
 }
 
+/// Differences of `loss` along the last step's gradient, from `h` before the weights to `h` behind
+/// them, as a share of the gradient's norm: 1 where it is the gradient of that loss.
+pub fn slope_share(model: &Model, h: f64, mut loss: impl FnMut() -> f64) -> f64 {
+    let (start, g) = (weights(model), gradients(model));
+    let unit: Vec<f64> = g.iter().map(|x| x / norm(&g)).collect();
+    let mut at = |step: f64| {
+        shift(model, &start, &unit, step);
+        loss()
+    };
+    (at(h) - at(-h)) / (2.0 * h) / norm(&g)
+}
+
 pub fn norm(x: &[f64]) -> f64 {
     x.iter().map(|v| v * v).sum::<f64>().sqrt()
 }

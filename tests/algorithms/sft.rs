@@ -61,15 +61,10 @@ fn the_gradient_is_that_of_the_loss() {
         let rows: Vec<&SftExample> = examples.iter().collect();
         let mut trainer = trainer("opt", on_prompt, 90, 0.0);
         trainer.train(&mut ws, &rows).unwrap();
-        let (start, g) = (weights(&trainer.engine.model), gradients(&trainer.engine.model));
-        let unit: Vec<f64> = g.iter().map(|x| x / norm(&g)).collect();
-        let mut at = |step: f64| {
-            shift(&trainer.engine.model, &start, &unit, step);
-            naive(&mut ws, &trainer.engine, on_prompt, &examples)
-        };
-        let h = 3e-4;
-        let slope = (at(h) - at(-h)) / (2.0 * h);
-        assert!((slope / norm(&g) - 1.0).abs() < 0.01, "{slope} {}", norm(&g));
+        let engine = &trainer.engine;
+        let naive = || naive(&mut ws, engine, on_prompt, &examples);
+        let share = slope_share(&engine.model, 3e-4, naive);
+        assert!((share - 1.0).abs() < 0.01, "{share}");
     }
 }
 
