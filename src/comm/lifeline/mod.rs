@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 const BEAT: Duration = Duration::from_millis(500);
 /// A rank that has told nothing for so long is stopped or cut off.
 const SILENT: Duration = Duration::from_secs(3);
-/// How long rank 0 may take to answer.
+/// How long rank 0 is waited for when it is asked. It answers in half of that, or is stopped: a
+/// launcher that ends the run may let it go on when the first rank has given up.
 const ANSWER: Duration = Duration::from_secs(2);
 /// A launcher ends with the code of the rank that ended first, so one that failed goes before those
 /// that miss it.
@@ -385,13 +386,16 @@ impl Shared {
         if first && matches!(how, End::Failed(_)) {
             std::thread::sleep(GO_FIRST);
         }
+        // Under the lock: whoever has looked and is about to wait is woken.
+        let _state = self.lock();
         if first {
             self.gone.store(true, Ordering::Release);
         }
         self.changed.notify_all();
     }
 
-    /// The state of a group's calls; `None` if rank 0 does not answer.
+    /// The state of a group's calls; `None` if rank 0 does not answer, or a rank's end is told
+    /// meanwhile: rank 0 may have ended before it could answer.
     fn survey(&self, group: u64, silence: Duration) -> Option<Survey> {
         let mut state = self.lock();
         if self.rank == 0 {
@@ -399,8 +403,12 @@ impl Shared {
         }
         state.answer = None;
         send(&mut state.lines.first_mut()?.1, &Word::Ask(group, silence)).ok()?;
-        let woken = self.changed.wait_timeout_while(state, ANSWER, |s| s.answer.is_none());
-        woken.unwrap_or_else(PoisonError::into_inner).0.answer.clone()
+        let asked = Instant::now();
+        let open = |s: &mut State| s.answer.is_none() && !self.gone.load(Ordering::Acquire);
+        let woken = self.changed.wait_timeout_while(state, ANSWER, open);
+        let answer = woken.unwrap_or_else(PoisonError::into_inner).0.answer.clone();
+        // A rank 0 that was stopped until now has not read what the others told it meanwhile.
+        answer.filter(|_| asked.elapsed() < ANSWER / 2)
     }
 
     /// The state of a group's calls, as rank 0 knows it.

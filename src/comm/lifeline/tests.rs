@@ -126,6 +126,24 @@ fn a_rank_that_does_not_come_or_has_become_silent_is_named() {
     assert!(ranks[1].gone().is_none());
 }
 
+/// Rank 0 ends before it answers: the one that asks learns of the end, and waits no longer.
+#[test]
+fn a_rank_that_asks_does_not_wait_for_one_that_has_ended() {
+    let ranks = met(2);
+    let held = ranks[0].shared.lock();
+    let clock = Instant::now();
+    std::thread::scope(|threads| {
+        let asks = threads.spawn(|| ranks[1].late(&[0, 1], 7, 0, Duration::from_secs(4)));
+        std::thread::sleep(Duration::from_millis(100));
+        for (_, line) in &held.lines {
+            line.shutdown(Shutdown::Both).unwrap();
+        }
+        asks.join().unwrap();
+    });
+    assert!(clock.elapsed() < ANSWER, "{:?}", clock.elapsed());
+    assert!(told(&ranks[1]).starts_with("rank 0 on host-0 is gone: its process ended"));
+}
+
 #[test]
 fn a_stranger_finds_nobody_and_nonsense_is_no_word() {
     // After the meeting nobody listens.

@@ -148,10 +148,10 @@ impl World {
     }
 
     /// Does what blocks inside MPI, on a thread of its own, so that this one need not wait for
-    /// ever.
+    /// ever. All have come to `what`.
     pub(super) fn blocking<T: Send + 'static>(
         self: &Arc<World>,
-        what: &str,
+        what: &What,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
         let ((tell, told), world) = (channel(), self.clone());
@@ -174,10 +174,7 @@ impl World {
                 return Err(self.break_up(e));
             }
             if Instant::now() >= deadline {
-                let seconds = self.timeout.as_secs_f64();
-                return Err(self.break_up(Error::stopped(format!(
-                    "{what}: no end within {seconds} s; the same command goes on from the last checkpoint"
-                ))));
+                return Err(self.break_up(self.lifeline.overdue(what, self.timeout)));
             }
         }
     }

@@ -231,7 +231,7 @@ impl Transport for Mpi {
         distinct.dedup();
         let index = distinct.partition_point(|c| *c < color as u64) as i32;
         let key = group.rank as i32;
-        let comm = group.world.blocking("split", move || {
+        let comm = group.world.blocking(&all_here.what, move || {
             // SAFETY: a live communicator; the result is read once MPI has written it.
             unsafe {
                 let mut comm = ffi::RSMPI_COMM_NULL;
