@@ -3,6 +3,8 @@
 
 mod common;
 
+#[path = "algorithms/critic_free.rs"]
+mod critic_free;
 #[path = "algorithms/dpo.rs"]
 mod dpo;
 #[path = "algorithms/experience.rs"]

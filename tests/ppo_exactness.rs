@@ -3,8 +3,12 @@
 mod common;
 
 use common::*;
-use duplex::algo::{KlControl, PpoConfig, PpoEngines, PpoTrainer, RewardSource};
+use duplex::algo::{
+    Advantage, KlPenalty, Method, ModelReward, OnlineConfig, OnlineModels, OnlineTrainer,
+    PolicyLoss, Reference, RewardScaling, RewardSource,
+};
 use duplex::base::DType;
+use duplex::data::PromptExample;
 use duplex::device::Device;
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions};
@@ -12,8 +16,16 @@ use duplex::rollout::Sampling;
 use duplex::tape::{Keep, Workspace};
 use duplex::train::Batch;
 
-fn ppo_config(temperature: f32) -> PpoConfig {
-    PpoConfig {
+fn ppo_config(temperature: f32) -> OnlineConfig {
+    OnlineConfig {
+        method: Method {
+            num_generations: 1,
+            kl: Some(KlPenalty { coef: 0.1, adaptive: None }),
+            advantage: Advantage::Gae { gamma: 1.0, lambda: 0.95 },
+            whiten_advantages: true,
+            policy_loss: PolicyLoss::Token { clip: 0.2 },
+            epochs: 2,
+        },
         sampling: Sampling {
             temperature,
             top_k: 20,
@@ -23,19 +35,12 @@ fn ppo_config(temperature: f32) -> PpoConfig {
             eos: vec![3],
             seed: 5,
         },
-        kl_coef: 0.1,
-        kl_control: KlControl::Fixed,
         clip_reward_value: 5.0,
-        reward_scaling: true,
+        reward_scaling: RewardScaling::Running,
         missing_eos_penalty: 0.5,
-        gamma: 1.0,
-        lam: 0.95,
-        whiten_advantages: true,
-        cliprange: 0.2,
         cliprange_value: 0.2,
         entropy_coef: 0.01,
         unsup_coef: 0.0,
-        ppo_epochs: 2,
         minibatch: 4,
         micro_batch_tokens: 150,
         actor_schedule: constant(),
@@ -43,18 +48,24 @@ fn ppo_config(temperature: f32) -> PpoConfig {
     }
 }
 
-fn engines(family: &str, dtype: DType, with_lora: bool, keep: Keep) -> PpoEngines {
+fn model_reward(engine: Engine) -> Box<dyn RewardSource> {
+    Box::new(ModelReward { engine, retokenise: None })
+}
+
+fn engines(family: &str, dtype: DType, with_lora: bool, keep: Keep) -> OnlineModels {
     let lora = with_lora.then(|| lora(family));
     let actor = model(family, Head::Lm, dtype, true, lora.as_ref(), 1);
-    let reference =
-        (!with_lora).then(|| Engine::frozen(model(family, Head::Lm, dtype, false, None, 1)));
+    let reference = match with_lora {
+        true => Reference::Adapters,
+        false => Reference::model(Engine::frozen(model(family, Head::Lm, dtype, false, None, 1))),
+    };
     let critic = model(family, Head::Score, dtype, true, None, 2);
     let reward = model(family, Head::Score, dtype, false, None, 2);
-    PpoEngines {
+    OnlineModels {
         actor: Engine::trained(actor, adamw(1e-3), keep).unwrap(),
         reference,
-        critic: Engine::trained(critic, adamw(1e-3), keep).unwrap(),
-        reward: RewardSource::Model(Box::new(Engine::frozen(reward))),
+        critic: Some(Engine::trained(critic, adamw(1e-3), keep).unwrap()),
+        reward: model_reward(Engine::frozen(reward)),
     }
 }
 
@@ -74,9 +85,10 @@ fn first_minibatch_is_exact_for_every_family_dtype_and_lora() {
                         format!("{family} {dtype} lora {with_lora} temperature {temperature}");
                     let mut ws = Workspace::new(device(), usize::MAX).unwrap();
                     let engines = engines(family, dtype, with_lora, keep);
-                    let mut trainer = PpoTrainer::new(engines, ppo_config(temperature)).unwrap();
+                    let mut trainer = OnlineTrainer::new(engines, ppo_config(temperature)).unwrap();
                     let prompts = prompts(9, 7);
-                    let prompts: Vec<&[i32]> = prompts.iter().map(Vec::as_slice).collect();
+                    let prompts: Vec<_> = prompts.into_iter().map(PromptExample::new).collect();
+                    let prompts: Vec<&PromptExample> = prompts.iter().collect();
                     let experience = trainer.generate_experience(&mut ws, &prompts).unwrap();
                     for (i, r) in experience.rollouts.iter().enumerate() {
                         assert!(!r.logprobs.is_empty());
@@ -87,7 +99,7 @@ fn first_minibatch_is_exact_for_every_family_dtype_and_lora() {
                         );
                         // Alone, and recomputed by the training forward.
                         let rows = [(r.ids.as_slice(), r.prompt_len - 1..r.ids.len() - 1)];
-                        let actor = &trainer.engines.actor;
+                        let actor = &trainer.models.actor;
                         let again =
                             actor.logprobs(&mut ws, &Batch::new(&rows), temperature, true).unwrap();
                         assert_eq!(bits(&r.logprobs), bits(&again), "{what} row {i}: recomputed");
@@ -123,21 +135,21 @@ fn first_minibatches_are_exact_under_a_large_vocabulary() {
                 false => Engine::frozen(model),
             }
         };
-        let engines = PpoEngines {
+        let engines = OnlineModels {
             actor: engine(Head::Lm, true, 1),
-            reference: Some(engine(Head::Lm, false, 1)),
-            critic: engine(Head::Score, true, 2),
-            reward: RewardSource::Model(Box::new(engine(Head::Score, false, 2))),
+            reference: Reference::model(engine(Head::Lm, false, 1)),
+            critic: Some(engine(Head::Score, true, 2)),
+            reward: model_reward(engine(Head::Score, false, 2)),
         };
         let mut config = ppo_config(0.8);
         config.micro_batch_tokens = longest * count / 2;
         config.sampling.max_new_tokens = if emulated { 4 } else { 24 };
         config.sampling.eos = (0..vocab as i32).step_by(vocab.div_ceil(64)).collect();
-        let mut trainer = PpoTrainer::new(engines, config).unwrap();
+        let mut trainer = OnlineTrainer::new(engines, config).unwrap();
         for iteration in 0..iterations {
-            let prompts: Vec<Vec<i32>> =
-                (0..count).map(|_| row(&mut rng, vocab, 5, longest)).collect();
-            let prompts: Vec<&[i32]> = prompts.iter().map(Vec::as_slice).collect();
+            let prompt = |_| PromptExample::new(row(&mut rng, vocab, 5, longest));
+            let prompts: Vec<PromptExample> = (0..count).map(prompt).collect();
+            let prompts: Vec<&PromptExample> = prompts.iter().collect();
             let experience = trainer.generate_experience(&mut ws, &prompts).unwrap();
             for r in experience.rollouts.iter().filter(|_| iteration == 0) {
                 assert_eq!(bits(&r.logprobs), bits(&r.ref_logprobs), "{dtype}: reference");

@@ -4,6 +4,7 @@
 
 use super::metric::{Metric, Metrics};
 use super::objective::Objective;
+use super::online::Method;
 use super::sign::Sign;
 use crate::base::Result;
 use crate::config::{SectionOf, Sections};
@@ -32,8 +33,8 @@ pub struct Algorithm {
     /// Values of its keys for the demonstration, whose model is small and starts from nothing: TOML
     /// without the section's name.
     pub demo: &'static str,
-    /// Its metrics.
-    pub metrics: &'static [Metric],
+    /// Its metrics, in groups: those that it shares with others, and its own.
+    pub metrics: &'static [&'static [Metric]],
     /// Signs of trouble in them.
     pub signs: &'static [Sign],
     /// The rows that it learns from, and how.
@@ -55,8 +56,18 @@ pub enum Learns {
     Texts(FromRows<SftExample>, fn(&Sections, &str) -> Result<Texts>),
     /// From pairs of a preferred and a rejected answer.
     Pairs(FromRows<PairExample>),
-    /// From answers to prompts that it samples itself, by [`PpoTrainer`](super::PpoTrainer).
-    Prompts,
+    /// From completions that it samples itself, by [`OnlineTrainer`](super::OnlineTrainer).
+    Prompts(FromPrompts),
+}
+
+/// Learning from completions that the policy samples.
+pub struct FromPrompts {
+    /// True if it trains a critic, whose keys [`CriticSection`](super::CriticSection) are then
+    /// among its own.
+    pub critic: bool,
+    /// The difference from other algorithms that sample, by the sections of a configuration and the
+    /// algorithm's name.
+    pub method: fn(&Sections, &str) -> Result<Method>,
 }
 
 /// Learning from rows alone.
@@ -89,31 +100,53 @@ impl Learns {
         match self {
             Learns::Texts(..) => Use::Texts,
             Learns::Pairs(_) => Use::Pairs,
-            Learns::Prompts => Use::Prompts,
+            Learns::Prompts(_) => Use::Prompts,
         }
     }
 }
 
 impl Algorithm {
-    /// True if it samples answers.
+    /// How it learns from completions that it samples, where it does.
+    pub fn online(&self) -> Option<&FromPrompts> {
+        match &self.learns {
+            Learns::Prompts(from) => Some(from),
+            Learns::Texts(..) | Learns::Pairs(_) => None,
+        }
+    }
+
+    /// True if it samples completions.
     pub fn samples(&self) -> bool {
-        matches!(self.learns, Learns::Prompts)
+        self.online().is_some()
+    }
+
+    /// True if it trains a critic.
+    pub fn has_critic(&self) -> bool {
+        self.online().is_some_and(|from| from.critic)
     }
 
     /// The directories of its models within its own, the one that is talked to first; none where
     /// its own is that of its only model.
     pub fn models(&self) -> &'static [&'static str] {
-        if self.samples() { &["actor", "critic", "actor_ema"] } else { &[] }
+        match self.online() {
+            None => &[],
+            Some(FromPrompts { critic: false, .. }) => &["actor", "actor_ema"],
+            Some(FromPrompts { critic: true, .. }) => &["actor", "critic", "actor_ema"],
+        }
+    }
+
+    /// Its metrics.
+    pub fn metrics(&self) -> impl Iterator<Item = &'static Metric> {
+        self.metrics.iter().copied().flatten()
     }
 
     /// The metric called `name`.
     pub fn metric(&self, name: &str) -> Option<&'static Metric> {
-        self.metrics.iter().find(|m| m.name == name)
+        self.metrics().find(|m| m.name == name)
     }
 
     /// The metric that sums an evaluation up.
     pub fn headline(&self) -> Option<&'static str> {
-        self.metrics.iter().find(|m| m.headline).map(|m| m.name)
+        self.metrics().find(|m| m.headline).map(|m| m.name)
     }
 
     /// The value that sums up `values`.

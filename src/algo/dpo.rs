@@ -6,6 +6,7 @@ use super::algorithm::{Algorithm, FromRows, Learns, Start};
 use super::metric::{Metric, Metrics};
 use super::objective::Objective;
 use super::optimizer::OptimizerSection;
+use super::rows::ends_of_selected;
 use super::sign::LOSS_SPIKE;
 use crate::base::Result;
 use crate::config::{Kind, SectionOf, Sections, section};
@@ -34,7 +35,7 @@ pub(super) static DPO: Algorithm = Algorithm {
            beta = 2.0\n\
            num_warmup_steps = 50\n\
            per_device_train_batch_size = 32",
-    metrics: &[
+    metrics: &[&[
         Metric::new("loss").falls().shown(),
         Metric::new("eval_loss").falls().shown(),
         Metric::new("rewards/accuracies").labelled("Accuracy").rises().percent().shown(),
@@ -46,7 +47,7 @@ pub(super) static DPO: Algorithm = Algorithm {
         Metric::new("rewards/rejected").labelled("Reward of rejected").falls(),
         Metric::new("eval_rewards/rejected").falls(),
         Metric::new("grad_norm").labelled("Gradient norm"),
-    ],
+    ]],
     signs: &[LOSS_SPIKE],
     learns: Learns::Pairs(FromRows { objective }),
 };
@@ -117,7 +118,7 @@ impl Objective<PairExample> for Dpo {
         Box::new(move |tape, model, batch, hidden, select| {
             let targets = tape.input_i32(&batch.targets)?;
             let (logprobs, _) = model.logprobs(tape, hidden, select, targets, 1.0)?;
-            let lengths = tape.input_i32(&lengths(batch))?;
+            let lengths = tape.input_i32(&ends_of_selected(batch))?;
             let offsets = tape.input_f32(&batch.columns[0])?;
             let ones = tape.input_f32(&batch.columns[1])?;
             let rewards =
@@ -153,12 +154,6 @@ impl Objective<PairExample> for Dpo {
 /// The states before the tokens of an answer.
 fn answer(pair: &PairExample, ids: &[i32]) -> std::ops::Range<usize> {
     pair.prompt_len.max(1) - 1..ids.len() - 1
-}
-
-/// The ends of the selected states of each sequence, after a 0.
-fn lengths(batch: &Batch) -> Vec<i32> {
-    let ends = &batch.packed.cu_seqlens;
-    ends.iter().map(|end| batch.select.partition_point(|state| state < end) as i32).collect()
 }
 
 /// Elements `first`, `first + 2`, ... of `x`, `n` of them.

@@ -10,7 +10,7 @@
 //! ```
 //! use duplex::{arch::Config, base::DType, device::Device, engine::Engine};
 //! use duplex::{algo::*, rollout::Sampling};
-//! use duplex::data::{PairExample, SftExample};
+//! use duplex::data::{PairExample, PromptExample, SftExample};
 //! use duplex::model::{Head, LoadOptions, Model};
 //! use duplex::tape::{Keep, Workspace};
 //! use duplex::train::{AdamWConfig, AdamWState, Schedule, ScheduleKind};
@@ -32,7 +32,7 @@
 //! // Step 1: after 5 comes 6, after 6 comes 7.
 //! let engine = Engine::trained(random(Head::Lm, true)?, adamw.clone(), Keep::All)?;
 //! let loss = Box::new(Sft { loss_on_prompt: false });
-//! let mut sft = OfflineTrainer::new(engine, None, loss, step.clone())?;
+//! let mut sft = OfflineTrainer::new(engine, Reference::None, loss, step.clone())?;
 //! let example = SftExample::new(vec![9, 5, 6, 7], 2);
 //! let before = sft.evaluate(&mut ws, &[&example])?.loss;
 //! for _ in 0..20 { sft.train(&mut ws, &[&example])?; }
@@ -41,7 +41,7 @@
 //! // Step 2: an answer of 6 is better than one of 8.
 //! let engine = Engine::trained(random(Head::Score, true)?, adamw.clone(), Keep::All)?;
 //! let loss = Box::new(RewardModel { loss: RewardLoss::End });
-//! let mut reward = OfflineTrainer::new(engine, None, loss, step)?;
+//! let mut reward = OfflineTrainer::new(engine, Reference::None, loss, step)?;
 //! let (chosen, rejected) = (vec![9, 5, 6], vec![9, 5, 8]);
 //! let pair = PairExample { prompt_len: 2, chosen, rejected, ..PairExample::default() };
 //! for _ in 0..20 { reward.train(&mut ws, &[&pair])?; }
@@ -51,21 +51,24 @@
 //! let (reference, critic) = (random(Head::Lm, false)?, random(Head::Score, true)?);
 //! reference.store.copy_from(&sft.engine.model.store)?;
 //! critic.store.copy_from(&reward.engine.model.store)?;
-//! let engines = PpoEngines {
+//! let models = OnlineModels {
 //!     actor: sft.engine,
-//!     reference: Some(Engine::frozen(reference)),
-//!     critic: Engine::trained(critic, adamw, Keep::All)?,
-//!     reward: RewardSource::Model(Box::new(reward.engine)),
+//!     reference: Reference::model(Engine::frozen(reference)),
+//!     critic: Some(Engine::trained(critic, adamw, Keep::All)?),
+//!     reward: Box::new(ModelReward { engine: reward.engine, retokenise: None }),
 //! };
 //! let sampling = Sampling { temperature: 1.0, ..Sampling::greedy(8, vec![0]) };
-//! let config = PpoConfig { sampling, kl_coef: 0.1, kl_control: KlControl::Fixed,
-//!     clip_reward_value: 5.0, reward_scaling: false, missing_eos_penalty: 0.0, gamma: 1.0,
-//!     lam: 0.95, whiten_advantages: true, cliprange: 0.2, cliprange_value: 0.2, entropy_coef: 0.0,
-//!     unsup_coef: 0.0, ppo_epochs: 1, minibatch: 8, micro_batch_tokens: 512,
+//! let method = Method { num_generations: 1, kl: Some(KlPenalty { coef: 0.1, adaptive: None }),
+//!     advantage: Advantage::Gae { gamma: 1.0, lambda: 0.95 }, whiten_advantages: true,
+//!     policy_loss: PolicyLoss::Token { clip: 0.2 }, epochs: 1 };
+//! let config = OnlineConfig { method, sampling, clip_reward_value: 5.0,
+//!     reward_scaling: RewardScaling::None, missing_eos_penalty: 0.0, cliprange_value: 0.2,
+//!     entropy_coef: 0.0, unsup_coef: 0.0, minibatch: 8, micro_batch_tokens: 512,
 //!     actor_schedule: schedule, critic_schedule: schedule };
-//! let mut ppo = PpoTrainer::new(engines, config)?;
+//! let mut ppo = OnlineTrainer::new(models, config)?;
+//! let prompts = [vec![9, 5], vec![5], vec![9, 5]].map(PromptExample::new);
 //! for _ in 0..3 {
-//!     let experience = ppo.generate_experience(&mut ws, &[&[9, 5], &[5], &[9, 5]])?;
+//!     let experience = ppo.generate_experience(&mut ws, &prompts.each_ref())?;
 //!     let stats = ppo.train_rlhf(&mut ws, &experience, &[])?;
 //!     assert_eq!(stats.first_ratio_deviation, 0.0);
 //! }
@@ -73,15 +76,21 @@
 //! # }
 //! ```
 
+mod advantage;
 mod algorithm;
 mod dpo;
+mod experience;
 mod list;
 mod metric;
 mod objective;
 mod offline;
+mod online;
 mod optimizer;
+mod policy_loss;
 mod ppo;
+mod reference;
 mod reward;
+mod reward_source;
 mod rows;
 mod rule;
 mod sft;
@@ -89,19 +98,27 @@ mod sign;
 mod stats;
 mod sums;
 
-pub use algorithm::{Algorithm, FromRows, Learns, ObjectiveOf, Start, Texts};
+pub use advantage::Advantage;
+pub use algorithm::{Algorithm, FromPrompts, FromRows, Learns, ObjectiveOf, Start, Texts};
 pub use dpo::{Dpo, DpoSection};
+pub use experience::{Experience, Rollout};
 pub use list::{ALGORITHMS, DEEPSPEED_CHAT, lower_is_better, meant, named, names, place, sections};
 pub use metric::{Better, Metric, Metrics, OF_ALL};
 pub use objective::Objective;
 pub use offline::{OfflineTrainer, Outcome, StepConfig};
-pub use optimizer::{OptimizerSection, Scheduler, UpdateSection};
-pub use ppo::{
-    Decode, Experience, KlControl, KlController, PpoConfig, PpoEngines, PpoSection, PpoStats,
-    PpoTrainer, Retokenise, RewardScaling, RewardSource, Rollout,
+pub use online::{
+    Adaptive, CriticSection, KlPenalty, Method, OnlineConfig, OnlineModels, OnlineSection,
+    OnlineStats, OnlineTrainer, RewardScaling,
 };
+pub use optimizer::{OptimizerSection, Scheduler, UpdateSection};
+pub use policy_loss::PolicyLoss;
+pub use ppo::{KlController, PpoSection};
+pub use reference::Reference;
 pub use reward::{RewardLoss, RewardModel, RewardSection};
-pub use rule::{RewardRule, built_in_rule, built_in_rules};
+pub use reward_source::{
+    Completion, Decode, ModelReward, Retokenise, RewardSource, RuleReward, Scoring,
+};
+pub use rule::{Answered, RewardRule, built_in_rule, built_in_rules};
 pub use sft::{Sft, SftSection};
 pub use sign::Sign;
 pub(crate) use sign::{BLOCK, KEPT, START, mean};

@@ -2,6 +2,7 @@
 
 use super::metric::Metrics;
 use super::objective::Objective;
+use super::reference::Reference;
 use super::rows::Rows;
 use super::sums::{add, over_ranks};
 use crate::base::{Error, Result};
@@ -47,9 +48,8 @@ impl Outcome {
 pub struct OfflineTrainer<R> {
     /// The model being trained.
     pub engine: Engine,
-    /// The frozen model that the loss compares with; None: the one being trained, with its adapters
-    /// off.
-    reference: Option<Engine>,
+    /// The frozen model that the loss compares with.
+    reference: Reference,
     objective: Box<dyn Objective<R>>,
     config: StepConfig,
     steps: u64,
@@ -62,12 +62,17 @@ impl<R> OfflineTrainer<R> {
     /// The loss asks for a reference, and there is none.
     pub fn new(
         engine: Engine,
-        reference: Option<Engine>,
+        reference: Reference,
         objective: Box<dyn Objective<R>>,
         config: StepConfig,
     ) -> Result<OfflineTrainer<R>> {
-        if objective.asks_reference() && reference.is_none() && engine.model.lora.is_none() {
-            return Err(Error::internal("without adapters the loss needs a reference model"));
+        let missing = match reference {
+            Reference::Model(_) => false,
+            Reference::Adapters => engine.model.lora.is_none(),
+            Reference::None => objective.asks_reference(),
+        };
+        if missing {
+            return Err(Error::internal("the loss needs a reference model"));
         }
         Ok(OfflineTrainer { engine, reference, objective, config, steps: 0 })
     }
@@ -116,9 +121,9 @@ impl<R> OfflineTrainer<R> {
         self.outcome(sums, tokens, rows.len())
     }
 
-    /// The frozen models beside the one being trained.
+    /// The frozen model beside the one being trained, where there is one.
     pub fn reference(&self) -> Option<&Engine> {
-        self.reference.as_ref()
+        self.reference.engine()
     }
 
     /// Adds all that training has changed to `out`.
@@ -147,15 +152,9 @@ impl<R> OfflineTrainer<R> {
 
     /// For each row the log-probs under the reference of what its batch selects.
     fn compared(&self, ws: &mut Workspace, rows: &[&R]) -> Result<Vec<Vec<f32>>> {
-        if !self.objective.asks_reference() {
-            return Ok(vec![]);
-        }
+        let Some((model, adapters)) = self.reference.of(&self.engine) else { return Ok(vec![]) };
         let selected = |row: &&R| vec![0.0; self.objective.batch(&[row], &[]).select.len()];
         let mut compared: Vec<Vec<f32>> = rows.iter().map(selected).collect();
-        let (model, adapters) = match &self.reference {
-            Some(reference) => (reference, true),
-            None => (&self.engine, false),
-        };
         let mut logprobs = vec![];
         self.rows(model, rows, &compared).each(ws, &mut |ws, batch| {
             logprobs.extend(model.logprobs(ws, batch, 1.0, adapters)?);

@@ -33,7 +33,7 @@ pub(super) static REWARD: Algorithm = Algorithm {
            num_train_epochs = 4\n\
            num_warmup_steps = 50\n\
            per_device_train_batch_size = 32",
-    metrics: &[
+    metrics: &[&[
         Metric::new("loss").falls().shown(),
         Metric::new("eval_loss").falls().shown(),
         Metric::new("accuracy").rises().percent().shown(),
@@ -41,7 +41,7 @@ pub(super) static REWARD: Algorithm = Algorithm {
         Metric::new("margin").rises(),
         Metric::new("eval_margin").rises(),
         Metric::new("grad_norm").labelled("Gradient norm"),
-    ],
+    ]],
     signs: &[LOSS_SPIKE],
     learns: Learns::Pairs(FromRows { objective }),
 };

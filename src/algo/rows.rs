@@ -158,6 +158,12 @@ pub(super) fn share(lengths: &[usize], comm: &Comm) -> Range<usize> {
     begin(comm.rank())..begin(comm.rank() + 1)
 }
 
+/// The ends of the selected states of each sequence, after a 0.
+pub(super) fn ends_of_selected(batch: &Batch) -> Vec<i32> {
+    let ends = &batch.packed.cu_seqlens;
+    ends.iter().map(|end| batch.select.partition_point(|state| state < end) as i32).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,11 +29,11 @@ pub(super) static SFT: Algorithm = Algorithm {
            num_train_epochs = 3\n\
            num_warmup_steps = 50\n\
            per_device_train_batch_size = 32",
-    metrics: &[
+    metrics: &[&[
         Metric::new("loss").falls().shown(),
         Metric::new("eval_loss").falls().shown().headline(),
         Metric::new("grad_norm").labelled("Gradient norm"),
-    ],
+    ]],
     signs: &[LOSS_SPIKE],
     learns: Learns::Texts(FromRows { objective }, texts),
 };

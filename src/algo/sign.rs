@@ -33,6 +33,43 @@ pub(super) const LOSS_SPIKE: Sign = Sign {
     remedy: "lower the learning rate or lengthen the warm-up, and look at the rows of these batches",
 };
 
+/// The policy runs away from its reference.
+pub(super) const KL_BLOW_UP: Sign = Sign {
+    name: "KL blow-up",
+    metric: "kl",
+    per: Some("completions/mean_length"),
+    shows: blows_up,
+    remedy: "raise the weight of the KL penalty (--kl-coef, --beta), or lower --actor-learning-rate",
+};
+
+/// The reward falls.
+pub(super) const REWARD_COLLAPSE: Sign = Sign {
+    name: "reward collapse",
+    metric: "reward",
+    per: None,
+    shows: falls,
+    remedy: "lower --actor-learning-rate or the epochs over an experience; --resume from a checkpoint before it",
+};
+
+/// Completions get shorter and shorter.
+pub(super) const LENGTH_COLLAPSE: Sign = Sign {
+    name: "length collapse",
+    metric: "completions/mean_length",
+    per: None,
+    shows: shrinks,
+    remedy: "look whether the reward prefers short answers; raise --min-answer-seq-len or the weight of \
+             the KL penalty",
+};
+
+/// The policy samples the same over and over.
+pub(super) const ENTROPY_COLLAPSE: Sign = Sign {
+    name: "entropy collapse",
+    metric: "entropy",
+    per: None,
+    shows: freezes,
+    remedy: "raise --entropy-coef or the weight of the KL penalty, or lower --actor-learning-rate",
+};
+
 /// The loss is far above what it was. Six deviations and half as much again: a hard batch is
 /// neither, and the median of three passes over a single one. Half of what it was at the start:
 /// where nearly all is learned, what is left comes in single hard rows (the reward models of the

@@ -139,10 +139,13 @@ fn flags_of_deepspeed_chat_set_what_they_mean() {
     ))
     .0;
     assert_eq!((one.actor_model.as_deref(), one.reward_model.as_deref()), (Some("a"), Some("c")));
-    assert!(one.ppo().enable_ema && one.offload);
-    assert_eq!((one.ppo().max_steps, &one.lora.lora_module_name[..]), (7, &["layers.".into()][..]));
+    assert!(one.ppo().online.enable_ema && one.offload);
     assert_eq!(
-        (one.ppo().update.num_warmup_steps, one.ppo().update.lr_scheduler_type),
+        (one.ppo().online.max_steps, &one.lora.lora_module_name[..]),
+        (7, &["layers.".into()][..])
+    );
+    assert_eq!(
+        (one.ppo().online.update.num_warmup_steps, one.ppo().online.update.lr_scheduler_type),
         (100, Scheduler::Cosine)
     );
     // Rounds gather and take more together, and leave the weights alone meanwhile.
@@ -151,7 +154,10 @@ fn flags_of_deepspeed_chat_set_what_they_mean() {
         PPO.replace("steps 1 ", "steps 3 ")
     );
     let rounds = read(&line).0.ppo();
-    assert_eq!((rounds.answers_per_iteration(), rounds.answers_per_step()), (12, 12));
+    assert_eq!(
+        (rounds.online.prompts_per_iteration(), rounds.online.completions_per_step()),
+        (12, 12)
+    );
     let (c, said) =
         read("sft --model_name_or_path m --data_path d --dtype fp16 --add_eot_token --eot_token x");
     assert_eq!(c.dtype, crate::pipeline::config::Precision::Bf16);
@@ -210,7 +216,7 @@ fn test_mode_ends_a_step_early() {
     let ppo = |flags: &str| {
         read(&format!("ppo --actor-model m --data-path d --num-train-epochs 3 {flags}"))
     };
-    let lengths = |c: &RunConfig| (c.ppo().max_steps, c.ppo().num_train_epochs);
+    let lengths = |c: &RunConfig| (c.ppo().online.max_steps, c.ppo().online.num_train_epochs);
     assert_eq!(lengths(&ppo("--enable_test_mode --test_stop_step 5").0), (5, 3));
     // It says no number, hence one epoch, as there.
     assert_eq!(lengths(&ppo("--enable_test_mode").0), (0, 1));
@@ -220,7 +226,7 @@ fn test_mode_ends_a_step_early() {
     assert!(said[0].starts_with("these flags change nothing here: --test-stop-step"), "{said:?}");
     let line = "--actor-model m --data-path d --enable_test_mode --test_stop_step 5";
     assert_eq!(read(&format!("sft {line}")).0.sft().optimizer.max_steps, 5);
-    assert_eq!(read(&format!("train {line}")).0.ppo().max_steps, 5);
+    assert_eq!(read(&format!("train {line}")).0.ppo().online.max_steps, 5);
     assert_eq!(
         refusal(&format!("ppo {line} --max-steps 7")),
         "--test-stop-step 5 and --max-steps both tell when the stage ends; leave one out"

@@ -78,7 +78,7 @@ impl Sections {
 }
 
 /// Declares a section: a struct whose fields are keys, each with its type, default, kind of values
-/// and help. `[field: Struct = value]` after the name takes up the keys of another section.
+/// and help. `[field: Struct = value, ...]` after the name takes up the keys of other sections.
 ///
 /// ```text
 /// section! {
@@ -91,7 +91,7 @@ impl Sections {
 macro_rules! section {
     (
         $(#[$meta:meta])*
-        pub struct $name:ident $([$shared:ident: $part:ty = $with:expr])? {
+        pub struct $name:ident $([$($shared:ident: $part:ty = $with:expr),+])? {
             $($key:ident: $type:ty = $default:expr, $kind:expr, $help:literal
               $(, $more:ident($($args:tt)*))*;)*
         }
@@ -99,11 +99,11 @@ macro_rules! section {
         $(#[$meta])*
         #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
         pub struct $name {
-            $(
+            $($(
                 /// Keys that it shares with others.
                 #[serde(flatten)]
                 pub $shared: $part,
-            )?
+            )+)?
             $(
                 #[doc = $help]
                 pub $key: $type,
@@ -112,14 +112,14 @@ macro_rules! section {
 
         impl Default for $name {
             fn default() -> $name {
-                $name { $($shared: $with,)? $($key: $default,)* }
+                $name { $($($shared: $with,)+)? $($key: $default,)* }
             }
         }
 
         impl crate::config::Section for $name {
             fn keys() -> Vec<crate::config::Key> {
                 let mut all: Vec<crate::config::Key> = vec![];
-                $(all.extend(<$part as crate::config::Section>::keys());)?
+                $($(all.extend(<$part as crate::config::Section>::keys());)+)?
                 all.extend([$(
                     crate::config::Key::new(stringify!($key), 0, $kind, $help)
                         $(.$more($($args)*))*,

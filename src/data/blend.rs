@@ -14,7 +14,7 @@
 use super::bad_rows::{BadRows, OnBadRow};
 use super::folder;
 use super::share::{self, Kind, Use};
-use super::source::read_rows;
+use super::source;
 use super::split::cut;
 use super::types::Row;
 use crate::base::{Error, Result, Rng};
@@ -46,6 +46,8 @@ pub struct BlendConfig {
     pub on_bad: OnBadRow,
     /// True if rows go only to uses that they are fit for; else they are refused one by one.
     pub by_use: bool,
+    /// True if rows keep all their columns, for a reward that reads them.
+    pub columns: bool,
 }
 
 /// The rows that one use gets from one set.
@@ -198,7 +200,7 @@ impl Blend {
     }
 
     fn read(&mut self, path: PathBuf, config: &BlendConfig) -> Result<Vec<Row>> {
-        let (rows, bad) = read_rows(&path, config.on_bad)?;
+        let (rows, bad) = source::read(&path, config.on_bad, config.columns)?;
         self.files.push(path);
         self.bad.add(bad);
         Ok(rows)

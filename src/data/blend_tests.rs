@@ -13,7 +13,8 @@ fn config(data: Vec<Spec>) -> BlendConfig {
     let on_bad = OnBadRow::Error;
     let split = [2.0, 4.0, 4.0];
     let sft_only = vec![];
-    BlendConfig { data, sft_only, split, eval_fraction: 0.0, seed: 1234, on_bad, by_use: true }
+    let (eval_fraction, by_use, columns) = (0.0, true, false);
+    BlendConfig { data, sft_only, split, eval_fraction, seed: 1234, on_bad, by_use, columns }
 }
 
 fn spec(path: PathBuf) -> Spec {

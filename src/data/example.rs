@@ -3,7 +3,7 @@
 
 use super::chat::{ChatFormat, Opened, Talk, Told, answer_ids, chat_ids};
 use super::tokenizer::Tokenizer;
-use super::types::{Answer, ChatContext, Message, Prompt, Row};
+use super::types::{Answer, ChatContext, Columns, Message, Prompt, Row};
 use crate::base::{Error, Result};
 use std::sync::Arc;
 
@@ -130,8 +130,19 @@ pub struct PromptExample {
     pub row: RowRef,
     /// The conversation to be answered, where it is one, for models that render it otherwise.
     pub talk: Option<Arc<OpenTalk>>,
+    /// The columns of the row, where a reward reads them; else none.
+    pub columns: Arc<Columns>,
     /// How it came about.
     pub remarks: Remarks,
+}
+
+impl PromptExample {
+    /// A prompt of these ids, from no file.
+    pub fn new(ids: Vec<i32>) -> PromptExample {
+        let row = RowRef { file: "".into(), row: 0 };
+        let (text, columns, remarks) = (String::new(), Arc::default(), Remarks::default());
+        PromptExample { ids, text, row, talk: None, columns, remarks }
+    }
 }
 
 /// A conversation that waits for an answer.
@@ -291,8 +302,9 @@ pub fn prompt_example(
         return Err(row.error("the prompt has no token"));
     }
     let remarks = Remarks { holds_controls, leaves_out, ..Remarks::default() };
+    let columns = row.columns.clone();
     let row = RowRef { file: row.file.clone(), row: row.row };
-    Ok(Some(PromptExample { ids, text, row, talk, remarks }))
+    Ok(Some(PromptExample { ids, text, row, talk, columns, remarks }))
 }
 
 /// The messages up to the first one that the assistant is to write. Where an earlier answer is the

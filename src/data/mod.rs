@@ -47,7 +47,7 @@ pub use split::split_indices;
 pub use template::{ChatTemplate, Rendering, TemplateInput};
 pub use tokenizer::{TextStream, Tokenizer, now};
 pub use tokenizer_encode::Encoded;
-pub use types::{Answer, ChatContext, Message, Prompt, Row};
+pub use types::{Answer, ChatContext, Columns, Message, Prompt, Row};
 pub use unread::unread_by_template;
 
 #[cfg(test)]

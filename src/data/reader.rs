@@ -45,9 +45,9 @@ const ROW_KEYS: [&str; 12] = [
 ];
 
 /// Parses a row, which the hub's viewer wraps. It cuts long texts short, and lists their columns.
-fn parse_value(value: &Value) -> std::result::Result<Row, String> {
+fn parse_value(value: &Value, columns: bool) -> std::result::Result<Row, String> {
     let inner = value.get("row").filter(|r| r.is_object() && value.get("row_idx").is_some());
-    let Some(row) = inner else { return parse_row(value) };
+    let Some(row) = inner else { return with_columns(value, columns) };
     let cut = value.get("truncated_cells").and_then(Value::as_array).filter(|c| !c.is_empty());
     match cut {
         Some(cut) => {
@@ -60,7 +60,18 @@ fn parse_value(value: &Value) -> std::result::Result<Row, String> {
                 columns.join(", ")
             ))
         }
-        None => parse_row(row),
+        None => with_columns(row, columns),
+    }
+}
+
+/// Parses a row, which keeps its columns if `columns` says so. None of them is then unread.
+fn with_columns(value: &Value, columns: bool) -> std::result::Result<Row, String> {
+    let row = parse_row(value)?;
+    match value {
+        Value::Object(object) if columns => {
+            Ok(Row { columns: Arc::new(object.clone()), unused: vec![], ..row })
+        }
+        _ => Ok(row),
     }
 }
 
@@ -73,12 +84,14 @@ pub(super) struct Reader {
     repeated: (usize, String),
     /// The error that ended the reading.
     stop: Option<Error>,
+    /// True if rows keep their columns.
+    columns: bool,
 }
 
 impl Reader {
-    pub(super) fn new(file: Arc<str>) -> Reader {
+    pub(super) fn new(file: Arc<str>, columns: bool) -> Reader {
         let (rows, bad) = (vec![], BadRows::default());
-        Reader { file, rows, bad, repeated: (0, String::new()), stop: None }
+        Reader { file, rows, bad, repeated: (0, String::new()), stop: None, columns }
     }
 
     /// Reads all rows of `bytes`.
@@ -143,7 +156,7 @@ impl Reader {
                 self.repeated.1 = format!("{} row {row}, key {key:?}", self.file);
             }
         }
-        self.take(row, parse_value(&parsed.value));
+        self.take(row, parse_value(&parsed.value, self.columns));
     }
 
     fn stop(&mut self, what: impl std::fmt::Display) {
@@ -235,7 +248,7 @@ impl Reader {
                     ));
                 }
                 for (i, row) in rows.iter().enumerate() {
-                    self.take(i + 1, parse_value(row));
+                    self.take(i + 1, parse_value(row, self.columns));
                 }
             }
             [] if !object.is_empty() && object.values().all(is_column) => self.stop(
@@ -322,7 +335,7 @@ impl Reader {
                 };
                 let object: Map<String, Value> =
                     header.iter().cloned().zip(fields.into_iter().map(value)).collect();
-                parse_row(&Value::Object(object))
+                with_columns(&Value::Object(object), self.columns)
             });
             self.take(line, row);
         }

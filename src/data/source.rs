@@ -26,11 +26,16 @@ use std::path::Path;
 /// Errors name the file and the row; a file of another format is named for what it is, and a file
 /// without any usable row is an error too.
 pub fn read_rows(path: &Path, on_bad: OnBadRow) -> Result<(Vec<Row>, BadRows)> {
+    read(path, on_bad, false)
+}
+
+/// Reads all rows of a file, with their columns if `columns` says so.
+pub(super) fn read(path: &Path, on_bad: OnBadRow, columns: bool) -> Result<(Vec<Row>, BadRows)> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("read data file", path, &e))?;
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let format =
         sniff(path, bytes).map_err(|what| Error::user(format!("{} {what}", path.display())))?;
-    let mut reader = Reader::new(path.display().to_string().into());
+    let mut reader = Reader::new(path.display().to_string().into(), columns);
     reader.read(format, bytes);
     reader.finish(on_bad)
 }

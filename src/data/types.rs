@@ -196,7 +196,12 @@ pub struct Row {
     pub context: Option<Arc<ChatContext>>,
     /// Keys of the row that nothing reads.
     pub unused: Vec<String>,
+    /// All columns, where a reward reads them; else none.
+    pub columns: Arc<Columns>,
 }
+
+/// The columns of a row by name.
+pub type Columns = Map<String, Value>;
 
 impl Row {
     /// A row that holds nothing yet, of no file.
@@ -211,6 +216,7 @@ impl Row {
             is_dialogue: false,
             context: None,
             unused: vec![],
+            columns: Arc::default(),
         }
     }
 

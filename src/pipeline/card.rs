@@ -3,9 +3,11 @@
 //! cards.
 
 use super::config::{DataSource, RunConfig};
+use super::settings::Online;
 use super::settings::rank_of;
-use crate::algo::{Algorithm, OptimizerSection, PpoSection};
+use crate::algo::{Algorithm, CriticSection, OnlineSection, OptimizerSection};
 use crate::base::Result;
+use crate::config::{Key, Kind, Section};
 use crate::data::Use;
 use crate::model::Head;
 use serde::Serialize;
@@ -13,7 +15,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// A row of the table.
-type Setting = (&'static str, String);
+type Setting = (String, String);
 
 /// The part of a model card about the training.
 pub(super) struct Card {
@@ -39,7 +41,8 @@ impl Card {
             sources.push(cfg.sft_only_sources()?);
         }
         let mut settings = of_optimizer(optimizer, total);
-        settings.push(("longest sequence", format!("{} tokens", cfg.max_seq_len)));
+        settings.extend(named([("longest sequence", format!("{} tokens", cfg.max_seq_len))]));
+        settings.extend(own(cfg, of, OptimizerSection::keys()));
         settings.extend(common(cfg, rank_of(cfg, of.head)));
         Ok(Card { tag: of.tag, step: of.title.to_string(), data: names(&sources), settings })
     }
@@ -48,29 +51,32 @@ impl Card {
     pub(super) fn online(
         cfg: &RunConfig,
         of: &Algorithm,
-        p: &PpoSection,
+        keys: &Online,
         total: u64,
         role: &str,
     ) -> Result<Card> {
         let data = names(&[cfg.data_sources()?, cfg.unsupervised_sources(of)?]);
+        let p = &keys.keys;
         let reward =
             p.reward_rule.as_ref().map_or("a reward model".into(), |r| format!("rule {r}"));
         let lengths = (cfg.max_prompt_seq_len, cfg.max_answer_seq_len);
-        let mut settings = vec![
+        let mut settings = named([
             ("iterations", total.to_string()),
-            ("completions per iteration", p.answers_per_iteration().to_string()),
+            ("completions per iteration", keys.completions().to_string()),
             ("reward", reward),
             ("learning rate of the actor", p.actor_learning_rate.to_string()),
-            ("learning rate of the critic", p.critic_learning_rate.to_string()),
+        ]);
+        if let Some(critic) = &keys.critic {
+            let rate = critic.critic_learning_rate.to_string();
+            settings.extend(named([("learning rate of the critic", rate)]));
+        }
+        settings.extend(named([
             ("schedule", written(&p.update.lr_scheduler_type)),
-            ("PPO epochs", p.ppo_epochs.to_string()),
-            ("sequences per optimizer step", p.per_device_training_batch_size.to_string()),
-            ("KL coefficient", p.kl_coef.to_string()),
-            ("clip range", p.cliprange.to_string()),
-            ("gamma, lambda", format!("{}, {}", p.gamma, p.lam)),
+            ("sequences per optimizer step", p.completions_per_step().to_string()),
             ("temperature of rollouts", p.temperature.to_string()),
             ("longest prompt, completion", format!("{}, {} tokens", lengths.0, lengths.1)),
-        ];
+        ]));
+        settings.extend(own(cfg, of, [OnlineSection::keys(), CriticSection::keys()].concat()));
         let head = if role == "critic" { Head::Score } else { Head::Lm };
         settings.extend(common(cfg, rank_of(cfg, head)));
         Ok(Card { tag: of.tag, step: format!("{} ({role})", of.title), data, settings })
@@ -167,7 +173,7 @@ fn names(sources: &[Vec<DataSource>]) -> Vec<String> {
 }
 
 fn of_optimizer(s: &OptimizerSection, total: u64) -> Vec<Setting> {
-    vec![
+    named([
         ("optimizer steps", total.to_string()),
         ("rows per optimizer step", s.rows_per_step().to_string()),
         ("learning rate", s.learning_rate.to_string()),
@@ -175,16 +181,35 @@ fn of_optimizer(s: &OptimizerSection, total: u64) -> Vec<Setting> {
         ("warm-up steps", s.update.num_warmup_steps.to_string()),
         ("weight decay", s.weight_decay.to_string()),
         ("longest gradient norm", s.update.max_grad_norm.to_string()),
-    ]
+    ])
 }
 
 fn common(cfg: &RunConfig, rank: usize) -> Vec<Setting> {
-    let mut all = vec![("dtype", cfg.dtype.dtype().to_string()), ("seed", cfg.seed.to_string())];
+    let mut all = named([("dtype", cfg.dtype.dtype().to_string()), ("seed", cfg.seed.to_string())]);
     if rank > 0 {
         let modules = cfg.lora.lora_module_name.join(", ");
-        all.push(("LoRA", format!("rank {rank}, alpha {}, on {modules}", cfg.lora.lora_alpha)));
+        let lora = format!("rank {rank}, alpha {}, on {modules}", cfg.lora.lora_alpha);
+        all.extend(named([("LoRA", lora)]));
     }
     all
+}
+
+fn named<const N: usize>(settings: [(&str, String); N]) -> Vec<Setting> {
+    settings.map(|(name, value)| (name.to_string(), value)).into()
+}
+
+/// The keys of an algorithm that are not among those it shares with others. Text is left out: it
+/// may be a path, which is the machine's own.
+fn own(cfg: &RunConfig, of: &Algorithm, shared: Vec<Key>) -> Vec<Setting> {
+    let own = of.section.keys(of.name, 0, 0);
+    let own = own.iter().filter_map(|key| {
+        let leaf = key.path.rsplit('.').next()?;
+        let value = cfg.sections.value(of.name, leaf)?;
+        let shown = !value.is_str() || matches!(key.kind, Kind::Choice(_));
+        let value = value.as_str().map_or_else(|| value.to_string(), String::from);
+        (shown && shared.iter().all(|s| s.path != leaf)).then(|| (format!("`{leaf}`"), value))
+    });
+    own.collect()
 }
 
 /// The word for it in a configuration.

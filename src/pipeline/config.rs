@@ -48,7 +48,9 @@ pub use ranks::{Deployment, ZeroStage};
 pub use table::{BENCHMARK, CHECKUP, EVALUATION, INSPECTION, PLANNING, RUN, TALK, VERIFICATION};
 pub use verify::VerifyConfig;
 
-use crate::algo::{self, Algorithm, DEEPSPEED_CHAT, OptimizerSection, PpoSection};
+use crate::algo::{
+    self, Algorithm, CriticSection, DEEPSPEED_CHAT, OnlineSection, OptimizerSection,
+};
 use crate::base::{DType, Error, Result};
 use crate::config::{Sections, Setting, flat, merge};
 use crate::device::Device;
@@ -367,8 +369,13 @@ impl RunConfig {
     }
 
     /// The keys of an algorithm that samples answers.
-    pub fn online(&self, of: &Algorithm) -> Result<PpoSection> {
+    pub fn online(&self, of: &Algorithm) -> Result<OnlineSection> {
         self.section(of)
+    }
+
+    /// The keys of its critic, where it has one.
+    pub fn critic(&self, of: &Algorithm) -> Result<Option<CriticSection>> {
+        of.has_critic().then(|| self.section(of)).transpose()
     }
 
     /// True if the run has this stage.
@@ -419,7 +426,7 @@ impl RunConfig {
     }
 
     /// That of PPO.
-    pub(crate) fn ppo(&self) -> PpoSection {
+    pub(crate) fn ppo(&self) -> algo::PpoSection {
         self.section(DEEPSPEED_CHAT[2]).unwrap()
     }
 }

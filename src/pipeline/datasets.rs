@@ -6,7 +6,7 @@ use super::limits::{Lengths, chat_format, check_room};
 use super::remarks::{self, Remarked, Rows, Seen};
 use super::run::Run;
 use super::sources::{Source, data_path};
-use crate::algo::{Algorithm, Learns, Texts};
+use crate::algo::{Algorithm, Learns, Texts, built_in_rule};
 use crate::base::{Error, Kind, Result};
 use crate::data::{
     self, Blend, BlendConfig, Limits, PairExample, Part, Prompt, PromptExample, Row, RowKind,
@@ -205,7 +205,7 @@ pub(super) fn check_examples(cfg: &RunConfig, blend: &Blend, stages: &[Staged]) 
     stages.iter().try_for_each(|Staged { of, source, limits }| match of.learns {
         Learns::Texts(..) => examples_of::<SftExample>(cfg, blend, of, source, limits).map(drop),
         Learns::Pairs(_) => examples_of::<PairExample>(cfg, blend, of, source, limits).map(drop),
-        Learns::Prompts => examples_of::<PromptExample>(cfg, blend, of, source, limits)
+        Learns::Prompts(_) => examples_of::<PromptExample>(cfg, blend, of, source, limits)
             .and_then(|_| texts_of(cfg, of, source, limits))
             .map(drop),
     })
@@ -232,6 +232,7 @@ pub(super) fn eval_prompts(
             seed: cfg.seed as u32,
             on_bad: data::OnBadRow::Error,
             by_use: true,
+            columns: reads_columns(cfg.reward_rule.as_deref())?,
         };
         let blend = Blend::load(&config)?;
         for warning in data_warnings(&blend, &["the evaluation"]) {
@@ -286,7 +287,18 @@ fn blend_config(cfg: &RunConfig) -> Result<BlendConfig> {
             OnBadRow::Skip => data::OnBadRow::Skip,
         },
         by_use: true,
+        columns: cfg.stages.iter().filter(|a| a.samples()).try_fold(false, |any, of| {
+            Ok::<bool, Error>(any || reads_columns(cfg.online(of)?.reward_rule.as_deref())?)
+        })?,
     })
+}
+
+/// True if this rule reads columns of the rows.
+fn reads_columns(rule: Option<&str>) -> Result<bool> {
+    match rule {
+        Some(name) if name != demo::RULE => Ok(built_in_rule(name)?.asks_columns()),
+        _ => Ok(false),
+    }
 }
 
 /// All data of a run, divided among its stages.

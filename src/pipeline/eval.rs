@@ -5,8 +5,11 @@ use super::config::{ConversationFormat, EvalConfig};
 use super::datasets;
 use super::output::say;
 use super::reading::{reading, talks};
+use super::settings::MICRO_BATCH_TOKENS;
 use super::sources::Source;
-use crate::algo::{Retokenise, RewardRule, Rollout, built_in_rule};
+use crate::algo::{
+    Completion, ModelReward, RewardRule, RewardSource, Rollout, RuleReward, Scoring, built_in_rule,
+};
 use crate::base::{Error, Result};
 use crate::data::{PromptExample, Tokenizer};
 use crate::engine::Engine;
@@ -14,19 +17,13 @@ use crate::model::{Head, LoadOptions};
 use crate::pipeline::demo;
 use crate::rollout::Sampling;
 use crate::tape::Workspace;
-use crate::train::Batch;
+use std::path::Path;
 use std::sync::Arc;
 
-enum Scorer {
-    Rule(Arc<dyn RewardRule>),
-    /// With what makes its ids where it knows the answers by others.
-    Model(Box<Engine>, Option<Retokenise>),
-}
-
-/// Answers of one model with their scores.
+/// Answers of one model with their scores; None where the reward does not judge.
 struct Scored {
     answers: Vec<String>,
-    scores: Vec<f32>,
+    scores: Vec<Option<f32>>,
 }
 
 /// Evaluates and prints a table on standard output.
@@ -40,16 +37,16 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
     let prompts = datasets::eval_prompts(cfg, &source, max_prompt_len, max_new_tokens)?;
     let cfg = &EvalConfig { max_new_tokens, ..cfg.clone() };
     let scorer = scorer(cfg, &source, &prompts, &scoring)?;
-    let ours = score(cfg, &source, &scorer, &prompts, &answering, &mut ws)?;
+    let ours = score(cfg, &source, &*scorer, &prompts, &answering, &mut ws)?;
     let mut table = format!("prompts          {}\n", prompts.len());
-    table += &format!("mean reward      {:.4}  {}\n", mean(&ours.scores), cfg.path.display());
+    table += &mean_reward(&ours.scores, &cfg.path);
     let mut shown = vec![&ours];
     let theirs;
     if let Some(baseline) = &cfg.baseline {
         let other = Source::open(&baseline.display().to_string())?;
         source.same_tokens(&other)?;
-        theirs = score(cfg, &other, &scorer, &prompts, &answering, &mut ws)?;
-        table += &format!("mean reward      {:.4}  {}\n", mean(&theirs.scores), baseline.display());
+        theirs = score(cfg, &other, &*scorer, &prompts, &answering, &mut ws)?;
+        table += &mean_reward(&theirs.scores, baseline);
         table += &format!("{}\n", win_rate(&ours.scores, &theirs.scores));
         shown.push(&theirs);
     }
@@ -57,7 +54,8 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
         table +=
             &format!("\nprompt    {}\n", one_line(&source.tokenizer.decode(&prompt.ids, true)?));
         for model in &shown {
-            table += &format!("{:8.3}  {}\n", model.scores[i], one_line(&model.answers[i]));
+            let score = model.scores[i].map_or("-".into(), |score| format!("{score:.3}"));
+            table += &format!("{score:>8}  {}\n", one_line(&model.answers[i]));
         }
     }
     say(&table)
@@ -73,17 +71,26 @@ fn lengths(cfg: &EvalConfig, source: &Source) -> [usize; 2] {
     }
 }
 
-fn mean(xs: &[f32]) -> f32 {
-    xs.iter().sum::<f32>() / xs.len() as f32
+/// The line with the mean of what was judged, and the number of answers that were not.
+fn mean_reward(scores: &[Option<f32>], model: &Path) -> String {
+    let judged: Vec<f32> = scores.iter().copied().flatten().collect();
+    let mean = judged.iter().sum::<f32>() / judged.len() as f32;
+    let unjudged = match scores.len() - judged.len() {
+        0 => String::new(),
+        n => format!("  ({n} not judged)"),
+    };
+    format!("mean reward      {mean:.4}  {}{unjudged}\n", model.display())
 }
 
-/// How often `ours` is above `theirs`; a tie counts half.
-fn win_rate(ours: &[f32], theirs: &[f32]) -> String {
-    let pairs = || ours.iter().zip(theirs);
+/// How often `ours` is above `theirs`, where both were judged; a tie counts half.
+fn win_rate(ours: &[Option<f32>], theirs: &[Option<f32>]) -> String {
+    let both: Vec<(f32, f32)> =
+        ours.iter().zip(theirs).filter_map(|(a, b)| Some(((*a)?, (*b)?))).collect();
+    let pairs = || both.iter();
     let wins = pairs().filter(|(a, b)| a > b).count();
     let ties = pairs().filter(|(a, b)| a == b).count();
-    let rate = (wins as f32 + 0.5 * ties as f32) / ours.len() as f32;
-    let losses = ours.len() - wins - ties;
+    let rate = (wins as f32 + 0.5 * ties as f32) / both.len() as f32;
+    let losses = both.len() - wins - ties;
     format!("win rate         {rate:.3}  ({wins} wins, {ties} ties, {losses} losses)")
 }
 
@@ -96,25 +103,28 @@ fn scorer(
     source: &Source,
     prompts: &[PromptExample],
     options: &LoadOptions,
-) -> Result<Scorer> {
-    match (&cfg.reward_rule, &cfg.reward_model) {
-        (Some(rule), _) if rule == demo::RULE => Ok(Scorer::Rule(Arc::new(demo::HiddenRule))),
-        (Some(rule), _) => Ok(Scorer::Rule(built_in_rule(rule)?)),
+) -> Result<Box<dyn RewardSource>> {
+    let rule: Arc<dyn RewardRule> = match (&cfg.reward_rule, &cfg.reward_model) {
+        (Some(rule), _) if rule == demo::RULE => Arc::new(demo::HiddenRule),
+        (Some(rule), _) => built_in_rule(rule)?,
         (None, Some(name)) => {
             let reward = Source::open(name)?;
             let talks = talks(prompts.iter());
-            let translate = reading(source, &reward, talks, ConversationFormat::Auto);
-            let model = reward.load_alone(options)?;
-            Ok(Scorer::Model(Box::new(Engine::frozen(model)), translate))
+            let retokenise = reading(source, &reward, talks, ConversationFormat::Auto);
+            let engine = Engine::frozen(reward.load_alone(options)?);
+            return Ok(Box::new(ModelReward { engine, retokenise }));
         }
-        (None, None) => Err(Error::user("eval needs --reward-model or --reward-rule")),
-    }
+        (None, None) => return Err(Error::user("eval needs --reward-model or --reward-rule")),
+    };
+    let tokenizer = source.tokenizer.clone();
+    let decode = Box::new(move |ids: &[i32]| tokenizer.decode(ids, true));
+    Ok(Box::new(RuleReward { rule, decode }))
 }
 
 fn score(
     cfg: &EvalConfig,
     source: &Source,
-    scorer: &Scorer,
+    scorer: &dyn RewardSource,
     prompts: &[PromptExample],
     options: &LoadOptions,
     ws: &mut Workspace,
@@ -137,22 +147,18 @@ fn score(
         let rows: Vec<&[i32]> = group.iter().map(|p| p.ids.as_slice()).collect();
         let ids: Vec<u64> = (0..group.len()).map(|i| (g * GROUP + i) as u64).collect();
         let made = engine.generate(ws, &rows, &ids, &sampling, &mut |_, _| {})?;
+        let mut rollouts = vec![];
         for (prompt, answer) in group.iter().zip(made) {
-            let text = tokenizer.decode(&answer.tokens, true)?;
-            scores.push(match scorer {
-                Scorer::Rule(rule) => rule.score(&tokenizer.decode(&prompt.ids, true)?, &text)?,
-                Scorer::Model(model, translate) => {
-                    let ids = [prompt.ids.as_slice(), &answer.tokens].concat();
-                    let (prompt_len, finished) = (prompt.ids.len(), answer.finished);
-                    let all = match translate {
-                        None => ids,
-                        Some(f) => f(&Rollout { ids, prompt_len, finished, ..Rollout::default() })?,
-                    };
-                    model.scores(ws, &Batch::new(&[(&all, all.len() - 1..all.len())]))?[0]
-                }
-            });
-            answers.push(text);
+            answers.push(tokenizer.decode(&answer.tokens, true)?);
+            let ids = [prompt.ids.as_slice(), &answer.tokens].concat();
+            let (prompt_len, finished) = (prompt.ids.len(), answer.finished);
+            rollouts.push(Rollout { ids, prompt_len, finished, ..Rollout::default() });
         }
+        let batch = group.iter().zip(&rollouts);
+        let batch: Vec<_> = batch.map(|(prompt, rollout)| Completion { prompt, rollout }).collect();
+        let comm = engine.comm().clone();
+        let mut on = Scoring { ws, comm: &comm, micro_batch_tokens: MICRO_BATCH_TOKENS };
+        scores.extend(scorer.score(&mut on, &batch)?);
     }
     Ok(Scored { answers, scores })
 }

@@ -48,7 +48,7 @@ fn healthy_noise_gives_no_warning() {
         for i in 0..n {
             let values = [
                 ("kl", kl[i]),
-                ("answer_tokens", tokens[i]),
+                ("completions/mean_length", tokens[i]),
                 ("reward", reward[i]),
                 ("entropy", entropy[i]),
                 ("explained_variance", explained[i].min(1.0)),
@@ -95,7 +95,16 @@ fn every_trouble_is_told_once_with_metric_history_and_remedy() {
         ("sft", "loss spike", "loss", 2.0, 6.0, 0.1, 5, "the learning rate"),
         ("reward", "loss spike", "loss", 0.5, 3.0, 0.1, 5, "the learning rate"),
         ("ppo", "reward collapse", "reward", 1.5, -0.5, 0.2, 9, "--resume"),
-        ("ppo", "length collapse", "answer_tokens", 80.0, 4.0, 2.0, 9, "--min-answer-seq-len"),
+        (
+            "ppo",
+            "length collapse",
+            "completions/mean_length",
+            80.0,
+            4.0,
+            2.0,
+            9,
+            "--min-answer-seq-len",
+        ),
         ("ppo", "entropy collapse", "entropy", 2.0, 0.05, 0.01, 9, "--entropy-coef"),
         ("ppo", "dead critic", "explained_variance", 0.5, -0.2, 0.1, 60, "--critic-learning-rate"),
     ];
@@ -118,9 +127,11 @@ fn kl_is_judged_by_the_token_and_what_comes_back_is_told_again() {
     for i in 0..200 {
         // Gone for longer than a few iterations in between, then back.
         let per_token = if (30..60).contains(&i) || (120..140).contains(&i) { 2.5 } else { 0.1 };
-        let values = [("kl", 40.0 * per_token), ("answer_tokens", 40.0)];
+        let values = [("kl", 40.0 * per_token), ("completions/mean_length", 40.0)];
         let warnings = health.observe(DEEPSPEED_CHAT[2], &values);
-        assert!(warnings.iter().all(|w| w.contains("KL blow-up: kl / answer_tokens was")));
+        assert!(
+            warnings.iter().all(|w| w.contains("KL blow-up: kl / completions/mean_length was"))
+        );
         at.extend(warnings.iter().map(|_| i));
     }
     assert_eq!(at.len(), 2, "{at:?}");
@@ -128,8 +139,9 @@ fn kl_is_judged_by_the_token_and_what_comes_back_is_told_again() {
     // On the border it is one occurrence.
     let flicker = (0..100).map(|i| if i % 8 < 4 { 3.0 } else { 0.0 });
     let mut health = Health::default();
-    let told = flicker
-        .flat_map(|v| health.observe(DEEPSPEED_CHAT[2], &[("kl", v), ("answer_tokens", 1.0)]));
+    let told = flicker.flat_map(|v| {
+        health.observe(DEEPSPEED_CHAT[2], &[("kl", v), ("completions/mean_length", 1.0)])
+    });
     assert_eq!(told.count(), 1);
 }
 
@@ -160,7 +172,8 @@ fn what_is_remembered_comes_back_exactly() {
     for iteration in [3, 90] {
         let mut health = Health::default();
         for _ in 0..iteration {
-            let values = [("kl", 50.0 * f64::from(rng.uniform())), ("answer_tokens", 3.0)];
+            let values =
+                [("kl", 50.0 * f64::from(rng.uniform())), ("completions/mean_length", 3.0)];
             health.observe(
                 DEEPSPEED_CHAT[2],
                 &[&values[..], &[("reward", f64::from(rng.normal()))]].concat(),

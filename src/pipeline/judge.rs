@@ -1,10 +1,10 @@
 //! Answers to held-out prompts, scored: by the rule kept for evaluation where the run has one, else
-//! by the reward that PPO trains on.
+//! by the reward that is trained on.
 
 use super::run::Run;
-use crate::algo::PpoTrainer;
+use crate::algo::{Answered, OnlineTrainer};
 use crate::base::Result;
-use crate::data::Tokenizer;
+use crate::data::{PromptExample, Tokenizer};
 use crate::formats::{Draft, Snapshot};
 
 /// Answers shown at the end, beside those of before.
@@ -64,9 +64,9 @@ impl Judged {
 /// Answers `prompts` with the current actor, sampling as in training with draws of its own.
 pub(super) fn judge(
     run: &mut Run<'_>,
-    trainer: &mut PpoTrainer,
+    trainer: &mut OnlineTrainer,
     tokenizer: &Tokenizer,
-    prompts: &[&[i32]],
+    prompts: &[&PromptExample],
 ) -> Result<Judged> {
     if prompts.is_empty() {
         return Ok(Judged::default());
@@ -76,14 +76,23 @@ pub(super) fn judge(
     for r in &rollouts {
         let (prompt, answer) = r.ids.split_at(r.prompt_len);
         let (prompt, answer) = (tokenizer.decode(prompt, true)?, tokenizer.decode(answer, true)?);
-        let score = match run.judge {
-            Some(judge) => f64::from(judge.score(&prompt, &answer)?),
-            None => f64::from(r.score),
-        };
-        answers.push(JudgedAnswer { prompt, answer, score });
+        answers.push(JudgedAnswer { prompt, answer, score: f64::from(r.score) });
     }
-    let n = rollouts.len() as f64;
-    let score = Some(answers.iter().map(|a| a.score).sum::<f64>() / n);
-    let kl = rollouts.iter().map(|r| f64::from(r.kl())).sum::<f64>() / n;
+    if let Some(judge) = run.judge {
+        let told = answers.iter().zip(&rollouts).map(|(a, r)| Answered {
+            prompt: &a.prompt,
+            answer: &a.answer,
+            columns: &prompts[r.prompt].columns,
+        });
+        let scores = judge.score(&told.collect::<Vec<_>>())?;
+        let scored = answers.into_iter().zip(scores).filter_map(|(a, score)| {
+            let score = f64::from(score?);
+            Some(JudgedAnswer { score, ..a })
+        });
+        answers = scored.collect();
+    }
+    let n = answers.len() as f64;
+    let score = (!answers.is_empty()).then(|| answers.iter().map(|a| a.score).sum::<f64>() / n);
+    let kl = rollouts.iter().map(|r| f64::from(r.kl())).sum::<f64>() / rollouts.len().max(1) as f64;
     Ok(Judged { answers, score, kl })
 }

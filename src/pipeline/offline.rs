@@ -7,7 +7,7 @@ use super::models::Models;
 use super::run::Run;
 use super::settings;
 use super::stage::Stage;
-use crate::algo::{Algorithm, Objective, OfflineTrainer, OptimizerSection, Outcome};
+use crate::algo::{Algorithm, Objective, OfflineTrainer, OptimizerSection, Outcome, Reference};
 use crate::base::Result;
 use crate::engine::Engine;
 use crate::formats::Draft;
@@ -42,7 +42,7 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
     let data: Examples<R> = datasets::examples(run, of, &source)?;
     let (stage, from) = run.enter(of, &[&source])?;
     let lora = settings::lora_of(cfg, of.head);
-    let compares = setting.objective.asks_reference() && lora.is_none();
+    let with_lora = lora.is_some();
     let options = run.trained(&source, of.head, lora, false)?;
     let model = source.load(&options, &mut run.reporter)?;
     run.describe(role(of.head), &model);
@@ -51,7 +51,11 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
     let total = batches.len() as u64;
     let keep = settings::keep(cfg.gradient_checkpointing);
     let engine = Engine::trained(model, settings::adamw(cfg, s, of.head), keep)?;
-    let reference = compares.then(|| run.asked(&source, of.head, "reference")).transpose()?;
+    let reference = match setting.objective.asks_reference() {
+        false => Reference::None,
+        true if with_lora => Reference::Adapters,
+        true => Reference::model(run.asked(&source, of.head, "reference")?),
+    };
     let step = settings::step(cfg, s, total);
     let mut trainer = OfflineTrainer::new(engine, reference, setting.objective, step)?;
     run.start(&stage, total, "batches")?;
@@ -120,7 +124,7 @@ fn evaluated(of: &Algorithm, outcome: &Outcome) -> Vec<(&'static str, f64)> {
     let loss = ("loss", f64::from(outcome.loss));
     let all = std::iter::once(&loss).chain(&outcome.metrics);
     let declared = |(name, value): &(&str, f64)| {
-        let held_out = of.metrics.iter().find(|m| m.name.strip_prefix("eval_") == Some(name))?;
+        let held_out = of.metrics().find(|m| m.name.strip_prefix("eval_") == Some(name))?;
         Some((held_out.name, *value))
     };
     all.filter_map(declared).collect()

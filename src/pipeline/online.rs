@@ -2,18 +2,19 @@
 
 use super::card::Card;
 use super::datasets::Examples;
-use super::judge::Judged;
+use super::judge::{Judged, JudgedAnswer};
 use super::models::{Models, no_reward};
-use super::reading::{Talks, reading, talks};
+use super::reading::{reading, talks};
 use super::run::Run;
+use super::settings::Online;
 use super::sources::{self, Source, critic_source};
 use super::stage::Stage;
 use super::{datasets, judge, settings};
 use crate::algo::{
-    Algorithm, Experience, PpoEngines, PpoSection, PpoStats, PpoTrainer, RewardSource, Rollout,
-    built_in_rule,
+    Algorithm, Experience, ModelReward, OnlineModels, OnlineTrainer, Reference, RewardSource,
+    RuleReward, built_in_rule,
 };
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::data::{PromptExample, Tokenizer};
 use crate::engine::Engine;
 use crate::formats::Draft;
@@ -24,27 +25,27 @@ use std::time::Instant;
 /// Runs a stage. Returns it with its number of iterations.
 pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u64)> {
     let cfg = run.cfg;
-    let p = &cfg.online(of)?;
+    let sampled = || Error::internal(format!("{} samples nothing", of.name));
+    let keys = Online::of(cfg, of)?.ok_or_else(sampled)?;
+    let p = &keys.keys;
     let source = run.source(&Models::of(cfg, &run.dir).start(of)?)?;
     let data: Examples<PromptExample> = datasets::examples(run, of, &source)?;
     let texts = datasets::texts(run, of, &source)?;
-    let others = Others::open(run, p)?;
+    let others = Others::open(run, &keys)?;
     let read: Vec<&Source> = std::iter::once(&source).chain(others.all()).collect();
     let (stage, from) = run.enter(of, &read)?;
     let prompts = talks(data.train.iter().chain(&data.eval));
-    let engines = build(run, of, p, &source, &others, prompts)?;
-    let per_iteration = p.answers_per_iteration();
-    let batches = data.batches(per_iteration, p.num_train_epochs, p.max_steps, cfg.seed);
+    let models = build(run, of, &keys, &source, &others, prompts)?;
+    let batches =
+        data.batches(p.prompts_per_iteration(), p.num_train_epochs, p.max_steps, cfg.seed);
     let total = batches.len() as u64;
-    let updates = total * (p.ppo_epochs * per_iteration.div_ceil(p.answers_per_step())) as u64;
-    let config = settings::online(cfg, p, source.tokenizer.stop_ids().to_vec(), updates);
-    let mut trainer = PpoTrainer::new(engines, config)?;
+    let config = keys.config(cfg, source.tokenizer.stop_ids().to_vec(), total);
+    let mut trainer = OnlineTrainer::new(models, config)?;
     if p.enable_ema {
-        trainer.engines.actor.enable_ema(&mut run.ws, p.ema_decay as f32)?;
+        trainer.models.actor.enable_ema(&mut run.ws, p.ema_decay as f32)?;
     }
     run.start(&stage, total, "iterations")?;
     let held_out = data.held_out(p.eval_prompts);
-    let held_out: Vec<&[i32]> = held_out.iter().map(|e| e.ids.as_slice()).collect();
     let (before, mut text) = match from {
         Some(from) => {
             trainer.restore(&from)?;
@@ -58,8 +59,7 @@ pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u
     };
     for (i, batch) in batches.iter().enumerate().skip(stage.done) {
         let clock = Instant::now();
-        let prompts: Vec<&[i32]> =
-            batch.rows.iter().map(|&i| data.train[i].ids.as_slice()).collect();
+        let prompts: Vec<&PromptExample> = batch.rows.iter().map(|&i| &data.train[i]).collect();
         let made = run.droppable(|run| trainer.generate_experience(&mut run.ws, &prompts));
         let experience = run.unless_dropped(made, &stage, i as u64, &|draft| {
             save(&trainer, text, &before, draft)
@@ -72,7 +72,10 @@ pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u
         let stats = trainer.train_rlhf(&mut run.ws, &experience, &blocks)?;
         let skipped = run.skipped(of, &stats.skipped)?;
         let seconds = clock.elapsed().as_secs_f64();
-        let mut values = metrics(&experience, &stats, &trainer, generated, seconds);
+        let mut values = trainer.metrics(&experience, &stats);
+        let tokens: usize = experience.rollouts.iter().map(|r| r.ids.len()).sum();
+        values.extend([("generate_seconds", generated), ("seconds", seconds)]);
+        values.push(("tokens_per_s", tokens as f64 / seconds));
         values.extend(skipped);
         if p.eval_interval > 0 && (i + 1) % p.eval_interval == 0 {
             let scores = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
@@ -89,12 +92,14 @@ pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u
     show(run, of, &before, &after, total);
     let actor = run.dir.stage(of).join("actor");
     let options = settings::save_as(cfg)?;
-    let critic = run.dir.stage(of).join("critic");
-    let card = |role| Card::online(cfg, of, p, total, role);
-    source.save(&trainer.engines.actor.model, &actor, &options, None, &card("actor")?)?;
-    source.save(&trainer.engines.critic.model, &critic, &options, None, &card("critic")?)?;
-    let (model, ema_dir) = (&trainer.engines.actor.model, run.dir.stage(of).join("actor_ema"));
-    match trainer.engines.actor.ema() {
+    let card = |role| Card::online(cfg, of, &keys, total, role);
+    source.save(&trainer.models.actor.model, &actor, &options, None, &card("actor")?)?;
+    if let Some(critic) = &trainer.models.critic {
+        let dir = run.dir.stage(of).join("critic");
+        source.save(&critic.model, &dir, &options, None, &card("critic")?)?;
+    }
+    let (model, ema_dir) = (&trainer.models.actor.model, run.dir.stage(of).join("actor_ema"));
+    match trainer.models.actor.ema() {
         Some(ema) => {
             let card = card("moving average of the actor")?;
             source.save(model, &ema_dir, &options, Some(&|id| ema.read(model, id)), &card)?;
@@ -104,14 +109,14 @@ pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u
     }
     let mut summary = before.numbers("score_before", "kl_before");
     summary.extend(after.numbers("score_after", "kl_after"));
-    run.finish(&stage, &summary, &actor, trainer.engines.actor.memory());
+    run.finish(&stage, &summary, &actor, trainer.models.actor.memory());
     Ok((stage, total))
 }
 
 /// Adds what the step knows to a checkpoint: how much text was read, and how the model answered
 /// before.
 fn save<'d>(
-    trainer: &'d PpoTrainer,
+    trainer: &'d OnlineTrainer,
     texts: usize,
     before: &Judged,
     draft: &mut Draft<'d>,
@@ -130,12 +135,13 @@ struct Others {
 }
 
 impl Others {
-    fn open(run: &Run<'_>, p: &PpoSection) -> Result<Others> {
+    fn open(run: &Run<'_>, keys: &Online) -> Result<Others> {
         let reward = match Models::of(run.cfg, &run.dir).scorer() {
             Some(name) => Some((name.clone(), run.source(&name)?)),
             None => None,
         };
-        let critic = p.critic_model.as_ref().map(|name| run.source(name));
+        let critic = keys.critic.as_ref().and_then(|c| c.critic_model.as_ref());
+        let critic = critic.map(|name| run.source(name));
         Ok(Others { reward, critic: critic.transpose()? })
     }
 
@@ -144,15 +150,15 @@ impl Others {
     }
 }
 
-/// Loads the four models, two of them once where LoRA or a rule makes a copy unnecessary.
+/// Loads the models, two of them once where LoRA or a rule makes a copy unnecessary.
 fn build(
     run: &mut Run<'_>,
     of: &Algorithm,
-    p: &PpoSection,
+    keys: &Online,
     source: &Source,
     others: &Others,
-    prompts: Talks,
-) -> Result<PpoEngines> {
+    talks: bool,
+) -> Result<OnlineModels> {
     let cfg = run.cfg;
     let lora = settings::lora_of(cfg, Head::Lm);
     let with_lora = lora.is_some();
@@ -160,30 +166,34 @@ fn build(
     let actor = source.load(&options, &mut run.reporter)?;
     run.describe("actor", &actor);
     let keep = settings::keep(cfg.gradient_checkpointing);
-    let actor = Engine::trained(actor, settings::actor_adamw(cfg, p), keep)?;
-    let reference =
-        if with_lora { None } else { Some(run.asked(source, Head::Lm, "reference")?) };
-    let rule = p.reward_rule.as_deref();
-    let reward = match (rule, &others.reward) {
+    let actor = Engine::trained(actor, settings::actor_adamw(cfg, &keys.keys), keep)?;
+    let reference = match keys.method.kl {
+        None => Reference::None,
+        Some(_) if with_lora => Reference::Adapters,
+        Some(_) => Reference::model(run.asked(source, Head::Lm, "reference")?),
+    };
+    let rule = keys.keys.reward_rule.as_deref();
+    let reward: Box<dyn RewardSource> = match (rule, &others.reward) {
         (Some(rule), _) => {
             let tokenizer = source.tokenizer.clone();
             let decode = move |ids: &[i32]| tokenizer.decode(ids, true);
-            RewardSource::Rule(built_in_rule(rule)?, Box::new(decode))
+            Box::new(RuleReward { rule: built_in_rule(rule)?, decode: Box::new(decode) })
         }
         (None, Some((name, reward))) => {
-            let engine = Box::new(run.asked(reward, Head::Score, "reward model")?);
+            let engine = run.asked(reward, Head::Score, "reward model")?;
             if !source.has_tokens_of(reward) {
                 run.reporter.emit(Event::note(format!(
                     "{name} has a tokenizer of its own: answers are tokenised again for it, and the \
                      critic starts from the actor unless --critic-model says otherwise"
                 )));
             }
-            match reading(source, reward, prompts, cfg.chat_format) {
-                None => RewardSource::Model(engine),
-                Some(read) => RewardSource::Foreign(engine, read),
-            }
+            let retokenise = reading(source, reward, talks, cfg.chat_format);
+            Box::new(ModelReward { engine, retokenise })
         }
         (None, None) => return Err(no_reward(of)),
+    };
+    let Some(of_critic) = &keys.critic else {
+        return Ok(OnlineModels { actor, reference, critic: None, reward });
     };
     let scores = others.reward.as_ref().map(|(_, source)| source);
     let critic_source = critic_source(source, scores, others.critic.as_ref())?;
@@ -191,45 +201,8 @@ fn build(
     let options = run.trained(critic_source, Head::Score, lora, false)?;
     let critic = critic_source.load(&options, &mut run.reporter)?;
     run.describe("critic", &critic);
-    let critic = Engine::trained(critic, settings::critic_adamw(cfg, p), keep)?;
-    Ok(PpoEngines { actor, reference, critic, reward })
-}
-
-fn metrics(
-    experience: &Experience,
-    stats: &PpoStats,
-    trainer: &PpoTrainer,
-    generated: f64,
-    seconds: f64,
-) -> Vec<(&'static str, f64)> {
-    let n = experience.rollouts.len() as f64;
-    let mean = |f: &dyn Fn(&Rollout) -> f64| experience.rollouts.iter().map(f).sum::<f64>() / n;
-    let answers = mean(&|r| r.logprobs.len() as f64);
-    let tokens: usize = experience.rollouts.iter().map(|r| r.ids.len()).sum();
-    let mut out = vec![
-        ("reward", mean(&|r| f64::from(r.score))),
-        ("kl", mean(&|r| f64::from(r.kl()))),
-        ("entropy", f64::from(stats.entropy)),
-        ("policy_loss", f64::from(stats.policy_loss)),
-        ("value_loss", f64::from(stats.value_loss)),
-        ("approx_kl", f64::from(stats.approx_kl)),
-        ("clip_rate", f64::from(stats.clip_fraction)),
-        ("first_ratio_deviation", f64::from(stats.first_ratio_deviation)),
-        ("answer_tokens", answers),
-        ("eos_rate", mean(&|r| f64::from(u8::from(r.finished)))),
-        ("empty_rate", mean(&|r| f64::from(u8::from(r.is_empty())))),
-        ("explained_variance", f64::from(stats.explained_variance)),
-        ("actor_grad_norm", f64::from(stats.actor_grad_norm)),
-        ("critic_grad_norm", f64::from(stats.critic_grad_norm)),
-        ("kl_coef", f64::from(trainer.kl_coef)),
-        ("generate_seconds", generated),
-        ("seconds", seconds),
-        ("tokens_per_s", tokens as f64 / seconds),
-    ];
-    if let Some(loss) = stats.unsup_loss {
-        out.push(("unsup_loss", f64::from(loss)));
-    }
-    out
+    let critic = Engine::trained(critic, settings::critic_adamw(cfg, &keys.keys, of_critic), keep)?;
+    Ok(OnlineModels { actor, reference, critic: Some(critic), reward })
 }
 
 fn print_samples(
@@ -261,7 +234,10 @@ fn shows_samples(iteration: u64, total: u64) -> bool {
 
 /// Before and after, side by side, for a few held-out prompts.
 fn show(run: &mut Run<'_>, of: &Algorithm, before: &Judged, after: &Judged, total: u64) {
-    for (b, a) in before.answers.iter().zip(&after.answers).take(judge::SHOWN) {
+    // The reward may have judged an answer to a prompt before, and none after.
+    let was = |a: &JudgedAnswer| before.answers.iter().find(|b| b.prompt == a.prompt);
+    let both = after.answers.iter().filter_map(|a| Some((was(a)?, a)));
+    for (b, a) in both.take(judge::SHOWN) {
         run.reporter.emit(Event::Sample(Sample {
             step: of.name.into(),
             iteration: total,

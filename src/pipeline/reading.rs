@@ -5,38 +5,35 @@ use super::limits::chat_format;
 use super::sources::Source;
 use crate::algo::{Retokenise, Rollout};
 use crate::base::Result;
-use crate::data::{ChatFormat, OpenTalk, PromptExample, Tokenizer};
-use std::collections::HashMap;
-use std::sync::Arc;
+use crate::data::{ChatFormat, PromptExample, Tokenizer};
 
-/// Conversations by the ids of their prompts.
-pub(super) type Talks = HashMap<Vec<i32>, Arc<OpenTalk>>;
-
-/// The conversations among prompts.
-pub(super) fn talks<'a>(prompts: impl Iterator<Item = &'a PromptExample>) -> Talks {
-    prompts.filter_map(|p| Some((p.ids.clone(), p.talk.clone()?))).collect()
+/// True if one of `prompts` is a conversation.
+pub(super) fn talks<'a>(mut prompts: impl Iterator<Item = &'a PromptExample>) -> bool {
+    prompts.any(|p| p.talk.is_some())
 }
 
 /// The ids under which `reader` knows a rollout of `actor`: of a conversation its own rendering of
 /// the whole, end of the turn included; of text that of its own tokenizer. The rollout's own ids
-/// are kept where they say the same. `None` where that is always so.
+/// are kept where they say the same. `None` where that is always so. `talks` says that
+/// conversations are among the prompts.
 pub(super) fn reading(
     actor: &Source,
     reader: &Source,
-    talks: Talks,
+    talks: bool,
     format: ConversationFormat,
 ) -> Option<Retokenise> {
     let same = actor.has_tokens_of(reader);
     let (from, to) = (actor.tokenizer.clone(), reader.tokenizer.clone());
     let (most, format) = (reader.arch.max_positions, chat_format(format, &to));
     // Without a template, a conversation is a text like another.
-    let talks = if format == ChatFormat::Template { talks } else { Talks::new() };
-    if same && talks.is_empty() {
+    let talks = talks && format == ChatFormat::Template;
+    if same && !talks {
         return None;
     }
-    Some(Box::new(move |rollout| {
+    Some(Box::new(move |completion| {
+        let rollout = completion.rollout;
         let (prompt, answer) = rollout.ids.split_at(rollout.prompt_len);
-        let mut ids = match talks.get(prompt) {
+        let mut ids = match completion.prompt.talk.as_ref().filter(|_| talks) {
             Some(talk) => {
                 let said = from.decode(answer, true)?;
                 let told = talk.answered(&said, rollout.finished, &to, format)?;

@@ -2,7 +2,7 @@
 
 use super::config::{Checkpointing, RunConfig};
 use crate::algo::{
-    KlControl, KlController, OptimizerSection, PpoConfig, PpoSection, RewardScaling, StepConfig,
+    Algorithm, CriticSection, Method, OnlineConfig, OnlineSection, OptimizerSection, StepConfig,
     UpdateSection,
 };
 use crate::base::Result;
@@ -96,13 +96,13 @@ pub(super) fn adamw(cfg: &RunConfig, s: &OptimizerSection, head: Head) -> AdamWC
 }
 
 /// The optimizer of the actor of a stage that samples.
-pub(super) fn actor_adamw(cfg: &RunConfig, p: &PpoSection) -> AdamWConfig {
-    optimizer(cfg, &p.update, [p.actor_learning_rate, p.actor_weight_decay], Head::Lm)
+pub(super) fn actor_adamw(cfg: &RunConfig, s: &OnlineSection) -> AdamWConfig {
+    optimizer(cfg, &s.update, [s.actor_learning_rate, s.actor_weight_decay], Head::Lm)
 }
 
 /// That of its critic.
-pub(super) fn critic_adamw(cfg: &RunConfig, p: &PpoSection) -> AdamWConfig {
-    optimizer(cfg, &p.update, [p.critic_learning_rate, p.critic_weight_decay], Head::Score)
+pub(super) fn critic_adamw(cfg: &RunConfig, s: &OnlineSection, c: &CriticSection) -> AdamWConfig {
+    optimizer(cfg, &s.update, [c.critic_learning_rate, c.critic_weight_decay], Head::Score)
 }
 
 /// The optimizer of a model with this head, by its peak learning rate and weight decay.
@@ -151,41 +151,60 @@ pub(super) fn save_as(cfg: &RunConfig) -> Result<SaveAs> {
     Ok(SaveAs { max_shard_bytes: cfg.max_shard_bytes()? as usize, ..SaveAs::default() })
 }
 
-/// A stage that samples, over `updates` optimizer steps.
-pub(super) fn online(cfg: &RunConfig, p: &PpoSection, eos: Vec<i32>, updates: u64) -> PpoConfig {
-    let kl_control = match p.kl_controller {
-        KlController::Fixed => KlControl::Fixed,
-        KlController::Adaptive => {
-            KlControl::Adaptive { target: p.kl_target as f32, horizon: p.kl_horizon as f32 }
+/// The keys of a stage that samples.
+pub(super) struct Online {
+    /// Those that all have.
+    pub(super) keys: OnlineSection,
+    /// Those of its critic, where it has one.
+    pub(super) critic: Option<CriticSection>,
+    /// The difference from others.
+    pub(super) method: Method,
+}
+
+impl Online {
+    /// The keys of `of`; None where it does not sample.
+    pub(super) fn of(cfg: &RunConfig, of: &Algorithm) -> Result<Option<Online>> {
+        let Some(from) = of.online() else { return Ok(None) };
+        let critic = from.critic.then(|| cfg.section(of)).transpose()?;
+        let method = (from.method)(&cfg.sections, of.name)?;
+        Ok(Some(Online { keys: cfg.section(of)?, critic, method }))
+    }
+
+    /// Completions of one iteration.
+    pub(super) fn completions(&self) -> usize {
+        self.keys.prompts_per_iteration() * self.method.num_generations
+    }
+
+    /// Optimizer steps of one iteration.
+    pub(super) fn updates(&self) -> usize {
+        self.method.epochs * self.completions().div_ceil(self.keys.completions_per_step())
+    }
+
+    /// The settings of the trainer, over `iterations` iterations.
+    pub(super) fn config(&self, cfg: &RunConfig, eos: Vec<i32>, iterations: u64) -> OnlineConfig {
+        let s = &self.keys;
+        let schedule = s.update.schedule(iterations * self.updates() as u64);
+        OnlineConfig {
+            method: self.method,
+            sampling: Sampling {
+                temperature: s.temperature as f32,
+                top_k: s.top_k,
+                top_p: s.top_p as f32,
+                min_new_tokens: s.min_answer_seq_len,
+                max_new_tokens: cfg.max_answer_seq_len,
+                eos,
+                seed: cfg.seed,
+            },
+            clip_reward_value: s.clip_reward_value as f32,
+            reward_scaling: s.reward_scaling,
+            missing_eos_penalty: s.missing_eos_penalty as f32,
+            cliprange_value: self.critic.as_ref().map_or(0.0, |c| c.cliprange_value as f32),
+            entropy_coef: s.entropy_coef as f32,
+            unsup_coef: s.unsup_coef as f32,
+            minibatch: s.completions_per_step(),
+            micro_batch_tokens: micro_batch_tokens(cfg),
+            actor_schedule: schedule,
+            critic_schedule: schedule,
         }
-    };
-    let schedule = p.update.schedule(updates);
-    PpoConfig {
-        sampling: Sampling {
-            temperature: p.temperature as f32,
-            top_k: p.top_k,
-            top_p: p.top_p as f32,
-            min_new_tokens: p.min_answer_seq_len,
-            max_new_tokens: cfg.max_answer_seq_len,
-            eos,
-            seed: cfg.seed,
-        },
-        kl_coef: p.kl_coef as f32,
-        kl_control,
-        clip_reward_value: p.clip_reward_value as f32,
-        reward_scaling: p.reward_scaling == RewardScaling::Running,
-        missing_eos_penalty: p.missing_eos_penalty as f32,
-        gamma: p.gamma as f32,
-        lam: p.lam as f32,
-        whiten_advantages: p.whiten_advantages,
-        cliprange: p.cliprange as f32,
-        cliprange_value: p.cliprange_value as f32,
-        entropy_coef: p.entropy_coef as f32,
-        unsup_coef: p.unsup_coef as f32,
-        ppo_epochs: p.ppo_epochs,
-        minibatch: p.answers_per_step(),
-        micro_batch_tokens: micro_batch_tokens(cfg),
-        actor_schedule: schedule,
-        critic_schedule: schedule,
     }
 }

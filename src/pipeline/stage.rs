@@ -98,7 +98,7 @@ impl Run<'_> {
         self.total = total;
         self.watchdog.begin(stage.of.name, stage.done as u64 + 1);
         self.pace.begin(&self.comm);
-        let metrics = stage.of.metrics.iter().chain(OF_ALL).map(declared).collect();
+        let metrics = stage.of.metrics().chain(OF_ALL).map(declared).collect();
         self.reporter.emit(Event::StepStart { step, title, total, unit, metrics });
         if stage.done > 0 {
             self.reporter.emit(Event::note(goes_on));

@@ -30,8 +30,8 @@ pub(super) fn check_run(cfg: &RunConfig, dir: &RunDir, ranks: usize) -> Result<B
 pub(super) fn check_models(cfg: &RunConfig, dir: &RunDir, ranks: usize) -> Result<Vec<Staged>> {
     let (unloaded, lengths) = (Unloaded::of(cfg), Lengths::of(cfg)?);
     let models = Models::of(cfg, dir);
-    let critics = ALGORITHMS.iter().filter(|a| a.samples()).map(|a| cfg.online(a));
-    let critics: Vec<_> = critics.map(|p| Ok(p?.critic_model)).collect::<Result<_>>()?;
+    let critics = ALGORITHMS.iter().map(|of| critic_model(cfg, of));
+    let critics: Vec<_> = critics.collect::<Result<_>>()?;
     let named = models.given().chain(critics.iter().flatten());
     for name in named.filter(|name| !models.is_to_come(name)) {
         resolve_model(name)?;
@@ -45,7 +45,7 @@ pub(super) fn check_models(cfg: &RunConfig, dir: &RunDir, ranks: usize) -> Resul
             continue;
         }
         let beside = match of.samples() {
-            true => Some(models.beside(cfg.online(of)?.critic_model)),
+            true => Some(models.beside(critic_model(cfg, of)?)),
             false => None,
         };
         let source = opened.get(&name)?;
@@ -67,6 +67,11 @@ pub(super) fn check_models(cfg: &RunConfig, dir: &RunDir, ranks: usize) -> Resul
         check_blocks(cfg, ranks)?;
     }
     Ok(found)
+}
+
+/// The model named for the critic of a stage, where it has one.
+fn critic_model(cfg: &RunConfig, of: &Algorithm) -> Result<Option<String>> {
+    Ok(cfg.critic(of)?.and_then(|critic| critic.critic_model))
 }
 
 /// Checks the models of a stage that samples, whose actor is or starts from `source`.
@@ -98,6 +103,9 @@ fn check_sampling(
         && !beside.makes_reward
     {
         reward.check_loads(&unloaded.reward)?;
+    }
+    if !of.has_critic() {
+        return Ok(());
     }
     let critic = beside.critic.map(|name| opened.get(&name)).transpose()?;
     let critic = critic_source(source, reward.as_deref(), critic.as_deref())?;

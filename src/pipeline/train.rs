@@ -92,7 +92,7 @@ impl Run<'_> {
             Learns::Pairs(rows) => {
                 offline::run(self, offline::Setting::new(cfg, of, rows.objective)?)
             }
-            Learns::Prompts => online::run(self, of),
+            Learns::Prompts(_) => online::run(self, of),
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::common::*;
 use crate::pairs::pairs;
 use crate::setup::*;
-use duplex::algo::{Dpo, OfflineTrainer};
+use duplex::algo::{Dpo, OfflineTrainer, Reference};
 use duplex::base::{DType, Rng};
 use duplex::data::PairExample;
 use duplex::engine::Engine;
@@ -24,7 +24,7 @@ impl Setup {
         let frozen = || Engine::frozen(model(family, Head::Lm, DType::F32, false, None, 9));
         let policy = model(family, Head::Lm, DType::F32, true, None, 4);
         let engine = Engine::trained(policy, adamw(learning_rate), Keep::All).unwrap();
-        let (reference, step) = (Some(frozen()), step_config(micro));
+        let (reference, step) = (Reference::model(frozen()), step_config(micro));
         let trainer = OfflineTrainer::new(engine, reference, Box::new(loss), step).unwrap();
         Setup { trainer, reference: frozen() }
     }
@@ -100,7 +100,8 @@ fn with_adapters_the_model_without_them_is_the_reference() {
     let policy = model("llama", Head::Lm, DType::F32, true, Some(&lora("llama")), 4);
     let engine = Engine::trained(policy, adamw(1e-2), Keep::All).unwrap();
     let loss = Box::new(LOSSES[0]);
-    let mut trainer = OfflineTrainer::new(engine, None, loss, step_config(90)).unwrap();
+    let mut trainer =
+        OfflineTrainer::new(engine, Reference::Adapters, loss, step_config(90)).unwrap();
     let pairs = pairs(5, 8);
     let rows: Vec<&PairExample> = pairs.iter().collect();
     let before = trainer.evaluate(&mut ws, &rows).unwrap();
@@ -112,9 +113,9 @@ fn with_adapters_the_model_without_them_is_the_reference() {
     assert!(after.get("rewards/margins") > before.get("rewards/margins"));
     let policy = model("llama", Head::Lm, DType::F32, true, None, 4);
     let engine = Engine::trained(policy, adamw(1e-2), Keep::All).unwrap();
-    let alone =
-        OfflineTrainer::<PairExample>::new(engine, None, Box::new(LOSSES[0]), step_config(90));
-    assert!(alone.is_err(), "no reference");
+    let (loss, step) = (Box::new(LOSSES[0]), step_config(90));
+    let alone = OfflineTrainer::<PairExample>::new(engine, Reference::Adapters, loss, step);
+    assert!(alone.is_err(), "no adapters to switch off");
 }
 
 /// The same log-probs, whatever they are packed with, have the distance 0.
@@ -129,7 +130,8 @@ fn a_policy_that_is_its_reference_has_rewards_of_exactly_zero() {
             let engine = Engine::trained(policy, adamw(0.0), Keep::All).unwrap();
             let reference = Engine::frozen(model("llama", Head::Lm, dtype, false, None, 9));
             let (loss, step) = (Box::new(LOSSES[0]), step_config(micro));
-            let mut trainer = OfflineTrainer::new(engine, Some(reference), loss, step).unwrap();
+            let mut trainer =
+                OfflineTrainer::new(engine, Reference::model(reference), loss, step).unwrap();
             for s in [trainer.evaluate(&mut ws, &rows), trainer.train(&mut ws, &rows)] {
                 let s = s.unwrap();
                 assert!(s.metrics.iter().all(|m| m.1 == 0.0), "{:?}", s.metrics);

@@ -2,7 +2,10 @@
 
 use crate::common::*;
 use crate::setup::*;
-use duplex::algo::{Experience, KlControl, PpoConfig, PpoTrainer, RewardRule, RewardSource};
+use duplex::algo::{
+    Adaptive, Advantage, Answered, Experience, KlPenalty, Method, OnlineConfig, OnlineTrainer,
+    Reference, RewardRule, RewardScaling, Rollout,
+};
 use duplex::base::{DType, Result};
 use duplex::engine::Engine;
 use duplex::model::Head;
@@ -10,8 +13,9 @@ use duplex::tape::{Keep, Workspace};
 
 /// Checks advantages and returns against their definition: A_t is the sum of (gamma lambda)^l
 /// delta_{t+l}, with rewards made of KL, clipped score and penalty.
-fn check_advantages(experience: &Experience, c: &PpoConfig, kl_coef: f32, std: f64) {
-    let (gamma, lam, kl_coef) = (f64::from(c.gamma), f64::from(c.lam), f64::from(kl_coef));
+fn check_advantages(experience: &Experience, c: &OnlineConfig, kl_coef: f32, std: f64) {
+    let Advantage::Gae { gamma, lambda } = c.method.advantage else { panic!("not GAE") };
+    let (gamma, lam, kl_coef) = (f64::from(gamma), f64::from(lambda), f64::from(kl_coef));
     for r in &experience.rollouts {
         let n = r.logprobs.len();
         assert_eq!([r.ref_logprobs.len(), r.values.len(), r.ids.len() - r.prompt_len], [n; 3]);
@@ -32,23 +36,32 @@ fn check_advantages(experience: &Experience, c: &PpoConfig, kl_coef: f32, std: f
     }
 }
 
-fn recompute(ws: &mut Workspace, trainer: &PpoTrainer, experience: &Experience) {
+/// PPO with a KL coefficient that moves.
+fn adapting(adaptive: Option<Adaptive>) -> OnlineConfig {
+    let method = Method { kl: Some(KlPenalty { coef: 0.3, adaptive }), ..method() };
+    OnlineConfig { method, ..ppo_config() }
+}
+
+fn coef(c: &OnlineConfig) -> f32 {
+    c.method.kl.unwrap().coef
+}
+
+fn recompute(ws: &mut Workspace, trainer: &OnlineTrainer, experience: &Experience) {
     let temperature = trainer.config.sampling.temperature;
-    let reference = trainer.engines.reference.as_ref().unwrap();
+    let reference = trainer.models.reference.engine().unwrap();
     for r in &experience.rollouts {
-        let ours = logprobs(ws, &trainer.engines.actor, &r.ids, r.prompt_len, temperature);
+        let ours = logprobs(ws, &trainer.models.actor, &r.ids, r.prompt_len, temperature);
         assert_eq!(wide(&r.logprobs), ours);
         assert_eq!(
             wide(&r.ref_logprobs),
             logprobs(ws, reference, &r.ids, r.prompt_len, temperature)
         );
         // The value before an answer token is that of the position before it.
-        let values = scores(ws, &trainer.engines.critic, &r.ids);
+        let values = scores(ws, critic(&trainer.models), &r.ids);
         assert_eq!(wide(&r.values), values[r.prompt_len - 1..r.ids.len() - 1]);
-        let score = match &trainer.engines.reward {
-            RewardSource::Rule(..) => f64::from(noise(&r.ids[r.prompt_len..])),
-            RewardSource::Foreign(..) => unreachable!("not set up here"),
-            RewardSource::Model(m) => *scores(ws, m, &r.ids).last().unwrap(),
+        let score = match trainer.models.reward.engine() {
+            None => f64::from(noise(&r.ids[r.prompt_len..])),
+            Some(m) => *scores(ws, m, &r.ids).last().unwrap(),
         };
         assert_eq!(f64::from(r.score), score);
         let kl: f64 =
@@ -64,29 +77,33 @@ fn rewards_values_and_advantages_follow_their_definitions() {
     {
         let mut ws = workspace();
         let mut config = ppo_config();
-        (config.gamma, config.lam) = (gamma, lam);
+        config.method.advantage = Advantage::Gae { gamma, lambda: lam };
         (config.clip_reward_value, config.missing_eos_penalty) = (clip, penalty);
         let mut engines = engines(family, 0.0);
         if family == "opt" {
             let reward = model(family, Head::Score, DType::F32, false, None, 8);
-            engines.reward = RewardSource::Model(Box::new(Engine::frozen(reward)));
+            engines.reward = model_reward(Engine::frozen(reward));
         }
-        let mut trainer = PpoTrainer::new(engines, config.clone()).unwrap();
+        let mut trainer = OnlineTrainer::new(engines, config.clone()).unwrap();
         let experience = experience(&mut trainer, &mut ws, &prompts(5, 16));
         let r = &experience.rollouts;
         assert!(r.iter().any(|r| r.finished) && r.iter().any(|r| !r.finished));
         assert!(r.iter().any(|r| r.score.abs() > clip) && r.iter().any(|r| r.kl().abs() > 0.1));
         recompute(&mut ws, &trainer, &experience);
-        check_advantages(&experience, &config, config.kl_coef, 1.0);
-        assert_eq!(trainer.kl_coef, config.kl_coef);
+        check_advantages(&experience, &config, coef(&config), 1.0);
+        assert_eq!(trainer.kl_coef, coef(&config));
     }
 }
 
 #[test]
 fn scores_are_scaled_by_the_running_deviation_of_all_scores() {
     let mut ws = workspace();
-    let config = PpoConfig { reward_scaling: true, clip_reward_value: 1.2, ..ppo_config() };
-    let mut trainer = PpoTrainer::new(engines("llama", 0.0), config.clone()).unwrap();
+    let config = OnlineConfig {
+        reward_scaling: RewardScaling::Running,
+        clip_reward_value: 1.2,
+        ..ppo_config()
+    };
+    let mut trainer = OnlineTrainer::new(engines("llama", 0.0), config.clone()).unwrap();
     let mut all: Vec<f64> = vec![];
     for i in 0..4 {
         // One answer alone has no deviation.
@@ -96,16 +113,16 @@ fn scores_are_scaled_by_the_running_deviation_of_all_scores() {
         let mean = all.iter().sum::<f64>() / all.len() as f64;
         let squares = all.iter().map(|s| (s - mean).powi(2)).sum::<f64>();
         let std = if i == 0 { 1.0 } else { (squares / (all.len() - 1) as f64).sqrt() };
-        check_advantages(&experience, &config, config.kl_coef, std);
+        check_advantages(&experience, &config, coef(&config), std);
     }
 }
 
 #[test]
 fn the_kl_coefficient_follows_the_proportional_controller() {
-    let measure = |control: KlControl| {
+    let measure = |adaptive: Option<Adaptive>| {
         let mut ws = workspace();
-        let config = PpoConfig { kl_control: control, ..ppo_config() };
-        let mut trainer = PpoTrainer::new(engines("gpt2", 0.0), config.clone()).unwrap();
+        let config = adapting(adaptive);
+        let mut trainer = OnlineTrainer::new(engines("gpt2", 0.0), config.clone()).unwrap();
         let mut steps = vec![];
         for i in 0..3 {
             let before = trainer.kl_coef;
@@ -122,12 +139,12 @@ fn the_kl_coefficient_follows_the_proportional_controller() {
         }
         steps
     };
-    let fixed = measure(KlControl::Fixed);
+    let fixed = measure(None);
     assert!(fixed.iter().all(|(kl, factor)| *kl > 0.0 && *factor == 1.0));
     // Targets far below, far above, and close to the KL of the first answers.
     let horizon = 300.0;
     for target in [fixed[0].0 * 0.1, fixed[0].0 * 9.0, fixed[0].0 * 1.1] {
-        let control = KlControl::Adaptive { target: target as f32, horizon };
+        let control = Some(Adaptive { target: target as f32, horizon });
         for (i, (kl, factor)) in measure(control).into_iter().enumerate() {
             let error = (kl / target - 1.0).clamp(-0.2, 0.2);
             close(factor, 1.0 + error * 10.0 / f64::from(horizon), 1e-6);
@@ -142,16 +159,16 @@ fn answers_for_evaluation_repeat_and_change_nothing() {
     let mut ws = workspace();
     let mut rows = prompts(9, 5);
     rows.push(rows[0].clone());
-    let refs: Vec<&[i32]> = rows.iter().map(Vec::as_slice).collect();
-    let control = KlControl::Adaptive { target: 1.0, horizon: 50.0 };
-    let config = PpoConfig { kl_control: control, reward_scaling: true, ..ppo_config() };
-    let ids = |rs: &[duplex::algo::Rollout]| rs.iter().map(|r| r.ids.clone()).collect::<Vec<_>>();
+    let asked = asked(&rows);
+    let adaptive = adapting(Some(Adaptive { target: 1.0, horizon: 50.0 }));
+    let config = OnlineConfig { reward_scaling: RewardScaling::Running, ..adaptive };
+    let ids = |rs: &[Rollout]| rs.iter().map(|r| r.ids.clone()).collect::<Vec<_>>();
     let run = |ws: &mut Workspace, evaluate: bool| {
-        let mut trainer = PpoTrainer::new(engines("gpt2", 1e-3), config.clone()).unwrap();
+        let mut trainer = OnlineTrainer::new(engines("gpt2", 1e-3), config.clone()).unwrap();
         let (mut seen, mut answers) = (vec![], vec![]);
         for _ in 0..3 {
             if evaluate {
-                answers.push(ids(&trainer.answer(ws, &refs).unwrap()));
+                answers.push(ids(&trainer.answer(ws, &refs(&asked)).unwrap()));
             }
             seen.push(ids(&experience(&mut trainer, ws, &rows).rollouts));
         }
@@ -173,34 +190,43 @@ impl RewardRule for Undefined {
     fn name(&self) -> &str {
         "undefined"
     }
-    fn score(&self, _: &str, _: &str) -> Result<f32> {
-        Ok(f32::NAN)
+    fn score(&self, answers: &[Answered<'_>]) -> Result<Vec<Option<f32>>> {
+        Ok(vec![Some(f32::NAN); answers.len()])
     }
 }
 
 #[test]
 fn settings_and_scores_without_meaning_are_refused() {
-    let new = |change: &dyn Fn(&mut PpoConfig)| {
+    let new = |change: &dyn Fn(&mut OnlineConfig)| {
         let mut config = ppo_config();
         change(&mut config);
-        PpoTrainer::new(engines("gpt2", 0.0), config)
+        OnlineTrainer::new(engines("gpt2", 0.0), config)
     };
-    let adaptive = |target, horizon| KlControl::Adaptive { target, horizon };
-    let bad: [&dyn Fn(&mut PpoConfig); 5] = [
+    let adaptive = |c: &mut OnlineConfig, target, horizon| {
+        c.method.kl = Some(KlPenalty { coef: 0.3, adaptive: Some(Adaptive { target, horizon }) });
+    };
+    let bad: [&dyn Fn(&mut OnlineConfig); 8] = [
         &|c| c.sampling.max_new_tokens = 0,
         &|c| c.minibatch = 0,
-        &|c| c.ppo_epochs = 0,
-        &|c| c.kl_control = adaptive(0.0, 100.0),
-        &|c| c.kl_control = adaptive(1.0, f32::NAN),
+        &|c| c.method.epochs = 0,
+        &|c| c.method.num_generations = 0,
+        // The critic has no use, and one completion has no others.
+        &|c| {
+            c.method = Method { num_generations: 2, advantage: Advantage::LeaveOneOut, ..c.method }
+        },
+        &|c| c.method.advantage = Advantage::LeaveOneOut,
+        &|c| adaptive(c, 0.0, 100.0),
+        &|c| adaptive(c, 1.0, f32::NAN),
     ];
     assert!(bad.iter().all(|b| new(b).is_err()));
     let mut ws = workspace();
     let mut trainer = new(&|_| ()).unwrap();
     assert!(trainer.generate_experience(&mut ws, &[]).is_err());
-    assert!(trainer.generate_experience(&mut ws, &[&[5], &[]]).is_err());
-    assert!(trainer.generate_experience(&mut ws, &[&[5; 125]]).is_err());
-    trainer.engines.reward = rule(Undefined);
-    let error = trainer.generate_experience(&mut ws, &[&[5]]).unwrap_err();
+    for bad in [vec![vec![5], vec![]], vec![vec![5; 125]]] {
+        assert!(trainer.generate_experience(&mut ws, &refs(&asked(&bad))).is_err());
+    }
+    trainer.models.reward = rule(Undefined);
+    let error = trainer.generate_experience(&mut ws, &refs(&asked(&[vec![5]]))).unwrap_err();
     assert!(error.to_string().contains("NaN"), "{error}");
 }
 
@@ -214,9 +240,9 @@ fn with_lora_the_reference_is_the_untouched_base() {
         base.store.copy_from(&actor.store).unwrap();
         let base = Engine::frozen(base);
         engines.actor = Engine::trained(actor, adamw(2e-2), Keep::All).unwrap();
-        engines.reference = None;
-        let mut trainer = PpoTrainer::new(engines, ppo_config()).unwrap();
-        let before = weights(&trainer.engines.actor.model);
+        engines.reference = Reference::Adapters;
+        let mut trainer = OnlineTrainer::new(engines, ppo_config()).unwrap();
+        let before = weights(&trainer.models.actor.model);
         let rows = prompts(31, 12);
         let mut kl = vec![];
         for _ in 0..4 {
@@ -236,8 +262,8 @@ fn with_lora_the_reference_is_the_untouched_base() {
             trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
         }
         assert!(kl[0] == 0.0 && kl[1..].iter().all(|k| *k > 1e-4), "{family} {kl:?}");
-        let store = &trainer.engines.actor.model.store;
-        for (i, (was, is)) in before.iter().zip(weights(&trainer.engines.actor.model)).enumerate() {
+        let store = &trainer.models.actor.model.store;
+        for (i, (was, is)) in before.iter().zip(weights(&trainer.models.actor.model)).enumerate() {
             let p = &store.params()[i].spec;
             let adapter = p.name.contains(".lora.");
             assert_eq!(adapter, p.trained, "{family} {}", p.name);

@@ -5,7 +5,7 @@ use crate::common::*;
 use crate::pairs::pairs;
 use crate::setup::*;
 use crate::sft::examples;
-use duplex::algo::{ALGORITHMS, Algorithm, Learns, Objective, OfflineTrainer, sections};
+use duplex::algo::{ALGORITHMS, Algorithm, Learns, Objective, OfflineTrainer, Reference, sections};
 use duplex::base::DType;
 use duplex::engine::Engine;
 use duplex::model::Head;
@@ -19,7 +19,10 @@ fn check<R>(of: &Algorithm, objective: &dyn Fn() -> Box<dyn Objective<R>>, rows:
         let engine = Engine::trained(policy, adamw(0.0), Keep::All).unwrap();
         let frozen = || Engine::frozen(model("llama", Head::Lm, DType::F32, false, None, 9));
         let objective = objective();
-        let reference = objective.asks_reference().then(frozen);
+        let reference = match objective.asks_reference() {
+            true => Reference::model(frozen()),
+            false => Reference::None,
+        };
         OfflineTrainer::new(engine, reference, objective, step_config(micro)).unwrap()
     };
     let mut trained = trainer(110);
@@ -53,7 +56,7 @@ fn the_gradient_of_each_algorithm_is_that_of_its_loss() {
                 check(of, &|| (from.objective)(&sections, of.name).unwrap(), &pairs(8, 9));
             }
             // The losses of sampled answers are in `update.rs`.
-            Learns::Prompts => {}
+            Learns::Prompts(_) => {}
         }
     }
 }

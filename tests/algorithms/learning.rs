@@ -2,7 +2,10 @@
 
 use crate::common::*;
 use crate::setup::*;
-use duplex::algo::{PpoConfig, PpoEngines, PpoTrainer, RewardRule};
+use duplex::algo::{
+    Advantage, Answered, KlPenalty, Method, OnlineConfig, OnlineModels, OnlineTrainer, Reference,
+    RewardRule,
+};
 use duplex::base::{DType, Result};
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
@@ -16,10 +19,13 @@ impl RewardRule for Likes {
     fn name(&self) -> &str {
         "likes"
     }
-    fn score(&self, _: &str, answer: &str) -> Result<f32> {
-        let tokens = tokens(answer);
-        let liked = tokens.iter().filter(|t| **t == self.0).count();
-        Ok(4.0 * liked as f32 / tokens.len() as f32)
+    fn score(&self, answers: &[Answered<'_>]) -> Result<Vec<Option<f32>>> {
+        let score = |a: &Answered<'_>| {
+            let tokens = tokens(a.answer);
+            let liked = tokens.iter().filter(|t| **t == self.0).count();
+            Some(4.0 * liked as f32 / tokens.len() as f32)
+        };
+        Ok(answers.iter().map(score).collect())
     }
 }
 
@@ -35,14 +41,17 @@ fn learn(family: &str, seed: u64, with_lora: bool) -> (f32, f32) {
         true => model(family, Head::Lm, DType::F32, true, Some(&lora), seed),
         false => random(Head::Lm, true),
     };
-    let engines = PpoEngines {
+    let engines = OnlineModels {
         actor: Engine::trained(actor, adamw(if with_lora { 2e-2 } else { 5e-3 }), Keep::All)
             .unwrap(),
-        reference: (!with_lora).then(|| Engine::frozen(random(Head::Lm, false))),
-        critic: Engine::trained(random(Head::Score, true), adamw(5e-3), Keep::All).unwrap(),
+        reference: match with_lora {
+            true => Reference::Adapters,
+            false => Reference::model(Engine::frozen(random(Head::Lm, false))),
+        },
+        critic: Some(Engine::trained(random(Head::Score, true), adamw(5e-3), Keep::All).unwrap()),
         reward: rule(Likes(23)),
     };
-    let config = PpoConfig {
+    let config = OnlineConfig {
         sampling: Sampling {
             temperature: 1.0,
             top_k: 0,
@@ -52,17 +61,19 @@ fn learn(family: &str, seed: u64, with_lora: bool) -> (f32, f32) {
             eos: vec![1],
             seed,
         },
-        kl_coef: 0.02,
+        method: Method {
+            kl: Some(KlPenalty { coef: 0.02, adaptive: None }),
+            advantage: Advantage::Gae { gamma: 1.0, lambda: 0.95 },
+            epochs: 2,
+            ..method()
+        },
         clip_reward_value: 5.0,
         missing_eos_penalty: 0.0,
-        gamma: 1.0,
-        lam: 0.95,
-        ppo_epochs: 2,
         minibatch: 16,
         micro_batch_tokens: 2000,
         ..ppo_config()
     };
-    let mut trainer = PpoTrainer::new(engines, config).unwrap();
+    let mut trainer = OnlineTrainer::new(engines, config).unwrap();
     let mut rewards = vec![];
     for i in 0..30 {
         let rows: Vec<Vec<i32>> = prompts(seed * 1000 + i, 32)

@@ -104,7 +104,7 @@ fn shapes_that_fit_one_by_one_need_not_fit_together() {
 #[test]
 fn ppo_goes_on_in_half_micro_batches() {
     let run = |mut ws: Workspace| {
-        let mut trainer = PpoTrainer::new(engines("gpt2", 1e-3), ppo_config()).unwrap();
+        let mut trainer = OnlineTrainer::new(engines("gpt2", 1e-3), ppo_config()).unwrap();
         let rows: Vec<Vec<i32>> = (0..8).map(|i| vec![3 + i; 6]).collect();
         let experience = experience(&mut trainer, &mut ws, &rows);
         let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();

@@ -4,7 +4,7 @@
 use crate::common::device::device;
 use crate::common::*;
 use crate::setup::*;
-use duplex::algo::{PpoConfig, PpoEngines, PpoTrainer, RewardSource};
+use duplex::algo::{OnlineConfig, OnlineModels, OnlineTrainer, Reference};
 use duplex::base::{DType, Result};
 use duplex::comm::run_ranks;
 use duplex::device::Device;
@@ -102,20 +102,19 @@ fn ppo(offload: bool, p: &Partition) -> Result<Vec<f32>> {
         let options = LoadOptions { seed, train: true, ..options(head, DType::F32, false, p) };
         Engine::trained(model_as("llama", &options), adamw(2e-3), Keep::All)
     };
-    let engines = PpoEngines {
+    let engines = OnlineModels {
         actor: trained(Head::Lm, 1)?,
-        reference: Some(frozen(Head::Lm, 1)),
-        critic: trained(Head::Score, 2)?,
-        reward: RewardSource::Model(Box::new(frozen(Head::Score, 3))),
+        reference: Reference::model(frozen(Head::Lm, 1)),
+        critic: Some(trained(Head::Score, 2)?),
+        reward: model_reward(frozen(Head::Score, 3)),
     };
     // Several micro-batches, so that one model's weights come and go many times.
-    let config = PpoConfig { micro_batch_tokens: 60, minibatch: 3, ..ppo_config() };
-    let (mut trainer, mut ws) = (PpoTrainer::new(engines, config)?, space());
+    let config = OnlineConfig { micro_batch_tokens: 60, minibatch: 3, ..ppo_config() };
+    let (mut trainer, mut ws) = (OnlineTrainer::new(engines, config)?, space());
     let mut told = vec![];
     for i in 0..2 {
         let rows = prompts(i, 5);
-        let rows: Vec<&[i32]> = rows.iter().map(Vec::as_slice).collect();
-        let experience = trainer.generate_experience(&mut ws, &rows)?;
+        let experience = trainer.generate_experience(&mut ws, &refs(&asked(&rows)))?;
         for r in &experience.rollouts {
             // An untouched reference.
             assert!(i > 0 || r.logprobs == r.ref_logprobs);

@@ -3,10 +3,11 @@
 
 use crate::common::*;
 use crate::setup::*;
-use duplex::algo::{PpoConfig, PpoEngines, PpoTrainer, RewardSource};
+use duplex::algo::{OnlineConfig, OnlineModels, OnlineTrainer, Reference};
 use duplex::arch::Config;
 use duplex::base::{DType, Result};
 use duplex::comm::{CallKind, Comm, run_ranks};
+use duplex::data::PromptExample;
 use duplex::data::SftExample;
 use duplex::device::{Device, Imagined};
 use duplex::engine::Engine;
@@ -158,26 +159,25 @@ fn an_imagined_rank_takes_and_says_what_a_real_one_does_in_an_iteration() {
             let mut ws = Workspace::new(at.device, usize::MAX)?;
             let state = AdamWState::Full;
             let frozen = |head| Engine::frozen(at.model(head, DType::Bf16, state, false));
-            let engines = PpoEngines {
+            let engines = OnlineModels {
                 actor: at.trained(Head::Lm, DType::Bf16, state, Keep::All),
-                reference: Some(frozen(Head::Lm)),
-                critic: at.trained(Head::Score, DType::Bf16, state, Keep::All),
-                reward: RewardSource::Model(Box::new(frozen(Head::Score))),
+                reference: Reference::model(frozen(Head::Lm)),
+                critic: Some(at.trained(Head::Score, DType::Bf16, state, Keep::All)),
+                reward: model_reward(frozen(Head::Score)),
             };
             // Answers of full length: nothing ends them.
             let sampling = Sampling { temperature: 1.0, ..Sampling::greedy(20, vec![]) };
             let config =
-                PpoConfig { sampling, micro_batch_tokens: 90, minibatch: 4, ..ppo_config() };
-            let mut trainer = PpoTrainer::new(engines, config)?;
+                OnlineConfig { sampling, micro_batch_tokens: 90, minibatch: 4, ..ppo_config() };
+            let mut trainer = OnlineTrainer::new(engines, config)?;
             let before = forget(at);
-            let prompt: Vec<i32> = (1..31).collect();
-            let prompts = vec![prompt.as_slice(); 8];
+            let prompt = PromptExample::new((1..31).collect());
+            let prompts = vec![&prompt; 8];
             for _ in 0..2 {
                 let experience = trainer.generate_experience(&mut ws, &prompts)?;
                 trainer.train_rlhf(&mut ws, &experience, &[])?;
             }
-            let PpoEngines { actor, critic, .. } = &trainer.engines;
-            Ok(less(Taken::of(&[actor, critic], &ws, &at.groups), &before))
+            Ok(less(Taken::of(&trainer.models.trained(), &ws, &at.groups), &before))
         });
         let without = |mut taken: Taken| {
             // Recorded programs of decoding are not counted where they run for real.

@@ -6,7 +6,7 @@ use crate::common::*;
 use crate::pairs::pairs;
 use crate::setup::*;
 use crate::sft::examples;
-use duplex::algo::{PpoConfig, PpoTrainer, RewardLoss, RewardSource};
+use duplex::algo::{Method, OnlineConfig, OnlineTrainer, RewardLoss, RewardScaling};
 use duplex::base::{DType, Result};
 use duplex::comm::run_ranks;
 use duplex::data::{PairExample, SftExample};
@@ -245,32 +245,32 @@ fn ppo(family: &str, count: usize, partition: &Partition) -> Result<Told> {
         partition: others,
         ..LoadOptions::frozen(Head::Score, DType::F32).on(device())
     };
-    engines.reward = RewardSource::Model(Box::new(Engine::frozen(model_as(family, &options))));
-    let config = PpoConfig {
+    engines.reward = model_reward(Engine::frozen(model_as(family, &options)));
+    let config = OnlineConfig {
         minibatch: 3,
-        ppo_epochs: 2,
+        method: Method { epochs: 2, ..method() },
         unsup_coef: 0.5,
         entropy_coef: 0.01,
-        reward_scaling: true,
+        reward_scaling: RewardScaling::Running,
         ..ppo_config()
     };
-    let mut trainer = PpoTrainer::new(engines, config)?;
+    let mut trainer = OnlineTrainer::new(engines, config)?;
     let mut numbers = vec![];
     for i in 0..cases(&[5], &[2])[0] {
-        let asked = prompts(i, count);
-        let asked: Vec<&[i32]> = asked.iter().map(Vec::as_slice).collect();
-        let experience = trainer.generate_experience(&mut ws, &asked)?;
+        let rows = prompts(i, count);
+        let experience = trainer.generate_experience(&mut ws, &refs(&asked(&rows)))?;
+        let texts: Vec<&[i32]> = rows.iter().map(Vec::as_slice).collect();
         for r in &experience.rollouts {
             numbers.extend([r.score, r.kl(), r.ids.len() as f32, r.advantages[0], r.values[0]]);
         }
-        let stats = trainer.train_rlhf(&mut ws, &experience, &asked[..count / 2])?;
+        let stats = trainer.train_rlhf(&mut ws, &experience, &texts[..count / 2])?;
         assert_eq!(stats.first_ratio_deviation, 0.0);
         numbers.extend([stats.policy_loss, stats.value_loss, stats.entropy, stats.approx_kl]);
         numbers.extend([stats.clip_fraction, stats.actor_grad_norm, stats.critic_grad_norm]);
-        numbers.extend(stats.unsup_loss);
+        numbers.extend(stats.ptx_loss);
     }
-    let mut all = weights(&trainer.engines.actor.model);
-    all.extend(weights(&trainer.engines.critic.model));
+    let mut all = weights(&trainer.models.actor.model);
+    all.extend(weights(&critic(&trainer.models).model));
     Ok((numbers.into_iter().map(f64::from).collect(), all))
 }
 

@@ -3,7 +3,7 @@
 use crate::common::*;
 use duplex::algo::*;
 use duplex::base::{DType, Result, Rng};
-use duplex::data::{PairExample, SftExample};
+use duplex::data::{PairExample, PromptExample, SftExample};
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
 use duplex::pool::{ParamId, Partition};
@@ -24,8 +24,8 @@ impl RewardRule for Noise {
     fn name(&self) -> &str {
         "noise"
     }
-    fn score(&self, _: &str, answer: &str) -> Result<f32> {
-        Ok(noise(&tokens(answer)))
+    fn score(&self, answers: &[Answered<'_>]) -> Result<Vec<Option<f32>>> {
+        Ok(answers.iter().map(|a| Some(noise(&tokens(a.answer)))).collect())
     }
 }
 
@@ -38,13 +38,35 @@ pub fn tokens(text: &str) -> Vec<i32> {
     text.split(' ').map(|t| t.parse().unwrap()).collect()
 }
 
-pub fn rule(rule: impl RewardRule + 'static) -> RewardSource {
-    RewardSource::Rule(Arc::new(rule), Box::new(|ids| Ok(decode(ids))))
+pub fn rule(rule: impl RewardRule + 'static) -> Box<dyn RewardSource> {
+    Box::new(RuleReward { rule: Arc::new(rule), decode: Box::new(|ids| Ok(decode(ids))) })
+}
+
+pub fn model_reward(engine: Engine) -> Box<dyn RewardSource> {
+    Box::new(ModelReward { engine, retokenise: None })
+}
+
+/// The critic of models that have one.
+pub fn critic(models: &OnlineModels) -> &Engine {
+    models.critic.as_ref().unwrap()
+}
+
+/// PPO.
+pub fn method() -> Method {
+    Method {
+        num_generations: 1,
+        kl: Some(KlPenalty { coef: 0.3, adaptive: None }),
+        advantage: Advantage::Gae { gamma: 0.97, lambda: 0.9 },
+        whiten_advantages: true,
+        policy_loss: PolicyLoss::Token { clip: 0.25 },
+        epochs: 1,
+    }
 }
 
 /// About a sixth of the tokens end an answer, so that some answers are finished and some are not.
-pub fn ppo_config() -> PpoConfig {
-    PpoConfig {
+pub fn ppo_config() -> OnlineConfig {
+    OnlineConfig {
+        method: method(),
         sampling: Sampling {
             temperature: 0.9,
             top_k: 0,
@@ -54,19 +76,12 @@ pub fn ppo_config() -> PpoConfig {
             eos: (0..VOCAB as i32).step_by(6).collect(),
             seed: 11,
         },
-        kl_coef: 0.3,
-        kl_control: KlControl::Fixed,
         clip_reward_value: 2.5,
-        reward_scaling: false,
+        reward_scaling: RewardScaling::None,
         missing_eos_penalty: 0.75,
-        gamma: 0.97,
-        lam: 0.9,
-        whiten_advantages: true,
-        cliprange: 0.25,
         cliprange_value: 0.15,
         entropy_coef: 0.0,
         unsup_coef: 0.0,
-        ppo_epochs: 1,
         minibatch: 100,
         micro_batch_tokens: 120,
         actor_schedule: constant(),
@@ -75,12 +90,12 @@ pub fn ppo_config() -> PpoConfig {
 }
 
 /// f32 engines whose reference is another model than the actor, under the rule [`Noise`].
-pub fn engines(family: &str, learning_rate: f32) -> PpoEngines {
+pub fn engines(family: &str, learning_rate: f32) -> OnlineModels {
     engines_as(family, DType::F32, adamw(learning_rate))
 }
 
 /// The same in `dtype`, with gradients of the type that goes with the optimizer's state.
-pub fn engines_as(family: &str, dtype: DType, config: AdamWConfig) -> PpoEngines {
+pub fn engines_as(family: &str, dtype: DType, config: AdamWConfig) -> OnlineModels {
     let alone = Partition::alone();
     engines_among(family, dtype, config, [&alone, &alone])
 }
@@ -91,7 +106,7 @@ pub fn engines_among(
     dtype: DType,
     config: AdamWConfig,
     [of_actor, of_others]: [&Partition; 2],
-) -> PpoEngines {
+) -> OnlineModels {
     let options = |head, seed, partition: &Partition| {
         let frozen = LoadOptions::frozen(head, dtype).on(device());
         LoadOptions { seed, partition: partition.clone(), ..frozen }
@@ -103,19 +118,19 @@ pub fn engines_among(
         Engine::trained(m, config.clone(), Keep::All).unwrap()
     };
     let reference = Engine::frozen(model_as(family, &options(Head::Lm, 3, of_others)));
-    PpoEngines {
+    OnlineModels {
         actor: trained(Head::Lm, 1, of_actor),
-        reference: Some(reference),
-        critic: trained(Head::Score, 2, of_others),
+        reference: Reference::model(reference),
+        critic: Some(trained(Head::Score, 2, of_others)),
         reward: rule(Noise),
     }
 }
 
 /// A trainer whose critic has gradients in memory of its own, so that the actor's are still there
 /// after the critic's step.
-pub fn unshared(family: &str, learning_rate: f32, config: PpoConfig) -> PpoTrainer {
-    let mut trainer = PpoTrainer::new(engines(family, learning_rate), config).unwrap();
-    trainer.engines.critic = engines(family, learning_rate).critic;
+pub fn unshared(family: &str, learning_rate: f32, config: OnlineConfig) -> OnlineTrainer {
+    let mut trainer = OnlineTrainer::new(engines(family, learning_rate), config).unwrap();
+    trainer.models.critic = engines(family, learning_rate).critic;
     trainer
 }
 
@@ -128,12 +143,21 @@ pub fn step_config(micro_batch_tokens: usize) -> StepConfig {
 }
 
 pub fn experience(
-    trainer: &mut PpoTrainer,
+    trainer: &mut OnlineTrainer,
     ws: &mut Workspace,
     prompts: &[Vec<i32>],
 ) -> Experience {
-    let rows: Vec<&[i32]> = prompts.iter().map(Vec::as_slice).collect();
-    trainer.generate_experience(ws, &rows).unwrap()
+    let rows = asked(prompts);
+    trainer.generate_experience(ws, &refs(&rows)).unwrap()
+}
+
+/// Prompts as examples of no file.
+pub fn asked(prompts: &[Vec<i32>]) -> Vec<PromptExample> {
+    prompts.iter().cloned().map(PromptExample::new).collect()
+}
+
+pub fn refs<T>(all: &[T]) -> Vec<&T> {
+    all.iter().collect()
 }
 
 /// Log-probabilities of `ids[first..]`, from a row of its own.
@@ -234,9 +258,9 @@ pub type SftTrainer = OfflineTrainer<SftExample>;
 pub type RewardTrainer = OfflineTrainer<PairExample>;
 
 pub fn sft_trainer(engine: Engine, step: StepConfig, loss_on_prompt: bool) -> SftTrainer {
-    OfflineTrainer::new(engine, None, Box::new(Sft { loss_on_prompt }), step).unwrap()
+    OfflineTrainer::new(engine, Reference::None, Box::new(Sft { loss_on_prompt }), step).unwrap()
 }
 
 pub fn reward_trainer(engine: Engine, step: StepConfig, loss: RewardLoss) -> RewardTrainer {
-    OfflineTrainer::new(engine, None, Box::new(RewardModel { loss }), step).unwrap()
+    OfflineTrainer::new(engine, Reference::None, Box::new(RewardModel { loss }), step).unwrap()
 }

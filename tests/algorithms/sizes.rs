@@ -156,18 +156,17 @@ fn reward(trainer: &mut RewardTrainer, ws: &mut Workspace, rng: &mut Rng) -> Vec
 }
 
 /// Generation and scoring, then steps on answers of other lengths, with a mixture loss.
-fn ppo(trainer: &mut PpoTrainer, ws: &mut Workspace, rng: &mut Rng) -> Vec<usize> {
+fn ppo(trainer: &mut OnlineTrainer, ws: &mut Workspace, rng: &mut Rng) -> Vec<usize> {
     let mut lengths = lengths(rng, TOKENS / 4);
     lengths.truncate(300);
-    let ranks = trainer.engines.actor.comm().size();
+    let ranks = trainer.models.actor.comm().size();
     if ranks > 1 {
         // Ranks that are imagined have prompts and answers like this one's.
         lengths = vec![lengths[0]; ranks * lengths.len()];
     }
     let prompts: Vec<Vec<i32>> = lengths.iter().map(|n| ids(*n)).collect();
-    let rows: Vec<&[i32]> = prompts.iter().map(Vec::as_slice).collect();
     trainer.config.sampling.max_new_tokens = 1 + size(rng, 1000);
-    let mut experience = trainer.generate_experience(ws, &rows).unwrap();
+    let mut experience = trainer.generate_experience(ws, &refs(&asked(&prompts))).unwrap();
     for r in &mut experience.rollouts {
         let n = size(rng, r.logprobs.len());
         r.ids.truncate(r.prompt_len + n);
@@ -181,18 +180,21 @@ fn ppo(trainer: &mut PpoTrainer, ws: &mut Workspace, rng: &mut Rng) -> Vec<usize
     lengths
 }
 
-fn ppo_trainer(setup: &Setup) -> PpoTrainer {
-    let engines = PpoEngines {
+fn ppo_trainer(setup: &Setup) -> OnlineTrainer {
+    let engines = OnlineModels {
         actor: setup.trained(Head::Lm),
-        reference: setup.lora.is_none().then(|| setup.frozen(Head::Lm)),
-        critic: setup.trained(Head::Score),
-        reward: RewardSource::Model(Box::new(setup.frozen(Head::Score))),
+        reference: match setup.lora {
+            Some(_) => Reference::Adapters,
+            None => Reference::model(setup.frozen(Head::Lm)),
+        },
+        critic: Some(setup.trained(Head::Score)),
+        reward: model_reward(setup.frozen(Head::Score)),
     };
     let sampling = Sampling { temperature: 1.0, ..Sampling::greedy(20, vec![]) };
     let (minibatch, micro_batch_tokens) = (1000, TOKENS);
-    let more = PpoConfig { entropy_coef: 0.01, unsup_coef: 0.5, ..ppo_config() };
-    let config = PpoConfig { sampling, minibatch, micro_batch_tokens, ..more };
-    PpoTrainer::new(engines, config).unwrap()
+    let more = OnlineConfig { entropy_coef: 0.01, unsup_coef: 0.5, ..ppo_config() };
+    let config = OnlineConfig { sampling, minibatch, micro_batch_tokens, ..more };
+    OnlineTrainer::new(engines, config).unwrap()
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use crate::setup::*;
-use duplex::algo::{PpoConfig, PpoTrainer};
+use duplex::algo::{OnlineConfig, OnlineTrainer, RewardScaling};
 use duplex::base::{DType, Kind, Result};
 use duplex::data::SftExample;
 use duplex::engine::Engine;
@@ -20,21 +20,22 @@ const KINDS: [(DType, AdamWState); 3] = [
     (DType::Bf16, AdamWState::Compact),
 ];
 
-fn trainer(family: &str, (dtype, state): (DType, AdamWState), ws: &mut Workspace) -> PpoTrainer {
+fn trainer(family: &str, (dtype, state): (DType, AdamWState), ws: &mut Workspace) -> OnlineTrainer {
     let config = AdamWConfig { state, ..adamw(1e-2) };
-    let settings = PpoConfig { reward_scaling: true, minibatch: 3, ..ppo_config() };
-    let mut trainer = PpoTrainer::new(engines_as(family, dtype, config), settings).unwrap();
-    trainer.engines.actor.enable_ema(ws, 0.5).unwrap();
+    let settings =
+        OnlineConfig { reward_scaling: RewardScaling::Running, minibatch: 3, ..ppo_config() };
+    let mut trainer = OnlineTrainer::new(engines_as(family, dtype, config), settings).unwrap();
+    trainer.models.actor.enable_ema(ws, 0.5).unwrap();
     trainer
 }
 
-fn train(trainer: &mut PpoTrainer, ws: &mut Workspace, seed: u64) {
+fn train(trainer: &mut OnlineTrainer, ws: &mut Workspace, seed: u64) {
     let experience = experience(trainer, ws, &prompts(seed, 7));
     trainer.train_rlhf(ws, &experience, &[]).unwrap();
 }
 
 /// Returns the trainer's saved state, read back from a snapshot in `root`.
-fn saved(trainer: &PpoTrainer, root: &Path, iteration: u64) -> Snapshot {
+fn saved(trainer: &OnlineTrainer, root: &Path, iteration: u64) -> Snapshot {
     let mut draft = Draft::default();
     trainer.save(&mut draft).unwrap();
     let label = Label { step: "ppo".into(), iteration, ..Label::default() };
@@ -79,7 +80,7 @@ fn nothing_is_saved_while_gradients_wait() {
     let mut ws = workspace();
     let mut trainer = trainer("llama", KINDS[2], &mut ws);
     let batch = Batch::new(&[(&[1, 2, 3][..], 0..2)]);
-    let critic = &trainer.engines.critic;
+    let critic = critic(&trainer.models);
     let scores = critic.accumulate(&mut ws, "scores", &batch, None, &|tape, model, _, h, rows| {
         let scores = model.scores(tape, h, rows)?;
         let ones = tape.input_f32(&[1.0, 1.0])?;
@@ -90,7 +91,7 @@ fn nothing_is_saved_while_gradients_wait() {
     scores.unwrap();
     let e = trainer.save(&mut Draft::default()).unwrap_err();
     assert!(e.to_string().contains("critic"), "{e}");
-    trainer.engines.critic.step(&mut ws, 1.0, 0.5).unwrap();
+    trainer.models.critic.as_mut().unwrap().step(&mut ws, 1.0, 0.5).unwrap();
     trainer.save(&mut Draft::default()).unwrap();
 }
 
@@ -128,8 +129,8 @@ fn work_that_is_dropped_leaves_everything_as_it_was() {
     let (tmp, mut ws) = (tempfile::tempdir().unwrap(), workspace());
     let ppo = || trainer("llama", KINDS[1], &mut workspace());
     let (mut one, mut two) = (ppo(), ppo());
-    let asked = prompts(7, 9);
-    let asked: Vec<&[i32]> = asked.iter().map(Vec::as_slice).collect();
+    let asked = asked(&prompts(7, 9));
+    let asked = refs(&asked);
     let drops = drop_again_and_again(&mut ws, |ws| one.generate_experience(ws, &asked));
     assert!(drops > 5, "{drops}");
     two.generate_experience(&mut ws, &asked).unwrap();

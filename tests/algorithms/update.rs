@@ -2,7 +2,9 @@
 
 use crate::common::*;
 use crate::setup::*;
-use duplex::algo::{Experience, KlControl, PpoConfig, PpoEngines, PpoTrainer};
+use duplex::algo::{
+    Adaptive, Experience, KlPenalty, Method, OnlineConfig, OnlineModels, OnlineTrainer, PolicyLoss,
+};
 use duplex::base::{DType, Rng};
 use duplex::engine::{Engine, Terms};
 use duplex::model::{Head, LoraConfig};
@@ -13,7 +15,7 @@ use duplex::train::{AdamWConfig, Batch, Schedule, ScheduleKind};
 
 /// An experience whose recorded log-probs and values are as if from other models, so that ratios
 /// and values fall inside and outside of the clip ranges.
-fn foreign(trainer: &mut PpoTrainer, ws: &mut Workspace, seed: u64, n: usize) -> Experience {
+fn foreign(trainer: &mut OnlineTrainer, ws: &mut Workspace, seed: u64, n: usize) -> Experience {
     let mut experience = experience(trainer, ws, &prompts(seed, n));
     let mut rng = Rng::new(seed, 8);
     for r in &mut experience.rollouts {
@@ -26,16 +28,17 @@ fn foreign(trainer: &mut PpoTrainer, ws: &mut Workspace, seed: u64, n: usize) ->
 /// Policy loss, value loss, entropy, KL estimate and clipped share over all tokens of `experience`.
 fn naive(
     ws: &mut Workspace,
-    engines: &PpoEngines,
-    c: &PpoConfig,
+    engines: &OnlineModels,
+    c: &OnlineConfig,
     experience: &Experience,
     white: &dyn Fn(f64) -> f64,
 ) -> [f64; 5] {
     let (mut sums, mut n) = ([0f64; 5], 0.0);
-    let (clip, clip_value) = (f64::from(c.cliprange), f64::from(c.cliprange_value));
+    let PolicyLoss::Token { clip } = c.method.policy_loss else { panic!("not over tokens") };
+    let (clip, clip_value) = (f64::from(clip), f64::from(c.cliprange_value));
     for r in &experience.rollouts {
         let new = logprobs(ws, &engines.actor, &r.ids, r.prompt_len, c.sampling.temperature);
-        let values = scores(ws, &engines.critic, &r.ids);
+        let values = scores(ws, critic(engines), &r.ids);
         for (t, new) in new.iter().enumerate() {
             let ratio = (new - f64::from(r.logprobs[t])).exp();
             let a = white(f64::from(r.advantages[t]));
@@ -69,15 +72,15 @@ fn whitening(experience: &Experience) -> impl Fn(f64) -> f64 + use<> {
 fn losses_are_the_clipped_formulas_over_all_answer_tokens() {
     for (family, whiten, clip_value) in [("gpt2", true, 0.15), ("llama", false, 0.0)] {
         let mut ws = workspace();
-        let mut config = PpoConfig { whiten_advantages: whiten, ..ppo_config() };
-        (config.cliprange_value, config.ppo_epochs) = (clip_value, 3);
-        let mut trainer = PpoTrainer::new(engines(family, 0.0), config.clone()).unwrap();
+        let mut config = OnlineConfig { cliprange_value: clip_value, ..ppo_config() };
+        config.method = Method { whiten_advantages: whiten, epochs: 3, ..method() };
+        let mut trainer = OnlineTrainer::new(engines(family, 0.0), config.clone()).unwrap();
         let experience = foreign(&mut trainer, &mut ws, 51, 9);
         let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
         let white = whitening(&experience);
         let advantage = |x: f64| if whiten { white(x) } else { x };
         let [policy, value, entropy, kl, clipped] =
-            naive(&mut ws, &trainer.engines, &config, &experience, &advantage);
+            naive(&mut ws, &trainer.models, &config, &experience, &advantage);
         close(f64::from(stats.policy_loss), policy, 1e-5);
         close(f64::from(stats.value_loss), value, 1e-5);
         close(f64::from(stats.entropy), entropy, 1e-5);
@@ -90,8 +93,8 @@ fn losses_are_the_clipped_formulas_over_all_answer_tokens() {
         let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
         let mut mean = 0.0;
         for r in &experience.rollouts {
-            let one = Experience { rollouts: vec![r.clone()], iteration: 0 };
-            mean += naive(&mut ws, &trainer.engines, &config, &one, &advantage)[0] / 9.0;
+            let one = Experience { rollouts: vec![r.clone()], ..Experience::default() };
+            mean += naive(&mut ws, &trainer.models, &config, &one, &advantage)[0] / 9.0;
         }
         close(f64::from(stats.policy_loss), mean, 1e-5);
     }
@@ -100,8 +103,9 @@ fn losses_are_the_clipped_formulas_over_all_answer_tokens() {
 #[test]
 fn clipping_sets_in_after_some_epochs() {
     let mut ws = workspace();
-    let config = PpoConfig { ppo_epochs: 6, minibatch: 4, ..ppo_config() };
-    let mut trainer = PpoTrainer::new(engines("gpt2", 5e-3), config).unwrap();
+    let config =
+        OnlineConfig { method: Method { epochs: 6, ..method() }, minibatch: 4, ..ppo_config() };
+    let mut trainer = OnlineTrainer::new(engines("gpt2", 5e-3), config).unwrap();
     let experience = experience(&mut trainer, &mut ws, &prompts(13, 12));
     let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
     assert_eq!(stats.first_ratio_deviation, 0.0);
@@ -113,25 +117,30 @@ fn clipping_sets_in_after_some_epochs() {
 fn gradients_are_those_of_the_formulas() {
     for family in FAMILIES {
         let mut ws = workspace();
-        let mut config = PpoConfig { entropy_coef: 0.1, ..ppo_config() };
+        let mut config = OnlineConfig { entropy_coef: 0.1, ..ppo_config() };
         config.micro_batch_tokens = 90;
         let mut trainer = unshared(family, 0.0, config.clone());
         let experience = foreign(&mut trainer, &mut ws, 52, 6);
         trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
         let white = whitening(&experience);
-        for critic in [false, true] {
-            let pick = |e: &PpoEngines| {
-                let m = if critic { &e.critic.model } else { &e.actor.model };
+        for of_critic in [false, true] {
+            let pick = |e: &OnlineModels| {
+                let m = if of_critic { &critic(e).model } else { &e.actor.model };
                 (weights(m), gradients(m))
             };
-            let (start, gradient) = pick(&trainer.engines);
+            let (start, gradient) = pick(&trainer.models);
             let length = norm(&gradient);
             let unit: Vec<f64> = gradient.iter().map(|g| g / length).collect();
             let mut at = |step: f64| {
-                let e = &trainer.engines;
-                shift(if critic { &e.critic.model } else { &e.actor.model }, &start, &unit, step);
+                let e = &trainer.models;
+                shift(
+                    if of_critic { &critic(e).model } else { &e.actor.model },
+                    &start,
+                    &unit,
+                    step,
+                );
                 let [policy, value, entropy, ..] = naive(&mut ws, e, &config, &experience, &white);
-                if critic { value } else { policy - 0.1 * entropy }
+                if of_critic { value } else { policy - 0.1 * entropy }
             };
             let h = 3e-4;
             let slope = (at(h) - at(-h)) / (2.0 * h);
@@ -144,11 +153,12 @@ fn gradients_are_those_of_the_formulas() {
 #[test]
 fn actor_and_critic_share_the_memory_of_gradients_without_a_trace() {
     for family in FAMILIES {
-        let mut config = PpoConfig { minibatch: 3, unsup_coef: 2.0, ppo_epochs: 2, ..ppo_config() };
+        let mut config = OnlineConfig { minibatch: 3, unsup_coef: 2.0, ..ppo_config() };
+        config.method.epochs = 2;
         config.micro_batch_tokens = 60;
-        let shared = PpoTrainer::new(engines(family, 1e-3), config.clone()).unwrap();
+        let shared = OnlineTrainer::new(engines(family, 1e-3), config.clone()).unwrap();
         let apart = unshared(family, 1e-3, config);
-        let grads = |t: &PpoTrainer| [&t.engines.actor, &t.engines.critic].map(|e| e.memory()[1]);
+        let grads = |t: &OnlineTrainer| [&t.models.actor, critic(&t.models)].map(|e| e.memory()[1]);
         let both = grads(&apart);
         assert!(grads(&shared) == [both[0].max(both[1]), 0] && both[1] > 0, "{both:?}");
         let text: Vec<Vec<i32>> =
@@ -161,8 +171,8 @@ fn actor_and_critic_share_the_memory_of_gradients_without_a_trace() {
             (
                 stats.actor_grad_norm,
                 stats.critic_grad_norm,
-                weights(&t.engines.actor.model),
-                weights(&t.engines.critic.model),
+                weights(&t.models.actor.model),
+                weights(&critic(&t.models).model),
             )
         });
         assert!(one == two, "{family}");
@@ -176,12 +186,13 @@ fn an_experience_makes_epochs_times_minibatches_steps() {
             let mut ws = workspace();
             // The learning rate is 0 from step `total` on: then weights stay.
             let schedule = Schedule { kind: ScheduleKind::Linear, warmup: 0, total: steps + spare };
-            let mut config = PpoConfig { ppo_epochs: epochs, minibatch, ..ppo_config() };
+            let mut config = OnlineConfig { minibatch, ..ppo_config() };
+            config.method.epochs = epochs;
             (config.actor_schedule, config.critic_schedule) = (schedule, schedule);
-            let mut trainer = PpoTrainer::new(engines("gpt2", 1e-3), config).unwrap();
+            let mut trainer = OnlineTrainer::new(engines("gpt2", 1e-3), config).unwrap();
             let experience = experience(&mut trainer, &mut ws, &prompts(61, 10));
-            let now = |t: &PpoTrainer| {
-                (weights(&t.engines.actor.model), weights(&t.engines.critic.model))
+            let now = |t: &OnlineTrainer| {
+                (weights(&t.models.actor.model), weights(&critic(&t.models).model))
             };
             let start = now(&trainer);
             trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
@@ -199,8 +210,8 @@ fn micro_batches_do_not_matter() {
     for with_lora in [false, true] {
         let run = |micro_batch_tokens: usize| {
             let mut ws = workspace();
-            let mut config = PpoConfig { entropy_coef: 0.01, unsup_coef: 0.5, ..ppo_config() };
-            (config.ppo_epochs, config.minibatch) = (2, 5);
+            let mut config = OnlineConfig { entropy_coef: 0.01, unsup_coef: 0.5, ..ppo_config() };
+            (config.method.epochs, config.minibatch) = (2, 5);
             config.micro_batch_tokens = micro_batch_tokens;
             let mut engines = engines("llama", 1e-3);
             // A large epsilon: Adam would turn the rounding of gradients near 0 into whole steps.
@@ -208,16 +219,16 @@ fn micro_batches_do_not_matter() {
             let l = lora("llama");
             let actor = model("llama", Head::Lm, DType::F32, true, with_lora.then_some(&l), 1);
             engines.actor = Engine::trained(actor, adam.clone(), Keep::All).unwrap();
-            let critic = model("llama", Head::Score, DType::F32, true, None, 2);
-            engines.critic = Engine::trained(critic, adam, Keep::All).unwrap();
-            let mut trainer = PpoTrainer::new(engines, config).unwrap();
+            let values = model("llama", Head::Score, DType::F32, true, None, 2);
+            engines.critic = Some(Engine::trained(values, adam, Keep::All).unwrap());
+            let mut trainer = OnlineTrainer::new(engines, config).unwrap();
             let text = prompts(3, 4);
             let text: Vec<&[i32]> = text.iter().map(Vec::as_slice).collect();
             let experience = experience(&mut trainer, &mut ws, &prompts(71, 11));
             let stats = trainer.train_rlhf(&mut ws, &experience, &text).unwrap();
-            let s = [stats.policy_loss, stats.value_loss, stats.entropy, stats.unsup_loss.unwrap()];
-            let e = &trainer.engines;
-            let all = [weights(&e.actor.model), weights(&e.critic.model)];
+            let s = [stats.policy_loss, stats.value_loss, stats.entropy, stats.ptx_loss.unwrap()];
+            let e = &trainer.models;
+            let all = [weights(&e.actor.model), weights(&critic(e).model)];
             (wide(&s), all.map(|w| wide(&w.concat())))
         };
         let (stats, [actor, critic]) = run(100_000);
@@ -238,7 +249,7 @@ fn lora_dropout_takes_no_part_in_ppo() {
     let lora = LoraConfig { dropout: 0.4, ..lora("gpt2") };
     let actor = model("gpt2", Head::Lm, DType::F32, true, Some(&lora), 1);
     engines.actor = Engine::trained(actor, adamw(1e-2), Keep::All).unwrap();
-    let mut trainer = PpoTrainer::new(engines, ppo_config()).unwrap();
+    let mut trainer = OnlineTrainer::new(engines, ppo_config()).unwrap();
     for _ in 0..3 {
         let experience = experience(&mut trainer, &mut ws, &prompts(64, 8));
         let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
@@ -249,14 +260,15 @@ fn lora_dropout_takes_no_part_in_ppo() {
 #[test]
 fn gradients_that_are_not_finite_change_nothing() {
     let mut ws = workspace();
-    let config = PpoConfig { whiten_advantages: false, ..ppo_config() };
-    let mut trainer = PpoTrainer::new(engines("gpt2", 1e-2), config).unwrap();
-    trainer.engines.actor.enable_ema(&mut ws, 0.5).unwrap();
+    let method = Method { whiten_advantages: false, ..method() };
+    let config = OnlineConfig { method, ..ppo_config() };
+    let mut trainer = OnlineTrainer::new(engines("gpt2", 1e-2), config).unwrap();
+    trainer.models.actor.enable_ema(&mut ws, 0.5).unwrap();
     let good = experience(&mut trainer, &mut ws, &prompts(65, 6));
-    let state = |t: &PpoTrainer| {
-        let actor = &t.engines.actor;
+    let state = |t: &OnlineTrainer| {
+        let actor = &t.models.actor;
         let ema = actor.ema().unwrap().read(&actor.model, ParamId(0)).unwrap();
-        (weights(&actor.model), ema, weights(&t.engines.critic.model))
+        (weights(&actor.model), ema, weights(&critic(&t.models).model))
     };
     let before = state(&trainer);
     let mut bad = good.clone();
@@ -302,26 +314,27 @@ fn a_loss_that_is_not_finite_changes_nothing_either() {
 #[test]
 fn the_kl_coefficient_survives_an_experience_of_no_numbers() {
     let mut ws = workspace();
-    let control = KlControl::Adaptive { target: 1.0, horizon: 50.0 };
-    let config = PpoConfig { kl_control: control, ..ppo_config() };
-    let mut trainer = PpoTrainer::new(engines("gpt2", 1e-2), config).unwrap();
-    let reference = &trainer.engines.reference.as_ref().unwrap().model.store;
+    let adaptive = Some(Adaptive { target: 1.0, horizon: 50.0 });
+    let method = Method { kl: Some(KlPenalty { coef: 0.3, adaptive }), ..method() };
+    let config = OnlineConfig { method, ..ppo_config() };
+    let mut trainer = OnlineTrainer::new(engines("gpt2", 1e-2), config).unwrap();
+    let reference = &trainer.models.reference.engine().unwrap().model.store;
     let good = reference.read_f32(ParamId(0)).unwrap();
     reference.write_f32(ParamId(0), &vec![f32::NAN; good.len()]).unwrap();
-    let before = (weights(&trainer.engines.actor.model), trainer.kl_coef);
+    let before = (weights(&trainer.models.actor.model), trainer.kl_coef);
     let experience = experience(&mut trainer, &mut ws, &prompts(66, 6));
     let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
     assert_eq!(stats.skipped.len(), 2, "{:?}", stats.skipped);
-    assert!(before == (weights(&trainer.engines.actor.model), trainer.kl_coef));
+    assert!(before == (weights(&trainer.models.actor.model), trainer.kl_coef));
 }
 
 #[test]
 fn a_batch_without_answers_is_skipped_and_nothing_of_before_is_used() {
     let mut ws = workspace();
-    let state = |t: &PpoTrainer| [&t.engines.actor, &t.engines.critic].map(|e| weights(&e.model));
+    let state = |t: &OnlineTrainer| [&t.models.actor, critic(&t.models)].map(|e| weights(&e.model));
     let run = |ws: &mut Workspace, empty: bool| {
-        let config = PpoConfig { minibatch: 3, unsup_coef: 2.0, ..ppo_config() };
-        let mut trainer = PpoTrainer::new(engines("gpt2", 1e-2), config).unwrap();
+        let config = OnlineConfig { minibatch: 3, unsup_coef: 2.0, ..ppo_config() };
+        let mut trainer = OnlineTrainer::new(engines("gpt2", 1e-2), config).unwrap();
         let first = experience(&mut trainer, ws, &prompts(67, 6));
         assert!(trainer.train_rlhf(ws, &first, &[]).unwrap().skipped.is_empty());
         let second = experience(&mut trainer, ws, &prompts(68, 6));
@@ -355,25 +368,25 @@ fn answers_that_end_at_once_are_learned_from() {
     let mut config = ppo_config();
     config.sampling.min_new_tokens = 0;
     config.sampling.eos = (0..VOCAB as i32).collect();
-    let mut trainer = PpoTrainer::new(engines("gpt2", 1e-2), config).unwrap();
-    let before = weights(&trainer.engines.actor.model);
+    let mut trainer = OnlineTrainer::new(engines("gpt2", 1e-2), config).unwrap();
+    let before = weights(&trainer.models.actor.model);
     let experience = experience(&mut trainer, &mut ws, &prompts(69, 6));
     assert!(experience.rollouts.iter().all(|r| r.is_empty() && r.logprobs.len() == 1));
     let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
-    assert!(stats.skipped.is_empty() && before != weights(&trainer.engines.actor.model));
+    assert!(stats.skipped.is_empty() && before != weights(&trainer.models.actor.model));
 }
 
 #[test]
 fn the_moving_average_follows_every_step() {
     let mut ws = workspace();
-    let mut trainer = PpoTrainer::new(engines("gpt2", 1e-2), ppo_config()).unwrap();
-    trainer.engines.actor.enable_ema(&mut ws, 0.9).unwrap();
+    let mut trainer = OnlineTrainer::new(engines("gpt2", 1e-2), ppo_config()).unwrap();
+    trainer.models.actor.enable_ema(&mut ws, 0.9).unwrap();
     let mut naive: Vec<Vec<f64>> =
-        weights(&trainer.engines.actor.model).iter().map(|w| wide(w)).collect();
+        weights(&trainer.models.actor.model).iter().map(|w| wide(w)).collect();
     let experience = experience(&mut trainer, &mut ws, &prompts(81, 8));
     for step in 0..6 {
         trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
-        let actor = &trainer.engines.actor;
+        let actor = &trainer.models.actor;
         for (i, w) in weights(&actor.model).iter().enumerate() {
             naive[i].iter_mut().zip(w).for_each(|(e, w)| *e = 0.9 * *e + 0.1 * f64::from(*w));
             let average = actor.ema().unwrap().read(&actor.model, ParamId(i)).unwrap();
@@ -383,7 +396,7 @@ fn the_moving_average_follows_every_step() {
             );
         }
     }
-    let now: Vec<f64> = wide(&weights(&trainer.engines.actor.model).concat());
+    let now: Vec<f64> = wide(&weights(&trainer.models.actor.model).concat());
     assert!(relative(&naive.concat(), &now) > 1e-3);
 }
 
@@ -424,16 +437,16 @@ fn the_mixture_adds_the_gradients_of_its_language_model_loss() {
     let text: Vec<Vec<i32>> = [40, 12, 2].map(|n| random_ids(&mut rng, n)).to_vec();
     let coef = 3.5;
     let mut run = |coef: f32, minibatch: usize, text: &[Vec<i32>]| {
-        let config = PpoConfig { unsup_coef: coef, minibatch, ..ppo_config() };
+        let config = OnlineConfig { unsup_coef: coef, minibatch, ..ppo_config() };
         let mut trainer = unshared("gpt2", 0.0, config);
         let experience = foreign(&mut trainer, &mut ws, 53, 6);
         let rows: Vec<&[i32]> = text.iter().map(Vec::as_slice).collect();
         let stats = trainer.train_rlhf(&mut ws, &experience, &rows).unwrap();
-        (stats, gradients(&trainer.engines.actor.model))
+        (stats, gradients(&trainer.models.actor.model))
     };
     let (plain, policy) = run(coef, 100, &[]);
     let (off, same) = run(0.0, 100, &text);
-    assert!(plain.unsup_loss.is_none() && off.unsup_loss.is_none() && policy == same);
+    assert!(plain.ptx_loss.is_none() && off.ptx_loss.is_none() && policy == same);
     let (mixed, both) = run(coef, 100, &text);
     // Six minibatches and fewer texts: the mean is over those that have one.
     let (few, _) = run(coef, 1, &text[..1]);
@@ -442,7 +455,7 @@ fn the_mixture_adds_the_gradients_of_its_language_model_loss() {
     let sum: Vec<f64> = policy.iter().zip(&lm).map(|(a, b)| a + b).collect();
     assert!(relative(&both, &sum) < 1e-5, "{}", relative(&both, &sum));
     assert!(norm(&lm) > 0.1 * norm(&policy));
-    close(f64::from(mixed.unsup_loss.unwrap()), loss, 1e-5);
-    close(f64::from(few.unsup_loss.unwrap()), first, 1e-5);
+    close(f64::from(mixed.ptx_loss.unwrap()), loss, 1e-5);
+    close(f64::from(few.ptx_loss.unwrap()), first, 1e-5);
     assert_eq!(mixed.policy_loss, plain.policy_loss);
 }

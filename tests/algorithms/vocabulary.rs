@@ -99,20 +99,20 @@ impl Work {
 
     fn ppo(&self) {
         let (mut rng, mut ws) = (fresh_rng(), self.workspace());
-        let engines = PpoEngines {
+        let engines = OnlineModels {
             actor: self.engine(Head::Lm, true, 3),
-            reference: Some(self.engine(Head::Lm, false, 3)),
-            critic: self.engine(Head::Score, true, 4),
+            reference: Reference::model(self.engine(Head::Lm, false, 3)),
+            critic: Some(self.engine(Head::Score, true, 4)),
             reward: rule(Noise),
         };
         // As many end tokens as kernels take: an answer in forty has one.
         let eos = (0..self.vocab as i32).step_by(self.vocab.div_ceil(64)).collect();
         let greedy = Sampling::greedy(self.longest.min(40), eos);
         let sampling = Sampling { temperature: 1.0, seed: 9, ..greedy };
-        let config = PpoConfig { sampling, unsup_coef: 0.3, minibatch: 3, ..ppo_config() };
+        let config = OnlineConfig { sampling, unsup_coef: 0.3, minibatch: 3, ..ppo_config() };
         let micro_batch_tokens = self.step().micro_batch_tokens;
-        let config = PpoConfig { micro_batch_tokens, ..config };
-        let mut trainer = PpoTrainer::new(engines, config).unwrap();
+        let config = OnlineConfig { micro_batch_tokens, ..config };
+        let mut trainer = OnlineTrainer::new(engines, config).unwrap();
         for _ in 0..self.steps {
             let prompts: Vec<Vec<i32>> = (0..self.rows).map(|_| self.row(&mut rng)).collect();
             let experience = experience(&mut trainer, &mut ws, &prompts);

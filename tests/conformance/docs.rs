@@ -37,7 +37,7 @@ fn page() -> String {
             let _ = writeln!(out, "| `{leaf}` | `{default}` | {} |", key.help);
         }
         out += "\n| metric | better | shown |\n|---|---|---|\n";
-        for metric in a.metrics {
+        for metric in a.metrics() {
             let _ = writeln!(out, "{}", row(metric));
         }
     }

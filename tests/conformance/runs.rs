@@ -97,7 +97,7 @@ fn each_logs_what_it_declares_and_leaves_models_that_verify() {
             logged.iter().any(|values| values.get(name).is_some())
                 || end.get(format!("{name}_before")).is_some()
         };
-        for metric in of.metrics {
+        for metric in of.metrics() {
             assert!(has(metric.name), "{}: {} is declared and not logged", of.name, metric.name);
         }
         for name in logged.iter().flat_map(|values| values.as_object().unwrap().keys()) {

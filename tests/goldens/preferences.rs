@@ -1,7 +1,7 @@
 //! DPO against `trl`: losses, gradients and metrics of five pairs of unequal length.
 
 use super::{Golden, adamw, device, dir, grad_of, load, relative};
-use duplex::algo::{Dpo, OfflineTrainer, StepConfig};
+use duplex::algo::{Dpo, OfflineTrainer, Reference, StepConfig};
 use duplex::base::DType;
 use duplex::data::PairExample;
 use duplex::engine::Engine;
@@ -32,7 +32,8 @@ fn trainer(loss: Dpo, micro_batch_tokens: usize) -> OfflineTrainer<PairExample> 
     let schedule = Schedule { kind: ScheduleKind::Constant, warmup: 0, total: 1 };
     let engine = Engine::trained(policy, adamw(), Keep::Input).unwrap();
     let step = StepConfig { schedule, micro_batch_tokens, seed: 1 };
-    OfflineTrainer::new(engine, Some(Engine::frozen(reference)), Box::new(loss), step).unwrap()
+    OfflineTrainer::new(engine, Reference::model(Engine::frozen(reference)), Box::new(loss), step)
+        .unwrap()
 }
 
 fn near(got: f64, want: f32, what: &str) {

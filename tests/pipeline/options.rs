@@ -27,10 +27,10 @@ fn mixture_loss_learns_the_text() {
     let paragraph = "The sea is blue, of course. And the grass is green. Take care! ".repeat(12);
     std::fs::write(p.path("sea.txt"), format!("{paragraph}\n\n{paragraph}\n")).unwrap();
     let without = p.train("without", &[]);
-    assert!(metrics(&without, "ppo").iter().all(|m| m.get("unsup_loss").is_none()));
+    assert!(metrics(&without, "ppo").iter().all(|m| m.get("ptx_loss").is_none()));
     let settings = ["--unsupervised-data-path", "sea.txt", "--ppo-max-steps", "6"];
     let run = p.train("run", &settings);
-    let losses: Vec<f64> = metrics(&run, "ppo").iter().map(|m| number(m, "unsup_loss")).collect();
+    let losses: Vec<f64> = metrics(&run, "ppo").iter().map(|m| number(m, "ptx_loss")).collect();
     assert!(losses.len() == 6 && losses[5] < 0.97 * losses[0], "{losses:?}");
     assert_eq!(bytes(&without.join("reward")), bytes(&run.join("reward")));
 }
@@ -163,4 +163,36 @@ fn samples_are_kept_and_can_be_left_out() {
     let none = p.train("none", &["--print-samples", "0", "--tensorboard", "false"]);
     assert_eq!(samples(&none), 0);
     assert!(!none.join("tensorboard").exists());
+}
+
+#[test]
+fn a_rule_reads_the_columns_of_the_rows() {
+    let p = Place::new("llama");
+    p.loud("loud");
+    // Any answer holds an empty place between words, as good as none the word "xylophone".
+    let row = |i: usize| match i % 4 {
+        0 => json!({"prompt": format!("Say {i}: "), "answer": "xylophone"}),
+        1 => json!({"prompt": format!("Say {i}: "), "note": "no answer is known"}),
+        _ => json!({"prompt": format!("Say {i}: "), "answer": "e"}),
+    };
+    let rows: Vec<String> = (0..80).map(|i| row(i).to_string()).collect();
+    std::fs::write(p.path("asked.jsonl"), rows.join("\n")).unwrap();
+    let words = ["--actor-model", "loud", "--reward-rule", "contains_answer", "--max-steps", "5"];
+    let words = [&words[..], &["--data-path", "asked.jsonl"]].concat();
+    let run = p.run("ppo", "run", &words);
+    let logged = metrics(&run, "ppo");
+    let unjudged: Vec<f64> = logged.iter().map(|m| number(m, "unjudged_rate")).collect();
+    assert!(unjudged.iter().any(|u| *u > 0.0) && unjudged.iter().all(|u| *u < 1.0), "{unjudged:?}");
+    assert!(logged.iter().all(|m| (0.0..=1.0).contains(&number(m, "reward"))));
+    let table = p.output(
+        &["eval", "loud", "--reward-rule", "contains_answer", "--data-path", "asked.jsonl"],
+        "",
+    );
+    assert!(table.contains("not judged"), "{table}");
+    // A rule that reads none of them leaves what is unknown named.
+    let words = ["--actor-model", "loud", "--reward-rule", "brevity", "--max-steps", "1"];
+    let args = ["ppo", "--config", "short.toml", "--output-dir", "other", "--data-path"];
+    let out = p.command(&[&args[..], &["asked.jsonl"], &words].concat(), "");
+    let told = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success() && told.contains("note"), "{told}");
 }

@@ -53,7 +53,7 @@ fn check_metrics(run: &Path) {
         assert_eq!(number(&row, "first_ratio_deviation"), 0.0);
         // Close to a uniform choice out of the vocabulary.
         assert!((4.0..5.8).contains(&number(&row, "entropy")), "{row}");
-        assert!((1.0..=8.0).contains(&number(&row, "answer_tokens")), "{row}");
+        assert!((1.0..=8.0).contains(&number(&row, "completions/mean_length")), "{row}");
     }
     // The reference is the actor until the first update, and not after.
     let kl: Vec<f64> = metrics(run, "ppo").iter().map(|m| number(m, "kl")).collect();

@@ -80,7 +80,8 @@ fn a_policy_that_breaks_is_warned_of_and_so_is_who_goes_on() {
     ended(&spawn(&p, &words("whole")).wait_with_output().unwrap(), 0, &[]);
     let whole = told("whole");
     println!("{whole:#?}");
-    let blow_up = whole.iter().filter(|w| w.contains("KL blow-up: kl / answer_tokens was "));
+    let blow_up =
+        whole.iter().filter(|w| w.contains("KL blow-up: kl / completions/mean_length was "));
     let collapse = whole.iter().filter(|w| w.contains("entropy collapse: entropy was "));
     assert!(blow_up.count() >= 1 && collapse.count() >= 1, "{whole:?}");
     assert!(whole.iter().any(|w| w.contains("raise --kl-coef")));

@@ -6,15 +6,16 @@ use super::machine::{peak_bytes, reset_peak};
 use super::measured::{Measured, Phase, Seconds};
 use super::shapes::Subject;
 use crate::algo::{
-    KlControl, OfflineTrainer, PpoConfig, PpoEngines, PpoTrainer, RewardSource, Sft, StepConfig,
+    DEEPSPEED_CHAT, ModelReward, OfflineTrainer, OnlineConfig, OnlineModels, OnlineTrainer,
+    Reference, Sft, StepConfig,
 };
 use crate::base::{DType, Error, Result, Rng};
-use crate::data::SftExample;
+use crate::data::{PromptExample, SftExample};
 use crate::device::Device;
 use crate::engine::Engine;
 use crate::model::{Head, LoadOptions, Model};
-use crate::pipeline::config::{BenchCase, BenchConfig};
-use crate::pipeline::settings::{self, MICRO_BATCH_TOKENS};
+use crate::pipeline::config::{BenchCase, BenchConfig, RunConfig};
+use crate::pipeline::settings::{self, MICRO_BATCH_TOKENS, Online};
 use crate::rollout::Sampling;
 use crate::tape::Workspace;
 use crate::train::{AdamWConfig, Schedule, ScheduleKind};
@@ -187,7 +188,7 @@ impl Bench<'_> {
         };
         let engine = self.trained(model)?;
         let loss = Box::new(Sft { loss_on_prompt: true });
-        let mut trainer = OfflineTrainer::new(engine, None, loss, step)?;
+        let mut trainer = OfflineTrainer::new(engine, Reference::None, loss, step)?;
         let mut ws = Workspace::new(self.device, usize::MAX)?;
         let runs = self.repeat(|_| {
             let clock = Instant::now();
@@ -200,7 +201,7 @@ impl Bench<'_> {
 
     /// Models as in a run: a frozen copy of the actor is the reference, critic and reward model are
     /// of the same smaller shape.
-    fn engines(&self) -> Result<PpoEngines> {
+    fn models(&self) -> Result<OnlineModels> {
         let copy = |of: &Model| -> Result<Engine> {
             let options = LoadOptions { head: of.head, ..self.options(false) };
             let model = Model::empty(&of.config, &options)?;
@@ -210,46 +211,37 @@ impl Bench<'_> {
         let actor = self.subject.model(&self.options(true))?;
         let critic = self.subject.critic(&self.options(true))?;
         let (reference, reward) = (copy(&actor)?, copy(&critic)?);
-        Ok(PpoEngines {
+        Ok(OnlineModels {
             actor: self.trained(actor)?,
-            reference: Some(reference),
-            critic: self.trained(critic)?,
-            reward: RewardSource::Model(Box::new(reward)),
+            reference: Reference::model(reference),
+            critic: Some(self.trained(critic)?),
+            reward: Box::new(ModelReward { engine: reward, retokenise: None }),
         })
     }
 
-    /// One epoch over the experience in one optimizer step.
-    fn ppo_config(&self, batch: usize) -> PpoConfig {
-        PpoConfig {
+    /// PPO as it is by default, with one optimizer step over the experience.
+    fn ppo_config(&self, batch: usize) -> Result<OnlineConfig> {
+        let keys = Online::of(&RunConfig::default(), DEEPSPEED_CHAT[2])?;
+        let keys = keys.ok_or_else(|| Error::internal("step 3 samples nothing"))?;
+        Ok(OnlineConfig {
             sampling: self.sampling(),
-            kl_coef: 0.1,
-            kl_control: KlControl::Fixed,
-            clip_reward_value: 5.0,
-            reward_scaling: false,
-            missing_eos_penalty: 0.0,
-            gamma: 1.0,
-            lam: 0.95,
-            whiten_advantages: true,
-            cliprange: 0.2,
-            cliprange_value: 0.2,
-            entropy_coef: 0.0,
-            unsup_coef: 0.0,
-            ppo_epochs: 1,
             minibatch: batch,
-            micro_batch_tokens: MICRO_BATCH_TOKENS,
             actor_schedule: SCHEDULE,
             critic_schedule: SCHEDULE,
-        }
+            ..keys.config(&RunConfig::default(), vec![], 1)
+        })
     }
 
     fn ppo(&self, case: BenchCase, batch: usize) -> Result<Measured> {
         let (prompt, new) = (self.cfg.prompt_tokens, self.cfg.new_tokens);
-        let engines = self.engines()?;
-        let actor = Cost::of(&engines.actor.model.arch, Head::Lm)?;
-        let critic = Cost::of(&engines.critic.model.arch, Head::Score)?;
-        let prompts = self.sequences(batch, prompt, engines.actor.model.arch.vocab);
-        let prompts: Vec<&[i32]> = prompts.iter().map(Vec::as_slice).collect();
-        let mut trainer = PpoTrainer::new(engines, self.ppo_config(batch))?;
+        let models = self.models()?;
+        let actor = Cost::of(&models.actor.model.arch, Head::Lm)?;
+        let score = models.reward.engine().unwrap_or(&models.actor);
+        let critic = Cost::of(&score.model.arch, Head::Score)?;
+        let prompts = self.sequences(batch, prompt, models.actor.model.arch.vocab);
+        let prompts: Vec<PromptExample> = prompts.into_iter().map(PromptExample::new).collect();
+        let prompts: Vec<&PromptExample> = prompts.iter().collect();
+        let mut trainer = OnlineTrainer::new(models, self.ppo_config(batch)?)?;
         let mut ws = Workspace::new(self.device, usize::MAX)?;
         let runs = self.repeat(|_| {
             let clock = Instant::now();

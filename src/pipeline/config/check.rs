@@ -2,7 +2,7 @@
 //! sizes) in the form the pipeline uses.
 
 use super::{OptimizerState, Precision, RunConfig};
-use crate::algo::{Algorithm, KlController, lower_is_better, place};
+use crate::algo::{Algorithm, lower_is_better, place};
 use crate::base::{Error, Result};
 use crate::config::key::{Every, parse_bytes, parse_every, parse_time};
 use crate::data::Use;
@@ -152,30 +152,31 @@ impl RunConfig {
 
     /// Checks the keys of an algorithm that samples answers.
     fn check_sampling(&self, of: &Algorithm) -> Result<()> {
-        let (ppo, name) = (self.online(of)?, of.name);
+        let Some(from) = of.online() else { return Ok(()) };
+        let (keys, name) = (self.online(of)?, of.name);
+        let method = (from.method)(&self.sections, name)?;
         self.unsupervised_sources(of)?;
-        if ppo.kl_controller == KlController::Adaptive && ppo.kl_coef == 0.0 {
-            return refuse(&format!(
-                "\"{name}.kl_coef\" must be above 0 for \"{name}.kl_controller\" adaptive"
-            ));
-        }
-        if ppo.min_answer_seq_len > self.max_answer_seq_len {
+        if keys.min_answer_seq_len > self.max_answer_seq_len {
             return refuse(&format!(
                 "\"{name}.min_answer_seq_len\" {} is above \"max_answer_seq_len\" {}",
-                ppo.min_answer_seq_len, self.max_answer_seq_len
+                keys.min_answer_seq_len, self.max_answer_seq_len
             ));
         }
-        let (step, gathered) = (ppo.answers_per_step(), ppo.answers_per_iteration());
+        let step = keys.completions_per_step();
+        let gathered = keys.prompts_per_iteration() * method.num_generations;
         if step > gathered {
             return refuse(&format!(
                 "\"{name}.per_device_training_batch_size\" {step} is above the {gathered} answers gathered \
                  per iteration (per_device_generation_batch_size times generation_batches)"
             ));
         }
-        if ppo.reward_rule.is_some() && self.reward_model.is_some() {
+        if keys.reward_rule.is_some() && self.reward_model.is_some() {
             return refuse(&format!(
-                "\"{name}.reward_rule\" and \"reward_model\" are both set; keep one \
-                 (\"{name}.critic_model\" says what the critic starts from)"
+                "\"{name}.reward_rule\" and \"reward_model\" are both set; keep one{}",
+                match from.critic {
+                    true => format!(" (\"{name}.critic_model\" says what the critic starts from)"),
+                    false => String::new(),
+                }
             ));
         }
         Ok(())

@@ -283,7 +283,7 @@ fn later_layers_win_and_what_was_given_is_remembered() {
     let all = RunConfig::resolve(layers).unwrap();
     assert_eq!(all.sft().optimizer.learning_rate, 3e-5);
     assert_eq!(all.sft().optimizer.max_steps, 7);
-    assert_eq!(all.ppo().update.num_warmup_steps, 100);
+    assert_eq!(all.ppo().online.update.num_warmup_steps, 100);
     assert_eq!(all.seed, RunConfig::default().seed);
     for key in ["sft.learning_rate", "sft.max_steps", "actor_model", "lora.lora_alpha"] {
         assert!(all.is_explicit(key), "{key}");
@@ -312,7 +312,7 @@ fn the_demonstration_has_its_own_rates_below_the_users() {
     let plain = RunConfig::default();
     let demo = read("[sft]\nlearning_rate = 2e-5").unwrap();
     assert_eq!(demo.sft().optimizer.learning_rate, 2e-5);
-    assert_ne!(demo.ppo().actor_learning_rate, plain.ppo().actor_learning_rate);
+    assert_ne!(demo.ppo().online.actor_learning_rate, plain.ppo().online.actor_learning_rate);
     assert!(!demo.is_explicit("ppo.actor_learning_rate"));
     let names = ["actor_model = \"m\"", "reward_model = \"m\"", "data_path = [\"d.jsonl\"]"];
     for model in names {

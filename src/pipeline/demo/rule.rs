@@ -15,7 +15,7 @@
 use super::answer::{Style, closings, openings};
 use super::dialogue::{Split, questions};
 use super::facts::{Fact, capital, facts};
-use crate::algo::RewardRule;
+use crate::algo::{Answered, RewardRule};
 use crate::base::Result;
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -30,8 +30,9 @@ impl RewardRule for HiddenRule {
     fn name(&self) -> &str {
         RULE
     }
-    fn score(&self, prompt: &str, answer: &str) -> Result<f32> {
-        Ok(rule_score(prompt, answer) as f32)
+
+    fn score(&self, answers: &[Answered<'_>]) -> Result<Vec<Option<f32>>> {
+        Ok(answers.iter().map(|a| Some(rule_score(a.prompt, a.answer) as f32)).collect())
     }
 }
 

@@ -97,9 +97,9 @@ fn with_rows(cfg: &RunConfig, of: &Algorithm, rows: usize, ranks: usize) -> Resu
     let all = rows * ranks;
     if of.samples() {
         let mut p = cfg.online(of)?;
-        p.per_device_generation_batch_size = all.max(p.answers_per_iteration());
+        p.per_device_generation_batch_size = all.max(p.prompts_per_iteration());
         p.generation_batches = 1;
-        p.per_device_training_batch_size = all.max(p.answers_per_step());
+        p.per_device_training_batch_size = all.max(p.completions_per_step());
         p.gradient_accumulation_steps = 1;
         cfg.sections.put(of.name, &p)?;
     } else {

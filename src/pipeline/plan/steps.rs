@@ -3,18 +3,19 @@
 
 use super::dry::{Decode, Dry, Phase, named, updated};
 use crate::algo::{
-    Algorithm, Learns, OfflineTrainer, PpoEngines, PpoSection, PpoTrainer, RewardSource, Start,
-    built_in_rule,
+    Algorithm, Learns, ModelReward, OfflineTrainer, OnlineModels, OnlineTrainer, Reference,
+    RewardSource, RuleReward, Start, built_in_rule,
 };
 use crate::arch::Config;
 use crate::base::{Error, Result};
 use crate::config::key::Every;
+use crate::data::PromptExample;
 use crate::engine::Engine;
 use crate::formats::Draft;
 use crate::model::Head;
 use crate::pipeline::datasets::Offline;
 use crate::pipeline::offline::Setting;
-use crate::pipeline::settings;
+use crate::pipeline::settings::{self, Online};
 use crate::pool::Zero;
 use crate::rollout::Sampling;
 
@@ -72,7 +73,7 @@ pub(super) fn step(dry: &mut Dry<'_>, of: &'static Algorithm) -> Result<Step> {
     match &of.learns {
         Learns::Texts(rows, _) => offline(dry, Setting::new(cfg, of, rows.objective)?),
         Learns::Pairs(rows) => offline(dry, Setting::new(cfg, of, rows.objective)?),
-        Learns::Prompts => online(dry, of),
+        Learns::Prompts(_) => online(dry, of),
     }
 }
 
@@ -97,9 +98,14 @@ fn offline<R: Offline>(dry: &mut Dry<'_>, setting: Setting<R>) -> Result<Step> {
     let config = &start(dry, of)?;
     let tokens = longest(dry, config)?;
     let lora = settings::lora_of(cfg, of.head);
-    let compares = setting.objective.asks_reference() && lora.is_none();
+    let compares = setting.objective.asks_reference();
+    let with_lora = lora.is_some();
     let engine = dry.trained(config, of.head, lora, settings::adamw(cfg, &s, of.head), false)?;
-    let reference = compares.then(|| dry.frozen(config, of.head)).transpose()?;
+    let reference = match (compares, with_lora) {
+        (false, _) => Reference::None,
+        (true, true) => Reference::Adapters,
+        (true, false) => Reference::model(dry.frozen(config, of.head)?),
+    };
     let step = settings::step(cfg, &s, 2);
     let mut trainer = OfflineTrainer::new(engine, reference, setting.objective, step)?;
     let row = R::longest(tokens);
@@ -120,7 +126,9 @@ fn offline<R: Offline>(dry: &mut Dry<'_>, setting: Setting<R>) -> Result<Step> {
 /// A stage that samples answers.
 fn online(dry: &mut Dry<'_>, of: &'static Algorithm) -> Result<Step> {
     let cfg = dry.cfg;
-    let p = &cfg.online(of)?;
+    let samples_nothing = || Error::internal(format!("{} samples nothing", of.name));
+    let keys = &Online::of(cfg, of)?.ok_or_else(samples_nothing)?;
+    let p = &keys.keys;
     let actor = start(dry, of)?;
     let (prompt, answer) = (cfg.max_prompt_seq_len, cfg.max_answer_seq_len);
     let room = actor.arch()?.max_positions;
@@ -131,30 +139,30 @@ fn online(dry: &mut Dry<'_>, of: &'static Algorithm) -> Result<Step> {
             prompt + answer
         )));
     }
-    let engines = engines(dry, p, &actor)?;
-    let mut trainer = PpoTrainer::new(engines, settings::online(cfg, p, vec![], 2))?;
+    let models = models(dry, keys, &actor)?;
+    let mut trainer = OnlineTrainer::new(models, keys.config(cfg, vec![], 2))?;
     if p.enable_ema {
-        trainer.engines.actor.enable_ema(&mut dry.ws, p.ema_decay as f32)?;
+        trainer.models.actor.enable_ema(&mut dry.ws, p.ema_decay as f32)?;
     }
-    let ids = vec![0; prompt];
-    let rows = p.answers_per_iteration();
-    let prompts = vec![ids.as_slice(); rows];
+    let asked = PromptExample::new(vec![0; prompt]);
+    let rows = keys.completions();
+    let prompts = vec![&asked; p.prompts_per_iteration()];
     let block = vec![0; prompt + answer];
-    let texts = if p.unsupervised_data_path.is_empty() { 0 } else { rows };
+    let texts = if p.unsupervised_data_path.is_empty() { 0 } else { prompts.len() };
     let texts = vec![block.as_slice(); texts];
     let mut phases = vec![];
     if cfg.eval_fraction > 0.0 {
         let mark = dry.mark();
-        trainer.answer(&mut dry.ws, &vec![ids.as_slice(); p.eval_prompts])?;
-        phases.push(dry.since(&mark, "evaluation", &all(&trainer)));
+        trainer.answer(&mut dry.ws, &vec![&asked; p.eval_prompts])?;
+        phases.push(dry.since(&mark, "evaluation", &trainer.models.engines()));
     }
     let experience = trainer.generate_experience(&mut dry.ws, &prompts)?;
     trainer.train_rlhf(&mut dry.ws, &experience, &texts)?;
 
-    let drawn = generation(dry, &mut trainer, &prompts, [prompt, answer])?;
+    let drawn = generation(dry, &mut trainer, &vec![asked.ids.as_slice(); rows], [prompt, answer])?;
     let mark = dry.mark();
     let experience = trainer.generate_experience(&mut dry.ws, &prompts)?;
-    let mut made = dry.since(&mark, "scoring", &all(&trainer));
+    let mut made = dry.since(&mark, "scoring", &trainer.models.engines());
     // It is dropped at the end of it.
     made.bytes.kv_cache = drawn.bytes.kv_cache;
     made.bytes.buffers = made.bytes.buffers.saturating_sub(made.bytes.kv_cache);
@@ -162,63 +170,78 @@ fn online(dry: &mut Dry<'_>, of: &'static Algorithm) -> Result<Step> {
     phases.push(made.without(&drawn, "scoring"));
     let mark = dry.mark();
     trainer.train_rlhf(&mut dry.ws, &experience, &texts)?;
-    let trained = [&trainer.engines.actor, &trainer.engines.critic];
-    let steps = p.ppo_epochs * rows.div_ceil(p.answers_per_step());
-    let phase = training(dry.since(&mark, "training", &all(&trainer)), &trained);
-    phases.push(Phase { updated: phase.updated * steps, ..phase });
+    let since = dry.since(&mark, "training", &trainer.models.engines());
+    let phase = training(since, &trainer.models.trained());
+    phases.push(Phase { updated: phase.updated * keys.updates(), ..phase });
     let mut draft = Draft::default();
     trainer.save(&mut draft)?;
     let checkpoint = copied(dry, of, p.max_steps, &draft)?;
-    Ok(Step::new(dry, of.name, [rows, prompt + answer], phases, checkpoint, &all(&trainer)))
+    Ok(Step::new(
+        dry,
+        of.name,
+        [rows, prompt + answer],
+        phases,
+        checkpoint,
+        &trainer.models.engines(),
+    ))
 }
 
 /// Its models, those of earlier stages where these are run.
-fn engines(dry: &mut Dry<'_>, p: &PpoSection, actor_config: &Config) -> Result<PpoEngines> {
-    let cfg = dry.cfg;
+fn models(dry: &mut Dry<'_>, keys: &Online, actor_config: &Config) -> Result<OnlineModels> {
+    let (cfg, p) = (dry.cfg, &keys.keys);
     let lora = settings::lora_of(cfg, Head::Lm);
     let with_lora = lora.is_some();
     let actor = dry.trained(actor_config, Head::Lm, lora, settings::actor_adamw(cfg, p), true)?;
-    let reference = if with_lora { None } else { Some(dry.frozen(actor_config, Head::Lm)?) };
+    let reference = match keys.method.kl {
+        None => Reference::None,
+        Some(_) if with_lora => Reference::Adapters,
+        Some(_) => Reference::model(dry.frozen(actor_config, Head::Lm)?),
+    };
     let given = cfg.reward_model.as_ref().or(cfg.actor_model.as_ref());
-    let (reward, of_reward) = match &p.reward_rule {
+    let (reward, of_reward): (Box<dyn RewardSource>, _) = match &p.reward_rule {
         Some(rule) => {
             let decode = Box::new(|_: &[i32]| Ok(String::new()));
-            (RewardSource::Rule(built_in_rule(rule)?, decode), None)
+            (Box::new(RuleReward { rule: built_in_rule(rule)?, decode }), None)
         }
         None => {
             let config = named(given)?;
-            (RewardSource::Model(Box::new(dry.frozen(&config, Head::Score)?)), Some(config))
+            let engine = dry.frozen(&config, Head::Score)?;
+            (Box::new(ModelReward { engine, retokenise: None }), Some(config))
         }
     };
-    let critic = match (&p.critic_model, of_reward) {
+    let Some(of_critic) = &keys.critic else {
+        return Ok(OnlineModels { actor, reference, critic: None, reward });
+    };
+    let critic = match (&of_critic.critic_model, of_reward) {
         (Some(name), _) => named(Some(name))?,
         (None, Some(config)) => config,
         (None, None) => actor_config.clone(),
     };
     let lora = settings::lora_of(cfg, Head::Score);
-    let critic = dry.trained(&critic, Head::Score, lora, settings::critic_adamw(cfg, p), false)?;
-    Ok(PpoEngines { actor, reference, critic, reward })
+    let adamw = settings::critic_adamw(cfg, p, of_critic);
+    let critic = dry.trained(&critic, Head::Score, lora, adamw, false)?;
+    Ok(OnlineModels { actor, reference, critic: Some(critic), reward })
 }
 
 /// Drawing the answers alone, by this rank those that it draws of all.
 fn generation(
     dry: &mut Dry<'_>,
-    trainer: &mut PpoTrainer,
+    trainer: &mut OnlineTrainer,
     prompts: &[&[i32]],
     [prompt, answer]: [usize; 2],
 ) -> Result<Phase> {
     let sampling = trainer.config.sampling.clone();
-    let own = &prompts[..prompts.len().div_ceil(trainer.engines.actor.generators().size())];
+    let own = &prompts[..prompts.len().div_ceil(trainer.models.actor.generators().size())];
     let numbers: Vec<u64> = (0..own.len() as u64).collect();
     let mut draw = |dry: &mut Dry<'_>, sampling: &Sampling| {
         let mark = dry.mark();
-        let engine = &mut trainer.engines.actor;
+        let engine = &mut trainer.models.actor;
         engine.generate(&mut dry.ws, own, &numbers, sampling, &mut |_, _| {})?;
-        Ok::<Phase, Error>(dry.since(&mark, "generation", &all(trainer)))
+        Ok::<Phase, Error>(dry.since(&mark, "generation", &trainer.models.engines()))
     };
     let drawn = draw(dry, &sampling)?;
     let first = draw(dry, &Sampling { max_new_tokens: 1, ..sampling })?;
-    let (store, arch) = (&trainer.engines.actor.model.store, &trainer.engines.actor.model.arch);
+    let (store, arch) = (&trainer.models.actor.model.store, &trainer.models.actor.model.arch);
     let blocks = store.partition().blocks;
     let len: usize = store.flats().iter().map(|f| f.len / blocks).sum();
     // On average half of an answer is there.
@@ -231,15 +254,6 @@ fn generation(
         prompt_flops: first.flops,
     };
     Ok(Phase { decode: Some(decode), ..drawn })
-}
-
-fn all(trainer: &PpoTrainer) -> Vec<&Engine> {
-    let PpoEngines { actor, reference, critic, reward } = &trainer.engines;
-    let reward = match reward {
-        RewardSource::Model(engine) | RewardSource::Foreign(engine, _) => Some(&**engine),
-        RewardSource::Rule(..) => None,
-    };
-    [Some(actor), reference.as_ref(), Some(critic), reward].into_iter().flatten().collect()
 }
 
 fn training(phase: Phase, engines: &[&Engine]) -> Phase {

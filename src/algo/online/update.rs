@@ -1,22 +1,21 @@
 //! Learning from experience: the optimizer steps of actor and critic.
 
-use super::PpoTrainer;
-use super::experience::{Experience, Rollout, Scan};
+use super::OnlineTrainer;
+use crate::algo::advantage::whiten;
+use crate::algo::experience::{Experience, Rollout};
 use crate::algo::rows::Rows;
 use crate::algo::sft::{Text, nll, text_batch};
 use crate::base::{Error, Result, Rng};
 use crate::comm::Comm;
 use crate::engine::{Engine, Terms};
-use crate::op::ppo_policy::{PpoPolicy, ppo_policy};
 use crate::op::ppo_value::{PpoValue, ppo_value};
 use crate::op::weighted_sum::{WeightedSum, weighted_sum};
-use crate::op::whiten::{Whiten, whiten};
 use crate::tape::Workspace;
 use crate::train::Batch;
 
 /// Statistics of one training iteration. Means are over answer tokens unless stated otherwise.
 #[derive(Clone, Debug, Default)]
-pub struct PpoStats {
+pub struct OnlineStats {
     /// Mean clipped policy loss.
     pub policy_loss: f32,
     /// Mean clipped value loss.
@@ -32,7 +31,7 @@ pub struct PpoStats {
     /// approx_kl of the first minibatch.
     pub first_approx_kl: f32,
     /// Mixture loss per token over the minibatches that had text, if any.
-    pub unsup_loss: Option<f32>,
+    pub ptx_loss: Option<f32>,
     /// Actor's gradient norm, last step.
     pub actor_grad_norm: f32,
     /// Critic's gradient norm, last step.
@@ -44,23 +43,29 @@ pub struct PpoStats {
     pub skipped: Vec<String>,
 }
 
-impl PpoTrainer {
-    /// All PPO epochs over one experience. `unsupervised` rows are blocks of plain text for the
+impl OnlineTrainer {
+    /// All epochs over one experience. `unsupervised` rows are blocks of plain text for the
     /// mixture loss, shared out over the minibatches.
     pub fn train_rlhf(
         &mut self,
         ws: &mut Workspace,
         experience: &Experience,
         unsupervised: &[&[i32]],
-    ) -> Result<PpoStats> {
+    ) -> Result<OnlineStats> {
         let mut rollouts = experience.rollouts.clone();
-        if self.config.whiten_advantages && rollouts.iter().any(|r| !r.advantages.is_empty()) {
-            self.whiten(ws, &mut rollouts)?;
+        if self.config.method.whiten_advantages && rollouts.iter().any(|r| !r.advantages.is_empty())
+        {
+            whiten(ws, &mut rollouts)?;
         }
-        let mut total =
-            PpoStats { explained_variance: explained_variance(&rollouts), ..PpoStats::default() };
+        let mut total = OnlineStats {
+            explained_variance: explained_variance(&rollouts),
+            ..OnlineStats::default()
+        };
+        if rollouts.is_empty() {
+            total.skipped.push("the reward judged no completion of the iteration".into());
+        }
         let (mut minibatches, mut with_text) = (0, 0);
-        for epoch in 0..self.config.ppo_epochs {
+        for epoch in 0..self.config.method.epochs {
             let mut order: Vec<usize> = (0..rollouts.len()).collect();
             let stream = (experience.iteration << 8) + epoch as u64;
             Rng::new(self.config.sampling.seed ^ 0x5050_4f00, stream).shuffle(&mut order);
@@ -74,31 +79,12 @@ impl PpoTrainer {
                     total.first_approx_kl = stats.approx_kl;
                 }
                 minibatches += 1;
-                with_text += usize::from(stats.unsup_loss.is_some());
+                with_text += usize::from(stats.ptx_loss.is_some());
                 total.absorb(stats);
             }
         }
         total.divide(minibatches, with_text);
         Ok(total)
-    }
-
-    fn whiten(&self, ws: &mut Workspace, rollouts: &mut [Rollout]) -> Result<()> {
-        let advantages: Vec<f32> = rollouts.iter().flat_map(|r| r.advantages.clone()).collect();
-        let (ones, n) = (vec![1.0; advantages.len()], advantages.len());
-        let scan = Scan { rewards: advantages, values: ones, cu_seqlens: vec![0, n as i32] };
-        let white = ws.run("whiten", &scan, |tape, scan: &Scan| {
-            let x = tape.input_f32(&scan.rewards)?;
-            let mask = tape.input_f32(&scan.values)?;
-            let y = whiten(tape, Whiten { shift_mean: true }, x, mask)?;
-            tape.read_f32(y)
-        })?;
-        let mut at = 0;
-        for r in rollouts {
-            let n = r.advantages.len();
-            r.advantages.copy_from_slice(&white[at..at + n]);
-            at += n;
-        }
-        Ok(())
     }
 
     /// One optimizer step of the actor, then one of the critic: their gradients never exist
@@ -108,53 +94,71 @@ impl PpoTrainer {
         ws: &mut Workspace,
         rollouts: &[&Rollout],
         text: &[&[i32]],
-    ) -> Result<PpoStats> {
+    ) -> Result<OnlineStats> {
         let tokens: usize = rollouts.iter().map(|r| r.logprobs.len()).sum();
-        let mut stats = PpoStats::default();
+        let mut stats = OnlineStats::default();
         if tokens == 0 {
             // Nothing was done, so there is nothing to learn; not from what was done before either.
             stats.skipped.push("no answer of the minibatch has a token".into());
             return Ok(stats);
         }
         let scale = 1.0 / tokens as f32;
-        let rows = self.rows(&self.engines.actor, rollouts);
-        rows.each(ws, &mut |ws, batch| self.accumulate_actor(ws, batch, scale, &mut stats))?;
-        stats.over_ranks(self.engines.actor.comm())?;
+        let scales = [scale, self.config.method.policy_loss.scale(rollouts)];
+        let loss = self.config.method.policy_loss;
+        let pack = |picked: &[&Rollout], batch: &mut Batch| {
+            batch.columns = vec![column(picked, |r| &r.logprobs), loss.advantages(picked)];
+        };
+        let rows = self.rows(&self.models.actor, rollouts, &pack);
+        rows.each(ws, &mut |ws, batch| self.accumulate_actor(ws, batch, scales, &mut stats))?;
+        stats.over_ranks(self.models.actor.comm())?;
         if !text.is_empty() && self.config.unsup_coef > 0.0 {
-            stats.unsup_loss = Some(self.accumulate_text(ws, text)?);
+            stats.ptx_loss = Some(self.accumulate_text(ws, text)?);
         }
         let factor = self.config.actor_schedule.factor(self.updates);
-        let loss = stats.policy_loss + stats.entropy + stats.unsup_loss.unwrap_or(0.0);
-        let step = self.engines.actor.step(ws, factor, loss)?;
+        let loss = stats.policy_loss + stats.entropy + stats.ptx_loss.unwrap_or(0.0);
+        let step = self.models.actor.step(ws, factor, loss)?;
         stats.actor_grad_norm = step.grad_norm;
         stats.skipped.extend(step.skipped.map(|why| format!("actor: {why}")));
-        let rows = self.rows(&self.engines.critic, rollouts);
-        rows.each(ws, &mut |ws, batch| self.accumulate_critic(ws, batch, scale, &mut stats))?;
-        self.engines.critic.comm().sum(std::slice::from_mut(&mut stats.value_loss))?;
-        let factor = self.config.critic_schedule.factor(self.updates);
-        let step = self.engines.critic.step(ws, factor, stats.value_loss)?;
-        stats.critic_grad_norm = step.grad_norm;
-        stats.skipped.extend(step.skipped.map(|why| format!("critic: {why}")));
+        self.update_critic(ws, rollouts, scale, &mut stats)?;
         self.updates += 1;
         Ok(stats)
     }
 
-    /// Rows for `engine` with columns old log-prob, advantage, old value, return.
-    fn rows<'r>(&self, engine: &Engine, rollouts: &'r [&'r Rollout]) -> Rows<'r> {
+    /// One optimizer step of the critic, where there is one.
+    fn update_critic(
+        &mut self,
+        ws: &mut Workspace,
+        rollouts: &[&Rollout],
+        scale: f32,
+        stats: &mut OnlineStats,
+    ) -> Result<()> {
+        let Some(critic) = &self.models.critic else { return Ok(()) };
+        let pack = |picked: &[&Rollout], batch: &mut Batch| {
+            batch.columns = vec![column(picked, |r| &r.values), column(picked, |r| &r.returns)];
+        };
+        let rows = self.rows(critic, rollouts, &pack);
+        rows.each(ws, &mut |ws, batch| self.accumulate_critic(critic, ws, batch, (scale, stats)))?;
+        critic.comm().sum(std::slice::from_mut(&mut stats.value_loss))?;
+        let factor = self.config.critic_schedule.factor(self.updates);
+        let Some(critic) = &mut self.models.critic else { return Ok(()) };
+        let step = critic.step(ws, factor, stats.value_loss)?;
+        stats.critic_grad_norm = step.grad_norm;
+        stats.skipped.extend(step.skipped.map(|why| format!("critic: {why}")));
+        Ok(())
+    }
+
+    /// Rows for `engine`, whose columns `columns` makes.
+    fn rows<'r>(
+        &self,
+        engine: &Engine,
+        rollouts: &'r [&'r Rollout],
+        columns: &'r dyn Fn(&[&Rollout], &mut Batch),
+    ) -> Rows<'r> {
         let pack = |rows: &[usize]| {
             let picked: Vec<&Rollout> = rows.iter().map(|&i| rollouts[i]).collect();
             let rows: Vec<_> = picked.iter().map(|r| (r.ids.as_slice(), r.states())).collect();
             let mut batch = Batch::new(&rows);
-            let column = |f: fn(&Rollout) -> &Vec<f32>| -> Vec<f32> {
-                picked.iter().flat_map(|r| f(r).iter().copied()).collect()
-            };
-            batch.columns = vec![
-                column(|r| &r.logprobs),
-                column(|r| &r.advantages),
-                column(|r| &r.values),
-                column(|r| &r.returns),
-                vec![1.0; batch.select.len()],
-            ];
+            columns(&picked, &mut batch);
             batch
         };
         let lengths = rollouts.iter().map(|r| r.ids.len()).collect();
@@ -162,18 +166,19 @@ impl PpoTrainer {
     }
 
     /// Gradients of the policy. LoRA dropout stays off: under it the policy would not be the one
-    /// that sampled, and the first ratio not 1.
+    /// that sampled, and the first ratio not 1. `scales` make means of sums over tokens, and over
+    /// the units of the policy loss.
     fn accumulate_actor(
         &self,
         ws: &mut Workspace,
         batch: &Batch,
-        scale: f32,
-        stats: &mut PpoStats,
+        [scale, scale_of_loss]: [f32; 2],
+        stats: &mut OnlineStats,
     ) -> Result<()> {
-        let (clip, bonus) = (self.config.cliprange, self.config.entropy_coef);
+        let (policy_loss, bonus) = (self.config.method.policy_loss, self.config.entropy_coef);
         let sampling = &self.config.sampling;
         let temperature = if sampling.temperature > 0.0 { sampling.temperature } else { 1.0 };
-        let out = self.engines.actor.accumulate(
+        let out = self.models.actor.accumulate(
             ws,
             "ppo actor",
             batch,
@@ -183,9 +188,9 @@ impl PpoTrainer {
                 let (logp, entropy) = model.logprobs(tape, hidden, select, targets, temperature)?;
                 let old = tape.input_f32(&batch.columns[0])?;
                 let advantages = tape.input_f32(&batch.columns[1])?;
-                let mask = tape.input_f32(&batch.columns[4])?;
-                let op = PpoPolicy { clip, scale };
-                let (loss, parts) = ppo_policy(tape, op, logp, old, advantages, mask)?;
+                let mask = tape.input_f32(&vec![1.0; batch.select.len()])?;
+                let ins = [logp, old, advantages];
+                let (loss, parts) = policy_loss.loss(tape, batch, ins, scale_of_loss)?;
                 let mean = weighted_sum(tape, WeightedSum { scale }, entropy, mask)?;
                 let mut losses = vec![loss];
                 if bonus != 0.0 {
@@ -201,8 +206,8 @@ impl PpoTrainer {
         )?;
         let [.., parts, entropy] = &out[..] else { return Err(Error::internal("ppo actor terms")) };
         stats.policy_loss += out[0][0];
-        stats.clip_fraction += parts[1] * scale;
-        stats.approx_kl += parts[2] * scale;
+        stats.clip_fraction += parts[1] * scale_of_loss;
+        stats.approx_kl += parts[2] * scale_of_loss;
         stats.first_ratio_deviation = stats.first_ratio_deviation.max(parts[4]);
         stats.entropy += entropy[0];
         Ok(())
@@ -210,22 +215,22 @@ impl PpoTrainer {
 
     fn accumulate_critic(
         &self,
+        critic: &Engine,
         ws: &mut Workspace,
         batch: &Batch,
-        scale: f32,
-        stats: &mut PpoStats,
+        (scale, stats): (f32, &mut OnlineStats),
     ) -> Result<()> {
         let clip = self.config.cliprange_value;
-        let out = self.engines.critic.accumulate(
+        let out = critic.accumulate(
             ws,
             "ppo critic",
             batch,
             None,
             &|tape, model, batch, hidden, select| {
                 let values = model.scores(tape, hidden, select)?;
-                let old = tape.input_f32(&batch.columns[2])?;
-                let returns = tape.input_f32(&batch.columns[3])?;
-                let mask = tape.input_f32(&batch.columns[4])?;
+                let old = tape.input_f32(&batch.columns[0])?;
+                let returns = tape.input_f32(&batch.columns[1])?;
+                let mask = tape.input_f32(&vec![1.0; batch.select.len()])?;
                 let (loss, parts) =
                     ppo_value(tape, PpoValue { clip, scale }, values, old, returns, mask)?;
                 Ok(Terms { losses: vec![loss], stats: vec![parts] })
@@ -246,10 +251,10 @@ impl PpoTrainer {
         let pack =
             |rows: &[usize]| text_batch(&rows.iter().map(|&i| &texts[i]).collect::<Vec<_>>());
         let mut sum = 0.0;
-        let (comm, store) = (self.engines.actor.comm(), &self.engines.actor.model.store);
+        let (comm, store) = (self.models.actor.comm(), &self.models.actor.model.store);
         let rows = Rows::new(lengths, self.config.micro_batch_tokens, store, pack);
         rows.each(ws, &mut |ws, batch| {
-            sum += self.engines.actor.accumulate(ws, "ppo text", batch, None, &loss)?[0][0];
+            sum += self.models.actor.accumulate(ws, "ppo text", batch, None, &loss)?[0][0];
             Ok(())
         })?;
         comm.sum(std::slice::from_mut(&mut sum))?;
@@ -257,7 +262,7 @@ impl PpoTrainer {
     }
 }
 
-impl PpoStats {
+impl OnlineStats {
     /// Makes what the actor's rows of this rank gave that of all ranks.
     fn over_ranks(&mut self, comm: &Comm) -> Result<()> {
         let mut sums = [self.policy_loss, self.clip_fraction, self.approx_kl, self.entropy];
@@ -268,7 +273,7 @@ impl PpoStats {
         Ok(())
     }
 
-    fn absorb(&mut self, s: PpoStats) {
+    fn absorb(&mut self, s: OnlineStats) {
         self.policy_loss += s.policy_loss;
         self.value_loss += s.value_loss;
         self.entropy += s.entropy;
@@ -277,8 +282,8 @@ impl PpoStats {
         self.skipped.extend(s.skipped);
         self.actor_grad_norm = s.actor_grad_norm;
         self.critic_grad_norm = s.critic_grad_norm;
-        if let Some(loss) = s.unsup_loss {
-            self.unsup_loss = Some(self.unsup_loss.unwrap_or(0.0) + loss);
+        if let Some(loss) = s.ptx_loss {
+            self.ptx_loss = Some(self.ptx_loss.unwrap_or(0.0) + loss);
         }
     }
 
@@ -289,11 +294,16 @@ impl PpoStats {
         self.entropy *= f;
         self.approx_kl *= f;
         self.clip_fraction *= f;
-        self.unsup_loss = self.unsup_loss.map(|l| l / with_text as f32);
+        self.ptx_loss = self.ptx_loss.map(|l| l / with_text as f32);
     }
 }
 
-/// 1 - Var(returns - values) / Var(returns), over answer tokens; 0 where all returns are the same.
+fn column(rollouts: &[&Rollout], of: fn(&Rollout) -> &Vec<f32>) -> Vec<f32> {
+    rollouts.iter().flat_map(|r| of(r).iter().copied()).collect()
+}
+
+/// 1 - Var(returns - values) / Var(returns), over tokens; 0 where all returns are the same, or
+/// there are none.
 fn explained_variance(rollouts: &[Rollout]) -> f32 {
     let variance = |xs: &[f64]| {
         let mean = xs.iter().sum::<f64>() / xs.len() as f64;
