@@ -65,7 +65,7 @@ pub(crate) fn list(fatbins: &[PathBuf]) -> String {
     }
     format!(
         "{items}/// Kernels of each operator, compiled; empty without the feature `cuda`.\n\
-         #[allow(unreachable_pub)]\npub static FATBINS: &[(&str, &[u8])] = &[\n{names}];\n"
+         pub(super) static FATBINS: &[(&str, &[u8])] = &[\n{names}];\n"
     )
 }
 

@@ -2,7 +2,7 @@
 //! code, never a panic, and nothing lost.
 
 #[path = "common/checkpoint.rs"]
-mod checkpoint;
+pub mod checkpoint;
 
 use serde_json::{Value, json};
 use std::io::Write;

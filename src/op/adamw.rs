@@ -53,17 +53,25 @@ pub const DEF: OpDef = OpDef {
     cases,
 };
 
+/// What the optimizer keeps for its weights: f32 `[n]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// First moments.
+    pub m: Tensor,
+    /// Second moments.
+    pub v: Tensor,
+    /// Copy of the weights, which are rounded from it.
+    pub master: Option<Tensor>,
+}
+
 /// One step on `w` `[n]`, its moments and its master copy.
-#[allow(clippy::too_many_arguments)]
 pub fn adamw(
     r: &mut dyn Run,
     op: AdamW,
     w: Tensor,
     grad: Tensor,
     clip: Tensor,
-    m: Tensor,
-    v: Tensor,
-    master: Option<Tensor>,
+    Kept { m, v, master }: Kept,
 ) -> Result<()> {
     let ins = [Some(w), Some(grad), Some(clip), Some(m), Some(v), master];
     r.run(Arc::new(op), &ins).map(|_| ())

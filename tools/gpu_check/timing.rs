@@ -125,7 +125,7 @@ fn products(device: Device, tiny: bool) -> Result<Vec<Row>> {
             let (x, w) = &operands[i % copies];
             let out = Out::new(address(&y), DType::Bf16, n);
             // SAFETY: matrices of these sizes, which live until the device is done with all.
-            unsafe { gemm(stream, Layout::Nt, m, n, k, mat(x), mat(w), out) }
+            unsafe { gemm(stream, Layout::Nt.of(m, n, k), mat(x), mat(w), out) }
         })?;
         let mut theirs = None;
         if let Some(cublas) = &cublas {
