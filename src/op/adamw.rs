@@ -53,7 +53,7 @@ pub const DEF: OpDef = OpDef {
     cases,
 };
 
-/// What the optimizer keeps for its weights: f32 `[n]` each.
+/// The optimizer's state of its weights: f32 `[n]` each.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept {
     /// First moments.

@@ -122,7 +122,7 @@ impl Group {
         Ok(())
     }
 
-    /// Puts the reduction of the ranks' `pieces` into `to`; the piece of rank `own.0` is in `own.1`.
+    /// Puts the reduction of the ranks' `pieces` into `to`; that of rank `own.0` is in `own.1`.
     ///
     /// # Safety
     /// All is memory of the device, for which the caller vouches until the sum is over: `pieces`
