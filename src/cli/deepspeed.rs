@@ -42,15 +42,15 @@ const fn flag(flag: &'static str, commands: Commands, value: bool, meaning: Mean
 }
 
 const NO_DROPOUT: &str = "models are trained without dropout; give 0 or leave it out";
-const OWN_TOKEN: &str = "answers end with the token by which the tokenizer or its chat template ends \
-                         them, and no token is added";
+const OWN_TOKEN: &str = "answers end with the token by which the tokenizer or its chat template \
+                         ends them, and no token is added";
 const ONE_ANSWER: &str = "one answer is sampled or decoded greedily; give 1 or leave it out";
 const NODES: &str =
     "ranks on several machines are started by torchrun, srun or mpirun, as docs/clusters.md tells";
-const CHOICE: &str = "GPUs are chosen by CUDA_VISIBLE_DEVICES=0,1 before the command with --num-gpus 2, and machines by \
-                      torchrun, srun or mpirun";
-const ELASTIC: &str = "the number of ranks stays what it was at the start; a run goes on with another one where it is \
-                       started again with --num-gpus or a launcher";
+const CHOICE: &str = "GPUs are chosen by CUDA_VISIBLE_DEVICES=0,1 before the command with \
+                      --num-gpus 2, and machines by torchrun, srun or mpirun";
+const ELASTIC: &str = "the number of ranks stays what it was at the start; a run goes on with \
+                       another one where it is started again with --num-gpus or a launcher";
 
 /// All of them: DeepSpeed-Chat's, and those of the `deepspeed` launcher.
 #[rustfmt::skip]
@@ -66,9 +66,11 @@ pub(super) static FOREIGN: &[Foreign] = &[
     flag("critic-lora-module-name", RUNS, true, Key),
     flag("data-output-path", RUNS, true, Nothing),
     flag("deepscale", RUNS, false, Nothing),
-    flag("deepscale-config", RUNS, true, Differs("that file is not read; write its values as flags")),
+    flag("deepscale-config", RUNS, true, Differs(
+        "that file is not read; write its values as flags")),
     flag("deepspeed", RUNS, false, Nothing),
-    flag("deepspeed-config", RUNS, true, Differs("that file is not read; write its values as flags")),
+    flag("deepspeed-config", RUNS, true, Differs(
+        "that file is not read; write its values as flags")),
     flag("deepspeed-mpi", RUNS, false, Nothing),
     flag("enable-hybrid-engine", RUNS, false, Nothing),
     flag("enable-mixed-precision-lora", RUNS, false, Nothing),
@@ -95,13 +97,18 @@ pub(super) static FOREIGN: &[Foreign] = &[
     flag("tensorboard-path", RUNS, true, Nothing),
     flag("tp-gather-partition-size", RUNS, true, Nothing),
     flag("unpin-actor-parameters", RUNS, false, Nothing),
-    flag("unsupervised-dataset-config-name", RUNS, true, Differs("name the files of the part that is meant with --unsupervised-data-path")),
-    flag("autotuning", RUNS, true, Never("nothing is tuned by trial runs; `duplex plan` tells what fits and how long it takes")),
+    flag("unsupervised-dataset-config-name", RUNS, true, Differs(
+        "name the files of the part that is meant with --unsupervised-data-path")),
+    flag("autotuning", RUNS, true, Never(
+        "nothing is tuned by trial runs; `duplex plan` tells what fits and how long it takes")),
     flag("elastic-training", RUNS, false, Never(ELASTIC)),
     flag("min-elastic-nodes", RUNS, true, Never(ELASTIC)),
     flag("max-elastic-nodes", RUNS, true, Never(ELASTIC)),
-    flag("enable-each-rank-log", RUNS, true, Differs("what all ranks write goes to this process's output, and the log of the run to --output-dir")),
-    flag("bind-core-list", RUNS, true, Differs("cores are chosen by taskset or numactl before the command")),
+    flag("enable-each-rank-log", RUNS, true, Differs(
+        "what all ranks write goes to this process's output, and the log of the run to \
+         --output-dir")),
+    flag("bind-core-list", RUNS, true, Differs(
+        "cores are chosen by taskset or numactl before the command")),
     flag("bind-cores-to-rank", RUNS, false, Nothing),
     flag("force-multi", RUNS, false, Nothing),
     flag("launcher", RUNS, true, Nothing),
@@ -118,7 +125,8 @@ pub(super) static FOREIGN: &[Foreign] = &[
     flag("num-beam-groups", EVAL, true, Only(1.0, ONE_ANSWER)),
     flag("num-beams", EVAL, true, Only(1.0, ONE_ANSWER)),
     flag("num-return-sequences", EVAL, true, Only(1.0, ONE_ANSWER)),
-    flag("penalty-alpha", EVAL, true, Differs("there is no contrastive search; --temperature 0 decodes greedily")),
+    flag("penalty-alpha", EVAL, true, Differs(
+        "there is no contrastive search; --temperature 0 decodes greedily")),
 ];
 
 impl Foreign {
@@ -199,7 +207,8 @@ pub(super) fn read(
     match (value("test-stop-step"), switched("enable-test-mode")) {
         (Some(steps), true) if max_steps.iter().any(|key| has(key)) => {
             return Err(Error::user(format!(
-                "--test-stop-step {steps} and --max-steps both tell when the stage ends; leave one out"
+                "--test-stop-step {steps} and --max-steps both tell when the stage ends; leave one \
+                 out"
             )));
         }
         (Some(steps), true) if steps != "0" => {

@@ -312,8 +312,9 @@ mod tests {
 
     #[test]
     fn python_writes_what_json_does_not_know() {
-        let text = r#"{"score": NaN, "low": -Infinity, "high": Infinity, "big": 123456789012345678901234567890,
-            "huge": 1e999, "id": 18446744073709551615, "face": "\ud83d\ude00", "s": "\u00e9\/\t\n"}"#;
+        let text = r#"{"score": NaN, "low": -Infinity, "high": Infinity,
+            "big": 123456789012345678901234567890, "huge": 1e999, "id": 18446744073709551615,
+            "face": "\ud83d\ude00", "s": "\u00e9\/\t\n"}"#;
         let want = json!({"score": null, "low": null, "high": null, "big": 1.2345678901234568e29,
             "huge": null, "id": 18446744073709551615u64, "face": "😀", "s": "é/\t\n"});
         assert_eq!(read(text), want);
@@ -387,7 +388,9 @@ mod tests {
         }
 
         #[test]
-        fn whatever_serde_json_reads_is_read_alike(text in "[-0-9eE+.\\[\\]{}\",:\\\\ua-f tn]{0,24}") {
+        fn whatever_serde_json_reads_is_read_alike(
+            text in "[-0-9eE+.\\[\\]{}\",:\\\\ua-f tn]{0,24}"
+        ) {
             let ours = value(text.as_bytes(), 0).ok().filter(|p| text[p.end..].trim().is_empty());
             if let Ok(theirs) = serde_json::from_str::<Value>(&text) {
                 prop_assert_eq!(ours.map(|p| p.value), Some(theirs));

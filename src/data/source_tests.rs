@@ -294,7 +294,8 @@ fn one_object_may_hold_all_rows() {
         [format!("{} holds 1 rows of 9: it is one page of the hub's viewer", path.display())]
     );
     // The viewer cuts long texts; rows are also saved without what wraps the page.
-    let cut = r#"{"row_idx": 1, "row": {"prompt": "b", "chosen": "c"}, "truncated_cells": ["prompt", "chosen"]}"#;
+    let cut = r#"{"row_idx": 1, "row": {"prompt": "b", "chosen": "c"}, "#.to_owned()
+        + r#""truncated_cells": ["prompt", "chosen"]}"#;
     let whole = r#"{"row_idx": 0, "row": {"prompt": "a"}, "truncated_cells": []}"#;
     let what = "the columns \"prompt\", \"chosen\" are cut short by the hub's viewer \
         (\"truncated_cells\"); download the data set's files instead";
@@ -321,7 +322,9 @@ fn one_object_may_hold_all_rows() {
 
 #[test]
 fn keys_given_twice_are_named_once() {
-    let lines = b"{\"prompt\":\"a\"}\n{\"prompt\":\"b\",\"prompt\":\"c\"}\n{\"prompt\":\"d\",\"x\":1,\"x\":2}";
+    let lines = b"{\"prompt\":\"a\"}\n\
+                  {\"prompt\":\"b\",\"prompt\":\"c\"}\n\
+                  {\"prompt\":\"d\",\"x\":1,\"x\":2}";
     let (_dir, path) = write("a.jsonl", lines);
     let (rows, bad) = read_rows(&path, OnBadRow::Error).unwrap();
     assert_eq!(rows[1].prompt, text("c"));

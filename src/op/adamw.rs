@@ -95,7 +95,8 @@ impl Op for AdamW {
             && clip == Desc::new(&[1], DType::F32)
             && state.iter().chain(&ins[5]).all(|d| *d == flat);
         if !fits || !self.settings_fit(n) {
-            let expected = "w [n], grad f32 [n], clip f32 [1], m, v, master f32 [n], disjoint groups in 0..n, step from 1";
+            let expected = "w [n], grad f32 [n], clip f32 [1], m, v, master f32 [n], disjoint \
+                            groups in 0..n, step from 1";
             return Err(shape_error(self, ins, expected));
         }
         let mut outs = vec![Place::InPlace(0), Place::InPlace(3), Place::InPlace(4)];

@@ -176,7 +176,8 @@ impl World {
             if Instant::now() >= deadline {
                 let seconds = self.timeout.as_secs_f64();
                 return Err(self.break_up(Error::stopped(format!(
-                    "{what}: no end within {seconds} s; the same command goes on from the last checkpoint"
+                    "{what}: no end within {seconds} s; the same command goes on from the last \
+                     checkpoint"
                 ))));
             }
         }
