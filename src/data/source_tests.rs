@@ -130,11 +130,10 @@ const EXPECTED: &str = "(expected prompt, chosen and rejected; prompt and comple
     instruction and output; question and answer; or text)";
 const HINT: &str = "; use --on-bad-row skip to leave such rows out";
 
-#[test]
-fn every_bad_row_has_its_message() {
-    let ask = r#"{"prompt":"p"}"#;
+/// Rows that cannot be used, and what is said of each.
+fn bad_rows() -> Vec<(String, String)> {
     let share = "share no beginning that ends in \"Assistant:\"";
-    let cases: Vec<(String, String)> = [
+    [
         (r#"{"prompt":"p","rejected":"r"}"#, format!("key \"chosen\" is missing {EXPECTED}")),
         (r#"{"answer":"p"}"#, format!("key \"prompt\" is missing {EXPECTED}")),
         (r#"{"chosen":"p"}"#, format!("key \"prompt\" is missing {EXPECTED}")),
@@ -211,8 +210,13 @@ fn every_bad_row_has_its_message() {
         (r#"{"prompt":"p"#, "bad JSON at column 13: a string does not end".into()),
     ]
     .map(|(json, message)| (json.replace('\n', " "), message))
-    .to_vec();
-    for (json, message) in cases {
+    .to_vec()
+}
+
+#[test]
+fn every_bad_row_has_its_message() {
+    let ask = r#"{"prompt":"p"}"#;
+    for (json, message) in bad_rows() {
         let expected = format!("data.jsonl row 2: {message}{HINT}");
         assert_eq!(error("data.jsonl", format!("{ask}\n{json}\n").as_bytes()), expected);
     }

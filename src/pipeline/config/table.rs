@@ -37,8 +37,8 @@ pub static RUN: LazyLock<Vec<Key>> = LazyLock::new(|| {
         .iter()
         .enumerate()
         .flat_map(|(i, a)| a.section.keys(a.name, TRAIN, algorithm(i)));
-    let [shared, lora] = shared();
-    shared.into_iter().chain(sections).chain(lora).collect()
+    let shared = [models(), ranks(), data(), memory()].into_iter().flatten();
+    shared.chain(sections).chain(lora()).collect()
 });
 
 /// The commands of the algorithms that `is` says.
@@ -52,14 +52,13 @@ fn of(aliases: &[(Commands, &'static str)]) -> &'static [(Commands, &'static str
     aliases.to_vec().leak()
 }
 
-/// Keys that belong to no algorithm: those of the run, and those of LoRA.
+/// Keys of a run: its stages, the models they start from, its directory.
 #[rustfmt::skip]
-fn shared() -> [Vec<Key>; 2] {
+fn models() -> Vec<Key> {
     let policies = commands(|a| a.head == Head::Lm);
     let scores = commands(|a| a.head == Head::Score);
     let sampling = commands(Algorithm::samples);
-    let texts = commands(|a| a.start == Start::Pretrained && a.head == Head::Lm);
-    let run = vec![
+    vec![
         key("stages", TRAIN, Kind::List(&STAGE),
             "stages to run, in order: their names, or DeepSpeed-Chat's steps 1 (sft), 2 (reward), \
              3 (ppo)")
@@ -95,6 +94,15 @@ fn shared() -> [Vec<Key>; 2] {
             .harmless(),
         key("allow_changed_data", RUNS, Kind::Bool,
             "go on although data files are not those the run began with").harmless(),
+    ]
+}
+
+/// Keys of a run: its ranks, and where they compute.
+#[rustfmt::skip]
+fn ranks() -> Vec<Key> {
+    let scores = commands(|a| a.head == Head::Score);
+    let sampling = commands(Algorithm::samples);
+    vec![
         key("deployment_type", RUNS, Kind::Choice(&["single_gpu", "single_node", "multi_node"]),
             "accepted for DeepSpeed-Chat's scripts; how many ranks there are follows from \
              --num-gpus or the launcher").harmless(),
@@ -122,6 +130,14 @@ fn shared() -> [Vec<Key>; 2] {
             "CPU threads; 0 = all cores").harmless(),
         key("seed", RUNS, Kind::int(0, i64::MAX),
             "seed of every random number in the run"),
+    ]
+}
+
+/// Keys of a run: its data.
+#[rustfmt::skip]
+fn data() -> Vec<Key> {
+    let texts = commands(|a| a.start == Start::Pretrained && a.head == Head::Lm);
+    vec![
         key("data_path", RUNS, TEXTS,
             "data files or folders, each PATH or PATH:WEIGHT; left out: the demonstration's data")
             .data(),
@@ -146,6 +162,14 @@ fn shared() -> [Vec<Key>; 2] {
             "longest prompt, in tokens"),
         key("max_answer_seq_len", RUNS, LENGTH,
             "longest generated answer, in tokens"),
+    ]
+}
+
+/// Keys of a run: its memory, how texts become tokens, what it shows.
+#[rustfmt::skip]
+fn memory() -> Vec<Key> {
+    let sampling = commands(Algorithm::samples);
+    vec![
         key("micro_batch_tokens", RUNS, Kind::int(0, TOKENS),
             "most packed tokens in a micro-batch; 0 = chosen. Changes memory and speed, never the \
              result").harmless(),
@@ -180,8 +204,16 @@ fn shared() -> [Vec<Key>; 2] {
             "show warnings and errors only").harmless(),
         key("tensorboard", RUNS, Kind::Bool,
             "write TensorBoard event files").or(&[(RUNS, "enable-tensorboard")]).harmless(),
-    ];
-    let lora = vec![
+    ]
+}
+
+/// Keys of LoRA.
+#[rustfmt::skip]
+fn lora() -> Vec<Key> {
+    let policies = commands(|a| a.head == Head::Lm);
+    let scores = commands(|a| a.head == Head::Score);
+    let sampling = commands(Algorithm::samples);
+    vec![
         key("lora.actor_lora_dim", TRAIN | policies, Kind::int(0, 4096),
             "LoRA rank of the actor; 0 = full finetuning")
             .or(of(&[(policies & !sampling, "lora-dim")])),
@@ -201,8 +233,7 @@ fn shared() -> [Vec<Key>; 2] {
         key("lora.critic_lora_learning_rate", TRAIN | scores | sampling, RATE,
             "peak learning rate of reward model and critic's LoRA")
             .or(of(&[(scores, "lora-learning-rate")])),
-    ];
-    [run, lora]
+    ]
 }
 
 /// Keys of a conversation.
