@@ -190,6 +190,14 @@ fn bad_rows() -> Vec<(String, String)> {
             r#"{"chosen":"\n\nHuman: a\n\nAssistant: b","rejected":"\n\nHuman: a\n\nAssistant: "}"#,
             "the answer in key \"rejected\" is empty".into(),
         ),
+    ]
+    .map(|(json, message)| (json.replace('\n', " "), message))
+    .to_vec()
+}
+
+/// Rows that are not JSON, and what is said of each.
+fn bad_json() -> Vec<(String, String)> {
+    [
         (r#"{"prompt":}"#, "bad JSON at column 11: expected a value".into()),
         (
             r#"{"prompt":"é\ud83d!"}"#,
@@ -209,14 +217,14 @@ fn bad_rows() -> Vec<(String, String)> {
         (r#"{"prompt":"p"} x"#, "bad JSON at column 16: characters behind it".into()),
         (r#"{"prompt":"p"#, "bad JSON at column 13: a string does not end".into()),
     ]
-    .map(|(json, message)| (json.replace('\n', " "), message))
+    .map(|(json, message): (&str, String)| (json.to_owned(), message))
     .to_vec()
 }
 
 #[test]
 fn every_bad_row_has_its_message() {
     let ask = r#"{"prompt":"p"}"#;
-    for (json, message) in bad_rows() {
+    for (json, message) in bad_rows().into_iter().chain(bad_json()) {
         let expected = format!("data.jsonl row 2: {message}{HINT}");
         assert_eq!(error("data.jsonl", format!("{ask}\n{json}\n").as_bytes()), expected);
     }
