@@ -23,7 +23,8 @@ pub(crate) fn build(out: &Path, notes: &mut Vec<String>) -> Result<Vec<PathBuf>>
     let out = compile::folder(out.join("cuda"))?;
     let archs = archs()?;
     let nvcc = nvcc().ok_or(
-        "nvcc was not found in DUPLEX_NVCC, CUDA_HOME, CUDA_PATH, .cuda or PATH: run tools/setup cuda",
+        "nvcc was not found in DUPLEX_NVCC, CUDA_HOME, CUDA_PATH, .cuda or PATH: run tools/setup \
+         cuda",
     )?;
     let version = compile::version(&nvcc)
         .map_err(|e| format!("{e}\nThis nvcc does not run: run tools/setup cuda"))?;
@@ -65,7 +66,7 @@ pub(crate) fn list(fatbins: &[PathBuf]) -> String {
     }
     format!(
         "{items}/// Kernels of each operator, compiled; empty without the feature `cuda`.\n\
-         #[allow(unreachable_pub)]\npub static FATBINS: &[(&str, &[u8])] = &[\n{names}];\n"
+         pub(super) static FATBINS: &[(&str, &[u8])] = &[\n{names}];\n"
     )
 }
 

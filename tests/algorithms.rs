@@ -1,7 +1,6 @@
 //! The algorithms against naive f64 versions of their published formulas, on tiny random models.
-#![allow(unreachable_pub)]
 
-mod common;
+pub mod common;
 
 #[path = "algorithms/critic_free.rs"]
 mod critic_free;

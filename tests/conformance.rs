@@ -2,13 +2,12 @@
 //! here. `DUPLEX_WRITE_DOCS=1 cargo test --test conformance` renews `docs/algorithms.md`.
 
 #[path = "common/checkpoint.rs"]
-mod checkpoint;
+pub mod checkpoint;
 #[path = "conformance/docs.rs"]
 mod docs;
 #[path = "conformance/learning.rs"]
 mod learning;
-#[allow(dead_code)]
 #[path = "pipeline/place.rs"]
-mod place;
+pub mod place;
 #[path = "conformance/runs.rs"]
 mod runs;

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 fn table() -> String {
     let mut out = String::from(
-        "# Operators\n\n`tests/docs.rs` generates this page from the registry (`src/op/registry.rs`). In each case, tests\n\
-         compare an operator with a float64 reference, and its gradients with finite differences of that\n\
+        "# Operators\n\n`tests/docs.rs` generates this page from the registry \
+         (`src/op/registry.rs`). In each case, tests\n\
+         compare an operator with a float64 reference, and its gradients with finite differences \
+         of that\n\
          reference, in f32 and bf16.\n\n\
          | operator | what it computes | cases |\n|---|---|---|\n",
     );

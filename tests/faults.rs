@@ -2,7 +2,7 @@
 //! code, never a panic, and nothing lost.
 
 #[path = "common/checkpoint.rs"]
-mod checkpoint;
+pub mod checkpoint;
 
 use serde_json::{Value, json};
 use std::io::Write;
@@ -261,7 +261,8 @@ fn a_template_that_takes_all_memory_ends_in_one_line() {
     let message = |role: &str| format!("{{\"role\": \"{role}\", \"content\": \"aa\"}}");
     let row = format!("{{\"messages\": [{}, {}]}}", message("user"), message("assistant"));
     std::fs::write(&data, row.repeat(9)).unwrap();
-    let double = "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
+    let double = "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ \
+                  ns.x %}{% endfor %}";
     for template in
         [double, "{{ 'a\nb' | indent(10 ** 12) }}", "{{ '%999999999999s' | format('a') }}"]
     {
@@ -322,7 +323,8 @@ fn weights_that_are_no_numbers_are_told_with_tensor_and_count() {
 fn a_limit_of_memory_halves_micro_batches_which_is_told_once() {
     let p = Place::new();
     let (model, data) = (p.model(), p.path("data.jsonl"));
-    let row = json!({"prompt": "Human: Say it.\nAssistant:", "chosen": "word ".repeat(12), "rejected": "No."});
+    let row = json!({"prompt": "Human: Say it.\nAssistant:", "chosen": "word ".repeat(12),
+        "rejected": "No."});
     checkpoint::write_rows(&data, &vec![row; 200]);
     let more = ["--memory-limit", "1", "--per-device-train-batch-size", "16"];
     let (code, stderr) = p.sft(&model, &data, &more);

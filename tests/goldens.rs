@@ -5,7 +5,7 @@
 #[path = "goldens/adapters.rs"]
 mod adapters;
 #[path = "common/device.rs"]
-mod device;
+pub mod device;
 #[path = "goldens/preferences.rs"]
 mod preferences;
 #[path = "goldens/spellings.rs"]

@@ -1,7 +1,7 @@
 //! The split of a batch into micro-batches, their order, and activation checkpointing change
 //! neither loss nor gradients.
 
-mod common;
+pub mod common;
 
 use common::*;
 use duplex::base::{DType, Rng};

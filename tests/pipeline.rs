@@ -1,7 +1,7 @@
 //! The program from end to end: the commands on tiny random models, and what they leave behind.
 
 #[path = "common/checkpoint.rs"]
-mod checkpoint;
+pub mod checkpoint;
 
 #[path = "pipeline/bench.rs"]
 mod bench;
@@ -22,7 +22,7 @@ mod lora;
 #[path = "pipeline/options.rs"]
 mod options;
 #[path = "pipeline/place.rs"]
-mod place;
+pub mod place;
 #[path = "pipeline/plan.rs"]
 mod plan;
 #[path = "pipeline/steps.rs"]

@@ -1,6 +1,6 @@
 //! Law 2: on the first minibatch the policy that trains is, bit for bit, the policy that sampled.
 
-mod common;
+pub mod common;
 
 use common::*;
 use duplex::algo::{

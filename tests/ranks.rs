@@ -2,13 +2,11 @@
 //! with by others.
 
 #[path = "common/checkpoint.rs"]
-mod checkpoint;
-#[allow(dead_code)]
+pub mod checkpoint;
 #[path = "pipeline/place.rs"]
-mod place;
-#[allow(dead_code)]
+pub mod place;
 #[path = "resume/process.rs"]
-mod process;
+pub mod process;
 
 #[path = "ranks/local.rs"]
 mod local;
@@ -16,4 +14,4 @@ mod local;
 #[path = "ranks/mpi.rs"]
 mod mpi;
 #[path = "ranks/near.rs"]
-mod near;
+pub mod near;

@@ -262,7 +262,8 @@ fn under_mpirun(what: &str, bare: bool, dir: &Path) -> Ended {
     let shell = match bare {
         true => "trap '' TERM; exec \"$@\"",
         false => {
-            "trap '' TERM; \"$@\"; c=$?; echo $c >\"$DUPLEX_TEST_RANKS_DIR/code-$OMPI_COMM_WORLD_RANK\"; sleep 1; exit $c"
+            "trap '' TERM; \"$@\"; c=$?; echo $c \
+             >\"$DUPLEX_TEST_RANKS_DIR/code-$OMPI_COMM_WORLD_RANK\"; sleep 1; exit $c"
         }
     };
     let clock = Instant::now();

@@ -5,13 +5,11 @@
 #![cfg(feature = "emulator")]
 
 #[path = "common/checkpoint.rs"]
-mod checkpoint;
-#[allow(dead_code)]
+pub mod checkpoint;
 #[path = "pipeline/place.rs"]
-mod place;
-#[allow(dead_code)]
+pub mod place;
 #[path = "resume/process.rs"]
-mod process;
+pub mod process;
 
 #[path = "ranks_nccl/calls.rs"]
 mod calls;
@@ -19,8 +17,7 @@ mod calls;
 mod fake;
 #[path = "ranks_nccl/groups.rs"]
 mod groups;
-#[allow(dead_code)]
 #[path = "ranks/near.rs"]
-mod near;
+pub mod near;
 #[path = "ranks_nccl/runs.rs"]
 mod runs;

@@ -2,10 +2,9 @@
 //! byte for byte, what comes out of a run that nothing happened to.
 
 #[path = "common/checkpoint.rs"]
-mod checkpoint;
-#[allow(dead_code)]
+pub mod checkpoint;
 #[path = "pipeline/place.rs"]
-mod place;
+pub mod place;
 
 #[path = "resume/around.rs"]
 mod around;
@@ -16,7 +15,7 @@ mod killed;
 #[path = "resume/later.rs"]
 mod later;
 #[path = "resume/process.rs"]
-mod process;
+pub mod process;
 #[path = "resume/stopped.rs"]
 mod stopped;
 #[path = "resume/unhealthy.rs"]

@@ -32,12 +32,18 @@ pub enum Scheduler {
 section! {
     /// The course of the learning rate, clipping and Adam, of every algorithm.
     pub struct UpdateSection {
-        lr_scheduler_type: Scheduler = Scheduler::Cosine, SCHEDULES, "learning rate after warm-up";
-        num_warmup_steps: usize = 0, ANY_COUNT, "optimizer steps of linear warm-up";
-        max_grad_norm: f64 = 1.0, Kind::above_zero(1e6), "gradients are clipped to this norm";
-        adam_beta1: f64 = 0.9, Kind::below(1.0), "decay of Adam's first moment";
-        adam_beta2: f64 = 0.95, Kind::below(1.0), "decay of Adam's second moment";
-        adam_eps: f64 = 1e-8, Kind::above_zero(0.1), "added to Adam's denominator";
+        lr_scheduler_type: Scheduler = Scheduler::Cosine, SCHEDULES,
+            "learning rate after warm-up";
+        num_warmup_steps: usize = 0, ANY_COUNT,
+            "optimizer steps of linear warm-up";
+        max_grad_norm: f64 = 1.0, Kind::above_zero(1e6),
+            "gradients are clipped to this norm";
+        adam_beta1: f64 = 0.9, Kind::below(1.0),
+            "decay of Adam's first moment";
+        adam_beta2: f64 = 0.95, Kind::below(1.0),
+            "decay of Adam's second moment";
+        adam_eps: f64 = 1e-8, Kind::above_zero(0.1),
+            "added to Adam's denominator";
     }
 }
 
@@ -45,14 +51,23 @@ section! {
     /// Optimizer, batches and evaluation of an algorithm that learns from rows alone. An optimizer
     /// step takes `per_device_train_batch_size * gradient_accumulation_steps` rows.
     pub struct OptimizerSection [update: UpdateSection = UpdateSection::default()] {
-        learning_rate: f64 = 1e-5, RATE, "peak learning rate";
-        weight_decay: f64 = 0.0, DECAY, "decoupled weight decay of matrices";
-        num_train_epochs: usize = 1, Kind::int(1, 1000), "passes over the data";
-        max_steps: usize = 0, ANY_COUNT, "stop after this many optimizer steps; 0 = by epochs";
-        per_device_train_batch_size: usize = 16, BATCH, "rows (sequences or pairs) per accumulation round";
-        gradient_accumulation_steps: usize = 1, BATCH, "rounds per optimizer step: a step takes their product of rows";
-        eval_interval: usize = 0, ANY_COUNT, "evaluate every so many optimizer steps; 0 = before the first and after each epoch", harmless();
-        eval_batches: usize = 100, SOME_COUNT, "most batches in one evaluation", or(&[(0, "eval-iters")]), harmless();
+        learning_rate: f64 = 1e-5, RATE,
+            "peak learning rate";
+        weight_decay: f64 = 0.0, DECAY,
+            "decoupled weight decay of matrices";
+        num_train_epochs: usize = 1, Kind::int(1, 1000),
+            "passes over the data";
+        max_steps: usize = 0, ANY_COUNT,
+            "stop after this many optimizer steps; 0 = by epochs";
+        per_device_train_batch_size: usize = 16, BATCH,
+            "rows (sequences or pairs) per accumulation round";
+        gradient_accumulation_steps: usize = 1, BATCH,
+            "rounds per optimizer step: a step takes their product of rows";
+        eval_interval: usize = 0, ANY_COUNT,
+            "evaluate every so many optimizer steps; 0 = before the first and after each epoch",
+            harmless();
+        eval_batches: usize = 100, SOME_COUNT,
+            "most batches in one evaluation", or(&[(0, "eval-iters")]), harmless();
     }
 }
 

@@ -62,16 +62,28 @@ pub enum KlController {
 
 section! {
     /// Keys of PPO.
-    pub struct PpoSection [online: OnlineSection = OnlineSection::default(), critic: CriticSection = CriticSection::default()] {
-        ppo_epochs: usize = 1, Kind::int(1, 1000), "passes over each gathered experience";
-        kl_coef: f64 = 0.1, Kind::between(0.0, 100.0), "weight of the KL penalty against the reference";
-        kl_controller: KlController = KlController::Fixed, Kind::Choice(&["fixed", "adaptive"]), "keep kl_coef, or steer it towards kl_target";
-        kl_target: f64 = 6.0, Kind::above_zero(1e4), "KL per answer, in nats, the adaptive controller aims at";
-        kl_horizon: f64 = 10_000.0, Kind::above_zero(1e9), "episodes over which the adaptive controller acts";
-        cliprange: f64 = 0.2, Kind::above_zero(10.0), "clip range of the probability ratio";
-        gamma: f64 = 1.0, Kind::above_zero(1.0), "discount";
-        lam: f64 = 0.95, Kind::between(0.0, 1.0), "lambda of generalised advantage estimation";
-        whiten_advantages: bool = true, Kind::Bool, "bring the advantages of an experience to mean 0 and variance 1";
+    pub struct PpoSection [
+        online: OnlineSection = OnlineSection::default(),
+        critic: CriticSection = CriticSection::default()
+    ] {
+        ppo_epochs: usize = 1, Kind::int(1, 1000),
+            "passes over each gathered experience";
+        kl_coef: f64 = 0.1, Kind::between(0.0, 100.0),
+            "weight of the KL penalty against the reference";
+        kl_controller: KlController = KlController::Fixed, Kind::Choice(&["fixed", "adaptive"]),
+            "keep kl_coef, or steer it towards kl_target";
+        kl_target: f64 = 6.0, Kind::above_zero(1e4),
+            "KL per answer, in nats, the adaptive controller aims at";
+        kl_horizon: f64 = 10_000.0, Kind::above_zero(1e9),
+            "episodes over which the adaptive controller acts";
+        cliprange: f64 = 0.2, Kind::above_zero(10.0),
+            "clip range of the probability ratio";
+        gamma: f64 = 1.0, Kind::above_zero(1.0),
+            "discount";
+        lam: f64 = 0.95, Kind::between(0.0, 1.0),
+            "lambda of generalised advantage estimation";
+        whiten_advantages: bool = true, Kind::Bool,
+            "bring the advantages of an experience to mean 0 and variance 1";
     }
 }
 

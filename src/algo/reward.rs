@@ -49,7 +49,9 @@ pub(super) static REWARD: Algorithm = Algorithm {
 section! {
     /// Keys of the reward model.
     pub struct RewardSection [optimizer: OptimizerSection = OptimizerSection::with(5e-5, 0.1)] {
-        loss: RewardLoss = RewardLoss::End, Kind::Choice(&["end", "token_wise"]), "scores compared: at the ends of the answers, or at every token from their first difference";
+        loss: RewardLoss = RewardLoss::End, Kind::Choice(&["end", "token_wise"]),
+            "scores compared: at the ends of the answers, or at every token from their first \
+             difference";
     }
 }
 

@@ -41,8 +41,10 @@ pub(super) static SFT: Algorithm = Algorithm {
 section! {
     /// Keys of supervised finetuning.
     pub struct SftSection [optimizer: OptimizerSection = OptimizerSection::with(1e-5, 0.0)] {
-        assistant_only_loss: bool = false, Kind::Bool, "learn every turn of the assistant in a conversation, not only the last one";
-        loss_on_prompt: bool = false, Kind::Bool, "also learn to write the prompt, as DeepSpeed-Chat does";
+        assistant_only_loss: bool = false, Kind::Bool,
+            "learn every turn of the assistant in a conversation, not only the last one";
+        loss_on_prompt: bool = false, Kind::Bool,
+            "also learn to write the prompt, as DeepSpeed-Chat does";
     }
 }
 

@@ -30,7 +30,8 @@ pub(super) const LOSS_SPIKE: Sign = Sign {
     metric: "loss",
     per: None,
     shows: spikes,
-    remedy: "lower the learning rate or lengthen the warm-up, and look at the rows of these batches",
+    remedy: "lower the learning rate or lengthen the warm-up, and look at the rows of these \
+             batches",
 };
 
 /// The policy runs away from its reference.

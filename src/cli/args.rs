@@ -203,7 +203,8 @@ fn swallowed(
     match lists.first() {
         None => Ok(None),
         Some(list) => Err(Error::user(format!(
-            "no model given; write `duplex {} FOLDER {list} ...`: the words behind {list} are all its own",
+            "no model given; write `duplex {} FOLDER {list} ...`: the words behind {list} are all \
+             its own",
             entry.name
         ))),
     }

@@ -170,8 +170,8 @@ fn verdict(all: Vec<Rank>, order: &[usize]) -> u8 {
             let signal = decided.signal().unwrap_or_default();
             // The others may have ended before they had met it: the sentence is theirs.
             format!(
-                "rank {deciding} on {} is gone: signal {signal} ended its process; the same command \
-                 goes on from the last checkpoint",
+                "rank {deciding} on {} is gone: signal {signal} ended its process; the same \
+                 command goes on from the last checkpoint",
                 machine_name()
             )
         });

@@ -57,7 +57,8 @@ static OTHERS: &[Other] = &[
     ),
     (
         "plan",
-        "Tell what a run would take: memory, bytes between ranks, time; with the flags of `duplex train`",
+        "Tell what a run would take: memory, bytes between ranks, time; with the flags of `duplex \
+         train`",
         PLAN,
         || &RUN,
     ),

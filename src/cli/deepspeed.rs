@@ -42,15 +42,15 @@ const fn flag(flag: &'static str, commands: Commands, value: bool, meaning: Mean
 }
 
 const NO_DROPOUT: &str = "models are trained without dropout; give 0 or leave it out";
-const OWN_TOKEN: &str = "answers end with the token by which the tokenizer or its chat template ends \
-                         them, and no token is added";
+const OWN_TOKEN: &str = "answers end with the token by which the tokenizer or its chat template \
+                         ends them, and no token is added";
 const ONE_ANSWER: &str = "one answer is sampled or decoded greedily; give 1 or leave it out";
 const NODES: &str =
     "ranks on several machines are started by torchrun, srun or mpirun, as docs/clusters.md tells";
-const CHOICE: &str = "GPUs are chosen by CUDA_VISIBLE_DEVICES=0,1 before the command with --num-gpus 2, and machines by \
-                      torchrun, srun or mpirun";
-const ELASTIC: &str = "the number of ranks stays what it was at the start; a run goes on with another one where it is \
-                       started again with --num-gpus or a launcher";
+const CHOICE: &str = "GPUs are chosen by CUDA_VISIBLE_DEVICES=0,1 before the command with \
+                      --num-gpus 2, and machines by torchrun, srun or mpirun";
+const ELASTIC: &str = "the number of ranks stays what it was at the start; a run goes on with \
+                       another one where it is started again with --num-gpus or a launcher";
 
 /// All of them: DeepSpeed-Chat's, and those of the `deepspeed` launcher.
 #[rustfmt::skip]
@@ -66,9 +66,11 @@ pub(super) static FOREIGN: &[Foreign] = &[
     flag("critic-lora-module-name", RUNS, true, Key),
     flag("data-output-path", RUNS, true, Nothing),
     flag("deepscale", RUNS, false, Nothing),
-    flag("deepscale-config", RUNS, true, Differs("that file is not read; write its values as flags")),
+    flag("deepscale-config", RUNS, true, Differs(
+        "that file is not read; write its values as flags")),
     flag("deepspeed", RUNS, false, Nothing),
-    flag("deepspeed-config", RUNS, true, Differs("that file is not read; write its values as flags")),
+    flag("deepspeed-config", RUNS, true, Differs(
+        "that file is not read; write its values as flags")),
     flag("deepspeed-mpi", RUNS, false, Nothing),
     flag("enable-hybrid-engine", RUNS, false, Nothing),
     flag("enable-mixed-precision-lora", RUNS, false, Nothing),
@@ -95,13 +97,18 @@ pub(super) static FOREIGN: &[Foreign] = &[
     flag("tensorboard-path", RUNS, true, Nothing),
     flag("tp-gather-partition-size", RUNS, true, Nothing),
     flag("unpin-actor-parameters", RUNS, false, Nothing),
-    flag("unsupervised-dataset-config-name", RUNS, true, Differs("name the files of the part that is meant with --unsupervised-data-path")),
-    flag("autotuning", RUNS, true, Never("nothing is tuned by trial runs; `duplex plan` tells what fits and how long it takes")),
+    flag("unsupervised-dataset-config-name", RUNS, true, Differs(
+        "name the files of the part that is meant with --unsupervised-data-path")),
+    flag("autotuning", RUNS, true, Never(
+        "nothing is tuned by trial runs; `duplex plan` tells what fits and how long it takes")),
     flag("elastic-training", RUNS, false, Never(ELASTIC)),
     flag("min-elastic-nodes", RUNS, true, Never(ELASTIC)),
     flag("max-elastic-nodes", RUNS, true, Never(ELASTIC)),
-    flag("enable-each-rank-log", RUNS, true, Differs("what all ranks write goes to this process's output, and the log of the run to --output-dir")),
-    flag("bind-core-list", RUNS, true, Differs("cores are chosen by taskset or numactl before the command")),
+    flag("enable-each-rank-log", RUNS, true, Differs(
+        "what all ranks write goes to this process's output, and the log of the run to \
+         --output-dir")),
+    flag("bind-core-list", RUNS, true, Differs(
+        "cores are chosen by taskset or numactl before the command")),
     flag("bind-cores-to-rank", RUNS, false, Nothing),
     flag("force-multi", RUNS, false, Nothing),
     flag("launcher", RUNS, true, Nothing),
@@ -118,7 +125,8 @@ pub(super) static FOREIGN: &[Foreign] = &[
     flag("num-beam-groups", EVAL, true, Only(1.0, ONE_ANSWER)),
     flag("num-beams", EVAL, true, Only(1.0, ONE_ANSWER)),
     flag("num-return-sequences", EVAL, true, Only(1.0, ONE_ANSWER)),
-    flag("penalty-alpha", EVAL, true, Differs("there is no contrastive search; --temperature 0 decodes greedily")),
+    flag("penalty-alpha", EVAL, true, Differs(
+        "there is no contrastive search; --temperature 0 decodes greedily")),
 ];
 
 impl Foreign {
@@ -158,22 +166,16 @@ pub(super) fn read(
     matches: &ArgMatches,
     settings: &mut Vec<Setting>,
 ) -> Result<Vec<String>> {
-    let given = |f: &Foreign| match f.value {
-        true => matches.get_many::<String>(&f.id()).is_some(),
-        false => matches.get_count(&f.id()) > 0,
-    };
-    let named = |flag: &str| of(entry).find(|f| f.flag == flag);
-    let value = |flag: &str| named(flag).and_then(|f| matches.get_one::<String>(&f.id()));
-    let switched = |flag: &str| named(flag).is_some_and(given);
+    let line = Line { entry, matches };
     let (mut nothing, mut said) = (vec![], vec![]);
-    for f in of(entry).filter(|f| given(f)) {
+    for f in of(entry).filter(|f| line.gives(f)) {
         let name = format!("--{}", f.flag);
         match f.meaning {
             Nothing => nothing.push(name),
             Never(instead) => return Err(Error::user(format!("{name}: {instead}"))),
             Differs(how) => said.push(format!("{name}: {how}")),
             Only(neutral, why) => {
-                let text = value(f.flag).map_or("", String::as_str);
+                let text = line.value(f.flag).map_or("", String::as_str);
                 if text.parse() != Ok(neutral) {
                     return Err(Error::user(format!("{name} {text}: {why}")));
                 }
@@ -182,54 +184,13 @@ pub(super) fn read(
             Key => {}
         }
     }
-    let has = |path: &str| matches.try_get_one::<String>(path).ok().flatten().is_some();
-    let mut set = |path: &str, value: &str| -> Result<()> {
-        if let Some(key) = entry.own_keys().find(|k| k.path == path) {
-            settings.push(flag_setting(key, &entry.flag(key), &[value.to_string()])?);
-        }
-        Ok(())
-    };
-    if switched("critic-gradient-checkpointing") && !has("gradient_checkpointing") {
-        set("gradient_checkpointing", "full")?;
+    if line.switched("critic-gradient-checkpointing") && !line.has("gradient_checkpointing") {
+        line.set(settings, "gradient_checkpointing", "full")?;
     }
-    // In test mode, a stage ends after that many steps, or where it says none, after one epoch.
-    let stages = entry.stage.map_or_else(algo::names, |of| vec![of.name]);
-    let keys = |leaf: &str| stages.iter().map(|s| format!("{s}.{leaf}")).collect::<Vec<_>>();
-    let (max_steps, epochs) = (keys("max_steps"), keys("num_train_epochs"));
-    match (value("test-stop-step"), switched("enable-test-mode")) {
-        (Some(steps), true) if max_steps.iter().any(|key| has(key)) => {
-            return Err(Error::user(format!(
-                "--test-stop-step {steps} and --max-steps both tell when the stage ends; leave one out"
-            )));
-        }
-        (Some(steps), true) if steps != "0" => {
-            max_steps.iter().try_for_each(|key| set(key, steps))?;
-        }
-        (_, true) => epochs.iter().try_for_each(|key| set(key, "1"))?,
-        (Some(_), false) => nothing.push("--test-stop-step".into()),
-        (None, false) => {}
-    }
-    if let Some(critic) = value("critic-lora-module-name") {
-        let names = matches.try_get_many::<String>("lora.lora_module_name").ok().flatten();
-        let actor: Option<Vec<&String>> = names.map(Iterator::collect);
-        let dim = |path| {
-            let dim = matches.try_get_one::<String>(path).ok().flatten();
-            dim.is_some_and(|d| d != "0")
-        };
-        match actor {
-            Some(actor) if actor == [critic] || !dim("lora.critic_lora_dim") => {}
-            Some(actor) if dim("lora.actor_lora_dim") => {
-                return Err(Error::user(format!(
-                    "--critic-lora-module-name {critic} differs from the actor's {}; one \
-                     --lora-module-name holds for all models",
-                    actor[0]
-                )));
-            }
-            _ => set("lora.lora_module_name", critic)?,
-        }
-    }
+    line.test_mode(settings, &mut nothing)?;
+    line.critic_modules(settings)?;
     if !nothing.is_empty() {
-        let preset = match has("preset") {
+        let preset = match line.has("preset") {
             false if entry.trains() => {
                 "; --preset deepspeed-chat sets DeepSpeed-Chat's defaults too"
             }
@@ -238,6 +199,86 @@ pub(super) fn read(
         said.insert(0, format!("these flags change nothing here: {}{preset}", nothing.join(", ")));
     }
     Ok(said)
+}
+
+/// The flags of a command line.
+struct Line<'a> {
+    entry: &'static Entry,
+    matches: &'a ArgMatches,
+}
+
+impl<'a> Line<'a> {
+    fn gives(&self, f: &Foreign) -> bool {
+        match f.value {
+            true => self.matches.get_many::<String>(&f.id()).is_some(),
+            false => self.matches.get_count(&f.id()) > 0,
+        }
+    }
+
+    /// The value of one of DeepSpeed's flags.
+    fn value(&self, flag: &str) -> Option<&'a String> {
+        let named = of(self.entry).find(|f| f.flag == flag);
+        named.and_then(|f| self.matches.get_one::<String>(&f.id()))
+    }
+
+    fn switched(&self, flag: &str) -> bool {
+        of(self.entry).find(|f| f.flag == flag).is_some_and(|f| self.gives(f))
+    }
+
+    /// True if the flag of a key was given.
+    fn has(&self, path: &str) -> bool {
+        self.matches.try_get_one::<String>(path).ok().flatten().is_some()
+    }
+
+    fn set(&self, settings: &mut Vec<Setting>, path: &str, value: &str) -> Result<()> {
+        if let Some(key) = self.entry.own_keys().find(|k| k.path == path) {
+            settings.push(flag_setting(key, &self.entry.flag(key), &[value.to_string()])?);
+        }
+        Ok(())
+    }
+
+    /// In test mode, a stage ends after that many steps, or where it says none, after one epoch.
+    fn test_mode(&self, settings: &mut Vec<Setting>, nothing: &mut Vec<String>) -> Result<()> {
+        let stages = self.entry.stage.map_or_else(algo::names, |of| vec![of.name]);
+        let keys = |leaf: &str| stages.iter().map(|s| format!("{s}.{leaf}")).collect::<Vec<_>>();
+        let (max_steps, epochs) = (keys("max_steps"), keys("num_train_epochs"));
+        let mut set = |key: &String, value: &str| self.set(settings, key, value);
+        match (self.value("test-stop-step"), self.switched("enable-test-mode")) {
+            (Some(steps), true) if max_steps.iter().any(|key| self.has(key)) => {
+                return Err(Error::user(format!(
+                    "--test-stop-step {steps} and --max-steps both tell when the stage ends; \
+                     leave one out"
+                )));
+            }
+            (Some(steps), true) if steps != "0" => {
+                max_steps.iter().try_for_each(|key| set(key, steps))?;
+            }
+            (_, true) => epochs.iter().try_for_each(|key| set(key, "1"))?,
+            (Some(_), false) => nothing.push("--test-stop-step".into()),
+            (None, false) => {}
+        }
+        Ok(())
+    }
+
+    /// The modules of the critic's LoRA, which are those of all models here.
+    fn critic_modules(&self, settings: &mut Vec<Setting>) -> Result<()> {
+        let Some(critic) = self.value("critic-lora-module-name") else { return Ok(()) };
+        let names = self.matches.try_get_many::<String>("lora.lora_module_name").ok().flatten();
+        let actor: Option<Vec<&String>> = names.map(Iterator::collect);
+        let dim = |path| {
+            let dim = self.matches.try_get_one::<String>(path).ok().flatten();
+            dim.is_some_and(|d| d != "0")
+        };
+        match actor {
+            Some(actor) if actor == [critic] || !dim("lora.critic_lora_dim") => Ok(()),
+            Some(actor) if dim("lora.actor_lora_dim") => Err(Error::user(format!(
+                "--critic-lora-module-name {critic} differs from the actor's {}; one \
+                 --lora-module-name holds for all models",
+                actor[0]
+            ))),
+            _ => self.set(settings, "lora.lora_module_name", critic),
+        }
+    }
 }
 
 /// The hub's name of a size in DeepSpeed-Chat's `--actor-model` and `--reward-model`.

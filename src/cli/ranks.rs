@@ -68,7 +68,8 @@ fn choose(device: DeviceChoice, ranks: usize, launch: &Launch) -> Result<Start> 
         (launch, 1) if have_cards(device)? => own_card(device, launch).map(Start::OnGpu),
         (_, 1) => Ok(Start::OnCpu),
         (Launch { launcher, size, .. }, ranks) => Err(Error::user(format!(
-            "{} started {size} ranks, and --num-gpus {ranks} asks for more in each; leave one of them out",
+            "{} started {size} ranks, and --num-gpus {ranks} asks for more in each; leave one of \
+             them out",
             launcher.unwrap_or("a launcher")
         ))),
     }
@@ -81,7 +82,8 @@ fn have_cards(device: DeviceChoice) -> Result<bool> {
         DeviceChoice::On(Device::Cpu | Device::Imagined(_)) => Ok(false),
         DeviceChoice::On(Device::Cuda(0)) => Ok(true),
         DeviceChoice::On(Device::Cuda(n)) => Err(Error::user(format!(
-            "--device cuda:{n} names one card, and there are several ranks; use --device cuda, and CUDA_VISIBLE_DEVICES to choose"
+            "--device cuda:{n} names one card, and there are several ranks; use --device cuda, and \
+             CUDA_VISIBLE_DEVICES to choose"
         ))),
         // Elsewhere ranks are threads that share the device; this is how what ranks with cards do
         // is tested.
@@ -103,7 +105,8 @@ fn enough_cards(device: DeviceChoice, ranks: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::user(format!(
-        "--num-gpus {ranks} asks for more cards than the driver knows: {cards}; `duplex doctor` lists them"
+        "--num-gpus {ranks} asks for more cards than the driver knows: {cards}; `duplex doctor` \
+         lists them"
     )))
 }
 
@@ -135,7 +138,8 @@ fn over_mpi(_: &Launch, timeout: Duration, alike: &BTreeMap<String, String>) -> 
 #[cfg(not(feature = "mpi"))]
 fn over_mpi(launch: &Launch, _: Duration, _: &BTreeMap<String, String>) -> Result<Comm> {
     Err(Error::resource(format!(
-        "{} started {} ranks, which compute on the CPU, but this binary was built without MPI; build it with --features mpi",
+        "{} started {} ranks, which compute on the CPU, but this binary was built without MPI; \
+         build it with --features mpi",
         launch.launcher.unwrap_or("a launcher"),
         launch.size
     )))

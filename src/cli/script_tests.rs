@@ -19,15 +19,17 @@ const BLEND: &str = "--data_path Dahoas/rm-static Dahoas/full-hh-rlhf \
     Dahoas/synthetic-instruct-gptj-pairwise yitingxie/rlhf-reward-datasets --data_split 2,4,4";
 const STATIC: &str = "--data_path Dahoas/rm-static --data_split 2,4,4";
 /// Flags that the scripts of steps 1 and 2 have in common.
-const COMMON: &str = "--max_seq_len 512 --lr_scheduler_type cosine --num_warmup_steps 0 --seed 1234 \
-    --deepspeed --output_dir ./output --enable_tensorboard --tensorboard_path ./output --local_rank 0";
+const COMMON: &str = "--max_seq_len 512 --lr_scheduler_type cosine --num_warmup_steps 0 \
+    --seed 1234 --deepspeed --output_dir ./output --enable_tensorboard --tensorboard_path ./output \
+    --local_rank 0";
 /// The same of step 3.
-const PPO: &str = "--num_train_epochs 1 --lr_scheduler_type cosine --num_warmup_steps 100 --deepspeed \
-    --seed 1234 --per_device_generation_batch_size 4 --per_device_training_batch_size 4 \
-    --generation_batches 1 --ppo_epochs 1 --max_answer_seq_len 256 --max_prompt_seq_len 256 \
-    --actor_learning_rate 9.65e-6 --critic_learning_rate 5e-6 --gradient_accumulation_steps 1 \
-    --num_padding_at_beginning 1 --output_dir ./output --enable_tensorboard --tensorboard_path out \
-    --actor_dropout 0.0 --local_rank -1";
+const PPO: &str = "--num_train_epochs 1 --lr_scheduler_type cosine --num_warmup_steps 100 \
+    --deepspeed --seed 1234 --per_device_generation_batch_size 4 \
+    --per_device_training_batch_size 4 --generation_batches 1 --ppo_epochs 1 \
+    --max_answer_seq_len 256 --max_prompt_seq_len 256 --actor_learning_rate 9.65e-6 \
+    --critic_learning_rate 5e-6 --gradient_accumulation_steps 1 --num_padding_at_beginning 1 \
+    --output_dir ./output --enable_tensorboard --tensorboard_path out --actor_dropout 0.0 \
+    --local_rank -1";
 
 struct Script {
     command: &'static str,
@@ -54,36 +56,143 @@ const fn script(
 #[rustfmt::skip]
 static SCRIPTS: &[Script] = &[
     // Step 1: OPT on one GPU, on a node, on several; LLaMA; the sweep.
-    script("sft", STATIC, "--model_name_or_path facebook/opt-1.3b --gradient_accumulation_steps 8 --lora_dim 128 --zero_stage 0", 128, 0, false),
-    script("sft", BLEND, "--model_name_or_path facebook/opt-6.7b --per_device_train_batch_size 8 --per_device_eval_batch_size 8 --learning_rate 1e-3 --weight_decay 0. --num_train_epochs 16 --gradient_accumulation_steps 16 --gradient_checkpointing --zero_stage 0 --lora_dim 128 --lora_module_name decoder.layers.", 128, 0, true),
-    script("sft", BLEND, "--model_name_or_path facebook/opt-1.3b --per_device_train_batch_size 8 --per_device_eval_batch_size 8 --learning_rate 9.65e-6 --weight_decay 0. --num_train_epochs 16 --gradient_accumulation_steps 1 --zero_stage 2", 0, 2, false),
-    script("sft", BLEND, "--model_name_or_path facebook/opt-1.3b --per_device_train_batch_size 8 --per_device_eval_batch_size 8 --learning_rate 1e-3 --weight_decay 0.1 --num_train_epochs 16 --zero_stage 0 --lora_dim 128 --lora_module_name decoder.layers. --only_optimize_lora", 128, 0, false),
-    script("sft", BLEND, "--model_name_or_path facebook/opt-6.7b --per_device_train_batch_size 6 --per_device_eval_batch_size 6 --learning_rate 9.65e-6 --weight_decay 0. --num_train_epochs 16 --gradient_checkpointing --zero_stage 3", 0, 3, true),
-    script("sft", BLEND, "--model_name_or_path facebook/opt-13b --per_device_train_batch_size 4 --per_device_eval_batch_size 4 --learning_rate 1e-4 --weight_decay 0. --num_train_epochs 16 --gradient_checkpointing --zero_stage 3 --lora_dim 128 --lora_module_name decoder.layers.", 128, 3, true),
-    script("sft", BLEND, "--model_name_or_path facebook/opt-30b --per_device_train_batch_size 4 --per_device_eval_batch_size 4 --learning_rate 9.65e-6 --weight_decay 0. --num_train_epochs 16 --gradient_checkpointing --zero_stage 3 --lora_dim 128 --lora_module_name decoder.layers.", 128, 3, true),
-    script("sft", BLEND, "--model_name_or_path facebook/opt-66b --per_device_train_batch_size 4 --per_device_eval_batch_size 4 --learning_rate 1e-4 --weight_decay 0.1 --num_train_epochs 2 --gradient_checkpointing --zero_stage 3 --lora_dim 128 --lora_module_name decoder.layers.", 128, 3, true),
-    script("sft", BLEND, "--model_name_or_path meta-llama/Llama-2-7b-hf --per_device_train_batch_size 4 --per_device_eval_batch_size 4 --learning_rate 9.65e-6 --weight_decay 0. --num_train_epochs 4 --gradient_checkpointing --zero_stage 3 --print_loss", 0, 3, true),
-    script("sft", BLEND, "--model_name_or_path meta-llama/Llama-2-7b-hf --per_device_train_batch_size 4 --per_device_eval_batch_size 4 --learning_rate 9.65e-6 --weight_decay 0. --num_train_epochs 4 --gradient_checkpointing --zero_stage 3 --lora_dim 128 --lora_module_name layers.", 128, 3, true),
-    script("sft", STATIC, "--model_name_or_path facebook/opt-125m --sft_only_data_path wangrui6/Zhihu-KOL --data_output_path /tmp/data_files/ --dtype bf16 --lora_learning_rate 5e-4 --lora_dim 8 --only_optimize_lora --compute_fp32_loss --print_loss --offload --master_port 29600 --num_gpus 1 --num_nodes 1", 8, 9, false),
+    script("sft", STATIC,
+        "--model_name_or_path facebook/opt-1.3b --gradient_accumulation_steps 8 --lora_dim 128 \
+         --zero_stage 0", 128, 0, false),
+    script("sft", BLEND,
+        "--model_name_or_path facebook/opt-6.7b --per_device_train_batch_size 8 \
+         --per_device_eval_batch_size 8 --learning_rate 1e-3 --weight_decay 0. \
+         --num_train_epochs 16 --gradient_accumulation_steps 16 --gradient_checkpointing \
+         --zero_stage 0 --lora_dim 128 --lora_module_name decoder.layers.", 128, 0, true),
+    script("sft", BLEND,
+        "--model_name_or_path facebook/opt-1.3b --per_device_train_batch_size 8 \
+         --per_device_eval_batch_size 8 --learning_rate 9.65e-6 --weight_decay 0. \
+         --num_train_epochs 16 --gradient_accumulation_steps 1 --zero_stage 2", 0, 2, false),
+    script("sft", BLEND,
+        "--model_name_or_path facebook/opt-1.3b --per_device_train_batch_size 8 \
+         --per_device_eval_batch_size 8 --learning_rate 1e-3 --weight_decay 0.1 \
+         --num_train_epochs 16 --zero_stage 0 --lora_dim 128 --lora_module_name decoder.layers. \
+         --only_optimize_lora", 128, 0, false),
+    script("sft", BLEND,
+        "--model_name_or_path facebook/opt-6.7b --per_device_train_batch_size 6 \
+         --per_device_eval_batch_size 6 --learning_rate 9.65e-6 --weight_decay 0. \
+         --num_train_epochs 16 --gradient_checkpointing --zero_stage 3", 0, 3, true),
+    script("sft", BLEND,
+        "--model_name_or_path facebook/opt-13b --per_device_train_batch_size 4 \
+         --per_device_eval_batch_size 4 --learning_rate 1e-4 --weight_decay 0. \
+         --num_train_epochs 16 --gradient_checkpointing --zero_stage 3 --lora_dim 128 \
+         --lora_module_name decoder.layers.", 128, 3, true),
+    script("sft", BLEND,
+        "--model_name_or_path facebook/opt-30b --per_device_train_batch_size 4 \
+         --per_device_eval_batch_size 4 --learning_rate 9.65e-6 --weight_decay 0. \
+         --num_train_epochs 16 --gradient_checkpointing --zero_stage 3 --lora_dim 128 \
+         --lora_module_name decoder.layers.", 128, 3, true),
+    script("sft", BLEND,
+        "--model_name_or_path facebook/opt-66b --per_device_train_batch_size 4 \
+         --per_device_eval_batch_size 4 --learning_rate 1e-4 --weight_decay 0.1 \
+         --num_train_epochs 2 --gradient_checkpointing --zero_stage 3 --lora_dim 128 \
+         --lora_module_name decoder.layers.", 128, 3, true),
+    script("sft", BLEND,
+        "--model_name_or_path meta-llama/Llama-2-7b-hf --per_device_train_batch_size 4 \
+         --per_device_eval_batch_size 4 --learning_rate 9.65e-6 --weight_decay 0. \
+         --num_train_epochs 4 --gradient_checkpointing --zero_stage 3 --print_loss", 0, 3, true),
+    script("sft", BLEND,
+        "--model_name_or_path meta-llama/Llama-2-7b-hf --per_device_train_batch_size 4 \
+         --per_device_eval_batch_size 4 --learning_rate 9.65e-6 --weight_decay 0. \
+         --num_train_epochs 4 --gradient_checkpointing --zero_stage 3 --lora_dim 128 \
+         --lora_module_name layers.", 128, 3, true),
+    script("sft", STATIC,
+        "--model_name_or_path facebook/opt-125m --sft_only_data_path wangrui6/Zhihu-KOL \
+         --data_output_path /tmp/data_files/ --dtype bf16 --lora_learning_rate 5e-4 --lora_dim 8 \
+         --only_optimize_lora --compute_fp32_loss --print_loss --offload --master_port 29600 \
+         --num_gpus 1 --num_nodes 1", 8, 9, false),
     // Step 2.
-    script("reward", STATIC, "--model_name_or_path facebook/opt-350m --num_padding_at_beginning 1 --weight_decay 0.1 --dropout 0.0 --gradient_accumulation_steps 4 --zero_stage 0", 0, 0, false),
-    script("reward", BLEND, "--model_name_or_path facebook/opt-350m --per_device_train_batch_size 4 --per_device_eval_batch_size 4 --learning_rate 5e-5 --weight_decay 0.1 --dropout 0.0 --num_padding_at_beginning 1 --num_train_epochs 1 --gradient_accumulation_steps 1 --zero_stage 0", 0, 0, false),
-    script("reward", BLEND, "--model_name_or_path facebook/opt-350m --per_device_train_batch_size 2 --per_device_eval_batch_size 2 --learning_rate 5e-5 --weight_decay 0.1 --dropout 0.0 --num_padding_at_beginning 1 --num_train_epochs 1 --zero_stage 0 --eval_interval 50 --eval_iters 100", 0, 0, false),
-    script("reward", STATIC, "--model_name_or_path meta-llama/Llama-2-7b-hf --per_device_train_batch_size 8 --per_device_eval_batch_size 8 --learning_rate 9.65e-6 --weight_decay 0.1 --num_padding_at_beginning 0 --num_train_epochs 1 --gradient_checkpointing --zero_stage 3 --offload", 0, 3, true),
-    script("reward", STATIC, "--model_name_or_path meta-llama/Llama-2-7b-hf --per_device_train_batch_size 8 --per_device_eval_batch_size 8 --learning_rate 9.65e-6 --weight_decay 0.1 --num_padding_at_beginning 0 --num_train_epochs 1 --gradient_checkpointing --zero_stage 3 --offload --lora_dim 128 --lora_module_name layers.", 128, 3, true),
+    script("reward", STATIC,
+        "--model_name_or_path facebook/opt-350m --num_padding_at_beginning 1 --weight_decay 0.1 \
+         --dropout 0.0 --gradient_accumulation_steps 4 --zero_stage 0", 0, 0, false),
+    script("reward", BLEND,
+        "--model_name_or_path facebook/opt-350m --per_device_train_batch_size 4 \
+         --per_device_eval_batch_size 4 --learning_rate 5e-5 --weight_decay 0.1 --dropout 0.0 \
+         --num_padding_at_beginning 1 --num_train_epochs 1 --gradient_accumulation_steps 1 \
+         --zero_stage 0", 0, 0, false),
+    script("reward", BLEND,
+        "--model_name_or_path facebook/opt-350m --per_device_train_batch_size 2 \
+         --per_device_eval_batch_size 2 --learning_rate 5e-5 --weight_decay 0.1 --dropout 0.0 \
+         --num_padding_at_beginning 1 --num_train_epochs 1 --zero_stage 0 --eval_interval 50 \
+         --eval_iters 100", 0, 0, false),
+    script("reward", STATIC,
+        "--model_name_or_path meta-llama/Llama-2-7b-hf --per_device_train_batch_size 8 \
+         --per_device_eval_batch_size 8 --learning_rate 9.65e-6 --weight_decay 0.1 \
+         --num_padding_at_beginning 0 --num_train_epochs 1 --gradient_checkpointing --zero_stage 3 \
+         --offload", 0, 3, true),
+    script("reward", STATIC,
+        "--model_name_or_path meta-llama/Llama-2-7b-hf --per_device_train_batch_size 8 \
+         --per_device_eval_batch_size 8 --learning_rate 9.65e-6 --weight_decay 0.1 \
+         --num_padding_at_beginning 0 --num_train_epochs 1 --gradient_checkpointing --zero_stage 3 \
+         --offload --lora_dim 128 --lora_module_name layers.", 128, 3, true),
     // Step 3.
-    script("ppo", STATIC, "--actor_model_name_or_path a --critic_model_name_or_path c --gradient_accumulation_steps 2 --actor_lora_dim 128 --actor_gradient_checkpointing --critic_gradient_checkpointing --actor_zero_stage 0 --critic_zero_stage 0 --enable_hybrid_engine", 128, 0, true),
-    script("ppo", STATIC, "--actor_model_name_or_path a --critic_model_name_or_path c --actor_learning_rate 5e-4 --gradient_accumulation_steps 16 --actor_lora_dim 128 --actor_gradient_checkpointing --critic_gradient_checkpointing --actor_zero_stage 0 --critic_zero_stage 0 --enable_hybrid_engine", 128, 0, true),
-    script("ppo", STATIC, "--actor_model_name_or_path a --critic_model_name_or_path c --actor_zero_stage 2 --critic_zero_stage 2 --enable_hybrid_engine --enable_ema", 0, 2, false),
-    script("ppo", STATIC, "--actor_model_name_or_path a --critic_model_name_or_path c --actor_lora_dim 128 --actor_lora_module_name decoder.layers. --critic_lora_dim 128 --critic_lora_module_name decoder.layers. --only_optimize_lora --actor_zero_stage 2 --critic_zero_stage 2 --enable_hybrid_engine --actor_gradient_checkpointing", 128, 2, true),
-    script("ppo", STATIC, "--actor_model_name_or_path a --critic_model_name_or_path c --actor_weight_decay 0.1 --critic_weight_decay 0.1 --actor_zero_stage 3 --critic_zero_stage 3 --enable_hybrid_engine --actor_gradient_checkpointing --critic_gradient_checkpointing", 0, 3, true),
-    script("ppo", STATIC, "--actor_model_name_or_path a --critic_model_name_or_path c --inference_tp_size 2 --tp_gather_partition_size 8 --actor_lora_dim 128 --actor_lora_module_name decoder.layers. --actor_zero_stage 3 --critic_zero_stage 3 --enable_hybrid_engine --actor_gradient_checkpointing", 128, 3, true),
-    script("ppo", STATIC, "--actor_model_name_or_path a --critic_model_name_or_path c --actor_lora_dim 128 --actor_lora_module_name decoder.layers. --critic_lora_dim 128 --critic_lora_module_name decoder.layers. --actor_zero_stage 3 --critic_zero_stage 3 --enable_hybrid_engine --critic_gradient_checkpointing", 128, 3, true),
-    script("ppo", STATIC, "--actor_model_name_or_path a --critic_model_name_or_path c --inference_tp_size 8 --tp_gather_partition_size 4 --actor_lora_dim 128 --actor_lora_module_name decoder.layers. --actor_zero_stage 3 --critic_zero_stage 3 --enable_hybrid_engine --unpin_actor_parameters --release_inference_cache --actor_gradient_checkpointing", 128, 3, true),
-    script("ppo", STATIC, "--actor_model_name_or_path a --critic_model_name_or_path c --offload_reference_model --inference_tp_size 2 --actor_zero_stage 3 --critic_zero_stage 3 --enable_hybrid_engine --actor_gradient_checkpointing --critic_gradient_checkpointing", 0, 3, true),
-    script("ppo", STATIC, "--actor_model_name_or_path a --critic_model_name_or_path c --offload_reference_model --offload_reward_model --actor_lora_dim 64 --critic_lora_dim 64 --actor_lora_module_name layers. --critic_lora_module_name layers. --actor_lora_learning_rate 5e-4 --critic_lora_learning_rate 5e-4 --actor_zero_stage 3 --critic_zero_stage 3 --enable_hybrid_engine --actor_gradient_checkpointing", 64, 3, true),
-    script("ppo", STATIC, "--actor_model_name_or_path a --critic_model_name_or_path c --actor_lora_dim 64 --critic_lora_dim 64 --actor_lora_module_name layers. --critic_lora_module_name layers. --actor_zero_stage 3 --critic_zero_stage 3 --enable_mixed_precision_lora --offload --actor_gradient_checkpointing", 64, 3, true),
-    script("ppo", STATIC, "--actor_model_name_or_path a --critic_model_name_or_path c --unsupervised_dataset_name u.txt --unsup_coef 27.8 --preprocessing_num_workers 4 --align_overflow --print_answers --print_answers_interval 5 --enable_test_mode --test_stop_step 7 --critic_dropout 0.0 --compute_fp32_loss --data_output_path /tmp/x --deployment-type single_gpu --actor_zero_stage 0 --critic_zero_stage 0", 0, 0, false),
+    script("ppo", STATIC,
+        "--actor_model_name_or_path a --critic_model_name_or_path c \
+         --gradient_accumulation_steps 2 --actor_lora_dim 128 --actor_gradient_checkpointing \
+         --critic_gradient_checkpointing --actor_zero_stage 0 --critic_zero_stage 0 \
+         --enable_hybrid_engine", 128, 0, true),
+    script("ppo", STATIC,
+        "--actor_model_name_or_path a --critic_model_name_or_path c --actor_learning_rate 5e-4 \
+         --gradient_accumulation_steps 16 --actor_lora_dim 128 --actor_gradient_checkpointing \
+         --critic_gradient_checkpointing --actor_zero_stage 0 --critic_zero_stage 0 \
+         --enable_hybrid_engine", 128, 0, true),
+    script("ppo", STATIC,
+        "--actor_model_name_or_path a --critic_model_name_or_path c --actor_zero_stage 2 \
+         --critic_zero_stage 2 --enable_hybrid_engine --enable_ema", 0, 2, false),
+    script("ppo", STATIC,
+        "--actor_model_name_or_path a --critic_model_name_or_path c --actor_lora_dim 128 \
+         --actor_lora_module_name decoder.layers. --critic_lora_dim 128 \
+         --critic_lora_module_name decoder.layers. --only_optimize_lora --actor_zero_stage 2 \
+         --critic_zero_stage 2 --enable_hybrid_engine \
+         --actor_gradient_checkpointing", 128, 2, true),
+    script("ppo", STATIC,
+        "--actor_model_name_or_path a --critic_model_name_or_path c --actor_weight_decay 0.1 \
+         --critic_weight_decay 0.1 --actor_zero_stage 3 --critic_zero_stage 3 \
+         --enable_hybrid_engine --actor_gradient_checkpointing \
+         --critic_gradient_checkpointing", 0, 3, true),
+    script("ppo", STATIC,
+        "--actor_model_name_or_path a --critic_model_name_or_path c --inference_tp_size 2 \
+         --tp_gather_partition_size 8 --actor_lora_dim 128 \
+         --actor_lora_module_name decoder.layers. --actor_zero_stage 3 --critic_zero_stage 3 \
+         --enable_hybrid_engine --actor_gradient_checkpointing", 128, 3, true),
+    script("ppo", STATIC,
+        "--actor_model_name_or_path a --critic_model_name_or_path c --actor_lora_dim 128 \
+         --actor_lora_module_name decoder.layers. --critic_lora_dim 128 \
+         --critic_lora_module_name decoder.layers. --actor_zero_stage 3 --critic_zero_stage 3 \
+         --enable_hybrid_engine --critic_gradient_checkpointing", 128, 3, true),
+    script("ppo", STATIC,
+        "--actor_model_name_or_path a --critic_model_name_or_path c --inference_tp_size 8 \
+         --tp_gather_partition_size 4 --actor_lora_dim 128 \
+         --actor_lora_module_name decoder.layers. --actor_zero_stage 3 --critic_zero_stage 3 \
+         --enable_hybrid_engine --unpin_actor_parameters --release_inference_cache \
+         --actor_gradient_checkpointing", 128, 3, true),
+    script("ppo", STATIC,
+        "--actor_model_name_or_path a --critic_model_name_or_path c --offload_reference_model \
+         --inference_tp_size 2 --actor_zero_stage 3 --critic_zero_stage 3 --enable_hybrid_engine \
+         --actor_gradient_checkpointing --critic_gradient_checkpointing", 0, 3, true),
+    script("ppo", STATIC,
+        "--actor_model_name_or_path a --critic_model_name_or_path c --offload_reference_model \
+         --offload_reward_model --actor_lora_dim 64 --critic_lora_dim 64 \
+         --actor_lora_module_name layers. --critic_lora_module_name layers. \
+         --actor_lora_learning_rate 5e-4 --critic_lora_learning_rate 5e-4 --actor_zero_stage 3 \
+         --critic_zero_stage 3 --enable_hybrid_engine \
+         --actor_gradient_checkpointing", 64, 3, true),
+    script("ppo", STATIC,
+        "--actor_model_name_or_path a --critic_model_name_or_path c --actor_lora_dim 64 \
+         --critic_lora_dim 64 --actor_lora_module_name layers. --critic_lora_module_name layers. \
+         --actor_zero_stage 3 --critic_zero_stage 3 --enable_mixed_precision_lora --offload \
+         --actor_gradient_checkpointing", 64, 3, true),
+    script("ppo", STATIC,
+        "--actor_model_name_or_path a --critic_model_name_or_path c \
+         --unsupervised_dataset_name u.txt --unsup_coef 27.8 --preprocessing_num_workers 4 \
+         --align_overflow --print_answers --print_answers_interval 5 --enable_test_mode \
+         --test_stop_step 7 --critic_dropout 0.0 --compute_fp32_loss --data_output_path /tmp/x \
+         --deployment-type single_gpu --actor_zero_stage 0 --critic_zero_stage 0", 0, 0, false),
 ];
 
 #[test]
@@ -187,9 +296,10 @@ fn refusal(line: &str) -> String {
 #[test]
 fn flags_of_the_launcher_are_answered() {
     let line = "sft --model_name_or_path m --data_path d";
-    let idle = "--launcher pdsh --launcher_args -x --no_ssh --no_ssh_check --force_multi --node_rank 0 \
-        --bind_cores_to_rank --module --no_python --no_local_rank --save_pid --ssh_port 22 \
-        --master_addr localhost --master_port 29500 --num_nodes 1 --venv_script a --num_accelerators 2";
+    let idle = "--launcher pdsh --launcher_args -x --no_ssh --no_ssh_check --force_multi \
+                --node_rank 0 --bind_cores_to_rank --module --no_python --no_local_rank --save_pid \
+                --ssh_port 22 --master_addr localhost --master_port 29500 --num_nodes 1 \
+                --venv_script a --num_accelerators 2";
     let (c, said) = read(&format!("{line} {idle}"));
     assert_eq!((said.len(), c.num_gpus), (1, 2), "{said:?}");
     for flag in idle.split_whitespace().filter(|w| w.starts_with("--") && !w.ends_with("tors")) {

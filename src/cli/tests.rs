@@ -172,7 +172,8 @@ fn error_lines() {
         ),
         (
             "train --learning-rate 1",
-            "--learning-rate could mean several stages of `duplex train`; write --sft-learning-rate or",
+            "--learning-rate could mean several stages of `duplex train`; write \
+             --sft-learning-rate or",
         ),
         ("ppo --actor_dropout 0.1", "--actor-dropout 0.1: models are trained without dropout"),
         ("sft --num-nodes 2", "--num-nodes 2: ranks on several machines"),
@@ -183,7 +184,8 @@ fn error_lines() {
         ("chat m --local-rank 1", "unknown flag --local-rank; it belongs to `duplex train`"),
         ("chat m --raw --system x", "--raw continues text as it is"),
         (
-            "ppo --actor-lora-dim 2 --critic-lora-dim 2 --actor-lora-module-name a. --critic-lora-module-name b.",
+            "ppo --actor-lora-dim 2 --critic-lora-dim 2 --actor-lora-module-name a. \
+             --critic-lora-module-name b.",
             "--critic-lora-module-name b. differs from the actor's a.;",
         ),
         (
@@ -197,7 +199,8 @@ fn error_lines() {
         ("sft -x", "unexpected argument \"-x\"; see `duplex sft --help`"),
         (
             "sft --learning-rate -1",
-            "--learning-rate (\"sft.learning_rate\") must be a number above 0 and at most 0.1, not -1.0",
+            "--learning-rate (\"sft.learning_rate\") must be a number above 0 and at most 0.1, not \
+             -1.0",
         ),
         ("sft --set nothing", "--set \"nothing\" has no value; write --set key=value"),
         ("sft --preset nothing", "unknown preset \"nothing\"; presets are demo, deepspeed-chat"),
@@ -207,7 +210,8 @@ fn error_lines() {
         ("chat a --preset demo", "unknown flag --preset; see `duplex chat --help`"),
         (
             "bench --shape nothing",
-            "--shape (\"shape\") must be one of opt-125m, gpt2, smollm2-135m, tiny, not \"nothing\"",
+            "--shape (\"shape\") must be one of opt-125m, gpt2, smollm2-135m, tiny, not \
+             \"nothing\"",
         ),
         ("bench --case generate-8,sft", "--case \"sft\" is not a case; write generate-N"),
         ("bench --case train-1", "--case \"train-1\" is not a case"),

@@ -65,7 +65,8 @@ pub fn launched(variable: impl Fn(&str) -> Option<String>) -> Result<Launch> {
     let number = |name: &str, launcher: &str| {
         let Some(value) = set(name) else {
             return Err(Error::user(format!(
-                "{name} is not set, but others of {launcher}'s are; start all ranks with {launcher}, or unset them"
+                "{name} is not set, but others of {launcher}'s are; start all ranks with \
+                 {launcher}, or unset them"
             )));
         };
         let no_number = |_| Error::user(format!("{name} must be a number, not {value:?}"));
@@ -88,7 +89,8 @@ pub fn launched(variable: impl Fn(&str) -> Option<String>) -> Result<Launch> {
         }
         if local > rank_value {
             return Err(Error::user(format!(
-                "{local_rank} is {local}, but {rank} is {rank_value}: there are not as many ranks before it"
+                "{local_rank} is {local}, but {rank} is {rank_value}: there are not as many ranks \
+                 before it"
             )));
         }
         return Ok(Launch {

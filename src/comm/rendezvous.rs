@@ -192,8 +192,8 @@ fn gather(
                 let missing = (0..me.size).filter(|r| !members.contains_key(r));
                 let missing: Vec<String> = missing.map(|r| r.to_string()).collect();
                 return Err(Error::user(format!(
-                    "of {} ranks, {} did not come to {} within {} s; start all with the same MASTER_ADDR, \
-                     MASTER_PORT, WORLD_SIZE and secret",
+                    "of {} ranks, {} did not come to {} within {} s; start all with the same \
+                     MASTER_ADDR, MASTER_PORT, WORLD_SIZE and secret",
                     me.size,
                     missing.join(", "),
                     place.address,
@@ -229,8 +229,8 @@ fn compare(me: &Member, other: &Member) -> Result<()> {
     let Some(key) = differing.next() else { return Ok(()) };
     let value = |member: &Member| member.alike.get(key).map_or("nothing".into(), String::clone);
     Err(Error::user(format!(
-        "rank {rank} on {host} has {} for {key}, rank 0 on {} has {}; start all ranks with the same program, \
-         flags and data",
+        "rank {rank} on {host} has {} for {key}, rank 0 on {} has {}; start all ranks with the \
+         same program, flags and data",
         value(other),
         me.host,
         value(me)
@@ -244,8 +244,8 @@ pub(super) fn visit(me: &Member, place: &Place) -> Result<(Met, Lines)> {
     let lost = |e: std::io::Error| match e.kind() {
         ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
             Error::user(format!(
-                "who listens at {} did not let rank {} in: it has another secret, or is another program; check \
-                 MASTER_ADDR, MASTER_PORT and the secret",
+                "who listens at {} did not let rank {} in: it has another secret, or is another \
+                 program; check MASTER_ADDR, MASTER_PORT and the secret",
                 place.address, me.rank
             ))
         }
@@ -282,7 +282,8 @@ fn connect(me: &Member, place: &Place, end: Instant) -> Result<TcpStream> {
             Ok(stream) => return Ok(stream),
             Err(e) if Instant::now() >= end || e.kind() == ErrorKind::InvalidInput => {
                 return Err(Error::user(format!(
-                    "rank {} cannot reach rank 0 at {} within {} s: {e}; check MASTER_ADDR and MASTER_PORT",
+                    "rank {} cannot reach rank 0 at {} within {} s: {e}; check MASTER_ADDR and \
+                     MASTER_PORT",
                     me.rank,
                     place.address,
                     place.timeout.as_secs_f64()

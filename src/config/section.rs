@@ -1,4 +1,4 @@
-//! Sections: the keys of an algorithm. [`section!`] declares a key in one line of the struct that
+//! Sections: the keys of an algorithm. [`section!`] declares a key in one place, the struct that
 //! the algorithm takes; flags, help, TOML, checks and defaults follow.
 
 use super::key::{Commands, Key};
@@ -84,7 +84,8 @@ impl Sections {
 /// section! {
 ///     /// Supervised finetuning.
 ///     pub struct SftSection [optimizer: OptimizerSection = OptimizerSection::with(1e-5, 0.0)] {
-///         loss_on_prompt: bool = false, Kind::Bool, "learn the prompts too";
+///         loss_on_prompt: bool = false, Kind::Bool,
+///             "learn the prompts too";
 ///     }
 /// }
 /// ```

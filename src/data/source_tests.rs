@@ -130,11 +130,10 @@ const EXPECTED: &str = "(expected prompt, chosen and rejected; prompt and comple
     instruction and output; question and answer; or text)";
 const HINT: &str = "; use --on-bad-row skip to leave such rows out";
 
-#[test]
-fn every_bad_row_has_its_message() {
-    let ask = r#"{"prompt":"p"}"#;
+/// Rows that cannot be used, and what is said of each.
+fn bad_rows() -> Vec<(String, String)> {
     let share = "share no beginning that ends in \"Assistant:\"";
-    let cases: Vec<(String, String)> = [
+    [
         (r#"{"prompt":"p","rejected":"r"}"#, format!("key \"chosen\" is missing {EXPECTED}")),
         (r#"{"answer":"p"}"#, format!("key \"prompt\" is missing {EXPECTED}")),
         (r#"{"chosen":"p"}"#, format!("key \"prompt\" is missing {EXPECTED}")),
@@ -191,6 +190,14 @@ fn every_bad_row_has_its_message() {
             r#"{"chosen":"\n\nHuman: a\n\nAssistant: b","rejected":"\n\nHuman: a\n\nAssistant: "}"#,
             "the answer in key \"rejected\" is empty".into(),
         ),
+    ]
+    .map(|(json, message)| (json.replace('\n', " "), message))
+    .to_vec()
+}
+
+/// Rows that are not JSON, and what is said of each.
+fn bad_json() -> Vec<(String, String)> {
+    [
         (r#"{"prompt":}"#, "bad JSON at column 11: expected a value".into()),
         (
             r#"{"prompt":"é\ud83d!"}"#,
@@ -210,9 +217,14 @@ fn every_bad_row_has_its_message() {
         (r#"{"prompt":"p"} x"#, "bad JSON at column 16: characters behind it".into()),
         (r#"{"prompt":"p"#, "bad JSON at column 13: a string does not end".into()),
     ]
-    .map(|(json, message)| (json.replace('\n', " "), message))
-    .to_vec();
-    for (json, message) in cases {
+    .map(|(json, message): (&str, String)| (json.to_owned(), message))
+    .to_vec()
+}
+
+#[test]
+fn every_bad_row_has_its_message() {
+    let ask = r#"{"prompt":"p"}"#;
+    for (json, message) in bad_rows().into_iter().chain(bad_json()) {
         let expected = format!("data.jsonl row 2: {message}{HINT}");
         assert_eq!(error("data.jsonl", format!("{ask}\n{json}\n").as_bytes()), expected);
     }
@@ -294,7 +306,8 @@ fn one_object_may_hold_all_rows() {
         [format!("{} holds 1 rows of 9: it is one page of the hub's viewer", path.display())]
     );
     // The viewer cuts long texts; rows are also saved without what wraps the page.
-    let cut = r#"{"row_idx": 1, "row": {"prompt": "b", "chosen": "c"}, "truncated_cells": ["prompt", "chosen"]}"#;
+    let cut = r#"{"row_idx": 1, "row": {"prompt": "b", "chosen": "c"}, "#.to_owned()
+        + r#""truncated_cells": ["prompt", "chosen"]}"#;
     let whole = r#"{"row_idx": 0, "row": {"prompt": "a"}, "truncated_cells": []}"#;
     let what = "the columns \"prompt\", \"chosen\" are cut short by the hub's viewer \
         (\"truncated_cells\"); download the data set's files instead";
@@ -321,7 +334,9 @@ fn one_object_may_hold_all_rows() {
 
 #[test]
 fn keys_given_twice_are_named_once() {
-    let lines = b"{\"prompt\":\"a\"}\n{\"prompt\":\"b\",\"prompt\":\"c\"}\n{\"prompt\":\"d\",\"x\":1,\"x\":2}";
+    let lines = b"{\"prompt\":\"a\"}\n\
+                  {\"prompt\":\"b\",\"prompt\":\"c\"}\n\
+                  {\"prompt\":\"d\",\"x\":1,\"x\":2}";
     let (_dir, path) = write("a.jsonl", lines);
     let (rows, bad) = read_rows(&path, OnBadRow::Error).unwrap();
     assert_eq!(rows[1].prompt, text("c"));

@@ -67,9 +67,10 @@ const CHATML: &str = r"{% for message in messages %}
 fn chatml() {
     assert_eq!(
         rendered(CHATML),
-        "<|im_start|>system\n You are \"kind\" é\n<|im_end|>\n<|im_start|>user\nHi a<b & a \
-         <|im_end|>\n<|im_start|>assistant\n<think>x</think>\n\nYes\n<|im_end|>\n<|im_start|>user\n  \
-         banana? <|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\n You are \"kind\" é\n<|im_end|>\n\
+         <|im_start|>user\nHi a<b & a <|im_end|>\n\
+         <|im_start|>assistant\n<think>x</think>\n\nYes\n<|im_end|>\n\
+         <|im_start|>user\n  banana? <|im_end|>\n<|im_start|>assistant\n"
     );
     let closed = render(&template(CHATML).unwrap(), &conversation()[1..3], false).unwrap();
     assert_eq!(
@@ -88,12 +89,14 @@ fn headers_date_and_raised_exception() {
 {%- else %}
     {%- set system_message = "" %}
 {%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\n\nToday Date: " + strftime_now("%d %b %Y") + "\n\n" + system_message + "<|eot_id|>" }}
+{{- "<|start_header_id|>system<|end_header_id|>\n\nToday Date: " + strftime_now("%d %b %Y")
+    + "\n\n" + system_message + "<|eot_id|>" }}
 {%- for message in messages %}
     {%- if not (message.role == 'user' or message.role == 'assistant') %}
         {{- raise_exception("Unknown role " + message.role) }}
     {%- endif %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'
+        + message['content'] | trim + '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
@@ -109,7 +112,7 @@ fn headers_date_and_raised_exception() {
     );
     let chat = [message("user", "hi"), message("critic", "bad")];
     let e = render(&template(source).unwrap(), &chat, true).err().unwrap();
-    assert_eq!(e.to_string(), "chat template of dir line 11: Unknown role critic");
+    assert_eq!(e.to_string(), "chat template of dir line 12: Unknown role critic");
 }
 
 /// Trimmed blocks, loop controls, generation marks, Python's methods, an undefined name, `tojson`
@@ -125,7 +128,8 @@ fn hugging_face_quirks() {
     {% if ns.n > 2 %}
         {% break %}
     {% endif %}
-[{{ m.role | upper }}|{{ m.role.title() }}|{{ m['content'].split('</think>')[-1].lstrip('\n').rstrip() }}]
+[{{ m.role | upper }}|{{ m.role.title() }}|{{
+    m['content'].split('</think>')[-1].lstrip('\n').rstrip() }}]
 {% endfor %}
 {% generation %}
 {{ messages[0] | tojson }}{{ messages[0].content | tojson }}
@@ -133,8 +137,10 @@ fn hugging_face_quirks() {
 {% for k, v in messages[-1].items() %}
   {{ k }}={{ v.strip().replace('a', 'b', 1) }};
 {% endfor %}
-{% if messages[0].content.startswith('You') and not messages[0].content.endswith('zz') %}yes{% endif %}
-{% if tools is not none %}tools{% else %}no tools{% endif %} {{ missing }}|{{ messages | length }}|{{ messages[-1].get('name', 'nobody') }}
+{% if messages[0].content.startswith('You')
+    and not messages[0].content.endswith('zz') %}yes{% endif %}
+{% if tools is not none %}tools{% else %}no tools{% endif %} {{ missing }}|{{
+    messages | length }}|{{ messages[-1].get('name', 'nobody') }}
 end
 ";
     assert_eq!(

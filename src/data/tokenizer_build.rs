@@ -7,7 +7,10 @@ use serde_json::{Map, Value, json};
 use tokenizers::{PostProcessorWrapper, Tokenizer as HfTokenizer};
 
 /// Qwen2's words, as `transformers` has them.
-const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_WORDS: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
 
 /// Special tokens of a class that its files need not name.
 const GPT2_TOKENS: [(&str, &str); 3] = [

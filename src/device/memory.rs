@@ -62,7 +62,8 @@ impl Buffer {
         match host::alloc(bytes) {
             Some(ptr) => Ok(buffer(ptr)),
             None => Err(Error::memory(format!(
-                "out of memory: cannot allocate {} MiB; use a smaller model, batch or sequence length",
+                "out of memory: cannot allocate {} MiB; use a smaller model, batch or sequence \
+                 length",
                 bytes >> 20
             ))),
         }

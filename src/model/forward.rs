@@ -36,6 +36,14 @@ pub enum Attend<'a> {
     },
 }
 
+/// Inputs of attention besides the hidden rows.
+#[derive(Clone, Copy)]
+struct Reads<'r, 'a> {
+    /// Position of each token.
+    positions: Tensor,
+    attend: &'r Attend<'a>,
+}
+
 /// How one pass over the model is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
@@ -72,6 +80,7 @@ impl Model {
         attend: &Attend<'a>,
         pass: Pass,
     ) -> Result<Tensor> {
+        let reads = Reads { positions, attend };
         tape.segment(Keep::All);
         let mut x = self.embed(tape, ids, positions)?;
         if let Some(norm) = &self.params.embed_norm {
@@ -79,7 +88,7 @@ impl Model {
         }
         for layer in 0..self.arch.layers {
             tape.segment(pass.keep);
-            x = self.block(tape, layer, x, positions, attend, pass)?;
+            x = self.block(tape, layer, x, reads, pass)?;
         }
         tape.segment(Keep::All);
         if let Some(norm) = &self.params.final_norm {
@@ -96,8 +105,7 @@ impl Model {
         tape: &mut Tape<'a>,
         layer: usize,
         x: Tensor,
-        positions: Tensor,
-        attend: &Attend<'a>,
+        reads: Reads<'_, 'a>,
         pass: Pass,
     ) -> Result<Tensor> {
         let p = &self.params.blocks[layer];
@@ -107,19 +115,19 @@ impl Model {
         match residual {
             Residual::PreNorm => {
                 let n = self.norm(tape, &p.norm1, x)?;
-                let x = self.attention(tape, layer, n, Some(x), positions, attend, pass)?;
+                let x = self.attention(tape, layer, n, Some(x), reads, pass)?;
                 let n = self.norm(tape, norm2()?, x)?;
                 self.mlp(tape, layer, n, Some(x), pass)
             }
             Residual::PostNorm => {
-                let x = self.attention(tape, layer, x, Some(x), positions, attend, pass)?;
+                let x = self.attention(tape, layer, x, Some(x), reads, pass)?;
                 let x = self.norm(tape, &p.norm1, x)?;
                 let x = self.mlp(tape, layer, x, Some(x), pass)?;
                 self.norm(tape, norm2()?, x)
             }
             Residual::Parallel | Residual::ParallelOneNorm => {
                 let n = self.norm(tape, &p.norm1, x)?;
-                let sum = self.attention(tape, layer, n, Some(x), positions, attend, pass)?;
+                let sum = self.attention(tape, layer, n, Some(x), reads, pass)?;
                 let n = match residual {
                     Residual::Parallel => self.norm(tape, norm2()?, x)?,
                     _ => n,
@@ -130,7 +138,7 @@ impl Model {
                 let post1 = p.post1.as_ref().ok_or_else(missing)?;
                 let post2 = p.post2.as_ref().ok_or_else(missing)?;
                 let n = self.norm(tape, &p.norm1, x)?;
-                let o = self.attention(tape, layer, n, None, positions, attend, pass)?;
+                let o = self.attention(tape, layer, n, None, reads, pass)?;
                 let o = self.norm(tape, post1, o)?;
                 let x = op::add::add(tape, x, o)?;
                 let n = self.norm(tape, norm2()?, x)?;
@@ -142,22 +150,20 @@ impl Model {
     }
 
     /// Attention of `layer` on `n`, with `residual` added.
-    #[allow(clippy::too_many_arguments)]
     fn attention<'a>(
         &'a self,
         tape: &mut Tape<'a>,
         layer: usize,
         n: Tensor,
         residual: Option<Tensor>,
-        positions: Tensor,
-        attend: &Attend<'a>,
+        reads: Reads<'_, 'a>,
         pass: Pass,
     ) -> Result<Tensor> {
         let (arch, p) = (&self.arch, &self.params.blocks[layer]);
         let (heads, kv_heads, head_dim) =
             (self.params.heads.each, self.params.kv_heads, arch.head_dim);
         self.joined(tape, &p.out, residual, pass, &mut |tape, block| {
-            let mut qkv = self.linear(tape, &p.qkv, n, block, None, None, pass)?;
+            let mut qkv = self.linear(tape, &p.qkv, n, block, None, pass)?;
             if let Some([q, k]) = p.qk_norm {
                 let norm = HeadNorm { heads, kv_heads, head_dim, eps: arch.norm.eps };
                 let (q, k) = (self.param(tape, q), self.param(tape, k));
@@ -166,9 +172,9 @@ impl Model {
             if let Position::Rotary(rotary) = &arch.position {
                 let (inv_freq, interleaved) = (rotary.inv_freq.clone(), rotary.interleaved);
                 let rope = Rope { heads, kv_heads, head_dim, inv_freq, interleaved, scale: 1.0 };
-                qkv = op::rope::rope(tape, rope, qkv, positions)?;
+                qkv = op::rope::rope(tape, rope, qkv, reads.positions)?;
             }
-            self.attend(tape, layer, block, qkv, attend)
+            self.attend(tape, layer, block, qkv, reads.attend)
         })
     }
 
@@ -193,9 +199,9 @@ impl Model {
         let fused = !(arch.gated || adapted || tape.is_recording());
         self.joined(tape, &p.down, residual, pass, &mut |tape, block| {
             if fused {
-                return self.linear(tape, &p.up, n, block, None, Some(kind), pass);
+                return self.activated(tape, &p.up, n, block, kind);
             }
-            let up = self.linear(tape, &p.up, n, block, None, None, pass)?;
+            let up = self.linear(tape, &p.up, n, block, None, pass)?;
             op::act::act(tape, Act { kind, gated: arch.gated }, up)
         })
     }
@@ -276,7 +282,6 @@ impl Model {
 
     /// `scale` times the sum of the log-probabilities of `targets` `[n]` after hidden rows `select`
     /// `[n]`, under `weights` f32 `[n]`: f32 `[1]`, on a recording tape there after backward.
-    #[allow(clippy::too_many_arguments)]
     pub fn nll<'a>(
         &'a self,
         tape: &mut Tape<'a>,

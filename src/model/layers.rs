@@ -108,8 +108,7 @@ impl Model {
         op::norm::norm(tape, norm, x, weight, bias)
     }
 
-    /// A linear layer, or the output rows of it that a block has.
-    #[allow(clippy::too_many_arguments)]
+    /// A linear layer, or the output rows of it that a block has; `residual` is added.
     pub(super) fn linear<'a>(
         &'a self,
         tape: &mut Tape<'a>,
@@ -117,14 +116,37 @@ impl Model {
         x: Tensor,
         block: Option<usize>,
         residual: Option<Tensor>,
-        activation: Option<Kind>,
         pass: Pass,
     ) -> Result<Tensor> {
+        let (weight, bias) = self.portions(tape, p, block);
+        let y = op::linear::linear(tape, Product::PLAIN, x, weight, bias, residual)?;
+        self.adapted(tape, p, y, x, block, pass)
+    }
+
+    /// A linear layer without adapters, and `activation` of what it makes, in one operator.
+    pub(super) fn activated<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        p: &Linear,
+        x: Tensor,
+        block: Option<usize>,
+        activation: Kind,
+    ) -> Result<Tensor> {
+        let (weight, bias) = self.portions(tape, p, block);
+        let linear = Product { activation: Some(activation), ..Product::PLAIN };
+        op::linear::linear(tape, linear, x, weight, bias, None)
+    }
+
+    /// The weight and the bias of a layer, or the rows of them that a block has.
+    fn portions<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        p: &Linear,
+        block: Option<usize>,
+    ) -> (Tensor, Option<Tensor>) {
         let weight = tape.portion(&self.store, Portion { id: p.weight, block });
         let bias = p.bias.map(|id| tape.portion(&self.store, Portion { id, block }));
-        let linear = Product { activation, ..Product::PLAIN };
-        let y = op::linear::linear(tape, linear, x, weight, bias, residual)?;
-        self.adapted(tape, p, y, x, block, pass)
+        (weight, bias)
     }
 
     /// `y` with what the layer's adapters make of its input `x`, or of a block of either.
@@ -181,7 +203,7 @@ impl Model {
         let blocks = self.store.partition().blocks;
         if blocks == 1 {
             let (block, x) = (self.store.lane(), part(tape, self.store.lane())?);
-            return self.linear(tape, p, x, block, residual, None, pass);
+            return self.linear(tape, p, x, block, residual, pass);
         }
         let mut sum: Option<Tensor> = None;
         for block in self.store.lane().map_or(0..blocks, |own| own..own + 1) {

@@ -276,6 +276,18 @@ struct Layout<'a> {
     qkv_order: Option<Arc<[usize]>>,
 }
 
+/// The shape of a linear layer.
+struct Shape<'a> {
+    /// Output rows, by module.
+    groups: &'a [usize],
+    /// Inputs.
+    columns: usize,
+    /// How its weight is cut.
+    cut: Cut,
+    /// True if it has a bias.
+    bias: bool,
+}
+
 impl Layout<'_> {
     fn param(
         &mut self,
@@ -340,10 +352,12 @@ impl Layout<'_> {
             &name("qkv"),
             &at,
             n.qkv,
-            &[q, kv, kv],
-            arch.hidden,
-            Cut::Rows(vec![cuts.q.clone(), k, v]),
-            arch.bias_qkv,
+            Shape {
+                groups: &[q, kv, kv],
+                columns: arch.hidden,
+                cut: Cut::Rows(vec![cuts.q.clone(), k, v]),
+                bias: arch.bias_qkv,
+            },
         );
         let qk_norm = arch.qk_norm.then(|| {
             [("q_norm", n.q_norm), ("k_norm", n.k_norm)]
@@ -353,10 +367,12 @@ impl Layout<'_> {
             &name("out"),
             &at,
             n.out,
-            &[arch.hidden],
-            q,
-            Cut::Cols(cuts.q),
-            arch.bias_out,
+            Shape {
+                groups: &[arch.hidden],
+                columns: q,
+                cut: Cut::Cols(cuts.q),
+                bias: arch.bias_out,
+            },
         );
         let sandwich = arch.residual == Residual::Sandwich;
         let post1 = sandwich.then(|| self.norm(&name("post1"), &format!("{at}{}", n.post1)));
@@ -366,36 +382,31 @@ impl Layout<'_> {
             &name("up"),
             &at,
             n.up,
-            &vec![arch.ffn; parts],
-            arch.hidden,
-            across(arch.ffn, &cuts.ffn, parts),
-            arch.bias_mlp,
+            Shape {
+                groups: &vec![arch.ffn; parts],
+                columns: arch.hidden,
+                cut: across(arch.ffn, &cuts.ffn, parts),
+                bias: arch.bias_mlp,
+            },
         );
         let down = self.linear(
             &name("down"),
             &at,
             n.down,
-            &[arch.hidden],
-            arch.ffn,
-            Cut::Cols(cuts.ffn),
-            arch.bias_mlp,
+            Shape {
+                groups: &[arch.hidden],
+                columns: arch.ffn,
+                cut: Cut::Cols(cuts.ffn),
+                bias: arch.bias_mlp,
+            },
         );
         let post2 = sandwich.then(|| self.norm(&name("post2"), &format!("{at}{}", n.post2)));
         BlockParams { norm1, qkv, qk_norm, out, post1, norm2, up, down, post2 }
     }
 
-    /// A linear layer of output `groups`, from as many modules, or from a single fused one.
-    #[allow(clippy::too_many_arguments)]
-    fn linear(
-        &mut self,
-        name: &str,
-        at: &str,
-        modules: Module,
-        groups: &[usize],
-        columns: usize,
-        cut: Cut,
-        bias: bool,
-    ) -> Linear {
+    /// A linear layer from as many modules as its shape has groups, or from a single fused one.
+    fn linear(&mut self, name: &str, at: &str, modules: Module, shape: Shape<'_>) -> Linear {
+        let Shape { groups, columns, cut, bias } = shape;
         let total: usize = groups.iter().sum();
         // Only qkv has three groups.
         let mixed = modules.len() == 1 && groups.len() == 3;
@@ -410,22 +421,9 @@ impl Layout<'_> {
                 .collect(),
             transposed,
         };
-        let transposed = self.arch.family.transposed;
         let bias_cut = if matches!(cut, Cut::Cols(_)) { Cut::Whole } else { cut.clone() };
-        // Of an adapter's two factors one has the cut of the weight.
-        let adapter_cuts = |module: usize, first: usize| match &cut {
-            Cut::Cols(_) => (cut.clone(), Cut::Whole),
-            Cut::Rows(all) if groups.len() > 1 => {
-                (Cut::Whole, Cut::Rows(vec![all[module].since(first)]))
-            }
-            _ => (Cut::Whole, cut.clone()),
-        };
-        let each = |module: usize| match &cut {
-            Cut::Rows(all) if groups.len() > 1 => all[module].each,
-            _ => 0,
-        };
         let train = self.train_base;
-        let weight_source = source("weight", transposed);
+        let weight_source = source("weight", self.arch.family.transposed);
         let weight = self.param(
             &format!("{name}.weight"),
             &[total, columns],
@@ -437,20 +435,42 @@ impl Layout<'_> {
             let source = source("bias", false);
             self.param(&format!("{name}.bias"), &[total], bias_cut, train, Some(source))
         });
+        let modules: Vec<(&str, usize)> = modules.iter().copied().zip(groups).collect();
+        let adapters = self.adapters([name, at], &modules, columns, &cut, order);
+        Linear { weight, bias, adapters }
+    }
+
+    /// The adapters of the `modules` of a layer, each with its output rows, that are to have one.
+    fn adapters(
+        &mut self,
+        [name, at]: [&str; 2],
+        modules: &[(&str, usize)],
+        columns: usize,
+        cut: &Cut,
+        order: Option<Arc<[usize]>>,
+    ) -> Vec<Adapter> {
+        let several = modules.len() > 1;
         let mut adapters = vec![];
         let (mut offset, mut offset_in_block) = (0, 0);
-        for (i, (module, rows)) in modules.iter().zip(&groups).enumerate() {
+        for (i, &(module, rows)) in modules.iter().enumerate() {
             let short = module.rsplit('.').next().unwrap_or(module);
             let module = format!("{at}{module}");
             if let Some(Size { rank, scale }) = self.adapted.get(&module).copied() {
                 let name = format!("{name}.lora.{short}");
-                let (cut_a, cut_b) = adapter_cuts(i, offset);
+                // Of an adapter's two factors one has the cut of the weight.
+                let (cut_a, cut_b) = match cut {
+                    Cut::Cols(_) => (cut.clone(), Cut::Whole),
+                    Cut::Rows(all) if several => {
+                        (Cut::Whole, Cut::Rows(vec![all[i].since(offset)]))
+                    }
+                    _ => (Cut::Whole, cut.clone()),
+                };
                 let mut factor = |part: &str, shape: &[usize], cut| {
                     self.param(&format!("{name}.{part}"), shape, cut, self.train, None)
                 };
                 let a = factor("a", &[rank, columns], cut_a);
-                let b = factor("b", &[*rows, rank], cut_b);
-                let (order, rows, site) = (order.clone(), *rows, a.0 as u64);
+                let b = factor("b", &[rows, rank], cut_b);
+                let (order, site) = (order.clone(), a.0 as u64);
                 adapters.push(Adapter {
                     a,
                     b,
@@ -465,8 +485,11 @@ impl Layout<'_> {
                 });
             }
             offset += rows;
-            offset_in_block += each(i);
+            offset_in_block += match cut {
+                Cut::Rows(all) if several => all[i].each,
+                _ => 0,
+            };
         }
-        Linear { weight, bias, adapters }
+        adapters
     }
 }

@@ -53,17 +53,25 @@ pub const DEF: OpDef = OpDef {
     cases,
 };
 
+/// The optimizer's state of its weights: f32 `[n]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// First moments.
+    pub m: Tensor,
+    /// Second moments.
+    pub v: Tensor,
+    /// Copy of the weights, which are rounded from it.
+    pub master: Option<Tensor>,
+}
+
 /// One step on `w` `[n]`, its moments and its master copy.
-#[allow(clippy::too_many_arguments)]
 pub fn adamw(
     r: &mut dyn Run,
     op: AdamW,
     w: Tensor,
     grad: Tensor,
     clip: Tensor,
-    m: Tensor,
-    v: Tensor,
-    master: Option<Tensor>,
+    Kept { m, v, master }: Kept,
 ) -> Result<()> {
     let ins = [Some(w), Some(grad), Some(clip), Some(m), Some(v), master];
     r.run(Arc::new(op), &ins).map(|_| ())
@@ -87,7 +95,8 @@ impl Op for AdamW {
             && clip == Desc::new(&[1], DType::F32)
             && state.iter().chain(&ins[5]).all(|d| *d == flat);
         if !fits || !self.settings_fit(n) {
-            let expected = "w [n], grad f32 [n], clip f32 [1], m, v, master f32 [n], disjoint groups in 0..n, step from 1";
+            let expected = "w [n], grad f32 [n], clip f32 [1], m, v, master f32 [n], disjoint \
+                            groups in 0..n, step from 1";
             return Err(shape_error(self, ins, expected));
         }
         let mut outs = vec![Place::InPlace(0), Place::InPlace(3), Place::InPlace(4)];

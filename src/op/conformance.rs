@@ -281,7 +281,8 @@ pub fn check(case: &Case, device: Device, dtype: DType, seed: u64) -> Result<()>
         compare(&format!("{:?} {dtype} output {i}", case.op), &made[i], want, limit)?;
     }
     if !differentiable.is_empty() {
-        gradients(case, device, dtype, &plan, &inputs, &exact, &outs, &differentiable, &mut rng)?;
+        let ran = Ran { case, device, plan: &plan, inputs: &inputs, outs: &outs };
+        gradients(&ran, dtype, &exact, &differentiable, &mut rng)?;
     }
     Ok(())
 }
@@ -383,18 +384,23 @@ fn check_scratch(scratch: &OnDevice) -> Result<()> {
 /// At most this many coordinates of an input are differentiated numerically.
 const PROBES: usize = 48;
 
-#[allow(clippy::too_many_arguments)]
-fn gradients(
-    case: &Case,
+/// A case whose forward pass ran.
+struct Ran<'a> {
+    case: &'a Case,
     device: Device,
+    plan: &'a Plan,
+    inputs: &'a [Option<Guarded>],
+    outs: &'a [Guarded],
+}
+
+fn gradients(
+    ran: &Ran<'_>,
     dtype: DType,
-    plan: &Plan,
-    inputs: &[Option<Guarded>],
     exact: &[Vec<f64>],
-    outs: &[Guarded],
     differentiable: &[usize],
     rng: &mut Rng,
 ) -> Result<()> {
+    let &Ran { case, plan, inputs, outs, .. } = ran;
     let douts: Vec<Option<Guarded>> = (0..outs.len())
         .map(|i| {
             differentiable.contains(&i).then(|| {
@@ -431,7 +437,7 @@ fn gradients(
                 })
             })
             .collect();
-        backward(case, device, plan, inputs, outs, &douts, &mut grads, acc)?;
+        backward(ran, &douts, &mut grads, acc)?;
         for (i, grad) in grads.iter().enumerate() {
             let Some(grad) = grad else { continue };
             grad.check_red_zones(&format!("{:?} gradient {i}", case.op))?;
@@ -465,17 +471,13 @@ fn difference(f: &dyn Fn(&[Vec<f64>]) -> f64, ins: &[Vec<f64>], i: usize, p: usi
     (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * h)
 }
 
-#[allow(clippy::too_many_arguments)]
 fn backward(
-    case: &Case,
-    device: Device,
-    plan: &Plan,
-    inputs: &[Option<Guarded>],
-    outs: &[Guarded],
+    ran: &Ran<'_>,
     douts: &[Option<Guarded>],
     grads: &mut [Option<Guarded>],
     acc: bool,
 ) -> Result<()> {
+    let &Ran { case, device, plan, inputs, outs } = ran;
     let saved = |mask: u64, i: usize| mask >> i & 1 == 1;
     let mut late: Vec<Guarded> = match plan.late {
         true => outs.iter().map(|o| Guarded::poisoned(o.desc)).collect(),

@@ -15,7 +15,7 @@ use crate::device::cuda::params::EmbedParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::scatter::{check_range, scatter_add};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
-use crate::op::cuda::scatter::{scatter_add as cuda_scatter_add, scatter_scratch};
+use crate::op::cuda::scatter::{Entries, scatter_add as cuda_scatter_add, scatter_scratch};
 use crate::op::cuda::vectors::{THREADS, aligned, row_grid, vec_len};
 use crate::op::def::OpDef;
 use crate::op::{
@@ -179,10 +179,9 @@ impl Op for Embed {
             [(2, ids, self.id_offset, scale), (3, at, self.position_offset, 1.0)]
         {
             if let Some(grad) = io.dins.get(i).and_then(Option::as_ref) {
+                let entries = Entries { index, offset, from: dx, width: hidden, scale };
                 // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-                unsafe {
-                    cuda_scatter_add(io.stream, index, offset, dx, hidden, scale, grad, io.scratch)?
-                };
+                unsafe { cuda_scatter_add(io.stream, entries, grad, io.scratch)? };
             }
         }
         Ok(())

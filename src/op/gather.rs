@@ -9,7 +9,7 @@ use crate::device::cuda::params::GatherParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::scatter::{check_range, scatter_add};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
-use crate::op::cuda::scatter::{scatter_add as cuda_scatter_add, scatter_scratch};
+use crate::op::cuda::scatter::{Entries, scatter_add as cuda_scatter_add, scatter_scratch};
 use crate::op::cuda::vectors::{THREADS, aligned, row_grid, vec_len};
 use crate::op::def::OpDef;
 use crate::op::{
@@ -94,8 +94,10 @@ impl Op for Gather {
     unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let (index, dy) = (io.input(1), io.dout(0));
         let Some(dx) = &io.dins[0] else { return Ok(()) };
+        let width = width(&dy.desc);
+        let entries = Entries { index, offset: 0, from: dy, width, scale: 1.0 };
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { cuda_scatter_add(io.stream, index, 0, dy, width(&dy.desc), 1.0, dx, io.scratch) }
+        unsafe { cuda_scatter_add(io.stream, entries, dx, io.scratch) }
     }
 }
 

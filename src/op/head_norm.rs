@@ -127,8 +127,9 @@ impl Op for HeadNorm {
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (x, rstd, y) = (io.input(0), io.outs[1].ptr, io.outs[0].ptr);
         let kernel = by_dtype(x.desc.dtype, "head_norm_forward_f32", "head_norm_forward_bf16");
+        let params = self.params([x, io.input(1), io.input(2)], rstd, y);
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { self.launch(io.stream, kernel, [x, io.input(1), io.input(2)], 0, rstd, y, 0) }
+        unsafe { self.launch(io.stream, kernel, params) }
     }
 
     unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
@@ -136,9 +137,10 @@ impl Op for HeadNorm {
         if let Some(dx) = &io.dins[0] {
             let kernel =
                 by_dtype(x.desc.dtype, "head_norm_backward_f32", "head_norm_backward_bf16");
-            let (ins, flags) = ([x, io.input(1), io.input(2)], adding(dx.acc));
+            let params = self.params([x, io.input(1), io.input(2)], rstd, dx.arg.ptr);
+            let params = HeadNormParams { dy, flags: adding(dx.acc), ..params };
             // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-            unsafe { self.launch(io.stream, kernel, ins, dy, rstd, dx.arg.ptr, flags)? };
+            unsafe { self.launch(io.stream, kernel, params)? };
         }
         for (grad, heads) in [(1, 0..self.heads), (2, self.heads..self.normed())] {
             if let Some(grad) = &io.dins[grad] {
@@ -154,37 +156,37 @@ impl Op for HeadNorm {
 const CUDA_CHUNK: usize = 32;
 
 impl HeadNorm {
-    /// One warp a head.
-    ///
-    /// # Safety
-    /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn launch(
-        &self,
-        stream: &Stream,
-        kernel: &str,
-        [x, q, k]: [Arg; 3],
-        dy: u64,
-        rstd: u64,
-        out: u64,
-        flags: u32,
-    ) -> Result<()> {
-        let tokens = x.desc.shape.rows();
-        let params = HeadNormParams {
+    /// The parameters of either pass: without a gradient, and nothing added to.
+    fn params(&self, [x, q, k]: [Arg; 3], rstd: u64, out: u64) -> HeadNormParams {
+        HeadNormParams {
             x: x.ptr,
             q_weight: q.ptr,
             k_weight: k.ptr,
-            dy,
+            dy: 0,
             rstd,
             out,
-            tokens: tokens as u32,
+            tokens: x.desc.shape.rows() as u32,
             heads: self.heads as u32,
             kv_heads: self.kv_heads as u32,
             head_dim: self.head_dim as u32,
             eps: self.eps,
-            flags: flags | aligned(&[x.ptr, q.ptr, k.ptr, dy, out], &[self.head_dim], 4),
-        };
-        let rows = tokens * (self.heads + 2 * self.kv_heads);
+            flags: 0,
+        }
+    }
+
+    /// One warp a head.
+    ///
+    /// # Safety
+    /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
+    unsafe fn launch(
+        &self,
+        stream: &Stream,
+        kernel: &str,
+        mut params: HeadNormParams,
+    ) -> Result<()> {
+        let HeadNormParams { x, q_weight, k_weight, dy, out, .. } = params;
+        params.flags |= aligned(&[x, q_weight, k_weight, dy, out], &[self.head_dim], 4);
+        let rows = params.tokens as usize * (self.heads + 2 * self.kv_heads);
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
         unsafe { stream.launch(kernel, [rows.div_ceil(4) as u32, 1, 1], 128, 0, &params) }
     }

@@ -125,7 +125,7 @@ impl Op for Linear {
         };
         let [m, n, k] = [x.rows(), w.rows(), x.last()];
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { gemm(io.stream, Layout::Nt, m, n, k, on_device(x), on_device(w), out) }
+        unsafe { gemm(io.stream, Layout::Nt.of(m, n, k), on_device(x), on_device(w), out) }
     }
 
     unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
@@ -145,11 +145,11 @@ impl Op for Linear {
         let (x, w) = (on_device(x), on_device(w));
         if let Some(dx) = &io.dins[0] {
             // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-            unsafe { gemm(io.stream, Layout::Nn, tokens, inner, outer, dy_mat, w, out(dx))? };
+            unsafe { gemm(io.stream, Layout::Nn.of(tokens, inner, outer), dy_mat, w, out(dx))? };
         }
         if let Some(dw) = &io.dins[1] {
             // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-            unsafe { gemm(io.stream, Layout::Tn, outer, inner, tokens, dy_mat, x, out(dw))? };
+            unsafe { gemm(io.stream, Layout::Tn.of(outer, inner, tokens), dy_mat, x, out(dw))? };
         }
         if let Some(db) = &io.dins[2] {
             let (ptr, acc) = (db.arg.ptr, db.acc);

@@ -266,8 +266,10 @@ mod tests {
     fn a_card_of_adapters_has_the_fields_of_peft() {
         let dir = tempfile::tempdir().unwrap();
         let text = card().text(dir.path(), Head::Lm, Some("/a dir/base"));
-        let front = "---\nbase_model: \"/a dir/base\"\nlibrary_name: peft\npipeline_tag: text-generation\n\
-            tags:\n- \"base_model:adapter:/a dir/base\"\n- lora\n- transformers\n- sft\n- duplex\n---\n";
+        let front = "---\nbase_model: \"/a dir/base\"\nlibrary_name: peft\n\
+                     pipeline_tag: text-generation\ntags:\n\
+                     - \"base_model:adapter:/a dir/base\"\n- lora\n- transformers\n- sft\n\
+                     - duplex\n---\n";
         assert!(text.starts_with(front), "{text}");
     }
 }

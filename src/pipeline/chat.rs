@@ -26,8 +26,8 @@ pub fn chat(cfg: &ChatConfig) -> Result<()> {
     let model = source.load_alone(&options)?;
     if !cfg.raw && !source.tokenizer.has_chat_template() {
         eprintln!(
-            "warning: {} has no chat template: messages become Human/Assistant turns; --raw continues \
-             text as it is",
+            "warning: {} has no chat template: messages become Human/Assistant turns; --raw \
+             continues text as it is",
             cfg.path.display()
         );
     }

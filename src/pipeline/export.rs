@@ -222,8 +222,9 @@ mod tests {
     use crate::base::DType;
     use crate::model::{Head, LoadOptions};
 
-    const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
-        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n\
+                          {{ m.content }}<|im_end|>\n{% endfor %}\
+                          {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
     /// Ids: `<|end|>` 0, `<|im_start|>` 1, `<|im_end|>` 2.
     fn tokenizer(template: Option<&str>) -> Tokenizer {

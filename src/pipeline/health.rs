@@ -68,9 +68,9 @@ impl Health {
         self.in_a_row += 1;
         if self.in_a_row >= MAX_SKIPPED {
             return Err(Error::user(format!(
-                "{step}: steps were skipped in {MAX_SKIPPED} iterations in a row, now because {first}; lower the \
-                 learning rate or look for bad data or weights; no skipped step has changed a weight, and the \
-                 checkpoints are as they were"
+                "{step}: steps were skipped in {MAX_SKIPPED} iterations in a row, now because \
+                 {first}; lower the learning rate or look for bad data or weights; no skipped step \
+                 has changed a weight, and the checkpoints are as they were"
             )));
         }
         let more = match skipped.len() - 1 {

@@ -172,7 +172,8 @@ fn memory(arch: &Arch, params: usize, dtype: DType) -> Vec<(&'static str, String
         (
             "memory",
             format!(
-                "generation in {dtype}: weights {}, cache {} for {CACHE_TOKENS} tokens of one sequence",
+                "generation in {dtype}: weights {}, cache {} for {CACHE_TOKENS} tokens of one \
+                 sequence",
                 mib(weights),
                 mib(cache)
             ),
@@ -180,7 +181,8 @@ fn memory(arch: &Arch, params: usize, dtype: DType) -> Vec<(&'static str, String
         (
             "memory",
             format!(
-                "training in {dtype}: weights {}, gradients and optimizer {} (only those of the adapters under LoRA), and activations",
+                "training in {dtype}: weights {}, gradients and optimizer {} (only those of the \
+                 adapters under LoRA), and activations",
                 mib(weights),
                 mib(copies * 4 * params)
             ),

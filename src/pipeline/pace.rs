@@ -89,7 +89,8 @@ fn slow(seconds: &[f64]) -> Option<String> {
     let rank = seconds.iter().position(|s| *s == most)?;
     (most > TIMES * median && most > median + LEAST).then(|| {
         format!(
-            "rank {rank} is slow: it worked {most:.1} s on this iteration, the median rank {median:.1} s; all wait for it"
+            "rank {rank} is slow: it worked {most:.1} s on this iteration, the median rank \
+             {median:.1} s; all wait for it"
         )
     })
 }

@@ -96,8 +96,8 @@ impl Seen {
 
     pub(super) fn warnings(&self, step: &str) -> Vec<String> {
         let differs = format!(
-            "rows of {step} are written by the chat template otherwise than as generation prompt and \
-             answer; they are trained as the template writes them"
+            "rows of {step} are written by the chat template otherwise than as generation prompt \
+             and answer; they are trained as the template writes them"
         );
         let added = format!(
             "rows of {step} get the end token behind the last answer, since the chat template ends \
@@ -108,15 +108,15 @@ impl Seen {
              --pre-rendered makes control tokens of it"
         );
         let cut = format!(
-            "rows of {step} are longer than --max-seq-len: their ends, with the end token, are cut off \
-             and not trained"
+            "rows of {step} are longer than --max-seq-len: their ends, with the end token, are cut \
+             off and not trained"
         );
         let left = format!(
             "rows of {step} have a message that the chat template leaves out of what it writes"
         );
         let unmarked = format!(
-            "rows of {step} end their last turn outside of the template's {{% generation %}}: the end \
-             of a turn is not trained"
+            "rows of {step} end their last turn outside of the template's {{% generation %}}: the \
+             end of a turn is not trained"
         );
         let mut lines: Vec<String> = [
             self.prompt_differs.line(&differs),

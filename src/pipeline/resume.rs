@@ -79,8 +79,8 @@ fn extension(
     let state = |f: &&Found| f.step == last && f.iteration.is_some_and(|n| n > 0);
     let Some(found) = all.iter().rev().find(state) else {
         return Err(Error::user(format!(
-            "--extend: no checkpoint of {last} is left in {}, so its optimizer state is gone; train it \
-             again with --overwrite, or give its model to a run in another --output-dir",
+            "--extend: no checkpoint of {last} is left in {}, so its optimizer state is gone; \
+             train it again with --overwrite, or give its model to a run in another --output-dir",
             dir.checkpoints().display()
         )));
     };
@@ -94,12 +94,14 @@ fn extension(
     let done = snapshot.label().iteration;
     if steps > 0 && steps <= done {
         return Err(Error::user(format!(
-            "--extend: {last} has done {done} iterations already; give a larger --max-steps than {steps}"
+            "--extend: {last} has done {done} iterations already; give a larger --max-steps than \
+             {steps}"
         )));
     }
     if steps == 0 && then("max_steps") == 0 && epochs <= then("num_train_epochs") {
         return Err(Error::user(format!(
-            "--extend: {last} has done {} epochs already; give a larger --num-train-epochs than {epochs}",
+            "--extend: {last} has done {} epochs already; give a larger --num-train-epochs than \
+             {epochs}",
             then("num_train_epochs")
         )));
     }
@@ -179,8 +181,8 @@ fn compare(
     }
     if !matter.is_empty() {
         return Err(Error::user(format!(
-            "{} is of a run with another configuration: {}; give the same, another --output-dir, or \
-             --overwrite to begin anew",
+            "{} is of a run with another configuration: {}; give the same, another --output-dir, \
+             or --overwrite to begin anew",
             snapshot.dir().display(),
             matter.join(", ")
         )));

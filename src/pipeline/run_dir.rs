@@ -84,7 +84,8 @@ impl RunDir {
             return Ok(RunDir::at(&self.path, self.overwrite));
         }
         Err(Error::user(format!(
-            "--output-dir {}: not the folder that the first rank has opened; it must be on a file system that all ranks share",
+            "--output-dir {}: not the folder that the first rank has opened; it must be on a file \
+             system that all ranks share",
             self.path.display()
         )))
     }
@@ -95,8 +96,8 @@ impl RunDir {
         let old = stages.iter().map(|stage| self.stage(stage)).find(|dir| dir.exists());
         if let Some(old) = old.filter(|_| !self.overwrite) {
             return Err(Error::user(format!(
-                "{} exists already; give --overwrite to replace it, another --output-dir, or --extend \
-                 with more epochs or steps to train it further",
+                "{} exists already; give --overwrite to replace it, another --output-dir, or \
+                 --extend with more epochs or steps to train it further",
                 old.display()
             )));
         }

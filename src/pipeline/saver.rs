@@ -183,8 +183,8 @@ impl Saver {
                 let first = !std::mem::replace(&mut self.told, true);
                 Ok(first.then(|| {
                     format!(
-                        "no memory for a copy of the state, {} MiB: training waits while a checkpoint is \
-                         written",
+                        "no memory for a copy of the state, {} MiB: training waits while a \
+                         checkpoint is written",
                         bytes.div_ceil(1 << 20)
                     )
                 }))

@@ -182,8 +182,8 @@ pub(super) fn data_path(given: &Path) -> Result<PathBuf> {
     let directory = name.rsplit('/').next().unwrap_or(name);
     Err(Error::user(format!(
         "{name}: no such file or directory, and no data set of that name in the local cache {}; \
-         Duplex does not download data sets: run `hf download --repo-type dataset {name} --local-dir \
-         {directory}` and give that directory",
+         Duplex does not download data sets: run `hf download --repo-type dataset {name} \
+         --local-dir {directory}` and give that directory",
         hub.display()
     )))
 }

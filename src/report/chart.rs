@@ -64,7 +64,10 @@ pub(super) fn chart(
     let (w, h) = (width - left - right, height - top - bottom);
     let _ = write!(
         svg,
-        r#"<svg x="{:.0}" y="{:.0}" width="{:.0}" height="{:.0}" viewBox="{:.0} {:.0} {:.0} {:.0}">"#,
+        concat!(
+            r#"<svg x="{:.0}" y="{:.0}" width="{:.0}" height="{:.0}" "#,
+            r#"viewBox="{:.0} {:.0} {:.0} {:.0}">"#
+        ),
         left - 4.0,
         top - 4.0,
         w + 8.0,
@@ -117,9 +120,10 @@ fn grid(svg: &mut String, frame: &Frame, y_ticks: &[f64], percent: bool) {
         let (_, y) = frame.place(0.0, tick);
         let label = tick_label(tick * scale, step, largest).replace('-', "\u{2212}");
         let (unit, end) = (if percent { "%" } else { "" }, width - right);
+        let _ = write!(svg, r#"<path class="grid" d="M{left:.0} {y:.1}H{end:.0}"/>"#);
         let _ = write!(
             svg,
-            r#"<path class="grid" d="M{left:.0} {y:.1}H{end:.0}"/><text class="tick" x="{:.0}" y="{:.1}" text-anchor="end">{label}{unit}</text>"#,
+            r#"<text class="tick" x="{:.0}" y="{:.1}" text-anchor="end">{label}{unit}</text>"#,
             left - 8.0,
             y + 3.5
         );

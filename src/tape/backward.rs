@@ -97,66 +97,81 @@ impl<'a> Tape<'a> {
         let scratch = self.scratch(room)?;
         self.flops += if plan.late { 3 } else { 2 } * plan.flops;
         if self.computes() {
-            let places = |list: &[Option<Tensor>]| -> Vec<Option<Placed<'a>>> {
-                list.iter().map(|t| t.map(|t| self.place(&t))).collect()
-            };
-            let [ins, outs, douts] = [&saved_ins, &saved_outs, &douts].map(|list| places(list));
-            let made: Vec<Placed<'a>> = late.iter().map(|t| self.place(t)).collect();
-            let dins: Vec<Option<Placed<'a>>> =
-                targets.iter().map(|t| t.as_ref().map(Target::place)).collect();
-            let scratch = self.scratch_region(scratch);
-            let (read, write) =
-                (ins.iter().chain(&outs).chain(&douts), dins.iter().flatten().chain(&made));
-            placed::check(self.device, op.name(), read.flatten(), write, scratch)?;
-            self.at(op.name(), true);
-            let accs = targets.iter().map(|t| t.as_ref().is_some_and(|t| t.acc));
-            let done = if kernels {
-                let args = |list: &[Option<Placed<'a>>]| -> Vec<Option<Arg>> {
-                    list.iter().map(|p| p.map(Placed::arg)).collect()
-                };
-                let grad = |(p, acc): (&Option<Placed<'a>>, bool)| {
-                    p.map(|p| CudaGrad { arg: p.arg(), acc })
-                };
-                let io = CudaBackward {
-                    stream: self.device.stream()?,
-                    ins: args(&ins),
-                    outs: args(&outs),
-                    douts: args(&douts),
-                    dins: dins.iter().zip(accs).map(grad).collect(),
-                    late: made.iter().map(|p| p.arg()).collect(),
-                    scratch: scratch.address(),
-                };
-                // SAFETY: the tensors are what `plan` was made from and asks for. What they lie in
-                // is borrowed for the tape's life and is given back in the order of the stream;
-                // what is written is apart from the rest, as was checked.
-                unsafe { op.cuda_backward(&io) }
-            } else {
-                // SAFETY: the host's memory. What is written is apart from all else the operator
-                // gets, as was checked, and all of it is gone before anything else is run.
-                let mut io = unsafe {
-                    let views = |list: &[Option<Placed<'a>>]| -> Vec<Option<View<'a>>> {
-                        list.iter().map(|p| p.map(|p| p.view())).collect()
-                    };
-                    let grad = |(p, acc): (&Option<Placed<'a>>, bool)| {
-                        p.map(|p| Grad { view: p.view_mut(), acc })
-                    };
-                    Backward {
-                        ins: views(&ins),
-                        outs: views(&outs),
-                        douts: views(&douts),
-                        dins: dins.iter().zip(accs).map(grad).collect(),
-                        late: made.iter().map(|p| p.view_mut()).collect(),
-                        scratch: scratch.as_f32_mut(),
-                    }
-                };
-                op.cpu_backward(&mut io)
-            };
-            done.map_err(|e| {
-                let name = format_args!("{} backward", op.name());
-                run_error(e, name, ins.iter().map(|t| t.map(|t| t.desc)))
-            })?;
+            let saved = Saved { ins: saved_ins, outs: saved_outs, douts, late };
+            // SAFETY: they are those of the record, whose plan this is.
+            unsafe { self.compute_back(&op, &saved, &targets, scratch)? };
         }
         targets.iter().flatten().filter_map(|t| t.kept).try_for_each(|kept| self.keep_grad(kept))
+    }
+
+    /// Runs `op` backward, which reads what is `saved` and adds to or sets the `targets`.
+    ///
+    /// # Safety
+    /// All tensors are what the plan of `op` was made from and asks for.
+    unsafe fn compute_back(
+        &self,
+        op: &Arc<dyn Op>,
+        saved: &Saved,
+        targets: &[Option<Target<'a>>],
+        scratch: Option<Tensor>,
+    ) -> Result<()> {
+        let places = |list: &[Option<Tensor>]| -> Vec<Option<Placed<'a>>> {
+            list.iter().map(|t| t.map(|t| self.place(&t))).collect()
+        };
+        let [ins, outs, douts] = [&saved.ins, &saved.outs, &saved.douts].map(|list| places(list));
+        let made: Vec<Placed<'a>> = saved.late.iter().map(|t| self.place(t)).collect();
+        let dins: Vec<Option<Placed<'a>>> =
+            targets.iter().map(|t| t.as_ref().map(Target::place)).collect();
+        let scratch = self.scratch_region(scratch);
+        let (read, write) =
+            (ins.iter().chain(&outs).chain(&douts), dins.iter().flatten().chain(&made));
+        placed::check(self.device, op.name(), read.flatten(), write, scratch)?;
+        self.at(op.name(), true);
+        let accs = targets.iter().map(|t| t.as_ref().is_some_and(|t| t.acc));
+        let done = if self.device.has_kernels() {
+            let args = |list: &[Option<Placed<'a>>]| -> Vec<Option<Arg>> {
+                list.iter().map(|p| p.map(Placed::arg)).collect()
+            };
+            let grad =
+                |(p, acc): (&Option<Placed<'a>>, bool)| p.map(|p| CudaGrad { arg: p.arg(), acc });
+            let io = CudaBackward {
+                stream: self.device.stream()?,
+                ins: args(&ins),
+                outs: args(&outs),
+                douts: args(&douts),
+                dins: dins.iter().zip(accs).map(grad).collect(),
+                late: made.iter().map(|p| p.arg()).collect(),
+                scratch: scratch.address(),
+            };
+            // SAFETY: the tensors are what the plan asks for: the caller's promise. What they lie
+            // in is borrowed for the tape's life and is given back in the order of the stream;
+            // what is written is apart from the rest, as was checked.
+            unsafe { op.cuda_backward(&io) }
+        } else {
+            // SAFETY: the host's memory. What is written is apart from all else the operator
+            // gets, as was checked, and all of it is gone before anything else is run.
+            let mut io = unsafe {
+                let views = |list: &[Option<Placed<'a>>]| -> Vec<Option<View<'a>>> {
+                    list.iter().map(|p| p.map(|p| p.view())).collect()
+                };
+                let grad = |(p, acc): (&Option<Placed<'a>>, bool)| {
+                    p.map(|p| Grad { view: p.view_mut(), acc })
+                };
+                Backward {
+                    ins: views(&ins),
+                    outs: views(&outs),
+                    douts: views(&douts),
+                    dins: dins.iter().zip(accs).map(grad).collect(),
+                    late: made.iter().map(|p| p.view_mut()).collect(),
+                    scratch: scratch.as_f32_mut(),
+                }
+            };
+            op.cpu_backward(&mut io)
+        };
+        done.map_err(|e| {
+            let name = format_args!("{} backward", op.name());
+            run_error(e, name, ins.iter().map(|t| t.map(|t| t.desc)))
+        })
     }
 
     /// Where the gradient of `tensor` goes, and whether something is there already; `narrow`: it
@@ -193,6 +208,15 @@ impl<'a> Tape<'a> {
         let plan = op.plan(&ins.map(|t| t.map(|t| t.desc)))?;
         self.forward(&op, &plan, &ins).map(|_| ())
     }
+}
+
+/// Tensors of a record that its operator asks for in backward.
+struct Saved {
+    ins: Vec<Option<Tensor>>,
+    outs: Vec<Option<Tensor>>,
+    douts: Vec<Option<Tensor>>,
+    /// Outputs that are computed in backward.
+    late: Vec<Tensor>,
 }
 
 /// Where a gradient goes.

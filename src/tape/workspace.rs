@@ -73,7 +73,9 @@ fn short(key: &str, dims: &[usize], total: usize, why: &dyn Display) -> Error {
     // Without the advice it ends with, which is for all kinds of memory.
     let why = why.split(';').next().unwrap_or_default();
     Error::memory(format!(
-        "{key} needs {:.1} MiB of activations for sizes {dims:?}: {why}; use --gradient-checkpointing full, shorter sequences (--max-seq-len, --max-prompt-seq-len, --max-answer-seq-len), --dtype bf16, or more memory",
+        "{key} needs {:.1} MiB of activations for sizes {dims:?}: {why}; use \
+         --gradient-checkpointing full, shorter sequences (--max-seq-len, --max-prompt-seq-len, \
+         --max-answer-seq-len), --dtype bf16, or more memory",
         mib(total)
     ))
 }

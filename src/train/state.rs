@@ -4,7 +4,7 @@
 use crate::base::{DType, Error, Result};
 use crate::device::{Buffer, Device};
 use crate::formats::{Draft, Snapshot};
-use crate::op::adamw::{AdamW, adamw};
+use crate::op::adamw::{AdamW, Kept, adamw};
 use crate::op::adamw_compact::{AdamWCompact, Codes, adamw_compact};
 use crate::op::cpu::adamw_compact::BLOCK;
 use crate::pool::{ParamId, Store};
@@ -157,7 +157,7 @@ impl State {
             State::Full { m, v, master } => {
                 let [m, v] = [m, v].map(|b| bind(b, n, DType::F32));
                 let master = master.as_ref().map(|b| bind(b, n, DType::F32));
-                adamw(tape, op, w, g, clip, m, v, master)
+                adamw(tape, op, w, g, clip, Kept { m, v, master })
             }
             State::Compact { correction, m, v, scales } => {
                 let [correction, m, v] = [correction, m, v].map(|b| bind(b, n, DType::U8));

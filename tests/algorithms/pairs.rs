@@ -16,7 +16,7 @@ fn trainer(family: &str, loss: RewardLoss, micro: usize, learning_rate: f32) -> 
 }
 
 /// Pairs with shared prompts; the answers may share a beginning, differ in length, or be the same.
-pub fn pairs(seed: u64, n: usize) -> Vec<PairExample> {
+pub(crate) fn pairs(seed: u64, n: usize) -> Vec<PairExample> {
     let mut rng = Rng::new(seed, 0);
     let mut pairs: Vec<PairExample> = (0..n)
         .map(|_| {

@@ -13,9 +13,9 @@ use duplex::train::{AdamWConfig, Batch};
 use std::sync::Arc;
 
 /// A score of no meaning that every answer's tokens change, within -6..6.
-pub struct Noise;
+pub(crate) struct Noise;
 
-pub fn noise(answer: &[i32]) -> f32 {
+pub(crate) fn noise(answer: &[i32]) -> f32 {
     let sum: i64 = answer.iter().enumerate().map(|(i, t)| i64::from(*t) * (i as i64 + 3)).sum();
     (sum % 121) as f32 / 10.0 - 6.0
 }
@@ -30,29 +30,29 @@ impl RewardRule for Noise {
 }
 
 /// Token ids as text, and back.
-pub fn decode(ids: &[i32]) -> String {
+pub(crate) fn decode(ids: &[i32]) -> String {
     ids.iter().map(i32::to_string).collect::<Vec<_>>().join(" ")
 }
 
-pub fn tokens(text: &str) -> Vec<i32> {
+pub(crate) fn tokens(text: &str) -> Vec<i32> {
     text.split(' ').map(|t| t.parse().unwrap()).collect()
 }
 
-pub fn rule(rule: impl RewardRule + 'static) -> Box<dyn RewardSource> {
+pub(crate) fn rule(rule: impl RewardRule + 'static) -> Box<dyn RewardSource> {
     Box::new(RuleReward { rule: Arc::new(rule), decode: Box::new(|ids| Ok(decode(ids))) })
 }
 
-pub fn model_reward(engine: Engine) -> Box<dyn RewardSource> {
+pub(crate) fn model_reward(engine: Engine) -> Box<dyn RewardSource> {
     Box::new(ModelReward { engine, retokenise: None })
 }
 
 /// The critic of models that have one.
-pub fn critic(models: &OnlineModels) -> &Engine {
+pub(crate) fn critic(models: &OnlineModels) -> &Engine {
     models.critic.as_ref().unwrap()
 }
 
 /// PPO.
-pub fn method() -> Method {
+pub(crate) fn method() -> Method {
     Method {
         num_generations: 1,
         kl: Some(KlPenalty { coef: 0.3, adaptive: None }),
@@ -64,7 +64,7 @@ pub fn method() -> Method {
 }
 
 /// About a sixth of the tokens end an answer, so that some answers are finished and some are not.
-pub fn ppo_config() -> OnlineConfig {
+pub(crate) fn ppo_config() -> OnlineConfig {
     OnlineConfig {
         method: method(),
         sampling: Sampling {
@@ -90,18 +90,18 @@ pub fn ppo_config() -> OnlineConfig {
 }
 
 /// f32 engines whose reference is another model than the actor, under the rule [`Noise`].
-pub fn engines(family: &str, learning_rate: f32) -> OnlineModels {
+pub(crate) fn engines(family: &str, learning_rate: f32) -> OnlineModels {
     engines_as(family, DType::F32, adamw(learning_rate))
 }
 
 /// The same in `dtype`, with gradients of the type that goes with the optimizer's state.
-pub fn engines_as(family: &str, dtype: DType, config: AdamWConfig) -> OnlineModels {
+pub(crate) fn engines_as(family: &str, dtype: DType, config: AdamWConfig) -> OnlineModels {
     let alone = Partition::alone();
     engines_among(family, dtype, config, [&alone, &alone])
 }
 
 /// The same for the ranks among which the actor, and the other models, are shared out.
-pub fn engines_among(
+pub(crate) fn engines_among(
     family: &str,
     dtype: DType,
     config: AdamWConfig,
@@ -128,21 +128,21 @@ pub fn engines_among(
 
 /// A trainer whose critic has gradients in memory of its own, so that the actor's are still there
 /// after the critic's step.
-pub fn unshared(family: &str, learning_rate: f32, config: OnlineConfig) -> OnlineTrainer {
+pub(crate) fn unshared(family: &str, learning_rate: f32, config: OnlineConfig) -> OnlineTrainer {
     let mut trainer = OnlineTrainer::new(engines(family, learning_rate), config).unwrap();
     trainer.models.critic = engines(family, learning_rate).critic;
     trainer
 }
 
-pub fn workspace() -> Workspace {
+pub(crate) fn workspace() -> Workspace {
     Workspace::new(device(), usize::MAX).unwrap()
 }
 
-pub fn step_config(micro_batch_tokens: usize) -> StepConfig {
+pub(crate) fn step_config(micro_batch_tokens: usize) -> StepConfig {
     StepConfig { schedule: constant(), micro_batch_tokens, seed: 3 }
 }
 
-pub fn experience(
+pub(crate) fn experience(
     trainer: &mut OnlineTrainer,
     ws: &mut Workspace,
     prompts: &[Vec<i32>],
@@ -152,16 +152,16 @@ pub fn experience(
 }
 
 /// Prompts as examples of no file.
-pub fn asked(prompts: &[Vec<i32>]) -> Vec<PromptExample> {
+pub(crate) fn asked(prompts: &[Vec<i32>]) -> Vec<PromptExample> {
     prompts.iter().cloned().map(PromptExample::new).collect()
 }
 
-pub fn refs<T>(all: &[T]) -> Vec<&T> {
+pub(crate) fn refs<T>(all: &[T]) -> Vec<&T> {
     all.iter().collect()
 }
 
 /// Log-probabilities of `ids[first..]`, from a row of its own.
-pub fn logprobs(
+pub(crate) fn logprobs(
     ws: &mut Workspace,
     engine: &Engine,
     ids: &[i32],
@@ -174,7 +174,7 @@ pub fn logprobs(
 }
 
 /// Log-probabilities of the whole vocabulary after `ids`.
-pub fn distribution(
+pub(crate) fn distribution(
     ws: &mut Workspace,
     engine: &Engine,
     ids: &[i32],
@@ -188,25 +188,25 @@ pub fn distribution(
 }
 
 /// Scores at every position of `ids`, from a row of its own.
-pub fn scores(ws: &mut Workspace, engine: &Engine, ids: &[i32]) -> Vec<f64> {
+pub(crate) fn scores(ws: &mut Workspace, engine: &Engine, ids: &[i32]) -> Vec<f64> {
     let all = engine.scores(ws, &Batch::new(&[(ids, 0..ids.len())])).unwrap();
     all.into_iter().map(f64::from).collect()
 }
 
 /// All weights of a model.
-pub fn weights(model: &Model) -> Vec<Vec<f32>> {
+pub(crate) fn weights(model: &Model) -> Vec<Vec<f32>> {
     (0..model.store.params().len()).map(|i| model.store.read_f32(ParamId(i)).unwrap()).collect()
 }
 
 /// The gradients of the last optimizer step (a step forgets gradients but does not wipe them).
-pub fn gradients(model: &Model) -> Vec<f64> {
+pub(crate) fn gradients(model: &Model) -> Vec<f64> {
     let n = model.store.params().len();
     let all = (0..n).filter_map(|i| model.store.read_grad(ParamId(i)).ok());
     all.flatten().map(f64::from).collect()
 }
 
 /// Sets the weights to `start + step * direction`, for a model all of whose parameters are trained.
-pub fn shift(model: &Model, start: &[Vec<f32>], direction: &[f64], step: f64) {
+pub(crate) fn shift(model: &Model, start: &[Vec<f32>], direction: &[f64], step: f64) {
     let mut at = 0;
     for (i, w) in start.iter().enumerate() {
         let moved: Vec<f32> = w
@@ -221,7 +221,7 @@ pub fn shift(model: &Model, start: &[Vec<f32>], direction: &[f64], step: f64) {
 
 /// Differences of `loss` along the last step's gradient, from `h` before the weights to `h` behind
 /// them, as a share of the gradient's norm: 1 where it is the gradient of that loss.
-pub fn slope_share(model: &Model, h: f64, mut loss: impl FnMut() -> f64) -> f64 {
+pub(crate) fn slope_share(model: &Model, h: f64, mut loss: impl FnMut() -> f64) -> f64 {
     let (start, g) = (weights(model), gradients(model));
     let unit: Vec<f64> = g.iter().map(|x| x / norm(&g)).collect();
     let mut at = |step: f64| {
@@ -231,36 +231,36 @@ pub fn slope_share(model: &Model, h: f64, mut loss: impl FnMut() -> f64) -> f64 
     (at(h) - at(-h)) / (2.0 * h) / norm(&g)
 }
 
-pub fn norm(x: &[f64]) -> f64 {
+pub(crate) fn norm(x: &[f64]) -> f64 {
     x.iter().map(|v| v * v).sum::<f64>().sqrt()
 }
 
-pub fn relative(a: &[f64], b: &[f64]) -> f64 {
+pub(crate) fn relative(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let diff: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
     norm(&diff) / norm(b).max(1e-12)
 }
 
-pub fn wide(x: &[f32]) -> Vec<f64> {
+pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|v| f64::from(*v)).collect()
 }
 
 #[track_caller]
-pub fn close(a: f64, b: f64, tolerance: f64) {
+pub(crate) fn close(a: f64, b: f64, tolerance: f64) {
     assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "{a} is not {b}");
 }
 
-pub fn random_ids(rng: &mut Rng, n: usize) -> Vec<i32> {
+pub(crate) fn random_ids(rng: &mut Rng, n: usize) -> Vec<i32> {
     (0..n).map(|_| rng.below(VOCAB as u32) as i32).collect()
 }
 
-pub type SftTrainer = OfflineTrainer<SftExample>;
-pub type RewardTrainer = OfflineTrainer<PairExample>;
+pub(crate) type SftTrainer = OfflineTrainer<SftExample>;
+pub(crate) type RewardTrainer = OfflineTrainer<PairExample>;
 
-pub fn sft_trainer(engine: Engine, step: StepConfig, loss_on_prompt: bool) -> SftTrainer {
+pub(crate) fn sft_trainer(engine: Engine, step: StepConfig, loss_on_prompt: bool) -> SftTrainer {
     OfflineTrainer::new(engine, Reference::None, Box::new(Sft { loss_on_prompt }), step).unwrap()
 }
 
-pub fn reward_trainer(engine: Engine, step: StepConfig, loss: RewardLoss) -> RewardTrainer {
+pub(crate) fn reward_trainer(engine: Engine, step: StepConfig, loss: RewardLoss) -> RewardTrainer {
     OfflineTrainer::new(engine, Reference::None, Box::new(RewardModel { loss }), step).unwrap()
 }

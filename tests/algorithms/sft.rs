@@ -14,7 +14,7 @@ fn trainer(family: &str, loss_on_prompt: bool, micro: usize, learning_rate: f32)
     sft_trainer(engine, step_config(micro), loss_on_prompt)
 }
 
-pub fn examples(seed: u64, n: usize) -> Vec<SftExample> {
+pub(crate) fn examples(seed: u64, n: usize) -> Vec<SftExample> {
     let mut rng = Rng::new(seed, 0);
     (0..n)
         .map(|_| {

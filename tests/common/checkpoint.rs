@@ -1,5 +1,4 @@
 //! A small model directory with a tokenizer of its own, and data for it.
-#![allow(dead_code, unreachable_pub)]
 
 use duplex::arch::Config;
 use duplex::base::{DType, Rng};

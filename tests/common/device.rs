@@ -1,7 +1,5 @@
 //! The device that the tests run on: `DUPLEX_TEST_DEVICE` (cpu, emulated, cuda), else the CPU.
 
-#![allow(unreachable_pub)]
-
 use duplex::device::Device;
 
 /// The device under test.

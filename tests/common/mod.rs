@@ -1,7 +1,6 @@
 //! Tiny random models of every family, shared by the integration tests.
-#![allow(dead_code, unreachable_pub)]
 
-mod checkpoint;
+pub mod checkpoint;
 pub mod device;
 
 pub use checkpoint::fresh_rng;

@@ -7,7 +7,8 @@ use std::fmt::Write;
 fn page() -> String {
     let mut out = String::from(
         "# Algorithms\n\n\
-         Made from the list of algorithms (`src/algo/list.rs`) by `tests/conformance/docs.rs`. A run\n\
+         Made from the list of algorithms (`src/algo/list.rs`) by `tests/conformance/docs.rs`. A \
+         run\n\
          takes its stages in this order; `duplex NAME` runs one of them alone, `--stages` names\n\
          several. Keys stand in the section `[NAME]` of a configuration file, and are flags of\n\
          `duplex NAME`.\n",

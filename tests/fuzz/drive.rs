@@ -54,8 +54,8 @@ pub(crate) fn fuzz(name: &str) {
         let clock = Instant::now();
         let seen = watch(name, seed, executions.unwrap_or(FEW));
         println!(
-            "{name}: seed {seed}: {} executions in {:.0} s, {} taken, {} refused for memory, {} failures, at most {} KiB \
-             and {:.1} ms an input, process {} MiB",
+            "{name}: seed {seed}: {} executions in {:.0} s, {} taken, {} refused for memory, {} \
+             failures, at most {} KiB and {:.1} ms an input, process {} MiB",
             seen.executions,
             clock.elapsed().as_secs_f64(),
             seen.taken,

@@ -34,10 +34,11 @@ fn rows_of_every_kind_find_their_steps() {
     let run = p.train("all", &all);
     let notes = told(&run);
     for line in [
-        "data for sft: 12 preference pairs of data.jsonl; 10 prompts with completions of sft.jsonl; \
-         7 texts of texts.jsonl",
+        "data for sft: 12 preference pairs of data.jsonl; 10 prompts with completions of \
+         sft.jsonl; 7 texts of texts.jsonl",
         "data for reward: 24 preference pairs of data.jsonl\n",
-        "data for ppo: 24 preference pairs of data.jsonl; 20 prompts with completions of sft.jsonl\n",
+        "data for ppo: 24 preference pairs of data.jsonl; 20 prompts with completions of \
+         sft.jsonl\n",
     ] {
         assert!(notes.contains(line), "{line} is not in {notes}");
     }

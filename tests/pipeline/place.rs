@@ -36,15 +36,15 @@ per_device_training_batch_size = 4
 "#;
 
 /// The models a whole run leaves.
-pub(crate) const MODELS: [&str; 4] = ["sft", "reward", "ppo/actor", "ppo/critic"];
+pub const MODELS: [&str; 4] = ["sft", "reward", "ppo/actor", "ppo/critic"];
 
-pub(crate) struct Place {
+pub struct Place {
     tmp: tempfile::TempDir,
 }
 
 impl Place {
     /// With a model of `family` in `model`, pairs in `data.jsonl` and settings in `short.toml`.
-    pub(crate) fn new(family: &str) -> Place {
+    pub fn new(family: &str) -> Place {
         let p = Place { tmp: tempfile::tempdir().unwrap() };
         checkpoint::write(&p.path("model"), family);
         checkpoint::write_rows(&p.path("data.jsonl"), &checkpoint::pairs(60));
@@ -54,7 +54,7 @@ impl Place {
 
     /// With a model of another vocabulary, and pairs of random unequal length, up to `longest`
     /// tokens a text.
-    pub(crate) fn large(family: &str, vocab: usize, longest: u32) -> Place {
+    pub fn large(family: &str, vocab: usize, longest: u32) -> Place {
         let p = Place { tmp: tempfile::tempdir().unwrap() };
         checkpoint::write_large(&p.path("model"), family, vocab);
         let rows = checkpoint::uneven_pairs(&mut checkpoint::fresh_rng(), 90, longest);
@@ -65,12 +65,12 @@ impl Place {
         p
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.tmp.path().join(name)
     }
 
     /// A copy of the model with weights large enough for its words to depend on what came before.
-    pub(crate) fn loud(&self, to: &str) {
+    pub fn loud(&self, to: &str) {
         let options = LoadOptions::frozen(Head::Lm, DType::F32);
         let model = Model::load(&self.path("model"), &options).unwrap();
         for (i, p) in model.store.params().iter().enumerate() {
@@ -85,7 +85,7 @@ impl Place {
     }
 
     /// A command as given; names of files are relative to this place.
-    pub(crate) fn command(&self, args: &[&str], stdin: impl AsRef<[u8]>) -> Output {
+    pub fn command(&self, args: &[&str], stdin: impl AsRef<[u8]>) -> Output {
         let mut child = Command::new(env!("CARGO_BIN_EXE_duplex"))
             .args(args)
             .current_dir(self.tmp.path())
@@ -103,7 +103,7 @@ impl Place {
 
     /// The standard output of a command that must succeed.
     #[track_caller]
-    pub(crate) fn output(&self, args: &[&str], stdin: &str) -> String {
+    pub fn output(&self, args: &[&str], stdin: &str) -> String {
         let out = self.command(args, stdin);
         let stderr = String::from_utf8(out.stderr).unwrap();
         assert_eq!(out.status.code(), Some(0), "{args:?}: {stderr}");
@@ -112,7 +112,7 @@ impl Place {
 
     /// Runs `command` in short steps into the directory `to`; `more` comes after and wins.
     #[track_caller]
-    pub(crate) fn run(&self, command: &str, to: &str, more: &[&str]) -> PathBuf {
+    pub fn run(&self, command: &str, to: &str, more: &[&str]) -> PathBuf {
         let args = [command, "--config", "short.toml", "--data-path", "data.jsonl"];
         // A list given twice has both values.
         let args = if more.contains(&"--data-path") { &args[..3] } else { &args[..] };
@@ -122,23 +122,23 @@ impl Place {
 
     /// All three steps from `model` into the directory `to`.
     #[track_caller]
-    pub(crate) fn train(&self, to: &str, more: &[&str]) -> PathBuf {
+    pub fn train(&self, to: &str, more: &[&str]) -> PathBuf {
         self.run("train", to, &[&["--actor-model", "model"], more].concat())
     }
 }
 
 /// The bytes of a saved model.
-pub(crate) fn bytes(model: &Path) -> Vec<u8> {
+pub fn bytes(model: &Path) -> Vec<u8> {
     std::fs::read(model.join("model.safetensors")).unwrap()
 }
 
 /// The bytes of all models of a run.
-pub(crate) fn all_bytes(run: &Path) -> Vec<Vec<u8>> {
+pub fn all_bytes(run: &Path) -> Vec<Vec<u8>> {
     MODELS.iter().map(|m| bytes(&run.join(m))).collect()
 }
 
 /// The values of all f32 tensors in a safetensors file.
-pub(crate) fn tensors(file: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+pub fn tensors(file: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     let raw = std::fs::read(file).unwrap();
     let n = 8 + u64::from_le_bytes(raw[..8].try_into().unwrap()) as usize;
     let header: BTreeMap<String, Value> = serde_json::from_slice(&raw[8..n]).unwrap();
@@ -154,38 +154,38 @@ pub(crate) fn tensors(file: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
 }
 
 /// The values of a saved model, in one row.
-pub(crate) fn values(model: &Path) -> Vec<f32> {
+pub fn values(model: &Path) -> Vec<f32> {
     tensors(&model.join("model.safetensors")).into_values().flat_map(|(_, v)| v).collect()
 }
 
 /// The largest difference of two saved models.
 #[track_caller]
-pub(crate) fn distance(a: &Path, b: &Path) -> f32 {
+pub fn distance(a: &Path, b: &Path) -> f32 {
     let (a, b) = (values(a), values(b));
     assert_eq!(a.len(), b.len());
     a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 /// All events of a run; every line must be one.
-pub(crate) fn events(run: &Path) -> Vec<Value> {
+pub fn events(run: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
 }
 
 /// The numbers of each iteration of a step.
-pub(crate) fn metrics(run: &Path, step: &str) -> Vec<Value> {
+pub fn metrics(run: &Path, step: &str) -> Vec<Value> {
     let of_step = |e: &Value| e["event"] == "metrics" && e["step"] == step;
     events(run).into_iter().filter(of_step).map(|e| e["values"].clone()).collect()
 }
 
 /// The summary of a step.
-pub(crate) fn summary(run: &Path, step: &str) -> Value {
+pub fn summary(run: &Path, step: &str) -> Value {
     let end = events(run).into_iter().find(|e| e["event"] == "step_end" && e["step"] == step);
     end.unwrap()["summary"].clone()
 }
 
 /// A number of a metrics or summary object.
 #[track_caller]
-pub(crate) fn number(of: &Value, name: &str) -> f64 {
+pub fn number(of: &Value, name: &str) -> f64 {
     of[name].as_f64().unwrap_or_else(|| panic!("no {name} in {of}"))
 }

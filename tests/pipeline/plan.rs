@@ -12,9 +12,10 @@ use std::process::{Command, ExitStatus, Stdio};
 /// A model whose state is most of what a run takes.
 fn large(p: &Place) {
     let vocab = checkpoint::tokenizer(None).vocab_size();
-    let shape = json!({"model_type": "llama", "vocab_size": vocab, "hidden_size": 384, "num_hidden_layers": 6,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 1536, "max_position_embeddings": 256,
-        "rms_norm_eps": 1e-6, "tie_word_embeddings": false, "eos_token_id": 2});
+    let shape = json!({"model_type": "llama", "vocab_size": vocab, "hidden_size": 384,
+        "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "intermediate_size": 1536, "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": false, "eos_token_id": 2});
     let config = Config::from_map(shape.as_object().unwrap().clone());
     let model = Model::random(&config, &LoadOptions::frozen(Head::Lm, DType::F32)).unwrap();
     save_model(&model, &p.path("model"), &SaveAs::default(), None).unwrap();

@@ -256,8 +256,8 @@ fn eval_tells_of_its_rows_as_training_does() {
         assert_eq!(out.status.code(), Some(0), "{stderr}");
         stderr
     };
-    let line = "warning: 2 rows of the evaluation hold the text of control tokens, which is taken as \
-                plain text; --pre-rendered makes control tokens of it, first: ";
+    let line = "warning: 2 rows of the evaluation hold the text of control tokens, which is taken \
+                as plain text; --pre-rendered makes control tokens of it, first: ";
     let plain = told(&[]);
     assert!(plain.contains(line) && plain.contains("\"flavour\" (2 rows)"), "{plain}");
     let rendered = told(&["--pre-rendered"]);

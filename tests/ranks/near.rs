@@ -17,14 +17,14 @@ const CALM: [&str; 8] = [
 ];
 
 /// The words of a run into `to`, on ranks.
-pub(crate) fn on<'a>(to: &'a str, ranks: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+pub fn on<'a>(to: &'a str, ranks: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let ranks = if ranks == "1" { &[][..] } else { &["--num-gpus", ranks] };
     let given = ["--enable-ema", "--save-every", "1", "--set", "sft.max_steps=20"];
     words(to, &[&CALM[..], ranks, &given, more].concat())
 }
 
 /// The same of other numbers of steps.
-pub(crate) fn of_steps<'a>(
+pub fn of_steps<'a>(
     [sft, reward, ppo]: [&'a str; 3],
     to: &'a str,
     ranks: &'a str,
@@ -44,13 +44,13 @@ pub(crate) fn of_steps<'a>(
 
 /// Runs to the end.
 #[track_caller]
-pub(crate) fn whole(p: &Place, words: &[&str]) {
+pub fn whole(p: &Place, words: &[&str]) {
     ended(&spawn(p, words).wait_with_output().unwrap(), 0, &[]);
 }
 
 /// The metrics of two runs, but for those of time, and their models.
 #[track_caller]
-pub(crate) fn near(a: &Path, b: &Path) {
+pub fn near(a: &Path, b: &Path) {
     for step in ["sft", "reward", "ppo"] {
         let (a, b) = (metrics(a, step), metrics(b, step));
         assert_eq!(a.len(), b.len(), "{step}");

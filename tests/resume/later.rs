@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// A template that writes the date.
-const DATED: &str = "{% for m in messages %}{{ strftime_now('%d') }} {{ m.role }}: {{ m.content }}\n\
+const DATED: &str = "{% for m in messages %}{{ strftime_now('%d') }} \
+                     {{ m.role }}: {{ m.content }}\n\
                      {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
 
 const DAY: u64 = 24 * 60 * 60;
@@ -19,8 +20,8 @@ fn dated() -> Place {
     let user = |text: String| serde_json::json!([{"role": "user", "content": text}]);
     let says = |text: String| serde_json::json!([{"role": "assistant", "content": text}]);
     let row = |i: usize| {
-        serde_json::json!({"prompt": user(format!("Say {i}.")), "chosen": says(format!("It is {i}.")),
-            "rejected": says("No!".into())})
+        serde_json::json!({"prompt": user(format!("Say {i}.")),
+            "chosen": says(format!("It is {i}.")), "rejected": says("No!".into())})
     };
     let rows: Vec<_> = (0..40).map(row).collect();
     checkpoint::write_rows(&p.path("data.jsonl"), &rows);

@@ -7,21 +7,21 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Iterations of every step.
-pub(crate) const ITERATIONS: usize = 6;
+pub const ITERATIONS: usize = 6;
 
 /// A run of all steps, each of six iterations.
-pub(crate) const STEPS: [&str; 6] =
+pub const STEPS: [&str; 6] =
     ["--sft-max-steps", "6", "--reward-max-steps", "6", "--ppo-max-steps", "6"];
 
 /// The words of a run of all steps into `to`.
-pub(crate) fn words<'a>(to: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+pub fn words<'a>(to: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let head = ["train", "--config", "short.toml", "--actor-model", "model"];
     let data = ["--data-path", "data.jsonl", "--output-dir", to];
     [&head[..], &data, &STEPS, more].concat()
 }
 
 /// Starts the program in `p`.
-pub(crate) fn spawn(p: &Place, words: &[&str]) -> Child {
+pub fn spawn(p: &Place, words: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_duplex"))
         .args(words)
         .current_dir(p.path(""))
@@ -33,14 +33,14 @@ pub(crate) fn spawn(p: &Place, words: &[&str]) -> Child {
 }
 
 /// Sends a signal.
-pub(crate) fn signal(child: &Child, signal: libc::c_int) {
+pub fn signal(child: &Child, signal: libc::c_int) {
     // SAFETY: it is our child, and has not been waited for.
     assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
 }
 
 /// Waits until `true`; the test fails after half a minute.
 #[track_caller]
-pub(crate) fn until(mut done: impl FnMut() -> bool) {
+pub fn until(mut done: impl FnMut() -> bool) {
     let started = Instant::now();
     while !done() {
         assert!(started.elapsed() < Duration::from_secs(30), "waited in vain");
@@ -50,7 +50,7 @@ pub(crate) fn until(mut done: impl FnMut() -> bool) {
 
 /// Stops a run by SIGTERM once it has made the checkpoint `name`.
 #[track_caller]
-pub(crate) fn stop_after(p: &Place, words: &[&str], name: &str) -> PathBuf {
+pub fn stop_after(p: &Place, words: &[&str], name: &str) -> PathBuf {
     let dir = p.path(words[words.iter().position(|w| *w == "--output-dir").unwrap() + 1]);
     let mut child = spawn(p, words);
     let made = dir.join("checkpoints").join(name);
@@ -63,7 +63,7 @@ pub(crate) fn stop_after(p: &Place, words: &[&str], name: &str) -> PathBuf {
 
 /// Checks the exit code and that the last line on standard error has all of `parts`.
 #[track_caller]
-pub(crate) fn ended(out: &Output, code: i32, parts: &[&str]) {
+pub fn ended(out: &Output, code: i32, parts: &[&str]) {
     let stderr = String::from_utf8_lossy(&out.stderr);
     assert_eq!(out.status.code(), Some(code), "{stderr}");
     let last = stderr.lines().last().unwrap_or_default();
@@ -72,7 +72,7 @@ pub(crate) fn ended(out: &Output, code: i32, parts: &[&str]) {
 }
 
 /// The names of a run's checkpoints, sorted.
-pub(crate) fn checkpoints(run: &Path) -> Vec<String> {
+pub fn checkpoints(run: &Path) -> Vec<String> {
     let all = std::fs::read_dir(run.join("checkpoints")).unwrap();
     let mut names: Vec<String> =
         all.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -81,7 +81,7 @@ pub(crate) fn checkpoints(run: &Path) -> Vec<String> {
 }
 
 /// The log of a run without what depends on the clock and on the folder.
-pub(crate) fn log(run: &Path) -> Vec<Value> {
+pub fn log(run: &Path) -> Vec<Value> {
     let mut events = crate::place::events(run);
     for event in &mut events {
         let event = event.as_object_mut().unwrap();
@@ -103,7 +103,7 @@ pub(crate) fn log(run: &Path) -> Vec<Value> {
 
 /// Checks that two runs have left the same.
 #[track_caller]
-pub(crate) fn same(a: &Path, b: &Path) {
+pub fn same(a: &Path, b: &Path) {
     assert_eq!(crate::place::all_bytes(a), crate::place::all_bytes(b), "weights");
     let (a, b) = (log(a), log(b));
     for (i, (a, b)) in a.iter().zip(&b).enumerate() {

@@ -66,11 +66,12 @@ impl Cublas {
         }
     }
 
-    /// y `[m, n]` = x `[m, k]` w^T, w `[n, k]`, all bf16 and row-major. Column-major, that is y^T = w x^T.
+    /// y `[m, n]` = x `[m, k]` w^T, w `[n, k]`, all bf16 and row-major. Column-major, that is
+    /// y^T = w x^T.
     ///
     /// # Safety
-    /// The addresses are memory of the device as long as the sizes say, which stays until the device
-    /// is done.
+    /// The addresses are memory of the device as long as the sizes say, which stays until the
+    /// device is done.
     pub(crate) unsafe fn linear(
         &self,
         m: usize,
@@ -82,7 +83,8 @@ impl Cublas {
     ) -> bool {
         let (one, zero) = (1f32, 0f32);
         let (m, n, k) = (m as c_int, n as c_int, k as c_int);
-        // SAFETY: the caller vouches for the addresses; the two factors are read before this returns.
+        // SAFETY: the caller vouches for the addresses; the two factors are read before this
+        // returns.
         let code = unsafe {
             (self.gemm)(
                 self.handle,

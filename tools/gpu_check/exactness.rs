@@ -1,5 +1,5 @@
-//! Law 2 on the device: log-probabilities recorded while sampling equal those recomputed in a training
-//! pass bit for bit, and an answer does not depend on its batch.
+//! Law 2 on the device: log-probabilities recorded while sampling equal those recomputed in a
+//! training pass bit for bit, and an answer does not depend on its batch.
 
 use duplex::arch::Config;
 use duplex::base::{DType, Error, Result, Rng};

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 fn model(family: &str, layers: usize) -> Value {
     json!({"model_type": family, "vocab_size": 503, "hidden_size": 128, "num_hidden_layers": layers,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 256, "ffn_dim": 256,
-        "max_position_embeddings": 128, "word_embed_proj_dim": 128})
+        "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 256,
+        "ffn_dim": 256, "max_position_embeddings": 128, "word_embed_proj_dim": 128})
 }
 
 fn launches(device: Device, family: &str, layers: usize) -> Result<u64> {

@@ -1,8 +1,11 @@
-//! Checks a card with the built binary alone, and times it: instructions against their manual, every
-//! operator against float64, the engine's exactness, then times beside cuBLAS and PyTorch on the same
-//! card where they are there. Writes `gpu-check.json` and `gpu-check.md`.
+//! Checks a card with the built binary alone, and times it: instructions against their manual,
+//! every operator against float64, the engine's exactness, then times beside cuBLAS and PyTorch on
+//! the same card where they are there. Writes `gpu-check.json` and `gpu-check.md`.
 //!
-//! `gpu-check [--device cuda:0] [--out DIR] [--only instructions|operators|exactness|launches|timings] [--commit HASH]`
+//! ```text
+//! gpu-check [--device cuda:0] [--out DIR] [--commit HASH]
+//!           [--only instructions|operators|exactness|launches|timings]
+//! ```
 
 mod cublas;
 mod exactness;

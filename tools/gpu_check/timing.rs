@@ -1,5 +1,5 @@
-//! Times of operators: medians of events, every run on another copy of the operands so that none lies in
-//! the L2 cache, beside cuBLAS and PyTorch on the same card.
+//! Times of operators: medians of events, every run on another copy of the operands so that none
+//! lies in the L2 cache, beside cuBLAS and PyTorch on the same card.
 
 use crate::cublas::Cublas;
 use duplex::base::{DType, Result, Rng};
@@ -125,7 +125,7 @@ fn products(device: Device, tiny: bool) -> Result<Vec<Row>> {
             let (x, w) = &operands[i % copies];
             let out = Out::new(address(&y), DType::Bf16, n);
             // SAFETY: matrices of these sizes, which live until the device is done with all.
-            unsafe { gemm(stream, Layout::Nt, m, n, k, mat(x), mat(w), out) }
+            unsafe { gemm(stream, Layout::Nt.of(m, n, k), mat(x), mat(w), out) }
         })?;
         let mut theirs = None;
         if let Some(cublas) = &cublas {
@@ -171,7 +171,8 @@ fn operators(device: Device, shape: Shape) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// PyTorch's attention and fused AdamW at the same sizes, where Python has it: rows without times of ours.
+/// PyTorch's attention and fused AdamW at the same sizes, where Python has it: rows without times
+/// of ours.
 fn pytorch() -> Vec<Row> {
     let Ok(mut child) = Command::new("python3")
         .arg("-")

@@ -61,8 +61,9 @@ pub(super) fn start(timeout: Duration, alike: &BTreeMap<String, String>) -> Resu
     let (rank, size) = (rank as usize, size as usize);
     if launch.launcher.is_some() && (launch.rank, launch.size) != (rank, size) {
         return Err(Error::user(format!(
-            "{} says that this is rank {} of {}, MPI that it is rank {rank} of {size}: start the ranks with the \
-             mpirun of the MPI this program was built with, or with srun --mpi=pmix",
+            "{} says that this is rank {} of {}, MPI that it is rank {rank} of {size}: start the \
+             ranks with the mpirun of the MPI this program was built with, or with srun \
+             --mpi=pmix",
             launch.launcher.unwrap_or_default(),
             launch.rank,
             launch.size
@@ -158,8 +159,8 @@ fn reach(invitation: &Invitation, me: &Member, timeout: Duration) -> Result<usiz
         if Instant::now() >= end {
             let all: Vec<String> = invitation.addresses.iter().map(IpAddr::to_string).collect();
             return Err(Error::user(format!(
-                "rank {} on {} cannot reach rank 0 on port {} of {} within {} s ({}); let the machines of a run \
-                 connect to each other",
+                "rank {} on {} cannot reach rank 0 on port {} of {} within {} s ({}); let the \
+                 machines of a run connect to each other",
                 me.rank,
                 me.host,
                 invitation.port,

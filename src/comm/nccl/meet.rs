@@ -29,7 +29,8 @@ pub(super) fn place(launch: &Launch, timeout: Duration) -> Result<Place> {
     let needed = |name: &str, example: &str| {
         set(name).ok_or_else(|| {
             Error::user(format!(
-                "{} started {} ranks, but {name} is not set; export it for all of them, as in {name}={example}",
+                "{} started {} ranks, but {name} is not set; export it for all of them, as in \
+                 {name}={example}",
                 launch.launcher.unwrap_or("a launcher"),
                 launch.size
             ))

@@ -23,6 +23,13 @@ const THREADS: usize = 256;
 /// Bytes that a thread takes at once.
 const VECTOR: usize = 16;
 
+/// A piece of every rank's values, one every `stride` bytes.
+#[derive(Clone, Copy)]
+struct Pieces {
+    held: Span,
+    stride: usize,
+}
+
 impl Group {
     /// Puts a reduction on the stream.
     ///
@@ -57,7 +64,8 @@ impl Group {
                 // for every rank's: the arm's condition. No rank's values are read elsewhere.
                 unsafe {
                     self.gather(lane, data, all.slice(0, data.bytes * self.size()))?;
-                    self.sum(lane, all, data.bytes, nobody, data, dtype, by)
+                    let pieces = Pieces { held: all, stride: data.bytes };
+                    self.sum(lane, pieces, nobody, data, dtype, by)
                 }
             }
             Call::AllReduce { data, dtype, by } => {
@@ -107,24 +115,22 @@ impl Group {
             // a piece for every rank. The share of this rank is as long as `to`.
             unsafe {
                 self.exchange(lane, "reduction", |r| cut(shares[r]), place)?;
-                self.sum(lane, held, piece, (self.rank, own), to, dtype, by)?;
+                let pieces = Pieces { held, stride: piece };
+                self.sum(lane, pieces, (self.rank, own), to, dtype, by)?;
             }
         }
         Ok(())
     }
 
-    /// Puts the reduction of what is `held`, a rank's values every `stride` bytes, into `to`; those
-    /// of rank `own.0` are in `own.1`.
+    /// Puts the reduction of the ranks' `pieces` into `to`; that of rank `own.0` is in `own.1`.
     ///
     /// # Safety
-    /// All is memory of the device, for which the caller vouches until the sum is over: `held` has
-    /// every rank's values, each as long as `to`, but those of `own.0`, and `own.1` has those.
-    #[allow(clippy::too_many_arguments)]
+    /// All is memory of the device, for which the caller vouches until the sum is over: `pieces`
+    /// has every rank's values, each as long as `to`, but those of `own.0`, and `own.1` has those.
     unsafe fn sum(
         &self,
         lane: &mut Lane,
-        held: Span,
-        stride: usize,
+        Pieces { held, stride }: Pieces,
         own: (usize, Span),
         to: Span,
         dtype: DType,

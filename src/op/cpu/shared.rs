@@ -4,7 +4,7 @@ use crate::device::cpu::threads;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// A mutable slice whose disjoint parts are written by different tasks.
+/// A mutable slice whose disjoint parts are written by different tasks. Each has a copy of it.
 #[derive(Clone, Copy, Debug)]
 pub struct SharedMut<'a, T> {
     ptr: *mut T,
@@ -28,8 +28,7 @@ impl<'a, T> SharedMut<'a, T> {
     ///
     /// # Safety
     /// No other live slice of this object may overlap it.
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn slice(&self, start: usize, len: usize) -> &'a mut [T] {
+    pub unsafe fn slice(self, start: usize, len: usize) -> &'a mut [T] {
         assert!(start + len <= self.len, "{start}+{len} of {}", self.len);
         // SAFETY: in range; disjointness is the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }

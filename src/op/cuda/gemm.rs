@@ -18,6 +18,26 @@ pub enum Layout {
     Tn,
 }
 
+impl Layout {
+    /// The product of this layout that is `[m, n]`, sums of `k` products each.
+    pub fn of(self, m: usize, n: usize, k: usize) -> Product {
+        Product { layout: self, m, n, k }
+    }
+}
+
+/// The layout and the sizes of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Product {
+    /// How the operands lie.
+    pub layout: Layout,
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// Products that are summed to an element.
+    pub k: usize,
+}
+
 /// An operand on the device.
 #[derive(Clone, Copy, Debug)]
 pub struct Mat {
@@ -114,21 +134,12 @@ impl Tile {
     }
 }
 
-/// Multiplies: `out` `[m, n]`, sums of `k` products.
+/// Multiplies `a` and `b` into `out`.
 ///
 /// # Safety
 /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
-#[allow(clippy::too_many_arguments)]
-pub unsafe fn gemm(
-    stream: &Stream,
-    layout: Layout,
-    m: usize,
-    n: usize,
-    k: usize,
-    a: Mat,
-    b: Mat,
-    out: Out,
-) -> Result<()> {
+pub unsafe fn gemm(stream: &Stream, product: Product, a: Mat, b: Mat, out: Out) -> Result<()> {
+    let Product { layout, m, n, k } = product;
     let params = GemmParams {
         a: a.ptr,
         b: b.ptr,

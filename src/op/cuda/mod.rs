@@ -4,7 +4,7 @@ pub mod gemm;
 pub mod scatter;
 pub mod vectors;
 
-pub use gemm::{Layout, Mat, Out, gemm};
+pub use gemm::{Layout, Mat, Out, Product, gemm};
 
 use crate::base::{Error, Result};
 use crate::comm::Comm;
@@ -84,7 +84,6 @@ pub fn column_sums_scratch(rows: usize, columns: usize) -> usize {
 ///
 /// # Safety
 /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
-#[allow(clippy::too_many_arguments)]
 pub unsafe fn column_sums(
     stream: &Stream,
     x: Mat,

@@ -12,22 +12,33 @@ pub fn scatter_scratch(count: usize) -> usize {
     count
 }
 
-/// `to[index[t] + offset] += scale * from[t]` for rows of `width` elements, in order of `t`, summed
-/// in f32. Without `to.acc` the whole of `to` is set. Entries outside `to` are left out.
+/// The rows that are added, and where: `scale * from[t]` to row `index[t] + offset`.
+#[derive(Clone, Copy, Debug)]
+pub struct Entries {
+    /// Row of each entry.
+    pub index: Arg,
+    /// Added to it.
+    pub offset: usize,
+    /// A row of each entry.
+    pub from: Arg,
+    /// Elements of a row.
+    pub width: usize,
+    /// Multiplies the rows.
+    pub scale: f32,
+}
+
+/// Adds `entries` to `to` in their order, summed in f32. Without `to.acc` the whole of `to` is set.
+/// Entries outside `to` are left out.
 ///
 /// # Safety
 /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
-#[allow(clippy::too_many_arguments)]
 pub unsafe fn scatter_add(
     stream: &Stream,
-    index: Arg,
-    offset: usize,
-    from: Arg,
-    width: usize,
-    scale: f32,
+    entries: Entries,
     to: &CudaGrad,
     scratch: u64,
 ) -> Result<()> {
+    let Entries { index, offset, from, width, scale } = entries;
     let (count, len) = (index.desc.shape.numel(), to.arg.desc.shape.numel());
     if !to.acc {
         let to = to.arg;

@@ -228,12 +228,12 @@ fn blocked_columns_change_no_bit<E: Elem>(rng: &mut Rng, m: usize) {
         let c = device_copy::<f32>(&vec![f32::NAN; m1 * n]);
         let plain = Out::new(at(&c), DType::F32, n);
         match layout {
-            Layout::Nt => product!(gemm(stream, layout, m1, n, k, x, w, plain)),
-            Layout::Nn => product!(gemm(stream, layout, m1, n, k, dy, w, plain)),
+            Layout::Nt => product!(gemm(stream, layout.of(m1, n, k), x, w, plain)),
+            Layout::Nn => product!(gemm(stream, layout.of(m1, n, k), dy, w, plain)),
             Layout::Tn => {
                 let ld = if columns_of.width == 0 { n } else { width };
                 let out = Out { columns: columns_of, ..Out::new(at(&c), DType::F32, ld) };
-                product!(gemm(stream, layout, m1, n, k, dy, x, out))
+                product!(gemm(stream, layout.of(m1, n, k), dy, x, out))
             }
         }
         .expect("launch");
@@ -269,7 +269,7 @@ fn blocks_that_do_not_fit_are_an_error() {
     let (x, w) = (Mat::new(0, DType::Bf16, 24), Mat::new(0, DType::Bf16, 12));
     let out = Out::new(0, DType::Bf16, 8);
     let odd = Mat { columns: odd, ..w };
-    assert!(product!(gemm(stream, Layout::Nt, 8, 8, 24, x, odd, out)).is_err());
+    assert!(product!(gemm(stream, Layout::Nt.of(8, 8, 24), x, odd, out)).is_err());
     let both = Out { activation: Some(Kind::Relu), accumulate: true, ..out };
-    assert!(product!(gemm(stream, Layout::Nt, 8, 8, 24, x, x, both)).is_err());
+    assert!(product!(gemm(stream, Layout::Nt.of(8, 8, 24), x, x, both)).is_err());
 }

@@ -149,7 +149,13 @@ impl<'a> Layer<'a> {
         let out = Out { bias: self.bias, ..Out::new(self.scratch, DType::F32, self.chunks.ld) };
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
         unsafe {
-            gemm(self.stream, Layout::Nt, rows.len(), vocab, d, self.rows(rows), self.weight(), out)
+            gemm(
+                self.stream,
+                Layout::Nt.of(rows.len(), vocab, d),
+                self.rows(rows),
+                self.weight(),
+                out,
+            )
         }
     }
 
@@ -225,7 +231,7 @@ impl<'a> Layer<'a> {
             // SAFETY: the caller vouches for the addresses, and for as much memory there as the
             // sizes say.
             unsafe {
-                gemm(self.stream, Layout::Nn, rows.len(), d, vocab, slopes, self.weight(), out)?
+                gemm(self.stream, Layout::Nn.of(rows.len(), d, vocab), slopes, self.weight(), out)?
             };
         }
         if let Some(dw) = dins[1] {
@@ -233,7 +239,13 @@ impl<'a> Layer<'a> {
             // SAFETY: the caller vouches for the addresses, and for as much memory there as the
             // sizes say.
             unsafe {
-                gemm(self.stream, Layout::Tn, vocab, d, rows.len(), slopes, self.rows(rows), out)?
+                gemm(
+                    self.stream,
+                    Layout::Tn.of(vocab, d, rows.len()),
+                    slopes,
+                    self.rows(rows),
+                    out,
+                )?
             };
         }
         if let Some(db) = dins[2] {

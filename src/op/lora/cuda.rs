@@ -164,14 +164,14 @@ pub(super) unsafe fn forward(op: &Lora, io: &CudaForward<'_>) -> Result<()> {
         let to = out(to, DType::F32, s.rank, false, kept);
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe {
-            gemm(io.stream, Layout::Nt, rows, s.rank, s.inner, x, call.mat(a.ptr, s.inner), to)?
+            gemm(io.stream, Layout::Nt.of(rows, s.rank, s.inner), x, call.mat(a.ptr, s.inner), to)?
         };
     }
     let to = out(call.columns(y), y.desc.dtype, s.total, true, op.scale);
     // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
     let (u, b) = (unsafe { call.operand(u)? }, call.mat(b.ptr, s.rank));
     // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-    unsafe { gemm(io.stream, Layout::Nt, s.tokens, s.n, s.rank, u, b, to) }
+    unsafe { gemm(io.stream, Layout::Nt.of(s.tokens, s.n, s.rank), u, b, to) }
 }
 
 /// With dv the gradient of the updated columns: du = scale dv b, da = du^T dropout(x),
@@ -189,14 +189,16 @@ pub(super) unsafe fn backward(op: &Lora, io: &CudaBackward<'_>) -> Result<()> {
         let (u, to) = (unsafe { call.operand(io.output(1))? }, db.arg.ptr);
         let to = out(to, DType::F32, s.rank, db.acc, op.scale);
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { gemm(io.stream, Layout::Tn, s.n, s.rank, s.tokens, dv, u, to)? };
+        unsafe { gemm(io.stream, Layout::Tn.of(s.n, s.rank, s.tokens), dv, u, to)? };
     }
     if io.dins[1].is_none() && io.dins[2].is_none() {
         return Ok(());
     }
     let to = out(call.du, call.dtype, s.rank, false, op.scale);
     // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-    unsafe { gemm(io.stream, Layout::Nn, s.tokens, s.rank, s.n, dv, call.mat(b.ptr, s.rank), to)? };
+    unsafe {
+        gemm(io.stream, Layout::Nn.of(s.tokens, s.rank, s.n), dv, call.mat(b.ptr, s.rank), to)?
+    };
     for (start, rows) in call.pieces() {
         let du = call.du + (start * s.rank * call.dtype.size()) as u64;
         let du = call.mat(du, s.rank);
@@ -205,19 +207,19 @@ pub(super) unsafe fn backward(op: &Lora, io: &CudaBackward<'_>) -> Result<()> {
             let (x, kept) = unsafe { call.dropped(x, start, rows)? };
             let to = out(da.arg.ptr, DType::F32, s.inner, da.acc || start > 0, kept);
             // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-            unsafe { gemm(io.stream, Layout::Tn, s.rank, s.inner, rows, du, x, to)? };
+            unsafe { gemm(io.stream, Layout::Tn.of(s.rank, s.inner, rows), du, x, to)? };
         }
         let Some(dx) = &io.dins[1] else { continue };
         let (a, to) = (call.mat(a.ptr, s.inner), call.row(dx.arg, start));
         let Some(dropout) = op.dropout() else {
             let to = out(to, call.dtype, s.inner, dx.acc, 1.0);
             // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-            unsafe { gemm(io.stream, Layout::Nn, rows, s.inner, s.rank, du, a, to)? };
+            unsafe { gemm(io.stream, Layout::Nn.of(rows, s.inner, s.rank), du, a, to)? };
             continue;
         };
         let product = out(call.dropped, call.dtype, s.inner, false, 1.0);
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { gemm(io.stream, Layout::Nn, rows, s.inner, s.rank, du, a, product)? };
+        unsafe { gemm(io.stream, Layout::Nn.of(rows, s.inner, s.rank), du, a, product)? };
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { call.drop(call.dropped, to, start, rows, dropout.kept(), adding(dx.acc))? };
     }

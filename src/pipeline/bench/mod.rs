@@ -69,7 +69,8 @@ pub fn bench(cfg: &BenchConfig, progress: &mut dyn FnMut(&str)) -> Result<String
         OptimizerState::Compact => "compact",
     };
     Ok(format!(
-        "{} ({:.1} M parameters), {dtype}, {state} optimizer state, {}, {device_name}; medians of {}\n\
+        "{} ({:.1} M parameters), {dtype}, {state} optimizer state, {}, {device_name}; medians of \
+         {}\n\
          ceilings measured here: reads {:.1} GB/s, our fastest matrix product {:.1} GFLOP/s\n\n{}",
         subject.name,
         parameters as f64 / 1e6,

@@ -118,8 +118,8 @@ impl BenchConfig {
             .map(|word| {
                 BenchCase::parse(word.trim()).ok_or_else(|| {
                     Error::user(format!(
-                        "--case {word:?} is not a case; write generate-N (sequences), train-N (tokens of each \
-                         sequence, 2 or more) or ppo-N (prompts)"
+                        "--case {word:?} is not a case; write generate-N (sequences), train-N \
+                         (tokens of each sequence, 2 or more) or ppo-N (prompts)"
                     ))
                 })
             })

@@ -34,7 +34,8 @@ impl DataSource {
         }
         if !(weight > 0.0 && weight <= MAX_WEIGHT) {
             return Err(Error::user(format!(
-                "{key:?} has {text:?}; the weight after the colon must be above 0 and at most {MAX_WEIGHT}"
+                "{key:?} has {text:?}; the weight after the colon must be above 0 and at most \
+                 {MAX_WEIGHT}"
             )));
         }
         Ok(DataSource { path: path.into(), weight })
@@ -53,7 +54,8 @@ fn shares(text: &str) -> Result<[f64; 3]> {
         |p: &[f64; 3]| p.iter().all(|x| (0.0..=1e9).contains(x)) && p.iter().sum::<f64>() > 0.0;
     parts.filter(usable).ok_or_else(|| {
         Error::user(format!(
-            "\"data_split\" must be three numbers of 0 or more, not all 0, such as \"2,4,4\", not {text:?}"
+            "\"data_split\" must be three numbers of 0 or more, not all 0, such as \"2,4,4\", not \
+             {text:?}"
         ))
     })
 }
@@ -142,8 +144,8 @@ impl RunConfig {
         state_fits(self.optimizer_state, self.dtype)?;
         if self.optimizer_state == OptimizerState::Compact && self.inference_tp_size > 1 {
             return refuse(
-                "\"inference_tp_size\" above 1 needs \"optimizer_state\" full: compact codes have one scale for neighbours \
-                 that would be cut apart",
+                "\"inference_tp_size\" above 1 needs \"optimizer_state\" full: compact codes have \
+                 one scale for neighbours that would be cut apart",
             );
         }
         let sampling = crate::algo::ALGORITHMS.iter().filter(|a| a.samples());
@@ -166,8 +168,9 @@ impl RunConfig {
         let gathered = keys.prompts_per_iteration() * method.num_generations;
         if step > gathered {
             return refuse(&format!(
-                "\"{name}.per_device_training_batch_size\" {step} is above the {gathered} answers gathered \
-                 per iteration (per_device_generation_batch_size times generation_batches)"
+                "\"{name}.per_device_training_batch_size\" {step} is above the {gathered} answers \
+                 gathered per iteration (per_device_generation_batch_size times \
+                 generation_batches)"
             ));
         }
         if keys.reward_rule.is_some() && self.reward_model.is_some() {
@@ -187,7 +190,8 @@ impl RunConfig {
 pub(super) fn state_fits(state: OptimizerState, dtype: Precision) -> Result<()> {
     match (state, dtype) {
         (OptimizerState::Compact, Precision::F32) => refuse(
-            "\"optimizer_state\" compact is for bf16 weights; use \"dtype\" bf16 or \"optimizer_state\" full",
+            "\"optimizer_state\" compact is for bf16 weights; use \"dtype\" bf16 or \
+             \"optimizer_state\" full",
         ),
         _ => Ok(()),
     }

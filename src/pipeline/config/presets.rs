@@ -37,7 +37,8 @@ fn demo() -> String {
 pub static PRESETS: &[Preset] = &[
     Preset {
         name: DEMO,
-        help: "rates for models of a few million parameters; taken by itself for the embedded demonstration",
+        help: "rates for models of a few million parameters; taken by itself for the embedded \
+               demonstration",
         toml: demo,
     },
     Preset {

@@ -153,7 +153,10 @@ proptest! {
     }
 
     #[test]
-    fn a_misspelt_key_is_refused_with_the_right_one(pick: prop::sample::Index, at: prop::sample::Index) {
+    fn a_misspelt_key_is_refused_with_the_right_one(
+        pick: prop::sample::Index,
+        at: prop::sample::Index,
+    ) {
         let key = &RUN[pick.index(RUN.len())];
         let leaf = key.leaf();
         let cut = at.index(leaf.len());
@@ -166,7 +169,9 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_the_reader_panic(text in "(\\[|\\]|=|\"|\\.|sft|ppo|step|learning_rate|[0-9]|\n| |e|nan|-|,|\u{feff}|é){0,40}") {
+    fn no_text_makes_the_reader_panic(
+        text in "(\\[|\\]|=|\"|\\.|sft|ppo|step|learning_rate|[0-9]|\n| |e|nan|-|,|\u{feff}|é){0,40}"
+    ) {
         if let Err(e) = toml_settings(&RUN, "run.toml", &text).and_then(RunConfig::resolve) {
             prop_assert_eq!(e.kind(), ErrorKind::User, "{}", e);
             prop_assert!(!e.to_string().contains('\n'));

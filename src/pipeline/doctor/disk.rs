@@ -66,16 +66,17 @@ impl Space {
             }
             stat.assume_init()
         };
-        // Widths differ between systems.
-        #[allow(clippy::unnecessary_cast)]
-        let (unit, free, total) =
-            (stat.f_frsize as u64, stat.f_bavail as u64, stat.f_blocks as u64);
-        #[allow(clippy::unnecessary_cast)]
-        let (files_free, files_total) = (stat.f_favail as u64, stat.f_files as u64);
+        let (unit, free, total) = (wide(stat.f_frsize), wide(stat.f_bavail), wide(stat.f_blocks));
+        let (files_free, files_total) = (wide(stat.f_favail), wide(stat.f_files));
         let (free, total) = (free.saturating_mul(unit), total.saturating_mul(unit));
         // What has no size, as /proc, is no disk.
         (total > 0).then_some(Space { free, total, files_free, files_total })
     }
+}
+
+/// A number of the system's, whose width differs between systems.
+fn wide(x: impl Into<u64>) -> u64 {
+    x.into()
 }
 
 fn room(dir: &Path, space: &Space) -> Finding {

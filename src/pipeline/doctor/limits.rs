@@ -6,7 +6,8 @@ use libc::rlimit;
 /// One limit, and how little of it is too little.
 struct Limit {
     name: &'static str,
-    number: u32,
+    /// Wide enough for the type of every C library.
+    number: i64,
     /// True if the limit counts bytes.
     bytes: bool,
     /// Below this a run stops.
@@ -16,12 +17,10 @@ struct Limit {
     advice: &'static str,
 }
 
-// Not every C library has u32 for these.
-#[allow(clippy::unnecessary_cast)]
 const LIMITS: [Limit; 5] = [
     Limit {
         name: "open files",
-        number: libc::RLIMIT_NOFILE as u32,
+        number: libc::RLIMIT_NOFILE as i64,
         bytes: false,
         least: 32,
         enough: 256,
@@ -29,7 +28,7 @@ const LIMITS: [Limit; 5] = [
     },
     Limit {
         name: "locked memory",
-        number: libc::RLIMIT_MEMLOCK as u32,
+        number: libc::RLIMIT_MEMLOCK as i64,
         bytes: true,
         least: 0,
         enough: 64 << 10,
@@ -38,7 +37,7 @@ const LIMITS: [Limit; 5] = [
     },
     Limit {
         name: "stack",
-        number: libc::RLIMIT_STACK as u32,
+        number: libc::RLIMIT_STACK as i64,
         bytes: true,
         least: 256 << 10,
         enough: 2 << 20,
@@ -46,7 +45,7 @@ const LIMITS: [Limit; 5] = [
     },
     Limit {
         name: "file size",
-        number: libc::RLIMIT_FSIZE as u32,
+        number: libc::RLIMIT_FSIZE as i64,
         bytes: true,
         least: 16 << 20,
         enough: u64::MAX,
@@ -54,7 +53,7 @@ const LIMITS: [Limit; 5] = [
     },
     Limit {
         name: "address space",
-        number: libc::RLIMIT_AS as u32,
+        number: libc::RLIMIT_AS as i64,
         bytes: true,
         least: 1 << 30,
         enough: u64::MAX,
@@ -67,7 +66,7 @@ pub(super) fn look() -> Vec<Finding> {
 }
 
 /// The limit in force; [`u64::MAX`] where there is none.
-fn get(number: u32) -> Option<u64> {
+fn get(number: i64) -> Option<u64> {
     let mut limit = rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a local of the right type.
     let code = unsafe { libc::getrlimit(number as _, &raw mut limit) };

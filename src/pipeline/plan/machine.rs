@@ -33,12 +33,18 @@ const RESERVED_GIB: f64 = 1.0;
 
 #[rustfmt::skip]
 pub(super) static CARDS: [Card; 6] = [
-    Card { name: "v100-32g", memory_gib: 31.7, tflops: 125.0, memory_gbs: 900.0, link_gbs: 150.0, network_gbs: 6.25, dollars: None },
-    Card { name: "a6000-48g", memory_gib: 47.5, tflops: 154.8, memory_gbs: 768.0, link_gbs: 32.0, network_gbs: 6.25, dollars: None },
-    Card { name: "a100-40g", memory_gib: 39.4, tflops: 312.0, memory_gbs: 1555.0, link_gbs: 300.0, network_gbs: 25.0, dollars: None },
-    Card { name: "a100-80g", memory_gib: 79.2, tflops: 312.0, memory_gbs: 2039.0, link_gbs: 300.0, network_gbs: 25.0, dollars: Some(4.0) },
-    Card { name: "h100-80g", memory_gib: 79.2, tflops: 989.0, memory_gbs: 3350.0, link_gbs: 450.0, network_gbs: 50.0, dollars: None },
-    Card { name: "h200-141g", memory_gib: 139.8, tflops: 989.0, memory_gbs: 4800.0, link_gbs: 450.0, network_gbs: 50.0, dollars: None },
+    Card { name: "v100-32g", memory_gib: 31.7, tflops: 125.0, memory_gbs: 900.0,
+        link_gbs: 150.0, network_gbs: 6.25, dollars: None },
+    Card { name: "a6000-48g", memory_gib: 47.5, tflops: 154.8, memory_gbs: 768.0,
+        link_gbs: 32.0, network_gbs: 6.25, dollars: None },
+    Card { name: "a100-40g", memory_gib: 39.4, tflops: 312.0, memory_gbs: 1555.0,
+        link_gbs: 300.0, network_gbs: 25.0, dollars: None },
+    Card { name: "a100-80g", memory_gib: 79.2, tflops: 312.0, memory_gbs: 2039.0,
+        link_gbs: 300.0, network_gbs: 25.0, dollars: Some(4.0) },
+    Card { name: "h100-80g", memory_gib: 79.2, tflops: 989.0, memory_gbs: 3350.0,
+        link_gbs: 450.0, network_gbs: 50.0, dollars: None },
+    Card { name: "h200-141g", memory_gib: 139.8, tflops: 989.0, memory_gbs: 4800.0,
+        link_gbs: 450.0, network_gbs: 50.0, dollars: None },
 ];
 
 /// The ranks that are planned for, and what each has.
@@ -71,7 +77,8 @@ impl Machine {
         let (Some(count), Some(card)) = (count, card) else {
             let names: Vec<&str> = CARDS.iter().map(|c| c.name).collect();
             return Err(Error::user(format!(
-                "--gpus {text:?} is no number of cards; write 8xa100-80g, say, or cpu; known are {}",
+                "--gpus {text:?} is no number of cards; write 8xa100-80g, say, or cpu; known are \
+                 {}",
                 names.join(", ")
             )));
         };

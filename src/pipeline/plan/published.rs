@@ -56,8 +56,10 @@ static LARGEST: [(&str, &str); 4] = [
 /// The three tables.
 pub(super) fn tables() -> Result<String> {
     let mut out = String::from(
-        "DeepSpeed-Chat's published figures beside estimates of this program for the same work: an epoch of step 3, 264,292 pairs of\n\
-         256 + 256 tokens, critic and reward model OPT-350M. Published were measured, estimates were not (docs/performance.md).\n",
+        "DeepSpeed-Chat's published figures beside estimates of this program for the same work: \
+         an epoch of step 3, 264,292 pairs of\n\
+         256 + 256 tokens, critic and reward model OPT-350M. \
+         Published were measured, estimates were not (docs/performance.md).\n",
     );
     for (card, said) in &ONE_NODE {
         out +=

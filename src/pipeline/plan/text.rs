@@ -76,6 +76,31 @@ pub(super) fn table(plan: &Plan<'_>) -> String {
         plan.machine.name(),
         cfg.dtype.dtype()
     );
+    out += &format!("\n{}\n{}", memory_of_phases(plan), work_of_steps(plan));
+    if plan.steps.iter().any(|p| p.step.offloaded > 0) {
+        let most = plan.steps.iter().map(|p| p.step.offloaded).max().unwrap_or(0);
+        out += &format!(
+            "\nin the host's memory, for each rank: {} of optimizer state and frozen weights\n",
+            size(most)
+        );
+    }
+    if plan.machine.card.is_none() {
+        out += &format!(
+            "\nall together, with {} of the program itself and {} to read and write files: {}\n",
+            size(plan.program),
+            size(plan.files * plan.machine.ranks),
+            size(plan.process())
+        );
+    }
+    if plan.machine.ranks > 1 {
+        out += &format!("\n{}", traffic(plan));
+    }
+    out + "\n" + &times(plan)
+}
+
+/// Bytes of a rank in each phase, by what they are for.
+fn memory_of_phases(plan: &Plan<'_>) -> String {
+    let memory = plan.machine.memory();
     let heads = [
         "memory of a rank",
         "weights",
@@ -100,7 +125,11 @@ pub(super) fn table(plan: &Plan<'_>) -> String {
             lines.push(line);
         }
     }
-    out += &format!("\n{}", columns(&lines));
+    columns(&lines)
+}
+
+/// Sequences, shares and micro-batches of a step of each stage.
+fn work_of_steps(plan: &Plan<'_>) -> String {
     let heads = [
         "a step",
         "sequences",
@@ -124,35 +153,21 @@ pub(super) fn table(plan: &Plan<'_>) -> String {
         line.extend([stages, p.step.tensor_parallel.to_string(), largest, size(p.step.checkpoint)]);
         lines.push(line);
     }
-    out += &format!("\n{}", columns(&lines));
-    if plan.steps.iter().any(|p| p.step.offloaded > 0) {
-        let most = plan.steps.iter().map(|p| p.step.offloaded).max().unwrap_or(0);
-        out += &format!(
-            "\nin the host's memory, for each rank: {} of optimizer state and frozen weights\n",
-            size(most)
-        );
-    }
-    if plan.machine.card.is_none() {
-        out += &format!(
-            "\nall together, with {} of the program itself and {} to read and write files: {}\n",
-            size(plan.program),
-            size(plan.files * plan.machine.ranks),
-            size(plan.process())
-        );
-    }
-    if plan.machine.ranks > 1 {
-        let mut lines = vec![vec!["given to other ranks in a step".to_string()]];
-        lines[0].extend(TOLD.iter().map(|kind| kind.name().to_string()));
-        for planned in &plan.steps {
-            for p in &planned.step.phases {
-                let mut line = vec![format!("{} {}", planned.step.name, p.name)];
-                line.extend(TOLD.iter().map(|kind| size(p.traffic.of(*kind).sent as usize)));
-                lines.push(line);
-            }
+    columns(&lines)
+}
+
+/// Bytes that a rank gives to others in each phase.
+fn traffic(plan: &Plan<'_>) -> String {
+    let mut lines = vec![vec!["given to other ranks in a step".to_string()]];
+    lines[0].extend(TOLD.iter().map(|kind| kind.name().to_string()));
+    for planned in &plan.steps {
+        for p in &planned.step.phases {
+            let mut line = vec![format!("{} {}", planned.step.name, p.name)];
+            line.extend(TOLD.iter().map(|kind| size(p.traffic.of(*kind).sent as usize)));
+            lines.push(line);
         }
-        out += &format!("\n{}", columns(&lines));
     }
-    out + "\n" + &times(plan)
+    columns(&lines)
 }
 
 fn times(plan: &Plan<'_>) -> String {

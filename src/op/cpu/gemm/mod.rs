@@ -15,6 +15,7 @@ mod turned;
 use super::simd::{LANES, Level, Simd, level, prefetch};
 use crate::base::{DType, Elem, bf16};
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// A matrix to read: element (i, j) is `data[i * ld + j]`.
@@ -177,22 +178,23 @@ fn bf16s<E: Elem>(x: Mat<E>) -> Mat<bf16> {
 }
 
 /// The output as the tasks see it: each writes its own block.
-struct Output<C> {
+#[derive(Clone, Copy)]
+struct Output<'a, C> {
     data: *mut C,
     ld: usize,
+    marker: PhantomData<&'a mut [C]>,
 }
 
 // SAFETY: tasks write disjoint blocks of the matrix, which outlives them.
-unsafe impl<C: Send> Sync for Output<C> {}
+unsafe impl<C: Send> Sync for Output<'_, C> {}
 
-impl<C: Elem> Output<C> {
+impl<'a, C: Elem> Output<'a, C> {
     /// Columns `cols` of row `i`.
     ///
     /// # Safety
     /// They must lie in the matrix, and no one else may hold them meanwhile.
     #[inline(always)]
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn row(&self, i: usize, cols: &Range<usize>) -> &mut [C] {
+    unsafe fn row(self, i: usize, cols: &Range<usize>) -> &'a mut [C] {
         // SAFETY: the caller's promise.
         unsafe {
             std::slice::from_raw_parts_mut(self.data.add(i * self.ld + cols.start), cols.len())
@@ -203,7 +205,7 @@ impl<C: Elem> Output<C> {
 /// Where sums go.
 #[derive(Clone, Copy)]
 struct Ends<'a, C, E> {
-    output: &'a Output<C>,
+    output: Output<'a, C>,
     epilogue: &'a Epilogue<'a, E>,
     residual: Option<Mat<'a, E>>,
 }
@@ -250,9 +252,9 @@ fn each_block<C: Elem, E: Elem>(
         return;
     }
     let residual = epilogue.residual.map(|(x, ld)| Mat::new(x, m, n, ld));
-    let output = Output { data: c.data.as_mut_ptr(), ld: c.ld };
+    let output = Output { data: c.data.as_mut_ptr(), ld: c.ld, marker: PhantomData };
     Blocks::new(m, n, max, unit).for_each(m * n * depth, |rows, cols| {
-        let ends = Ends { output: &output, epilogue, residual };
+        let ends = Ends { output, epilogue, residual };
         with_scratch(|scratch| task(ends, rows, cols, scratch));
     });
 }

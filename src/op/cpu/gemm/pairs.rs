@@ -80,11 +80,12 @@ impl<C: Elem, E: Elem> Kernel for Block<'_, C, E> {
             };
             for j in (0..cols.len()).step_by(COLUMNS) {
                 let part = cols.start + j..(cols.start + j + COLUMNS).min(cols.end);
+                let right = Right { b, turned: product == Product::Nt, cols: &part, terms: &terms };
                 let sums = &mut sums[j..];
                 match part.len().div_ceil(LANES) {
-                    1 => add_panel::<S, 1>(s, product, &left, b, &part, &terms, panel, sums, width),
-                    2 => add_panel::<S, 2>(s, product, &left, b, &part, &terms, panel, sums, width),
-                    _ => add_panel::<S, 3>(s, product, &left, b, &part, &terms, panel, sums, width),
+                    1 => add_panel::<S, 1>(s, &left, right, panel, sums, width),
+                    2 => add_panel::<S, 2>(s, &left, right, panel, sums, width),
+                    _ => add_panel::<S, 3>(s, &left, right, panel, sums, width),
                 }
             }
         }
@@ -201,24 +202,32 @@ fn copy_zipped<S: Simd, const V: usize>(
     }
 }
 
+/// A panel of B: some terms of some columns.
+#[derive(Clone, Copy)]
+struct Right<'a> {
+    b: Mat<'a, bf16>,
+    /// True if the columns are rows of `b`.
+    turned: bool,
+    cols: &'a Range<usize>,
+    terms: &'a Range<usize>,
+}
+
 /// Copies a panel of B, `V` vectors of columns, and adds its products with all rows of A to `sums`,
 /// whose rows are `width` long.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn add_panel<S: Simd, const V: usize>(
     s: S,
-    product: Product,
     left: &Left,
-    b: Mat<bf16>,
-    cols: &Range<usize>,
-    terms: &Range<usize>,
+    right: Right,
     panel: &mut [f32],
     sums: &mut [f32],
     width: usize,
 ) {
-    match product {
-        Product::Nt => copy_turned::<S, V>(s, b, cols, terms, panel),
-        _ => copy_zipped::<S, V>(s, b, cols, terms, panel),
+    let Right { b, turned, cols, terms } = right;
+    if turned {
+        copy_turned::<S, V>(s, b, cols, terms, panel);
+    } else {
+        copy_zipped::<S, V>(s, b, cols, terms, panel);
     }
     for i in (0..left.len).step_by(left.tall.max(1)) {
         let sums = &mut sums[i * width..];
