@@ -2,20 +2,22 @@
 //! hands it on under its own name.
 
 use crate::base::DType;
+use crate::device::cuda::constants::activation::{GELU_ERF, GELU_TANH, RELU, SILU};
 use crate::tensor::Desc;
 use std::sync::Arc;
 
-/// An activation.
+/// An activation, numbered as in its kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Kind {
     /// max(x, 0).
-    Relu,
+    Relu = RELU,
     /// GELU with the tanh approximation ("gelu_new", "gelu_pytorch_tanh").
-    GeluTanh,
+    GeluTanh = GELU_TANH,
     /// Exact GELU, x Phi(x).
-    GeluErf,
+    GeluErf = GELU_ERF,
     /// x sigmoid(x), also called swish.
-    Silu,
+    Silu = SILU,
 }
 
 /// A norm; `mean` selects LayerNorm, otherwise RMSNorm.
