@@ -95,7 +95,7 @@ pub use list::{ALGORITHMS, DEEPSPEED_CHAT, lower_is_better, meant, named, names,
 pub use metric::{Better, Metric, Metrics, OF_ALL};
 pub use objective::Objective;
 pub use offline::{OfflineTrainer, Outcome, StepConfig};
-pub use optimizer::{OptimizerSection, Scheduler, UpdateSection};
+pub use optimizer::{OptimizerSection, UpdateSection};
 pub use ppo::{
     Decode, Experience, KlControl, KlController, PpoConfig, PpoEngines, PpoSection, PpoStats,
     PpoTrainer, Retokenise, RewardScaling, RewardSource, Rollout,

@@ -9,6 +9,7 @@ use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::device::cuda::constants::act::FLAG_GATED;
 use crate::device::cuda::params::ActParams;
+use crate::op::attr::kernel_number;
 pub use crate::op::attr::Kind;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::act as kernel;
@@ -121,7 +122,7 @@ impl Act {
             out,
             rows: rows as u32,
             width: width as u32,
-            kind: self.kind as u32,
+            kind: kernel_number(self.kind),
             flags: flags
                 | aligned(&[x.ptr, dy, out], &[width], n)
                 | if self.gated { FLAG_GATED } else { 0 },

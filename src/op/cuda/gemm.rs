@@ -9,6 +9,7 @@ use crate::device::cuda::constants::kernel::WARP;
 use crate::device::cuda::constants::linear;
 use crate::device::cuda::params::GemmParams;
 use crate::op::act::Kind;
+use crate::op::attr::kernel_number;
 
 /// The layouts of a product's two operands, all row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +156,7 @@ pub unsafe fn gemm(
         c_stride: out.columns.stride as u64,
         scale: out.scale,
         accumulate: u32::from(out.accumulate),
-        activation: out.activation.map_or(0, |kind| kind as u32),
+        activation: out.activation.map_or(0, kernel_number),
         pad: 0,
     };
     let whole = |x: Columns| x.width.is_multiple_of(8);
