@@ -159,7 +159,10 @@ fn flags_of_deepspeed_chat_set_what_they_mean() {
     );
     assert_eq!(c.actor_model.as_deref(), Some("facebook/opt-1.3b"));
     assert_eq!(c.reward_model.as_deref(), Some("facebook/opt-350m"));
-    assert_eq!((c.zero_stage, c.critic_zero_stage), [Zero::Gradients, Zero::Weights].map(ZeroStage::At).into());
+    assert_eq!(
+        (c.zero_stage, c.critic_zero_stage),
+        [Zero::Gradients, Zero::Weights].map(ZeroStage::At).into()
+    );
     assert!(said.is_empty());
 }
 

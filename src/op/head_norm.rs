@@ -7,7 +7,9 @@
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
-use crate::device::cuda::constants::head_norm::{HEAD_NORM_CHUNK, HEAD_NORM_THREADS, HEAD_NORM_WEIGHT_THREADS};
+use crate::device::cuda::constants::head_norm::{
+    HEAD_NORM_CHUNK, HEAD_NORM_THREADS, HEAD_NORM_WEIGHT_THREADS,
+};
 use crate::device::cuda::constants::kernel::WARP;
 use crate::device::cuda::params::{HeadNormParams, HeadNormWeightParams};
 use crate::op::conformance::{Case, Input};
@@ -191,7 +193,15 @@ impl HeadNorm {
         };
         let rows = tokens * (self.heads + 2 * self.kv_heads);
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
-        unsafe { stream.launch(kernel, [rows.div_ceil(HEAD_NORM_THREADS / WARP) as u32, 1, 1], THREADS, 0, &params) }
+        unsafe {
+            stream.launch(
+                kernel,
+                [rows.div_ceil(HEAD_NORM_THREADS / WARP) as u32, 1, 1],
+                THREADS,
+                0,
+                &params,
+            )
+        }
     }
 
     /// The gradient of the weight that `heads` share: sums over chunks of tokens, then their sum in

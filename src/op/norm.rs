@@ -9,7 +9,9 @@ use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::device::cuda::constants::kernel::WARP;
-use crate::device::cuda::constants::norm::{ADD, MEAN, NORM_THREADS, NORM_WIDE_THREADS, UNIT_OFFSET};
+use crate::device::cuda::constants::norm::{
+    ADD, MEAN, NORM_THREADS, NORM_WIDE_THREADS, UNIT_OFFSET,
+};
 use crate::device::cuda::params::{NormParams, NormWeightParams};
 pub use crate::op::attr::Norm;
 use crate::op::conformance::{Case, Input};
@@ -182,7 +184,15 @@ unsafe fn launch_rows(
     let rows = x.rows();
     if x.last() <= 1024 {
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
-        unsafe { stream.launch(narrow, [rows.div_ceil(NORM_THREADS / WARP) as u32, 1, 1], NORM_THREADS as u32, 0, params) }
+        unsafe {
+            stream.launch(
+                narrow,
+                [rows.div_ceil(NORM_THREADS / WARP) as u32, 1, 1],
+                NORM_THREADS as u32,
+                0,
+                params,
+            )
+        }
     } else {
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
         unsafe { stream.launch(wide, [rows as u32, 1, 1], NORM_WIDE_THREADS as u32, 0, params) }

@@ -156,7 +156,15 @@ impl Rope {
         params.inv_freq[..half].copy_from_slice(&self.inv_freq);
         let kernel = by_dtype(x.desc.dtype, "rope_f32", "rope_bf16");
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
-        unsafe { stream.launch(kernel, [at.desc.shape.numel() as u32, 1, 1], ROPE_THREADS as u32, 0, &params) }
+        unsafe {
+            stream.launch(
+                kernel,
+                [at.desc.shape.numel() as u32, 1, 1],
+                ROPE_THREADS as u32,
+                0,
+                &params,
+            )
+        }
     }
 }
 

@@ -73,7 +73,9 @@ impl Op for Softcap {
         let params = SoftcapParams { logits: logits.ptr, n, cap: self.cap, padding: 0 };
         let blocks = n.div_ceil(SOFTCAP_THREADS as u64) as u32;
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { io.stream.launch("softcap_f32", [blocks, 1, 1], SOFTCAP_THREADS as u32, 0, &params) }
+        unsafe {
+            io.stream.launch("softcap_f32", [blocks, 1, 1], SOFTCAP_THREADS as u32, 0, &params)
+        }
     }
 }
 

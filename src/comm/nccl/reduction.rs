@@ -146,7 +146,11 @@ impl Group {
             ranks: self.size() as u32,
             rank: own.0 as u32,
             max: u32::from(by == Reduce::Max),
-            flags: if addresses.iter().all(|a| a.is_multiple_of(VECTOR)) { FLAG_ALIGNED } else { 0 },
+            flags: if addresses.iter().all(|a| a.is_multiple_of(VECTOR)) {
+                FLAG_ALIGNED
+            } else {
+                0
+            },
         };
         let blocks = to.bytes.div_ceil(VECTOR * THREADS) as u32;
         // SAFETY: the caller vouches for the three addresses and their lengths, from which `n`,

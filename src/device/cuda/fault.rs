@@ -1,9 +1,7 @@
 //! Errors of invalid values that only the device can see; kernels report them with the codes of
 //! `cuda/lib/fault.cuh`.
 
-use super::constants::fault::{
-    FAULT_LENGTHS, FAULT_LOGITS, FAULT_PAGE, FAULT_ROW, FAULT_TOKEN,
-};
+use super::constants::fault::{FAULT_LENGTHS, FAULT_LOGITS, FAULT_PAGE, FAULT_ROW, FAULT_TOKEN};
 use crate::base::Error;
 
 /// The error of a fault word that is not 0.

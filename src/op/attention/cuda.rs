@@ -250,7 +250,15 @@ pub(super) unsafe fn backward(op: &Attention, io: &CudaBackward<'_>) -> Result<(
     let rows = (qkv.rows() * op.heads) as u32;
     let delta = format!("attention_delta_{}", name(dtype));
     // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-    unsafe { io.stream.launch(&delta, [rows.div_ceil(THREADS / WARP as u32), 1, 1], THREADS, 0, &params)? };
+    unsafe {
+        io.stream.launch(
+            &delta,
+            [rows.div_ceil(THREADS / WARP as u32), 1, 1],
+            THREADS,
+            0,
+            &params,
+        )?
+    };
     let (keys, queries) = (shape.keys(dtype), shape.queries(dtype));
     if dtype == DType::Bf16 {
         let slices = (shape.width / shape.columns) as u32;

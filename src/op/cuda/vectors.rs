@@ -2,8 +2,8 @@
 //! `cuda/lib/vector.cuh`. The kernels belong to the operators.
 
 use crate::base::{DType, Error, Result};
-use crate::device::cuda::constants::vector::{VEC_BYTES, VEC_THREADS};
 pub use crate::device::cuda::constants::vector::{FLAG_ADD as ADD, FLAG_ALIGNED as ALIGNED};
+use crate::device::cuda::constants::vector::{VEC_BYTES, VEC_THREADS};
 
 /// Threads of a block.
 pub const THREADS: u32 = VEC_THREADS as u32;
@@ -16,7 +16,8 @@ pub fn vec_len(dtype: DType) -> usize {
 /// `ALIGNED` if vectors of `n` elements can be read and written at once: arrays begin at multiples
 /// of 16 bytes, and their rows and what else kernels step over, `steps`, are whole vectors.
 pub fn aligned(arrays: &[u64], steps: &[usize], n: usize) -> u32 {
-    let fits = arrays.iter().all(|p| p.is_multiple_of(VEC_BYTES as u64)) && steps.iter().all(|s| s % n == 0);
+    let fits = arrays.iter().all(|p| p.is_multiple_of(VEC_BYTES as u64))
+        && steps.iter().all(|s| s % n == 0);
     if fits { ALIGNED } else { 0 }
 }
 

@@ -193,7 +193,8 @@ impl<C: Elem> Output<C> {
     #[inline(always)]
     #[allow(clippy::mut_from_ref)]
     unsafe fn row(&self, i: usize, cols: &Range<usize>) -> &mut [C] {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller gives columns of a row of the matrix, which `data` and `ld` are of and
+        // which is borrowed while this exists; nobody else holds them.
         unsafe {
             std::slice::from_raw_parts_mut(self.data.add(i * self.ld + cols.start), cols.len())
         }
