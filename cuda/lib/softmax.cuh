@@ -4,8 +4,8 @@
 #include "lib/reduce.cuh"
 #include "lib/reduce64.cuh"
 
-// Threads of a block that works on one row, and of one that works on a row of a small vocabulary
-// (at most SMALL_VOCAB): the vocabulary alone decides. Thread t has the elements t, t + THREADS, ...
+// Threads of a block that works on one row, and of one that works on a row of a small vocabulary,
+// at most SMALL_VOCAB: the vocabulary alone decides. Thread t has elements t, t + THREADS, ...
 constexpr int ROW_THREADS = 512;
 constexpr int SMALL_ROW_THREADS = 64;
 constexpr int SMALL_VOCAB = 1024;

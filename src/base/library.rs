@@ -1,9 +1,9 @@
 //! Tables of the functions of libraries that are opened at run time.
 
-/// Makes `Api`, a table of a library's functions, and `Api::find`, which fills it. Each line: field,
-/// function, arguments, and what is returned if it is no `Code`, a number that the calling module
-/// declares. The types are checked against the declarations in `sys`, a module that is made from
-/// the library's header, in which such a number is an enumeration.
+/// Makes `Api`, a table of a library's functions, and `Api::find`, which fills it. Each line:
+/// field, function, arguments, and what is returned if it is no `Code`, a number that the calling
+/// module declares. The types are checked against the declarations in `sys`, a module that is made
+/// from the library's header, in which such a number is an enumeration.
 ///
 /// With `emulated "PREFIX";` first, `Api::emulated` is the table of the functions that the emulator
 /// exports by the same names behind the prefix.

@@ -444,8 +444,9 @@ impl Meeting {
 unsafe fn take_part(calls: &[Call], rank: usize) -> Result<()> {
     let size = calls.len();
     // SAFETY: by the contract of this function the ranges are memory of the host that stays
-    // allocated until this returns. They have the lengths used here, on which the ranks have agreed (`Call::terms`). Each rank writes its own memory, or its share of
-    // everybody's; nobody reads what another writes.
+    // allocated until this returns. They have the lengths used here, on which the ranks have agreed
+    // (`Call::terms`). Each rank writes its own memory, or its share of everybody's; nobody reads
+    // what another writes.
     unsafe {
         match calls[rank] {
             Call::Barrier => Ok(()),

@@ -310,7 +310,8 @@ impl<'b> Region<'b> {
         }
         assert!(!self.ptr.is_null(), "bytes of memory that is not there");
         // SAFETY: the owner, borrowed for `'b`, keeps these bytes allocated and has initialised
-        // them. By the contract of this function nothing else touches them while the result is used.
+        // them. By the contract of this function nothing else touches them while the result is
+        // used.
         unsafe { std::slice::from_raw_parts_mut(self.ptr, self.bytes) }
     }
 

@@ -94,8 +94,8 @@ impl Planned {
 /// One run of a program: forward, and backward if wanted.
 ///
 /// Programs get it by reference, and nothing outside this module makes or takes one. So nobody can
-/// leak it: when [`Workspace::run`] or [`Workspace::capture`] returns or unwinds, it is dropped, and
-/// waits for what still runs on the memory that it borrows (`shared.rs`).
+/// leak it: when [`Workspace::run`] or [`Workspace::capture`] returns or unwinds, it is dropped,
+/// and waits for what still runs on the memory that it borrows (`shared.rs`).
 pub struct Tape<'a> {
     device: Device,
     planning: bool,

@@ -26,8 +26,8 @@ pub(super) trait Work: Send {
 
 impl Work for super::requests::Requests {
     unsafe fn step(&mut self) -> Result<bool> {
-        // SAFETY: `over` has the contract of `Work::step`: no other thread uses MPI, and the memory of
-        // the requests is there.
+        // SAFETY: `over` has the contract of `Work::step`: no other thread uses MPI, and the memory
+        // of the requests is there.
         unsafe { self.over() }
     }
 }

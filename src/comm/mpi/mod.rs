@@ -117,8 +117,8 @@ impl Group {
         let block = |r: usize| to.slice(r * from.bytes, from.bytes);
         let blocks: Vec<Span> = (0..self.size()).map(block).collect();
         let who = (self.rank, tag(number));
-        // SAFETY: by the contract of this function the caller leaves both alone until the requests are
-        // over, and no other thread uses MPI. A block is as long as `from`.
+        // SAFETY: by the contract of this function the caller leaves both alone until the requests
+        // are over, and no other thread uses MPI. A block is as long as `from`.
         unsafe {
             copy(from, blocks[self.rank]);
             requests.all_gather(&self.lane, from, &blocks, who)

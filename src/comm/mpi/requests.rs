@@ -95,8 +95,8 @@ impl Requests {
     /// For this and those below: no other thread uses MPI meanwhile, and the memory is alive and
     /// left alone until the requests are over.
     pub(super) unsafe fn barrier(&mut self, lane: &Lane) -> Result<()> {
-        // SAFETY: a live communicator, and a local for the request. By the contract of this function
-        // no other thread uses MPI.
+        // SAFETY: a live communicator, and a local for the request. By the contract of this
+        // function no other thread uses MPI.
         let (code, request) = unsafe {
             let mut request = ffi::RSMPI_REQUEST_NULL;
             (ffi::MPI_Ibarrier(lane.comm, &mut request), request)
@@ -106,9 +106,9 @@ impl Requests {
 
     pub(super) unsafe fn broadcast(&mut self, lane: &Lane, data: Span, root: usize) -> Result<()> {
         for piece in lane.pieces(data) {
-            // SAFETY: a live communicator, and a local for the request. By the contract of `barrier`,
-            // which is this one's too, no other thread uses MPI, and the piece is left alone until
-            // the request is over.
+            // SAFETY: a live communicator, and a local for the request. By the contract of
+            // `barrier`, which is this one's too, no other thread uses MPI, and the piece is left
+            // alone until the request is over.
             let (code, request) = unsafe {
                 let mut request = ffi::RSMPI_REQUEST_NULL;
                 let (ptr, n, root) = (piece.ptr.cast(), piece.bytes as c_int, root as c_int);
@@ -131,8 +131,8 @@ impl Requests {
         (rank, tag): (usize, c_int),
     ) -> Result<()> {
         for other in others(rank, blocks.len()) {
-            // SAFETY: the contract of `send` and `receive` is that of this function, for `own` and for
-            // each of the `blocks`.
+            // SAFETY: the contract of `send` and `receive` is that of this function, for `own` and
+            // for each of the `blocks`.
             unsafe {
                 self.receive(lane, blocks[other], other, tag)?;
                 self.send(lane, own, other, tag)?;
@@ -169,7 +169,8 @@ impl Requests {
         tag: c_int,
     ) -> Result<()> {
         for piece in lane.pieces(data) {
-            // SAFETY: as in `broadcast`; nobody but MPI touches the piece until the request is over.
+            // SAFETY: as in `broadcast`; nobody but MPI touches the piece until the request is
+            // over.
             let (code, request) = unsafe {
                 let mut request = ffi::RSMPI_REQUEST_NULL;
                 let (ptr, n, from) = (piece.ptr.cast(), piece.bytes as c_int, from as c_int);

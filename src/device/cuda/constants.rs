@@ -1,6 +1,6 @@
-//! Constants of the kernels, as `cuda/` declares them: tiles, sizes of blocks, limits, flags, numbers
-//! of kinds. The build script makes them from the declarations there (`build/constants.rs`), a
-//! module per file, so that both sides agree.
+//! Constants of the kernels, as `cuda/` declares them: tiles, sizes of blocks, limits, flags,
+//! numbers of kinds. The build script makes them from the declarations there
+//! (`build/constants.rs`), a module per file, so that both sides agree.
 
 // Casts of values to the type they already have, which are simpler to make than to avoid.
 #![allow(clippy::unnecessary_cast, unused_parens)]

@@ -45,7 +45,8 @@ impl Model {
 impl Tiles for Model {
     unsafe fn load<const T: usize>(&mut self, p: *const u8, stride: usize) {
         for (i, row) in self.0[T].iter_mut().enumerate() {
-            // SAFETY: by the contract of `Tiles::load`, 16 rows of 64 bytes are readable, `stride` apart.
+            // SAFETY: by the contract of `Tiles::load`, 16 rows of 64 bytes are readable, `stride`
+            // apart.
             *row = unsafe { p.add(i * stride).cast::<[u32; ROWS]>().read_unaligned() };
         }
     }
@@ -168,8 +169,8 @@ mod linux {
     impl Tiles for Amx {
         #[inline(always)]
         unsafe fn load<const T: usize>(&mut self, p: *const u8, stride: usize) {
-            // SAFETY: reads 16 rows of 64 bytes, `stride` apart, which the contract of `Tiles::load`
-            // has readable, into a register that the value proves to be there.
+            // SAFETY: reads 16 rows of 64 bytes, `stride` apart, which the contract of
+            // `Tiles::load` has readable, into a register that the value proves to be there.
             unsafe {
                 asm!(
                     "tileloadd tmm{t}, [{p} + {stride}*1]",
