@@ -4,5 +4,7 @@
 
 // Casts of values to the type they already have, which are simpler to make than to avoid.
 #![allow(clippy::unnecessary_cast, unused_parens)]
+// C spells constants out that Rust has by name.
+#![allow(clippy::approx_constant, clippy::excessive_precision)]
 
 include!(concat!(env!("OUT_DIR"), "/constants.rs"));
