@@ -8,6 +8,8 @@
 
 #[path = "build/compile.rs"]
 mod compile;
+#[path = "build/constants.rs"]
+mod constants;
 #[path = "build/cuda.rs"]
 mod cuda;
 #[path = "build/emulator.rs"]
@@ -17,7 +19,7 @@ mod params;
 #[path = "build/resources.rs"]
 mod resources;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Text for the user where something went wrong; it may have many lines.
 type Result<T> = std::result::Result<T, String>;
@@ -52,7 +54,7 @@ fn main() {
 fn run(notes: &mut Vec<String>) -> Result<()> {
     let out = env("OUT_DIR").ok_or("OUT_DIR is not set: this is run by cargo")?;
     let out = Path::new(&out);
-    params::write(out)?;
+    params::write(out, &constants::write(out)?)?;
     match (env("CARGO_FEATURE_EMULATOR"), env("DUPLEX_SANITIZE")) {
         (Some(_), sanitize) => emulator::build(out, sanitize.as_deref(), notes)?,
         (None, Some(_)) => return Err("DUPLEX_SANITIZE needs --features emulator".into()),
@@ -63,6 +65,24 @@ fn run(notes: &mut Vec<String>) -> Result<()> {
         None => Vec::new(),
     };
     write(&out.join("fatbins.rs"), &cuda::list(&fatbins))
+}
+
+/// Directories of kernels and their headers; names of structs must differ between them.
+const KERNELS: [&str; 4] = ["cuda/lib", "cuda/op", "cuda/ptx", "cuda/tile"];
+
+/// The text of every kernel and header, by path.
+fn sources() -> Result<Vec<(PathBuf, String)>> {
+    let mut found = vec![];
+    for dir in KERNELS {
+        let entries = std::fs::read_dir(dir).map_err(|e| format!("{dir}: {e}"))?;
+        found.extend(entries.filter_map(|e| e.ok().map(|e| e.path())));
+    }
+    found.sort();
+    let read = |path: PathBuf| match std::fs::read_to_string(&path) {
+        Ok(text) => Ok((path, text)),
+        Err(e) => Err(format!("{}: {e}", path.display())),
+    };
+    found.into_iter().map(read).collect()
 }
 
 /// A variable that is set and not empty.

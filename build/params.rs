@@ -2,37 +2,22 @@
 //! declarations in `cuda/` are the only ones, so that no field can have another place or type on
 //! the two sides.
 
-use crate::Result;
+use crate::constants::Constants;
+use crate::{Result, sources};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Ends the names of structs that kernels take.
 const PARAMS: &str = "Params";
 
-/// Sources of structs; their names must differ.
-const DIRS: [&str; 4] = ["cuda/lib", "cuda/op", "cuda/ptx", "cuda/tile"];
-
-/// Reads the declarations, and writes them in Rust.
-pub(crate) fn write(out: &Path) -> Result<()> {
+/// Reads the declarations, and writes them in Rust. Lengths of arrays are numbers or `constants`.
+pub(crate) fn write(out: &Path, constants: &Constants) -> Result<()> {
     let mut all = Declared::default();
-    for path in sources()? {
-        let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    for (path, text) in sources()? {
         all.read(&path, &text)?;
     }
-    let path = out.join("params.rs");
-    fs::write(&path, all.rust()?).map_err(|e| format!("{}: {e}", path.display()))
-}
-
-fn sources() -> Result<Vec<PathBuf>> {
-    let mut found = vec![];
-    for dir in DIRS {
-        let entries = fs::read_dir(dir).map_err(|e| format!("{dir}: {e}"))?;
-        found.extend(entries.filter_map(|e| e.ok().map(|e| e.path())));
-    }
-    found.sort();
-    Ok(found)
+    crate::write(&out.join("params.rs"), &all.rust(constants)?)
 }
 
 /// A struct: where it is, and the lines between its braces without comments.
@@ -44,8 +29,6 @@ struct Struct {
 #[derive(Default)]
 struct Declared {
     structs: BTreeMap<String, Struct>,
-    /// Whole numbers, as text that is the same in both languages.
-    constants: BTreeMap<String, String>,
 }
 
 impl Declared {
@@ -54,9 +37,6 @@ impl Declared {
         let mut lines = text.lines().enumerate();
         while let Some((i, line)) = lines.next() {
             let line = code(line);
-            if let Some((name, value)) = constant(&line) {
-                self.constants.insert(name.into(), value.into());
-            }
             let Some(name) = line.strip_prefix("struct ").and_then(|l| l.strip_suffix(" {")) else {
                 continue;
             };
@@ -74,7 +54,7 @@ impl Declared {
     }
 
     /// All parameter structs, and what they are made of.
-    fn rust(&self) -> Result<String> {
+    fn rust(&self, constants: &Constants) -> Result<String> {
         let names = self.structs.keys().filter(|name| name.ends_with(PARAMS));
         let mut wanted: Vec<String> = names.cloned().collect();
         let (mut structs, mut lengths) = (BTreeMap::new(), BTreeSet::new());
@@ -124,18 +104,11 @@ impl Declared {
         }
         let mut out = String::new();
         for name in lengths {
-            let value = self.constants.get(&name).ok_or(format!("{name} is no constant"))?;
-            writeln!(out, "pub const {name}: usize = {value};").expect("text");
+            let path = constants.path(&name).ok_or(format!("{name} is not one constant"))?;
+            writeln!(out, "pub use super::constants::{path};").expect("text");
         }
         Ok(out + &structs.into_values().collect::<String>())
     }
-}
-
-/// Name and value of `constexpr TYPE NAME = VALUE;` where the value is a plain number.
-fn constant(line: &str) -> Option<(&str, &str)> {
-    let (left, value) = line.strip_prefix("constexpr ")?.strip_suffix(';')?.split_once(" = ")?;
-    let name = left.split_whitespace().last()?;
-    is_number(value).then_some((name, value))
 }
 
 fn is_number(text: &str) -> bool {

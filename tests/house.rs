@@ -329,3 +329,19 @@ fn a_configuration_goes_down_its_way() {
         assert!(reached, "no file above {file:?} on the page names it");
     }
 }
+
+/// Every kernel is launched: its name stands in the sources, or is made there from parts.
+#[test]
+fn every_kernel_is_launched_by_its_name() {
+    let made = ["gemm_", "attention_", "cached_attention_"];
+    let mut files = vec![];
+    sources(Path::new("src"), &mut files);
+    let code: String = files.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let table = fs::read_to_string("cuda/resources.tsv").unwrap();
+    let names = table.lines().skip(1).filter_map(|line| line.split('\t').next());
+    let unknown: Vec<&str> = names
+        .filter(|name| !made.iter().any(|start| name.starts_with(start)))
+        .filter(|name| !code.contains(&format!("\"{name}\"")))
+        .collect();
+    assert_eq!(unknown, Vec::<&str>::new(), "kernels that nothing launches");
+}

@@ -1,4 +1,4 @@
-// Activation functions of the MLP, by their numbers in src/op/act.rs.
+// Activation functions of the MLP by number.
 #pragma once
 #include "lib/kernel.cuh"
 

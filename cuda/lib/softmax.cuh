@@ -4,10 +4,11 @@
 #include "lib/reduce.cuh"
 #include "lib/reduce64.cuh"
 
-// Threads of a block that works on one row, and of one that works on a row of a small vocabulary
-// (at most 1024): the vocabulary alone decides. Thread t has the elements t, t + THREADS, ...
+// Threads of a block that works on one row, and of one that works on a row of a small vocabulary,
+// at most SMALL_VOCAB: the vocabulary alone decides. Thread t has elements t, t + THREADS, ...
 constexpr int ROW_THREADS = 512;
 constexpr int SMALL_ROW_THREADS = 64;
+constexpr int SMALL_VOCAB = 1024;
 // Elements of a thread after which its running f32 sums are added to f64 totals.
 constexpr int ROW_STRETCH = 16;
 // Below this an exponential counts as 0: it would leave the normal f32 range.

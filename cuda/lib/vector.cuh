@@ -8,9 +8,13 @@ constexpr uint32_t FLAG_ALIGNED = 1;  // every vector begins at a multiple of it
 constexpr uint32_t FLAG_ADD = 2;      // add to the output instead of setting it
 constexpr uint32_t FLAG_OWN = 4;
 
-// Elements of T in 16 bytes.
+// Threads of a block whose threads take a vector each.
+constexpr int VEC_THREADS = 256;
+// Bytes of a vector that is moved at once.
+constexpr int VEC_BYTES = 16;
+// Elements of T in as many.
 template <class T>
-constexpr int VEC = 16 / static_cast<int>(sizeof(T));
+constexpr int VEC = VEC_BYTES / static_cast<int>(sizeof(T));
 
 DEV void unpack(const uint32_t* w, float* v, int n, float) {
 #pragma unroll

@@ -50,7 +50,7 @@ DEV void act_backward(const ActParams& p) {
   if (gated) put_vec<T>(p.out, from + p.width, at.n, p.flags, dup);
 }
 
-KERNEL(act_forward_f32, ActParams, 256) { act_forward<float>(p); }
-KERNEL(act_forward_bf16, ActParams, 256) { act_forward<bf16>(p); }
-KERNEL(act_backward_f32, ActParams, 256) { act_backward<float>(p); }
-KERNEL(act_backward_bf16, ActParams, 256) { act_backward<bf16>(p); }
+KERNEL(act_forward_f32, ActParams, VEC_THREADS) { act_forward<float>(p); }
+KERNEL(act_forward_bf16, ActParams, VEC_THREADS) { act_forward<bf16>(p); }
+KERNEL(act_backward_f32, ActParams, VEC_THREADS) { act_backward<float>(p); }
+KERNEL(act_backward_bf16, ActParams, VEC_THREADS) { act_backward<bf16>(p); }

@@ -65,5 +65,5 @@ DEV void adamw(const AdamWParams& p) {
   }
 }
 
-KERNEL(adamw_f32, AdamWParams, 256) { adamw<float>(p); }
-KERNEL(adamw_bf16, AdamWParams, 256) { adamw<bf16>(p); }
+KERNEL(adamw_f32, AdamWParams, VEC_THREADS) { adamw<float>(p); }
+KERNEL(adamw_bf16, AdamWParams, VEC_THREADS) { adamw<bf16>(p); }

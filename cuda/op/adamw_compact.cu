@@ -112,5 +112,5 @@ DEV void adamw_compact(const AdamWCompactParams& p) {
   if (i % COMPACT_BLOCK == 0) p.scales[block] = float2{m_largest, v_largest};
 }
 
-KERNEL(adamw_compact_f32, AdamWCompactParams, 256) { adamw_compact<float>(p); }
-KERNEL(adamw_compact_bf16, AdamWCompactParams, 256) { adamw_compact<bf16>(p); }
+KERNEL(adamw_compact_f32, AdamWCompactParams, VEC_THREADS) { adamw_compact<float>(p); }
+KERNEL(adamw_compact_bf16, AdamWCompactParams, VEC_THREADS) { adamw_compact<bf16>(p); }

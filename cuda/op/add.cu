@@ -26,5 +26,5 @@ DEV void add(const AddParams& p) {
   store_vec<T>(p.y, i, n, aligned, a);
 }
 
-KERNEL(add_f32, AddParams, 256) { add<float>(p); }
-KERNEL(add_bf16, AddParams, 256) { add<bf16>(p); }
+KERNEL(add_f32, AddParams, VEC_THREADS) { add<float>(p); }
+KERNEL(add_bf16, AddParams, VEC_THREADS) { add<bf16>(p); }

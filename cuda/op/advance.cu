@@ -13,8 +13,9 @@ struct AdvanceParams {
   uint32_t eos_count, zero;
 };
 enum { TOKEN, POSITION, DRAW, FORBID_EOS, LEFT, BEFORE_EOS, MADE };
+constexpr int ADVANCE_THREADS = 128;
 
-KERNEL(advance, AdvanceParams, 128) {
+KERNEL(advance, AdvanceParams, ADVANCE_THREADS) {
   const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= p.b) return;
   int32_t* state = p.state + i;

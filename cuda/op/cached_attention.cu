@@ -11,22 +11,20 @@ KERNEL(cached_attention_append_bf16, AttendParams, ATTEND_THREADS) { attend_appe
   KERNEL(cached_attention_forward_f32_d##D, AttendParams, ATTEND_THREADS) { \
     attend_forward_f32<D, PagedKeys>(p);                                    \
   }
-F32(32)
-F32(64)
-F32(96)
-F32(128)
-F32(256)
-
 // For many rows per sequence in tiles of ROWS, and for few.
 #define BF16(D, ROWS)                                                     \
   KERNEL(cached_attention_many_bf16_d##D, AttendParams, ATTEND_THREADS) { \
     attend_forward_bf16<D, ROWS, PagedKeys>(p);                           \
   }                                                                       \
   KERNEL(cached_attention_few_bf16_d##D, AttendParams, ATTEND_THREADS) {  \
-    attend_forward_bf16<D, 16, PagedKeys>(p);                             \
+    attend_forward_bf16<D, FEW_ROWS, PagedKeys>(p);                             \
   }
-BF16(32, 64)
-BF16(64, 64)
-BF16(96, 64)
-BF16(128, 64)
-BF16(256, 32)
+#define EXPANDED(D, ROWS, ...) F32(D) BF16(D, ROWS)
+// The macro of a tile becomes its numbers before they are told apart.
+#define KERNELS(tile) EXPANDED(tile)
+
+KERNELS(ATTEND_D32)
+KERNELS(ATTEND_D64)
+KERNELS(ATTEND_D96)
+KERNELS(ATTEND_D128)
+KERNELS(ATTEND_D256)

@@ -24,5 +24,5 @@ DEV void ema(const EmaParams& p) {
   store_vec<float>(p.ema, i, n, aligned, e);
 }
 
-KERNEL(ema_f32, EmaParams, 256) { ema<float>(p); }
-KERNEL(ema_bf16, EmaParams, 256) { ema<bf16>(p); }
+KERNEL(ema_f32, EmaParams, VEC_THREADS) { ema<float>(p); }
+KERNEL(ema_bf16, EmaParams, VEC_THREADS) { ema<bf16>(p); }

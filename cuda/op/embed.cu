@@ -50,7 +50,7 @@ DEV void embed(const EmbedParams& p) {
   store_vec<TX>(p.x, static_cast<size_t>(at.row) * p.hidden + at.column, at.n, aligned, v);
 }
 
-KERNEL(embed_f32, EmbedParams, 256) { embed<float, float, false>(p); }
-KERNEL(embed_bf16, EmbedParams, 256) { embed<bf16, bf16, false>(p); }
-KERNEL(embed_part_f32, EmbedParams, 256) { embed<float, float, true>(p); }
-KERNEL(embed_part_bf16, EmbedParams, 256) { embed<bf16, float, true>(p); }
+KERNEL(embed_f32, EmbedParams, VEC_THREADS) { embed<float, float, false>(p); }
+KERNEL(embed_bf16, EmbedParams, VEC_THREADS) { embed<bf16, bf16, false>(p); }
+KERNEL(embed_part_f32, EmbedParams, VEC_THREADS) { embed<float, float, true>(p); }
+KERNEL(embed_part_bf16, EmbedParams, VEC_THREADS) { embed<bf16, float, true>(p); }

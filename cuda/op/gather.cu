@@ -28,5 +28,5 @@ DEV void gather(const GatherParams& p) {
   store_vec<T>(p.y, static_cast<size_t>(at.row) * p.width + at.column, at.n, aligned, v);
 }
 
-KERNEL(gather_f32, GatherParams, 256) { gather<float>(p); }
-KERNEL(gather_bf16, GatherParams, 256) { gather<bf16>(p); }
+KERNEL(gather_f32, GatherParams, VEC_THREADS) { gather<float>(p); }
+KERNEL(gather_bf16, GatherParams, VEC_THREADS) { gather<bf16>(p); }

@@ -2,6 +2,9 @@
 #include "lib/reduce.cuh"
 #include "lib/vector.cuh"
 
+// Threads of a block, which has a head for each warp.
+constexpr int HEAD_NORM_THREADS = 128;
+
 struct HeadNormParams {
   const void* x;         // [tokens, (heads + 2 kv_heads) head_dim]
   const void* q_weight;  // [head_dim]
@@ -91,13 +94,14 @@ DEV void head_norm_backward(const HeadNormParams& p) {
   }
 }
 
-KERNEL(head_norm_forward_f32, HeadNormParams, 128) { head_norm_forward<float>(p); }
-KERNEL(head_norm_forward_bf16, HeadNormParams, 128) { head_norm_forward<bf16>(p); }
-KERNEL(head_norm_backward_f32, HeadNormParams, 128) { head_norm_backward<float>(p); }
-KERNEL(head_norm_backward_bf16, HeadNormParams, 128) { head_norm_backward<bf16>(p); }
+KERNEL(head_norm_forward_f32, HeadNormParams, HEAD_NORM_THREADS) { head_norm_forward<float>(p); }
+KERNEL(head_norm_forward_bf16, HeadNormParams, HEAD_NORM_THREADS) { head_norm_forward<bf16>(p); }
+KERNEL(head_norm_backward_f32, HeadNormParams, HEAD_NORM_THREADS) { head_norm_backward<float>(p); }
+KERNEL(head_norm_backward_bf16, HeadNormParams, HEAD_NORM_THREADS) { head_norm_backward<bf16>(p); }
 
 // Tokens whose share of a weight's gradient one block adds up.
 constexpr uint32_t HEAD_NORM_CHUNK = 32;
+constexpr int HEAD_NORM_WEIGHT_THREADS = 256;
 
 struct HeadNormWeightParams {
   const void* x;
@@ -112,7 +116,7 @@ struct HeadNormWeightParams {
 // dealt out to warps.
 template <class T>
 DEV void head_norm_weight(const HeadNormWeightParams& p) {
-  constexpr uint32_t WARPS = 8;
+  constexpr uint32_t WARPS = HEAD_NORM_WEIGHT_THREADS / WARP;
   SHARED(float, sums, WARPS * WARP);
   const uint32_t column = blockIdx.y * WARP + lane_id(), all = p.heads + 2 * p.kv_heads,
                  normed = p.heads + p.kv_heads;
@@ -134,5 +138,5 @@ DEV void head_norm_weight(const HeadNormWeightParams& p) {
   p.partial[static_cast<size_t>(blockIdx.x) * p.head_dim + column] = sum;
 }
 
-KERNEL(head_norm_weight_f32, HeadNormWeightParams, 256) { head_norm_weight<float>(p); }
-KERNEL(head_norm_weight_bf16, HeadNormWeightParams, 256) { head_norm_weight<bf16>(p); }
+KERNEL(head_norm_weight_f32, HeadNormWeightParams, HEAD_NORM_WEIGHT_THREADS) { head_norm_weight<float>(p); }
+KERNEL(head_norm_weight_bf16, HeadNormWeightParams, HEAD_NORM_WEIGHT_THREADS) { head_norm_weight<bf16>(p); }

@@ -3,7 +3,8 @@
 #include "tile/gemm.cuh"
 
 // Tiles: rows, columns, K, rows and columns of a warp, stages. For many rows; for some; for a few,
-// where the weights are read once and many bytes must be under way.
+// where the weights are read once and many bytes must be under way. src/op/cuda/gemm.rs gets the
+// same numbers from here.
 #define LARGE 128, 128, 32, 64, 32, 4
 #define MEDIUM 64, 64, 32, 32, 32, 4
 #define SKINNY 16, 32, 128, 16, 16, 4
@@ -26,7 +27,7 @@ GEMMS(Nn, nn)
 GEMMS(Tn, tn)
 
 #define FMA(layout, name, types, ...) \
-  KERNEL(gemm_fma_##name##_##types, GemmParams, 256) { gemm_fma<Layout::layout, __VA_ARGS__>(p); }
+  KERNEL(gemm_fma_##name##_##types, GemmParams, FMA_THREADS) { gemm_fma<Layout::layout, __VA_ARGS__>(p); }
 // Dtypes of a, b, c; both operands in bf16 take tensor cores.
 #define FMAS(layout, name)                             \
   FMA(layout, name, f32_f32_f32, float, float, float)  \
@@ -50,9 +51,12 @@ GEMM_ACT(large, LARGE, true)
 GEMM_ACT(medium, MEDIUM, true)
 GEMM_ACT(skinny, SKINNY, true)
 GEMM_ACT(unaligned, MEDIUM, false)
-KERNEL(gemm_fma_nt_act_f32_f32_f32, GemmParams, 256) {
+KERNEL(gemm_fma_nt_act_f32_f32_f32, GemmParams, FMA_THREADS) {
   gemm_fma<Layout::Nt, float, float, float, true>(p);
 }
+
+// Threads of a block, each with a column.
+constexpr int SUM_THREADS = 128;
 
 struct SumParams {
   const void* x;
@@ -73,5 +77,5 @@ DEV void column_sums(const SumParams& p) {
   store<float>(p.out, static_cast<size_t>(blockIdx.y) * p.columns + column, sum, p.add != 0);
 }
 
-KERNEL(column_sums_f32, SumParams, 128) { column_sums<float>(p); }
-KERNEL(column_sums_bf16, SumParams, 128) { column_sums<bf16>(p); }
+KERNEL(column_sums_f32, SumParams, SUM_THREADS) { column_sums<float>(p); }
+KERNEL(column_sums_bf16, SumParams, SUM_THREADS) { column_sums<bf16>(p); }

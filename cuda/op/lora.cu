@@ -28,5 +28,5 @@ DEV void lora_drop(const LoraDropParams& p) {
   put_vec<T>(p.to, i, at.n, p.flags, v);
 }
 
-KERNEL(lora_drop_f32, LoraDropParams, 256) { lora_drop<float>(p); }
-KERNEL(lora_drop_bf16, LoraDropParams, 256) { lora_drop<bf16>(p); }
+KERNEL(lora_drop_f32, LoraDropParams, VEC_THREADS) { lora_drop<float>(p); }
+KERNEL(lora_drop_bf16, LoraDropParams, VEC_THREADS) { lora_drop<bf16>(p); }

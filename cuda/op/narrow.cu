@@ -8,7 +8,7 @@ struct NarrowParams {
   uint32_t flags, pad;
 };
 
-KERNEL(narrow, NarrowParams, 256) {
+KERNEL(narrow, NarrowParams, VEC_THREADS) {
   constexpr int N = VEC<bf16>;
   const size_t i = vec_start<N>();
   if (i >= p.n) return;

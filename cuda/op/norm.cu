@@ -17,6 +17,9 @@ struct NormParams {
 constexpr uint32_t MEAN = 1;         // LayerNorm
 constexpr uint32_t UNIT_OFFSET = 2;  // gamma is 1 + the weight
 constexpr uint32_t ADD = 4;          // add to dx
+// Threads of a block: with a warp for each row, or a column for each thread; with one wide row.
+constexpr int NORM_THREADS = 128;
+constexpr int NORM_WIDE_THREADS = 256;
 
 // The sum over the threads of a row: a warp, or the whole block.
 template <int PER_ROW>
@@ -89,8 +92,12 @@ DEV void norm_backward(const NormParams& p) {
 }
 
 #define NORM(pass, T, dtype)                                                                   \
-  KERNEL(norm_##pass##_##dtype, NormParams, 128) { norm_##pass<T, WARP, 128>(p); }             \
-  KERNEL(norm_##pass##_wide_##dtype, NormParams, 256) { norm_##pass<T, 256, 256>(p); }
+  KERNEL(norm_##pass##_##dtype, NormParams, NORM_THREADS) {                                   \
+    norm_##pass<T, WARP, NORM_THREADS>(p);                                                     \
+  }                                                                                            \
+  KERNEL(norm_##pass##_wide_##dtype, NormParams, NORM_WIDE_THREADS) {                         \
+    norm_##pass<T, NORM_WIDE_THREADS, NORM_WIDE_THREADS>(p);                                   \
+  }
 NORM(forward, float, f32)
 NORM(forward, bf16, bf16)
 NORM(backward, float, f32)
@@ -125,5 +132,5 @@ DEV void norm_weights(const NormWeightParams& p) {
   if (p.dbeta) p.dbeta[to] = beta;
 }
 
-KERNEL(norm_weights_f32, NormWeightParams, 128) { norm_weights<float>(p); }
-KERNEL(norm_weights_bf16, NormWeightParams, 128) { norm_weights<bf16>(p); }
+KERNEL(norm_weights_f32, NormWeightParams, NORM_THREADS) { norm_weights<float>(p); }
+KERNEL(norm_weights_bf16, NormWeightParams, NORM_THREADS) { norm_weights<bf16>(p); }

@@ -36,5 +36,5 @@ DEV void rank_sum(const RankSumParams& p) {
   store_vec<T>(p.y, i, n, aligned, v);
 }
 
-KERNEL(rank_sum_f32, RankSumParams, 256) { rank_sum<float>(p); }
-KERNEL(rank_sum_bf16, RankSumParams, 256) { rank_sum<bf16>(p); }
+KERNEL(rank_sum_f32, RankSumParams, VEC_THREADS) { rank_sum<float>(p); }
+KERNEL(rank_sum_bf16, RankSumParams, VEC_THREADS) { rank_sum<bf16>(p); }

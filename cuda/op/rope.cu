@@ -2,7 +2,9 @@
 #include "lib/trig.cuh"
 #include "lib/vector.cuh"
 
-constexpr uint32_t ROPE_PAIRS = 128;
+// Most rotary pairs of a head.
+constexpr int ROPE_PAIRS = 128;
+constexpr int ROPE_THREADS = 128;
 
 struct RopeParams {
   const void* x;  // [tokens, width], q|k|v
@@ -88,5 +90,5 @@ DEV void rope(const RopeParams& p) {
     rope_copy<T>(p, token + v, i, p.width - v);
 }
 
-KERNEL(rope_f32, RopeParams, 128) { rope<float>(p); }
-KERNEL(rope_bf16, RopeParams, 128) { rope<bf16>(p); }
+KERNEL(rope_f32, RopeParams, ROPE_THREADS) { rope<float>(p); }
+KERNEL(rope_bf16, RopeParams, ROPE_THREADS) { rope<bf16>(p); }

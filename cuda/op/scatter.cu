@@ -13,7 +13,7 @@ struct ScatterLinksParams {
 };
 
 // One warp for each entry.
-KERNEL(scatter_links, ScatterLinksParams, 256) {
+KERNEL(scatter_links, ScatterLinksParams, VEC_THREADS) {
   const uint32_t entry = blockIdx.x * (blockDim.x / WARP) + warp_id(), lane = lane_id();
   if (entry >= p.count) return;
   const int32_t index = p.index[entry];
@@ -67,6 +67,6 @@ DEV void scatter_add(const ScatterParams& p) {
   store_vec<O>(p.to, to, at.n, aligned, sum);
 }
 
-KERNEL(scatter_add_f32, ScatterParams, 256) { scatter_add<float, float>(p); }
-KERNEL(scatter_add_bf16, ScatterParams, 256) { scatter_add<bf16, bf16>(p); }
-KERNEL(scatter_add_bf16_f32, ScatterParams, 256) { scatter_add<bf16, float>(p); }
+KERNEL(scatter_add_f32, ScatterParams, VEC_THREADS) { scatter_add<float, float>(p); }
+KERNEL(scatter_add_bf16, ScatterParams, VEC_THREADS) { scatter_add<bf16, bf16>(p); }
+KERNEL(scatter_add_bf16_f32, ScatterParams, VEC_THREADS) { scatter_add<bf16, float>(p); }

@@ -32,8 +32,8 @@ DEV void settle(const SettleParams& p) {
   store_vec<T>(p.y, i, at.n, aligned, v);
 }
 
-KERNEL(settle_f32, SettleParams, 256) { settle<float>(p); }
-KERNEL(settle_bf16, SettleParams, 256) { settle<bf16>(p); }
+KERNEL(settle_f32, SettleParams, VEC_THREADS) { settle<float>(p); }
+KERNEL(settle_bf16, SettleParams, VEC_THREADS) { settle<bf16>(p); }
 
 struct SettleWidenParams {
   const bf16* from;
@@ -43,7 +43,7 @@ struct SettleWidenParams {
 };
 
 // The gradient of the sum.
-KERNEL(settle_widen, SettleWidenParams, 256) {
+KERNEL(settle_widen, SettleWidenParams, VEC_THREADS) {
   constexpr int N = VEC<bf16>;
   const size_t i = vec_start<N>();
   if (i >= p.n) return;

@@ -7,7 +7,7 @@ struct StitchParams {
   uint32_t rows, width, each, flags;
 };
 
-KERNEL(stitch, StitchParams, 256) {
+KERNEL(stitch, StitchParams, VEC_THREADS) {
   constexpr int N = VEC<float>;
   const RowVec at = row_vec<N>(p.rows, p.width);
   if (at.n == 0) return;

@@ -7,18 +7,30 @@
 #include "lib/fault.cuh"
 #include "lib/types.cuh"
 
+// Most heads with ALiBi slopes.
 constexpr int MAX_SLOPES = 256;
 // Keys per block, and per page of the cache; blocks start with the sequence.
 constexpr int BLOCK_KEYS = 64;
 constexpr float LOG2E = 1.44269504088896340736f;
+// Threads that share no rows.
 constexpr int ATTEND_THREADS = 128;
+// Query rows of a forward tile over the cache where each sequence has few.
+constexpr int FEW_ROWS = 16;
+// Tiles in bf16 by the width of a head in shared memory, the first number. Then rows of a forward
+// tile; rows per step, columns per block and warps per 16 keys of the pass over keys; stages and
+// warps per 16 rows of the pass over queries. In f32 only the width counts.
+#define ATTEND_D32 32, 64, 64, 32, 1, 2, 1
+#define ATTEND_D64 64, 64, 64, 64, 1, 2, 1
+#define ATTEND_D96 96, 64, 64, 96, 2, 2, 1
+#define ATTEND_D128 128, 64, 64, 128, 2, 2, 1
+#define ATTEND_D256 256, 32, 32, 128, 2, 1, 2
 
 // Every row of every tensor starts at a multiple of 16 bytes.
 constexpr uint32_t ATTEND_ALIGNED = 1;
 constexpr uint32_t ATTEND_ADD = 2;      // add to dqkv
 constexpr uint32_t ATTEND_ALIBI = 4;
 
-// A mirror of `Params` in src/op/attention/cuda.rs. What a kernel does not use is null or 0.
+// Parameters of all attention kernels. Those that a kernel does not use are null or 0.
 struct AttendParams {
   const void* qkv;            // [tokens, q|k|v]
   const int32_t* cu_seqlens;  // [sequences + 1]

@@ -6,7 +6,9 @@
 #include "tile/attend.cuh"
 #include "tile/attend_backward.cuh"
 
-constexpr int LEFT = 16, RIGHT = 32, SIDE = 16;
+constexpr int LEFT = 16;
+constexpr int RIGHT = 32;
+constexpr int SIDE = 16;
 // Elements from a row to the next: rows of vectors of four, and rows of probabilities.
 template <int D>
 constexpr int STRIDE_F32 = D + 4;

@@ -15,6 +15,12 @@
 // What is multiplied: Nt: a [m, k] by b [n, k]; Nn: a [m, k] by b [k, n]; Tn: a [k, m] by b [k, n].
 enum class Layout { Nt, Nn, Tn };
 
+// Elements between the rows of a tile in shared memory.
+constexpr int GEMM_PAD = 8;
+// Side of a tile of plain FMA, and threads of its block.
+constexpr int FMA_TILE = 64;
+constexpr int FMA_THREADS = 256;
+
 struct GemmParams {
   const void* a;
   const void* b;
@@ -85,16 +91,16 @@ DEV void load_tile(bf16* to, const bf16* from, uint32_t row0, uint32_t column0, 
   }
 }
 
+// Its shared memory is a ring of STAGES x (A_SIZE + B_SIZE) elements, sized in
+// src/op/cuda/gemm.rs.
 template <Layout L, int BM, int BN, int BK, int WM, int WN, int STAGES>
 struct GemmTile {
   static constexpr int THREADS = BM / WM * (BN / WN) * WARP;
-  static constexpr int PAD = 8;
   static constexpr int A_ROWS = L == Layout::Tn ? BK : BM,
-                       A_PITCH = (L == Layout::Tn ? BM : BK) + PAD;
+                       A_PITCH = (L == Layout::Tn ? BM : BK) + GEMM_PAD;
   static constexpr int B_ROWS = L == Layout::Nt ? BN : BK,
-                       B_PITCH = (L == Layout::Nt ? BK : BN) + PAD;
+                       B_PITCH = (L == Layout::Nt ? BK : BN) + GEMM_PAD;
   static constexpr int A_SIZE = A_ROWS * A_PITCH, B_SIZE = B_ROWS * B_PITCH;
-  static constexpr int SHARED_BYTES = STAGES * (A_SIZE + B_SIZE) * 2;
 };
 
 template <Layout L, int BM, int BN, int BK, int WM, int WN, int STAGES, class TC, bool ALIGNED,
@@ -194,7 +200,7 @@ DEV void gemm_mma(const GemmParams& p) {
 // elements a thread; one accumulator per element, K in order.
 template <Layout L, class TA, class TB, class TC, bool ACT = false>
 DEV void gemm_fma(const GemmParams& p) {
-  constexpr int TILE = 64, BK = 16, THREADS = 256;
+  constexpr int TILE = FMA_TILE, BK = 16, THREADS = FMA_THREADS;
   SHARED(float, ta, BK * (TILE + 1));
   SHARED(float, tb, BK * (TILE + 1));
   const uint32_t m0 = blockIdx.y * TILE, n0 = blockIdx.x * TILE;

@@ -110,7 +110,7 @@ pub use online::{
     Adaptive, CriticSection, KlPenalty, Method, OnlineConfig, OnlineModels, OnlineSection,
     OnlineStats, OnlineTrainer, RewardScaling,
 };
-pub use optimizer::{OptimizerSection, Scheduler, UpdateSection};
+pub use optimizer::{OptimizerSection, UpdateSection};
 pub use policy_loss::PolicyLoss;
 pub use ppo::{KlController, PpoSection};
 pub use reference::Reference;

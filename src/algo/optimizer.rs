@@ -3,7 +3,6 @@
 
 use crate::config::{Kind, section};
 use crate::train::{Schedule, ScheduleKind};
-use serde::{Deserialize, Serialize};
 
 /// Most steps, examples or sequences anyone can mean.
 const COUNT: i64 = 1_000_000_000;
@@ -15,24 +14,10 @@ pub(crate) const ANY_COUNT: Kind = Kind::int(0, COUNT);
 pub(crate) const SOME_COUNT: Kind = Kind::int(1, COUNT);
 const SCHEDULES: Kind = Kind::Choice(&["linear", "cosine", "constant", "constant_with_warmup"]);
 
-/// Learning rate after warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scheduler {
-    /// Falls to 0 along a line.
-    Linear,
-    /// Falls to 0 along half a cosine.
-    Cosine,
-    /// Stays.
-    Constant,
-    /// Stays; DeepSpeed-Chat's name for `constant` with warm-up steps.
-    ConstantWithWarmup,
-}
-
 section! {
     /// The course of the learning rate, clipping and Adam, of every algorithm.
     pub struct UpdateSection {
-        lr_scheduler_type: Scheduler = Scheduler::Cosine, SCHEDULES,
+        lr_scheduler_type: ScheduleKind = ScheduleKind::Cosine, SCHEDULES,
             "learning rate after warm-up";
         num_warmup_steps: usize = 0, ANY_COUNT,
             "optimizer steps of linear warm-up";
@@ -74,12 +59,8 @@ section! {
 impl UpdateSection {
     /// The learning rate over `total` optimizer steps.
     pub fn schedule(&self, total: u64) -> Schedule {
-        let kind = match self.lr_scheduler_type {
-            Scheduler::Linear => ScheduleKind::Linear,
-            Scheduler::Cosine => ScheduleKind::Cosine,
-            Scheduler::Constant | Scheduler::ConstantWithWarmup => ScheduleKind::Constant,
-        };
-        Schedule { kind, warmup: self.num_warmup_steps as u64, total }
+        let warmup = self.num_warmup_steps as u64;
+        Schedule { kind: self.lr_scheduler_type, warmup, total }
     }
 }
 

@@ -79,13 +79,13 @@ pub struct NormKind {
 /// The activation of the MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
-    /// max(0, x)
+    /// max(x, 0).
     Relu,
-    /// GELU by erf.
-    GeluErf,
-    /// GELU by the tanh approximation.
+    /// GELU with the tanh approximation ("gelu_new", "gelu_pytorch_tanh").
     GeluTanh,
-    /// x * sigmoid(x)
+    /// Exact GELU, x Phi(x).
+    GeluErf,
+    /// x sigmoid(x), also called swish.
     Silu,
 }
 

@@ -89,24 +89,26 @@ fn end() -> ! {
 unsafe impl GlobalAlloc for Limited {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         spend(layout.size());
-        // SAFETY: the caller's promise.
+        // SAFETY: the layout is the caller's, not of size 0 by the contract of `GlobalAlloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         spend(layout.size());
-        // SAFETY: the caller's promise.
+        // SAFETY: the layout is the caller's, not of size 0 by the contract of `GlobalAlloc`.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         spend(size.saturating_sub(layout.size()));
-        // SAFETY: the caller's promise.
+        // SAFETY: by the contract of `GlobalAlloc`, the block came from this allocator with this
+        // layout; so it came from `System`, which makes all of this allocator's blocks.
         unsafe { System.realloc(ptr, layout, size) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: by the contract of `GlobalAlloc`, the block came from this allocator with this
+        // layout; so it came from `System`, which makes all of this allocator's blocks.
         unsafe { System.dealloc(ptr, layout) }
     }
 }

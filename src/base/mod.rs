@@ -4,6 +4,7 @@
 mod caught;
 mod dtype;
 mod error;
+mod library;
 mod rng;
 mod shape;
 mod system;
@@ -12,6 +13,7 @@ pub use caught::{Limited, caught, is_caught, with_limit};
 pub use dtype::{DType, Elem};
 pub use error::{Error, Kind, Result};
 pub use half::bf16;
+pub(crate) use library::functions;
 pub use rng::{Philox, Rng};
 pub use shape::Shape;
 pub use system::{machine_name, on_stop};

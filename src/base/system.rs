@@ -6,12 +6,15 @@ pub fn machine_name() -> String {
     name.trim().into()
 }
 
-/// Installs `handler` for SIGTERM and SIGINT (Ctrl-C), which ask the process to stop. The handler
-/// may only do what is safe in a signal handler, such as changing an atomic or calling `_exit`.
-pub fn on_stop(handler: extern "C" fn(libc::c_int)) {
+/// Installs `handler` for SIGTERM and SIGINT (Ctrl-C), which ask the process to stop. In a
+/// handler only little is allowed, such as changing an atomic or calling `_exit`.
+///
+/// # Safety
+/// The handler does only such things, whenever it is called and on whatever thread.
+pub unsafe fn on_stop(handler: extern "C" fn(libc::c_int)) {
     for signal in [libc::SIGTERM, libc::SIGINT] {
-        // SAFETY: a zeroed sigaction is a valid one (no flags, an empty mask), and what the handler
-        // does is its owner's promise.
+        // SAFETY: a zeroed sigaction is a valid one (no flags, an empty mask), and by the
+        // contract of this function the handler does what handlers may.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = handler as libc::sighandler_t;

@@ -40,7 +40,8 @@ struct Rank {
 
 /// Starts `ranks` ranks and waits for their ends.
 pub(super) fn run(ranks: usize) -> Result<u8> {
-    on_stop(came);
+    // SAFETY: the handler changes an atomic.
+    unsafe { on_stop(came) };
     let failed = |e: std::io::Error| Error::resource(format!("cannot start the ranks: {e}"));
     // Of this machine alone; rank 0 gets the socket itself, so that nobody takes the port
     // meanwhile.

@@ -2,8 +2,9 @@
 //! the place of `deepspeed main.py`.
 
 use super::args::{Request, parse};
-use crate::algo::Scheduler;
 use crate::pipeline::config::{Checkpointing, RunConfig, ZeroStage};
+use crate::pool::Zero;
+use crate::train::ScheduleKind;
 use std::ffi::OsString;
 
 fn read(line: &str) -> (RunConfig, Vec<String>) {
@@ -223,13 +224,8 @@ fn published_scripts_are_read() {
             let dim =
                 if s.command == "reward" { c.lora.critic_lora_dim } else { c.lora.actor_lora_dim };
             assert_eq!(dim, s.dim, "{line}");
-            let stages = [
-                ZeroStage::Nothing,
-                ZeroStage::Optimizer,
-                ZeroStage::Gradients,
-                ZeroStage::Weights,
-            ];
-            assert_eq!(c.zero_stage, *stages.get(s.zero as usize).unwrap_or(&ZeroStage::Auto));
+            let stage = Zero::ALL.get(s.zero as usize).copied().map(ZeroStage::At);
+            assert_eq!(c.zero_stage, stage.unwrap_or(ZeroStage::Auto));
             assert_eq!(c.gradient_checkpointing == Checkpointing::Full, s.checkpointed, "{line}");
             assert_eq!(c.data_split.as_deref(), Some("2,4,4"));
             assert_eq!((c.data_path[0].as_str(), c.seed), ("Dahoas/rm-static", 1234));
@@ -255,7 +251,7 @@ fn flags_of_deepspeed_chat_set_what_they_mean() {
     );
     assert_eq!(
         (one.ppo().online.update.num_warmup_steps, one.ppo().online.update.lr_scheduler_type),
-        (100, Scheduler::Cosine)
+        (100, ScheduleKind::Cosine)
     );
     // Rounds gather and take more together, and leave the weights alone meanwhile.
     let line = format!(
@@ -278,7 +274,10 @@ fn flags_of_deepspeed_chat_set_what_they_mean() {
     );
     assert_eq!(c.actor_model.as_deref(), Some("facebook/opt-1.3b"));
     assert_eq!(c.reward_model.as_deref(), Some("facebook/opt-350m"));
-    assert_eq!((c.zero_stage, c.critic_zero_stage), (ZeroStage::Gradients, ZeroStage::Weights));
+    assert_eq!(
+        (c.zero_stage, c.critic_zero_stage),
+        [Zero::Gradients, Zero::Weights].map(ZeroStage::At).into()
+    );
     assert!(said.is_empty());
 }
 

@@ -443,9 +443,10 @@ impl Meeting {
 /// every rank does this and nothing else.
 unsafe fn take_part(calls: &[Call], rank: usize) -> Result<()> {
     let size = calls.len();
-    // SAFETY: the ranges are there, by the caller's promise, and of the lengths used here, on which
-    // the ranks have agreed (`Call::terms`). Each rank writes its own memory, or its share of
-    // everybody's; nobody reads what another writes.
+    // SAFETY: by the contract of this function the ranges are memory of the host that stays
+    // allocated until this returns. They have the lengths used here, on which the ranks have agreed
+    // (`Call::terms`). Each rank writes its own memory, or its share of everybody's; nobody reads
+    // what another writes.
     unsafe {
         match calls[rank] {
             Call::Barrier => Ok(()),

@@ -175,7 +175,8 @@ pub(crate) trait Transport: Send + Sync + std::fmt::Debug {
     /// # Safety
     /// As for [`Transport::start`].
     unsafe fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
-        // SAFETY: the caller promises the same.
+        // SAFETY: the contract is that of `start`, to which memory of the host is as good as any
+        // where calls are not a device's work; other transports have their own `start_on_host`.
         unsafe { self.start(call) }
     }
     /// True if calls are work of the device, in order with the work of its streams.

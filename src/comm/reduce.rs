@@ -13,7 +13,7 @@ const PIECE: usize = 4096;
 /// All ranges are memory of the host, allocated and as long as `to`, that nobody else touches
 /// meanwhile.
 pub(super) unsafe fn reduce(from: &[Span], to: Span, dtype: DType, by: Reduce) -> Result<()> {
-    // SAFETY: the caller promises what `reduce_as` asks for.
+    // SAFETY: the contract of `reduce_as` is that of this function.
     unsafe {
         match dtype {
             DType::F32 => reduce_as::<f32>(from, to, by),
@@ -33,8 +33,8 @@ unsafe fn reduce_as<E: Elem>(from: &[Span], to: Span, by: Reduce) {
         let sums = &mut sums[..PIECE.min(n - start)];
         for (i, from) in from.iter().enumerate() {
             for (k, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: `start + k` is below the number of values in `to`, and the caller
-                // promises that each range is as long.
+                // SAFETY: `start + k` is below the number of values in `to`. By the contract of
+                // `reduce`, each range is as long and memory of the host.
                 let x = unsafe { from.ptr.cast::<E>().add(start + k).read_unaligned() }.to_f32();
                 *sum = match by {
                     _ if i == 0 => x,
@@ -59,7 +59,8 @@ unsafe fn reduce_as<E: Elem>(from: &[Span], to: Span, by: Reduce) {
 /// otherwise they do not overlap.
 pub(super) unsafe fn copy(from: Span, to: Span) {
     if from.ptr != to.ptr {
-        // SAFETY: the caller promises that both are there, and apart since they are not the same.
+        // SAFETY: by the contract of this function both are memory of the host of one length, and
+        // apart since they are not the same.
         unsafe { std::ptr::copy_nonoverlapping(from.ptr, to.ptr, to.bytes) };
     }
 }

@@ -1,7 +1,10 @@
 //! Rows that cannot be used: what becomes of them, and what is told.
 
-/// How an unusable row is handled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// How an unusable row is handled: in text `error` or `skip`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnBadRow {
     /// Stop with an error naming it.
     Error,

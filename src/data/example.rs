@@ -5,14 +5,17 @@ use super::chat::{ChatFormat, Opened, Talk, Told, answer_ids, chat_ids};
 use super::tokenizer::Tokenizer;
 use super::types::{Answer, ChatContext, Columns, Message, Prompt, Row};
 use crate::base::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// How a prompt over the limit is handled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a prompt over the limit is handled: in text `skip` or `truncate`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnLongPrompt {
     /// Leave the row out and count it.
     Skip,
     /// Keep the end of the prompt.
+    #[serde(rename = "truncate")]
     TruncateLeft,
 }
 

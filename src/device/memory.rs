@@ -10,9 +10,20 @@ use crate::base::{Error, Result};
 use crate::device::cpu::parallel_for;
 use crate::device::{Device, imagined};
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 mod host;
+
+/// True once something that cannot be stopped may still write memory of the host.
+static KEPT: AtomicBool = AtomicBool::new(false);
+
+/// From here on no buffer of the host gives its memory back: something that cannot be stopped, such
+/// as a message on its way, may still write there. For a process that is about to end.
+#[cfg(feature = "mpi")]
+pub(crate) fn keep_host_memory() {
+    KEPT.store(true, Ordering::SeqCst);
+}
 
 /// An owned range of device memory, zero-initialised.
 #[derive(Debug)]
@@ -140,6 +151,9 @@ impl Drop for Buffer {
                 // SAFETY: allocated in `zeroed` on this device, and given back here alone.
                 unsafe { stream.free(self.ptr as u64) };
             }
+            return;
+        }
+        if KEPT.load(Ordering::SeqCst) {
             return;
         }
         if let Some(device) = self.locked_for
@@ -283,7 +297,7 @@ impl<'b> Region<'b> {
         }
         assert!(!self.ptr.is_null(), "bytes of memory that is not there");
         // SAFETY: the owner, borrowed for `'b`, keeps these bytes allocated and has initialised
-        // them; that nothing writes them is the caller's promise.
+        // them. By the contract of this function nothing writes them while the result is used.
         unsafe { std::slice::from_raw_parts(self.ptr, self.bytes) }
     }
 
@@ -297,7 +311,8 @@ impl<'b> Region<'b> {
         }
         assert!(!self.ptr.is_null(), "bytes of memory that is not there");
         // SAFETY: the owner, borrowed for `'b`, keeps these bytes allocated and has initialised
-        // them; that nothing else touches them is the caller's promise.
+        // them. By the contract of this function nothing else touches them while the result is
+        // used.
         unsafe { std::slice::from_raw_parts_mut(self.ptr, self.bytes) }
     }
 
@@ -309,7 +324,7 @@ impl<'b> Region<'b> {
         if self.bytes == 0 {
             return &mut [];
         }
-        // SAFETY: the caller promises what `as_bytes_mut` asks for.
+        // SAFETY: the contract of this function is that of `as_bytes_mut`.
         bytemuck::cast_slice_mut(unsafe { self.as_bytes_mut() })
     }
 

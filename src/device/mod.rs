@@ -10,6 +10,8 @@ mod upload;
 
 pub use cuda::{Card, Event, Graph, Stream};
 pub use imagined::Imagined;
+#[cfg(feature = "mpi")]
+pub(crate) use memory::keep_host_memory;
 pub use memory::{Buffer, Region};
 pub use upload::Upload;
 

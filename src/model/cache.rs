@@ -6,8 +6,7 @@ use crate::device::Buffer;
 use crate::model::Model;
 use crate::tensor::Desc;
 
-/// Tokens per page: the key block of attention.
-pub const PAGE: usize = 64;
+pub use crate::op::cached_attention::PAGE;
 
 /// Keys and values of a batch of sequences, for all layers.
 #[derive(Debug)]

@@ -1,11 +1,11 @@
 //! The block interpreter. Training, scoring and generation run this one function; they differ only
 //! in where attention finds its keys.
 
-use crate::arch::{Activation, Position, Residual};
+use crate::arch::{Position, Residual};
 use crate::base::{Error, Result};
 use crate::model::{Head, KvCache, Model};
 use crate::op;
-use crate::op::act::{Act, Kind};
+use crate::op::act::Act;
 use crate::op::attention::Attention;
 use crate::op::head_norm::HeadNorm;
 use crate::op::logprob::LogProb;
@@ -188,12 +188,7 @@ impl Model {
         pass: Pass,
     ) -> Result<Tensor> {
         let (arch, p) = (&self.arch, &self.params.blocks[layer]);
-        let kind = match arch.activation {
-            Activation::Relu => Kind::Relu,
-            Activation::GeluErf => Kind::GeluErf,
-            Activation::GeluTanh => Kind::GeluTanh,
-            Activation::Silu => Kind::Silu,
-        };
+        let kind = arch.activation;
         let adapted = pass.adapters && !p.up.adapters.is_empty();
         // Backward needs the activation's argument; without one it need not be stored.
         let fused = !(arch.gated || adapted || tape.is_recording());

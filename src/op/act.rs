@@ -7,12 +7,14 @@
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::constants::act::FLAG_GATED;
 use crate::device::cuda::params::ActParams;
 pub use crate::op::attr::Kind;
+use crate::op::attr::kernel_number;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::act as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
-use crate::op::cuda::vectors::{OWN, THREADS, adding, aligned, row_grid, vec_len};
+use crate::op::cuda::vectors::{THREADS, adding, aligned, row_grid, vec_len};
 use crate::op::def::OpDef;
 use crate::op::{
     Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
@@ -120,10 +122,10 @@ impl Act {
             out,
             rows: rows as u32,
             width: width as u32,
-            kind: self.kind as u32,
+            kind: kernel_number(self.kind),
             flags: flags
                 | aligned(&[x.ptr, dy, out], &[width], n)
-                | if self.gated { OWN } else { 0 },
+                | if self.gated { FLAG_GATED } else { 0 },
         };
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
         unsafe { stream.launch(kernel, row_grid(rows, width, n)?, THREADS, 0, &params) }

@@ -7,6 +7,7 @@
 //! stays as it is. The rows of the state are numbered by the constants of [`State`].
 
 use crate::base::{DType, Result};
+use crate::device::cuda::constants::advance::{self as columns, ADVANCE_THREADS};
 use crate::device::cuda::params::AdvanceParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cuda::eos_list;
@@ -15,27 +16,30 @@ use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_erro
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
+/// Threads of a block.
+const THREADS: u32 = ADVANCE_THREADS as u32;
+
 /// The rows of the state.
 #[derive(Debug)]
 pub struct State;
 
 impl State {
     /// The last token, input of the next step.
-    pub const TOKEN: usize = 0;
+    pub const TOKEN: usize = columns::TOKEN;
     /// Its position, which is the number of tokens in the cache.
-    pub const POSITION: usize = 1;
+    pub const POSITION: usize = columns::POSITION;
     /// Position of the token to be drawn.
-    pub const DRAW: usize = 2;
+    pub const DRAW: usize = columns::DRAW;
     /// 1 while no end token may be drawn.
-    pub const FORBID_EOS: usize = 3;
+    pub const FORBID_EOS: usize = columns::FORBID_EOS;
     /// Tokens that may still be drawn; 0: finished.
-    pub const LEFT: usize = 4;
+    pub const LEFT: usize = columns::LEFT;
     /// Tokens still to be drawn before an end token may be.
-    pub const BEFORE_EOS: usize = 5;
+    pub const BEFORE_EOS: usize = columns::BEFORE_EOS;
     /// Tokens written to the outputs.
-    pub const MADE: usize = 6;
+    pub const MADE: usize = columns::MADE;
     /// Number of rows.
-    pub const ROWS: usize = 7;
+    pub const ROWS: usize = columns::MADE + 1;
 }
 
 /// The operator.
@@ -141,7 +145,7 @@ impl Op for Advance {
             zero: 0,
         };
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { io.stream.launch("advance", [b.div_ceil(128), 1, 1], 128, 0, &params) }
+        unsafe { io.stream.launch("advance", [b.div_ceil(THREADS), 1, 1], THREADS, 0, &params) }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::op::cpu::attend::{Block, KEYS, Queries, attend, query_tokens};
 use crate::op::cpu::attend_backward::{Gradient, attend_backward};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::def::OpDef;
+use crate::op::exact::log_sum_exp;
 use crate::op::{Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run};
 use crate::op::{required, shape_error};
 use crate::tensor::{Desc, Tensor};
@@ -188,14 +189,13 @@ pub(super) fn reference(
         capped - slope * behind as f64
     };
     let scores: Vec<f64> = keys.iter().enumerate().map(score).collect();
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+    let lse = log_sum_exp(&scores);
     let mut o = vec![0.0; q.len()];
     for (s, (_, v)) in scores.iter().zip(keys) {
-        let p = (s - max).exp() / sum;
+        let p = (s - lse).exp();
         o.iter_mut().zip(*v).for_each(|(o, v)| *o += p * v);
     }
-    (o, max + sum.ln())
+    (o, lse)
 }
 
 /// The float64 reference of the whole operator: o and lse.

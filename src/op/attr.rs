@@ -1,21 +1,20 @@
 //! Attributes of operators that kernels of the CPU take too. Each is part of its operator, which
 //! hands it on under its own name.
 
+pub use crate::arch::Activation as Kind;
 use crate::base::DType;
+use crate::device::cuda::constants::activation::{GELU_ERF, GELU_TANH, RELU, SILU};
 use crate::tensor::Desc;
 use std::sync::Arc;
 
-/// An activation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// max(x, 0).
-    Relu,
-    /// GELU with the tanh approximation ("gelu_new", "gelu_pytorch_tanh").
-    GeluTanh,
-    /// Exact GELU, x Phi(x).
-    GeluErf,
-    /// x sigmoid(x), also called swish.
-    Silu,
+/// The number by which kernels know an activation.
+pub(super) fn kernel_number(kind: Kind) -> u32 {
+    match kind {
+        Kind::Relu => RELU,
+        Kind::GeluTanh => GELU_TANH,
+        Kind::GeluErf => GELU_ERF,
+        Kind::Silu => SILU,
+    }
 }
 
 /// A norm; `mean` selects LayerNorm, otherwise RMSNorm.

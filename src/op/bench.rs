@@ -58,14 +58,17 @@ impl Held {
     /// # Safety
     /// It is on the CPU, and nothing writes it while the view is used.
     unsafe fn view(&self) -> View<'_> {
-        // SAFETY: the caller promises the same.
+        // SAFETY: `as_bytes` asks for memory of the host that nothing writes while the slice is
+        // used: by the contract of this function both hold as long as the view, which borrows the
+        // buffer.
         View::new(unsafe { self.region().as_bytes() }, self.desc)
     }
 
     /// # Safety
     /// It is on the CPU, and nothing else touches it while the view is used.
     unsafe fn view_mut(&self) -> ViewMut<'_> {
-        // SAFETY: the caller promises the same.
+        // SAFETY: `as_bytes_mut` asks for memory of the host that nothing else touches while the
+        // slice is used: by the contract of this function both hold as long as the view.
         ViewMut::new(unsafe { self.region().as_bytes_mut() }, self.desc)
     }
 }

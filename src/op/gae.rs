@@ -5,6 +5,8 @@
 //! with value and advantage 0 after the end; returns = A + V. No gradient.
 
 use crate::base::{DType, Error, Result};
+use crate::device::cuda::constants::gae::GAE_THREADS;
+use crate::device::cuda::constants::kernel::WARP;
 use crate::device::cuda::params::GaeParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::def::OpDef;
@@ -86,7 +88,7 @@ impl Op for Gae {
     }
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        const THREADS: u32 = 128;
+        const THREADS: u32 = GAE_THREADS as u32;
         let (tokens, bounds) = (io.input(0).desc.shape.numel(), io.input(2).desc.shape.numel());
         if bounds == 1 && tokens > 0 {
             return Err(Error::internal(format!("{tokens} tokens in no sequence")));
@@ -104,7 +106,7 @@ impl Op for Gae {
             lambda: self.lambda,
         };
         // A warp per sequence.
-        let blocks = params.sequences.div_ceil(THREADS / 32);
+        let blocks = params.sequences.div_ceil(THREADS / WARP as u32);
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch("gae_f32", [blocks, 1, 1], THREADS, 0, &params) }
     }

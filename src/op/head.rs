@@ -4,6 +4,8 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::constants::head::{HEAD_PIECE, HEAD_THREADS};
+use crate::device::cuda::constants::kernel::WARP;
 use crate::device::cuda::params::HeadParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
@@ -75,7 +77,7 @@ impl Op for Head {
             HeadParams { b: io.ptr(2), y: io.outs[0].ptr, ..params(x, io.input(1), x.rows()) };
         let kernel = by_dtype(x.desc.dtype, "head_forward_f32", "head_forward_bf16");
         // A warp per token.
-        let blocks = params.tokens.div_ceil(CUDA_THREADS / 32);
+        let blocks = params.tokens.div_ceil(CUDA_THREADS / WARP as u32);
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch(kernel, [blocks, 1, 1], CUDA_THREADS, 0, &params) }
     }
@@ -110,9 +112,9 @@ impl Op for Head {
 }
 
 /// Tokens whose share of the weight's gradient one thread adds up per column.
-const CUDA_PIECE: usize = 64;
+const CUDA_PIECE: usize = HEAD_PIECE as usize;
 /// Threads of a block.
-const CUDA_THREADS: u32 = 256;
+const CUDA_THREADS: u32 = HEAD_THREADS as u32;
 
 fn params(x: Arg, w: Arg, tokens: usize) -> HeadParams {
     let (tokens, hidden) = (tokens as u32, w.last() as u32);

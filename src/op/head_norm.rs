@@ -7,6 +7,10 @@
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::constants::head_norm::{
+    HEAD_NORM_CHUNK, HEAD_NORM_THREADS, HEAD_NORM_WEIGHT_THREADS,
+};
+use crate::device::cuda::constants::kernel::WARP;
 use crate::device::cuda::params::{HeadNormParams, HeadNormWeightParams};
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::norm;
@@ -152,8 +156,11 @@ impl Op for HeadNorm {
     }
 }
 
-/// Tokens whose share of a weight's gradient one block adds up; as in the kernel.
-const CUDA_CHUNK: usize = 32;
+/// Tokens whose share of a weight's gradient one block adds up.
+const CUDA_CHUNK: usize = HEAD_NORM_CHUNK as usize;
+/// Threads of a block with a head for each warp, and of one that sums a weight's gradient.
+const THREADS: u32 = HEAD_NORM_THREADS as u32;
+const WEIGHT_THREADS: u32 = HEAD_NORM_WEIGHT_THREADS as u32;
 
 impl HeadNorm {
     /// The parameters of either pass: without a gradient, and nothing added to.
@@ -188,7 +195,15 @@ impl HeadNorm {
         params.flags |= aligned(&[x, q_weight, k_weight, dy, out], &[self.head_dim], 4);
         let rows = params.tokens as usize * (self.heads + 2 * self.kv_heads);
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
-        unsafe { stream.launch(kernel, [rows.div_ceil(4) as u32, 1, 1], 128, 0, &params) }
+        unsafe {
+            stream.launch(
+                kernel,
+                [rows.div_ceil(HEAD_NORM_THREADS / WARP) as u32, 1, 1],
+                THREADS,
+                0,
+                &params,
+            )
+        }
     }
 
     /// The gradient of the weight that `heads` share: sums over chunks of tokens, then their sum in
@@ -218,9 +233,9 @@ impl HeadNorm {
         };
         let kernel = by_dtype(x.desc.dtype, "head_norm_weight_f32", "head_norm_weight_bf16");
         let chunks = tokens.div_ceil(CUDA_CHUNK);
-        let grid = [chunks as u32, d.div_ceil(32) as u32, 1];
+        let grid = [chunks as u32, d.div_ceil(WARP) as u32, 1];
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { io.stream.launch(kernel, grid, 256, 0, &params)? };
+        unsafe { io.stream.launch(kernel, grid, WEIGHT_THREADS, 0, &params)? };
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { sum_pieces(io.stream, io.scratch, chunks, d, grad.arg.ptr, grad.acc) }
     }

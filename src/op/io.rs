@@ -217,7 +217,7 @@ impl Arg {
     /// It is memory of `device`, as long as the shape says, that stays allocated as long as the
     /// region is used, and that nothing touches unbidden meanwhile.
     pub unsafe fn region<'b>(&self, device: Device) -> Region<'b> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the contract of this function is that of `Region::new` for this range.
         unsafe { Region::new(device, self.ptr as *mut u8, self.desc.bytes()) }
     }
 

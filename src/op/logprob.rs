@@ -10,6 +10,7 @@ use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cpu::softmax::{self, Slope};
 use crate::op::def::OpDef;
+use crate::op::exact::{exact_logits, log_sum_exp};
 use crate::op::{Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run};
 use crate::op::{required, shape_error};
 use crate::tensor::{Desc, Tensor};
@@ -187,32 +188,6 @@ fn cases() -> Vec<Case> {
         case([9, 16, 75], 1.0, 4.0, false),
         case([13, 10, 131], 0.8, 1.5, true),
     ]
-}
-
-/// The logits of each row of `x [n, d]`, in float64: by `w [vocab, d]` and `bias [vocab]`, which
-/// may be empty.
-pub(super) fn exact_logits<'a>(
-    x: &'a [f64],
-    w: &'a [f64],
-    bias: &'a [f64],
-    d: usize,
-    softcap: f32,
-) -> impl Iterator<Item = Vec<f64>> + 'a {
-    let cap = f64::from(softcap);
-    let capped = move |l: f64| if cap == 0.0 { l } else { cap * (l / cap).tanh() };
-    x.chunks(d).map(move |x| {
-        let logit = |(v, w): (usize, &[f64])| {
-            let dot = x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
-            capped(dot + bias.get(v).unwrap_or(&0.0))
-        };
-        w.chunks(d).enumerate().map(logit).collect()
-    })
-}
-
-/// Logarithm of the sum of the exponentials of `z`, in float64.
-pub(super) fn log_sum_exp(z: &[f64]) -> f64 {
-    let top = z.iter().copied().fold(f64::MIN, f64::max);
-    top + z.iter().map(|z| (z - top).exp()).sum::<f64>().ln()
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ pub mod cuda;
 pub mod def;
 pub mod ema;
 pub mod embed;
+pub mod exact;
 pub mod gae;
 pub mod gather;
 pub mod head;

@@ -8,6 +8,10 @@
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::constants::kernel::WARP;
+use crate::device::cuda::constants::norm::{
+    ADD, MEAN, NORM_THREADS, NORM_WIDE_THREADS, UNIT_OFFSET,
+};
 use crate::device::cuda::params::{NormParams, NormWeightParams};
 pub use crate::op::attr::Norm;
 use crate::op::conformance::{Case, Input};
@@ -134,9 +138,9 @@ impl Op for Norm {
             zero: 0,
         };
         let kernel = by_dtype(x.desc.dtype, "norm_weights_f32", "norm_weights_bf16");
-        let grid = [hidden.div_ceil(128) as u32, pieces as u32, 1];
+        let grid = [hidden.div_ceil(NORM_THREADS) as u32, pieces as u32, 1];
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { io.stream.launch(kernel, grid, 128, 0, &params)? };
+        unsafe { io.stream.launch(kernel, grid, NORM_THREADS as u32, 0, &params)? };
         for (grad, partial) in [(dgamma, io.scratch), (dbeta, second)] {
             if let Some(grad) = grad {
                 // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
@@ -151,10 +155,6 @@ impl Op for Norm {
 
 /// Rows whose weight gradients one block sums.
 const PIECE: usize = 256;
-/// Bits of `NormParams::flags`.
-const MEAN: u32 = 1;
-const UNIT_OFFSET: u32 = 2;
-const ADD: u32 = 4;
 
 impl Norm {
     fn params(&self, x: Arg) -> NormParams {
@@ -181,13 +181,21 @@ unsafe fn launch_rows(
     wide: &str,
     params: &NormParams,
 ) -> Result<()> {
-    let rows = x.rows() as u32;
+    let rows = x.rows();
     if x.last() <= 1024 {
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
-        unsafe { stream.launch(narrow, [rows.div_ceil(4), 1, 1], 128, 0, params) }
+        unsafe {
+            stream.launch(
+                narrow,
+                [rows.div_ceil(NORM_THREADS / WARP) as u32, 1, 1],
+                NORM_THREADS as u32,
+                0,
+                params,
+            )
+        }
     } else {
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
-        unsafe { stream.launch(wide, [rows, 1, 1], 256, 0, params) }
+        unsafe { stream.launch(wide, [rows as u32, 1, 1], NORM_WIDE_THREADS as u32, 0, params) }
     }
 }
 

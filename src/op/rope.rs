@@ -9,11 +9,12 @@
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::constants::rope::{FLAG_INTERLEAVED, ROPE_THREADS};
 use crate::device::cuda::params::{ROPE_PAIRS, RopeParams};
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::rope as kernel;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
-use crate::op::cuda::vectors::{OWN, adding, aligned, vec_len};
+use crate::op::cuda::vectors::{adding, aligned, vec_len};
 use crate::op::def::OpDef;
 use crate::op::{
     Arg, Backward, CudaBackward, CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required,
@@ -148,14 +149,22 @@ impl Rope {
             scale: self.scale,
             flags: flags
                 | aligned(&[x.ptr, out], &[self.head_dim, half], n)
-                | if self.interleaved { OWN } else { 0 },
+                | if self.interleaved { FLAG_INTERLEAVED } else { 0 },
             pad: 0,
             inv_freq: [0.0; ROPE_PAIRS],
         };
         params.inv_freq[..half].copy_from_slice(&self.inv_freq);
         let kernel = by_dtype(x.desc.dtype, "rope_f32", "rope_bf16");
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
-        unsafe { stream.launch(kernel, [at.desc.shape.numel() as u32, 1, 1], 128, 0, &params) }
+        unsafe {
+            stream.launch(
+                kernel,
+                [at.desc.shape.numel() as u32, 1, 1],
+                ROPE_THREADS as u32,
+                0,
+                &params,
+            )
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::softmax;
 use crate::op::cuda::{Rows, eos_list};
 use crate::op::def::OpDef;
+use crate::op::exact::log_sum_exp;
 use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
 use std::cmp::Ordering;
@@ -308,9 +309,9 @@ fn cases() -> Vec<Case> {
                     .filter(|i| may(*i))
                     .map(|i| (i, row[i]))
                     .fold((0, f64::MIN), |a, b| if b.1 > a.1 { b } else { a });
-                let sum: f64 = row.iter().map(|z| ((z - top) / t).exp()).sum();
+                let scaled: Vec<f64> = row.iter().map(|z| z / t).collect();
                 tokens.push(best as f64);
-                logps.push(-sum.ln());
+                logps.push(top / t - log_sum_exp(&scaled));
             }
             vec![tokens, logps]
         })

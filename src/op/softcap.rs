@@ -5,6 +5,7 @@
 
 use crate::base::{DType, Error, Result};
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::constants::softcap::SOFTCAP_THREADS;
 use crate::device::cuda::params::SoftcapParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
@@ -67,13 +68,14 @@ impl Op for Softcap {
     }
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        const THREADS: u64 = 256;
         let logits = io.outs[0];
         let n = logits.desc.shape.numel() as u64;
         let params = SoftcapParams { logits: logits.ptr, n, cap: self.cap, padding: 0 };
-        let blocks = n.div_ceil(THREADS) as u32;
+        let blocks = n.div_ceil(SOFTCAP_THREADS as u64) as u32;
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { io.stream.launch("softcap_f32", [blocks, 1, 1], THREADS as u32, 0, &params) }
+        unsafe {
+            io.stream.launch("softcap_f32", [blocks, 1, 1], SOFTCAP_THREADS as u32, 0, &params)
+        }
     }
 }
 

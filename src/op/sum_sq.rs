@@ -5,6 +5,7 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
+use crate::device::cuda::constants::sum_sq::{SUM_SQ_PIECE, SUM_SQ_THREADS};
 use crate::device::cuda::params::SumSqParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::SharedMut;
@@ -32,7 +33,7 @@ const PIECE: usize = 1 << 16;
 /// Elements summed in f32.
 const BLOCK: usize = 1 << 10;
 /// Elements a piece on CUDA devices.
-const CUDA_PIECE: usize = 1 << 14;
+const CUDA_PIECE: usize = SUM_SQ_PIECE as usize;
 
 impl Op for SumSq {
     fn name(&self) -> &'static str {
@@ -64,7 +65,7 @@ impl Op for SumSq {
     }
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        const THREADS: u32 = 256;
+        const THREADS: u32 = SUM_SQ_THREADS as u32;
         let x = io.input(0);
         let n = x.desc.shape.numel();
         let params = SumSqParams {

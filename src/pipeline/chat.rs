@@ -95,7 +95,8 @@ fn talk(chat: &mut Chat) -> Result<()> {
         CTRL_C.store(if asks { hint } else { ENDS_CHAT }, Ordering::SeqCst);
         if asks { say(prompt) } else { Ok(()) }
     };
-    on_stop(came);
+    // SAFETY: the handler changes an atomic, and calls `write` and `_exit`.
+    unsafe { on_stop(came) };
     let mut input = stdin.lock();
     loop {
         show(0, "> ")?;

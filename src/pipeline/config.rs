@@ -53,6 +53,7 @@ use crate::algo::{
 };
 use crate::base::{DType, Error, Result};
 use crate::config::{Sections, Setting, flat, merge};
+use crate::data::{OnBadRow, OnLongPrompt};
 use crate::device::Device;
 use crate::train::AdamWState;
 use serde::de::DeserializeOwned;
@@ -127,26 +128,6 @@ impl Precision {
             Precision::F32 => DType::F32,
         }
     }
-}
-
-/// How an unusable row is handled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnBadRow {
-    /// The run stops.
-    Error,
-    /// The row is left out and counted.
-    Skip,
-}
-
-/// How a prompt over the limit is handled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnLongPrompt {
-    /// The row is left out and counted.
-    Skip,
-    /// The prompt loses its beginning.
-    Truncate,
 }
 
 /// How conversations become text.

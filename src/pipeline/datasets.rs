@@ -1,6 +1,6 @@
 //! The rows of a run made into the examples of its stages, and the batches training takes them in.
 
-use super::config::{ConversationFormat, DataSource, EvalConfig, OnBadRow, RunConfig};
+use super::config::{ConversationFormat, DataSource, EvalConfig, RunConfig};
 use super::demo;
 use super::limits::{Lengths, chat_format, check_room};
 use super::remarks::{self, Remarked, Rows, Seen};
@@ -282,10 +282,7 @@ fn blend_config(cfg: &RunConfig) -> Result<BlendConfig> {
         sft_only: specs(&cfg.sft_only_sources()?)?,
         eval_fraction: cfg.eval_fraction,
         seed: cfg.seed as u32,
-        on_bad: match cfg.on_bad_row {
-            OnBadRow::Error => data::OnBadRow::Error,
-            OnBadRow::Skip => data::OnBadRow::Skip,
-        },
+        on_bad: cfg.on_bad_row,
         by_use: true,
         columns: cfg.stages.iter().filter(|a| a.samples()).try_fold(false, |any, of| {
             Ok::<bool, Error>(any || reads_columns(cfg.online(of)?.reward_rule.as_deref())?)
@@ -386,7 +383,7 @@ fn examples_of<T: Learnt>(
         Learns::Texts(_, texts) => texts(&cfg.sections, of.name)?,
         _ => Texts::default(),
     };
-    let skip = cfg.on_bad_row == OnBadRow::Skip;
+    let skip = cfg.on_bad_row == data::OnBadRow::Skip;
     let mut out = Examples { train: vec![], eval: vec![], sets: vec![] };
     let (mut bad, mut long, mut silent) = (Rows::default(), Rows::default(), Rows::default());
     let mut seen = Seen::default();

@@ -1,11 +1,11 @@
 //! Lengths of sequences and the format of conversations: what the configuration says, and what it
 //! comes to with a model.
 
-use super::config::{ConversationFormat, OnLongPrompt, RunConfig};
+use super::config::{ConversationFormat, RunConfig};
 use super::sources::Source;
 use crate::algo::Algorithm;
 use crate::base::{Error, Result};
-use crate::data::{self, ChatFormat, Limits, Tokenizer, Use};
+use crate::data::{ChatFormat, Limits, OnLongPrompt, Tokenizer, Use};
 
 /// The lengths and formats that the configuration of a run gives.
 pub(super) struct Lengths {
@@ -17,7 +17,7 @@ pub(super) struct Lengths {
     prompt: usize,
     /// Longest answer, tokens.
     answer: usize,
-    on_long_prompt: data::OnLongPrompt,
+    on_long_prompt: OnLongPrompt,
     format: ConversationFormat,
     pre_rendered: bool,
 }
@@ -29,10 +29,7 @@ impl Lengths {
             sequence_given: cfg.given()?.contains("max_seq_len"),
             prompt: cfg.max_prompt_seq_len,
             answer: cfg.max_answer_seq_len,
-            on_long_prompt: match cfg.on_long_prompt {
-                OnLongPrompt::Skip => data::OnLongPrompt::Skip,
-                OnLongPrompt::Truncate => data::OnLongPrompt::TruncateLeft,
-            },
+            on_long_prompt: cfg.on_long_prompt,
             format: cfg.chat_format,
             pre_rendered: cfg.pre_rendered,
         })

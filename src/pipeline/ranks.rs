@@ -86,13 +86,12 @@ pub(super) fn same(comm: &Comm, what: &str, found: &[u8]) -> Result<()> {
 /// Bytes a parameter of training takes on one of `ranks` ranks at `stage`: weight, gradient,
 /// optimizer state.
 fn bytes_per_parameter(cfg: &RunConfig, stage: Zero, ranks: usize, trained: bool) -> f64 {
-    let weight = cfg.dtype.dtype().size() as f64;
-    let state = cfg.optimizer_state.adamw();
-    let (grad, kept) = match (trained, state) {
-        (false, _) => (0.0, 0.0),
-        (true, crate::train::AdamWState::Compact) => (2.0, 3.125),
-        (true, crate::train::AdamWState::Full) => (4.0, if weight < 4.0 { 12.0 } else { 8.0 }),
+    let dtype = cfg.dtype.dtype();
+    let [grad, kept] = match trained {
+        false => [0.0; 2],
+        true => cfg.optimizer_state.adamw().bytes_per_parameter(dtype),
     };
+    let weight = dtype.size() as f64;
     let part = |from: Zero| if stage >= from { 1.0 / ranks as f64 } else { 1.0 };
     weight * part(Zero::Weights) + grad * part(Zero::Gradients) + kept * part(Zero::Optimizer)
 }

@@ -12,7 +12,8 @@ static CAME: AtomicI32 = AtomicI32::new(0);
 
 /// Begins to listen.
 pub(super) fn listen() {
-    on_stop(came);
+    // SAFETY: the handler changes an atomic and calls `_exit`.
+    unsafe { on_stop(came) };
 }
 
 extern "C" fn came(signal: libc::c_int) {

@@ -92,6 +92,10 @@ impl Planned {
 }
 
 /// One run of a program: forward, and backward if wanted.
+///
+/// Programs get it by reference, and nothing outside this module makes or takes one. So nobody can
+/// leak it: when [`Workspace::run`] or [`Workspace::capture`] returns or unwinds, it is dropped,
+/// and waits for what still runs on the memory that it borrows (`shared.rs`).
 pub struct Tape<'a> {
     device: Device,
     planning: bool,
@@ -119,12 +123,12 @@ pub struct Tape<'a> {
 
 impl<'a> Tape<'a> {
     /// A tape that only plans what will run on `device`.
-    pub fn planning(device: Device) -> Tape<'a> {
+    fn planning(device: Device) -> Tape<'a> {
         Tape::new(device, Region::nowhere(0), None)
     }
 
     /// A tape that runs in `arena` as `plan` says.
-    pub fn running(arena: &'a Arena, plan: &'a Planned) -> Tape<'a> {
+    fn running(arena: &'a Arena, plan: &'a Planned) -> Tape<'a> {
         let tape = Tape::new(arena.device(), arena.region(), Some(plan));
         Tape { position: Some(arena.position()), ..tape }
     }
@@ -193,7 +197,7 @@ impl<'a> Tape<'a> {
     }
 
     /// The plan that follows from the lifetimes seen.
-    pub fn into_plan(self) -> Planned {
+    fn into_plan(self) -> Planned {
         let arena = ArenaPlan::place(&self.lives);
         Planned { arena, lives: self.lives, gathers: self.gathers }
     }

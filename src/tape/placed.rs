@@ -24,14 +24,16 @@ impl<'a> Placed<'a> {
     /// # Safety
     /// It lies in the host's memory, and nothing writes it while the view is used.
     pub(super) unsafe fn view(self) -> View<'a> {
-        // SAFETY: the caller promises the same.
+        // SAFETY: `as_bytes` asks for memory of the host that nothing writes while the slice is
+        // used: by the contract of this function both hold as long as the view.
         View::new(unsafe { self.region.as_bytes() }, self.desc)
     }
 
     /// # Safety
     /// It lies in the host's memory, and nothing else touches it while the view is used.
     pub(super) unsafe fn view_mut(self) -> ViewMut<'a> {
-        // SAFETY: the caller promises the same.
+        // SAFETY: `as_bytes_mut` asks for memory of the host that nothing else touches while the
+        // slice is used: by the contract of this function both hold as long as the view.
         ViewMut::new(unsafe { self.region.as_bytes_mut() }, self.desc)
     }
 }

@@ -117,8 +117,9 @@ impl<'a> Tape<'a> {
             let bytes = store.flats()[key.1].len * store.dtype().size();
             let to = self.base.slice(plan.arena.offsets[slot], bytes);
             // SAFETY: the tape borrows the store and the arena, and waits for the gather when it is
-            // needed or when the tape ends. The plan has the slot's life begin here, so no other
-            // slot lies there until then; a program that gathers does not write the store.
+            // needed or when the tape is dropped, which always happens: see `Tape`. The plan has
+            // the slot's life begin here, so no other slot lies there until then; a program that
+            // gathers does not write the store.
             self.shared.next = Some(unsafe { store.gather_flat(key.1, to)? });
         }
         Ok(())
@@ -192,7 +193,8 @@ impl<'a> Tape<'a> {
             if !self.planning {
                 let (all, own) = (self.region(&all), self.region(&own));
                 // SAFETY: the tape borrows the arena. The slots live, and nobody is given them,
-                // until `end_reductions` has waited for the call; two slots do not overlap.
+                // until `end_reductions` has waited for the call, or the tape is dropped, which
+                // always happens: see `Tape`. Two slots do not overlap.
                 handle = Some(unsafe { store.reduce_flat(all, own)? });
             }
             begun.push(Sum { store, flat, all, own, handle });

@@ -1,13 +1,17 @@
 //! Learning rate schedules, as factors of the peak rate.
 
-/// The shape after warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// The shape after warm-up, in text `linear`, `cosine` or `constant`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
     /// Falls to 0 along a line.
     Linear,
     /// Falls to 0 along half a cosine (Loshchilov and Hutter 2017).
     Cosine,
-    /// Stays.
+    /// Stays. DeepSpeed-Chat calls it `constant_with_warmup` with warm-up steps.
+    #[serde(alias = "constant_with_warmup")]
     Constant,
 }
 

@@ -11,13 +11,12 @@ use crate::pool::{ParamId, Store};
 use crate::tape::Tape;
 use crate::tensor::{Desc, Tensor};
 
-/// How the optimizer's state is kept.
+/// How the optimizer's state is kept; [`AdamWState::bytes_per_parameter`] says how large it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdamWState {
-    /// Moments in f32, and beside bf16 weights a master copy in f32: 12 bytes a parameter, 8 beside
-    /// f32 weights.
+    /// Moments in f32, and beside bf16 weights a master copy in f32.
     Full,
-    /// Moments and what bf16 weights lack of 24 bits in a byte each: 3.1 bytes a parameter.
+    /// Moments and what bf16 weights lack of 24 bits in a byte each, and scales.
     Compact,
 }
 
@@ -27,6 +26,30 @@ impl AdamWState {
         match self {
             AdamWState::Full => DType::F32,
             AdamWState::Compact => DType::Bf16,
+        }
+    }
+
+    /// Bytes that a trained parameter takes beside its weight of `dtype`: gradient, and state.
+    pub fn bytes_per_parameter(self, dtype: DType) -> [f64; 2] {
+        let state: usize = self.parts(dtype, BLOCK).into_iter().sum();
+        [self.grads().size() as f64, state as f64 / BLOCK as f64]
+    }
+
+    /// The name in text.
+    pub fn name(self) -> &'static str {
+        match self {
+            AdamWState::Full => "full",
+            AdamWState::Compact => "compact",
+        }
+    }
+
+    /// Bytes of first moment, second moment, missing precision and scales of `n` parameters with
+    /// weights of `dtype`; `n` is a multiple of [`BLOCK`].
+    fn parts(self, dtype: DType, n: usize) -> [usize; 4] {
+        match (self, dtype) {
+            (AdamWState::Full, DType::Bf16) => [4 * n, 4 * n, 4 * n, 0],
+            (AdamWState::Full, _) => [4 * n, 4 * n, 0, 0],
+            (AdamWState::Compact, _) => [n, n, n, n / BLOCK * SCALES],
         }
     }
 }
@@ -43,6 +66,7 @@ impl State {
     /// state needs bf16 weights.
     pub(super) fn new(kind: AdamWState, store: &Store, flat: usize, home: Device) -> Result<State> {
         let n = store.flats()[flat].own.len();
+        let [first, second, precision, scales] = kind.parts(store.dtype(), n);
         let zeros = |bytes: usize| Buffer::zeroed(home, bytes);
         match (kind, store.dtype()) {
             (AdamWState::Full, _) if store.grad_dtype() != DType::F32 => {
@@ -50,15 +74,14 @@ impl State {
             }
             (AdamWState::Full, dtype) => {
                 let master = match dtype {
-                    DType::Bf16 => Some(master(store, flat, zeros(n * 4)?)?),
+                    DType::Bf16 => Some(master(store, flat, zeros(precision)?)?),
                     _ => None,
                 };
-                Ok(State::Full { m: zeros(n * 4)?, v: zeros(n * 4)?, master })
+                Ok(State::Full { m: zeros(first)?, v: zeros(second)?, master })
             }
             (AdamWState::Compact, DType::Bf16) => {
-                // A scale of each moment for 64 elements.
-                let (correction, m, v, scales) = (zeros(n)?, zeros(n)?, zeros(n)?, zeros(n / 8)?);
-                Ok(State::Compact { correction, m, v, scales })
+                let (correction, scales) = (zeros(precision)?, zeros(scales)?);
+                Ok(State::Compact { correction, m: zeros(first)?, v: zeros(second)?, scales })
             }
             (AdamWState::Compact, dtype) => Err(Error::user(format!(
                 "the compact optimizer state needs bf16 weights, these are {dtype}; \
@@ -161,7 +184,7 @@ impl State {
             }
             State::Compact { correction, m, v, scales } => {
                 let [correction, m, v] = [correction, m, v].map(|b| bind(b, n, DType::U8));
-                let scales = bind(scales, n / 32, DType::F32);
+                let scales = bind(scales, n / BLOCK * 2, DType::F32);
                 let codes = Codes { correction, m, v, scales };
                 adamw_compact(tape, AdamWCompact(op), w, g, clip, codes)
             }

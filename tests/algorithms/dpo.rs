@@ -8,6 +8,7 @@ use duplex::base::{DType, Rng};
 use duplex::data::PairExample;
 use duplex::engine::Engine;
 use duplex::model::Head;
+use duplex::op::exact::softplus;
 use duplex::tape::{Keep, Workspace};
 
 const LOSSES: [Dpo; 2] =
@@ -31,7 +32,6 @@ impl Setup {
 
     /// Loss, accuracy, margin, rewards of chosen and rejected.
     fn naive(&self, ws: &mut Workspace, loss: Dpo, pairs: &[PairExample]) -> [f64; 5] {
-        let softplus = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
         let (beta, e) = (f64::from(loss.beta), f64::from(loss.label_smoothing));
         let mut sums = [0f64; 5];
         for p in pairs {

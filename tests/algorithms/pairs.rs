@@ -7,6 +7,7 @@ use duplex::base::{DType, Rng};
 use duplex::data::PairExample;
 use duplex::engine::Engine;
 use duplex::model::Head;
+use duplex::op::exact::softplus;
 use duplex::tape::{Keep, Workspace};
 
 fn trainer(family: &str, loss: RewardLoss, micro: usize, learning_rate: f32) -> RewardTrainer {
@@ -39,7 +40,6 @@ pub(crate) fn pairs(seed: u64, n: usize) -> Vec<PairExample> {
 
 /// Loss, accuracy and margin from scores of rows on their own.
 fn naive(ws: &mut Workspace, engine: &Engine, loss: RewardLoss, pairs: &[PairExample]) -> [f64; 3] {
-    let softplus = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
     let mut sums = [0f64; 3];
     for p in pairs {
         let (c, r) = (scores(ws, engine, &p.chosen), scores(ws, engine, &p.rejected));

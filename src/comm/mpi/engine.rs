@@ -6,6 +6,7 @@ use super::super::lifeline::Lifeline;
 use super::meet::Started;
 use crate::base::{Error, Result};
 use crate::comm::lifeline::What;
+use crate::device::keep_host_memory;
 use ::mpi::environment::Universe;
 use ::mpi::ffi;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +26,8 @@ pub(super) trait Work: Send {
 
 impl Work for super::requests::Requests {
     unsafe fn step(&mut self) -> Result<bool> {
-        // SAFETY: the caller's promise.
+        // SAFETY: `over` has the contract of `Work::step`: no other thread uses MPI, and the memory
+        // of the requests is there.
         unsafe { self.over() }
     }
 }
@@ -188,7 +190,12 @@ impl World {
     }
 
     /// Makes no further call, and tells the others. The first error is everybody's.
+    ///
+    /// Requests cannot be taken back without MPI, and a network card may write what still comes
+    /// for them. So the memory of calls stays where it is: buffers give nothing back from here on,
+    /// slices of callers are never given to MPI (`OnHost`), and reductions keep what they hold.
     fn break_up(&self, e: Error) -> Error {
+        keep_host_memory();
         let e = self.broken.get_or_init(|| e).clone();
         self.lifeline.leave(Some(&e));
         e

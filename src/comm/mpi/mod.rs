@@ -17,6 +17,7 @@ use ::mpi::ffi;
 use engine::World;
 use reduction::Reduction;
 use requests::{LETTERS, Lane, Requests, check, tag};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -116,7 +117,8 @@ impl Group {
         let block = |r: usize| to.slice(r * from.bytes, from.bytes);
         let blocks: Vec<Span> = (0..self.size()).map(block).collect();
         let who = (self.rank, tag(number));
-        // SAFETY: the caller's promise; both are of one length.
+        // SAFETY: by the contract of this function the caller leaves both alone until the requests
+        // are over, and no other thread uses MPI. A block is as long as `from`.
         unsafe {
             copy(from, blocks[self.rank]);
             requests.all_gather(&self.lane, from, &blocks, who)
@@ -152,6 +154,30 @@ struct UnderWay {
 impl Meet for UnderWay {
     fn meet(&self) -> Result<()> {
         self.group.world.wait(self.id, &self.what)
+    }
+}
+
+/// A call on slices that a caller has lent, under way on copies of them. MPI may write after a call
+/// has failed, when the slices may be gone.
+struct OnHost {
+    /// The call, and the copies, which end with a copy of `to`.
+    begun: Cell<Option<(Box<dyn Pending>, Vec<u8>)>>,
+    to: Span,
+}
+
+impl Meet for OnHost {
+    fn meet(&self) -> Result<()> {
+        let Some((begun, mut lent)) = self.begun.take() else { return Ok(()) };
+        if let Err(e) = begun.wait() {
+            // MPI may still write there.
+            std::mem::forget(lent);
+            return Err(e);
+        }
+        let start = lent.len() - self.to.bytes;
+        // SAFETY: the caller vouches for its slice until this call has been waited for, which is
+        // now; the copy is as long.
+        unsafe { copy(host(&mut lent[start..]), self.to) };
+        Ok(())
     }
 }
 
@@ -194,6 +220,37 @@ impl Transport for Mpi {
         Ok(under_way(begun))
     }
 
+    unsafe fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
+        let (from, to) = match call {
+            Call::AllGather { from, to } => (from, to),
+            Call::AllReduce { data, .. } => (Span::NOWHERE, data),
+            other => return Err(Error::internal(format!("{other:?} of the caller's memory"))),
+        };
+        let mut lent = vec![0u8; from.bytes + to.bytes];
+        let all = host(&mut lent);
+        let (own, result) = (all.slice(0, from.bytes), all.slice(from.bytes, to.bytes));
+        // SAFETY: the caller vouches for its ranges, and the copies have just been made.
+        unsafe {
+            if from.bytes > 0 {
+                copy(from, own);
+            }
+            copy(to, result);
+        }
+        let call = match call {
+            Call::AllGather { .. } => Call::AllGather { from: own, to: result },
+            Call::AllReduce { dtype, by, .. } => Call::AllReduce { data: result, dtype, by },
+            other => other,
+        };
+        // SAFETY: the copies are freed once the call has ended well, else never.
+        match unsafe { self.start(call) } {
+            Ok(begun) => Ok(under_way(OnHost { begun: Cell::new(Some((begun, lent))), to })),
+            Err(e) => {
+                std::mem::forget(lent);
+                Err(e)
+            }
+        }
+    }
+
     unsafe fn send(&self, data: Span, to: usize) -> Result<Box<dyn Pending>> {
         let lane = &self.group.lane;
         // SAFETY: the caller vouches for the memory until the letter has been waited for.
@@ -210,7 +267,7 @@ impl Transport for Mpi {
 
     fn split(&self, color: usize) -> Result<Arc<dyn Transport>> {
         let (group, lane) = (&self.group, self.group.lane);
-        let (mut own, mut colors) = ([color as u64], vec![0u64; group.size()]);
+        let (mut own, mut colors) = (vec![color as u64], vec![0u64; group.size()]);
         let (from, to) = (host(&mut own), host(&mut colors));
         // MPI's own call blocks, and does nothing for calls that others wait for: so all come here
         // first.
@@ -219,13 +276,16 @@ impl Transport for Mpi {
             // SAFETY: both live until the call has ended, or for ever where it fails.
             unsafe { group.all_gather(&mut requests, from, to, number)? };
             Ok(Box::new(requests))
-        })?;
-        let met = all_here.meet();
-        if let Err(e) = met {
-            // MPI may still write there.
-            std::mem::forget(colors);
-            return Err(e);
-        }
+        });
+        let met = all_here.and_then(|call| call.meet().map(|()| call));
+        let all_here = match met {
+            Ok(call) => call,
+            Err(e) => {
+                // MPI may still write there, and read there.
+                std::mem::forget((own, colors));
+                return Err(e);
+            }
+        };
         let mut distinct = colors.clone();
         distinct.sort_unstable();
         distinct.dedup();

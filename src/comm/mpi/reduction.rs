@@ -37,6 +37,7 @@ pub(super) struct Reduction {
     /// The exchange of results, once it has begun; `None` where a share is all that is wanted.
     results: Option<Requests>,
     all: bool,
+    over: bool,
 }
 
 // SAFETY: whoever started the call lets any thread use its ranges until it has been waited for.
@@ -82,6 +83,7 @@ impl Reduction {
             open: VecDeque::new(),
             results: None,
             all,
+            over: false,
         };
         reduction.ask()?;
         Ok(reduction)
@@ -122,10 +124,20 @@ impl Reduction {
     }
 }
 
+impl Drop for Reduction {
+    fn drop(&mut self) {
+        if !self.over {
+            // MPI may still write there.
+            std::mem::forget(std::mem::take(&mut self.held));
+        }
+    }
+}
+
 impl Work for Reduction {
     unsafe fn step(&mut self) -> Result<bool> {
         while let Some(first) = self.open.front_mut() {
-            // SAFETY: the caller's promise.
+            // SAFETY: `over` has the contract of `Work::step`, under which this is called; the held
+            // values are this reduction's own.
             if !unsafe { first.over() }? {
                 return Ok(false);
             }
@@ -148,9 +160,10 @@ impl Work for Reduction {
             self.results = Some(results);
         }
         match &mut self.results {
-            // SAFETY: the caller's promise.
-            Some(results) => unsafe { results.over() },
-            None => Ok(true),
+            // SAFETY: `over` has the contract of `Work::step`, under which this is called.
+            Some(results) => self.over = unsafe { results.over()? },
+            None => self.over = true,
         }
+        Ok(self.over)
     }
 }

@@ -95,7 +95,8 @@ impl Requests {
     /// For this and those below: no other thread uses MPI meanwhile, and the memory is alive and
     /// left alone until the requests are over.
     pub(super) unsafe fn barrier(&mut self, lane: &Lane) -> Result<()> {
-        // SAFETY: the caller's promise.
+        // SAFETY: a live communicator, and a local for the request. By the contract of this
+        // function no other thread uses MPI.
         let (code, request) = unsafe {
             let mut request = ffi::RSMPI_REQUEST_NULL;
             (ffi::MPI_Ibarrier(lane.comm, &mut request), request)
@@ -105,7 +106,9 @@ impl Requests {
 
     pub(super) unsafe fn broadcast(&mut self, lane: &Lane, data: Span, root: usize) -> Result<()> {
         for piece in lane.pieces(data) {
-            // SAFETY: the caller's promise.
+            // SAFETY: a live communicator, and a local for the request. By the contract of
+            // `barrier`, which is this one's too, no other thread uses MPI, and the piece is left
+            // alone until the request is over.
             let (code, request) = unsafe {
                 let mut request = ffi::RSMPI_REQUEST_NULL;
                 let (ptr, n, root) = (piece.ptr.cast(), piece.bytes as c_int, root as c_int);
@@ -128,7 +131,8 @@ impl Requests {
         (rank, tag): (usize, c_int),
     ) -> Result<()> {
         for other in others(rank, blocks.len()) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the contract of `send` and `receive` is that of this function, for `own` and
+            // for each of the `blocks`.
             unsafe {
                 self.receive(lane, blocks[other], other, tag)?;
                 self.send(lane, own, other, tag)?;
@@ -145,7 +149,7 @@ impl Requests {
         tag: c_int,
     ) -> Result<()> {
         for piece in lane.pieces(data) {
-            // SAFETY: the caller's promise.
+            // SAFETY: as in `broadcast`; MPI only reads the piece.
             let (code, request) = unsafe {
                 let mut request = ffi::RSMPI_REQUEST_NULL;
                 let (ptr, n, to) = (piece.ptr.cast(), piece.bytes as c_int, to as c_int);
@@ -165,7 +169,8 @@ impl Requests {
         tag: c_int,
     ) -> Result<()> {
         for piece in lane.pieces(data) {
-            // SAFETY: the caller's promise.
+            // SAFETY: as in `broadcast`; nobody but MPI touches the piece until the request is
+            // over.
             let (code, request) = unsafe {
                 let mut request = ffi::RSMPI_REQUEST_NULL;
                 let (ptr, n, from) = (piece.ptr.cast(), piece.bytes as c_int, from as c_int);

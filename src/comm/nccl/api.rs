@@ -1,8 +1,7 @@
 //! The part of NCCL that is used, as one table of functions, filled from the library, which is
 //! opened at run time. Types and numbers are those of `cudarc`, which are made from nccl.h.
 
-use crate::base::DType;
-use crate::base::{Error, Result};
+use crate::base::{DType, Error, Result, functions};
 use crate::comm::Reduce;
 use cudarc::nccl::sys::{
     self, cudaStream_t, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclResult_t,
@@ -47,52 +46,8 @@ pub(super) fn nonblocking() -> ncclConfig_t {
     }
 }
 
-/// Each line: field, function, arguments, and what is returned if it is no [`Code`].
-macro_rules! nccl_api {
-    (@returned) => { Code };
-    (@returned $ty:ty) => { $ty };
-    ($($field:ident = $symbol:ident ($($arg:ident: $ty:ty),*) $(-> $returned:ty)?;)*) => {
-        /// NCCL's functions.
-        pub(super) struct Api {
-            $(pub(super) $field:
-                unsafe extern "C" fn($($arg: $ty),*) -> nccl_api!(@returned $($returned)?),)*
-        }
-
-        // Each line agrees with the declaration that was made from nccl.h. What is a number here
-        // is the enumeration there.
-        const _: () = {
-            type Code = ncclResult_t;
-            $(let _: unsafe fn($($ty),*) -> nccl_api!(@returned $($returned)?) = sys::$symbol;)*
-        };
-
-        impl Api {
-            /// Finds all functions by name; an error is the first that is missing.
-            fn find(
-                symbol: &dyn Fn(&CStr) -> *mut c_void,
-            ) -> std::result::Result<Api, &'static str> {
-                $(
-                    let name = concat!(stringify!($symbol), "\0").as_bytes();
-                    let $field = symbol(CStr::from_bytes_with_nul(name).expect("one nul"));
-                    if $field.is_null() {
-                        return Err(stringify!($symbol));
-                    }
-                )*
-                // SAFETY: each symbol has the type that nccl.h declares for its name, as checked
-                // above; an ncclResult_t is a u32 that is never read as the enumeration.
-                Ok(unsafe {
-                    Api {
-                        $($field: std::mem::transmute::<
-                            *mut c_void,
-                            unsafe extern "C" fn($($ty),*) -> nccl_api!(@returned $($returned)?),
-                        >($field),)*
-                    }
-                })
-            }
-        }
-    };
-}
-
-nccl_api! {
+functions! {
+    Code = ncclResult_t;
     unique_id = ncclGetUniqueId (id: *mut ncclUniqueId);
     init = ncclCommInitRankConfig (
         comm: *mut ncclComm_t, ranks: c_int, id: ncclUniqueId, rank: c_int,

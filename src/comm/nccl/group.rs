@@ -115,7 +115,8 @@ impl Group {
     /// until the call is over, as [`Comm`](crate::comm::Comm) says.
     pub(super) unsafe fn start(&self, call: Call) -> Result<Arc<Event>> {
         let name = call.kind().name();
-        // SAFETY: the caller's promise is the same.
+        // SAFETY: `put` has the contract of this function: the caller vouches for the call's ranges
+        // until it is over.
         self.world.run(|| self.what(name, true), |lane| unsafe { self.put(lane, call) })
     }
 
@@ -137,9 +138,9 @@ impl Group {
                 // SAFETY: `n` bytes of the device for which the caller vouches until the end.
                 unsafe { (api.broadcast)(at, at, n, BYTES, root, comm, stream) }
             }),
-            // SAFETY: the caller's promise is the same.
+            // SAFETY: `gather` has the contract of `start`, under which this is called.
             Call::AllGather { from, to } => unsafe { self.gather(lane, from, to) },
-            // SAFETY: the caller's promise is the same.
+            // SAFETY: `reduce` has the contract of `start`, under which this is called.
             Call::ReduceScatter { .. } | Call::AllReduce { .. } => unsafe {
                 self.reduce(lane, call)
             },
@@ -184,7 +185,8 @@ impl Group {
             let other = (self.rank + i) % self.size();
             [(true, given(other), other), (false, taken(other), other)]
         });
-        // SAFETY: the caller's promise is the same.
+        // SAFETY: the ranges are those of `given` and `taken`, for which the caller vouches as for
+        // those of `start`.
         unsafe { self.together(lane, name, letters) }
     }
 

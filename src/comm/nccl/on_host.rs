@@ -81,7 +81,8 @@ impl Group {
 /// `to` is memory of the card that stays allocated, `from` as much of the host's that stays so
 /// until this returns and is written by nobody meanwhile.
 unsafe fn write(group: &Group, to: Span, from: Span) -> Result<()> {
-    // SAFETY: the caller's promise; the driver has read `from` when this returns.
+    // SAFETY: by the contract of this function both stay allocated and nobody writes `from` until
+    // this returns, when the driver has read it.
     unsafe { on(group.device(), to).write(on(Device::Cpu, from).as_bytes()) }
 }
 
@@ -90,13 +91,14 @@ unsafe fn write(group: &Group, to: Span, from: Span) -> Result<()> {
 /// # Safety
 /// As for [`write`], and nobody else touches `to` until this returns.
 unsafe fn read(group: &Group, from: Span, to: Span) -> Result<()> {
-    // SAFETY: the caller's promise; the driver has written `to` when this returns.
+    // SAFETY: by the contract of this function both stay allocated and nobody else touches `to`
+    // until this returns, when the driver has written it.
     unsafe { on(group.device(), from).read(on(Device::Cpu, to).as_bytes_mut()) }
 }
 
 /// # Safety
 /// It is memory of `device`, which the caller keeps allocated as long as it uses the region.
 unsafe fn on<'b>(device: Device, span: Span) -> Region<'b> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the contract of this function is that of `Region::new` for this range.
     unsafe { Region::new(device, span.ptr, span.bytes) }
 }

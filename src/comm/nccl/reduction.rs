@@ -9,6 +9,7 @@ use super::group::Group;
 use super::world::Lane;
 use crate::base::{DType, Error, Result};
 use crate::comm::{Call, Reduce, Span};
+use crate::device::cuda::constants::vector::{FLAG_ALIGNED, VEC_BYTES, VEC_THREADS};
 use crate::device::cuda::params::RankSumParams;
 
 /// Bytes of others' values that are held at a time.
@@ -19,9 +20,9 @@ const SMALL: usize = 1 << 20;
 /// Least and unit of a piece.
 const LINE: usize = 4096;
 /// Threads of a block.
-const THREADS: usize = 256;
+const THREADS: usize = VEC_THREADS;
 /// Bytes that a thread takes at once.
-const VECTOR: usize = 16;
+const VECTOR: usize = VEC_BYTES;
 
 /// A piece of every rank's values, one every `stride` bytes.
 #[derive(Clone, Copy)]
@@ -151,7 +152,11 @@ impl Group {
             ranks: self.size() as u32,
             rank: own.0 as u32,
             max: u32::from(by == Reduce::Max),
-            flags: u32::from(addresses.iter().all(|a| a.is_multiple_of(VECTOR))),
+            flags: if addresses.iter().all(|a| a.is_multiple_of(VECTOR)) {
+                FLAG_ALIGNED
+            } else {
+                0
+            },
         };
         let blocks = to.bytes.div_ceil(VECTOR * THREADS) as u32;
         // SAFETY: the caller vouches for the three addresses and their lengths, from which `n`,

@@ -8,6 +8,7 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::cell::UnsafeCell;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -25,12 +26,27 @@ pub(super) fn is_worker() -> bool {
     IS_WORKER.get()
 }
 
-/// The body of the loop that is open. The reference is not really static: it is used between
-/// opening and the owner's return only.
+/// The body of a loop, on loan.
+type Body<'a> = &'a (dyn Fn(usize) + Sync);
+
+/// The loop that is open. It names the body without its lifetime, by the address of a reference to
+/// it, which is there from the loop's opening to the end of [`Shared::close`].
 #[derive(Clone, Copy)]
 struct Loop {
     tasks: usize,
-    body: &'static (dyn Fn(usize) + Sync),
+    body: *const (),
+}
+
+impl Loop {
+    /// # Safety
+    /// The loop has not been closed, or the caller has joined it and not left.
+    unsafe fn task(&self, task: usize) {
+        // SAFETY: `Workers::run` made the address from a `Body` of its own, and stays in `close`
+        // until everybody who joined has left: so the reference and what it refers to are there.
+        // Threads share it, for the body is `Sync`.
+        let body = unsafe { &*self.body.cast::<Body<'_>>() };
+        body(task);
+    }
 }
 
 struct Shared {
@@ -49,16 +65,17 @@ struct Shared {
     stop: AtomicBool,
 }
 
-// SAFETY: `current` is written by the owner while no loop is open and nobody is inside, and read by
-// those who joined and then found the loop open.
+// SAFETY: `current` is written by the owner alone, while no loop is open, and read by those who
+// joined and then found the loop open: the stores and loads of `open` and `inside` order the two.
 unsafe impl Sync for Shared {}
-// SAFETY: the loop that `current` names may be run by any thread: it is `Sync`.
+// SAFETY: the loop that `current` names may be run by any thread: its body is `Sync`.
 unsafe impl Send for Shared {}
 
-/// A thread's workers.
+/// A thread's workers. They are not shared between threads, so one thread alone opens loops.
 pub(super) struct Workers {
     shared: Arc<Shared>,
     handles: Vec<JoinHandle<()>>,
+    one_owner: PhantomData<Cell<()>>,
 }
 
 impl Workers {
@@ -85,7 +102,7 @@ impl Workers {
                 .ok()
         };
         let handles = (1..threads).filter_map(start).collect();
-        Workers { shared, handles }
+        Workers { shared, handles, one_owner: PhantomData }
     }
 
     /// Threads of a loop.
@@ -94,7 +111,8 @@ impl Workers {
     }
 
     /// Runs `body(0)`, ..., `body(tasks - 1)`; a panic in one of them is passed on.
-    pub(super) fn run(&self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
+    /// Within a task, it runs them all on this thread.
+    pub(super) fn run(&self, tasks: usize, body: Body<'_>) {
         /// Closes the loop and waits for all inside, also when the owner's task panics.
         struct Close<'a>(&'a Shared);
         impl Drop for Close<'_> {
@@ -103,29 +121,28 @@ impl Workers {
                 self.0.close();
             }
         }
-        if self.handles.is_empty() {
+        // A loop that is open stays the only one: the owner opens none from its own tasks.
+        if self.handles.is_empty() || is_worker() {
             return (0..tasks).for_each(body);
         }
         let shared = &*self.shared;
-        // SAFETY: the reference is used by those inside only, and `Close`, which is dropped before
-        // this returns or unwinds, waits for them and lets nobody in after: so nobody uses it
-        // longer than `body` is borrowed.
-        let body = unsafe {
-            std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(body)
-        };
-        let this = Loop { tasks, body };
-        // SAFETY: no loop is open and nobody is inside: see `close`.
+        let this = Loop { tasks, body: (&raw const body).cast() };
+        // Dropped before `body` goes, whether this returns or unwinds: it waits for those inside
+        // and lets nobody in after.
+        let close = Close(shared);
+        // SAFETY: only this thread opens loops, and it has none open: the last one was closed
+        // before `run` returned. So nobody reads `current` until `open` is set.
         unsafe { *shared.current.get() = Some(this) };
         shared.next.store(0, SeqCst);
         shared.open.store(true, SeqCst);
-        let close = Close(shared);
         shared.started.fetch_add(1, SeqCst);
         if shared.sleepers.load(SeqCst) > 0 {
             drop(shared.lock());
             shared.wake.notify_all();
         }
         IS_WORKER.set(true);
-        shared.take(this);
+        // SAFETY: the loop is open until `close` is dropped.
+        unsafe { shared.take(this) };
         drop(close);
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
@@ -153,13 +170,17 @@ impl Shared {
     }
 
     /// Does tasks until none is left.
-    fn take(&self, this: Loop) {
+    ///
+    /// # Safety
+    /// As for [`Loop::task`].
+    unsafe fn take(&self, this: Loop) {
         loop {
             let task = self.next.fetch_add(1, SeqCst);
             if task >= this.tasks {
                 return;
             }
-            (this.body)(task);
+            // SAFETY: the caller vouches for the loop until this returns.
+            unsafe { this.task(task) };
         }
     }
 
@@ -187,10 +208,13 @@ impl Shared {
             }
             self.inside.fetch_add(1, SeqCst);
             if self.open.load(SeqCst) {
-                // SAFETY: the owner wrote it before it opened the loop, and writes again only when
-                // nobody is inside.
+                // SAFETY: the owner wrote it before it opened the loop that was found open, and
+                // writes again only after `close`, which waits until this thread has left.
                 let this = unsafe { *self.current.get() };
-                let done = this.map(|this| catch_unwind(AssertUnwindSafe(|| self.take(this))));
+                let done = this.map(|this| {
+                    // SAFETY: this thread has joined the loop and leaves it below.
+                    catch_unwind(AssertUnwindSafe(|| unsafe { self.take(this) }))
+                });
                 if let Some(Err(panic)) = done {
                     self.next.store(usize::MAX / 2, SeqCst);
                     *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);

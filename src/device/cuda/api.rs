@@ -3,6 +3,7 @@
 //! the same functions: everything above this table is the same code on both. Types and numbers are
 //! those of `cudarc`, which are made from cuda.h.
 
+use crate::base::functions;
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction,
     CUfunction_attribute, CUgraph, CUgraphExec, CUmemPool_attribute, CUmemoryPool, CUmodule,
@@ -33,59 +34,9 @@ pub(super) const LOST: [Code; 12] = [
     CUresult::CUDA_ERROR_UNKNOWN as Code,
 ];
 
-/// Each line: field, function in libcuda, arguments. All return a [`Code`].
-macro_rules! driver_api {
-    ($($field:ident = $symbol:ident ($($arg:ident: $ty:ty),*);)*) => {
-        /// The driver's functions.
-        pub(super) struct Api {
-            $(pub(super) $field: unsafe extern "C" fn($($arg: $ty),*) -> Code,)*
-        }
-
-        // Each line agrees with the declaration that was made from cuda.h. What is a number here
-        // is the enumeration there.
-        const _: () = {
-            type Code = CUresult;
-            $(let _: unsafe fn($($ty),*) -> Code = sys::$symbol;)*
-        };
-
-        impl Api {
-            /// Finds all functions by name; an error names the first that is missing.
-            fn find(symbol: &dyn Fn(&CStr) -> *mut c_void) -> Result<Api, &'static str> {
-                $(
-                    let name = concat!(stringify!($symbol), "\0").as_bytes();
-                    let $field = symbol(CStr::from_bytes_with_nul(name).expect("one nul"));
-                    if $field.is_null() {
-                        return Err(stringify!($symbol));
-                    }
-                )*
-                // SAFETY: each symbol has the type that cuda.h declares for its name, as checked
-                // above; a CUresult is a u32 that is never read as the enumeration.
-                Ok(unsafe {
-                    Api {
-                        $($field: std::mem::transmute::<
-                            *mut c_void,
-                            unsafe extern "C" fn($($ty),*) -> Code,
-                        >($field),)*
-                    }
-                })
-            }
-
-            /// The emulator's functions.
-            #[cfg(feature = "emulator")]
-            pub(super) fn emulated() -> Api {
-                unsafe extern "C" {
-                    $(
-                        #[link_name = concat!("emu_", stringify!($symbol))]
-                        fn $field($($arg: $ty),*) -> Code;
-                    )*
-                }
-                Api { $($field,)* }
-            }
-        }
-    };
-}
-
-driver_api! {
+functions! {
+    emulated "emu_";
+    Code = CUresult;
     init = cuInit (flags: c_uint);
     driver_version = cuDriverGetVersion (version: *mut c_int);
     device_count = cuDeviceGetCount (count: *mut c_int);

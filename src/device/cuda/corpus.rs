@@ -3,6 +3,7 @@
 //! integers, so sums are exact whatever their order.
 
 use crate::base::{Elem, Error, Result, Rng, bf16};
+use crate::device::cuda::constants::kernel::WARP;
 use crate::device::cuda::params::CorpusParams;
 use crate::device::{Buffer, Device};
 
@@ -43,7 +44,7 @@ fn run(device: Device, case: &Case) -> Result<()> {
     let params = CorpusParams { input: input.region().address(), out: out.region().address() };
     // SAFETY: a case has as many words as its kernel reads and writes, and both buffers live until
     // the result has been read.
-    unsafe { device.stream()?.launch(case.kernel, [1, 1, 1], 32, 0, &params)? };
+    unsafe { device.stream()?.launch(case.kernel, [1, 1, 1], WARP as u32, 0, &params)? };
     let mut got = vec![0u32; case.expected.len()];
     out.read(0, bytemuck::cast_slice_mut(&mut got))?;
     match got.iter().zip(&case.expected).position(|(g, e)| g != e) {

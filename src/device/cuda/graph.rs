@@ -55,8 +55,9 @@ impl Stream {
     /// is done with the run; nothing else touches it meanwhile.
     pub unsafe fn replay(&self, graph: &Graph) -> Result<()> {
         self.context.enter();
-        // SAFETY: the graph is borrowed, so it has not been destroyed; the memory it names is the
-        // caller's promise.
+        // SAFETY: the graph is borrowed, so it has not been destroyed. By the contract of this
+        // function the memory that it names is there until the run is over, and nothing else
+        // touches it.
         let code = unsafe { (self.context.api.graph_launch)(graph.exec, self.handle) };
         self.context.check(code, format_args!("a graph in {self:?}"))
     }

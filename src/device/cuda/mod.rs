@@ -4,6 +4,7 @@
 mod api;
 #[cfg(all(test, feature = "emulator"))]
 mod bug_tests;
+pub mod constants;
 pub mod corpus;
 mod fault;
 mod graph;

@@ -109,7 +109,8 @@ impl Stream {
     /// The address came from [`Stream::alloc`] of this device and is given back once.
     pub(in crate::device) unsafe fn free(&self, address: u64) {
         self.context.enter();
-        // SAFETY: the caller's promise: it was allocated, and nobody uses it any more.
+        // SAFETY: by the contract of this function the driver gave this address, and gets it back
+        // for the first time. It does so once this stream is done; other streams are by then.
         unsafe { (self.context.api.memory_free)(address, self.handle) };
     }
 

@@ -23,6 +23,7 @@ pub(super) fn alloc(bytes: usize) -> Option<*mut u8> {
 /// # Safety
 /// It must come from [`alloc`] with the same size, and not be used any more.
 pub(super) unsafe fn free(ptr: *mut u8, bytes: usize) {
-    // SAFETY: the caller promises that this is one whole mapping, and that nobody uses it.
+    // SAFETY: by the contract of this function, address and length are those of one mapping that
+    // `alloc` made, and nobody uses it any more.
     unsafe { libc::munmap(ptr.cast(), bytes) };
 }

@@ -5,22 +5,19 @@
 use super::Attention;
 use crate::base::{DType, Error, Result};
 use crate::device::Stream;
+use crate::device::cuda::constants::attend::{
+    ATTEND_ADD, ATTEND_ALIBI, ATTEND_ALIGNED, ATTEND_D32, ATTEND_D64, ATTEND_D96, ATTEND_D128,
+    ATTEND_D256, ATTEND_THREADS, BLOCK_KEYS, FEW_ROWS,
+};
+use crate::device::cuda::constants::attend_f32::{LEFT, RIGHT, STRIDE_P};
+use crate::device::cuda::constants::kernel::WARP;
 use crate::device::cuda::params::{AttendParams, MAX_SLOPES};
 use crate::op::{Arg, CudaBackward, CudaForward};
 
-/// Keys per block, and per page of the cache.
-const KEYS: usize = 64;
 /// Threads that share no rows.
-const THREADS: u32 = 128;
-/// Rows on the left and on the right in f32, and bytes of a tile of probabilities.
-const LEFT: usize = 16;
-const RIGHT: usize = 32;
-const PROBABILITIES: usize = LEFT * (RIGHT + 1) * 4;
-
-/// Bits of `AttendParams::flags`.
-const ALIGNED: u32 = 1;
-const ADD: u32 = 2;
-const ALIBI: u32 = 4;
+const THREADS: u32 = ATTEND_THREADS as u32;
+/// Bytes of a tile of probabilities in f32.
+const PROBABILITIES: usize = LEFT * STRIDE_P * 4;
 
 /// The tiles of a head that is `width` wide in shared memory, as the kernels of that width have
 /// them.
@@ -39,20 +36,28 @@ struct Shape {
 }
 
 const SHAPES: [Shape; 5] = [
-    Shape { width: 32, rows: 64, step: 64, columns: 32, key_share: 1, stages: 2, row_share: 1 },
-    Shape { width: 64, rows: 64, step: 64, columns: 64, key_share: 1, stages: 2, row_share: 1 },
-    Shape { width: 96, rows: 64, step: 64, columns: 96, key_share: 2, stages: 2, row_share: 1 },
-    Shape { width: 128, rows: 64, step: 64, columns: 128, key_share: 2, stages: 2, row_share: 1 },
-    Shape { width: 256, rows: 32, step: 32, columns: 128, key_share: 2, stages: 1, row_share: 2 },
+    Shape::new(ATTEND_D32),
+    Shape::new(ATTEND_D64),
+    Shape::new(ATTEND_D96),
+    Shape::new(ATTEND_D128),
+    Shape::new(ATTEND_D256),
 ];
 
+/// Most dimensions of a head.
+const LARGEST: usize = SHAPES[SHAPES.len() - 1].width;
+
 impl Shape {
+    const fn new(numbers: [usize; 7]) -> Shape {
+        let [width, rows, step, columns, key_share, stages, row_share] = numbers;
+        Shape { width, rows, step, columns, key_share, stages, row_share }
+    }
+
     /// The narrowest that holds a head.
     fn of(op: &Attention) -> Result<Shape> {
         SHAPES.into_iter().find(|s| s.width >= op.head_dim).ok_or_else(|| {
             Error::user(format!(
-                "attention: heads of {} dimensions: CUDA kernels take 256 at most; run this model \
-                 on the CPU",
+                "attention: heads of {} dimensions: CUDA kernels take {LARGEST} at most; run this \
+                 model on the CPU",
                 op.head_dim
             ))
         })
@@ -71,8 +76,8 @@ impl Shape {
     fn forward(self, dtype: DType, rows: usize) -> usize {
         match dtype {
             DType::Bf16 => {
-                let between = if rows < 64 { rows * KEYS * 4 } else { 0 };
-                (rows + 4 * KEYS) * self.row(dtype) + between
+                let between = if rows < 64 { rows * BLOCK_KEYS * 4 } else { 0 };
+                (rows + 4 * BLOCK_KEYS) * self.row(dtype) + between
             }
             _ => (LEFT + 2 * RIGHT) * self.row(dtype) + PROBABILITIES,
         }
@@ -84,7 +89,7 @@ impl Shape {
         match dtype {
             DType::Bf16 => {
                 let between = if self.key_share > 1 { 4 * 2 * self.step / 16 * 512 } else { 0 };
-                (2 * KEYS + 4 * self.step) * self.row(dtype) + 2 * self.step * state + between
+                (2 * BLOCK_KEYS + 4 * self.step) * self.row(dtype) + 2 * self.step * state + between
             }
             _ => 2 * (LEFT + RIGHT) * self.row(dtype) + 2 * PROBABILITIES + RIGHT * state,
         }
@@ -94,8 +99,8 @@ impl Shape {
     fn queries(self, dtype: DType) -> usize {
         match dtype {
             DType::Bf16 => {
-                let between = if self.row_share > 1 { 4 * KEYS / 16 * 512 } else { 0 };
-                2 * (1 + self.stages) * KEYS * self.row(dtype) + between
+                let between = if self.row_share > 1 { 4 * BLOCK_KEYS / 16 * 512 } else { 0 };
+                2 * (1 + self.stages) * BLOCK_KEYS * self.row(dtype) + between
             }
             _ => 2 * (LEFT + RIGHT) * self.row(dtype) + PROBABILITIES,
         }
@@ -130,7 +135,7 @@ pub(in crate::op) fn params(
         kv_heads: op.kv_heads as u32,
         head_dim: op.head_dim as u32,
         reach: op.reach().min(1 << 30) as u32,
-        flags: if op.alibi.is_some() { ALIBI } else { 0 },
+        flags: if op.alibi.is_some() { ATTEND_ALIBI } else { 0 },
         scale: op.scale,
         softcap: op.softcap,
         slopes,
@@ -144,7 +149,7 @@ impl AttendParams {
         let tensors = [self.qkv, self.kcache, self.vcache, self.o, self.d_o, self.dqkv];
         let whole = (op.head_dim * dtype.size()).is_multiple_of(16);
         if whole && tensors.iter().all(|t| t.is_multiple_of(16)) {
-            self.flags |= ALIGNED;
+            self.flags |= ATTEND_ALIGNED;
         }
     }
 
@@ -192,7 +197,7 @@ pub(in crate::op) unsafe fn attend(
     let few = params.tokens as usize * group < 32 * params.sequences as usize;
     let (kernel, rows) = match (params.kcache != 0, dtype) {
         (false, DType::Bf16) => ("attention_forward", shape.rows),
-        (true, DType::Bf16) if few => ("cached_attention_few", 16),
+        (true, DType::Bf16) if few => ("cached_attention_few", FEW_ROWS),
         (true, DType::Bf16) => ("cached_attention_many", shape.rows),
         (false, _) => ("attention_forward", LEFT),
         (true, _) => ("cached_attention_forward", LEFT),
@@ -232,7 +237,7 @@ pub(super) unsafe fn backward(op: &Attention, io: &CudaBackward<'_>) -> Result<(
         d_o: io.dout(0).ptr,
         delta: io.scratch,
         dqkv: grad.arg.ptr,
-        flags: base.flags | if grad.acc { ADD } else { 0 },
+        flags: base.flags | if grad.acc { ATTEND_ADD } else { 0 },
         ..base
     };
     params.align(op, dtype);
@@ -245,12 +250,20 @@ pub(super) unsafe fn backward(op: &Attention, io: &CudaBackward<'_>) -> Result<(
     let rows = (qkv.rows() * op.heads) as u32;
     let delta = format!("attention_delta_{}", name(dtype));
     // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-    unsafe { io.stream.launch(&delta, [rows.div_ceil(4), 1, 1], THREADS, 0, &params)? };
+    unsafe {
+        io.stream.launch(
+            &delta,
+            [rows.div_ceil(THREADS / WARP as u32), 1, 1],
+            THREADS,
+            0,
+            &params,
+        )?
+    };
     let (keys, queries) = (shape.keys(dtype), shape.queries(dtype));
     if dtype == DType::Bf16 {
         let slices = (shape.width / shape.columns) as u32;
-        launch("keys", [params.tiles(1, KEYS), heads, slices], shape.key_share, keys)?;
-        launch("queries", [params.tiles(group, KEYS), heads, 1], shape.row_share, queries)
+        launch("keys", [params.tiles(1, BLOCK_KEYS), heads, slices], shape.key_share, keys)?;
+        launch("queries", [params.tiles(group, BLOCK_KEYS), heads, 1], shape.row_share, queries)
     } else {
         launch("keys", [params.tiles(1, LEFT), heads, 1], 1, keys)?;
         launch("queries", [params.tiles(group, LEFT), heads, 1], 1, queries)

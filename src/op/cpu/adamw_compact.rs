@@ -13,11 +13,12 @@
 //!   over steps.
 
 use crate::base::{Elem, bf16};
+use crate::device::cuda::constants::adamw_compact::COMPACT_BLOCK;
 use crate::op::cpu::adamw::Scalars;
 use crate::op::cpu::simd::{Kernel, Level, Simd, dispatch};
 
 /// Elements of a block, which have a scale of each moment in common.
-pub const BLOCK: usize = 64;
+pub const BLOCK: usize = COMPACT_BLOCK;
 
 /// The compact state of some blocks of elements, and their weights.
 #[derive(Debug)]

@@ -45,14 +45,16 @@ impl Model {
 impl Tiles for Model {
     unsafe fn load<const T: usize>(&mut self, p: *const u8, stride: usize) {
         for (i, row) in self.0[T].iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
+            // SAFETY: by the contract of `Tiles::load`, 16 rows of 64 bytes are readable, `stride`
+            // apart.
             *row = unsafe { p.add(i * stride).cast::<[u32; ROWS]>().read_unaligned() };
         }
     }
 
     unsafe fn store<const T: usize>(&mut self, p: *mut u8, stride: usize) {
         for (i, row) in self.0[T].iter().enumerate() {
-            // SAFETY: the caller's promise.
+            // SAFETY: by the contract of `Tiles::store`, 16 rows of 64 bytes are writable, `stride`
+            // apart.
             unsafe { p.add(i * stride).cast::<[u32; ROWS]>().write_unaligned(*row) };
         }
     }
@@ -167,7 +169,8 @@ mod linux {
     impl Tiles for Amx {
         #[inline(always)]
         unsafe fn load<const T: usize>(&mut self, p: *const u8, stride: usize) {
-            // SAFETY: reads what the caller promised to be readable.
+            // SAFETY: reads 16 rows of 64 bytes, `stride` apart, which the contract of
+            // `Tiles::load` has readable, into a register that the value proves to be there.
             unsafe {
                 asm!(
                     "tileloadd tmm{t}, [{p} + {stride}*1]",
@@ -181,7 +184,8 @@ mod linux {
 
         #[inline(always)]
         unsafe fn store<const T: usize>(&mut self, p: *mut u8, stride: usize) {
-            // SAFETY: writes what the caller promised to be writable.
+            // SAFETY: writes 16 rows of 64 bytes, `stride` apart, which the contract of
+            // `Tiles::store` has writable, from a register that the value proves to be there.
             unsafe {
                 asm!(
                     "tilestored [{p} + {stride}*1], tmm{t}",

@@ -4,6 +4,7 @@
 //! so a row's bits depend neither on its neighbours nor on where the keys live.
 
 use crate::base::Elem;
+use crate::device::cuda::constants::attend::BLOCK_KEYS;
 use crate::op::attr::Attention;
 use crate::op::cpu::scores::Row;
 use crate::op::cpu::shared::SharedMut;
@@ -13,7 +14,7 @@ use crate::op::cpu::vec_math;
 use std::cell::RefCell;
 
 /// Keys per block, and per page of the cache.
-pub const KEYS: usize = 64;
+pub const KEYS: usize = BLOCK_KEYS;
 
 /// Query rows per task: (token, head of the group) pairs.
 const QUERY_ROWS: usize = 64;

@@ -169,7 +169,7 @@ pub trait Simd: Copy {
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const bf16, n: usize) -> Self::V {
         let mut pairs = [[bf16::ZERO; 2]; LANES];
-        // SAFETY: the caller's promise; there is room for 32.
+        // SAFETY: the caller has `n` elements readable, and n <= 32, for which there is room.
         unsafe { std::ptr::copy_nonoverlapping(p, pairs.as_mut_ptr().cast(), n) };
         let pairs: [f32; LANES] = bytemuck::cast(pairs);
         // SAFETY: there are 16.
@@ -207,7 +207,7 @@ pub trait Simd: Copy {
     #[inline(always)]
     unsafe fn load_first<E: Elem>(self, p: *const E, n: usize) -> Self::V {
         let mut buffer = [E::zeroed(); LANES];
-        // SAFETY: the caller's promise, and `n < 16`; the buffer has 16 elements.
+        // SAFETY: the caller has `n` elements readable, and n < 16; the buffer has 16, all set.
         unsafe {
             std::ptr::copy_nonoverlapping(p, buffer.as_mut_ptr(), n);
             self.load(buffer.as_ptr())
@@ -221,7 +221,8 @@ pub trait Simd: Copy {
     #[inline(always)]
     unsafe fn store_first<E: Elem>(self, p: *mut E, n: usize, v: Self::V) {
         let mut buffer = [E::zeroed(); LANES];
-        // SAFETY: the caller's promise, and `n < 16`; the buffer has 16 elements.
+        // SAFETY: the buffer has the 16 elements that `store` writes; the caller has `n` of its own
+        // writable, and n < 16.
         unsafe {
             self.store(buffer.as_mut_ptr(), v);
             std::ptr::copy_nonoverlapping(buffer.as_ptr(), p, n);
@@ -234,7 +235,8 @@ pub trait Simd: Copy {
     /// `p` must be valid for reading `n` elements.
     #[inline(always)]
     unsafe fn load_some<E: Elem>(self, p: *const E, n: usize) -> Self::V {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller has `n` elements readable: 16 where `load` reads 16, else fewer, of
+        // which `load_first` reads `n`.
         unsafe { if n == LANES { self.load(p) } else { self.load_first(p, n) } }
     }
 
@@ -293,14 +295,14 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load<E: Elem>(self, p: *const E) -> Self::V {
-        // SAFETY: the caller's promise.
+        // SAFETY: by the contract of `Simd::load`, 16 elements are readable at `p`.
         let x = unsafe { p.cast::<[E; LANES]>().read_unaligned() };
         std::array::from_fn(|i| x[i].to_f32())
     }
     #[inline(always)]
     unsafe fn store<E: Elem>(self, p: *mut E, v: Self::V) {
         let x: [E; LANES] = std::array::from_fn(|i| E::from_f32(v[i]));
-        // SAFETY: the caller's promise.
+        // SAFETY: by the contract of `Simd::store`, 16 elements are writable at `p`.
         unsafe { p.cast::<[E; LANES]>().write_unaligned(x) };
     }
     #[inline(always)]

@@ -3,6 +3,7 @@
 //! not depend on threads. On CUDA devices one block computes them (cuda/lib/loss.cuh).
 
 use crate::base::{DType, Error, Result};
+use crate::device::cuda::constants::loss::LOSS_THREADS;
 use crate::op::{Backward, Op, Place, Plan, required, shape_error};
 use crate::tensor::Desc;
 
@@ -39,7 +40,7 @@ pub fn write_grad(io: &mut Backward<'_>, i: usize, slope: impl Fn(usize) -> f64)
 }
 
 /// Threads of a block of the losses' kernels.
-pub const THREADS: u32 = 512;
+pub const THREADS: u32 = LOSS_THREADS as u32;
 
 /// The grid of a kernel with a thread per token.
 pub fn token_grid(n: u32) -> [u32; 3] {

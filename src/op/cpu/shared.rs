@@ -14,8 +14,8 @@ pub struct SharedMut<'a, T> {
 
 // SAFETY: it is the exclusive borrow that it was made of, which may go to another thread.
 unsafe impl<T: Send> Send for SharedMut<'_, T> {}
-// SAFETY: threads that share it reach parts only through the unsafe `slice`, whose callers promise
-// that these are disjoint; each is then one thread's.
+// SAFETY: threads that share it reach parts only through `slice`, whose contract is that live
+// parts are disjoint: so each element is one thread's at a time.
 unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
 impl<'a, T> SharedMut<'a, T> {
@@ -30,7 +30,8 @@ impl<'a, T> SharedMut<'a, T> {
     /// No other live slice of this object may overlap it.
     pub unsafe fn slice(self, start: usize, len: usize) -> &'a mut [T] {
         assert!(start + len <= self.len, "{start}+{len} of {}", self.len);
-        // SAFETY: in range; disjointness is the caller's promise.
+        // SAFETY: in range, as asserted, of a slice that is borrowed exclusively for `'a`. By the
+        // contract of this function no other live part overlaps it.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
     }
 }

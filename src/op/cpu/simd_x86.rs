@@ -135,7 +135,8 @@ impl<const PAIRS: bool> Simd for Avx512<PAIRS> {
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const bf16, n: usize) -> __m512 {
-        // SAFETY: the token, and the caller's promise: masked lanes are not read.
+        // SAFETY: the token. By the contract of `load_pairs`, `n` elements are readable, and n <=
+        // 32; lanes that the mask leaves out are not read.
         unsafe {
             let pairs = if n == 2 * LANES {
                 _mm512_loadu_si512(p.cast())
@@ -172,7 +173,8 @@ impl<const PAIRS: bool> Simd for Avx512<PAIRS> {
     }
     #[inline(always)]
     unsafe fn load<E: Elem>(self, p: *const E) -> __m512 {
-        // SAFETY: the token, and the caller's promise.
+        // SAFETY: the token. By the contract of `load`, 16 elements are readable at `p`: 64 bytes
+        // of f32, or 32 of bf16.
         unsafe {
             if is_f32::<E>() {
                 _mm512_loadu_ps(p.cast())
@@ -183,7 +185,8 @@ impl<const PAIRS: bool> Simd for Avx512<PAIRS> {
     }
     #[inline(always)]
     unsafe fn load_first<E: Elem>(self, p: *const E, n: usize) -> __m512 {
-        // SAFETY: the token, and the caller's promise: masked lanes are not read.
+        // SAFETY: the token. By the contract of `load_first`, `n` elements are readable; lanes that
+        // the mask leaves out are not read.
         unsafe {
             if is_f32::<E>() {
                 _mm512_maskz_loadu_ps(first(n), p.cast())
@@ -194,7 +197,8 @@ impl<const PAIRS: bool> Simd for Avx512<PAIRS> {
     }
     #[inline(always)]
     unsafe fn store<E: Elem>(self, p: *mut E, v: __m512) {
-        // SAFETY: the token, and the caller's promise.
+        // SAFETY: the token. By the contract of `store`, 16 elements are writable at `p`: 64 bytes
+        // of f32, or 32 of bf16.
         unsafe {
             if is_f32::<E>() {
                 _mm512_storeu_ps(p.cast(), v);
@@ -205,7 +209,8 @@ impl<const PAIRS: bool> Simd for Avx512<PAIRS> {
     }
     #[inline(always)]
     unsafe fn store_first<E: Elem>(self, p: *mut E, n: usize, v: __m512) {
-        // SAFETY: the token, and the caller's promise: masked lanes are not written.
+        // SAFETY: the token. By the contract of `store_first`, `n` elements are writable; lanes
+        // that the mask leaves out are not written.
         unsafe {
             if is_f32::<E>() {
                 _mm512_mask_storeu_ps(p.cast(), first(n), v);
@@ -338,7 +343,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load<E: Elem>(self, p: *const E) -> Self::V {
-        // SAFETY: the token, and the caller's promise.
+        // SAFETY: the token. By the contract of `load`, 16 elements are readable at `p`: two halves
+        // of 8.
         unsafe {
             if is_f32::<E>() {
                 let p = p.cast::<f32>();
@@ -354,7 +360,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn store<E: Elem>(self, p: *mut E, v: Self::V) {
-        // SAFETY: the token, and the caller's promise.
+        // SAFETY: the token. By the contract of `store`, 16 elements are writable at `p`: two
+        // halves of 8 f32, or 32 bytes of bf16.
         unsafe {
             if is_f32::<E>() {
                 let p = p.cast::<f32>();

@@ -7,12 +7,13 @@
 use super::simd::{Kernel, LANES, Simd, dispatch, level};
 use super::{vec, vec_math};
 use crate::base::Elem;
+use crate::device::cuda::constants::softmax::LOWEST_EXPONENT;
 use std::marker::PhantomData;
 
 /// Elements after which the running sums are added to the f64 totals.
 const BLOCK: usize = 1024;
 /// Below this an exponential counts as 0: it would leave the normal f32 range.
-const LOWEST: f32 = -87.0;
+const LOWEST: f32 = LOWEST_EXPONENT;
 
 /// Statistics of softmax(logits / T) of one row, everything in natural logarithms.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -105,7 +105,7 @@ unsafe fn dots_tile<S: Simd, E: Elem, const M: usize, const N: usize>(
 /// They must be readable at `p`.
 #[inline(always)]
 unsafe fn load<S: Simd, E: Elem>(s: S, p: *const E, whole: bool, left: usize) -> S::V {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller has 16 elements readable at `p` if `whole`, else `left`, which are fewer.
     unsafe { if whole { s.load(p) } else { s.load_first(p, left) } }
 }
 

@@ -4,8 +4,12 @@
 
 use crate::base::{DType, Error, Result};
 use crate::device::Stream;
+use crate::device::cuda::constants::gemm::{FMA_THREADS, FMA_TILE, GEMM_PAD};
+use crate::device::cuda::constants::kernel::WARP;
+use crate::device::cuda::constants::linear;
 use crate::device::cuda::params::GemmParams;
 use crate::op::act::Kind;
+use crate::op::attr::kernel_number;
 
 /// The layouts of a product's two operands, all row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +106,7 @@ impl Out {
     }
 }
 
-/// A tile of the tensor-core kernels, as `cuda/op/linear.cu` names them.
+/// A tile of the tensor-core kernels, as `cuda/op/linear.cu` names and declares them.
 struct Tile {
     name: &'static str,
     rows: usize,
@@ -112,16 +116,21 @@ struct Tile {
     stages: usize,
 }
 
-const LARGE: Tile = Tile { name: "large", rows: 128, columns: 128, k: 32, threads: 256, stages: 4 };
-const MEDIUM: Tile = Tile { name: "medium", rows: 64, columns: 64, k: 32, threads: 128, stages: 4 };
-const UNALIGNED: Tile = Tile { name: "unaligned", ..MEDIUM };
-const SKINNY: Tile = Tile { name: "skinny", rows: 16, columns: 32, k: 128, threads: 64, stages: 4 };
+const LARGE: Tile = Tile::new("large", linear::LARGE);
+const MEDIUM: Tile = Tile::new("medium", linear::MEDIUM);
+const UNALIGNED: Tile = Tile::new("unaligned", linear::MEDIUM);
+const SKINNY: Tile = Tile::new("skinny", linear::SKINNY);
 
 impl Tile {
-    /// Dynamic shared memory in bytes: rows padded by 8 elements, as in `GemmTile`.
+    const fn new(name: &'static str, numbers: [usize; 6]) -> Tile {
+        let [rows, columns, k, warp_rows, warp_columns, stages] = numbers;
+        let threads = (rows / warp_rows * (columns / warp_columns) * WARP) as u32;
+        Tile { name, rows, columns, k, threads, stages }
+    }
+
+    /// Dynamic shared memory in bytes: a ring of the padded tiles of `GemmTile`.
     fn shared(&self, layout: Layout) -> usize {
-        const PAD: usize = 8;
-        let area = |rows: usize, columns: usize| rows * (columns + PAD);
+        let area = |rows: usize, columns: usize| rows * (columns + GEMM_PAD);
         let a = match layout {
             Layout::Tn => area(self.k, self.rows),
             Layout::Nt | Layout::Nn => area(self.rows, self.k),
@@ -158,7 +167,7 @@ pub unsafe fn gemm(stream: &Stream, product: Product, a: Mat, b: Mat, out: Out) 
         c_stride: out.columns.stride as u64,
         scale: out.scale,
         accumulate: u32::from(out.accumulate),
-        activation: out.activation.map_or(0, |kind| kind as u32),
+        activation: out.activation.map_or(0, kernel_number),
         pad: 0,
     };
     let whole = |x: Columns| x.width.is_multiple_of(8);
@@ -191,9 +200,9 @@ unsafe fn launch(
     let (m, n) = (params.m as usize, params.n as usize);
     if dtypes[0] != DType::Bf16 || dtypes[1] != DType::Bf16 {
         let kernel = format!("gemm_fma_{name}{act}_{}_{}_{}", dtypes[0], dtypes[1], dtypes[2]);
-        let grid = [n.div_ceil(64) as u32, m.div_ceil(64) as u32, 1];
+        let grid = [n.div_ceil(FMA_TILE) as u32, m.div_ceil(FMA_TILE) as u32, 1];
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
-        return unsafe { stream.launch(&kernel, grid, 256, 0, params) };
+        return unsafe { stream.launch(&kernel, grid, FMA_THREADS as u32, 0, params) };
     }
     let tile = choose(stream, layout, params);
     let kernel = format!("gemm_{name}_{}{act}_{}", tile.name, dtypes[2]);
@@ -217,9 +226,9 @@ fn choose(stream: &Stream, layout: Layout, p: &GemmParams) -> &'static Tile {
     if !(aligned(p.a, p.lda) && aligned(p.b, p.ldb) && chunks && blocks) {
         return &UNALIGNED;
     }
-    if p.m <= 16 {
+    if p.m as usize <= SKINNY.rows {
         return &SKINNY;
     }
-    let tiles = p.m.div_ceil(128) * p.n.div_ceil(128);
-    if tiles >= stream.card().multiprocessors { &LARGE } else { &MEDIUM }
+    let tiles = (p.m as usize).div_ceil(LARGE.rows) * (p.n as usize).div_ceil(LARGE.columns);
+    if tiles >= stream.card().multiprocessors as usize { &LARGE } else { &MEDIUM }
 }

@@ -8,6 +8,8 @@ pub use gemm::{Layout, Mat, Out, Product, gemm};
 
 use crate::base::{Error, Result};
 use crate::comm::Comm;
+use crate::device::cuda::constants::linear::SUM_THREADS;
+use crate::device::cuda::constants::softmax::{ROW_THREADS, SMALL_ROW_THREADS, SMALL_VOCAB};
 use crate::device::cuda::params::{MAX_EOS, SumParams};
 use crate::device::{Device, Stream};
 use crate::op::by_dtype;
@@ -38,14 +40,14 @@ pub enum Rows {
 impl Rows {
     /// The kernels for a vocabulary.
     pub fn of(vocab: usize) -> Rows {
-        if vocab <= 1024 { Rows::Small } else { Rows::Full }
+        if vocab <= SMALL_VOCAB { Rows::Small } else { Rows::Full }
     }
 
     /// Threads of a block, which has one row.
     pub fn threads(self) -> u32 {
         match self {
-            Rows::Small => 64,
-            Rows::Full => 512,
+            Rows::Small => SMALL_ROW_THREADS as u32,
+            Rows::Full => ROW_THREADS as u32,
         }
     }
 
@@ -72,7 +74,7 @@ pub fn ready_for_ranks(comm: &Comm, stream: &Stream) -> Result<()> {
 /// Rows that one block sums.
 pub const SUM_ROWS: usize = 256;
 /// Columns that one block sums, and its threads.
-const SUM_COLUMNS: u32 = 128;
+const SUM_COLUMNS: u32 = SUM_THREADS as u32;
 
 /// Workspace of [`column_sums`] in f32 elements.
 pub fn column_sums_scratch(rows: usize, columns: usize) -> usize {

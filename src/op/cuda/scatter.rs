@@ -4,6 +4,7 @@
 use super::vectors::{THREADS, adding, aligned, row_grid, vec_len};
 use crate::base::{DType, Error, Result};
 use crate::device::Stream;
+use crate::device::cuda::constants::kernel::WARP;
 use crate::device::cuda::params::{ScatterLinksParams, ScatterParams};
 use crate::op::{Arg, CudaGrad};
 
@@ -47,7 +48,7 @@ pub unsafe fn scatter_add(
     }
     let links =
         ScatterLinksParams { index: index.ptr, links: scratch, count: count as u32, pad: 0 };
-    let warps = THREADS / 32;
+    let warps = THREADS / WARP as u32;
     // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
     unsafe {
         stream.launch("scatter_links", [links.count.div_ceil(warps), 1, 1], THREADS, 0, &links)?

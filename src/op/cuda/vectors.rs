@@ -2,25 +2,22 @@
 //! `cuda/lib/vector.cuh`. The kernels belong to the operators.
 
 use crate::base::{DType, Error, Result};
+pub use crate::device::cuda::constants::vector::{FLAG_ADD as ADD, FLAG_ALIGNED as ALIGNED};
+use crate::device::cuda::constants::vector::{VEC_BYTES, VEC_THREADS};
 
 /// Threads of a block.
-pub const THREADS: u32 = 256;
-/// Flag: every vector begins at a multiple of its size.
-pub const ALIGNED: u32 = 1;
-/// Flag: add to the output instead of setting it.
-pub const ADD: u32 = 2;
-/// The first flag that is an operator's own.
-pub const OWN: u32 = 4;
+pub const THREADS: u32 = VEC_THREADS as u32;
 
-/// Elements of `dtype` in 16 bytes.
+/// Elements of `dtype` in a vector of 16 bytes.
 pub fn vec_len(dtype: DType) -> usize {
-    16 / dtype.size()
+    VEC_BYTES / dtype.size()
 }
 
 /// `ALIGNED` if vectors of `n` elements can be read and written at once: arrays begin at multiples
 /// of 16 bytes, and their rows and what else kernels step over, `steps`, are whole vectors.
 pub fn aligned(arrays: &[u64], steps: &[usize], n: usize) -> u32 {
-    let fits = arrays.iter().all(|p| p.is_multiple_of(16)) && steps.iter().all(|s| s % n == 0);
+    let fits = arrays.iter().all(|p| p.is_multiple_of(VEC_BYTES as u64))
+        && steps.iter().all(|s| s % n == 0);
     if fits { ALIGNED } else { 0 }
 }
 

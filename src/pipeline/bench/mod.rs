@@ -10,7 +10,7 @@ mod work;
 
 pub(super) use machine::{processor, resident_bytes};
 
-use super::config::{BenchConfig, OptimizerState};
+use super::config::BenchConfig;
 use super::output::write;
 use crate::base::Result;
 use crate::model::Head;
@@ -64,10 +64,7 @@ pub fn bench(cfg: &BenchConfig, progress: &mut dyn FnMut(&str)) -> Result<String
         });
         write(path, &format!("{report:#}\n"))?;
     }
-    let state = match cfg.optimizer_state {
-        OptimizerState::Full => "full",
-        OptimizerState::Compact => "compact",
-    };
+    let state = cfg.optimizer_state.adamw().name();
     Ok(format!(
         "{} ({:.1} M parameters), {dtype}, {state} optimizer state, {}, {device_name}; medians of \
          {}\n\

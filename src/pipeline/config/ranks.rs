@@ -1,5 +1,6 @@
 //! The configuration of a run's ranks.
 
+use crate::base::{Error, Result};
 use crate::pool::Zero;
 use serde::{Deserialize, Serialize};
 
@@ -15,24 +16,31 @@ pub enum Deployment {
     MultiNode,
 }
 
-/// The ZeRO stage: which state of a model the ranks shard.
+/// The ZeRO stage: which state of a model the ranks shard. In text `auto` or its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum ZeroStage {
     /// As little as memory allows.
-    #[serde(rename = "auto")]
     Auto,
-    /// Nothing.
-    #[serde(rename = "0")]
-    Nothing,
-    /// Optimizer state.
-    #[serde(rename = "1")]
-    Optimizer,
-    /// Gradients too.
-    #[serde(rename = "2")]
-    Gradients,
-    /// Weights too.
-    #[serde(rename = "3")]
-    Weights,
+    /// This stage.
+    At(Zero),
+}
+
+impl TryFrom<String> for ZeroStage {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<ZeroStage> {
+        if text == "auto" { Ok(ZeroStage::Auto) } else { text.parse().map(ZeroStage::At) }
+    }
+}
+
+impl From<ZeroStage> for String {
+    fn from(stage: ZeroStage) -> String {
+        match stage {
+            ZeroStage::Auto => "auto".into(),
+            ZeroStage::At(stage) => stage.to_string(),
+        }
+    }
 }
 
 impl ZeroStage {
@@ -40,10 +48,7 @@ impl ZeroStage {
     pub fn stage(self) -> Option<Zero> {
         match self {
             ZeroStage::Auto => None,
-            ZeroStage::Nothing => Some(Zero::Nothing),
-            ZeroStage::Optimizer => Some(Zero::Optimizer),
-            ZeroStage::Gradients => Some(Zero::Gradients),
-            ZeroStage::Weights => Some(Zero::Weights),
+            ZeroStage::At(stage) => Some(stage),
         }
     }
 }

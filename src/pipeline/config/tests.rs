@@ -402,3 +402,22 @@ fn aliases_name_commands_that_have_the_key() {
         assert_eq!(bits & !key.commands, 0, "{}", key.path);
     }
 }
+
+/// Help and pages state the bytes of a trained parameter as the optimizer allocates them.
+#[test]
+fn texts_state_the_bytes_of_a_parameter() {
+    let weight = 2.0;
+    let bytes = |state: AdamWState| state.bytes_per_parameter(DType::Bf16);
+    let sums = [AdamWState::Full, AdamWState::Compact].map(|s| bytes(s).iter().sum::<f64>());
+    let help = RUN.iter().find(|key| key.path == "optimizer_state").unwrap().help;
+    let [full, compact] = sums;
+    let said = format!("{full} bytes a parameter, or compact, bf16 gradients and 8-bit state, ");
+    assert!(help.contains(&said) && help.ends_with(&format!("{compact:.1}")), "{help}");
+    let table = format!("| total | {} | {} |", weight + full, weight + compact);
+    assert!(include_str!("../../../docs/architecture.md").contains(&table), "{table}");
+    let [state, small] = [bytes(AdamWState::Full)[1], bytes(AdamWState::Compact)[1]];
+    let line = format!("in {small:.1} bytes per parameter instead of {state}");
+    assert!(include_str!("../../../README.md").contains(&line), "{line}");
+    let full_f32: f64 = AdamWState::Full.bytes_per_parameter(DType::F32).iter().sum();
+    assert_eq!(4.0 + full_f32, 16.0, "docs/architecture.md: 16 bytes with f32 weights");
+}

@@ -72,7 +72,8 @@ fn find(library: &Library) -> Finding {
 /// `function` must be `ncclGetVersion`.
 unsafe fn nccl_version(function: *mut c_void) -> Option<String> {
     let mut version: c_int = 0;
-    // SAFETY: promised by the caller; the pointer is to a local.
+    // SAFETY: by the contract of this function the address is that of `ncclGetVersion`, whose type
+    // this is; it writes one int, and the pointer is to a local.
     let code = unsafe {
         let get: unsafe extern "C" fn(*mut c_int) -> c_int = std::mem::transmute(function);
         get(&raw mut version)
@@ -91,7 +92,9 @@ unsafe fn mpi_version(function: *mut c_void) -> Option<String> {
     // The standard's largest is 8192 in the common implementations.
     let mut text = vec![0u8; 16 << 10];
     let mut length: c_int = 0;
-    // SAFETY: promised by the caller; the buffer is larger than any version text.
+    // SAFETY: by the contract of this function the address is that of `MPI_Get_library_version`,
+    // whose type this is; it writes a text of at most 8192 bytes, for which there is room, and its
+    // length into a local.
     let code = unsafe {
         let get: unsafe extern "C" fn(*mut c_char, *mut c_int) -> c_int =
             std::mem::transmute(function);

@@ -2,7 +2,6 @@
 
 use super::{Plan, Planned};
 use crate::comm::{CallKind, Count};
-use crate::pipeline::config::OptimizerState;
 use serde_json::{Value, json};
 
 /// The kinds of calls that move the models.
@@ -64,10 +63,7 @@ impl Plan<'_> {
 /// The plan for people.
 pub(super) fn table(plan: &Plan<'_>) -> String {
     let cfg = plan.cfg;
-    let state = match cfg.optimizer_state {
-        OptimizerState::Full => "full",
-        OptimizerState::Compact => "compact",
-    };
+    let state = cfg.optimizer_state.adamw().name();
     let memory = plan.machine.memory();
     let room = if memory.is_finite() { size(memory as usize) } else { "unknown".into() };
     let name = cfg.actor_model.clone().unwrap_or_default();

@@ -170,11 +170,11 @@ unsafe fn step<S: Simd, A: Elem, B: Elem, const ROWS: usize>(
     // Loops, not closures: see `Kernel`.
     let mut b = [s.splat(0.0); COLS];
     for (b, p) in b.iter_mut().zip(b_rows) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller has elements `k..k + n` of every row of `b` readable, and n <= 16.
         *b = unsafe { s.load_some(p.add(k), n) };
     }
     for (sums, p) in sums.iter_mut().zip(a_rows) {
-        // SAFETY: the caller's promise.
+        // SAFETY: and those of every row of `a`.
         let a = unsafe { s.load_some(p.add(k), n) };
         for (sum, b) in sums.iter_mut().zip(b) {
             *sum = s.fma(a, b, *sum);

@@ -195,7 +195,8 @@ impl<'a, C: Elem> Output<'a, C> {
     /// They must lie in the matrix, and no one else may hold them meanwhile.
     #[inline(always)]
     unsafe fn row(self, i: usize, cols: &Range<usize>) -> &'a mut [C] {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller gives columns of a row of the matrix, which `data` and `ld` are of and
+        // which is borrowed while this exists; nobody else holds them.
         unsafe {
             std::slice::from_raw_parts_mut(self.data.add(i * self.ld + cols.start), cols.len())
         }

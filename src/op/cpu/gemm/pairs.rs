@@ -299,11 +299,12 @@ unsafe fn step<S: Simd, const R: usize, const V: usize, const TERMS: usize>(
 ) {
     let mut b = [s.splat(0.0); V];
     for (v, x) in b.iter_mut().enumerate() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller has pair `t` of the panel readable, which is `V` vectors of 16 f32.
         *x = unsafe { s.load(panel.add((t * V + v) * LANES)) };
     }
     for (r, row) in acc.iter_mut().enumerate() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller has pair `t` of `R` rows readable at `top`, of which `TERMS`, 1 or 2,
+        // elements are there: `pair` reads no more.
         let a = unsafe { pair(top.add(r * left.next_row + t * left.next_pair), 0, TERMS) };
         let a = s.splat(a);
         for (v, sum) in row.iter_mut().enumerate() {

@@ -285,7 +285,8 @@ fn add_products<T: Tiles>(
 /// Adds the products of two tiles of the left operand and two panels of the right one.
 ///
 /// # Safety
-/// Two panels must be readable, four tiles of sums writable.
+/// Two panels must be readable, four tiles of sums writable. `left` comes from [`Left::tiles`],
+/// whose matrix or copy is still there.
 #[inline(always)]
 unsafe fn add_square<T: Tiles>(
     tiles: &mut T,
@@ -296,7 +297,9 @@ unsafe fn add_square<T: Tiles>(
 ) {
     let [(upper, upper_stride), (lower, lower_stride)] = left.tiles;
     let corner = |i: usize, j: usize| sums.wrapping_add(i * ROWS * width + j * LANES).cast::<u8>();
-    // SAFETY: the caller's promise; a step of the left operand is 64 bytes of each row.
+    // SAFETY: the corners are the four tiles of sums that the caller has writable, rows `width`
+    // apart. Each step reads one tile of each panel, of which the caller has two readable, and 64
+    // bytes of each row of the left operand, which `LeftTiles` has for all of its steps.
     unsafe {
         tiles.load::<0>(corner(0, 0), 4 * width);
         tiles.load::<1>(corner(0, 1), 4 * width);
@@ -324,7 +327,8 @@ unsafe fn add_square<T: Tiles>(
 /// Adds the products of two tiles of the left operand and one panel of the right one.
 ///
 /// # Safety
-/// A panel must be readable, two tiles of sums writable.
+/// A panel must be readable, two tiles of sums writable. `left` comes from [`Left::tiles`], whose
+/// matrix or copy is still there.
 #[inline(always)]
 unsafe fn add_column<T: Tiles>(
     tiles: &mut T,
@@ -335,7 +339,9 @@ unsafe fn add_column<T: Tiles>(
 ) {
     let [(upper, upper_stride), (lower, lower_stride)] = left.tiles;
     let below = sums.wrapping_add(ROWS * width);
-    // SAFETY: the caller's promise; a step of the left operand is 64 bytes of each row.
+    // SAFETY: the two tiles of sums are writable by the contract of this function, rows `width`
+    // apart. Each step reads one tile of the panel, which the caller has readable, and 64 bytes of
+    // each row of the left operand, which `LeftTiles` has for all of its steps.
     unsafe {
         tiles.load::<0>(sums.cast(), 4 * width);
         tiles.load::<2>(below.cast(), 4 * width);

@@ -64,7 +64,8 @@ fn turned<S: Simd>(s: S, b: Mat<bf16>, first: usize, start: usize, n: usize) -> 
 /// `row` must be readable for `n` elements, and `2 t < n`.
 #[inline(always)]
 pub(super) unsafe fn pair(row: *const bf16, t: usize, n: usize) -> f32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller has `n` elements readable. A whole pair is read where 2 t + 1 < n, else
+    // element 2 t, which is below `n`.
     unsafe {
         if 2 * t + 1 < n {
             row.add(2 * t).cast::<f32>().read_unaligned()
@@ -121,7 +122,8 @@ unsafe fn add_tile<S: Simd, const R: usize>(
     for (t, x) in tile.iter().enumerate() {
         if 2 * t < n {
             for (r, sum) in acc.iter_mut().enumerate() {
-                // SAFETY: the caller's promise.
+                // SAFETY: r < R, so the row is one of those that the caller has readable for `n`
+                // elements, and 2 t < n.
                 let a = s.splat(unsafe { pair(at.add(r * ld), t, n) });
                 *sum = s.dot_pairs(a, *x, *sum);
             }
