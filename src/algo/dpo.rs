@@ -13,8 +13,8 @@ use crate::config::{Kind, SectionOf, Sections, section};
 use crate::data::PairExample;
 use crate::engine::{LossFn, Terms};
 use crate::model::Head;
+use crate::op::bradley_terry::{BradleyTerry, bradley_terry};
 use crate::op::gather::gather;
-use crate::op::pairwise::{Pairwise, pairwise};
 use crate::op::sequence_sum::{SequenceSum, sequence_sum};
 use crate::op::weighted_sum::{WeightedSum, weighted_sum};
 use crate::tape::Tape;
@@ -128,11 +128,11 @@ impl Objective<PairExample> for Dpo {
             let pairs = batch.columns[1].len();
             let chosen = every_other(tape, rewards, 0, pairs)?;
             let rejected = every_other(tape, rewards, 1, pairs)?;
-            let op = |share: f32| Pairwise { scale: share / weight };
-            let (loss, compared) = pairwise(tape, op(1.0 - e), chosen, rejected, ones)?;
+            let op = |share: f32| BradleyTerry { scale: share / weight };
+            let (loss, compared) = bradley_terry(tape, op(1.0 - e), chosen, rejected, ones)?;
             let mut losses = vec![loss];
             if e > 0.0 {
-                losses.push(pairwise(tape, op(e), rejected, chosen, ones)?.0);
+                losses.push(bradley_terry(tape, op(e), rejected, chosen, ones)?.0);
             }
             let sum = WeightedSum { scale: 1.0 };
             let sums =

@@ -12,8 +12,8 @@ use crate::config::{Kind, SectionOf, Sections, section};
 use crate::data::PairExample;
 use crate::engine::{LossFn, Terms};
 use crate::model::Head;
+use crate::op::bradley_terry::{BradleyTerry, bradley_terry};
 use crate::op::gather::gather;
-use crate::op::pairwise::{Pairwise, pairwise};
 use crate::tape::Tape;
 use crate::tensor::Desc;
 use crate::train::Batch;
@@ -167,8 +167,8 @@ fn pair_loss(scale: f32) -> Box<LossFn<'static>> {
         let ends = (part(tape, 2 * compared, pairs)?, part(tape, 2 * compared + pairs, pairs)?);
         let weights = tape.input_f32(&batch.columns[0])?;
         let ones = tape.input_f32(&batch.columns[1])?;
-        let (loss, _) = pairwise(tape, Pairwise { scale }, c, r, weights)?;
-        let (_, stats) = pairwise(tape, Pairwise { scale }, ends.0, ends.1, ones)?;
+        let (loss, _) = bradley_terry(tape, BradleyTerry { scale }, c, r, weights)?;
+        let (_, stats) = bradley_terry(tape, BradleyTerry { scale }, ends.0, ends.1, ones)?;
         Ok(Terms { losses: vec![loss], stats: vec![stats] })
     })
 }

@@ -87,7 +87,7 @@ impl Objective<SftExample> for Sft {
     }
 
     fn loss(&self, weight: f32) -> Box<LossFn<'static>> {
-        Box::new(nll(-1.0 / weight))
+        Box::new(cross_entropy(-1.0 / weight))
     }
 
     fn metrics(&self, _: &[Vec<f32>], _: usize) -> Metrics {
@@ -115,13 +115,13 @@ pub(super) fn text_batch(texts: &[&Text<'_>]) -> Batch {
 }
 
 /// `scale` times the sum of weighted log-probabilities; the weights are the batch's first column.
-pub(super) fn nll(
+pub(super) fn cross_entropy(
     scale: f32,
 ) -> impl for<'a> Fn(&mut Tape<'a>, &'a Model, &Batch, Tensor, Tensor) -> Result<Terms> {
     move |tape, model, batch, hidden, select| {
         let targets = tape.input_i32(&batch.targets)?;
         let weights = tape.input_f32(&batch.columns[0])?;
-        let loss = model.nll(tape, hidden, select, targets, weights, scale)?;
+        let loss = model.cross_entropy(tape, hidden, select, targets, weights, scale)?;
         Ok(Terms { losses: vec![loss], stats: vec![] })
     }
 }

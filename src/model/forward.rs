@@ -7,8 +7,8 @@ use crate::model::{Head, KvCache, Model};
 use crate::op;
 use crate::op::act::Act;
 use crate::op::attention::Attention;
-use crate::op::head_norm::HeadNorm;
 use crate::op::logprob::LogProb;
+use crate::op::qk_norm::QkNorm;
 
 use crate::op::rope::Rope;
 use crate::op::softcap::Softcap;
@@ -165,9 +165,9 @@ impl Model {
         self.joined(tape, &p.out, residual, pass, &mut |tape, block| {
             let mut qkv = self.linear(tape, &p.qkv, n, block, None, pass)?;
             if let Some([q, k]) = p.qk_norm {
-                let norm = HeadNorm { heads, kv_heads, head_dim, eps: arch.norm.eps };
+                let norm = QkNorm { heads, kv_heads, head_dim, eps: arch.norm.eps };
                 let (q, k) = (self.param(tape, q), self.param(tape, k));
-                qkv = op::head_norm::head_norm(tape, norm, qkv, q, k)?;
+                qkv = op::qk_norm::qk_norm(tape, norm, qkv, q, k)?;
             }
             if let Position::Rotary(rotary) = &arch.position {
                 let (inv_freq, interleaved) = (rotary.inv_freq.clone(), rotary.interleaved);
@@ -277,7 +277,7 @@ impl Model {
 
     /// `scale` times the sum of the log-probabilities of `targets` `[n]` after hidden rows `select`
     /// `[n]`, under `weights` f32 `[n]`: f32 `[1]`, on a recording tape there after backward.
-    pub fn nll<'a>(
+    pub fn cross_entropy<'a>(
         &'a self,
         tape: &mut Tape<'a>,
         hidden: Tensor,
@@ -287,8 +287,9 @@ impl Model {
         scale: f32,
     ) -> Result<Tensor> {
         let (rows, weight, bias) = self.output(tape, hidden, select)?;
-        let nll = op::nll::Nll { scale, softcap: self.arch.head_softcap };
-        op::nll::nll(tape, nll, rows, weight, bias, targets, weights)
+        let cross_entropy =
+            op::cross_entropy::CrossEntropy { scale, softcap: self.arch.head_softcap };
+        op::cross_entropy::cross_entropy(tape, cross_entropy, rows, weight, bias, targets, weights)
     }
 
     /// Logits f32 `[n, vocab]` after hidden rows `select` `[n]`.
@@ -318,6 +319,6 @@ impl Model {
         debug_assert_eq!(self.head, Head::Score);
         let rows = op::gather::gather(tape, hidden, select)?;
         let weight = self.param(tape, self.params.head);
-        op::head::head(tape, rows, weight, None)
+        op::score_head::score_head(tape, rows, weight, None)
     }
 }

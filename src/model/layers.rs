@@ -7,12 +7,12 @@ use crate::base::{Error, Result};
 use crate::model::{Linear, Model, NormParams, Pass};
 use crate::op;
 use crate::op::act::Kind;
+use crate::op::bias_residual::BiasResidual;
+use crate::op::concat_columns::ConcatColumns;
 use crate::op::embed::{Embed, Window};
 use crate::op::linear::Linear as Product;
 use crate::op::lora::{Columns, Lora};
 use crate::op::norm::Norm;
-use crate::op::settle::Settle;
-use crate::op::stitch::Stitch;
 use crate::pool::{Cut, ParamId, Portion};
 use crate::tape::Tape;
 use crate::tensor::Tensor;
@@ -239,7 +239,13 @@ impl Model {
             sum = op::all_reduce::all_reduce(tape, &self.store.partition().tensor, sum)?;
         }
         let bias = bias.map(|id| self.param(tape, id));
-        op::settle::settle(tape, Settle { dtype: self.store.dtype() }, sum, bias, residual)
+        op::bias_residual::bias_residual(
+            tape,
+            BiasResidual { dtype: self.store.dtype() },
+            sum,
+            bias,
+            residual,
+        )
     }
 
     /// Logits f32 of this rank's rows of the head, `[n, rows]`, as those of all, `[n, vocab]`.
@@ -248,6 +254,6 @@ impl Model {
             return Ok(logits);
         }
         let all = op::all_gather::all_gather(tape, &self.store.partition().tensor, logits)?;
-        op::stitch::stitch(tape, Stitch { width: self.arch.vocab }, all)
+        op::concat_columns::concat_columns(tape, ConcatColumns { width: self.arch.vocab }, all)
     }
 }

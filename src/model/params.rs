@@ -318,7 +318,7 @@ impl Layout<'_> {
     }
 
     /// The weight of a norm over heads.
-    fn head_norm(&mut self, name: &str, module: &str) -> ParamId {
+    fn qk_norm(&mut self, name: &str, module: &str) -> ParamId {
         let (d, train) = (self.arch.head_dim, self.train_base);
         let source = Source::new(format!("{module}.weight"), d);
         self.param(&format!("{name}.weight"), &[d], Cut::Whole, train, Some(source))
@@ -361,7 +361,7 @@ impl Layout<'_> {
         );
         let qk_norm = arch.qk_norm.then(|| {
             [("q_norm", n.q_norm), ("k_norm", n.k_norm)]
-                .map(|(ours, theirs)| self.head_norm(&name(ours), &format!("{at}{theirs}")))
+                .map(|(ours, theirs)| self.qk_norm(&name(ours), &format!("{at}{theirs}")))
         });
         let out = self.linear(
             &name("out"),

@@ -117,7 +117,7 @@ impl Op for Embed {
             outs: vec![Place::New(Desc::new(&[tokens, d], dtype))],
             differentiable: u64::from(whole),
             saves_ins: 0b11,
-            narrow_grads: 0b1100,
+            bf16_grads: 0b1100,
             cheap: true,
             cuda_scratch_backward: scatter_scratch(tokens),
             flops: if pos.is_some() { (tokens * d) as u64 } else { 0 },

@@ -8,20 +8,20 @@
 //!
 //! A product over all input columns may be made of products over blocks of them: the first with
 //! `f32_out`, the others with `onto`, which adds to it in place. That is the sum of the blocks'
-//! products in their order, bit for bit what ranks with a block each get by reducing. `settle` ends
-//! it.
+//! products in their order, bit for bit what ranks with a block each get by reducing.
+//! `bias_residual` ends it.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
 use crate::op::act::{Kind, reference};
 use crate::op::add::cuda_pass_on;
+use crate::op::cast_accumulate;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::act;
 use crate::op::cpu::gemm::{Epilogue, Mat, MatMut, gemm_nn, gemm_nt, gemm_tn};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::{self, Layout, Out, gemm};
 use crate::op::def::OpDef;
-use crate::op::narrow;
 use crate::op::{Arg, CudaBackward, CudaForward, CudaGrad};
 use crate::op::{Backward, Forward, Grad, Op, Place, Plan, Run, required, shape_error};
 use crate::tensor::{Desc, Tensor};
@@ -88,7 +88,7 @@ impl Op for Linear {
             outs: vec![if self.onto { Place::InPlace(3) } else { Place::New(y) }],
             differentiable: u64::from(self.activation.is_none()),
             saves_ins: 0b11,
-            narrow_grads: 0b10,
+            bf16_grads: 0b10,
             cuda_scratch_backward: narrowed(self, x.dtype, tokens * outer)
                 + cuda::column_sums_scratch(tokens, outer),
             flops: 2 * (tokens * inner * outer) as u64,
@@ -139,7 +139,9 @@ impl Op for Linear {
         let mut dy_mat = on_device(dy);
         if scratch > io.scratch {
             // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-            unsafe { narrow::launch(io.stream, dy.ptr, io.scratch, tokens * outer, false)? };
+            unsafe {
+                cast_accumulate::launch(io.stream, dy.ptr, io.scratch, tokens * outer, false)?
+            };
             dy_mat = cuda::Mat::new(io.scratch, DType::Bf16, outer);
         }
         let (x, w) = (on_device(x), on_device(w));
@@ -167,8 +169,8 @@ impl Op for Linear {
 }
 
 /// f32 elements of memory for the gradient of an f32 output beside operands in bf16, rounded to
-/// that: both of its products then take the tensor cores. Behind `settle` it has no other bits to
-/// lose.
+/// that: both of its products then take the tensor cores. Behind `bias_residual` it has no other
+/// bits to lose.
 fn narrowed(op: &Linear, dtype: DType, elements: usize) -> usize {
     if op.f32_out && dtype == DType::Bf16 { elements.div_ceil(2).next_multiple_of(4) } else { 0 }
 }

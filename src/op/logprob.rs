@@ -80,7 +80,7 @@ impl Op for LogProb {
             differentiable: 0b11,
             saves_ins: 0b1111,
             saves_outs: 0b110,
-            narrow_grads: 0b10,
+            bf16_grads: 0b10,
             scratch,
             scratch_backward: scratch,
             cuda_scratch: cuda.logits,

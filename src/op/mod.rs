@@ -8,45 +8,45 @@ pub mod act;
 pub mod adamw;
 pub mod adamw_compact;
 pub mod add;
-pub mod advance;
 pub mod all_gather;
 pub mod all_reduce;
 pub mod attention;
 mod attr;
 pub mod bench;
+pub mod bias_residual;
+pub mod bradley_terry;
 pub mod cached_attention;
+pub mod cast_accumulate;
+pub mod concat_columns;
 pub mod conformance;
 pub mod cpu;
+pub mod cross_entropy;
 pub mod cuda;
+pub mod decode_update;
 pub mod def;
 pub mod ema;
 pub mod embed;
 pub mod exact;
 pub mod gae;
 pub mod gather;
-pub mod head;
-pub mod head_norm;
 mod io;
 pub mod linear;
 pub mod logprob;
 pub mod lora;
-pub mod narrow;
-pub mod nll;
 pub mod norm;
-pub mod pairwise;
 #[cfg(test)]
 mod plan_tests;
 pub mod ppo_policy;
 pub mod ppo_value;
+pub mod qk_norm;
 pub mod registry;
 pub mod rope;
 pub mod sample;
+pub mod score_head;
 pub mod sequence_sum;
-pub mod settle;
 pub mod shapes;
 pub mod softcap;
-pub mod stitch;
-pub mod sum_sq;
+pub mod squared_norm;
 pub mod weighted_sum;
 pub mod whiten;
 
@@ -81,7 +81,7 @@ pub struct Plan {
     pub saves_outs: u64,
     /// Bit `i`: on the CPU the gradient of input `i` may be bf16, where the input is; sums are f32
     /// and rounded as they are stored.
-    pub narrow_grads: u64,
+    pub bf16_grads: u64,
     /// While a tape records, forward is left out: backward makes the outputs too, and nothing may
     /// read them before.
     pub late: bool,

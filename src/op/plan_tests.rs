@@ -77,7 +77,7 @@ fn structure(plan: &Plan) -> (Vec<Option<usize>>, [u64; 4], [bool; 2]) {
         Place::New(_) => None,
         Place::InPlace(i) => Some(*i),
     };
-    let masks = [plan.differentiable, plan.saves_ins, plan.saves_outs, plan.narrow_grads];
+    let masks = [plan.differentiable, plan.saves_ins, plan.saves_outs, plan.bf16_grads];
     (plan.outs.iter().map(place).collect(), masks, [plan.late, plan.cheap])
 }
 

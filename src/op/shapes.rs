@@ -9,14 +9,14 @@ use crate::op::attention::Attention;
 use crate::op::cached_attention::{CachedAttention, PAGE};
 use crate::op::conformance::Input;
 use crate::op::cpu::adamw_compact::BLOCK;
+use crate::op::cross_entropy::CrossEntropy;
 use crate::op::embed::Embed;
 use crate::op::linear::Linear;
 use crate::op::logprob::LogProb;
-use crate::op::nll::Nll;
 use crate::op::norm::Norm;
 use crate::op::rope::Rope;
 use crate::op::sample::Sample;
-use crate::op::sum_sq::SumSq;
+use crate::op::squared_norm::SquaredNorm;
 
 /// Sizes of a model and of its batches.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,14 @@ pub fn shapes(s: &Shape) -> Vec<Timed> {
     let mut all = layers(s, s.train.0 * s.train.1);
     let decode = layers(s, s.decode.0);
     all.extend(decode.into_iter().map(|t| Timed { name: t.name + ", decode", ..t }));
-    all.extend([train_attention(s), decode_attention(s), logprob(s), nll(s), sample(s), sum_sq(s)]);
+    all.extend([
+        train_attention(s),
+        decode_attention(s),
+        logprob(s),
+        cross_entropy(s),
+        sample(s),
+        squared_norm(s),
+    ]);
     all.extend([adamw(s), adamw_compact(s)]);
     all
 }
@@ -174,11 +181,11 @@ fn logprob(s: &Shape) -> Timed {
     timed("logprob", LogProb { temperature: 1.0, softcap: 0.0 }, ins)
 }
 
-fn nll(s: &Shape) -> Timed {
+fn cross_entropy(s: &Shape) -> Timed {
     let n = s.train.0 * s.train.1;
     let ones = Some(Input::Const(vec![n], vec![1.0; n]));
     let ins = vec![act(&[n, s.hidden]), weight(&[s.vocab, s.hidden]), None, ints(n, s.vocab), ones];
-    timed("nll", Nll { scale: -1.0 / n as f32, softcap: 0.0 }, ins)
+    timed("cross_entropy", CrossEntropy { scale: -1.0 / n as f32, softcap: 0.0 }, ins)
 }
 
 fn sample(s: &Shape) -> Timed {
@@ -189,8 +196,8 @@ fn sample(s: &Shape) -> Timed {
     timed("sample", op, vec![logits, ints(n, 1000), ints(n, 1000), zeros])
 }
 
-fn sum_sq(s: &Shape) -> Timed {
-    timed("sum_sq", SumSq, vec![Some(Input::f32(&[s.params], 1.0))])
+fn squared_norm(s: &Shape) -> Timed {
+    timed("squared_norm", SquaredNorm, vec![Some(Input::f32(&[s.params], 1.0))])
 }
 
 /// bf16 weights with a master copy, one group.
@@ -228,7 +235,7 @@ fn adamw_compact(s: &Shape) -> Timed {
 pub fn takes(name: &str, dtype: DType) -> bool {
     match name {
         "adamw" | "adamw_compact" => dtype == DType::Bf16,
-        "sample" | "sum_sq" => dtype == DType::F32,
+        "sample" | "squared_norm" => dtype == DType::F32,
         _ => true,
     }
 }

@@ -8,7 +8,7 @@ use super::{Answer, Sampling};
 use crate::base::{DType, Result};
 use crate::device::{Buffer, Device, Region};
 use crate::model::{Attend, KvCache, Model, Pass};
-use crate::op::advance::{Advance, State, Written, advance};
+use crate::op::decode_update::{DecodeUpdate, State, Written, decode_update};
 use crate::op::sample::sample;
 use crate::tape::{Program, Shaped, Tape, Workspace};
 use crate::tensor::{Desc, Tensor};
@@ -314,7 +314,7 @@ impl<'a> Step<'a> {
         let logits = model.logits(tape, hidden, select)?;
         let (drawn, logp) = sample(tape, sampling.operator(), logits, sequence, draw, forbid)?;
         let to = Written { state, tokens, logprobs };
-        advance(tape, Advance { eos: sampling.eos.clone() }, drawn, logp, to)
+        decode_update(tape, DecodeUpdate { eos: sampling.eos.clone() }, drawn, logp, to)
     }
 }
 

@@ -5,7 +5,7 @@ use super::placed::{self, Placed};
 use super::{Home, Tape};
 use crate::base::{DType, Error, Result};
 use crate::device::Region;
-use crate::op::narrow::Narrow;
+use crate::op::cast_accumulate::CastAccumulate;
 use crate::op::{Arg, Backward, CudaBackward, CudaGrad, Grad, Op, Place, View, run_error};
 use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
@@ -87,7 +87,7 @@ impl<'a> Tape<'a> {
         let kernels = self.device.has_kernels();
         let mut targets: Vec<Option<Target<'a>>> = vec![];
         for i in 0..ins.len() {
-            let narrow = !kernels && plan.narrow_grads >> i & 1 == 1;
+            let narrow = !kernels && plan.bf16_grads >> i & 1 == 1;
             targets.push(match ins[i].filter(|_| wanted[i]) {
                 Some(input) => Some(self.grad_target(&input, narrow)?),
                 None => None,
@@ -203,7 +203,7 @@ impl<'a> Tape<'a> {
 
     /// Rounds a gradient that was made in f32 into the one that is kept.
     fn keep_grad(&mut self, kept: Kept<'a>) -> Result<()> {
-        let op: Arc<dyn Op> = Arc::new(Narrow { add: kept.acc });
+        let op: Arc<dyn Op> = Arc::new(CastAccumulate { add: kept.acc });
         let ins = [kept.made, self.bind(kept.region, kept.desc)].map(Some);
         let plan = op.plan(&ins.map(|t| t.map(|t| t.desc)))?;
         self.forward(&op, &plan, &ins).map(|_| ())

@@ -7,7 +7,7 @@ use crate::device::{Buffer, Region};
 use crate::formats::{Draft, Snapshot};
 use crate::model::Model;
 use crate::op::adamw::{AdamW, Group};
-use crate::op::sum_sq::sum_sq;
+use crate::op::squared_norm::squared_norm;
 use crate::pool::{Partition, Zero};
 use crate::tape::{Tape, Workspace};
 use crate::tensor::{Desc, Tensor};
@@ -216,7 +216,7 @@ impl Optimizer {
                 for run in model.store.counted(part.flat) {
                     let desc = Desc::new(&[run.len()], model.store.grad_dtype());
                     let g = tape.bind(model.store.grads(part.flat, &run)?, desc);
-                    let sum = sum_sq(tape, g)?;
+                    let sum = squared_norm(tape, g)?;
                     sums.push(tape.read_f32(sum)?[0]);
                 }
             }

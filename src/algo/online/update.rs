@@ -4,7 +4,7 @@ use super::OnlineTrainer;
 use crate::algo::advantage::whiten;
 use crate::algo::experience::{Experience, Rollout};
 use crate::algo::rows::Rows;
-use crate::algo::sft::{Text, nll, text_batch};
+use crate::algo::sft::{Text, cross_entropy, text_batch};
 use crate::base::{Error, Result, Rng};
 use crate::comm::Comm;
 use crate::engine::{Engine, Terms};
@@ -244,7 +244,7 @@ impl OnlineTrainer {
     fn accumulate_text(&self, ws: &mut Workspace, text: &[&[i32]]) -> Result<f32> {
         let predicted: usize = text.iter().map(|t| t.len() - 1).sum();
         let coef = self.config.unsup_coef;
-        let loss = nll(-coef / predicted.max(1) as f32);
+        let loss = cross_entropy(-coef / predicted.max(1) as f32);
         let texts: Vec<Text> =
             text.iter().map(|t| (*t, (0..t.len() - 1).map(|p| (p, 1.0)).collect())).collect();
         let lengths = text.iter().map(|t| t.len()).collect();

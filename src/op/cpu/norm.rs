@@ -1,5 +1,5 @@
 //! Rows of LayerNorm and RMSNorm, and their gradients. The operators are `op/norm.rs` and
-//! `op/head_norm.rs`.
+//! `op/qk_norm.rs`.
 
 use crate::base::Elem;
 use crate::op::attr::Norm;

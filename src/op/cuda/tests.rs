@@ -14,8 +14,8 @@ use crate::op::cuda::testing::{backward, forward, forward_past_faults};
 use crate::op::cuda::{Layout, Mat, Out, gemm};
 use crate::op::embed::Embed;
 use crate::op::gather::Gather;
-use crate::op::head_norm::HeadNorm;
 use crate::op::lora::Lora;
+use crate::op::qk_norm::QkNorm;
 use crate::tensor::Desc;
 
 /// With a = identity u is dropout(x) itself, so the bits of every mask show.
@@ -162,7 +162,7 @@ fn without_tokens_gradients_of_weights_are_zero() {
     };
     let none = |dims: &[usize]| Some(Host::new::<f32>(dims, &[]));
     let ones = |dims: &[usize]| Some(Host::new::<f32>(dims, &vec![1.0; dims.iter().product()]));
-    let op = HeadNorm { heads: 2, kv_heads: 1, head_dim: 3, eps: 1e-6 };
+    let op = QkNorm { heads: 2, kv_heads: 1, head_dim: 3, eps: 1e-6 };
     let ins = [none(&[0, 12]), ones(&[3]), ones(&[3])];
     check(&op, &ins, &[none(&[0, 12]), None], &[f32, f32, f32]);
     for dropout in [0.0, 0.5] {

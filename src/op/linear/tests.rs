@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::base::Rng;
+use crate::op::bias_residual::BiasResidual;
 use crate::op::cpu::testing::{Host, Runner, forward};
-use crate::op::settle::Settle;
 
 fn rows_are_alike<E: Elem>(rng: &mut Rng) {
     let (tokens, inner, outer) = (41, 150, 70);
@@ -67,7 +67,7 @@ fn settling_is_the_end_of_linear<E: Elem>(run: Runner, rng: &mut Rng) {
     let (tokens, inner, outer) = (19, 40, 35);
     let [x, w] = operands::<E>(tokens, outer, inner, rng).map(Some);
     let sum = one(run, &Linear::LOGITS, &[x.clone(), w.clone(), None, None]);
-    let settle = Settle { dtype: E::DTYPE };
+    let bias_residual = BiasResidual { dtype: E::DTYPE };
     for [with_bias, with_residual] in [[false, false], [true, false], [false, true], [true, true]] {
         let bias = Host::normal::<E>(&[outer], 1.0, rng);
         let residual = Host::normal::<E>(&[tokens, outer], 1.0, rng);
@@ -75,7 +75,7 @@ fn settling_is_the_end_of_linear<E: Elem>(run: Runner, rng: &mut Rng) {
             (Some(bias).filter(|_| with_bias), Some(residual).filter(|_| with_residual));
         let ins = [x.clone(), w.clone(), bias.clone(), residual.clone()];
         let want = one(run, &Linear::PLAIN, &ins);
-        assert_eq!(one(run, &settle, &[Some(sum.clone()), bias, residual]), want);
+        assert_eq!(one(run, &bias_residual, &[Some(sum.clone()), bias, residual]), want);
     }
 }
 
@@ -113,8 +113,8 @@ fn a_sum_in_place_takes_no_bias_and_is_f32() {
     assert!(plan(Linear::ONTO, None, Some(Desc { dtype: DType::Bf16, ..sum })).is_err());
 }
 
-/// Behind `settle` the gradient of the f32 sum is a bf16 one widened, and its products are those of
-/// the narrow one.
+/// Behind `bias_residual` the gradient of the f32 sum is a bf16 one widened, and its products are
+/// those of the narrow one.
 #[cfg(feature = "emulator")]
 #[test]
 fn gradients_behind_an_f32_sum_are_those_of_a_rounded_output_on_the_emulated_device() {

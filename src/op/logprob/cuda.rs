@@ -1,6 +1,6 @@
-//! `logprob` on CUDA devices, and what `nll` shares with it. A GEMM makes the logits of some rows
-//! in f32, one kernel takes their statistics, one turns them into their gradient in the dtype of x,
-//! so that the GEMMs after it are of one dtype.
+//! `logprob` on CUDA devices, and what `cross_entropy` shares with it. A GEMM makes the logits of
+//! some rows in f32, one kernel takes their statistics, one turns them into their gradient in the
+//! dtype of x, so that the GEMMs after it are of one dtype.
 
 use super::LogProb;
 use crate::base::{DType, Error, Result};

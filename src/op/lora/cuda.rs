@@ -6,10 +6,10 @@ use super::{Lora, Sizes};
 use crate::base::{DType, Result};
 use crate::device::Stream;
 use crate::device::cuda::params::{self, LoraDropParams};
+use crate::op::cast_accumulate;
 use crate::op::cpu::dropout::Numbers;
 use crate::op::cuda::gemm::{Layout, Mat, Out, gemm};
 use crate::op::cuda::vectors::{THREADS, adding, aligned, row_grid};
-use crate::op::narrow;
 use crate::op::{Arg, CudaBackward, CudaForward, by_dtype};
 
 /// Rows whose dropout(x) is kept at once.
@@ -92,7 +92,13 @@ impl<'a> Call<'a> {
         }
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
         unsafe {
-            narrow::launch(self.stream, u.ptr, self.rounded, self.s.tokens * self.s.rank, false)?
+            cast_accumulate::launch(
+                self.stream,
+                u.ptr,
+                self.rounded,
+                self.s.tokens * self.s.rank,
+                false,
+            )?
         };
         Ok(self.mat(self.rounded, self.s.rank))
     }

@@ -8,7 +8,7 @@ use crate::op::bench::Bench;
 use crate::op::conformance::Input;
 use crate::op::cpu::simd::{Kernel, LANES, Level, Simd, dispatch};
 use crate::op::linear::Linear;
-use crate::op::sum_sq::SumSq;
+use crate::op::squared_norm::SquaredNorm;
 use serde::Serialize;
 use std::hint::black_box;
 use std::time::Instant;
@@ -37,7 +37,7 @@ impl Ceilings {
             Device::Cpu => read_on_cpu(elements)?,
             _ => {
                 let x = Some(Input::f32(&[elements], 1.0));
-                let bench = Bench::new(device, Box::new(SumSq), &[x], dtype, 1)?;
+                let bench = Bench::new(device, Box::new(SquaredNorm), &[x], dtype, 1)?;
                 fastest(|| run(&bench, device))?
             }
         };

@@ -6,11 +6,11 @@
 //! divide the output only. Where both operands are bf16 the chain is the level's own: terms in
 //! pairs at `Avx512Bf16`, in tiles of 32 at `Amx`.
 
+mod bf16_amx;
+mod bf16_dot;
 mod dot;
 mod outer;
-mod pairs;
-mod tiled;
-mod turned;
+mod transpose;
 
 use super::simd::{LANES, Level, Simd, level, prefetch};
 use crate::base::{DType, Elem, bf16};
@@ -160,9 +160,9 @@ fn multiply<A: Elem, B: Elem, C: Elem, E: Elem>(
     let both_bf16 = matches!((A::DTYPE, B::DTYPE), (DType::Bf16, DType::Bf16));
     match level.min(Level::detected()) {
         Level::Amx if both_bf16 => {
-            tiled::on_processor(level, product, bf16s(a), bf16s(b), c, epilogue);
+            bf16_amx::on_processor(level, product, bf16s(a), bf16s(b), c, epilogue);
         }
-        Level::Avx512Bf16 if both_bf16 => pairs::run(product, bf16s(a), bf16s(b), c, epilogue),
+        Level::Avx512Bf16 if both_bf16 => bf16_dot::run(product, bf16s(a), bf16s(b), c, epilogue),
         _ => match product {
             Product::Nt => dot::run(level, a, b, c, epilogue),
             Product::Nn => outer::run::<A, B, C, E, false>(level, a, b, c, epilogue),

@@ -52,7 +52,7 @@ fn multiply<A: Elem, B: Elem, C: Elem>(
     let epilogue = Epilogue::<f32> { accumulate, ..Epilogue::default() };
     match path {
         Path::Model(level) if (A::DTYPE, B::DTYPE) == (DType::Bf16, DType::Bf16) => {
-            tiled::run(level, Model::new, p, bf16s(a), bf16s(b), c, &epilogue);
+            bf16_amx::run(level, Model::new, p, bf16s(a), bf16s(b), c, &epilogue);
         }
         Path::At(level) | Path::Model(level) => super::multiply(level, p, a, b, c, &epilogue),
     }
@@ -331,7 +331,7 @@ fn finish_with<A: Elem, C: Elem, E: Elem>(
 ) {
     match path {
         Path::Model(level) if A::DTYPE == DType::Bf16 => {
-            tiled::run(level, Model::new, Product::Nt, bf16s(a), bf16s(b), c, epilogue);
+            bf16_amx::run(level, Model::new, Product::Nt, bf16s(a), bf16s(b), c, epilogue);
         }
         Path::At(level) | Path::Model(level) => {
             super::multiply(level, Product::Nt, a, b, c, epilogue)

@@ -5,8 +5,8 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
-use crate::device::cuda::constants::sum_sq::{SUM_SQ_PIECE, SUM_SQ_THREADS};
-use crate::device::cuda::params::SumSqParams;
+use crate::device::cuda::constants::squared_norm::{SUM_SQ_PIECE, SUM_SQ_THREADS};
+use crate::device::cuda::params::SquaredNormParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::SharedMut;
 use crate::op::cpu::vec;
@@ -18,14 +18,14 @@ use std::sync::Arc;
 
 /// The operator.
 #[derive(Clone, Copy, Debug)]
-pub struct SumSq;
+pub struct SquaredNorm;
 
 /// Registry entry.
-pub const DEF: OpDef = OpDef { name: "sum_sq", about: "sum x^2, in a fixed order", cases };
+pub const DEF: OpDef = OpDef { name: "squared_norm", about: "sum x^2, in a fixed order", cases };
 
 /// Returns the sum of squares of `x`, f32 `[1]`.
-pub fn sum_sq(r: &mut dyn Run, x: Tensor) -> Result<Tensor> {
-    Ok(r.run(Arc::new(SumSq), &[Some(x)])?[0])
+pub fn squared_norm(r: &mut dyn Run, x: Tensor) -> Result<Tensor> {
+    Ok(r.run(Arc::new(SquaredNorm), &[Some(x)])?[0])
 }
 
 /// Elements a piece.
@@ -35,7 +35,7 @@ const BLOCK: usize = 1 << 10;
 /// Elements a piece on CUDA devices.
 const CUDA_PIECE: usize = SUM_SQ_PIECE as usize;
 
-impl Op for SumSq {
+impl Op for SquaredNorm {
     fn name(&self) -> &'static str {
         DEF.name
     }
@@ -68,7 +68,7 @@ impl Op for SumSq {
         const THREADS: u32 = SUM_SQ_THREADS as u32;
         let x = io.input(0);
         let n = x.desc.shape.numel();
-        let params = SumSqParams {
+        let params = SquaredNormParams {
             x: x.ptr,
             partial: io.scratch,
             sum: io.outs[0].ptr,
@@ -77,11 +77,11 @@ impl Op for SumSq {
             pad: 0,
         };
         let pieces = n.div_ceil(CUDA_PIECE) as u32;
-        let kernel = by_dtype(x.desc.dtype, "sum_sq_pieces_f32", "sum_sq_pieces_bf16");
+        let kernel = by_dtype(x.desc.dtype, "squared_norm_pieces_f32", "squared_norm_pieces_bf16");
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch(kernel, [pieces, 1, 1], THREADS, 0, &params)? };
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { io.stream.launch("sum_sq_total", [1, 1, 1], THREADS, 0, &params) }
+        unsafe { io.stream.launch("squared_norm_total", [1, 1, 1], THREADS, 0, &params) }
     }
 }
 
@@ -104,7 +104,7 @@ fn piece<E: Elem>(x: &[E]) -> f64 {
 
 fn cases() -> Vec<Case> {
     let case = |dims: &[usize]| {
-        Case::new(SumSq, vec![Some(Input::act(dims, 3.0))], |ins| {
+        Case::new(SquaredNorm, vec![Some(Input::act(dims, 3.0))], |ins| {
             vec![vec![ins[0].iter().map(|x| x * x).sum::<f64>()]]
         })
     };
@@ -122,7 +122,7 @@ mod tests {
         let n = 5 * PIECE + 17;
         let x = Host::normal::<f32>(&[n], 1.0, &mut crate::base::Rng::new(23, 0));
         let run = |threads: usize| {
-            with_threads(threads, || forward(&SumSq, &[Some(x.clone())])).expect("sum")
+            with_threads(threads, || forward(&SquaredNorm, &[Some(x.clone())])).expect("sum")
         };
         let one = run(1);
         assert!((2..6).all(|t| run(t) == one));

@@ -4,7 +4,7 @@
 //! stats f32 `[2]`: sum of w where c > r, sum of w (c - r).
 
 use crate::base::Result;
-use crate::device::cuda::params::PairwiseParams;
+use crate::device::cuda::params::BradleyTerryParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::loss;
 use crate::op::def::OpDef;
@@ -15,19 +15,22 @@ use std::sync::Arc;
 
 /// The operator.
 #[derive(Clone, Copy, Debug)]
-pub struct Pairwise {
+pub struct BradleyTerry {
     /// Multiplies the loss, not the stats.
     pub scale: f32,
 }
 
 /// Registry entry.
-pub const DEF: OpDef =
-    OpDef { name: "pairwise", about: "scale * sum w * -log sigmoid(chosen - rejected)", cases };
+pub const DEF: OpDef = OpDef {
+    name: "bradley_terry",
+    about: "scale * sum w * -log sigmoid(chosen - rejected)",
+    cases,
+};
 
 /// Returns the loss f32 `[1]` and the stats f32 `[2]`; gradients go to both scores.
-pub fn pairwise(
+pub fn bradley_terry(
     r: &mut dyn Run,
-    op: Pairwise,
+    op: BradleyTerry,
     chosen: Tensor,
     rejected: Tensor,
     weights: Tensor,
@@ -36,7 +39,7 @@ pub fn pairwise(
     Ok((outs[0], outs[1]))
 }
 
-impl Op for Pairwise {
+impl Op for BradleyTerry {
     fn name(&self) -> &'static str {
         DEF.name
     }
@@ -74,15 +77,18 @@ impl Op for Pairwise {
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let [loss, stats] = [0, 1].map(|i| io.outs[i].ptr);
-        let params = PairwiseParams { loss, stats, ..self.params([0, 1, 2].map(|i| io.input(i))) };
+        let params =
+            BradleyTerryParams { loss, stats, ..self.params([0, 1, 2].map(|i| io.input(i))) };
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { io.stream.launch("pairwise_forward_f32", [1, 1, 1], loss::THREADS, 0, &params) }
+        unsafe {
+            io.stream.launch("bradley_terry_forward_f32", [1, 1, 1], loss::THREADS, 0, &params)
+        }
     }
 
     unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         loss::constants(self, &io.dins, 2)?;
         let [chosen, rejected] = [0, 1].map(|i| io.dins[i]);
-        let params = PairwiseParams {
+        let params = BradleyTerryParams {
             dloss: io.dout(0).ptr,
             dchosen: chosen.map_or(0, |g| g.arg.ptr),
             drejected: rejected.map_or(0, |g| g.arg.ptr),
@@ -92,16 +98,16 @@ impl Op for Pairwise {
         };
         let grid = loss::token_grid(params.n);
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { io.stream.launch("pairwise_backward_f32", grid, loss::THREADS, 0, &params) }
+        unsafe { io.stream.launch("bradley_terry_backward_f32", grid, loss::THREADS, 0, &params) }
     }
 }
 
-impl Pairwise {
-    fn params(&self, ins: [Arg; 3]) -> PairwiseParams {
+impl BradleyTerry {
+    fn params(&self, ins: [Arg; 3]) -> BradleyTerryParams {
         let [chosen, rejected, weights] = ins.map(|a| a.ptr);
         let n = ins[0].desc.shape.numel() as u32;
-        let zero: PairwiseParams = bytemuck::Zeroable::zeroed();
-        PairwiseParams { chosen, rejected, weights, n, scale: self.scale, ..zero }
+        let zero: BradleyTerryParams = bytemuck::Zeroable::zeroed();
+        BradleyTerryParams { chosen, rejected, weights, n, scale: self.scale, ..zero }
     }
 }
 
@@ -109,7 +115,7 @@ fn cases() -> Vec<Case> {
     let case = |m: usize, spread: f32, scale: f32| {
         let weights = (0..m).map(|i| [1.0, 0.5, 0.0, 2.0][i % 4]).collect();
         Case::new(
-            Pairwise { scale },
+            BradleyTerry { scale },
             vec![
                 Some(Input::f32(&[m], spread)),
                 Some(Input::f32(&[m], spread)),

@@ -1,14 +1,15 @@
-// f32 rounded into bf16, or added to it; see src/op/narrow.rs. Adapters round their u by it too.
+// f32 rounded into bf16, or added to it; see src/op/cast_accumulate.rs. Adapters round their u by
+// it too.
 #include "lib/vector.cuh"
 
-struct NarrowParams {
+struct CastAccumulateParams {
   const float* x;
   bf16* y;
   uint64_t n;
   uint32_t flags, pad;
 };
 
-KERNEL(narrow, NarrowParams, VEC_THREADS) {
+KERNEL(cast_accumulate, CastAccumulateParams, VEC_THREADS) {
   constexpr int N = VEC<bf16>;
   const size_t i = vec_start<N>();
   if (i >= p.n) return;

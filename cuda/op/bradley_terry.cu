@@ -1,7 +1,7 @@
-// Kernels of src/op/pairwise.rs.
+// Kernels of src/op/bradley_terry.rs.
 #include "lib/loss.cuh"
 
-struct PairwiseParams {
+struct BradleyTerryParams {
   const float* chosen;
   const float* rejected;
   const float* weights;
@@ -15,7 +15,7 @@ struct PairwiseParams {
   uint32_t acc_chosen, acc_rejected;
 };
 
-KERNEL(pairwise_forward_f32, PairwiseParams, LOSS_THREADS) {
+KERNEL(bradley_terry_forward_f32, BradleyTerryParams, LOSS_THREADS) {
   double sums[3];  // loss, won, margin
   sum_tokens(p.n, sums, [&](uint32_t i, double (&s)[3]) {
     double d = static_cast<double>(p.chosen[i]) - static_cast<double>(p.rejected[i]),
@@ -32,7 +32,7 @@ KERNEL(pairwise_forward_f32, PairwiseParams, LOSS_THREADS) {
 }
 
 // A thread per pair.
-KERNEL(pairwise_backward_f32, PairwiseParams, LOSS_THREADS) {
+KERNEL(bradley_terry_backward_f32, BradleyTerryParams, LOSS_THREADS) {
   uint32_t i = token_index();
   if (i >= p.n) return;
   double d = static_cast<double>(p.chosen[i]) - static_cast<double>(p.rejected[i]);

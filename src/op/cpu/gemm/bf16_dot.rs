@@ -3,7 +3,7 @@
 //! as it lies; only where it is transposed is it copied too, for its pairs lie apart.
 
 use super::super::simd::{Kernel, LANES, Level, Simd, dispatch};
-use super::turned::{FEW, copy_turned, few_rows, pair};
+use super::transpose::{FEW, copy_transposed, few_rows, pair};
 use super::{Buffer, Ends, Epilogue, Mat, MatMut, Product, Scratch, each_block, prefetch_row};
 use crate::base::{Elem, bf16};
 use std::ops::Range;
@@ -225,7 +225,7 @@ fn add_panel<S: Simd, const V: usize>(
 ) {
     let Right { b, turned, cols, terms } = right;
     if turned {
-        copy_turned::<S, V>(s, b, cols, terms, panel);
+        copy_transposed::<S, V>(s, b, cols, terms, panel);
     } else {
         copy_zipped::<S, V>(s, b, cols, terms, panel);
     }

@@ -1,8 +1,8 @@
-// The end of a sum over blocks: bias, residual, rounding; see src/op/settle.rs. The order is that
-// of a product's epilogue (gemm.cuh).
+// The end of a sum over blocks: bias, residual, rounding; see src/op/bias_residual.rs. The order is
+// that of a product's epilogue (gemm.cuh).
 #include "lib/vector.cuh"
 
-struct SettleParams {
+struct BiasResidualParams {
   const void* sum;       // f32 [tokens, width]
   const void* bias;      // [width] or null
   const void* residual;  // [tokens, width] or null
@@ -11,7 +11,7 @@ struct SettleParams {
 };
 
 template <class T>
-DEV void settle(const SettleParams& p) {
+DEV void bias_residual(const BiasResidualParams& p) {
   constexpr int N = VEC<T>;
   const RowVec at = row_vec<N>(p.tokens, p.width);
   if (at.n == 0) return;
@@ -32,10 +32,10 @@ DEV void settle(const SettleParams& p) {
   store_vec<T>(p.y, i, at.n, aligned, v);
 }
 
-KERNEL(settle_f32, SettleParams, VEC_THREADS) { settle<float>(p); }
-KERNEL(settle_bf16, SettleParams, VEC_THREADS) { settle<bf16>(p); }
+KERNEL(bias_residual_f32, BiasResidualParams, VEC_THREADS) { bias_residual<float>(p); }
+KERNEL(bias_residual_bf16, BiasResidualParams, VEC_THREADS) { bias_residual<bf16>(p); }
 
-struct SettleWidenParams {
+struct BiasResidualWidenParams {
   const bf16* from;
   float* to;
   uint64_t n;
@@ -43,7 +43,7 @@ struct SettleWidenParams {
 };
 
 // The gradient of the sum.
-KERNEL(settle_widen, SettleWidenParams, VEC_THREADS) {
+KERNEL(bias_residual_widen, BiasResidualWidenParams, VEC_THREADS) {
   constexpr int N = VEC<bf16>;
   const size_t i = vec_start<N>();
   if (i >= p.n) return;

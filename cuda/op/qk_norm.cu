@@ -1,11 +1,11 @@
-// RMSNorm of each query and key head; see src/op/head_norm.rs.
+// RMSNorm of each query and key head; see src/op/qk_norm.rs.
 #include "lib/reduce.cuh"
 #include "lib/vector.cuh"
 
 // Threads of a block, which has a head for each warp.
 constexpr int HEAD_NORM_THREADS = 128;
 
-struct HeadNormParams {
+struct QkNormParams {
   const void* x;         // [tokens, (heads + 2 kv_heads) head_dim]
   const void* q_weight;  // [head_dim]
   const void* k_weight;
@@ -22,7 +22,7 @@ struct HeadRow {
   size_t start;
   uint32_t token, head;
 };
-DEV bool head_row(const HeadNormParams& p, HeadRow& at) {
+DEV bool head_row(const QkNormParams& p, HeadRow& at) {
   const uint32_t row = blockIdx.x * (blockDim.x / WARP) + warp_id(),
                  heads = p.heads + 2 * p.kv_heads;
   at = {static_cast<size_t>(row) * p.head_dim, row / heads, row % heads};
@@ -30,7 +30,7 @@ DEV bool head_row(const HeadNormParams& p, HeadRow& at) {
 }
 
 template <class T>
-DEV void head_norm_forward(const HeadNormParams& p) {
+DEV void qk_norm_forward(const QkNormParams& p) {
   constexpr int N = 4;
   HeadRow at;
   if (!head_row(p, at)) return;
@@ -62,7 +62,7 @@ DEV void head_norm_forward(const HeadNormParams& p) {
 
 // With n = x rstd and g = dy weight: dx = rstd (g - n mean(g n)).
 template <class T>
-DEV void head_norm_backward(const HeadNormParams& p) {
+DEV void qk_norm_backward(const QkNormParams& p) {
   constexpr int N = 4;
   HeadRow at;
   if (!head_row(p, at)) return;
@@ -94,16 +94,16 @@ DEV void head_norm_backward(const HeadNormParams& p) {
   }
 }
 
-KERNEL(head_norm_forward_f32, HeadNormParams, HEAD_NORM_THREADS) { head_norm_forward<float>(p); }
-KERNEL(head_norm_forward_bf16, HeadNormParams, HEAD_NORM_THREADS) { head_norm_forward<bf16>(p); }
-KERNEL(head_norm_backward_f32, HeadNormParams, HEAD_NORM_THREADS) { head_norm_backward<float>(p); }
-KERNEL(head_norm_backward_bf16, HeadNormParams, HEAD_NORM_THREADS) { head_norm_backward<bf16>(p); }
+KERNEL(qk_norm_forward_f32, QkNormParams, HEAD_NORM_THREADS) { qk_norm_forward<float>(p); }
+KERNEL(qk_norm_forward_bf16, QkNormParams, HEAD_NORM_THREADS) { qk_norm_forward<bf16>(p); }
+KERNEL(qk_norm_backward_f32, QkNormParams, HEAD_NORM_THREADS) { qk_norm_backward<float>(p); }
+KERNEL(qk_norm_backward_bf16, QkNormParams, HEAD_NORM_THREADS) { qk_norm_backward<bf16>(p); }
 
 // Tokens whose share of a weight's gradient one block adds up.
 constexpr uint32_t HEAD_NORM_CHUNK = 32;
 constexpr int HEAD_NORM_WEIGHT_THREADS = 256;
 
-struct HeadNormWeightParams {
+struct QkNormWeightParams {
   const void* x;
   const void* dy;
   const float* rstd;
@@ -115,7 +115,7 @@ struct HeadNormWeightParams {
 // The sums of dy x rstd over the tokens of chunk blockIdx.x, for 32 dimensions: one a lane, tokens
 // dealt out to warps.
 template <class T>
-DEV void head_norm_weight(const HeadNormWeightParams& p) {
+DEV void qk_norm_weight(const QkNormWeightParams& p) {
   constexpr uint32_t WARPS = HEAD_NORM_WEIGHT_THREADS / WARP;
   SHARED(float, sums, WARPS * WARP);
   const uint32_t column = blockIdx.y * WARP + lane_id(), all = p.heads + 2 * p.kv_heads,
@@ -138,5 +138,5 @@ DEV void head_norm_weight(const HeadNormWeightParams& p) {
   p.partial[static_cast<size_t>(blockIdx.x) * p.head_dim + column] = sum;
 }
 
-KERNEL(head_norm_weight_f32, HeadNormWeightParams, HEAD_NORM_WEIGHT_THREADS) { head_norm_weight<float>(p); }
-KERNEL(head_norm_weight_bf16, HeadNormWeightParams, HEAD_NORM_WEIGHT_THREADS) { head_norm_weight<bf16>(p); }
+KERNEL(qk_norm_weight_f32, QkNormWeightParams, HEAD_NORM_WEIGHT_THREADS) { qk_norm_weight<float>(p); }
+KERNEL(qk_norm_weight_bf16, QkNormWeightParams, HEAD_NORM_WEIGHT_THREADS) { qk_norm_weight<bf16>(p); }

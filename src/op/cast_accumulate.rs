@@ -7,7 +7,7 @@
 use crate::base::{DType, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
-use crate::device::cuda::params::NarrowParams;
+use crate::device::cuda::params::CastAccumulateParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::vec;
@@ -18,16 +18,19 @@ use crate::tensor::Desc;
 
 /// The operator.
 #[derive(Clone, Copy, Debug)]
-pub struct Narrow {
+pub struct CastAccumulate {
     /// Add to y instead of setting it.
     pub add: bool,
 }
 
 /// Registry entry.
-pub const DEF: OpDef =
-    OpDef { name: "narrow", about: "a gradient into bf16, in place: y = x, or y + x", cases };
+pub const DEF: OpDef = OpDef {
+    name: "cast_accumulate",
+    about: "a gradient into bf16, in place: y = x, or y + x",
+    cases,
+};
 
-impl Op for Narrow {
+impl Op for CastAccumulate {
     fn name(&self) -> &'static str {
         DEF.name
     }
@@ -67,15 +70,15 @@ impl Op for Narrow {
 pub(super) unsafe fn launch(stream: &Stream, x: u64, y: u64, len: usize, add: bool) -> Result<()> {
     let n = vec_len(DType::Bf16);
     let flags = aligned(&[x, y], &[], n) | adding(add);
-    let params = NarrowParams { x, y, n: len as u64, flags, pad: 0 };
+    let params = CastAccumulateParams { x, y, n: len as u64, flags, pad: 0 };
     // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
-    unsafe { stream.launch("narrow", flat_grid(len, n), THREADS, 0, &params) }
+    unsafe { stream.launch("cast_accumulate", flat_grid(len, n), THREADS, 0, &params) }
 }
 
 fn cases() -> Vec<Case> {
     let case = |dims: &[usize], add: bool| {
         let ins = vec![Some(Input::f32(dims, 1.0)), Some(Input::act(dims, 2.0))];
-        let case = Case::new(Narrow { add }, ins, move |ins| {
+        let case = Case::new(CastAccumulate { add }, ins, move |ins| {
             let old = |i: usize| if add { ins[1][i] } else { 0.0 };
             vec![ins[0].iter().enumerate().map(|(i, x)| x + old(i)).collect()]
         });
@@ -99,7 +102,10 @@ mod tests {
             let y = Host::normal::<bf16>(&[n], 1.0, &mut rng);
             for add in [false, true] {
                 let ins = [Some(x.clone()), Some(y.clone())];
-                let got = forward(&Narrow { add }, &ins).expect("narrow").remove(0).get::<bf16>();
+                let got = forward(&CastAccumulate { add }, &ins)
+                    .expect("cast_accumulate")
+                    .remove(0)
+                    .get::<bf16>();
                 for ((got, x), y) in got.iter().zip(x.f32()).zip(y.get::<bf16>()) {
                     let sum = if add { y.to_f32() + x } else { x };
                     assert_eq!(*got, <bf16 as Elem>::from_f32(sum));

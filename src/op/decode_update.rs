@@ -7,8 +7,8 @@
 //! stays as it is. The rows of the state are numbered by the constants of [`State`].
 
 use crate::base::{DType, Result};
-use crate::device::cuda::constants::advance::{self as columns, ADVANCE_THREADS};
-use crate::device::cuda::params::AdvanceParams;
+use crate::device::cuda::constants::decode_update::{self as columns, ADVANCE_THREADS};
+use crate::device::cuda::params::DecodeUpdateParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cuda::eos_list;
 use crate::op::def::OpDef;
@@ -44,14 +44,14 @@ impl State {
 
 /// The operator.
 #[derive(Clone, Debug)]
-pub struct Advance {
+pub struct DecodeUpdate {
     /// Tokens that end a row; 64 at most on a CUDA device.
     pub eos: Vec<i32>,
 }
 
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
-    name: "advance",
+    name: "decode_update",
     about: "writes down drawn tokens and makes them the next decode step's inputs, in place",
     cases,
 };
@@ -68,9 +68,9 @@ pub struct Written {
 }
 
 /// Takes down `tokens` and `logprobs` `[b]`.
-pub fn advance(
+pub fn decode_update(
     r: &mut dyn Run,
-    op: Advance,
+    op: DecodeUpdate,
     tokens: Tensor,
     logprobs: Tensor,
     to: Written,
@@ -79,7 +79,7 @@ pub fn advance(
     r.run(Arc::new(op), &ins).map(|_| ())
 }
 
-impl Op for Advance {
+impl Op for DecodeUpdate {
     fn name(&self) -> &'static str {
         DEF.name
     }
@@ -132,7 +132,7 @@ impl Op for Advance {
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (tokens, out) = (io.input(0), io.outs[1]);
         let b = tokens.desc.shape.numel() as u32;
-        let params = AdvanceParams {
+        let params = DecodeUpdateParams {
             tokens: tokens.ptr,
             logprobs: io.ptr(1),
             state: io.outs[0].ptr,
@@ -145,7 +145,9 @@ impl Op for Advance {
             zero: 0,
         };
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { io.stream.launch("advance", [b.div_ceil(THREADS), 1, 1], THREADS, 0, &params) }
+        unsafe {
+            io.stream.launch("decode_update", [b.div_ceil(THREADS), 1, 1], THREADS, 0, &params)
+        }
     }
 }
 
@@ -170,7 +172,7 @@ fn cases() -> Vec<Case> {
         Some(Input::Ints(vec![b, steps], (100..124).collect())),
         Some(Input::Const(vec![b, steps], (0..24).map(|i| i as f32).collect())),
     ];
-    let case = Case::new(Advance { eos: vec![2, 3] }, ins, |ins| {
+    let case = Case::new(DecodeUpdate { eos: vec![2, 3] }, ins, |ins| {
         let (mut state, mut out, mut logps) = (ins[2].clone(), ins[3].clone(), ins[4].clone());
         // What changes, written out by hand: (row of the state, sequence, value).
         let changes = [

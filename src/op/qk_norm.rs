@@ -7,11 +7,11 @@
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
-use crate::device::cuda::constants::head_norm::{
+use crate::device::cuda::constants::kernel::WARP;
+use crate::device::cuda::constants::qk_norm::{
     HEAD_NORM_CHUNK, HEAD_NORM_THREADS, HEAD_NORM_WEIGHT_THREADS,
 };
-use crate::device::cuda::constants::kernel::WARP;
-use crate::device::cuda::params::{HeadNormParams, HeadNormWeightParams};
+use crate::device::cuda::params::{QkNormParams, QkNormWeightParams};
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::norm;
 use crate::op::cpu::shared::{SharedMut, row_chunks};
@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 /// The operator.
 #[derive(Clone, Copy, Debug)]
-pub struct HeadNorm {
+pub struct QkNorm {
     /// Query heads.
     pub heads: usize,
     /// Key and value heads.
@@ -42,15 +42,15 @@ pub struct HeadNorm {
 
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
-    name: "head_norm",
+    name: "qk_norm",
     about: "RMSNorm of each q and k head of the q|k|v rows: x / rms(x) * weight; v is copied",
     cases,
 };
 
 /// Normalises the q and k heads of `qkv`. Returns the shape of `qkv`.
-pub fn head_norm(
+pub fn qk_norm(
     r: &mut dyn Run,
-    op: HeadNorm,
+    op: QkNorm,
     qkv: Tensor,
     q_weight: Tensor,
     k_weight: Tensor,
@@ -58,7 +58,7 @@ pub fn head_norm(
     Ok(r.run(Arc::new(op), &[Some(qkv), Some(q_weight), Some(k_weight)])?[0])
 }
 
-impl HeadNorm {
+impl QkNorm {
     /// Normalised heads per token.
     fn normed(&self) -> usize {
         self.heads + self.kv_heads
@@ -80,7 +80,7 @@ impl HeadNorm {
     }
 }
 
-impl Op for HeadNorm {
+impl Op for QkNorm {
     fn name(&self) -> &'static str {
         DEF.name
     }
@@ -130,7 +130,7 @@ impl Op for HeadNorm {
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (x, rstd, y) = (io.input(0), io.outs[1].ptr, io.outs[0].ptr);
-        let kernel = by_dtype(x.desc.dtype, "head_norm_forward_f32", "head_norm_forward_bf16");
+        let kernel = by_dtype(x.desc.dtype, "qk_norm_forward_f32", "qk_norm_forward_bf16");
         let params = self.params([x, io.input(1), io.input(2)], rstd, y);
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { self.launch(io.stream, kernel, params) }
@@ -139,10 +139,9 @@ impl Op for HeadNorm {
     unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let (x, dy, rstd) = (io.input(0), io.dout(0).ptr, io.output(1).ptr);
         if let Some(dx) = &io.dins[0] {
-            let kernel =
-                by_dtype(x.desc.dtype, "head_norm_backward_f32", "head_norm_backward_bf16");
+            let kernel = by_dtype(x.desc.dtype, "qk_norm_backward_f32", "qk_norm_backward_bf16");
             let params = self.params([x, io.input(1), io.input(2)], rstd, dx.arg.ptr);
-            let params = HeadNormParams { dy, flags: adding(dx.acc), ..params };
+            let params = QkNormParams { dy, flags: adding(dx.acc), ..params };
             // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { self.launch(io.stream, kernel, params)? };
         }
@@ -162,10 +161,10 @@ const CUDA_CHUNK: usize = HEAD_NORM_CHUNK as usize;
 const THREADS: u32 = HEAD_NORM_THREADS as u32;
 const WEIGHT_THREADS: u32 = HEAD_NORM_WEIGHT_THREADS as u32;
 
-impl HeadNorm {
+impl QkNorm {
     /// The parameters of either pass: without a gradient, and nothing added to.
-    fn params(&self, [x, q, k]: [Arg; 3], rstd: u64, out: u64) -> HeadNormParams {
-        HeadNormParams {
+    fn params(&self, [x, q, k]: [Arg; 3], rstd: u64, out: u64) -> QkNormParams {
+        QkNormParams {
             x: x.ptr,
             q_weight: q.ptr,
             k_weight: k.ptr,
@@ -185,13 +184,8 @@ impl HeadNorm {
     ///
     /// # Safety
     /// The addresses are memory as `Op::cuda_forward` has it, as long as the sizes say.
-    unsafe fn launch(
-        &self,
-        stream: &Stream,
-        kernel: &str,
-        mut params: HeadNormParams,
-    ) -> Result<()> {
-        let HeadNormParams { x, q_weight, k_weight, dy, out, .. } = params;
+    unsafe fn launch(&self, stream: &Stream, kernel: &str, mut params: QkNormParams) -> Result<()> {
+        let QkNormParams { x, q_weight, k_weight, dy, out, .. } = params;
         params.flags |= aligned(&[x, q_weight, k_weight, dy, out], &[self.head_dim], 4);
         let rows = params.tokens as usize * (self.heads + 2 * self.kv_heads);
         // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
@@ -219,7 +213,7 @@ impl HeadNorm {
     ) -> Result<()> {
         let (x, d) = (io.input(0), self.head_dim);
         let tokens = x.desc.shape.rows();
-        let params = HeadNormWeightParams {
+        let params = QkNormWeightParams {
             x: x.ptr,
             dy: io.dout(0).ptr,
             rstd: io.output(1).ptr,
@@ -231,7 +225,7 @@ impl HeadNorm {
             first_head: heads.start as u32,
             head_count: heads.len() as u32,
         };
-        let kernel = by_dtype(x.desc.dtype, "head_norm_weight_f32", "head_norm_weight_bf16");
+        let kernel = by_dtype(x.desc.dtype, "qk_norm_weight_f32", "qk_norm_weight_bf16");
         let chunks = tokens.div_ceil(CUDA_CHUNK);
         let grid = [chunks as u32, d.div_ceil(WARP) as u32, 1];
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
@@ -241,11 +235,11 @@ impl HeadNorm {
     }
 }
 
-fn forward<E: Elem>(op: &HeadNorm, io: &mut Forward<'_>) {
+fn forward<E: Elem>(op: &QkNorm, io: &mut Forward<'_>) {
     let [x, q, k] = [0, 1, 2].map(|i| io.input(i));
     let (tokens, x, q, k) = (x.desc.shape.rows(), x.get::<E>(), q.get(), k.get());
     let (d, width, normed) = (op.head_dim, op.width(), op.normed());
-    let [y, stats] = &mut io.outs[..] else { panic!("head_norm has two outputs") };
+    let [y, stats] = &mut io.outs[..] else { panic!("qk_norm has two outputs") };
     let (y, stats) = (SharedMut::new(y.get::<E>()), SharedMut::new(stats.f32()));
     let chunks = row_chunks(tokens, width);
     parallel_for(chunks.len(), |c| {
@@ -264,12 +258,12 @@ fn forward<E: Elem>(op: &HeadNorm, io: &mut Forward<'_>) {
     });
 }
 
-fn backward<E: Elem>(op: &HeadNorm, io: &mut Backward<'_>) {
+fn backward<E: Elem>(op: &QkNorm, io: &mut Backward<'_>) {
     let [x, q, k] = [0, 1, 2].map(|i| io.input(i));
     let (tokens, x, q, k) = (x.desc.shape.rows(), x.get::<E>(), q.get(), k.get());
     let (rstd, dy) = (io.output(1).f32(), io.dout(0).get::<E>());
     let (d, width, normed) = (op.head_dim, op.width(), op.normed());
-    let [dx, dq, dk] = &mut io.dins[..] else { panic!("head_norm has three inputs") };
+    let [dx, dq, dk] = &mut io.dins[..] else { panic!("qk_norm has three inputs") };
     if let Some(dx) = dx {
         let acc = dx.acc;
         let out = SharedMut::new(dx.view.get::<E>());
@@ -302,7 +296,7 @@ fn backward<E: Elem>(op: &HeadNorm, io: &mut Backward<'_>) {
 /// Sums dy x rstd over tokens, and in each token over `heads`, in this order. Blocks of dimensions
 /// are split over tasks.
 fn weight_gradient<E: Elem>(
-    op: &HeadNorm,
+    op: &QkNorm,
     heads: Range<usize>,
     x: &[E],
     dy: &[E],
@@ -343,7 +337,7 @@ fn cases() -> Vec<Case> {
         let eps = 1e-3;
         let width = (heads + 2 * kv_heads) * d;
         cases.push(Case::new(
-            HeadNorm { heads, kv_heads, head_dim: d, eps },
+            QkNorm { heads, kv_heads, head_dim: d, eps },
             vec![
                 Some(Input::act(&[tokens, width], 2.0)),
                 Some(Input::weight(&[d], 1.0)),
@@ -375,12 +369,12 @@ mod tests {
     /// Each head has the bits of a row of `norm`, and a token does not depend on the others.
     fn heads_are_rows_of_norm<E: Elem>(rng: &mut Rng) {
         let (tokens, heads, kv_heads, d) = (37, 4, 2, 40);
-        let op = HeadNorm { heads, kv_heads, head_dim: d, eps: 1e-6 };
+        let op = QkNorm { heads, kv_heads, head_dim: d, eps: 1e-6 };
         let x = Host::normal::<E>(&[tokens, op.width()], 2.0, rng);
         let [q, k] = [(); 2].map(|_| Host::normal::<E>(&[d], 1.0, rng));
         let run = |x: &Host| {
             let ins = [Some(x.clone()), Some(q.clone()), Some(k.clone())];
-            forward(&op, &ins).expect("head_norm").remove(0)
+            forward(&op, &ins).expect("qk_norm").remove(0)
         };
         let y = run(&x);
         for at in [vec![0], vec![36, 3], (5..30).rev().collect()] {
@@ -412,10 +406,10 @@ mod tests {
 
     #[test]
     fn without_tokens_weight_gradients_are_zero_and_wrong_shapes_are_refused() {
-        let op = HeadNorm { heads: 2, kv_heads: 1, head_dim: 3, eps: 1e-6 };
+        let op = QkNorm { heads: 2, kv_heads: 1, head_dim: 3, eps: 1e-6 };
         let weight = || Some(Host::new::<f32>(&[3], &[1.0; 3]));
         let ins = [Some(Host::new::<f32>(&[0, 12], &[])), weight(), weight()];
-        let outs = forward(&op, &ins).expect("head_norm");
+        let outs = forward(&op, &ins).expect("qk_norm");
         let (f, dy) = (Some(DType::F32), ins[0].clone());
         let grads = backward(&op, &ins, &outs, &[dy, None], &[f, f, f]).expect("gradients");
         assert!(grads[1..].iter().flatten().all(|g| g.f32() == [0.0; 3]));

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 /// The operator.
 #[derive(Clone, Copy, Debug)]
-pub struct Nll {
+pub struct CrossEntropy {
     /// Multiplies the sum: -1 / tokens for a mean of negative log-likelihoods.
     pub scale: f32,
     /// Bound that logits approach smoothly (Gemma 2); 0 = none.
@@ -33,16 +33,16 @@ pub struct Nll {
 
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
-    name: "nll",
+    name: "cross_entropy",
     about: "scale * sum weights log_softmax(l) at the targets, l = x w^T + b or \
         cap tanh((x w^T + b) / cap); logits are made once",
     cases,
 };
 
 /// The loss f32 `[1]`. On a recording tape its value is there after backward.
-pub fn nll(
+pub fn cross_entropy(
     r: &mut dyn Run,
-    op: Nll,
+    op: CrossEntropy,
     x: Tensor,
     weight: Tensor,
     bias: Option<Tensor>,
@@ -53,13 +53,13 @@ pub fn nll(
     Ok(r.run(Arc::new(op), &ins)?[0])
 }
 
-impl Nll {
+impl CrossEntropy {
     fn logprob(&self) -> LogProb {
         LogProb { temperature: 1.0, softcap: self.softcap }
     }
 }
 
-impl Op for Nll {
+impl Op for CrossEntropy {
     fn name(&self) -> &'static str {
         DEF.name
     }
@@ -154,10 +154,10 @@ impl Op for Nll {
     }
 }
 
-fn forward<E: Elem>(op: &Nll, io: &mut Forward<'_>) {
+fn forward<E: Elem>(op: &CrossEntropy, io: &mut Forward<'_>) {
     let (layer, targets) = (Layer::<E>::new(&io.ins), io.input(3).i32());
     let weights = io.input(4).f32();
-    let [loss, logp] = &mut io.outs[..] else { panic!("nll has two outputs") };
+    let [loss, logp] = &mut io.outs[..] else { panic!("cross_entropy has two outputs") };
     let shared = SharedMut::new(logp.f32());
     let take = |t: usize, z: &mut [f32]| {
         softmax::softcap(z, op.softcap);
@@ -169,10 +169,10 @@ fn forward<E: Elem>(op: &Nll, io: &mut Forward<'_>) {
 }
 
 /// Everything: log-probabilities and slopes from the same logits.
-fn backward<E: Elem>(op: &Nll, io: &mut Backward<'_>) {
+fn backward<E: Elem>(op: &CrossEntropy, io: &mut Backward<'_>) {
     let (layer, targets) = (Layer::<E>::new(&io.ins), io.input(3).i32());
     let (weights, upstream) = (io.input(4).f32(), f64::from(io.dout(0).f32()[0]));
-    let [loss, logp] = &mut io.late[..] else { panic!("nll has two outputs") };
+    let [loss, logp] = &mut io.late[..] else { panic!("cross_entropy has two outputs") };
     let shared = SharedMut::new(logp.f32());
     let take = |t: usize, z: &mut [f32]| {
         softmax::softcap(z, op.softcap);
@@ -191,7 +191,7 @@ fn backward<E: Elem>(op: &Nll, io: &mut Backward<'_>) {
     finish(op, loss, logp, weights);
 }
 
-fn finish(op: &Nll, loss: &mut ViewMut<'_>, logp: &mut ViewMut<'_>, weights: &[f32]) {
+fn finish(op: &CrossEntropy, loss: &mut ViewMut<'_>, logp: &mut ViewMut<'_>, weights: &[f32]) {
     loss.f32()[0] = weighted_sum::sum(op.scale, logp.f32(), weights);
 }
 
@@ -206,7 +206,7 @@ fn cases() -> Vec<Case> {
             Some(Input::ints(&targets)),
             Some(Input::Const(vec![n], weights)),
         ];
-        Case::new(Nll { scale, softcap }, ins, move |ins| {
+        Case::new(CrossEntropy { scale, softcap }, ins, move |ins| {
             let logps: Vec<f64> = exact_logits(&ins[0], &ins[1], &ins[2], d, softcap)
                 .zip(&ins[3])
                 .map(|(z, target)| z[*target as usize] - log_sum_exp(&z))

@@ -1,8 +1,8 @@
-// The end of a decode step: see src/op/advance.rs, whose rows of the state these are.
+// The end of a decode step: see src/op/decode_update.rs, whose rows of the state these are.
 #include "lib/eos.cuh"
 #include "lib/types.cuh"
 
-struct AdvanceParams {
+struct DecodeUpdateParams {
   const int32_t* tokens;
   const float* logprobs;
   int32_t* state;  // [7, b]
@@ -15,7 +15,7 @@ struct AdvanceParams {
 enum { TOKEN, POSITION, DRAW, FORBID_EOS, LEFT, BEFORE_EOS, MADE };
 constexpr int ADVANCE_THREADS = 128;
 
-KERNEL(advance, AdvanceParams, ADVANCE_THREADS) {
+KERNEL(decode_update, DecodeUpdateParams, ADVANCE_THREADS) {
   const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= p.b) return;
   int32_t* state = p.state + i;

@@ -6,7 +6,7 @@ use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
 use crate::device::cuda::constants::head::{HEAD_PIECE, HEAD_THREADS};
 use crate::device::cuda::constants::kernel::WARP;
-use crate::device::cuda::params::HeadParams;
+use crate::device::cuda::params::ScoreHeadParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cpu::vec::{axpy, dot};
@@ -18,17 +18,17 @@ use std::sync::Arc;
 
 /// The operator.
 #[derive(Clone, Copy, Debug)]
-pub struct Head;
+pub struct ScoreHead;
 
 /// Registry entry.
-pub const DEF: OpDef = OpDef { name: "head", about: "scalar head in f32: x . w + b", cases };
+pub const DEF: OpDef = OpDef { name: "score_head", about: "scalar head in f32: x . w + b", cases };
 
 /// One f32 per row of `x`: `[tokens]`.
-pub fn head(r: &mut dyn Run, x: Tensor, w: Tensor, b: Option<Tensor>) -> Result<Tensor> {
-    Ok(r.run(Arc::new(Head), &[Some(x), Some(w), b])?[0])
+pub fn score_head(r: &mut dyn Run, x: Tensor, w: Tensor, b: Option<Tensor>) -> Result<Tensor> {
+    Ok(r.run(Arc::new(ScoreHead), &[Some(x), Some(w), b])?[0])
 }
 
-impl Op for Head {
+impl Op for ScoreHead {
     fn name(&self) -> &'static str {
         DEF.name
     }
@@ -74,8 +74,8 @@ impl Op for Head {
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let x = io.input(0);
         let params =
-            HeadParams { b: io.ptr(2), y: io.outs[0].ptr, ..params(x, io.input(1), x.rows()) };
-        let kernel = by_dtype(x.desc.dtype, "head_forward_f32", "head_forward_bf16");
+            ScoreHeadParams { b: io.ptr(2), y: io.outs[0].ptr, ..params(x, io.input(1), x.rows()) };
+        let kernel = by_dtype(x.desc.dtype, "score_head_forward_f32", "score_head_forward_bf16");
         // A warp per token.
         let blocks = params.tokens.div_ceil(CUDA_THREADS / WARP as u32);
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
@@ -85,27 +85,27 @@ impl Op for Head {
     unsafe fn cuda_backward(&self, io: &CudaBackward<'_>) -> Result<()> {
         let (x, w, dy) = (io.input(0), io.input(1), io.dout(0));
         let tokens = dy.desc.shape.numel();
-        let params = HeadParams { dy: dy.ptr, partial: io.scratch, ..params(x, w, tokens) };
-        let launch = |kernel: &str, grid: [usize; 2], params: &HeadParams| {
+        let params = ScoreHeadParams { dy: dy.ptr, partial: io.scratch, ..params(x, w, tokens) };
+        let launch = |kernel: &str, grid: [usize; 2], params: &ScoreHeadParams| {
             let grid = [grid[0] as u32, grid[1] as u32, 1];
             // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
             unsafe { io.stream.launch(kernel, grid, CUDA_THREADS, 0, params) }
         };
         let columns = w.last().div_ceil(CUDA_THREADS as usize);
         if let Some(dx) = io.dins[0] {
-            let params = HeadParams { dx: dx.arg.ptr, acc: dx.acc.into(), ..params };
-            let kernel = by_dtype(x.desc.dtype, "head_dx_f32", "head_dx_bf16");
+            let params = ScoreHeadParams { dx: dx.arg.ptr, acc: dx.acc.into(), ..params };
+            let kernel = by_dtype(x.desc.dtype, "score_head_dx_f32", "score_head_dx_bf16");
             launch(kernel, [tokens, 1], &params)?;
         }
         if let Some(dw) = io.dins[1] {
-            let params = HeadParams { dw: dw.arg.ptr, acc: dw.acc.into(), ..params };
-            let kernel = by_dtype(x.desc.dtype, "head_dw_f32", "head_dw_bf16");
+            let params = ScoreHeadParams { dw: dw.arg.ptr, acc: dw.acc.into(), ..params };
+            let kernel = by_dtype(x.desc.dtype, "score_head_dw_f32", "score_head_dw_bf16");
             launch(kernel, [columns, tokens.div_ceil(CUDA_PIECE)], &params)?;
-            launch("head_dw_sum", [columns, 1], &params)?;
+            launch("score_head_dw_sum", [columns, 1], &params)?;
         }
         if let Some(db) = io.dins[2] {
-            let params = HeadParams { db: db.arg.ptr, acc: db.acc.into(), ..params };
-            launch("head_db", [1, 1], &params)?;
+            let params = ScoreHeadParams { db: db.arg.ptr, acc: db.acc.into(), ..params };
+            launch("score_head_db", [1, 1], &params)?;
         }
         Ok(())
     }
@@ -116,9 +116,9 @@ const CUDA_PIECE: usize = HEAD_PIECE as usize;
 /// Threads of a block.
 const CUDA_THREADS: u32 = HEAD_THREADS as u32;
 
-fn params(x: Arg, w: Arg, tokens: usize) -> HeadParams {
+fn params(x: Arg, w: Arg, tokens: usize) -> ScoreHeadParams {
     let (tokens, hidden) = (tokens as u32, w.last() as u32);
-    HeadParams { x: x.ptr, w: w.ptr, tokens, hidden, ..bytemuck::Zeroable::zeroed() }
+    ScoreHeadParams { x: x.ptr, w: w.ptr, tokens, hidden, ..bytemuck::Zeroable::zeroed() }
 }
 
 fn forward<E: Elem>(io: &mut Forward<'_>) {
@@ -183,7 +183,7 @@ fn cases() -> Vec<Case> {
     let mut cases = vec![];
     for (tokens, d, bias) in [(1, 40, true), (17, 65, false), (33, 16, true), (130, 8, true)] {
         cases.push(Case::new(
-            Head,
+            ScoreHead,
             vec![
                 Some(Input::act(&[tokens, d], 1.0)),
                 Some(Input::weight(&[1, d], 1.0)),

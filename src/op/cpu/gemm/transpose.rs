@@ -41,7 +41,7 @@ pub(super) fn few_rows<S: Simd>(
 /// Pairs of the terms `start..start + n`, `n` at most 32, of sixteen rows of `b` from `first` on,
 /// turned: vector t holds pair t of every row. What there is not is zero.
 #[inline(always)]
-fn turned<S: Simd>(s: S, b: Mat<bf16>, first: usize, start: usize, n: usize) -> [S::V; LANES] {
+fn transposed<S: Simd>(s: S, b: Mat<bf16>, first: usize, start: usize, n: usize) -> [S::V; LANES] {
     let mut tile = [s.splat(0.0); LANES];
     let there = (b.rows - first).min(LANES);
     assert!(b.data.len() >= (first + there - 1) * b.ld + start + n);
@@ -90,7 +90,7 @@ fn few<S: Simd, const R: usize>(
     let mut acc = [s.splat(0.0); R];
     for start in (0..a.cols).step_by(STEP) {
         let n = STEP.min(a.cols - start);
-        let tile = turned(s, b, first, start, n);
+        let tile = transposed(s, b, first, start, n);
         let at = a.data.as_ptr().wrapping_add(start);
         // SAFETY: `n` elements from `start` on are inside each row, as asserted.
         unsafe {
@@ -133,7 +133,7 @@ unsafe fn add_tile<S: Simd, const R: usize>(
 
 /// Copies `terms` of rows `cols` of `b`, turned: pair by pair, `V` vectors each.
 #[inline(always)]
-pub(super) fn copy_turned<S: Simd, const V: usize>(
+pub(super) fn copy_transposed<S: Simd, const V: usize>(
     s: S,
     b: Mat<bf16>,
     cols: &Range<usize>,
@@ -144,7 +144,7 @@ pub(super) fn copy_turned<S: Simd, const V: usize>(
     for v in 0..cols.len().div_ceil(LANES) {
         for start in terms.clone().step_by(STEP) {
             let n = STEP.min(terms.end - start);
-            let tile = turned(s, b, cols.start + v * LANES, start, n);
+            let tile = transposed(s, b, cols.start + v * LANES, start, n);
             let to = &mut copy[(start - terms.start) / 2 * V * LANES..];
             for (t, x) in tile.iter().enumerate() {
                 if 2 * t < n {

@@ -8,7 +8,7 @@
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::Stream;
 use crate::device::cpu::parallel_for;
-use crate::device::cuda::params::{SettleParams, SettleWidenParams};
+use crate::device::cuda::params::{BiasResidualParams, BiasResidualWidenParams};
 use crate::op::add::cuda_pass_on;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::gemm::Mat;
@@ -28,22 +28,22 @@ use std::sync::Arc;
 
 /// The operator.
 #[derive(Clone, Copy, Debug)]
-pub struct Settle {
+pub struct BiasResidual {
     /// The dtype of the output, and of what is added.
     pub dtype: DType,
 }
 
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
-    name: "settle",
+    name: "bias_residual",
     about: "y = (sum + bias) + residual of an f32 sum, rounded once",
     cases,
 };
 
 /// Ends `sum` f32 `[tokens, out]`. Returns `[tokens, out]` of `op.dtype`.
-pub fn settle(
+pub fn bias_residual(
     r: &mut dyn Run,
-    op: Settle,
+    op: BiasResidual,
     sum: Tensor,
     bias: Option<Tensor>,
     residual: Option<Tensor>,
@@ -51,7 +51,7 @@ pub fn settle(
     Ok(r.run(Arc::new(op), &[Some(sum), bias, residual])?[0])
 }
 
-impl Op for Settle {
+impl Op for BiasResidual {
     fn name(&self) -> &'static str {
         DEF.name
     }
@@ -97,7 +97,7 @@ impl Op for Settle {
         let (tokens, width, n) = (y.rows(), y.last(), vec_len(self.dtype));
         let (bias, residual) = (io.ptr(1), io.ptr(2));
         let flags = aligned(&[sum.ptr, bias, residual, y.ptr], &[width], n);
-        let params = SettleParams {
+        let params = BiasResidualParams {
             sum: sum.ptr,
             bias,
             residual,
@@ -107,7 +107,7 @@ impl Op for Settle {
             flags,
             pad: 0,
         };
-        let kernel = by_dtype(self.dtype, "settle_f32", "settle_bf16");
+        let kernel = by_dtype(self.dtype, "bias_residual_f32", "bias_residual_bf16");
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
         unsafe { io.stream.launch(kernel, row_grid(tokens, width, n)?, THREADS, 0, &params) }
     }
@@ -143,9 +143,10 @@ unsafe fn cuda_widen(stream: &Stream, dy: Arg, to: &CudaGrad) -> Result<()> {
     }
     let (len, n) = (dy.desc.shape.numel(), vec_len(DType::Bf16));
     let flags = aligned(&[dy.ptr, to.arg.ptr], &[], n) | adding(to.acc);
-    let params = SettleWidenParams { from: dy.ptr, to: to.arg.ptr, n: len as u64, flags, pad: 0 };
+    let params =
+        BiasResidualWidenParams { from: dy.ptr, to: to.arg.ptr, n: len as u64, flags, pad: 0 };
     // SAFETY: the caller vouches for as much memory at the addresses as the sizes say.
-    unsafe { stream.launch("settle_widen", flat_grid(len, n), THREADS, 0, &params) }
+    unsafe { stream.launch("bias_residual_widen", flat_grid(len, n), THREADS, 0, &params) }
 }
 
 /// One row.
@@ -196,7 +197,7 @@ fn backward<E: Elem>(io: &mut Backward<'_>) {
     let dy = io.dout(0);
     let (tokens, width) = (dy.desc.shape.rows(), dy.desc.shape.last());
     let dy = dy.get::<E>();
-    let [dsum, db, dresidual] = &mut io.dins[..] else { panic!("settle has three inputs") };
+    let [dsum, db, dresidual] = &mut io.dins[..] else { panic!("bias_residual has three inputs") };
     if let Some(Grad { view, acc }) = dsum {
         widen(dy, view.f32(), *acc);
     }
@@ -229,7 +230,7 @@ fn cases() -> Vec<Case> {
             bias.then(|| Input::weight(&[width], 1.0)),
             residual.then(|| Input::act(&[tokens, width], 1.0)),
         ];
-        let case = Case::new(Settle { dtype }, ins, move |ins| {
+        let case = Case::new(BiasResidual { dtype }, ins, move |ins| {
             let at = |i: usize, k: usize| ins[i].get(k).unwrap_or(&0.0);
             vec![(0..tokens * width).map(|k| ins[0][k] + at(1, k % width) + at(2, k)).collect()]
         });
@@ -258,7 +259,9 @@ mod tests {
             let one = |dims: &[usize], v: f32| Some(Host::new::<bf16>(dims, &[v]));
             let sum = Some(Host::new::<f32>(&[1, 1], &[sum]));
             let ins = [sum, one(&[1], bias), one(&[1, 1], residual)];
-            let y = forward(&Settle { dtype: DType::Bf16 }, &ins).expect("settle").remove(0);
+            let y = forward(&BiasResidual { dtype: DType::Bf16 }, &ins)
+                .expect("bias_residual")
+                .remove(0);
             y.get::<bf16>()[0].to_f32()
         };
         let (unit, small) = (2f32.powi(-7), 3.0 * 2f32.powi(-10));

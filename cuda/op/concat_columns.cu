@@ -1,13 +1,13 @@
-// Column blocks side by side; see src/op/stitch.rs.
+// Column blocks side by side; see src/op/concat_columns.rs.
 #include "lib/vector.cuh"
 
-struct StitchParams {
+struct ConcatColumnsParams {
   const float* x;  // [blocks, rows, each]
   float* y;        // [rows, width]
   uint32_t rows, width, each, flags;
 };
 
-KERNEL(stitch, StitchParams, VEC_THREADS) {
+KERNEL(concat_columns, ConcatColumnsParams, VEC_THREADS) {
   constexpr int N = VEC<float>;
   const RowVec at = row_vec<N>(p.rows, p.width);
   if (at.n == 0) return;

@@ -6,7 +6,7 @@
 
 use crate::base::{DType, Result};
 use crate::device::cpu::parallel_for;
-use crate::device::cuda::params::StitchParams;
+use crate::device::cuda::params::ConcatColumnsParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};
 use crate::op::cuda::vectors::{THREADS, aligned, row_grid, vec_len};
@@ -17,25 +17,25 @@ use std::sync::Arc;
 
 /// The operator.
 #[derive(Clone, Copy, Debug)]
-pub struct Stitch {
+pub struct ConcatColumns {
     /// Columns of the output.
     pub width: usize,
 }
 
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
-    name: "stitch",
+    name: "concat_columns",
     about: "column blocks side by side: y[i, b each + j] = x[b, i, j]",
     cases,
 };
 
 /// The first `op.width` columns of the blocks `x` f32 `[blocks, rows, each]`. Returns f32 `[rows,
 /// width]`.
-pub fn stitch(r: &mut dyn Run, op: Stitch, x: Tensor) -> Result<Tensor> {
+pub fn concat_columns(r: &mut dyn Run, op: ConcatColumns, x: Tensor) -> Result<Tensor> {
     Ok(r.run(Arc::new(op), &[Some(x)])?[0])
 }
 
-impl Op for Stitch {
+impl Op for ConcatColumns {
     fn name(&self) -> &'static str {
         DEF.name
     }
@@ -75,7 +75,7 @@ impl Op for Stitch {
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let (x, y) = (io.input(0), io.outs[0].ptr);
         let (rows, each, n) = (x.dims()[1], x.dims()[2], vec_len(DType::F32));
-        let params = StitchParams {
+        let params = ConcatColumnsParams {
             x: x.ptr,
             y,
             rows: rows as u32,
@@ -84,14 +84,16 @@ impl Op for Stitch {
             flags: aligned(&[x.ptr, y], &[each, self.width], n),
         };
         // SAFETY: the caller vouches for `io`, whose addresses and sizes these are.
-        unsafe { io.stream.launch("stitch", row_grid(rows, self.width, n)?, THREADS, 0, &params) }
+        unsafe {
+            io.stream.launch("concat_columns", row_grid(rows, self.width, n)?, THREADS, 0, &params)
+        }
     }
 }
 
 fn cases() -> Vec<Case> {
     let case = |[blocks, rows, each]: [usize; 3], width: usize| {
         let ins = vec![Some(Input::f32(&[blocks, rows, each], 1.0))];
-        let case = Case::new(Stitch { width }, ins, move |ins| {
+        let case = Case::new(ConcatColumns { width }, ins, move |ins| {
             let at = |k: usize| (k / width, k % width);
             let from = |(i, column)| ins[0][(column / each * rows + i) * each + column % each];
             vec![(0..rows * width).map(|k| from(at(k))).collect()]

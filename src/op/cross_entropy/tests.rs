@@ -40,12 +40,12 @@ fn same_bits<E: Elem>(forward: Forward, backward: Backward, n: usize, softcap: f
     let douts = [dlogp.remove(0), None, None];
     let (want, _) = backward(&logprob, &ins, &outs, &douts, &wanted[..4]).expect("gradients");
 
-    let op = Nll { scale, softcap };
+    let op = CrossEntropy { scale, softcap };
     let ins = [x, w, b, targets, weights];
-    let made = forward(&op, &ins).expect("nll");
+    let made = forward(&op, &ins).expect("cross_entropy");
     assert!(made == [loss, outs[0].clone()], "forward, {n} rows, softcap {softcap}");
     let douts = [Some(upstream), None];
-    let (got, late) = backward(&op, &ins, &[], &douts, &wanted).expect("nll backward");
+    let (got, late) = backward(&op, &ins, &[], &douts, &wanted).expect("cross_entropy backward");
     assert!(late == made, "backward makes what forward makes, {n} rows, softcap {softcap}");
     assert!(got[..4] == want[..], "gradients, {n} rows, softcap {softcap}");
 }
@@ -78,7 +78,7 @@ fn unknown_tokens_are_refused() {
             Some(Host::new::<f32>(&[1], &[1.0])),
         ]
     };
-    let op = Nll { scale: 1.0, softcap: 0.0 };
+    let op = CrossEntropy { scale: 1.0, softcap: 0.0 };
     let douts = [Some(Host::new::<f32>(&[1], &[1.0])), None];
     for (target, known) in [(2, true), (3, false), (-1, false)] {
         assert_eq!(testing::forward(&op, &ins(target)).is_ok(), known);
