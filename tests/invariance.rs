@@ -57,7 +57,7 @@ fn gradients(family: &str, setup: Setup, batches: &[Vec<Vec<i32>>]) -> (f32, Vec
         sum += loss.unwrap()[0];
     }
     assert_eq!(ws.misfits(), 0);
-    model.store.settle_grads().unwrap();
+    model.store.zero_unset_grads().unwrap();
     let n = model.store.params().len();
     (sum, (0..n).filter_map(|i| model.store.read_grad(ParamId(i)).ok()).collect())
 }

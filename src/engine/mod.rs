@@ -103,9 +103,9 @@ impl Engine {
         let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0);
         self.eval(prompts.len(), longest + sampling.max_new_tokens)?;
         let cache = self.cache.as_ref().expect("made by eval");
-        self.model.store.enter_lane()?;
+        self.model.store.enter_tp()?;
         let done = generate(&self.model, ws, cache, prompts, sequences, sampling, on_token);
-        self.model.store.leave_lane();
+        self.model.store.exit_tp();
         done
     }
 

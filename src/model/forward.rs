@@ -231,7 +231,7 @@ impl Model {
             Attend::Packed { cu_seqlens } => {
                 op::attention::attention(tape, attention, qkv, *cu_seqlens)
             }
-            Attend::Cached { .. } if block != self.store.lane() => {
+            Attend::Cached { .. } if block != self.store.tp_shard() => {
                 Err(Error::internal("a cache of one block's heads, and a pass over all blocks"))
             }
             Attend::Cached { cu_seqlens, starts, table, cache } => {

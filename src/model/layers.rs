@@ -13,7 +13,7 @@ use crate::op::embed::{Embed, Window};
 use crate::op::linear::Linear as Product;
 use crate::op::lora::{Columns, Lora};
 use crate::op::norm::Norm;
-use crate::pool::{Cut, ParamId, Portion};
+use crate::pool::{ParamId, Portion, ShardSpec};
 use crate::tape::Tape;
 use crate::tensor::Tensor;
 
@@ -24,7 +24,7 @@ impl Model {
     /// A parameter as this rank computes with it: a table's rows that are its own where it computes
     /// with one block, all else.
     pub(super) fn param<'a>(&'a self, tape: &mut Tape<'a>, id: ParamId) -> Tensor {
-        tape.portion(&self.store, Portion { id, block: self.store.lane() })
+        tape.portion(&self.store, Portion { id, block: self.store.tp_shard() })
     }
 
     /// Embeddings of `ids` at `positions`, both `[tokens]`.
@@ -68,10 +68,10 @@ impl Model {
     ) -> Result<Tensor> {
         let tok = self.param(tape, tokens);
         let pos = learned.map(|id| self.param(tape, id));
-        let Some(lane) = self.beside() else {
+        let Some(tp_shard) = self.beside() else {
             return op::embed::embed(tape, embed, ids, positions, tok, pos);
         };
-        let first = |table: Tensor| lane * table.dims()[0];
+        let first = |table: Tensor| tp_shard * table.dims()[0];
         let window = Window { first_id: first(tok), first_position: pos.map_or(0, first) };
         let embed = Embed { window: Some(window), ..embed };
         let part = op::embed::embed(tape, embed, ids, positions, tok, pos)?;
@@ -80,7 +80,7 @@ impl Model {
 
     /// The block that this rank computes with, where others compute with others.
     fn beside(&self) -> Option<usize> {
-        self.store.lane().filter(|_| self.store.partition().tensor.size() > 1)
+        self.store.tp_shard().filter(|_| self.store.partition().tensor.size() > 1)
     }
 
     /// A projection between the embedding's width and the model's.
@@ -161,8 +161,8 @@ impl Model {
     ) -> Result<Tensor> {
         for adapter in p.adapters.iter().filter(|_| pass.adapters) {
             let config = self.lora.as_ref().expect("adapters come with a config");
-            let columns = match (&self.store.param(adapter.a).spec.cut, block) {
-                (Cut::Cols(group), Some(b)) => {
+            let columns = match (&self.store.param(adapter.a).spec.sharding, block) {
+                (ShardSpec::Cols(group), Some(b)) => {
                     let total = self.store.param(adapter.a).spec.shape[1];
                     Some(Columns { first: group.blocks[b].start, total })
                 }
@@ -185,8 +185,8 @@ impl Model {
 
     /// An adapter's factor: a block of it if it is cut. What is not has one copy to compute with.
     fn factor<'a>(&'a self, tape: &mut Tape<'a>, id: ParamId, block: Option<usize>) -> Tensor {
-        match self.store.param(id).spec.cut {
-            Cut::Whole => self.param(tape, id),
+        match self.store.param(id).spec.sharding {
+            ShardSpec::Replicated => self.param(tape, id),
             _ => tape.portion(&self.store, Portion { id, block }),
         }
     }
@@ -202,11 +202,11 @@ impl Model {
     ) -> Result<Tensor> {
         let blocks = self.store.partition().blocks;
         if blocks == 1 {
-            let (block, x) = (self.store.lane(), part(tape, self.store.lane())?);
+            let (block, x) = (self.store.tp_shard(), part(tape, self.store.tp_shard())?);
             return self.linear(tape, p, x, block, residual, pass);
         }
         let mut sum: Option<Tensor> = None;
-        for block in self.store.lane().map_or(0..blocks, |own| own..own + 1) {
+        for block in self.store.tp_shard().map_or(0..blocks, |own| own..own + 1) {
             let x = part(tape, Some(block))?;
             let weight = tape.portion(&self.store, Portion { id: p.weight, block: Some(block) });
             let adapters = pass.adapters && !p.adapters.is_empty();

@@ -5,7 +5,7 @@ use crate::arch::{Arch, Module, Position, Residual};
 use crate::base::Result;
 use crate::model::lora::Size;
 use crate::model::{Head, LoraConfig};
-use crate::pool::{Cut, Group, ParamId, ParamSpec};
+use crate::pool::{Group, ParamId, ParamSpec, ShardSpec};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -143,7 +143,7 @@ impl Params {
             train_base: train && lora.is_none(),
             train,
             adapted,
-            cuts: Cuts::new(arch, blocks),
+            widths: BlockWidths::new(arch, blocks),
             qkv_order: arch.qkv_source_rows().map(Arc::from),
         };
         let names = &arch.family.names;
@@ -169,21 +169,21 @@ impl Params {
         let own_bias = arch.head_bias && head == Head::Lm;
         let head_bias = own_bias.then(|| {
             let source = Source::new(format!("{}.bias", names.head), arch.vocab);
-            l.param("lm_head.bias", &[arch.vocab], Cut::Table, l.train_base, Some(source))
+            l.param("lm_head.bias", &[arch.vocab], ShardSpec::Table, l.train_base, Some(source))
         });
         let head = match head {
             Head::Lm if arch.tied => tokens,
             Head::Lm => l.param(
                 "lm_head.weight",
                 &[arch.vocab, arch.embed_width],
-                Cut::Table,
+                ShardSpec::Table,
                 l.train_base,
                 Some(Source::new(format!("{}.weight", names.head), arch.vocab)),
             ),
             Head::Score => l.param(
                 "score.weight",
                 &[1, arch.embed_width],
-                Cut::Whole,
+                ShardSpec::Replicated,
                 train,
                 Some(Source::new("score.weight".into(), 1)),
             ),
@@ -195,8 +195,8 @@ impl Params {
             project_in,
             project_out,
             blocks,
-            heads: l.cuts.heads,
-            kv_heads: l.cuts.kv_heads,
+            heads: l.widths.heads,
+            kv_heads: l.widths.kv_heads,
             final_norm,
             head,
             head_bias,
@@ -216,7 +216,7 @@ impl Params {
 /// How the widths inside a block are cut: heads stay whole, and a block has the key and value heads
 /// that its query heads read.
 #[derive(Clone, Debug)]
-pub(super) struct Cuts {
+pub(super) struct BlockWidths {
     /// Query heads.
     pub heads: Group,
     /// Key and value heads of a block.
@@ -229,10 +229,10 @@ pub(super) struct Cuts {
     pub ffn: Group,
 }
 
-impl Cuts {
-    /// Cuts of `arch` into `blocks`. Where there are fewer key and value heads than blocks, several
-    /// blocks have the same one, and share out its query heads.
-    pub(super) fn new(arch: &Arch, blocks: usize) -> Cuts {
+impl BlockWidths {
+    /// The widths in each of `blocks` blocks of `arch`. Where there are fewer key and value heads
+    /// than blocks, several blocks have the same one, and share out its query heads.
+    pub(super) fn new(arch: &Arch, blocks: usize) -> BlockWidths {
         let (heads, kv_heads) = (arch.heads, arch.kv_heads.max(1));
         let group = heads / kv_heads;
         let (q, kv) = if kv_heads >= blocks {
@@ -252,7 +252,7 @@ impl Cuts {
             (Group { each, blocks: q.into() }, Group { each: 1, blocks: kv.into() })
         };
         let d = arch.head_dim;
-        Cuts {
+        BlockWidths {
             kv_heads: kv.each,
             q: q.times(d),
             kv: kv.times(d),
@@ -271,7 +271,7 @@ struct Layout<'a> {
     train: bool,
     /// Adapters by the module they are on.
     adapted: HashMap<String, Size>,
-    cuts: Cuts,
+    widths: BlockWidths,
     /// Row order of qkv, the same in all blocks; see [`Source::order`].
     qkv_order: Option<Arc<[usize]>>,
 }
@@ -283,7 +283,7 @@ struct Shape<'a> {
     /// Inputs.
     columns: usize,
     /// How its weight is cut.
-    cut: Cut,
+    sharding: ShardSpec,
     /// True if it has a bias.
     bias: bool,
 }
@@ -293,12 +293,12 @@ impl Layout<'_> {
         &mut self,
         name: &str,
         shape: &[usize],
-        cut: Cut,
+        sharding: ShardSpec,
         trained: bool,
         source: Option<Source>,
     ) -> ParamId {
         let (name, shape) = (name.to_string(), shape.to_vec());
-        self.specs.push(ParamSpec { name, segment: self.segment, shape, cut, trained });
+        self.specs.push(ParamSpec { name, segment: self.segment, shape, sharding, trained });
         self.sources.push(source);
         ParamId(self.specs.len() - 1)
     }
@@ -307,21 +307,21 @@ impl Layout<'_> {
     fn table(&mut self, name: &str, shape: &[usize], module: &str) -> ParamId {
         let tensor = format!("{}{module}.weight", self.arch.family.names.prefix);
         let source = Source::new(tensor, shape[0]);
-        self.param(name, shape, Cut::Table, self.train_base, Some(source))
+        self.param(name, shape, ShardSpec::Table, self.train_base, Some(source))
     }
 
     /// A linear map without bias, whole on every rank.
     fn projection(&mut self, name: &str, shape: [usize; 2], module: &str) -> ParamId {
         let source = Source::new(format!("{module}.weight"), shape[0]);
         let name = format!("{name}.weight");
-        self.param(&name, &shape, Cut::Whole, self.train_base, Some(source))
+        self.param(&name, &shape, ShardSpec::Replicated, self.train_base, Some(source))
     }
 
     /// The weight of a norm over heads.
     fn qk_norm(&mut self, name: &str, module: &str) -> ParamId {
         let (d, train) = (self.arch.head_dim, self.train_base);
         let source = Source::new(format!("{module}.weight"), d);
-        self.param(&format!("{name}.weight"), &[d], Cut::Whole, train, Some(source))
+        self.param(&format!("{name}.weight"), &[d], ShardSpec::Replicated, train, Some(source))
     }
 
     fn norm(&mut self, name: &str, module: &str) -> NormParams {
@@ -329,7 +329,13 @@ impl Layout<'_> {
         let mut one = |part: &str| {
             let source = Source::new(format!("{module}.{part}"), hidden);
             let train = self.train_base;
-            self.param(&format!("{name}.{part}"), &[hidden], Cut::Whole, train, Some(source))
+            self.param(
+                &format!("{name}.{part}"),
+                &[hidden],
+                ShardSpec::Replicated,
+                train,
+                Some(source),
+            )
         };
         let weight = one("weight");
         NormParams { weight, bias: bias.then(|| one("bias")) }
@@ -340,14 +346,14 @@ impl Layout<'_> {
         let (arch, n) = (self.arch, &self.arch.family.names);
         let (q, kv) = (arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim);
         let parts = if arch.gated { 2 } else { 1 };
-        let cuts = self.cuts.clone();
+        let widths = self.widths.clone();
         let across = |width: usize, group: &Group, parts: usize| {
-            Cut::Rows((0..parts).map(|i| group.after(i * width)).collect())
+            ShardSpec::Rows((0..parts).map(|i| group.after(i * width)).collect())
         };
         let at = format!("{}{}.", n.prefix, n.block.replace("{i}", &i.to_string()));
         let name = |part: &str| format!("blocks.{i}.{part}");
         let norm1 = self.norm(&name("norm1"), &format!("{at}{}", n.norm1));
-        let [k, v] = [q, q + kv].map(|first| cuts.kv.after(first));
+        let [k, v] = [q, q + kv].map(|first| widths.kv.after(first));
         let qkv = self.linear(
             &name("qkv"),
             &at,
@@ -355,7 +361,7 @@ impl Layout<'_> {
             Shape {
                 groups: &[q, kv, kv],
                 columns: arch.hidden,
-                cut: Cut::Rows(vec![cuts.q.clone(), k, v]),
+                sharding: ShardSpec::Rows(vec![widths.q.clone(), k, v]),
                 bias: arch.bias_qkv,
             },
         );
@@ -370,7 +376,7 @@ impl Layout<'_> {
             Shape {
                 groups: &[arch.hidden],
                 columns: q,
-                cut: Cut::Cols(cuts.q),
+                sharding: ShardSpec::Cols(widths.q),
                 bias: arch.bias_out,
             },
         );
@@ -385,7 +391,7 @@ impl Layout<'_> {
             Shape {
                 groups: &vec![arch.ffn; parts],
                 columns: arch.hidden,
-                cut: across(arch.ffn, &cuts.ffn, parts),
+                cut: across(arch.ffn, &widths.ffn, parts),
                 bias: arch.bias_mlp,
             },
         );
@@ -396,7 +402,7 @@ impl Layout<'_> {
             Shape {
                 groups: &[arch.hidden],
                 columns: arch.ffn,
-                cut: Cut::Cols(cuts.ffn),
+                sharding: ShardSpec::Cols(widths.ffn),
                 bias: arch.bias_mlp,
             },
         );
@@ -421,19 +427,23 @@ impl Layout<'_> {
                 .collect(),
             transposed,
         };
-        let bias_cut = if matches!(cut, Cut::Cols(_)) { Cut::Whole } else { cut.clone() };
+        let bias_sharding = if matches!(sharding, ShardSpec::Cols(_)) {
+            ShardSpec::Replicated
+        } else {
+            sharding.clone()
+        };
         let train = self.train_base;
         let weight_source = source("weight", self.arch.family.transposed);
         let weight = self.param(
             &format!("{name}.weight"),
             &[total, columns],
-            cut.clone(),
+            sharding.clone(),
             train,
             Some(weight_source),
         );
         let bias = bias.then(|| {
             let source = source("bias", false);
-            self.param(&format!("{name}.bias"), &[total], bias_cut, train, Some(source))
+            self.param(&format!("{name}.bias"), &[total], bias_sharding, train, Some(source))
         });
         let modules: Vec<(&str, usize)> = modules.iter().copied().zip(groups).collect();
         let adapters = self.adapters([name, at], &modules, columns, &cut, order);
@@ -446,7 +456,7 @@ impl Layout<'_> {
         [name, at]: [&str; 2],
         modules: &[(&str, usize)],
         columns: usize,
-        cut: &Cut,
+        cut: &ShardSpec,
         order: Option<Arc<[usize]>>,
     ) -> Vec<Adapter> {
         let several = modules.len() > 1;
@@ -458,18 +468,18 @@ impl Layout<'_> {
             if let Some(Size { rank, scale }) = self.adapted.get(&module).copied() {
                 let name = format!("{name}.lora.{short}");
                 // Of an adapter's two factors one has the cut of the weight.
-                let (cut_a, cut_b) = match cut {
-                    Cut::Cols(_) => (cut.clone(), Cut::Whole),
-                    Cut::Rows(all) if several => {
-                        (Cut::Whole, Cut::Rows(vec![all[i].since(offset)]))
+                let (sharding_a, sharding_b) = match cut {
+                    ShardSpec::Cols(_) => (sharding.clone(), ShardSpec::Replicated),
+                    ShardSpec::Rows(all) if several => {
+                        (ShardSpec::Replicated, ShardSpec::Rows(vec![all[i].since(offset)]))
                     }
-                    _ => (Cut::Whole, cut.clone()),
+                    _ => (ShardSpec::Replicated, sharding.clone()),
                 };
-                let mut factor = |part: &str, shape: &[usize], cut| {
-                    self.param(&format!("{name}.{part}"), shape, cut, self.train, None)
+                let mut factor = |part: &str, shape: &[usize], sharding| {
+                    self.param(&format!("{name}.{part}"), shape, sharding, self.train, None)
                 };
-                let a = factor("a", &[rank, columns], cut_a);
-                let b = factor("b", &[rows, rank], cut_b);
+                let a = factor("a", &[rank, columns], sharding_a);
+                let b = factor("b", &[rows, rank], sharding_b);
                 let (order, site) = (order.clone(), a.0 as u64);
                 adapters.push(Adapter {
                     a,
@@ -486,7 +496,7 @@ impl Layout<'_> {
             }
             offset += rows;
             offset_in_block += match cut {
-                Cut::Rows(all) if several => all[i].each,
+                ShardSpec::Rows(all) if several => all[i].each,
                 _ => 0,
             };
         }

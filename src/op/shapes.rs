@@ -33,7 +33,7 @@ pub struct Shape {
     pub train: (usize, usize),
     /// Sequences of a decode step, and tokens in the cache of each.
     pub decode: (usize, usize),
-    /// Parameters of one flat.
+    /// Parameters of one bucket.
     pub params: usize,
 }
 

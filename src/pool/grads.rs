@@ -47,7 +47,7 @@ impl Memory {
     }
 }
 
-/// The gradients of one flat: a range of such a buffer.
+/// The gradients of one bucket: a range of such a buffer.
 #[derive(Debug)]
 pub struct Grads {
     memory: Memory,

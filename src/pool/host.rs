@@ -1,4 +1,4 @@
-//! Frozen weights in the host's memory: the device has those of a flat while a segment computes
+//! Frozen weights in the host's memory: the device has those of a bucket while a segment computes
 //! with them, and of the next one, which come meanwhile, in the arena. It is the way of weights
 //! that ranks share out, with a copy from the host as its beginning.
 
@@ -34,7 +34,7 @@ impl Store {
 
     /// Bytes of weights in the memory of `device`.
     pub(super) fn weights_on(&self, device: Device) -> usize {
-        let there = self.flats().iter().filter(|f| f.weights.device() == device);
+        let there = self.buckets().iter().filter(|f| f.weights.device() == device);
         there.map(|f| f.weights.bytes()).sum()
     }
 

@@ -1,21 +1,21 @@
 //! Ownership of memory over time: the static plan of an activation arena, and the parameter store.
 //! Knows devices and tensors' sizes, not operators or models.
 
-mod copies;
-mod cut;
-mod exchange;
+mod collectives;
+mod full_params;
 mod grads;
 mod host;
-mod lane;
 mod partition;
 mod plan;
+mod replicas;
+mod shard_spec;
 mod store;
-mod whole;
+mod tp_shard;
 
-pub use cut::{Cut, Group};
-pub use exchange::Gather;
+pub use collectives::Gather;
+pub use full_params::BucketView;
 pub use grads::Grads;
 pub use partition::{Partition, Zero};
 pub use plan::{ArenaPlan, Life};
-pub use store::{Flat, Param, ParamId, ParamSpec, Portion, Store};
-pub use whole::Layer;
+pub use shard_spec::{Group, ShardSpec};
+pub use store::{FlatBucket, Param, ParamId, ParamSpec, Portion, Store};

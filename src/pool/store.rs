@@ -4,12 +4,13 @@
 //! divide, so a part lies within a block: with as many blocks as ranks a rank's part of the
 //! training state is its slice for generation, and a phase switch moves nothing.
 //!
-//! A segment has up to two flats: frozen parameters, and trained ones, which have gradients of the
-//! same layout, in f32 or beside bf16 weights in bf16; a table has one of its own. What does not
-//! divide is padded with zeros; reading and writing whole parameters hides the cut (`whole.rs`).
+//! A segment has up to two buckets: frozen parameters, and trained ones, which have gradients of
+//! the same layout, in f32 or beside bf16 weights in bf16; a table has one of its own. What does
+//! not divide is padded with zeros; reading and writing whole parameters hides the cut
+//! (`full_params.rs`).
 
-use super::cut::Cut;
 use super::partition::{Partition, Zero};
+use super::shard_spec::ShardSpec;
 use crate::base::{DType, Error, Result};
 use crate::device::{Buffer, Device, Region};
 use crate::pool::grads::{Grads, Memory};
@@ -33,7 +34,7 @@ pub struct ParamSpec {
     /// Full shape: `[rows]` or `[rows, columns]`.
     pub shape: Vec<usize>,
     /// How it is cut into blocks.
-    pub cut: Cut,
+    pub sharding: ShardSpec,
     /// True if it is trained.
     pub trained: bool,
 }
@@ -47,8 +48,8 @@ pub struct ParamId(pub usize);
 pub struct Param {
     /// Its properties.
     pub spec: ParamSpec,
-    /// Which flat holds it.
-    pub flat: usize,
+    /// Which bucket holds it.
+    pub bucket: usize,
     /// First element within each block.
     pub offset: usize,
     /// Shape of one block's slice.
@@ -65,7 +66,7 @@ impl Param {
 }
 
 /// The part of a parameter that operators see: all of it, or one block's slice. It is a run of
-/// elements of its flat.
+/// elements of its bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Portion {
     /// The parameter.
@@ -76,7 +77,7 @@ pub struct Portion {
 
 /// One flat buffer: `blocks` blocks of `block` elements.
 #[derive(Debug)]
-pub struct Flat {
+pub struct FlatBucket {
     /// The tape segment.
     pub segment: usize,
     /// True if its parameters are trained.
@@ -109,12 +110,12 @@ pub struct Store {
     dtype: DType,
     partition: Partition,
     params: Vec<Param>,
-    flats: Vec<Flat>,
+    buckets: Vec<FlatBucket>,
     grad_dtype: DType,
     grads: Memory,
     /// The memory of the gradients is counted as another store's.
     lodges: bool,
-    /// While this rank computes with its block alone: the block of each flat, where this rank's
+    /// While this rank computes with its block alone: the block of each bucket, where this rank's
     /// part is less.
     pub(super) slices: Option<Vec<Option<Buffer>>>,
 }
@@ -174,7 +175,7 @@ impl Store {
         // segment.
         let unit = ALIGN * ranks.div_ceil(blocks);
         let key = |i: usize, s: &ParamSpec| {
-            (s.segment, s.trained, if s.cut == Cut::Table { i + 1 } else { 0 })
+            (s.segment, s.trained, if s.sharding == ShardSpec::Table { i + 1 } else { 0 })
         };
         let mut keys: Vec<_> = specs.iter().enumerate().map(|(i, s)| key(i, s)).collect();
         keys.sort_unstable();
@@ -182,15 +183,15 @@ impl Store {
         let mut sizes = vec![0usize; keys.len()];
         let mut params = Vec::with_capacity(specs.len());
         for (i, spec) in specs.into_iter().enumerate() {
-            let flat = keys.binary_search(&key(i, &spec)).expect("key is listed");
-            let slice = spec.cut.slice(&spec.name, &spec.shape, blocks, unit)?;
-            let offset = sizes[flat];
-            sizes[flat] += slice.iter().product::<usize>().next_multiple_of(ALIGN);
+            let bucket = keys.binary_search(&key(i, &spec)).expect("key is listed");
+            let slice = spec.sharding.slice(&spec.name, &spec.shape, blocks, unit)?;
+            let offset = sizes[bucket];
+            sizes[bucket] += slice.iter().product::<usize>().next_multiple_of(ALIGN);
             let grad_set = vec![Cell::new(false); blocks];
-            params.push(Param { spec, flat, offset, slice, grad_set });
+            params.push(Param { spec, bucket, offset, slice, grad_set });
         }
         let of = |stage: Zero| [partition.part(stage), partition.parts(stage)];
-        let mut flats = vec![];
+        let mut buckets = vec![];
         let mut grad_bytes = 0;
         for ((segment, trained, _), size) in keys.into_iter().zip(sizes) {
             let block = size.next_multiple_of(unit);
@@ -198,7 +199,7 @@ impl Store {
             let held = part_of(len, of(Zero::Weights));
             let grads_held = part_of(len, of(Zero::Gradients));
             grad_bytes += if trained { grads_held.len() * grads.size() } else { 0 };
-            flats.push(Flat {
+            buckets.push(FlatBucket {
                 segment,
                 trained,
                 block,
@@ -217,9 +218,9 @@ impl Store {
         }
         let memory = Memory::zeroed(device, grad_bytes)?;
         let mut at = 0;
-        for flat in flats.iter_mut().filter(|f| f.trained) {
-            let bytes = flat.grads_held.len() * grads.size();
-            flat.grads = Some(Grads::new(&memory, at, bytes));
+        for bucket in buckets.iter_mut().filter(|f| f.trained) {
+            let bytes = bucket.grads_held.len() * grads.size();
+            bucket.grads = Some(Grads::new(&memory, at, bytes));
             at += bytes;
         }
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -231,7 +232,7 @@ impl Store {
             dtype,
             partition,
             params,
-            flats,
+            buckets,
             grad_dtype,
             grads,
             lodges,
@@ -288,7 +289,7 @@ impl Store {
         let mine = self.grads.bytes() >= other.grads.bytes();
         let memory = if mine { self.grads.clone() } else { other.grads.clone() };
         for store in [&mut *self, &mut *other] {
-            let grads = store.flats.iter_mut().filter_map(|f| f.grads.as_mut());
+            let grads = store.buckets.iter_mut().filter_map(|f| f.grads.as_mut());
             grads.for_each(|g| g.move_to(&memory));
             store.grads = memory.clone();
         }
@@ -311,9 +312,9 @@ impl Store {
         self.params.iter().position(|p| p.spec.name == name).map(ParamId)
     }
 
-    /// All flats, by segment, frozen before trained.
-    pub fn flats(&self) -> &[Flat] {
-        &self.flats
+    /// All buckets, by segment, frozen before trained.
+    pub fn buckets(&self) -> &[FlatBucket] {
+        &self.buckets
     }
 
     /// Bytes of weights and of gradients on the device; a buffer of gradients that two stores share
@@ -322,42 +323,42 @@ impl Store {
         (self.weights_on(self.device), if self.lodges { 0 } else { self.grads.bytes() })
     }
 
-    /// The elements of its flat that a portion is.
+    /// The elements of its bucket that a portion is.
     pub fn elements(&self, portion: Portion) -> Range<usize> {
         let p = &self.params[portion.id.0];
         let len = match portion.block {
-            None if p.spec.cut == Cut::Table => p.spec.shape.iter().product(),
+            None if p.spec.sharding == ShardSpec::Table => p.spec.shape.iter().product(),
             _ => p.slice_len(),
         };
-        let start = portion.block.unwrap_or(0) * self.flats[p.flat].block + p.offset;
+        let start = portion.block.unwrap_or(0) * self.buckets[p.bucket].block + p.offset;
         start..start + len
     }
 
     /// The shape and dtype under which operators see it.
     pub fn desc(&self, portion: Portion) -> Desc {
         let p = &self.params[portion.id.0];
-        let whole = portion.block.is_none() && p.spec.cut == Cut::Table;
+        let whole = portion.block.is_none() && p.spec.sharding == ShardSpec::Table;
         Desc::new(if whole { &p.spec.shape } else { &p.slice }, self.dtype)
     }
 
-    /// Memory of the weights of `elements` of a flat, which must be here.
-    pub fn weights<'s>(&'s self, flat: usize, elements: &Range<usize>) -> Region<'s> {
+    /// Memory of the weights of `elements` of a bucket, which must be here.
+    pub fn weights<'s>(&'s self, bucket: usize, elements: &Range<usize>) -> Region<'s> {
         let size = self.dtype.size();
         let of = |buffer: &'s Buffer, first: usize| {
             buffer.slice((elements.start - first) * size, elements.len() * size)
         };
-        let slice = self.slices.as_ref().and_then(|s| s.get(flat)).and_then(Option::as_ref);
-        match (slice, self.lane()) {
-            (Some(slice), Some(lane)) => of(slice, lane * self.flats[flat].block),
-            _ => of(&self.flats[flat].weights, self.flats[flat].held.start),
+        let slice = self.slices.as_ref().and_then(|s| s.get(bucket)).and_then(Option::as_ref);
+        match (slice, self.tp_shard()) {
+            (Some(slice), Some(tp_shard)) => of(slice, tp_shard * self.buckets[bucket].block),
+            _ => of(&self.buckets[bucket].weights, self.buckets[bucket].held.start),
         }
     }
 
-    /// Memory of the gradients of `elements` of a flat of trained parameters, which must be here.
-    pub fn grads(&self, flat: usize, elements: &Range<usize>) -> Result<Region<'_>> {
-        let (flat, size) = (&self.flats[flat], self.grad_dtype.size());
-        let grads = flat.grads.as_ref().ok_or_else(|| Error::internal("frozen parameter"))?;
-        Ok(grads.slice((elements.start - flat.grads_held.start) * size, elements.len() * size))
+    /// Memory of the gradients of `elements` of a bucket of trained parameters, which must be here.
+    pub fn grads(&self, bucket: usize, elements: &Range<usize>) -> Result<Region<'_>> {
+        let (bucket, size) = (&self.buckets[bucket], self.grad_dtype.size());
+        let grads = bucket.grads.as_ref().ok_or_else(|| Error::internal("frozen parameter"))?;
+        Ok(grads.slice((elements.start - bucket.grads_held.start) * size, elements.len() * size))
     }
 
     /// Marks the gradient of `portion` as holding a value and says whether it already did: the
@@ -371,42 +372,42 @@ impl Store {
     /// True if a gradient waits to be applied.
     pub fn has_grads(&self) -> bool {
         let set = |p: &Param| p.grad_set.iter().any(Cell::get);
-        self.params.iter().any(set) || self.flats.iter().any(|f| f.reduced.get())
+        self.params.iter().any(set) || self.buckets.iter().any(|f| f.reduced.get())
     }
 
     /// Forgets all gradients.
     pub fn reset_grads(&self) {
         self.grads.release(self.id);
         self.params.iter().flat_map(|p| &p.grad_set).for_each(|set| set.set(false));
-        self.flats.iter().for_each(|f| f.reduced.set(false));
+        self.buckets.iter().for_each(|f| f.reduced.set(false));
     }
 
-    /// Makes this rank's part of a flat's gradients one to add to: it begins at zero.
-    pub fn begin_grads(&self, flat: usize) -> Result<()> {
+    /// Makes this rank's part of a bucket's gradients one to add to: it begins at zero.
+    pub fn begin_grads(&self, bucket: usize) -> Result<()> {
         self.grads.claim(self.id)?;
-        let flat = &self.flats[flat];
-        match &flat.grads {
-            Some(grads) if !flat.reduced.replace(true) => grads.region().clear(),
+        let bucket = &self.buckets[bucket];
+        match &bucket.grads {
+            Some(grads) if !bucket.reduced.replace(true) => grads.region().clear(),
             _ => Ok(()),
         }
     }
 
-    /// Makes whole flats of gradients readable: zeroes those of parameters that received none since
-    /// the last reset, which have one from here on, and the gaps between parameters, where a store
-    /// that shares the memory may have left something. Fails while the memory holds gradients of
-    /// another store.
-    pub fn settle_grads(&self) -> Result<()> {
-        for (i, flat) in self.flats.iter().enumerate().filter(|(_, f)| f.trained) {
+    /// Makes whole buckets of gradients readable: zeroes those of parameters that received none
+    /// since the last reset, which have one from here on, and the gaps between parameters, where a
+    /// store that shares the memory may have left something. Fails while the memory holds gradients
+    /// of another store.
+    pub fn zero_unset_grads(&self) -> Result<()> {
+        for (i, bucket) in self.buckets.iter().enumerate().filter(|(_, f)| f.trained) {
             if self.shares_grads() {
                 self.begin_grads(i)?;
                 continue;
             }
             self.grads.claim(self.id)?;
-            if self.partition.blocks > 1 && !self.alike(i).is_empty() {
+            if self.partition.blocks > 1 && !self.replicas(i).is_empty() {
                 return Err(Error::internal("copies of gradients that ranks do not share"));
             }
-            let all = self.grads(i, &(0..flat.len))?;
-            self.settle(i, all, &|id, block| self.params[id.0].grad_set[block].replace(true))?;
+            let all = self.grads(i, &(0..bucket.len))?;
+            self.zero_unset(i, all, &|id, block| self.params[id.0].grad_set[block].replace(true))?;
         }
         Ok(())
     }

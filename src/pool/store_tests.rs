@@ -1,26 +1,26 @@
 //! Tests of the store: cuts, blocks, gradients set, added, shared.
 
-use super::super::whole::widened;
+use super::super::full_params::widened;
 use super::*;
 use crate::base::{Elem, Rng, bf16};
 use crate::pool::Group;
 
-fn spec(name: &str, shape: &[usize], cut: Cut) -> ParamSpec {
-    ParamSpec { name: name.into(), segment: 0, shape: shape.to_vec(), cut, trained: true }
+fn spec(name: &str, shape: &[usize], sharding: ShardSpec) -> ParamSpec {
+    ParamSpec { name: name.into(), segment: 0, shape: shape.to_vec(), sharding, trained: true }
 }
 
 /// q, k and v rows of a fused projection.
-fn heads(blocks: usize) -> Cut {
-    Cut::Rows([0..8, 8..11, 11..14].map(|rows| Group::even(rows, blocks)).to_vec())
+fn heads(blocks: usize) -> ShardSpec {
+    ShardSpec::Rows([0..8, 8..11, 11..14].map(|rows| Group::even(rows, blocks)).to_vec())
 }
 
 fn specs(blocks: usize) -> Vec<ParamSpec> {
     vec![
         spec("qkv", &[14, 5], heads(blocks)),
-        spec("out", &[5, 7], Cut::Cols(Group::even(0..7, blocks))),
-        spec("norm", &[5], Cut::Whole),
+        spec("out", &[5, 7], ShardSpec::Cols(Group::even(0..7, blocks))),
+        spec("norm", &[5], ShardSpec::Replicated),
         spec("bias", &[14], heads(blocks)),
-        spec("table", &[21, 3], Cut::Table),
+        spec("table", &[21, 3], ShardSpec::Table),
     ]
 }
 
@@ -54,10 +54,10 @@ fn a_block_is_the_tensor_parallel_slice() {
     // Rank 1 holds q rows 4..8, k row 2 (8 + 2), v row 2 (11 + 2), and padding.
     let p = store.param(ParamId(0));
     assert_eq!(p.slice, [8, 5]);
-    let flat = &store.flats()[p.flat];
+    let bucket = &store.buckets()[p.bucket];
     let row = |r: usize| {
         let mut b = [0u8; 20];
-        flat.weights.read((flat.block + p.offset + r * 5) * 4, &mut b).unwrap();
+        bucket.weights.read((bucket.block + p.offset + r * 5) * 4, &mut b).unwrap();
         bytemuck::allocation::pod_collect_to_vec::<u8, f32>(&b)
     };
     assert_eq!(row(0), &v[20..25]);
@@ -71,9 +71,9 @@ fn gradients_are_set_first_then_added_and_settled() {
     let store = cut(DType::F32, 1);
     assert!(!store.mark_grad(whole(1)).unwrap());
     assert!(store.mark_grad(whole(1)).unwrap());
-    let grads = store.flats()[0].grads.as_ref().unwrap();
+    let grads = store.buckets()[0].grads.as_ref().unwrap();
     grads.slice(0, 4).write(&7f32.to_ne_bytes()).unwrap();
-    store.settle_grads().unwrap();
+    store.zero_unset_grads().unwrap();
     assert_eq!(store.read_grad(ParamId(0)).unwrap(), [0.0; 70]);
     store.reset_grads();
     assert!(!store.mark_grad(whole(1)).unwrap());
@@ -106,7 +106,7 @@ fn stores_trained_in_turn_share_one_buffer_of_gradients() {
         };
         let mut small = new(specs(1));
         let mut wider = specs(1);
-        wider.push(ParamSpec { segment: 1, ..spec("more", &[40, 3], Cut::Whole) });
+        wider.push(ParamSpec { segment: 1, ..spec("more", &[40, 3], ShardSpec::Replicated) });
         let mut large = new(wider);
         let alone = [&small, &large].map(|s| s.bytes().1);
         assert_eq!(alone[0], (128 + 64 + 64 + 64 + 64) * grads.size());
@@ -116,19 +116,19 @@ fn stores_trained_in_turn_share_one_buffer_of_gradients() {
         let values = [1.0, -2.5, 3.0, 0.0, 7.0];
         put(&small, &values);
         assert!(large.mark_grad(whole(5)).is_err(), "the other's are not applied yet");
-        assert!(large.settle_grads().is_err());
+        assert!(large.zero_unset_grads().is_err());
         assert!(large.share_grads(&mut new(specs(1))).is_err());
         large.reset_grads();
-        small.settle_grads().unwrap();
+        small.zero_unset_grads().unwrap();
         assert_eq!(small.read_grad(ParamId(2)).unwrap(), values);
         assert_eq!(small.read_grad(ParamId(0)).unwrap(), [0.0; 70]);
 
         small.reset_grads();
-        let all = large.flats()[0].grads.as_ref().unwrap().region();
+        let all = large.buckets()[0].grads.as_ref().unwrap().region();
         all.write(&vec![0x40; all.bytes()]).unwrap();
         put(&small, &values);
-        small.settle_grads().unwrap();
-        let all = small.flats()[0].grads.as_ref().unwrap().region();
+        small.zero_unset_grads().unwrap();
+        let all = small.buckets()[0].grads.as_ref().unwrap().region();
         let mut raw = vec![0; all.bytes()];
         all.read(&mut raw).unwrap();
         let set = widened(raw, grads).into_iter().filter(|v| *v != 0.0).collect::<Vec<_>>();
@@ -136,7 +136,7 @@ fn stores_trained_in_turn_share_one_buffer_of_gradients() {
 
         small.reset_grads();
         put(&large, &values);
-        large.settle_grads().unwrap();
+        large.zero_unset_grads().unwrap();
         assert_eq!(large.read_grad(ParamId(2)).unwrap(), values);
         assert_eq!(large.read_grad(ParamId(5)).unwrap(), [0.0; 120]);
         assert!(small.mark_grad(whole(2)).is_err());
@@ -157,7 +157,10 @@ fn only_bf16_weights_have_bf16_gradients() {
 fn shared_heads() -> Vec<ParamSpec> {
     let q = Group::even(0..8, 4);
     let k = Group { each: 1, blocks: vec![8..9, 8..9, 9..10, 9..10].into() };
-    vec![spec("qk", &[10, 3], Cut::Rows(vec![q, k])), spec("norm", &[5], Cut::Whole)]
+    vec![
+        spec("qk", &[10, 3], ShardSpec::Rows(vec![q, k])),
+        spec("norm", &[5], ShardSpec::Replicated),
+    ]
 }
 
 #[test]
@@ -173,12 +176,12 @@ fn what_several_blocks_have_is_found_in_each_and_counts_once() {
     // Behind two rows of q.
     let key = |block: usize| elements(0, block).start + 6..elements(0, block).end;
     let norms: Vec<Range<usize>> = (0..4).map(|b| elements(1, b)).collect();
-    assert_eq!(store.alike(0), [vec![key(0), key(1)], vec![key(2), key(3)], norms]);
+    assert_eq!(store.replicas(0), [vec![key(0), key(1)], vec![key(2), key(3)], norms]);
     // What nobody adds up may not be taken for the gradient.
-    assert!(store.settle_grads().is_err());
+    assert!(store.zero_unset_grads().is_err());
     // Two copies of a key row, three of the norm.
-    let counted: usize = store.counted(0).iter().map(Range::len).sum();
-    assert_eq!(counted, store.flats()[0].len - 2 * 3 - 3 * 5);
+    let counted: usize = store.first_replicas(0).iter().map(Range::len).sum();
+    assert_eq!(counted, store.buckets()[0].len - 2 * 3 - 3 * 5);
 }
 
 #[test]
@@ -205,20 +208,20 @@ fn parts_of_ranks_make_up_the_store() {
                 assert_eq!(store.read_f32(ParamId(i))?, v, "{ranks} {blocks} {stage}");
             }
             let counted: Vec<Vec<Range<usize>>> =
-                (0..store.flats().len()).map(|f| store.counted(f)).collect();
-            let flats = store.flats().iter().map(|f| (f.len, f.own.clone(), f.held.clone()));
-            Ok((flats.collect::<Vec<_>>(), counted))
+                (0..store.buckets().len()).map(|f| store.first_replicas(f)).collect();
+            let buckets = store.buckets().iter().map(|f| (f.len, f.own.clone(), f.held.clone()));
+            Ok((buckets.collect::<Vec<_>>(), counted))
         })
         .unwrap();
-        for flat in 0..all[0].0.len() {
+        for bucket in 0..all[0].0.len() {
             let mut end = 0;
-            for (flats, counted) in &all {
-                let (len, own, held) = &flats[flat];
+            for (buckets, counted) in &all {
+                let (len, own, held) = &buckets[bucket];
                 assert_eq!((own.start, own.len()), (end, len / ranks));
                 assert_eq!(held.len(), if stage == Zero::Weights { len / ranks } else { *len });
                 end = own.end;
                 let inside = |r: &Range<usize>| own.start <= r.start && r.end <= own.end;
-                assert!(counted[flat].iter().all(inside));
+                assert!(counted[bucket].iter().all(inside));
             }
         }
     }
@@ -254,15 +257,15 @@ fn weights_of_the_host_are_written_gathered_and_counted_there() {
                 assert_eq!(store.read_f32(ParamId(i))?, v);
             }
             there.copy_from(&store)?;
-            for (i, flat) in store.flats().iter().enumerate() {
-                let all = Buffer::zeroed(Device::Emulated, flat.len * 2)?;
+            for (i, bucket) in store.buckets().iter().enumerate() {
+                let all = Buffer::zeroed(Device::Emulated, bucket.len * 2)?;
                 // SAFETY: both live until the gather has ended, which is waited for here.
-                unsafe { store.gather_flat(i, all.region())? }.wait()?;
+                unsafe { store.gather_bucket(i, all.region())? }.wait()?;
                 let mut got = vec![0; all.bytes()];
                 all.read(0, &mut got)?;
-                let held = flat.held.start * 2..flat.held.end * 2;
+                let held = bucket.held.start * 2..bucket.held.end * 2;
                 let mut want = vec![1; held.len()];
-                there.flats()[i].weights.read(0, &mut want)?;
+                there.buckets()[i].weights.read(0, &mut want)?;
                 assert_eq!(got[held], want);
                 // Parts of all ranks, which have the same.
                 let all = store.partition().comm.concat(&got)?;
@@ -281,9 +284,9 @@ fn weights_of_the_host_are_neither_trained_nor_generate() {
     let e = new(Device::Emulated, specs(1)).unwrap_err();
     assert!(e.to_string().contains("qkv is trained"), "{e}");
     let mut store = new(Device::Emulated, frozen(1)).unwrap();
-    assert!(store.may_generate().is_err() && store.enter_lane().is_err());
+    assert!(store.may_generate().is_err() && store.enter_tp().is_err());
     // On the CPU there is nothing to move.
     let mut store = new(Device::Cpu, frozen(1)).unwrap();
     assert!(!store.is_on_host() && !store.gathers() && store.bytes().0 > 0);
-    store.enter_lane().unwrap();
+    store.enter_tp().unwrap();
 }

@@ -1,4 +1,4 @@
-//! Stores that ranks share out (ZeRO), or whose weights are the host's: the weights of a flat are
+//! Stores that ranks share out (ZeRO), or whose weights are the host's: the weights of a bucket are
 //! gathered when a segment first needs them, the next ones while it computes, and let go with the
 //! segment; its gradients are summed over the ranks when its backward has run, while the next
 //! segment's does. All lies in the arena, as planned: the order is that of the program, and the
@@ -14,7 +14,7 @@ use crate::tensor::{Desc, Tensor};
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// A flat of a store.
+/// A bucket of a store.
 type Key = (u64, usize);
 
 /// The gathers and sums under way of stores that ranks share.
@@ -22,7 +22,7 @@ type Key = (u64, usize);
 pub(super) struct Shared<'a> {
     /// Nothing else is done.
     pub(super) only: bool,
-    /// The flats that the segment has gathered.
+    /// The buckets that the segment has gathered.
     here: Vec<(Key, Tensor)>,
     /// How many were gathered so far.
     count: usize,
@@ -30,16 +30,16 @@ pub(super) struct Shared<'a> {
     last: u32,
     /// The next one, begun early.
     next: Option<pool::Gather>,
-    /// Gradients of the segment, whole flats of them, in the order in which they were begun.
-    grads: Vec<Whole<'a>>,
+    /// Gradients of the segment, whole buckets of them, in the order in which they were begun.
+    grads: Vec<BucketGrads<'a>>,
     /// Gradients that are being summed over the ranks.
     sums: Vec<Sum<'a>>,
 }
 
-/// The gradients of all of a flat, while its segment runs backward.
-struct Whole<'a> {
+/// The gradients of all of a bucket, while its segment runs backward.
+struct BucketGrads<'a> {
     store: &'a Store,
-    flat: usize,
+    bucket: usize,
     all: Tensor,
     /// Those that hold a value.
     set: HashSet<Portion>,
@@ -48,7 +48,7 @@ struct Whole<'a> {
 /// A sum over the ranks that is under way.
 struct Sum<'a> {
     store: &'a Store,
-    flat: usize,
+    bucket: usize,
     all: Tensor,
     own: Tensor,
     handle: Option<Handle>,
@@ -78,15 +78,15 @@ impl<'a> Tape<'a> {
         if !store.gathers() {
             return Ok(());
         }
-        let flat = store.param(portion.id).flat;
-        let key = (store.id(), flat);
+        let bucket = store.param(portion.id).bucket;
+        let key = (store.id(), bucket);
         if let Some((_, all)) = self.shared.here.iter().find(|(k, _)| *k == key) {
             let all = *all;
             self.touch(&all);
             return Ok(());
         }
         let slot = self.lives.len();
-        let all = self.alloc(Desc::new(&[store.flats()[flat].len], store.dtype()), false)?;
+        let all = self.alloc(Desc::new(&[store.buckets()[bucket].len], store.dtype()), false)?;
         if self.planning {
             // Begun when the one before it was needed.
             if self.shared.count > 0 {
@@ -98,7 +98,7 @@ impl<'a> Tape<'a> {
                 Some(begun) => begun,
                 // SAFETY: waited for below, before anything else happens; the tape borrows the
                 // store and the arena, in which the slot is new.
-                None => unsafe { store.gather_flat(flat, self.region(&all))? },
+                None => unsafe { store.gather_bucket(bucket, self.region(&all))? },
             };
             handle.wait()?;
             self.begin_next(store)?;
@@ -114,13 +114,13 @@ impl<'a> Tape<'a> {
         if let Some(Gather { key, slot }) = plan.gathers.get(self.shared.count + 1).copied()
             && key.0 == store.id()
         {
-            let bytes = store.flats()[key.1].len * store.dtype().size();
+            let bytes = store.buckets()[key.1].len * store.dtype().size();
             let to = self.base.slice(plan.arena.offsets[slot], bytes);
             // SAFETY: the tape borrows the store and the arena, and waits for the gather when it is
             // needed or when the tape is dropped, which always happens: see `Tape`. The plan has
             // the slot's life begin here, so no other slot lies there until then; a program that
             // gathers does not write the store.
-            self.shared.next = Some(unsafe { store.gather_flat(key.1, to)? });
+            self.shared.next = Some(unsafe { store.gather_bucket(key.1, to)? });
         }
         Ok(())
     }
@@ -128,10 +128,10 @@ impl<'a> Tape<'a> {
     /// Memory of the weights of a portion: where the store has them, or where they have been
     /// gathered.
     pub(super) fn weights(&self, store: &'a Store, portion: Portion) -> Region<'a> {
-        let (flat, elements) = (store.param(portion.id).flat, store.elements(portion));
-        let key = (store.id(), flat);
+        let (bucket, elements) = (store.param(portion.id).bucket, store.elements(portion));
+        let key = (store.id(), bucket);
         match self.shared.here.iter().find(|(k, _)| *k == key) {
-            None => store.weights(flat, &elements),
+            None => store.weights(bucket, &elements),
             Some((_, all)) => {
                 let size = store.dtype().size();
                 self.region(all).slice(elements.start * size, elements.len() * size)
@@ -145,19 +145,19 @@ impl<'a> Tape<'a> {
         store: &'a Store,
         portion: Portion,
     ) -> Result<(Region<'a>, bool)> {
-        let (flat, elements) = (store.param(portion.id).flat, store.elements(portion));
+        let (bucket, elements) = (store.param(portion.id).bucket, store.elements(portion));
         if !store.shares_grads() {
-            let region = store.grads(flat, &elements)?;
+            let region = store.grads(bucket, &elements)?;
             return Ok((region, self.computes() && store.mark_grad(portion)?));
         }
         let known =
-            self.shared.grads.iter().position(|g| g.store.id() == store.id() && g.flat == flat);
+            self.shared.grads.iter().position(|g| g.store.id() == store.id() && g.bucket == bucket);
         let i = match known {
             Some(i) => i,
             None => {
-                let all = Desc::new(&[store.flats()[flat].len], store.grad_dtype());
+                let all = Desc::new(&[store.buckets()[bucket].len], store.grad_dtype());
                 let all = self.alloc(all, false)?;
-                self.shared.grads.push(Whole { store, flat, all, set: HashSet::new() });
+                self.shared.grads.push(BucketGrads { store, bucket, all, set: HashSet::new() });
                 self.shared.grads.len() - 1
             }
         };
@@ -177,41 +177,41 @@ impl<'a> Tape<'a> {
     pub(super) fn reduce_grads(&mut self) -> Result<()> {
         self.clock += 1;
         let mut begun = vec![];
-        for Whole { store, flat, all, set } in std::mem::take(&mut self.shared.grads) {
+        for BucketGrads { store, bucket, all, set } in std::mem::take(&mut self.shared.grads) {
             self.touch(&all);
-            let own = Desc::new(&[store.flats()[flat].own.len()], store.grad_dtype());
+            let own = Desc::new(&[store.buckets()[bucket].own.len()], store.grad_dtype());
             let own = self.alloc(own, false)?;
             let mut handle = None;
             if !self.planning {
                 let region = self.region(&all);
-                store.settle(flat, region, &|id, block| {
+                store.zero_unset(bucket, region, &|id, block| {
                     let is = |block| set.contains(&Portion { id, block });
                     !self.shared.only && (is(Some(block)) || block == 0 && is(None))
                 })?;
             }
-            self.add_copies(store, flat, all)?;
+            self.sum_replica_grads(store, bucket, all)?;
             if !self.planning {
                 let (all, own) = (self.region(&all), self.region(&own));
                 // SAFETY: the tape borrows the arena. The slots live, and nobody is given them,
                 // until `end_reductions` has waited for the call, or the tape is dropped, which
                 // always happens: see `Tape`. Two slots do not overlap.
-                handle = Some(unsafe { store.reduce_flat(all, own)? });
+                handle = Some(unsafe { store.reduce_bucket(all, own)? });
             }
-            begun.push(Sum { store, flat, all, own, handle });
+            begun.push(Sum { store, bucket, all, own, handle });
         }
         self.end_reductions()?;
         self.shared.sums = begun;
         Ok(())
     }
 
-    /// Gives each of the blocks that have the same elements of a flat the sum of their gradients,
+    /// Gives each of the blocks that have the same elements of a bucket the sum of their gradients,
     /// which lie in `all`.
-    fn add_copies(&mut self, store: &'a Store, flat: usize, all: Tensor) -> Result<()> {
+    fn sum_replica_grads(&mut self, store: &'a Store, bucket: usize, all: Tensor) -> Result<()> {
         let part = |run: &Range<usize>| {
             let desc = Desc::new(&[run.len()], all.desc.dtype);
             Tensor { offset: run.start, desc, ..all }
         };
-        for places in store.alike(flat) {
+        for places in store.replicas(bucket) {
             self.clock += 1;
             let mut sum = part(&places[0]);
             for other in &places[1..] {
@@ -238,14 +238,14 @@ impl<'a> Tape<'a> {
 
     /// Ends the sums that are under way, and adds them to what this rank keeps.
     pub(super) fn end_reductions(&mut self) -> Result<()> {
-        for Sum { store, flat, all, own, handle } in std::mem::take(&mut self.shared.sums) {
+        for Sum { store, bucket, all, own, handle } in std::mem::take(&mut self.shared.sums) {
             self.clock += 1;
             [all, own].iter().for_each(|t| self.touch(t));
             handle.map_or(Ok(()), Handle::wait)?;
             if !self.planning {
-                store.begin_grads(flat)?;
+                store.begin_grads(bucket)?;
             }
-            let to = store.grads(flat, &store.flats()[flat].grads_held)?;
+            let to = store.grads(bucket, &store.buckets()[bucket].grads_held)?;
             let kept = self.bind(to, own.desc);
             // The ranks' sum is there also where this rank has computed nothing.
             let only = std::mem::replace(&mut self.shared.only, false);

@@ -5,7 +5,7 @@ use crate::base::Rng;
 use crate::device::Buffer;
 use crate::op::norm::{Norm, norm};
 use crate::op::softcap::{Softcap, softcap};
-use crate::pool::{Cut, ParamSpec};
+use crate::pool::{ParamSpec, ShardSpec};
 
 struct Rows(Vec<f32>);
 
@@ -24,7 +24,7 @@ fn store(hidden: usize) -> Store {
             name: format!("gamma{i}"),
             segment: i / 2,
             shape: vec![hidden],
-            cut: Cut::Whole,
+            sharding: ShardSpec::Replicated,
             trained: true,
         })
         .collect();

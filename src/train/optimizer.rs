@@ -1,5 +1,5 @@
-//! AdamW on the flat partitions of a store: one launch per flat, global gradient clipping, no
-//! weight decay on vectors, a learning rate of their own for adapters. What is kept of a flat
+//! AdamW on the flat partitions of a store: one launch per bucket, global gradient clipping, no
+//! weight decay on vectors, a learning rate of their own for adapters. What is kept of a bucket
 //! between steps is in `state.rs`.
 
 use crate::base::{DType, Error, Result};
@@ -46,10 +46,10 @@ pub struct StepStats {
     pub skipped: Option<String>,
 }
 
-/// One flat and its optimizer state.
+/// One bucket and its optimizer state.
 #[derive(Debug)]
 struct Part {
-    flat: usize,
+    bucket: usize,
     state: State,
     /// Runs of this rank's own elements: start, end, has weight decay, is an adapter.
     ranges: Vec<(usize, usize, bool, bool)>,
@@ -72,9 +72,9 @@ impl Optimizer {
         let store = &model.store;
         let home = if config.offload { store.device().host() } else { store.device() };
         let mut parts = vec![];
-        for (flat, f) in store.flats().iter().enumerate().filter(|(_, f)| f.trained) {
+        for (bucket, f) in store.buckets().iter().enumerate().filter(|(_, f)| f.trained) {
             let mut ranges = vec![];
-            for p in store.params().iter().filter(|p| p.flat == flat) {
+            for p in store.params().iter().filter(|p| p.bucket == bucket) {
                 let matrix = p.slice.len() > 1 && p.spec.name != "score.weight";
                 let adapter = p.spec.name.contains(".lora.");
                 for block in 0..store.partition().blocks {
@@ -87,7 +87,11 @@ impl Optimizer {
                 }
             }
             ranges.sort_unstable();
-            parts.push(Part { flat, state: State::new(config.state, store, flat, home)?, ranges });
+            parts.push(Part {
+                bucket,
+                state: State::new(config.state, store, bucket, home)?,
+                ranges,
+            });
         }
         let host =
             (home != store.device()).then(|| Workspace::new(home, usize::MAX)).transpose()?;
@@ -109,7 +113,7 @@ impl Optimizer {
         out.set(&format!("{at}.optimizer_steps"), self.steps);
         let store = &model.store;
         for (id, p) in store.trained() {
-            self.part(p.flat)?.state.save(store, id, at, out)?;
+            self.part(p.bucket)?.state.save(store, id, at, out)?;
         }
         Ok(())
     }
@@ -119,14 +123,14 @@ impl Optimizer {
         self.steps = from.get(&format!("{at}.optimizer_steps"))?;
         let store = &model.store;
         for (id, p) in store.trained() {
-            self.part(p.flat)?.state.restore(store, id, at, from)?;
+            self.part(p.bucket)?.state.restore(store, id, at, from)?;
         }
         Ok(())
     }
 
-    fn part(&self, flat: usize) -> Result<&Part> {
-        let part = self.parts.iter().find(|p| p.flat == flat);
-        part.ok_or_else(|| Error::internal("a trained flat without optimizer state"))
+    fn part(&self, bucket: usize) -> Result<&Part> {
+        let part = self.parts.iter().find(|p| p.bucket == bucket);
+        part.ok_or_else(|| Error::internal("a trained bucket without optimizer state"))
     }
 
     /// Sums the gradients in the store over its ranks, applies them at `factor` of the peak
@@ -139,7 +143,7 @@ impl Optimizer {
         factor: f32,
         loss: f32,
     ) -> Result<StepStats> {
-        model.store.sum_grads()?;
+        model.store.reduce_grads()?;
         let grad_norm = self.grad_norm(ws, model)?;
         if !grad_norm.is_finite() || !loss.is_finite() {
             let skipped = Some(what_is_wrong(model, grad_norm, loss)?);
@@ -156,7 +160,7 @@ impl Optimizer {
         };
         self.host = host;
         done?;
-        model.store.spread_weights()?;
+        model.store.all_gather_weights()?;
         model.store.reset_grads();
         Ok(StepStats { grad_norm, skipped: None })
     }
@@ -172,15 +176,15 @@ impl Optimizer {
         ws.run(&format!("adamw {}", store.id()), &(), |tape, ()| {
             let clip = tape.input_f32(&[clip])?;
             for part in &self.parts {
-                let own = &store.flats()[part.flat].own;
-                let (w, g) = (store.weights(part.flat, own), store.grads(part.flat, own)?);
+                let own = &store.buckets()[part.bucket].own;
+                let (w, g) = (store.weights(part.bucket, own), store.grads(part.bucket, own)?);
                 self.update(tape, model, part, [w, g], clip, factor)?;
             }
             Ok(())
         })
     }
 
-    /// The same with copies of weights and gradients, a flat at a time.
+    /// The same with copies of weights and gradients, a bucket at a time.
     fn step_on_host(
         &self,
         host: &mut Workspace,
@@ -190,8 +194,8 @@ impl Optimizer {
     ) -> Result<()> {
         let store = &model.store;
         for part in &self.parts {
-            let own = &store.flats()[part.flat].own;
-            let (there, grads) = (store.weights(part.flat, own), store.grads(part.flat, own)?);
+            let own = &store.buckets()[part.bucket].own;
+            let (there, grads) = (store.weights(part.bucket, own), store.grads(part.bucket, own)?);
             if store.device().is_imagined() {
                 Buffer::zeroed(store.device().host(), there.bytes() + grads.bytes())?;
                 continue;
@@ -200,7 +204,7 @@ impl Optimizer {
             there.read(&mut copies[0])?;
             grads.read(&mut copies[1])?;
             let here = copies.each_mut().map(|c| Region::of_host(c));
-            host.run(&format!("adamw {}", part.flat), &(), |tape, ()| {
+            host.run(&format!("adamw {}", part.bucket), &(), |tape, ()| {
                 let clip = tape.input_f32(&[clip])?;
                 self.update(tape, model, part, here, clip, factor)
             })?;
@@ -213,9 +217,9 @@ impl Optimizer {
         let sums = ws.run(&format!("grad norm {}", model.store.id()), &(), |tape, ()| {
             let mut sums = vec![];
             for part in &self.parts {
-                for run in model.store.counted(part.flat) {
+                for run in model.store.first_replicas(part.bucket) {
                     let desc = Desc::new(&[run.len()], model.store.grad_dtype());
-                    let g = tape.bind(model.store.grads(part.flat, &run)?, desc);
+                    let g = tape.bind(model.store.grads(part.bucket, &run)?, desc);
                     let sum = squared_norm(tape, g)?;
                     sums.push(tape.read_f32(sum)?[0]);
                 }
@@ -239,7 +243,7 @@ impl Optimizer {
     ) -> Result<()> {
         let c = &self.config;
         let store = &model.store;
-        let n = Desc::new(&[store.flats()[part.flat].own.len()], DType::F32);
+        let n = Desc::new(&[store.buckets()[part.bucket].own.len()], DType::F32);
         let w = tape.bind(w, Desc { dtype: store.dtype(), ..n });
         let g = tape.bind(g, Desc { dtype: store.grad_dtype(), ..n });
         let groups = part

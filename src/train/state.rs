@@ -1,5 +1,5 @@
-//! AdamW's state of one flat between steps: everything in f32, or compact codes. The arithmetic is
-//! in the operators; `optimizer.rs` decides when and with what settings they run.
+//! AdamW's state of one bucket between steps: everything in f32, or compact codes. The arithmetic
+//! is in the operators; `optimizer.rs` decides when and with what settings they run.
 
 use crate::base::{DType, Error, Result};
 use crate::device::{Buffer, Device};
@@ -54,7 +54,7 @@ impl AdamWState {
     }
 }
 
-/// The state of a rank's own elements of one flat.
+/// The state of a rank's own elements of one bucket.
 #[derive(Debug)]
 pub(super) enum State {
     Full { m: Buffer, v: Buffer, master: Option<Buffer> },
@@ -62,10 +62,15 @@ pub(super) enum State {
 }
 
 impl State {
-    /// Fresh state in the memory of `home` for `flat`, whose weights are what they are now. Compact
-    /// state needs bf16 weights.
-    pub(super) fn new(kind: AdamWState, store: &Store, flat: usize, home: Device) -> Result<State> {
-        let n = store.flats()[flat].own.len();
+    /// Fresh state in the memory of `home` for `bucket`, whose weights are what they are now.
+    /// Compact state needs bf16 weights.
+    pub(super) fn new(
+        kind: AdamWState,
+        store: &Store,
+        bucket: usize,
+        home: Device,
+    ) -> Result<State> {
+        let n = store.buckets()[bucket].own.len();
         let [first, second, precision, scales] = kind.parts(store.dtype(), n);
         let zeros = |bytes: usize| Buffer::zeroed(home, bytes);
         match (kind, store.dtype()) {
@@ -74,7 +79,7 @@ impl State {
             }
             (AdamWState::Full, dtype) => {
                 let master = match dtype {
-                    DType::Bf16 => Some(master(store, flat, zeros(precision)?)?),
+                    DType::Bf16 => Some(master(store, bucket, zeros(precision)?)?),
                     _ => None,
                 };
                 Ok(State::Full { m: zeros(first)?, v: zeros(second)?, master })
@@ -111,16 +116,16 @@ impl State {
         at: &str,
         out: &mut Draft<'a>,
     ) -> Result<()> {
-        let (spec, flat) = (&store.param(id).spec, store.param(id).flat);
+        let (spec, bucket) = (&store.param(id).spec, store.param(id).bucket);
         for (kind, buffer, dtype) in self.columns() {
             let name = format!("{at}/{kind}/{}", spec.name);
             out.tensor(name, dtype, &spec.shape, move |to| {
-                store.gather(id, &store.own_layer(flat, buffer, dtype.size()), to)
+                store.gather(id, &store.own_bucket(bucket, buffer, dtype.size()), to)
             });
         }
         if let State::Compact { scales, .. } = self {
             let name = format!("{at}/scales/{}", spec.name);
-            let of = store.own_layer(flat, scales, SCALES);
+            let of = store.own_bucket(bucket, scales, SCALES);
             let shape = [store.every(id, BLOCK), 2];
             out.tensor(name, DType::F32, &shape, move |to| store.gather_every(id, BLOCK, &of, to));
         }
@@ -135,16 +140,16 @@ impl State {
         at: &str,
         from: &Snapshot,
     ) -> Result<()> {
-        let (spec, flat) = (&store.param(id).spec, store.param(id).flat);
+        let (spec, bucket) = (&store.param(id).spec, store.param(id).bucket);
         for (kind, buffer, dtype) in self.columns() {
             let name = format!("{at}/{kind}/{}", spec.name);
             let bytes = from.tensor(&name, dtype, &spec.shape)?;
-            store.scatter(id, &store.own_layer(flat, buffer, dtype.size()), &bytes)?;
+            store.scatter(id, &store.own_bucket(bucket, buffer, dtype.size()), &bytes)?;
         }
         if let State::Compact { scales, .. } = self {
             let name = format!("{at}/scales/{}", spec.name);
             let bytes = from.tensor(&name, DType::F32, &[store.every(id, BLOCK), 2])?;
-            store.scatter_every(id, BLOCK, &store.own_layer(flat, scales, SCALES), &bytes)?;
+            store.scatter_every(id, BLOCK, &store.own_bucket(bucket, scales, SCALES), &bytes)?;
         }
         Ok(())
     }
@@ -195,18 +200,18 @@ impl State {
 /// Bytes of the scales of a block of 64 elements: one of each moment, f32.
 const SCALES: usize = 8;
 
-/// This rank's own weights of a flat, bf16, as f32 in `to`; in pieces, for a copy of all would be
+/// This rank's own weights of a bucket, bf16, as f32 in `to`; in pieces, for a copy of all would be
 /// more than what is there later.
-fn master(store: &Store, flat: usize, to: Buffer) -> Result<Buffer> {
+fn master(store: &Store, bucket: usize, to: Buffer) -> Result<Buffer> {
     const PIECE: usize = 1 << 20;
-    let own = store.flats()[flat].own.clone();
+    let own = store.buckets()[bucket].own.clone();
     if store.device().is_imagined() {
         return Ok(to);
     }
     for start in own.clone().step_by(PIECE) {
         let piece = start..(start + PIECE).min(own.end);
         let mut raw = vec![0u8; piece.len() * 2];
-        store.weights(flat, &piece).read(&mut raw)?;
+        store.weights(bucket, &piece).read(&mut raw)?;
         let wide: Vec<u8> = raw
             .chunks_exact(2)
             .flat_map(|b| [0, 0, b[0], b[1]]) // bf16 is the upper half of a little-endian f32

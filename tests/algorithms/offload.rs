@@ -62,7 +62,7 @@ fn frozen_models_of_the_host_say_what_those_of_the_device_say() {
         let (got, more) = asked(family, of, true, &alone);
         assert_eq!(got, want, "{family}");
         assert!(want.iter().any(|v| *v != want[0]));
-        // Weights come into the arena: two flats at a time, of four at least.
+        // Weights come into the arena: two buckets at a time, of four at least.
         let weights = model_as(family, &options(of.0, of.1, true, &alone)).store.host_bytes();
         assert!(arena < more && more <= arena + weights, "{family}: {arena} {more} {weights}");
         // Cards are not shared out yet.

@@ -305,9 +305,9 @@ fn the_switch_moves_what_a_rank_lacks_of_its_block_and_no_more() {
             let store = &mut actor.model.store;
             let held = store.bytes().0;
             let before = comm.sent();
-            store.enter_lane()?;
-            let (sent, gathered) = (comm.sent() - before, store.lane_bytes() as u64);
-            store.leave_lane();
+            store.enter_tp()?;
+            let (sent, gathered) = (comm.sent() - before, store.tp_bytes() as u64);
+            store.exit_tp();
             assert_eq!(comm.sent() - before, sent, "nothing is sent to go back");
             // Of a block each rank has one part of `ranks / tensor`.
             let others = (ranks / tensor - 1) as u64;
@@ -320,8 +320,8 @@ fn the_switch_moves_what_a_rank_lacks_of_its_block_and_no_more() {
 }
 
 /// Weights, gradients and optimizer state of a rank are its part of those of one rank, and at most
-/// 64 elements a flat that are padding; where they are also cut into blocks, copies and padding of
-/// the cut come in addition.
+/// 64 elements a bucket that are padding; where they are also cut into blocks, copies and padding
+/// of the cut come in addition.
 #[test]
 fn a_rank_keeps_its_part_and_a_stated_constant() {
     let memory = |family: &str, partition: &Partition| {
@@ -330,13 +330,13 @@ fn a_rank_keeps_its_part_and_a_stated_constant() {
         let of_cut =
             |p: &Param| p.slice_len() * partition.blocks - p.spec.shape.iter().product::<usize>();
         let more: usize = store.params().iter().map(of_cut).sum();
-        let (flats, params) = (store.flats().len(), store.params().len());
-        (engine.memory()[..3].iter().sum::<usize>(), [flats, params], more)
+        let (buckets, params) = (store.buckets().len(), store.params().len());
+        (engine.memory()[..3].iter().sum::<usize>(), [buckets, params], more)
     };
     // Weight, gradient, both moments.
     const BYTES: usize = 16;
     for family in ALL_FAMILIES {
-        let (total, [flats, params], _) = memory(family, &Partition::alone());
+        let (total, [buckets, params], _) = memory(family, &Partition::alone());
         for ranks in 2..=4 {
             for tensor in (1..=ranks).filter(|t| ranks % t == 0) {
                 let run = |comm| {
@@ -345,7 +345,7 @@ fn a_rank_keeps_its_part_and_a_stated_constant() {
                 };
                 for (kept, _, more) in run_ranks(ranks, SOON, run).unwrap() {
                     // A parameter begins at a multiple of 64 in each block.
-                    let gaps = BYTES * 64 * if tensor > 1 { flats + params } else { flats };
+                    let gaps = BYTES * 64 * if tensor > 1 { buckets + params } else { buckets };
                     let most = (total + BYTES * more) / ranks + gaps;
                     assert!(kept <= most, "{family}, {tensor} of {ranks}: {kept}, at most {most}");
                     assert!(kept >= total / ranks - gaps, "{family}: {kept} of {total}");

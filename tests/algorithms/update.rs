@@ -426,7 +426,7 @@ fn text_gradient(ws: &mut Workspace, text: &[Vec<i32>], coef: f32) -> (f64, Vec<
         let loss = weighted_sum(tape, WeightedSum { scale }, logp, ones)?;
         Ok(Terms { losses: vec![loss], stats: vec![] })
     });
-    engine.model.store.settle_grads().unwrap();
+    engine.model.store.zero_unset_grads().unwrap();
     (f64::from(terms.unwrap()[0][0] / coef), gradients(&engine.model))
 }
 

@@ -246,8 +246,8 @@ impl Phase {
 
 /// Parameters of trained models whose state this rank keeps.
 pub(super) fn updated(engines: &[&Engine]) -> usize {
-    let flats = engines.iter().flat_map(|e| e.model.store.flats());
-    flats.filter(|f| f.trained).map(|f| f.own.len()).sum()
+    let buckets = engines.iter().flat_map(|e| e.model.store.buckets());
+    buckets.filter(|f| f.trained).map(|f| f.own.len()).sum()
 }
 
 /// The model that a flag names, or an error that says which flag to give.

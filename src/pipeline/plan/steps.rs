@@ -243,7 +243,7 @@ fn generation(
     let first = draw(dry, &Sampling { max_new_tokens: 1, ..sampling })?;
     let (store, arch) = (&trainer.models.actor.model.store, &trainer.models.actor.model.arch);
     let blocks = store.partition().blocks;
-    let len: usize = store.flats().iter().map(|f| f.len / blocks).sum();
+    let len: usize = store.buckets().iter().map(|f| f.len / blocks).sum();
     // On average half of an answer is there.
     let held = (prompt + answer / 2) as f64 / (prompt + answer) as f64;
     let decode = Decode {

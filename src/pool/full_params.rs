@@ -6,56 +6,57 @@ use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::{Buffer, Region};
 use std::ops::Range;
 
-/// Memory that is laid out like a flat: `region` has the elements `held` of it, `size` bytes each.
+/// Memory that is laid out like a bucket: `region` has the elements `held` of it, `size` bytes
+/// each.
 #[derive(Clone, Debug)]
-pub struct Layer<'b> {
+pub struct BucketView<'b> {
     /// The memory.
     pub region: Region<'b>,
-    /// Elements of the flat that it holds: all, or this rank's part.
+    /// Elements of the bucket that it holds: all, or this rank's part.
     pub held: Range<usize>,
     /// Bytes of an element.
     pub size: usize,
 }
 
 impl Store {
-    /// The weights of a flat.
-    fn layer(&self, flat: usize) -> Layer<'_> {
-        let flat = &self.flats()[flat];
-        let (region, held) = (flat.weights.region(), flat.held.clone());
-        Layer { region, held, size: self.dtype().size() }
+    /// The weights of a bucket.
+    fn weights_view(&self, bucket: usize) -> BucketView<'_> {
+        let bucket = &self.buckets()[bucket];
+        let (region, held) = (bucket.weights.region(), bucket.held.clone());
+        BucketView { region, held, size: self.dtype().size() }
     }
 
-    /// This rank's memory for its own elements of a flat, `size` bytes for each.
-    pub fn own_layer<'b>(&self, flat: usize, buffer: &'b Buffer, size: usize) -> Layer<'b> {
-        let (region, held) = (buffer.region(), self.flats()[flat].own.clone());
-        Layer { region, held, size }
+    /// This rank's memory for its own elements of a bucket, `size` bytes for each.
+    pub fn own_bucket<'b>(&self, bucket: usize, buffer: &'b Buffer, size: usize) -> BucketView<'b> {
+        let (region, held) = (buffer.region(), self.buckets()[bucket].own.clone());
+        BucketView { region, held, size }
     }
 
     fn numel(&self, id: ParamId) -> usize {
         self.param(id).spec.shape.iter().product()
     }
 
-    /// The runs of its flat that the slices of a parameter are, in order.
+    /// The runs of its bucket that the slices of a parameter are, in order.
     fn slices(&self, id: ParamId) -> impl Iterator<Item = Range<usize>> {
         let (p, n) = (self.param(id), self.param(id).slice_len());
-        let block = self.flats()[p.flat].block;
+        let block = self.buckets()[p.bucket].block;
         (0..self.partition().blocks).map(move |b| b * block + p.offset..b * block + p.offset + n)
     }
 
     /// Fills `full` with what `from` has for a whole parameter, row-major.
-    pub fn gather(&self, id: ParamId, from: &Layer<'_>, full: &mut [u8]) -> Result<()> {
+    pub fn gather(&self, id: ParamId, from: &BucketView<'_>, full: &mut [u8]) -> Result<()> {
         let p = self.param(id);
         let size = from.size;
         if full.len() != self.numel(id) * size {
             return Err(Error::internal(format!("{}: {} bytes read", p.spec.name, full.len())));
         }
         let blocks = self.partition().blocks;
-        let whole = from.held.len() == self.flats()[p.flat].len;
+        let whole = from.held.len() == self.buckets()[p.bucket].len;
         if whole && blocks == 1 {
             return from.region.slice(p.offset * size, full.len()).read(full);
         }
         let raw = self.runs(from, self.slices(id), whole)?;
-        for piece in p.spec.cut.pieces(&p.spec.shape, &p.slice, blocks) {
+        for piece in p.spec.sharding.pieces(&p.spec.shape, &p.slice, blocks) {
             let to = &mut full[piece.full.start * size..piece.full.end * size];
             to.copy_from_slice(&raw[piece.at * size..][..to.len()]);
         }
@@ -66,7 +67,7 @@ impl Store {
     /// rank has all of them.
     pub(super) fn runs(
         &self,
-        from: &Layer<'_>,
+        from: &BucketView<'_>,
         runs: impl Iterator<Item = Range<usize>>,
         whole: bool,
     ) -> Result<Vec<u8>> {
@@ -82,7 +83,7 @@ impl Store {
     }
 
     /// Sets what `to` has for a whole parameter, as far as it is here; see [`Store::gather`].
-    pub fn scatter(&self, id: ParamId, to: &Layer<'_>, full: &[u8]) -> Result<()> {
+    pub fn scatter(&self, id: ParamId, to: &BucketView<'_>, full: &[u8]) -> Result<()> {
         let p = self.param(id);
         let size = to.size;
         if full.len() != self.numel(id) * size {
@@ -94,7 +95,7 @@ impl Store {
             full
         } else {
             raw.resize(blocks * p.slice_len() * size, 0);
-            for piece in p.spec.cut.pieces(&p.spec.shape, &p.slice, blocks) {
+            for piece in p.spec.sharding.pieces(&p.spec.shape, &p.slice, blocks) {
                 let from = &full[piece.full.start * size..piece.full.end * size];
                 raw[piece.at * size..][..from.len()].copy_from_slice(from);
             }
@@ -118,10 +119,10 @@ impl Store {
         &self,
         id: ParamId,
         n: usize,
-        from: &Layer<'_>,
+        from: &BucketView<'_>,
         all: &mut [u8],
     ) -> Result<()> {
-        let whole = from.held.len() == self.flats()[self.param(id).flat].len;
+        let whole = from.held.len() == self.buckets()[self.param(id).bucket].len;
         let raw = self.runs(&every(n, from), self.slices(id).map(|run| each(n, &run)), whole)?;
         if raw.len() != all.len() {
             return Err(Error::internal(format!("{} bytes for {}", raw.len(), all.len())));
@@ -131,7 +132,13 @@ impl Store {
     }
 
     /// Sets what [`Store::gather_every`] reads, as far as it is here.
-    pub fn scatter_every(&self, id: ParamId, n: usize, to: &Layer<'_>, all: &[u8]) -> Result<()> {
+    pub fn scatter_every(
+        &self,
+        id: ParamId,
+        n: usize,
+        to: &BucketView<'_>,
+        all: &[u8],
+    ) -> Result<()> {
         let to = every(n, to);
         let mut all = all;
         for run in self.slices(id).map(|run| each(n, &run)) {
@@ -143,7 +150,7 @@ impl Store {
     }
 
     /// Sets the elements `run` of `to`, as far as they are here.
-    fn put(&self, to: &Layer<'_>, run: &Range<usize>, values: &[u8]) -> Result<()> {
+    fn put(&self, to: &BucketView<'_>, run: &Range<usize>, values: &[u8]) -> Result<()> {
         let Some(here) = meet(run, &to.held) else { return Ok(()) };
         let values = &values[(here.start - run.start) * to.size..(here.end - run.start) * to.size];
         let at = (here.start - to.held.start) * to.size;
@@ -156,7 +163,7 @@ impl Store {
             // The device may be copying what was there.
             self.finished()?;
         }
-        self.scatter(id, &self.layer(self.param(id).flat), full)
+        self.scatter(id, &self.weights_view(self.param(id).bucket), full)
     }
 
     /// A whole parameter as row-major full-shape elements in the store's dtype.
@@ -168,7 +175,7 @@ impl Store {
 
     /// The same into `full`, which has its length.
     pub fn read_raw_into(&self, id: ParamId, full: &mut [u8]) -> Result<()> {
-        self.gather(id, &self.layer(self.param(id).flat), full)
+        self.gather(id, &self.weights_view(self.param(id).bucket), full)
     }
 
     /// Sets a whole parameter from f32 values, rounding to the store's dtype.
@@ -188,10 +195,10 @@ impl Store {
     /// ranks.
     pub fn read_grad(&self, id: ParamId) -> Result<Vec<f32>> {
         let p = self.param(id);
-        let held = self.flats()[p.flat].own.clone();
-        let (region, size) = (self.grads(p.flat, &held)?, self.grad_dtype().size());
+        let held = self.buckets()[p.bucket].own.clone();
+        let (region, size) = (self.grads(p.bucket, &held)?, self.grad_dtype().size());
         let mut raw = vec![0; self.numel(id) * size];
-        self.gather(id, &Layer { region, held, size }, &mut raw)?;
+        self.gather(id, &BucketView { region, held, size }, &mut raw)?;
         Ok(widened(raw, self.grad_dtype()))
     }
 
@@ -212,8 +219,8 @@ impl Store {
 }
 
 /// Memory that has `size` bytes for every `n` neighbours, as one of such groups.
-fn every<'b>(n: usize, layer: &Layer<'b>) -> Layer<'b> {
-    Layer { held: each(n, &layer.held), ..layer.clone() }
+fn every<'b>(n: usize, view: &BucketView<'b>) -> BucketView<'b> {
+    BucketView { held: each(n, &view.held), ..view.clone() }
 }
 
 /// The groups of `n` neighbours that elements are in. Runs begin at multiples of `n`.

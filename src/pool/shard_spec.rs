@@ -42,7 +42,7 @@ impl Group {
     }
 
     /// The block that holds the rows of block `b` first.
-    fn first_copy(&self, b: usize) -> usize {
+    fn first_replica(&self, b: usize) -> usize {
         let rows = &self.blocks[b];
         let same = |other: &Range<usize>| !rows.is_empty() && other == rows;
         self.blocks.iter().position(same).unwrap_or(b)
@@ -51,14 +51,14 @@ impl Group {
 
 /// How a parameter is cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cut {
+pub enum ShardSpec {
     /// By output rows, each group on its own (q, k and v heads of a fused projection).
     Rows(Vec<Group>),
     /// By input columns (attention output, MLP down projection).
     Cols(Group),
     /// Not cut: every block holds the whole (norm weights, small vectors).
-    Whole,
-    /// A table, by rows in order, in a flat of its own: its blocks end to end are the whole.
+    Replicated,
+    /// A table, by rows in order, in a bucket of its own: its blocks end to end are the whole.
     Table,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct Piece {
     pub(super) full: Range<usize>,
 }
 
-impl Cut {
+impl ShardSpec {
     /// The shape of a block's slice of a parameter of `shape`. The rows of a table are a multiple
     /// of `unit` where there are several blocks.
     pub(super) fn slice(
@@ -83,16 +83,16 @@ impl Cut {
         let mut slice = shape.to_vec();
         let wrong = || Error::internal(format!("{name}: cut {self:?} of {shape:?} into {blocks}"));
         match self {
-            Cut::Whole => {}
-            Cut::Table if blocks == 1 => {}
-            Cut::Table => slice[0] = shape[0].div_ceil(blocks).next_multiple_of(unit),
-            Cut::Rows(groups) => {
+            ShardSpec::Replicated => {}
+            ShardSpec::Table if blocks == 1 => {}
+            ShardSpec::Table => slice[0] = shape[0].div_ceil(blocks).next_multiple_of(unit),
+            ShardSpec::Rows(groups) => {
                 if groups.iter().any(|g| g.blocks.len() != blocks) {
                     return Err(wrong());
                 }
                 slice[0] = groups.iter().map(|g| g.each).sum();
             }
-            Cut::Cols(group) => {
+            ShardSpec::Cols(group) => {
                 if group.blocks.len() != blocks || shape.len() != 2 {
                     return Err(wrong());
                 }
@@ -108,10 +108,12 @@ impl Cut {
         let (columns, each): (usize, usize) = (shape[1..].iter().product(), slice.iter().product());
         let all = shape[0] * columns;
         match self {
-            Cut::Whole => (0..blocks).map(|b| Piece { at: b * each, full: 0..all }).collect(),
+            ShardSpec::Replicated => {
+                (0..blocks).map(|b| Piece { at: b * each, full: 0..all }).collect()
+            }
             // End to end they are the whole.
-            Cut::Table => vec![Piece { at: 0, full: 0..all }],
-            Cut::Rows(groups) => {
+            ShardSpec::Table => vec![Piece { at: 0, full: 0..all }],
+            ShardSpec::Rows(groups) => {
                 let mut out = vec![];
                 for b in 0..blocks {
                     let mut row = 0;
@@ -124,7 +126,7 @@ impl Cut {
                 }
                 out
             }
-            Cut::Cols(group) => {
+            ShardSpec::Cols(group) => {
                 let piece = |(b, row): (usize, usize)| {
                     let cols = &group.blocks[b];
                     let full = row * columns + cols.start..row * columns + cols.end;
@@ -138,21 +140,21 @@ impl Cut {
 
     /// Runs of elements of block `b`'s slice that another block has too, with the first that has
     /// them. Columns are never repeated.
-    pub(super) fn copies(&self, slice: &[usize], b: usize) -> Vec<(Range<usize>, usize)> {
+    pub(super) fn replicas(&self, slice: &[usize], b: usize) -> Vec<(Range<usize>, usize)> {
         let all: usize = slice.iter().product();
         match self {
-            Cut::Whole => vec![(0..all, 0)],
-            Cut::Rows(groups) => {
+            ShardSpec::Replicated => vec![(0..all, 0)],
+            ShardSpec::Rows(groups) => {
                 let columns: usize = slice[1..].iter().product();
                 let mut row = 0;
                 let run = |group: &Group| {
                     let range = row * columns..(row + group.each) * columns;
                     row += group.each;
-                    (range, group.first_copy(b))
+                    (range, group.first_replica(b))
                 };
                 groups.iter().map(run).collect()
             }
-            Cut::Cols(_) | Cut::Table => vec![(0..all, b)],
+            ShardSpec::Cols(_) | ShardSpec::Table => vec![(0..all, b)],
         }
     }
 }

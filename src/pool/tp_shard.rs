@@ -14,25 +14,25 @@ impl Store {
     }
 
     /// The block that this rank computes with, where it does so with one alone.
-    pub fn lane(&self) -> Option<usize> {
+    pub fn tp_shard(&self) -> Option<usize> {
         let Partition { comm, blocks, .. } = self.partition();
         self.slices.as_ref().map(|_| comm.rank() / (comm.size() / blocks).max(1))
     }
 
     /// Lets this rank compute with its block of every weight, as one of the ranks of tensor
-    /// parallelism, until [`Store::leave_lane`]. Where its part is a block nothing is copied or
+    /// parallelism, until [`Store::exit_tp`]. Where its part is a block nothing is copied or
     /// sent; else what its block lacks is gathered. Where weights are not shared out nothing
     /// changes.
-    pub fn enter_lane(&mut self) -> Result<()> {
+    pub fn enter_tp(&mut self) -> Result<()> {
         self.may_generate()?;
         if !self.shares_weights() {
             return Ok(());
         }
         let mut slices = vec![];
         if self.partition().slice.size() > 1 {
-            for flat in self.flats() {
-                let slice = Buffer::zeroed(self.device(), flat.block * self.dtype().size())?;
-                self.gather_slice(flat, slice.region())?;
+            for bucket in self.buckets() {
+                let slice = Buffer::zeroed(self.device(), bucket.block * self.dtype().size())?;
+                self.gather_slice(bucket, slice.region())?;
                 slices.push(Some(slice));
             }
         }
@@ -41,12 +41,12 @@ impl Store {
     }
 
     /// Bytes of what was gathered for it.
-    pub fn lane_bytes(&self) -> usize {
+    pub fn tp_bytes(&self) -> usize {
         self.slices.iter().flatten().flatten().map(Buffer::bytes).sum()
     }
 
-    /// Ends what [`Store::enter_lane`] began.
-    pub fn leave_lane(&mut self) {
+    /// Ends what [`Store::enter_tp`] began.
+    pub fn exit_tp(&mut self) {
         self.slices = None;
     }
 }
