@@ -20,7 +20,7 @@ use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use duplex::op::weighted_sum::{WeightedSum, weighted_sum};
 use duplex::pool::ParamId;
 use duplex::rollout::Sampling;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 use duplex::train::{AdamWConfig, AdamWState, Batch};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -138,8 +138,12 @@ fn adamw() -> AdamWConfig {
 
 /// Loss over all next-token predictions, and the engine with its gradients.
 fn train_loss(name: &str, rows: &[Vec<i32>]) -> (f32, Engine) {
-    let engine =
-        Engine::trained(load(name, Head::Lm, DType::F32, true), adamw(), Keep::Input).unwrap();
+    let engine = Engine::trained(
+        load(name, Head::Lm, DType::F32, true),
+        adamw(),
+        ActivationCheckpointing::Full,
+    )
+    .unwrap();
     let mut ws = Workspace::new(device(), usize::MAX).unwrap();
     let selected: Vec<_> = rows.iter().map(|r| (r.as_slice(), 0..r.len() - 1)).collect();
     let mut batch = Batch::new(&selected);
@@ -276,7 +280,7 @@ fn reward_scores_and_gradients_match() {
     let golden = Golden::open("llama_reward");
     let rows = golden.rows();
     let model = load("llama_reward", Head::Score, DType::F32, true);
-    let engine = Engine::trained(model, adamw(), Keep::All).unwrap();
+    let engine = Engine::trained(model, adamw(), ActivationCheckpointing::None).unwrap();
     let mut ws = Workspace::new(device(), usize::MAX).unwrap();
     let every: Vec<_> = rows.iter().map(|r| (r.as_slice(), 0..r.len())).collect();
     let scores = engine.scores(&mut ws, &Batch::new(&every)).unwrap();

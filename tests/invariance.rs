@@ -9,7 +9,7 @@ use duplex::device::Device;
 use duplex::model::{Head, LoadOptions, Model, Pass};
 use duplex::op::weighted_sum::{WeightedSum, weighted_sum};
 use duplex::pool::ParamId;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 use duplex::train::Batch;
 
 /// The settings that gradients are computed with.
@@ -19,19 +19,19 @@ struct Setup {
     device: Device,
     dtype: DType,
     grads: DType,
-    keep: Keep,
+    checkpointing: ActivationCheckpointing,
     lora: bool,
 }
 
 /// All in f32.
-fn exact(keep: Keep, lora: bool) -> Setup {
+fn exact(checkpointing: ActivationCheckpointing, lora: bool) -> Setup {
     let (device, dtype, grads) = (device(), DType::F32, DType::F32);
-    Setup { vocab: VOCAB, device, dtype, grads, keep, lora }
+    Setup { vocab: VOCAB, device, dtype, grads, checkpointing, lora }
 }
 
 /// bf16 weights, and gradients of which type.
 fn bf16(grads: DType, lora: bool) -> Setup {
-    Setup { dtype: DType::Bf16, grads, ..exact(Keep::All, lora) }
+    Setup { dtype: DType::Bf16, grads, ..exact(ActivationCheckpointing::None, lora) }
 }
 
 /// Sum of losses, and all gradients of trained parameters.
@@ -40,7 +40,7 @@ fn gradients(family: &str, setup: Setup, batches: &[Vec<Vec<i32>>]) -> (f32, Vec
     let mut ws = Workspace::new(setup.device, usize::MAX).unwrap();
     let total: usize = batches.iter().flatten().map(|r| r.len() - 1).sum();
     let op = WeightedSum { scale: -1.0 / total as f32 };
-    let pass = Pass { keep: setup.keep, adapters: true, dropout: None };
+    let pass = Pass { checkpointing: setup.checkpointing, adapters: true, dropout: None };
     let mut sum = 0.0;
     for rows in batches {
         let rows: Vec<_> = rows.iter().map(|r| (r.as_slice(), 0..r.len() - 1)).collect();
@@ -95,12 +95,14 @@ fn rows() -> Vec<Vec<i32>> {
 fn micro_batches_in_any_order_give_the_same_loss_and_gradients() {
     for family in ALL_FAMILIES {
         for with_lora in [false, true] {
-            let (loss, whole) = gradients(family, exact(Keep::All, with_lora), &[rows()]);
+            let (loss, whole) =
+                gradients(family, exact(ActivationCheckpointing::None, with_lora), &[rows()]);
             assert!(loss.is_finite() && whole.iter().all(|g| g.iter().any(|v| *v != 0.0)));
             let single: Vec<Vec<Vec<i32>>> = rows().into_iter().map(|r| vec![r]).collect();
             let backward: Vec<Vec<Vec<i32>>> = single.iter().rev().cloned().collect();
             for batches in [single, backward] {
-                let (l, grads) = gradients(family, exact(Keep::All, with_lora), &batches);
+                let (l, grads) =
+                    gradients(family, exact(ActivationCheckpointing::None, with_lora), &batches);
                 assert!((l - loss).abs() < 1e-5 * loss.abs(), "{family} {l} {loss}");
                 for (i, (a, b)) in grads.iter().zip(&whole).enumerate() {
                     assert!(relative(a, b) < 1e-5, "{family} gradient {i}: {}", relative(a, b));
@@ -116,7 +118,7 @@ fn micro_batches_in_any_order_give_the_same_loss_and_gradients() {
 fn micro_batches_of_unequal_rows_agree_under_a_large_vocabulary() {
     let (mut rng, emulated) = (fresh_rng(), device() == Device::Emulated);
     let (vocab, longest) = if emulated { (151_936, 12) } else { (49_152, 400) };
-    let setup = Setup { vocab, ..exact(Keep::All, false) };
+    let setup = Setup { vocab, ..exact(ActivationCheckpointing::None, false) };
     let rows: Vec<Vec<i32>> = (0..4).map(|_| row(&mut rng, vocab, 5, longest)).collect();
     let (loss, whole) = gradients("llama", setup, std::slice::from_ref(&rows));
     assert!(loss.is_finite() && whole.iter().all(|g| g.iter().any(|v| *v != 0.0)));
@@ -125,7 +127,7 @@ fn micro_batches_of_unequal_rows_agree_under_a_large_vocabulary() {
     let mut falling: Vec<Vec<Vec<i32>>> = all.collect();
     falling.sort_by_key(|rows| std::cmp::Reverse(rows[0].len()));
     for batches in [falling, vec![rows[1..].to_vec(), vec![single]]] {
-        let setup = Setup { keep: Keep::Input, ..setup };
+        let setup = Setup { checkpointing: ActivationCheckpointing::Full, ..setup };
         let (l, grads) = gradients("llama", setup, &batches);
         assert!((l - loss).abs() < 1e-5 * loss.abs(), "{l} {loss}");
         for (i, (a, b)) in grads.iter().zip(&whole).enumerate() {
@@ -138,11 +140,19 @@ fn micro_batches_of_unequal_rows_agree_under_a_large_vocabulary() {
 fn checkpointing_changes_no_bit() {
     for family in ALL_FAMILIES {
         for with_lora in [false, true] {
-            for setup in [exact(Keep::All, with_lora), bf16(DType::Bf16, with_lora)] {
+            for setup in
+                [exact(ActivationCheckpointing::None, with_lora), bf16(DType::Bf16, with_lora)]
+            {
                 let all = gradients(family, setup, &[rows()]);
-                for keep in [Keep::Cheap, Keep::Input] {
-                    let other = gradients(family, Setup { keep, ..setup }, &[rows()]);
-                    assert_eq!(all, other, "{family} {keep:?} lora {with_lora} {}", setup.grads);
+                for checkpointing in
+                    [ActivationCheckpointing::Selective, ActivationCheckpointing::Full]
+                {
+                    let other = gradients(family, Setup { checkpointing, ..setup }, &[rows()]);
+                    assert_eq!(
+                        all, other,
+                        "{family} {checkpointing:?} lora {with_lora} {}",
+                        setup.grads
+                    );
                 }
             }
         }

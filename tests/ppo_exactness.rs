@@ -13,7 +13,7 @@ use duplex::device::Device;
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions};
 use duplex::rollout::Sampling;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 use duplex::train::Batch;
 
 fn ppo_config(temperature: f32) -> OnlineConfig {
@@ -52,7 +52,12 @@ fn model_reward(engine: Engine) -> Box<dyn RewardSource> {
     Box::new(ModelReward { engine, retokenise: None })
 }
 
-fn engines(family: &str, dtype: DType, with_lora: bool, keep: Keep) -> OnlineModels {
+fn engines(
+    family: &str,
+    dtype: DType,
+    with_lora: bool,
+    keep: ActivationCheckpointing,
+) -> OnlineModels {
     let lora = with_lora.then(|| lora(family));
     let actor = model(family, Head::Lm, dtype, true, lora.as_ref(), 1);
     let reference = match with_lora {
@@ -76,9 +81,12 @@ fn first_minibatch_is_exact_for_every_family_dtype_and_lora() {
             for with_lora in [false, true] {
                 // The emulated device is slow: there the pairs alternate.
                 let settings = match (device() == Device::Emulated, with_lora) {
-                    (false, _) => &[(1.0, Keep::All), (0.7, Keep::Input)][..],
-                    (true, false) => &[(0.7, Keep::Input)],
-                    (true, true) => &[(1.0, Keep::All)],
+                    (false, _) => &[
+                        (1.0, ActivationCheckpointing::None),
+                        (0.7, ActivationCheckpointing::Full),
+                    ][..],
+                    (true, false) => &[(0.7, ActivationCheckpointing::Full)],
+                    (true, true) => &[(1.0, ActivationCheckpointing::None)],
                 };
                 for &(temperature, keep) in settings {
                     let what =
@@ -131,7 +139,9 @@ fn first_minibatches_are_exact_under_a_large_vocabulary() {
             let options = LoadOptions { train, seed, ..frozen };
             let model = model_of(&config_of("llama", vocab, 512), &options);
             match train {
-                true => Engine::trained(model, adamw(1e-3), Keep::Cheap).unwrap(),
+                true => {
+                    Engine::trained(model, adamw(1e-3), ActivationCheckpointing::Selective).unwrap()
+                }
                 false => Engine::frozen(model),
             }
         };

@@ -12,7 +12,7 @@
 //! use duplex::{algo::*, rollout::Sampling};
 //! use duplex::data::{PairExample, PromptExample, SftExample};
 //! use duplex::model::{Head, LoadOptions, Model};
-//! use duplex::tape::{Keep, Workspace};
+//! use duplex::tape::{ActivationCheckpointing, Workspace};
 //! use duplex::train::{AdamWConfig, AdamWState, Schedule, ScheduleKind};
 //! # fn main() -> duplex::base::Result<()> {
 //! let shape = serde_json::json!({"model_type": "gpt2", "vocab_size": 50, "n_embd": 16,
@@ -30,7 +30,8 @@
 //! let mut ws = Workspace::new(Device::Cpu, 1 << 30)?;
 //!
 //! // Step 1: after 5 comes 6, after 6 comes 7.
-//! let engine = Engine::trained(random(Head::Lm, true)?, adamw.clone(), Keep::All)?;
+//! let model = random(Head::Lm, true)?;
+//! let engine = Engine::trained(model, adamw.clone(), ActivationCheckpointing::None)?;
 //! let loss = Box::new(Sft { loss_on_prompt: false });
 //! let mut sft = OfflineTrainer::new(engine, Reference::None, loss, step.clone())?;
 //! let example = SftExample::new(vec![9, 5, 6, 7], 2);
@@ -39,7 +40,8 @@
 //! assert!(sft.evaluate(&mut ws, &[&example])?.loss < before);
 //!
 //! // Step 2: an answer of 6 is better than one of 8.
-//! let engine = Engine::trained(random(Head::Score, true)?, adamw.clone(), Keep::All)?;
+//! let model = random(Head::Score, true)?;
+//! let engine = Engine::trained(model, adamw.clone(), ActivationCheckpointing::None)?;
 //! let loss = Box::new(RewardModel { loss: RewardLoss::End });
 //! let mut reward = OfflineTrainer::new(engine, Reference::None, loss, step)?;
 //! let (chosen, rejected) = (vec![9, 5, 6], vec![9, 5, 8]);
@@ -54,7 +56,7 @@
 //! let models = OnlineModels {
 //!     actor: sft.engine,
 //!     reference: Reference::model(Engine::frozen(reference)),
-//!     critic: Some(Engine::trained(critic, adamw, Keep::All)?),
+//!     critic: Some(Engine::trained(critic, adamw, ActivationCheckpointing::None)?),
 //!     reward: Box::new(ModelReward { engine: reward.engine, retokenise: None }),
 //! };
 //! let sampling = Sampling { temperature: 1.0, ..Sampling::greedy(8, vec![0]) };

@@ -58,7 +58,7 @@ impl<'r> Rows<'r> {
         todo.reverse();
         loop {
             let next = self.next(&mut todo);
-            let [open, asked] = self.comm.any([next.is_some(), ws.is_asked()])?;
+            let [open, asked] = self.comm.any([next.is_some(), ws.cancel_requested()])?;
             if asked {
                 return Err(ws.drop_work());
             }
@@ -96,7 +96,7 @@ impl<'r> Rows<'r> {
             match run(ws, &batch) {
                 Err(e) if e.kind() == Kind::Memory && rows.len() > 1 => {
                     let (n, tokens) = (rows.len(), batch.packed.ids.len());
-                    ws.tell(|| halved(n, tokens, &e));
+                    ws.notify(|| halved(n, tokens, &e));
                     let (a, b) = rows.split_at(n / 2);
                     todo.extend([b.to_vec(), a.to_vec()]);
                     match self.next(todo) {

@@ -8,7 +8,7 @@ use crate::comm::Comm;
 use crate::formats::{Draft, Snapshot};
 use crate::model::{Draw, Head, KvCache, Model, Pass};
 use crate::rollout::{Answer, Sampling, generate};
-use crate::tape::{Keep, Tape, Workspace};
+use crate::tape::{ActivationCheckpointing, Tape, Workspace};
 use crate::tensor::Tensor;
 use crate::train::{AdamWConfig, Batch, Ema, Optimizer, StepStats};
 
@@ -28,7 +28,7 @@ pub struct Engine {
     pub model: Model,
     optimizer: Option<Optimizer>,
     ema: Option<Ema>,
-    keep: Keep,
+    checkpointing: ActivationCheckpointing,
     cache: Option<KvCache>,
     phase: Phase,
 }
@@ -40,7 +40,7 @@ impl Engine {
             model,
             optimizer: None,
             ema: None,
-            keep: Keep::All,
+            checkpointing: ActivationCheckpointing::None,
             cache: None,
             phase: Phase::Training,
         }
@@ -52,9 +52,13 @@ impl Engine {
     }
 
     /// An engine for a model to be trained; `keep` says what backward finds kept.
-    pub fn trained(model: Model, config: AdamWConfig, keep: Keep) -> Result<Engine> {
+    pub fn trained(
+        model: Model,
+        config: AdamWConfig,
+        checkpointing: ActivationCheckpointing,
+    ) -> Result<Engine> {
         let optimizer = Some(Optimizer::new(&model, config)?);
-        Ok(Engine { optimizer, keep, ..Engine::frozen(model) })
+        Ok(Engine { optimizer, checkpointing, ..Engine::frozen(model) })
     }
 
     /// Starts a moving average of the weights.
@@ -162,7 +166,7 @@ impl Engine {
     ) -> Result<Vec<Vec<f32>>> {
         let key = format!("{name} {}", self.model.store.id());
         let dropout = dropout.map(|seed| Draw { seed, first: batch.first });
-        let pass = Pass { keep: self.keep, adapters: true, dropout };
+        let pass = Pass { checkpointing: self.checkpointing, adapters: true, dropout };
         ws.run(&key, batch, |tape, batch: &Batch| {
             tape.record();
             let (hidden, select) = batch.hidden(tape, &self.model, pass)?;

@@ -12,7 +12,7 @@ use crate::op::qk_norm::QkNorm;
 
 use crate::op::rope::Rope;
 use crate::op::softcap::Softcap;
-use crate::tape::{Keep, Tape};
+use crate::tape::{ActivationCheckpointing, Tape};
 use crate::tensor::Tensor;
 
 /// Where the keys and values come from.
@@ -48,7 +48,7 @@ struct Reads<'r, 'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
     /// The activations kept for the backward pass.
-    pub keep: Keep,
+    pub checkpointing: ActivationCheckpointing,
     /// True if LoRA adapters take part; without them the model is the base model.
     pub adapters: bool,
     /// LoRA dropout for this pass; `None` turns it off.
@@ -67,7 +67,8 @@ pub struct Draw {
 
 impl Pass {
     /// Scoring and generation: nothing kept, adapters on, no dropout.
-    pub const EVAL: Pass = Pass { keep: Keep::All, adapters: true, dropout: None };
+    pub const EVAL: Pass =
+        Pass { checkpointing: ActivationCheckpointing::None, adapters: true, dropout: None };
 }
 
 impl Model {
@@ -81,16 +82,16 @@ impl Model {
         pass: Pass,
     ) -> Result<Tensor> {
         let reads = Reads { positions, attend };
-        tape.segment(Keep::All);
+        tape.segment(ActivationCheckpointing::None);
         let mut x = self.embed(tape, ids, positions)?;
         if let Some(norm) = &self.params.embed_norm {
             x = self.norm(tape, norm, x)?;
         }
         for layer in 0..self.arch.layers {
-            tape.segment(pass.keep);
+            tape.segment(pass.checkpointing);
             x = self.block(tape, layer, x, reads, pass)?;
         }
-        tape.segment(Keep::All);
+        tape.segment(ActivationCheckpointing::None);
         if let Some(norm) = &self.params.final_norm {
             x = self.norm(tape, norm, x)?;
         }

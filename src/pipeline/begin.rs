@@ -96,7 +96,7 @@ pub(super) fn begin<'c>(
     let tell = move |line: &str| drop(writeln!(std::io::stderr(), "warning: {who}{line}"));
     let mut run = Run {
         cfg,
-        watchdog: Watchdog::start(cfg.stuck_after()?, ws.position(), tell)?,
+        watchdog: Watchdog::start(cfg.stuck_after()?, ws.progress(), tell)?,
         ws,
         device,
         device_name,

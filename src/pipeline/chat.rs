@@ -199,7 +199,7 @@ impl Chat {
         let mut tokens = vec![];
         let eos = self.sampling.eos.clone();
         CTRL_C.store(STOPS_ANSWER, Ordering::SeqCst);
-        self.ws.listen(Some(is_asked));
+        self.ws.cancel_when(Some(is_asked));
         let done = self.engine.generate(
             &mut self.ws,
             &[ids],
@@ -216,7 +216,7 @@ impl Chat {
                 }
             },
         );
-        self.ws.listen(None);
+        self.ws.cancel_when(None);
         let dropped = self.ws.take_dropped();
         match done {
             Err(e) if !dropped => return Err(e),

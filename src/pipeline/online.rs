@@ -165,8 +165,8 @@ fn build(
     let options = run.trained(source, Head::Lm, lora, true)?;
     let actor = source.load(&options, &mut run.reporter)?;
     run.describe("actor", &actor);
-    let keep = settings::keep(cfg.gradient_checkpointing);
-    let actor = Engine::trained(actor, settings::actor_adamw(cfg, &keys.keys), keep)?;
+    let checkpointing = settings::checkpointing(cfg.gradient_checkpointing);
+    let actor = Engine::trained(actor, settings::actor_adamw(cfg, &keys.keys), checkpointing)?;
     let reference = match keys.method.kl {
         None => Reference::None,
         Some(_) if with_lora => Reference::Adapters,
@@ -201,7 +201,8 @@ fn build(
     let options = run.trained(critic_source, Head::Score, lora, false)?;
     let critic = critic_source.load(&options, &mut run.reporter)?;
     run.describe("critic", &critic);
-    let critic = Engine::trained(critic, settings::critic_adamw(cfg, &keys.keys, of_critic), keep)?;
+    let critic =
+        Engine::trained(critic, settings::critic_adamw(cfg, &keys.keys, of_critic), checkpointing)?;
     Ok(OnlineModels { actor, reference, critic: Some(critic), reward })
 }
 

@@ -8,7 +8,7 @@ use crate::algo::{
 use crate::base::Result;
 use crate::model::{Head, LoadOptions, LoraConfig, SaveAs};
 use crate::rollout::Sampling;
-use crate::tape::Keep;
+use crate::tape::ActivationCheckpointing;
 use crate::train::AdamWConfig;
 
 /// Packed tokens of a micro-batch that keep the matrix kernels busy.
@@ -134,11 +134,11 @@ pub(super) fn step(cfg: &RunConfig, s: &OptimizerSection, total: u64) -> StepCon
     }
 }
 
-pub(super) fn keep(checkpointing: Checkpointing) -> Keep {
-    match checkpointing {
-        Checkpointing::None => Keep::All,
-        Checkpointing::Cheap => Keep::Cheap,
-        Checkpointing::Full => Keep::Input,
+pub(super) fn checkpointing(choice: Checkpointing) -> ActivationCheckpointing {
+    match choice {
+        Checkpointing::None => ActivationCheckpointing::None,
+        Checkpointing::Cheap => ActivationCheckpointing::Selective,
+        Checkpointing::Full => ActivationCheckpointing::Full,
     }
 }
 

@@ -125,7 +125,7 @@ impl Run<'_> {
             self.reporter.emit(Event::warning(warning));
         }
         self.saver.check()?;
-        if let Some(told) = self.ws.take_told() {
+        if let Some(told) = self.ws.take_notice() {
             self.reporter.emit(Event::warning(told));
         }
         // The last state of all is what a longer run goes on from.
@@ -147,9 +147,9 @@ impl Run<'_> {
     /// Does work that leaves everything as it was when it is dropped, which it is once a signal
     /// asks to stop.
     pub(super) fn droppable<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        self.ws.listen(Some(stop::is_asked));
+        self.ws.cancel_when(Some(stop::is_asked));
         let done = work(self);
-        self.ws.listen(None);
+        self.ws.cancel_when(None);
         self.dropped = self.ws.take_dropped();
         match done {
             Err(e) if self.dropped => Err(e.context(format_args!("stopped by {}", stop::name()))),

@@ -3,7 +3,7 @@
 //! tells and does nothing else: whether to wait is the user's to say.
 
 use crate::base::{Error, Result};
-use crate::tape::Position;
+use crate::tape::ProgressMarker;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -58,7 +58,7 @@ impl State {
         Some(limit.saturating_mul(1 << self.told.min(20)))
     }
 
-    fn line(&self, position: &Position) -> String {
+    fn line(&self, marker: &ProgressMarker) -> String {
         let (step, iteration) = self.now.clone().unwrap_or_default();
         let time = |d: Duration| match d.as_secs() {
             s if s < 300 => format!("{s} s"),
@@ -67,7 +67,7 @@ impl State {
         let usual = self.usual().map_or("none before it has ended".into(), |d| {
             format!("the usual one takes {:.1} s", d.as_secs_f64())
         });
-        let place = position.last();
+        let place = marker.last();
         let age = place.age().map_or(String::new(), |age| format!(", {} ago", time(age)));
         format!(
             "{step}: iteration {iteration} has taken {} so far, {usual}; begun last: {place}{age}",
@@ -81,14 +81,14 @@ impl Watchdog {
     /// times as long as the usual one of its step.
     pub(super) fn start(
         least: Duration,
-        position: Arc<Position>,
+        marker: Arc<ProgressMarker>,
         tell: impl Fn(&str) + Send + 'static,
     ) -> Result<Watchdog> {
         let (since, last) = (Instant::now(), VecDeque::new());
         let state = State { now: None, since, told: 0, last, ended: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let watched = shared.clone();
-        let watch = move || watch(&watched, least, &position, &tell);
+        let watch = move || watch(&watched, least, &marker, &tell);
         let thread = std::thread::Builder::new().name("watchdog".into()).spawn(watch);
         let thread = thread.map_err(|e| Error::resource(format!("cannot start a thread: {e}")))?;
         Ok(Watchdog { shared, thread: Some(thread) })
@@ -129,7 +129,7 @@ impl Drop for Watchdog {
     }
 }
 
-fn watch(shared: &Shared, least: Duration, position: &Position, tell: &dyn Fn(&str)) {
+fn watch(shared: &Shared, least: Duration, marker: &ProgressMarker, tell: &dyn Fn(&str)) {
     let mut state = shared.state();
     while !state.ended {
         let Some(limit) = state.limit(least) else {
@@ -139,7 +139,7 @@ fn watch(shared: &Shared, least: Duration, position: &Position, tell: &dyn Fn(&s
         let left = limit.saturating_sub(state.since.elapsed());
         if left.is_zero() {
             state.told += 1;
-            let line = state.line(position);
+            let line = state.line(marker);
             // Whoever trains does not wait for whoever reads.
             drop(state);
             tell(&line);

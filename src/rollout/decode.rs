@@ -10,7 +10,7 @@ use crate::device::{Buffer, Device, Region};
 use crate::model::{Attend, KvCache, Model, Pass};
 use crate::op::decode_update::{DecodeUpdate, State, Written, decode_update};
 use crate::op::sample::sample;
-use crate::tape::{Program, Shaped, Tape, Workspace};
+use crate::tape::{CapturedGraph, Shaped, Tape, Workspace};
 use crate::tensor::{Desc, Tensor};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -50,7 +50,7 @@ pub(super) fn decode(
     step.reserve(ws, most)?;
     let slots = Slots::new(device, most)?;
     let mut read = Read::new(most);
-    let mut programs: HashMap<usize, Program<'_>> = HashMap::new();
+    let mut programs: HashMap<usize, CapturedGraph<'_>> = HashMap::new();
     let mut changed = true;
     while !active.is_empty() {
         super::go_on(model, ws)?;
@@ -135,7 +135,12 @@ impl<'a> Step<'a> {
     }
 
     /// Records a step.
-    fn capture(self, ws: &'a Workspace, sizes: Sizes, slots: &'a Slots) -> Result<Program<'a>> {
+    fn capture(
+        self,
+        ws: &'a Workspace,
+        sizes: Sizes,
+        slots: &'a Slots,
+    ) -> Result<CapturedGraph<'a>> {
         let inputs = Inputs { sizes, slots: Some(slots) };
         // What ranks tell each other through the host is no part of a graph.
         let graph = self.model.store.partition().tensor.size() == 1;

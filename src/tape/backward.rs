@@ -37,7 +37,7 @@ impl<'a> Tape<'a> {
             if self.segment < self.segments.len() {
                 self.shared.leave();
             }
-            self.replay(range.clone(), self.segments[s].keep)?;
+            self.replay(range.clone(), self.segments[s].checkpointing)?;
             for r in range.rev() {
                 self.step_back(r)?;
             }

@@ -5,17 +5,17 @@
 //! It knows operators and memory, not models.
 
 mod backward;
+mod captured_graph;
 mod placed;
-mod position;
-mod program;
+mod progress;
 mod replay;
 mod shared;
 #[cfg(test)]
 mod tests;
 mod workspace;
 
-pub use position::{Place as Begun, Position};
-pub use program::Program;
+pub use captured_graph::CapturedGraph;
+pub use progress::{Progress, ProgressMarker};
 pub use workspace::{Arena, Shaped, Workspace};
 
 use crate::base::{DType, Error, Result};
@@ -29,13 +29,13 @@ use std::sync::Arc;
 
 /// The values kept between forward and backward. All settings give bitwise equal gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Keep {
+pub enum ActivationCheckpointing {
     /// Everything that backward reads.
-    All,
+    None,
     /// Not the outputs of cheap operators, which are run again.
-    Cheap,
+    Selective,
     /// Only each segment's input; the segment is run again (activation checkpointing).
-    Input,
+    Full,
 }
 
 /// One operator that was run.
@@ -51,7 +51,7 @@ pub struct Record {
 #[derive(Debug)]
 struct Segment {
     first: usize,
-    keep: Keep,
+    checkpointing: ActivationCheckpointing,
 }
 
 /// Where the bytes of a slot are.
@@ -101,7 +101,7 @@ pub struct Tape<'a> {
     planning: bool,
     base: Region<'a>,
     plan: Option<&'a Planned>,
-    position: Option<&'a Position>,
+    progress: Option<&'a ProgressMarker>,
     /// Number of the segment that runs, from 1.
     segment: usize,
     slots: Vec<SlotInfo<'a>>,
@@ -114,11 +114,11 @@ pub struct Tape<'a> {
     records: Vec<Record>,
     segments: Vec<Segment>,
     recording: bool,
-    keep: Keep,
+    checkpointing: ActivationCheckpointing,
     grads: HashMap<Slot, Tensor>,
     flops: u64,
     /// Operators that are recorded instead of run.
-    captured: Option<Vec<program::Step<'a>>>,
+    captured: Option<Vec<captured_graph::Step<'a>>>,
 }
 
 impl<'a> Tape<'a> {
@@ -130,7 +130,7 @@ impl<'a> Tape<'a> {
     /// A tape that runs in `arena` as `plan` says.
     fn running(arena: &'a Arena, plan: &'a Planned) -> Tape<'a> {
         let tape = Tape::new(arena.device(), arena.region(), Some(plan));
-        Tape { position: Some(arena.position()), ..tape }
+        Tape { progress: Some(arena.progress()), ..tape }
     }
 
     fn new(device: Device, base: Region<'a>, plan: Option<&'a Planned>) -> Tape<'a> {
@@ -139,7 +139,7 @@ impl<'a> Tape<'a> {
             planning: plan.is_none(),
             base,
             plan,
-            position: None,
+            progress: None,
             segment: 0,
             slots: vec![],
             lives: vec![],
@@ -150,7 +150,7 @@ impl<'a> Tape<'a> {
             records: vec![],
             segments: vec![],
             recording: false,
-            keep: Keep::All,
+            checkpointing: ActivationCheckpointing::None,
             grads: HashMap::new(),
             flops: 0,
             captured: None,
@@ -164,7 +164,7 @@ impl<'a> Tape<'a> {
 
     /// From here on computes nothing, but takes part in what the ranks of a store do together: for
     /// a rank that has no rows left where others have some.
-    pub fn accompany(&mut self) {
+    pub fn participate_idle(&mut self) {
         self.shared.only = true;
     }
 
@@ -184,10 +184,10 @@ impl<'a> Tape<'a> {
     }
 
     /// Starts a new segment, kept as `keep` says.
-    pub fn segment(&mut self, keep: Keep) {
-        self.keep = keep;
+    pub fn segment(&mut self, checkpointing: ActivationCheckpointing) {
+        self.checkpointing = checkpointing;
         self.shared.leave();
-        self.segments.push(Segment { first: self.records.len(), keep });
+        self.segments.push(Segment { first: self.records.len(), checkpointing });
         self.segment = self.segments.len();
     }
 
@@ -381,7 +381,7 @@ impl<'a> Tape<'a> {
         let scratch = self.scratch_region(scratch);
         placed::check(self.device, op.name(), read.iter().flatten(), write.iter(), scratch)?;
         if self.captured.is_some() {
-            let step = program::Step { op: op.clone(), ins: read, outs: write, scratch };
+            let step = captured_graph::Step { op: op.clone(), ins: read, outs: write, scratch };
             self.captured.get_or_insert_default().push(step);
             return Ok(outs);
         }
@@ -415,7 +415,7 @@ impl<'a> Tape<'a> {
 
     /// Tells what is begun.
     fn at(&self, operator: &'static str, backward: bool) {
-        self.position.iter().for_each(|p| p.at(operator, self.segment, backward));
+        self.progress.iter().for_each(|p| p.at(operator, self.segment, backward));
     }
 
     fn place(&self, tensor: &Tensor) -> Placed<'a> {

@@ -1,6 +1,6 @@
 //! Running part of a segment again before its backward, so that its activations need not be kept.
 
-use super::{Keep, Tape};
+use super::{ActivationCheckpointing, Tape};
 use crate::base::Result;
 use crate::op::Place;
 use crate::tensor::{Slot, Tensor};
@@ -10,11 +10,15 @@ use std::ops::Range;
 impl Tape<'_> {
     /// Re-runs what backward of the records in `range` reads and `keep` did not keep, and points
     /// the records at the new slots.
-    pub(super) fn replay(&mut self, range: Range<usize>, keep: Keep) -> Result<()> {
-        if keep == Keep::All {
+    pub(super) fn replay(
+        &mut self,
+        range: Range<usize>,
+        checkpointing: ActivationCheckpointing,
+    ) -> Result<()> {
+        if checkpointing == ActivationCheckpointing::None {
             return Ok(());
         }
-        let again = self.to_replay(range.clone(), keep);
+        let again = self.to_replay(range.clone(), checkpointing);
         let mut renamed: HashMap<Slot, Slot> = HashMap::new();
         let rename = |renamed: &HashMap<Slot, Slot>, t: Tensor| Tensor {
             slot: renamed.get(&t.slot).copied().unwrap_or(t.slot),
@@ -47,7 +51,11 @@ impl Tape<'_> {
     }
 
     /// Records whose outputs backward needs, directly or to redo others.
-    fn to_replay(&self, range: Range<usize>, keep: Keep) -> HashSet<usize> {
+    fn to_replay(
+        &self,
+        range: Range<usize>,
+        checkpointing: ActivationCheckpointing,
+    ) -> HashSet<usize> {
         let mut needed: HashSet<Slot> = HashSet::new();
         for record in &self.records[range.clone()] {
             let saved = |mask: u64, i: usize| mask >> i & 1 == 1;
@@ -61,7 +69,7 @@ impl Tape<'_> {
         let mut again = HashSet::new();
         for r in range.rev() {
             let record = &self.records[r];
-            let candidate = keep == Keep::Input || record.plan.cheap;
+            let candidate = checkpointing == ActivationCheckpointing::Full || record.plan.cheap;
             if candidate && record.outs.iter().any(|t| needed.contains(&t.slot)) {
                 again.insert(r);
                 needed.extend(record.ins.iter().flatten().map(|t| t.slot));

@@ -218,7 +218,7 @@ impl<'a> Tape<'a> {
                 sum = self.unrecorded(|tape| add(tape, sum, part(other)))?;
             }
             self.touch(&sum);
-            // A rank that accompanies others has zeros there.
+            // An idle rank has zeros there.
             if self.computes() {
                 for place in &places {
                     self.region(&part(place)).copy_from(self.region(&sum))?;

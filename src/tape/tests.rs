@@ -38,15 +38,20 @@ fn store(hidden: usize) -> Store {
 }
 
 /// Four norms in two segments; returns the output and leaves gradients in the store.
-fn run(ws: &mut Workspace, store: &Store, rows: &Rows, keep: Keep) -> Vec<f32> {
+fn run(
+    ws: &mut Workspace,
+    store: &Store,
+    rows: &Rows,
+    checkpointing: ActivationCheckpointing,
+) -> Vec<f32> {
     let hidden = store.params()[0].spec.shape[0];
-    ws.run(&format!("{keep:?}"), rows, |tape, rows: &Rows| {
+    ws.run(&format!("{checkpointing:?}"), rows, |tape, rows: &Rows| {
         tape.record();
         let mut x = tape.input_f32(&rows.0)?;
         x.desc = Desc::new(&[rows.0.len() / hidden, hidden], DType::F32);
         for i in 0..4 {
             if i % 2 == 0 {
-                tape.segment(keep);
+                tape.segment(checkpointing);
             }
             let g = tape.param(store, ParamId(i));
             x = norm(tape, Norm { mean: i % 2 == 0, eps: 1e-5, unit_offset: false }, x, g, None)?;
@@ -66,10 +71,14 @@ fn every_keep_setting_gives_the_same_bits_and_less_memory() {
     let mut rng = Rng::new(2, 0);
     let rows = Rows((0..hidden * 50).map(|_| rng.normal()).collect());
     let mut seen: Vec<(Vec<f32>, Vec<Vec<f32>>, usize)> = vec![];
-    for keep in [Keep::All, Keep::Cheap, Keep::Input] {
+    for checkpointing in [
+        ActivationCheckpointing::None,
+        ActivationCheckpointing::Selective,
+        ActivationCheckpointing::Full,
+    ] {
         let mut ws = Workspace::new(Device::Cpu, usize::MAX).unwrap();
         store.reset_grads();
-        let out = run(&mut ws, &store, &rows, keep);
+        let out = run(&mut ws, &store, &rows, checkpointing);
         let grads = (0..4).map(|i| store.read_grad(ParamId(i)).unwrap()).collect();
         seen.push((out, grads, ws.bytes()));
     }
@@ -87,15 +96,15 @@ fn a_second_backward_adds_and_a_larger_batch_is_planned_again() {
     let mut ws = Workspace::new(Device::Cpu, usize::MAX).unwrap();
     let rows = Rows((0..hidden * 3).map(|i| (i as f32).cos()).collect());
     store.reset_grads();
-    run(&mut ws, &store, &rows, Keep::All);
+    run(&mut ws, &store, &rows, ActivationCheckpointing::None);
     let once = store.read_grad(ParamId(0)).unwrap();
-    run(&mut ws, &store, &rows, Keep::All);
+    run(&mut ws, &store, &rows, ActivationCheckpointing::None);
     let twice = store.read_grad(ParamId(0)).unwrap();
     assert!(once.iter().zip(&twice).all(|(a, b)| 2.0 * a == *b));
     let before = ws.bytes();
-    run(&mut ws, &store, &Rows(vec![0.5; hidden * 300]), Keep::All);
+    run(&mut ws, &store, &Rows(vec![0.5; hidden * 300]), ActivationCheckpointing::None);
     assert!(ws.bytes() > before);
-    run(&mut ws, &store, &rows, Keep::All);
+    run(&mut ws, &store, &rows, ActivationCheckpointing::None);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! the planned arena. All programs of all models share one arena: phases never overlap, so its size
 //! is the maximum over programs, not their sum.
 
-use super::{Planned, Position, Tape};
+use super::{Planned, ProgressMarker, Tape};
 use crate::base::{Error, Kind, Result};
 use crate::device::{Buffer, Device, Region};
 use std::cell::Cell;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Arena {
     buffer: Buffer,
-    position: Arc<Position>,
+    progress: Arc<ProgressMarker>,
 }
 
 impl Arena {
@@ -25,8 +25,8 @@ impl Arena {
     }
 
     /// Where the program is that runs in it.
-    pub(super) fn position(&self) -> &Position {
-        &self.position
+    pub(super) fn progress(&self) -> &ProgressMarker {
+        &self.progress
     }
 
     /// The device it lives on.
@@ -59,9 +59,9 @@ pub struct Workspace {
     limit: usize,
     /// The message to be reported, and true once one has been given.
     note: Option<String>,
-    told: bool,
+    notified: bool,
     /// Returns true if work under way is to be dropped, where it may be dropped.
-    asked: Option<fn() -> bool>,
+    cancel: Option<fn() -> bool>,
     dropped: Cell<bool>,
     flops: Cell<u64>,
     misfits: usize,
@@ -87,10 +87,10 @@ fn mib(bytes: usize) -> f64 {
 impl Workspace {
     /// An empty workspace on `device` that may grow to `limit` bytes.
     pub fn new(device: Device, limit: usize) -> Result<Workspace> {
-        let arena = Arena { buffer: Buffer::zeroed(device, 0)?, position: Arc::default() };
+        let arena = Arena { buffer: Buffer::zeroed(device, 0)?, progress: Arc::default() };
         let (plans, dropped, flops) = (HashMap::new(), Cell::default(), Cell::default());
-        let (note, told, asked) = (None, false, None);
-        Ok(Workspace { arena, plans, limit, note, told, asked, dropped, flops, misfits: 0 })
+        let (note, notified, cancel) = (None, false, None);
+        Ok(Workspace { arena, plans, limit, note, notified, cancel, dropped, flops, misfits: 0 })
     }
 
     /// Size of the arena: the peak of activations over all programs.
@@ -98,21 +98,21 @@ impl Workspace {
         self.arena.buffer.bytes()
     }
 
-    /// From here on long work asks `asked` between its parts whether it is to be dropped; `None`:
+    /// From here on long work asks `cancel` between its parts whether it is to be dropped; `None`:
     /// it is not.
-    pub fn listen(&mut self, asked: Option<fn() -> bool>) {
-        self.asked = asked;
+    pub fn cancel_when(&mut self, cancel: Option<fn() -> bool>) {
+        self.cancel = cancel;
     }
 
     /// Between the parts of long work that leaves everything as it was when it is dropped: an error
     /// of [`Kind::Stopped`] if it is.
     pub fn go_on(&self) -> Result<()> {
-        if self.is_asked() { Err(self.drop_work()) } else { Ok(()) }
+        if self.cancel_requested() { Err(self.drop_work()) } else { Ok(()) }
     }
 
     /// True if work under way is to be dropped.
-    pub fn is_asked(&self) -> bool {
-        self.asked.is_some_and(|asked| asked())
+    pub fn cancel_requested(&self) -> bool {
+        self.cancel.is_some_and(|cancel| cancel())
     }
 
     /// The error of work that is dropped.
@@ -129,8 +129,8 @@ impl Workspace {
     }
 
     /// Where the program is that runs, for another thread to ask.
-    pub fn position(&self) -> Arc<Position> {
-        self.arena.position.clone()
+    pub fn progress(&self) -> Arc<ProgressMarker> {
+        self.arena.progress.clone()
     }
 
     /// Bytes planned for each program, by name.
@@ -229,14 +229,14 @@ impl Workspace {
 
     /// Keeps a message about memory to be reported. Only the first counts, since later ones repeat
     /// it.
-    pub fn tell(&mut self, what: impl FnOnce() -> String) {
-        if !self.told {
-            (self.note, self.told) = (Some(what()), true);
+    pub fn notify(&mut self, what: impl FnOnce() -> String) {
+        if !self.notified {
+            (self.note, self.notified) = (Some(what()), true);
         }
     }
 
     /// The message to be reported, once.
-    pub fn take_told(&mut self) -> Option<String> {
+    pub fn take_notice(&mut self) -> Option<String> {
         self.note.take()
     }
 
@@ -249,7 +249,7 @@ impl Workspace {
     ) -> Result<T> {
         self.reserve(key, &inputs.dims(), &mut program)?;
         self.fit(key, inputs, &mut program)?;
-        self.arena.position.enter(key);
+        self.arena.progress.enter(key);
         let this = &*self;
         let mut tape = this.tape(key)?;
         let done = program(&mut tape, inputs);

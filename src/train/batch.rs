@@ -54,7 +54,7 @@ impl Batch {
         pass: Pass,
     ) -> Result<(Tensor, Tensor)> {
         if self.idle {
-            tape.accompany();
+            tape.participate_idle();
         }
         let ids = tape.input_i32(&self.packed.ids)?;
         let positions = tape.input_i32(&self.packed.positions)?;

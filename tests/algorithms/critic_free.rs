@@ -7,7 +7,7 @@ use duplex::base::{DType, Result, Rng};
 use duplex::data::PromptExample;
 use duplex::engine::Engine;
 use duplex::model::Head;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 use std::sync::Arc;
 
 fn leave_one_out(num_generations: usize) -> Method {
@@ -255,7 +255,7 @@ fn the_reward_rises_without_a_critic() {
         },
     );
     let models = OnlineModels {
-        actor: Engine::trained(actor.unwrap(), adamw(5e-3), Keep::All).unwrap(),
+        actor: Engine::trained(actor.unwrap(), adamw(5e-3), ActivationCheckpointing::None).unwrap(),
         reference: Reference::None,
         critic: None,
         reward: rule(Likes(23)),

@@ -9,7 +9,7 @@ use duplex::data::PairExample;
 use duplex::engine::Engine;
 use duplex::model::Head;
 use duplex::op::exact::softplus;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 
 const LOSSES: [Dpo; 2] =
     [Dpo { beta: 0.1, label_smoothing: 0.0 }, Dpo { beta: 0.7, label_smoothing: 0.2 }];
@@ -24,7 +24,8 @@ impl Setup {
     fn new(family: &str, loss: Dpo, micro: usize, learning_rate: f32) -> Setup {
         let frozen = || Engine::frozen(model(family, Head::Lm, DType::F32, false, None, 9));
         let policy = model(family, Head::Lm, DType::F32, true, None, 4);
-        let engine = Engine::trained(policy, adamw(learning_rate), Keep::All).unwrap();
+        let engine =
+            Engine::trained(policy, adamw(learning_rate), ActivationCheckpointing::None).unwrap();
         let (reference, step) = (Reference::model(frozen()), step_config(micro));
         let trainer = OfflineTrainer::new(engine, reference, Box::new(loss), step).unwrap();
         Setup { trainer, reference: frozen() }
@@ -98,7 +99,7 @@ fn gradients_are_those_of_the_loss() {
 fn with_adapters_the_model_without_them_is_the_reference() {
     let mut ws = workspace();
     let policy = model("llama", Head::Lm, DType::F32, true, Some(&lora("llama")), 4);
-    let engine = Engine::trained(policy, adamw(1e-2), Keep::All).unwrap();
+    let engine = Engine::trained(policy, adamw(1e-2), ActivationCheckpointing::None).unwrap();
     let loss = Box::new(LOSSES[0]);
     let mut trainer =
         OfflineTrainer::new(engine, Reference::Adapters, loss, step_config(90)).unwrap();
@@ -112,7 +113,7 @@ fn with_adapters_the_model_without_them_is_the_reference() {
     assert!(after.loss < before.loss, "{} {}", before.loss, after.loss);
     assert!(after.get("rewards/margins") > before.get("rewards/margins"));
     let policy = model("llama", Head::Lm, DType::F32, true, None, 4);
-    let engine = Engine::trained(policy, adamw(1e-2), Keep::All).unwrap();
+    let engine = Engine::trained(policy, adamw(1e-2), ActivationCheckpointing::None).unwrap();
     let (loss, step) = (Box::new(LOSSES[0]), step_config(90));
     let alone = OfflineTrainer::<PairExample>::new(engine, Reference::Adapters, loss, step);
     assert!(alone.is_err(), "no adapters to switch off");
@@ -127,7 +128,8 @@ fn a_policy_that_is_its_reference_has_rewards_of_exactly_zero() {
     for dtype in [DType::F32, DType::Bf16] {
         for micro in [1, 90, 100_000] {
             let policy = model("llama", Head::Lm, dtype, true, None, 9);
-            let engine = Engine::trained(policy, adamw(0.0), Keep::All).unwrap();
+            let engine =
+                Engine::trained(policy, adamw(0.0), ActivationCheckpointing::None).unwrap();
             let reference = Engine::frozen(model("llama", Head::Lm, dtype, false, None, 9));
             let (loss, step) = (Box::new(LOSSES[0]), step_config(micro));
             let mut trainer =

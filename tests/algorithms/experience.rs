@@ -9,7 +9,7 @@ use duplex::algo::{
 use duplex::base::{DType, Result};
 use duplex::engine::Engine;
 use duplex::model::Head;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 
 /// Checks advantages and returns against their definition: A_t is the sum of (gamma lambda)^l
 /// delta_{t+l}, with rewards made of KL, clipped score and penalty.
@@ -239,7 +239,7 @@ fn with_lora_the_reference_is_the_untouched_base() {
         let base = model(family, Head::Lm, DType::F32, false, None, 6);
         base.store.copy_from(&actor.store).unwrap();
         let base = Engine::frozen(base);
-        engines.actor = Engine::trained(actor, adamw(2e-2), Keep::All).unwrap();
+        engines.actor = Engine::trained(actor, adamw(2e-2), ActivationCheckpointing::None).unwrap();
         engines.reference = Reference::Adapters;
         let mut trainer = OnlineTrainer::new(engines, ppo_config()).unwrap();
         let before = weights(&trainer.models.actor.model);

@@ -9,14 +9,14 @@ use duplex::algo::{ALGORITHMS, Algorithm, Learns, Objective, OfflineTrainer, Ref
 use duplex::base::DType;
 use duplex::engine::Engine;
 use duplex::model::Head;
-use duplex::tape::Keep;
+use duplex::tape::ActivationCheckpointing;
 
 /// The gradient along itself, against the difference of the losses on either side.
 fn check<R>(of: &Algorithm, objective: &dyn Fn() -> Box<dyn Objective<R>>, rows: &[R]) {
     let (mut ws, rows): (_, Vec<&R>) = (workspace(), rows.iter().collect());
     let trainer = |micro| {
         let policy = model("llama", of.head, DType::F32, true, None, 4);
-        let engine = Engine::trained(policy, adamw(0.0), Keep::All).unwrap();
+        let engine = Engine::trained(policy, adamw(0.0), ActivationCheckpointing::None).unwrap();
         let frozen = || Engine::frozen(model("llama", Head::Lm, DType::F32, false, None, 9));
         let objective = objective();
         let reference = match objective.asks_reference() {

@@ -10,7 +10,7 @@ use duplex::base::{DType, Result};
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
 use duplex::rollout::Sampling;
-use duplex::tape::Keep;
+use duplex::tape::ActivationCheckpointing;
 
 /// Four times the share of one token in the answer.
 struct Likes(i32);
@@ -42,13 +42,20 @@ fn learn(family: &str, seed: u64, with_lora: bool) -> (f32, f32) {
         false => random(Head::Lm, true),
     };
     let engines = OnlineModels {
-        actor: Engine::trained(actor, adamw(if with_lora { 2e-2 } else { 5e-3 }), Keep::All)
-            .unwrap(),
+        actor: Engine::trained(
+            actor,
+            adamw(if with_lora { 2e-2 } else { 5e-3 }),
+            ActivationCheckpointing::None,
+        )
+        .unwrap(),
         reference: match with_lora {
             true => Reference::Adapters,
             false => Reference::model(Engine::frozen(random(Head::Lm, false))),
         },
-        critic: Some(Engine::trained(random(Head::Score, true), adamw(5e-3), Keep::All).unwrap()),
+        critic: Some(
+            Engine::trained(random(Head::Score, true), adamw(5e-3), ActivationCheckpointing::None)
+                .unwrap(),
+        ),
         reward: rule(Likes(23)),
     };
     let config = OnlineConfig {

@@ -8,7 +8,7 @@ use duplex::base::{DType, Kind, Rng};
 use duplex::data::{PairExample, SftExample};
 use duplex::engine::Engine;
 use duplex::model::{Head, LoraConfig, Model};
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 
 /// Rows of one length, so that halves of a micro-batch are micro-batches of half as many tokens.
 fn rows(n: usize, len: usize) -> Vec<SftExample> {
@@ -17,7 +17,7 @@ fn rows(n: usize, len: usize) -> Vec<SftExample> {
 }
 
 fn sft_of(model: Model, step: StepConfig, loss_on_prompt: bool) -> SftTrainer {
-    let engine = Engine::trained(model, adamw(1e-2), Keep::All).unwrap();
+    let engine = Engine::trained(model, adamw(1e-2), ActivationCheckpointing::None).unwrap();
     sft_trainer(engine, step, loss_on_prompt)
 }
 
@@ -31,7 +31,7 @@ fn train(trainer: &mut SftTrainer, ws: &mut Workspace, rows: &[SftExample]) -> O
     for _ in 0..2 {
         trainer.train(ws, &rows).unwrap();
     }
-    ws.take_told()
+    ws.take_notice()
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn ppo_goes_on_in_half_micro_batches() {
         (stats, ws)
     };
     let (want, mut ws) = run(workspace());
-    assert_eq!(ws.take_told(), None);
+    assert_eq!(ws.take_notice(), None);
     let of = |updates: bool| {
         let all = ws.programs().into_iter().filter(|p| p.0.starts_with("ppo") == updates);
         all.map(|p| p.1).max().unwrap()
@@ -119,7 +119,7 @@ fn ppo_goes_on_in_half_micro_batches() {
     let limit = of(false).max(of(true) * 6 / 10);
     assert!(limit < of(true), "{limit} {:?}", ws.programs());
     let (got, mut ws) = run(Workspace::new(device(), limit).unwrap());
-    assert!(ws.take_told().is_some() && ws.take_told().is_none());
+    assert!(ws.take_notice().is_some() && ws.take_notice().is_none());
     assert_eq!(got.first_ratio_deviation, 0.0);
     for (got, want) in [
         (got.policy_loss, want.policy_loss),
@@ -170,7 +170,9 @@ fn dropout_draws_the_same_in_micro_batches_of_any_size() {
         let step = StepConfig { seed, ..step_config(micro) };
         let mut sft = sft_of(adapted(Head::Lm), step.clone(), false);
         let first = sft.train(&mut ws, &examples).unwrap().loss;
-        let engine = Engine::trained(adapted(Head::Score), adamw(1e-2), Keep::All).unwrap();
+        let engine =
+            Engine::trained(adapted(Head::Score), adamw(1e-2), ActivationCheckpointing::None)
+                .unwrap();
         let mut reward = reward_trainer(engine, step, RewardLoss::End);
         let second = reward.train(&mut ws, &pairs).unwrap().loss;
         ([first, second], [gradients(&sft.engine.model), gradients(&reward.engine.model)])

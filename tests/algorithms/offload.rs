@@ -12,7 +12,7 @@ use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
 use duplex::pool::{Partition, Zero};
 use duplex::rollout::Sampling;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 use duplex::train::Batch;
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ fn ppo(offload: bool, p: &Partition) -> Result<Vec<f32>> {
     };
     let trained = |head, seed| {
         let options = LoadOptions { seed, train: true, ..options(head, DType::F32, false, p) };
-        Engine::trained(model_as("llama", &options), adamw(2e-3), Keep::All)
+        Engine::trained(model_as("llama", &options), adamw(2e-3), ActivationCheckpointing::None)
     };
     let engines = OnlineModels {
         actor: trained(Head::Lm, 1)?,

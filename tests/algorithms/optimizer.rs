@@ -10,7 +10,7 @@ use duplex::data::SftExample;
 use duplex::engine::Engine;
 use duplex::model::Head;
 use duplex::pool::ParamId;
-use duplex::tape::Keep;
+use duplex::tape::ActivationCheckpointing;
 use duplex::train::{AdamWConfig, AdamWState, Schedule, ScheduleKind};
 
 /// AdamW (Loshchilov and Hutter 2019) in f64 on the gradients that the trainer leaves.
@@ -45,7 +45,7 @@ fn steps_are_those_of_adamw() {
         let c = AdamWConfig { lora_learning_rate: 7e-3, max_grad_norm: 0.05, ..adamw(2e-3) };
         let l = lora(family);
         let model = model(family, Head::Lm, dtype, true, with_lora.then_some(&l), 4);
-        let engine = Engine::trained(model, c.clone(), Keep::All).unwrap();
+        let engine = Engine::trained(model, c.clone(), ActivationCheckpointing::None).unwrap();
         let schedule = Schedule { kind: ScheduleKind::Cosine, warmup: 2, total: 8 };
         let step = StepConfig { schedule, ..step_config(100) };
         let mut trainer = sft_trainer(engine, step, true);
@@ -105,7 +105,7 @@ fn losses(
     let l = lora(family);
     let model = model(family, Head::Lm, DType::Bf16, true, with_lora.then_some(&l), 6);
     let config = AdamWConfig { lora_learning_rate: 1e-2, state, ..adamw(3e-3) };
-    let engine = Engine::trained(model, config, Keep::All).unwrap();
+    let engine = Engine::trained(model, config, ActivationCheckpointing::None).unwrap();
     let [weights, _, optimizer, _] = engine.memory();
     let mut trainer = sft_trainer(engine, step_config(400), true);
     let mut rng = Rng::new(3, 0);
@@ -137,7 +137,7 @@ fn a_compact_state_learns_as_a_full_one() {
 fn a_compact_state_needs_bf16_weights() {
     let config = AdamWConfig { state: AdamWState::Compact, ..adamw(1e-3) };
     let model = model("gpt2", Head::Lm, DType::F32, true, None, 1);
-    let error = Engine::trained(model, config, Keep::All).unwrap_err();
+    let error = Engine::trained(model, config, ActivationCheckpointing::None).unwrap_err();
     assert_eq!(error.exit_code(), 2);
     assert!(error.to_string().contains("--optimizer-state full"), "{error}");
 }

@@ -8,11 +8,12 @@ use duplex::data::PairExample;
 use duplex::engine::Engine;
 use duplex::model::Head;
 use duplex::op::exact::softplus;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 
 fn trainer(family: &str, loss: RewardLoss, micro: usize, learning_rate: f32) -> RewardTrainer {
     let model = model(family, Head::Score, DType::F32, true, None, 4);
-    let engine = Engine::trained(model, adamw(learning_rate), Keep::All).unwrap();
+    let engine =
+        Engine::trained(model, adamw(learning_rate), ActivationCheckpointing::None).unwrap();
     reward_trainer(engine, step_config(micro), loss)
 }
 

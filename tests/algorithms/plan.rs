@@ -14,7 +14,7 @@ use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
 use duplex::pool::{Partition, Zero};
 use duplex::rollout::Sampling;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 use duplex::train::{AdamWConfig, AdamWState};
 use std::time::Duration;
 
@@ -66,9 +66,15 @@ impl At {
         Model::random(&config, &options).unwrap()
     }
 
-    fn trained(&self, head: Head, dtype: DType, state: AdamWState, keep: Keep) -> Engine {
+    fn trained(
+        &self,
+        head: Head,
+        dtype: DType,
+        state: AdamWState,
+        checkpointing: ActivationCheckpointing,
+    ) -> Engine {
         let adamw = AdamWConfig { state, ..adamw(1e-4) };
-        Engine::trained(self.model(head, dtype, state, true), adamw, keep).unwrap()
+        Engine::trained(self.model(head, dtype, state, true), adamw, checkpointing).unwrap()
     }
 }
 
@@ -121,10 +127,14 @@ fn an_imagined_rank_takes_and_says_what_a_real_one_does_in_a_step() {
     for ranks in [1, 2, 4] {
         for stage in Zero::ALL {
             for (dtype, state) in kinds {
-                for keep in [Keep::All, Keep::Cheap, Keep::Input] {
+                for checkpointing in [
+                    ActivationCheckpointing::None,
+                    ActivationCheckpointing::Selective,
+                    ActivationCheckpointing::Full,
+                ] {
                     let [real, imagined] = real_and_imagined(ranks, stage, 1, |at| {
                         let mut ws = Workspace::new(at.device, usize::MAX)?;
-                        let engine = at.trained(Head::Lm, dtype, state, keep);
+                        let engine = at.trained(Head::Lm, dtype, state, checkpointing);
                         let mut trainer = sft_trainer(engine, step_config(90), false);
                         let (before, examples) = (forget(at), examples());
                         let rows: Vec<&SftExample> = examples.iter().collect();
@@ -135,7 +145,7 @@ fn an_imagined_rank_takes_and_says_what_a_real_one_does_in_a_step() {
                     });
                     assert_eq!(
                         real, imagined,
-                        "{ranks} ranks, stage {stage}, {dtype}, {state:?}, {keep:?}"
+                        "{ranks} ranks, stage {stage}, {dtype}, {state:?}, {checkpointing:?}"
                     );
                     assert!(imagined.flops > 1_000_000);
                     assert_eq!(imagined.calls.iter().any(|c| c.2 > 10_000), ranks > 1);
@@ -160,9 +170,14 @@ fn an_imagined_rank_takes_and_says_what_a_real_one_does_in_an_iteration() {
             let state = AdamWState::Full;
             let frozen = |head| Engine::frozen(at.model(head, DType::Bf16, state, false));
             let engines = OnlineModels {
-                actor: at.trained(Head::Lm, DType::Bf16, state, Keep::All),
+                actor: at.trained(Head::Lm, DType::Bf16, state, ActivationCheckpointing::None),
                 reference: Reference::model(frozen(Head::Lm)),
-                critic: Some(at.trained(Head::Score, DType::Bf16, state, Keep::All)),
+                critic: Some(at.trained(
+                    Head::Score,
+                    DType::Bf16,
+                    state,
+                    ActivationCheckpointing::None,
+                )),
                 reward: model_reward(frozen(Head::Score)),
             };
             // Answers of full length: nothing ends them.

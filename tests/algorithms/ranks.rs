@@ -16,7 +16,7 @@ use duplex::model::LoraConfig;
 use duplex::model::{Head, LoadOptions};
 use duplex::pool::{Param, ParamId, Partition, Zero};
 use duplex::rollout::Sampling;
-use duplex::tape::Keep;
+use duplex::tape::ActivationCheckpointing;
 use duplex::train::{AdamWConfig, AdamWState};
 use std::time::Duration;
 
@@ -86,7 +86,7 @@ fn engine(
         partition: partition.clone(),
         ..LoadOptions::frozen(head, dtype).on(device())
     };
-    Engine::trained(model_as(family, &options), config, Keep::All)
+    Engine::trained(model_as(family, &options), config, ActivationCheckpointing::None)
 }
 
 fn sft(
@@ -151,7 +151,11 @@ fn adapters_cut_for_tensor_parallelism_are_trained_alike() {
                 partition: p.clone(),
                 ..LoadOptions::frozen(Head::Lm, DType::F32).on(device())
             };
-            let engine = Engine::trained(model_as(family, &options), adamw(1e-2), Keep::All)?;
+            let engine = Engine::trained(
+                model_as(family, &options),
+                adamw(1e-2),
+                ActivationCheckpointing::None,
+            )?;
             let mut trainer = sft_trainer(engine, step_config(60), false);
             let mut numbers = vec![];
             for step in 0..4 {

@@ -8,7 +8,7 @@ use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
 use duplex::pool::{ParamId, Partition};
 use duplex::rollout::Sampling;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 use duplex::train::{AdamWConfig, Batch};
 use std::sync::Arc;
 
@@ -115,7 +115,7 @@ pub(crate) fn engines_among(
         let grads = config.state.grads();
         let options = LoadOptions { train: true, grads, ..options(head, seed, partition) };
         let m = model_as(family, &options);
-        Engine::trained(m, config.clone(), Keep::All).unwrap()
+        Engine::trained(m, config.clone(), ActivationCheckpointing::None).unwrap()
     };
     let reference = Engine::frozen(model_as(family, &options(Head::Lm, 3, of_others)));
     OnlineModels {

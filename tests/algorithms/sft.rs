@@ -6,11 +6,12 @@ use duplex::base::{DType, Rng};
 use duplex::data::SftExample;
 use duplex::engine::Engine;
 use duplex::model::Head;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 
 fn trainer(family: &str, loss_on_prompt: bool, micro: usize, learning_rate: f32) -> SftTrainer {
     let model = model(family, Head::Lm, DType::F32, true, None, 5);
-    let engine = Engine::trained(model, adamw(learning_rate), Keep::All).unwrap();
+    let engine =
+        Engine::trained(model, adamw(learning_rate), ActivationCheckpointing::None).unwrap();
     sft_trainer(engine, step_config(micro), loss_on_prompt)
 }
 

@@ -13,7 +13,7 @@ use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, LoraConfig, Model};
 use duplex::pool::{Partition, Zero};
 use duplex::rollout::Sampling;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 use duplex::train::{AdamWConfig, AdamWState};
 
 /// Random shapes; `DUPLEX_SHAPES` asks for more.
@@ -36,7 +36,7 @@ struct Setup {
     device: Imagined,
     dtype: DType,
     state: AdamWState,
-    keep: Keep,
+    checkpointing: ActivationCheckpointing,
     lora: Option<LoraConfig>,
     ranks: usize,
     stage: Zero,
@@ -82,7 +82,7 @@ impl Setup {
             device: one_of(rng, &[Imagined::Cpu, Imagined::Cuda]),
             dtype,
             state,
-            keep: one_of(rng, &KEEPS),
+            checkpointing: one_of(rng, &CHECKPOINTINGS),
             lora: one_of(rng, &[None, None, Some(adapters)]),
             ranks,
             stage,
@@ -105,7 +105,8 @@ impl Setup {
 
     fn trained(&self, head: Head) -> Engine {
         let adamw = AdamWConfig { state: self.state, ..adamw(1e-4) };
-        Engine::trained(self.model(head, true, self.lora.clone(), true), adamw, self.keep).unwrap()
+        Engine::trained(self.model(head, true, self.lora.clone(), true), adamw, self.checkpointing)
+            .unwrap()
     }
 
     fn frozen(&self, head: Head) -> Engine {

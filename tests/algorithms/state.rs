@@ -8,7 +8,7 @@ use duplex::data::SftExample;
 use duplex::engine::Engine;
 use duplex::formats::{Draft, Label, Snapshot, write_snapshot};
 use duplex::model::Head;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 use duplex::train::{AdamWConfig, AdamWState, Batch};
 use std::cell::Cell;
 use std::path::Path;
@@ -110,7 +110,7 @@ fn drop_again_and_again<T>(
     ws: &mut Workspace,
     mut work: impl FnMut(&mut Workspace) -> Result<T>,
 ) -> usize {
-    ws.listen(Some(is_impatient));
+    ws.cancel_when(Some(is_impatient));
     let mut drops = 0;
     loop {
         PATIENCE.set(drops + 1);
@@ -120,7 +120,7 @@ fn drop_again_and_again<T>(
         }
         drops += 1;
     }
-    ws.listen(None);
+    ws.cancel_when(None);
     drops
 }
 
@@ -141,7 +141,7 @@ fn work_that_is_dropped_leaves_everything_as_it_was() {
 
     let sft = || {
         let model = model("opt", Head::Lm, DType::F32, true, None, 5);
-        let engine = Engine::trained(model, adamw(1e-2), Keep::All);
+        let engine = Engine::trained(model, adamw(1e-2), ActivationCheckpointing::None);
         sft_trainer(engine.unwrap(), step_config(40), true)
     };
     let (mut one, mut two) = (sft(), sft());

@@ -10,7 +10,7 @@ use duplex::engine::{Engine, Terms};
 use duplex::model::{Head, LoraConfig};
 use duplex::op::weighted_sum::{WeightedSum, weighted_sum};
 use duplex::pool::ParamId;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 use duplex::train::{AdamWConfig, Batch, Schedule, ScheduleKind};
 
 /// An experience whose recorded log-probs and values are as if from other models, so that ratios
@@ -218,9 +218,11 @@ fn micro_batches_do_not_matter() {
             let adam = AdamWConfig { eps: 1e-4, ..adamw(1e-3) };
             let l = lora("llama");
             let actor = model("llama", Head::Lm, DType::F32, true, with_lora.then_some(&l), 1);
-            engines.actor = Engine::trained(actor, adam.clone(), Keep::All).unwrap();
+            engines.actor =
+                Engine::trained(actor, adam.clone(), ActivationCheckpointing::None).unwrap();
             let values = model("llama", Head::Score, DType::F32, true, None, 2);
-            engines.critic = Some(Engine::trained(values, adam, Keep::All).unwrap());
+            engines.critic =
+                Some(Engine::trained(values, adam, ActivationCheckpointing::None).unwrap());
             let mut trainer = OnlineTrainer::new(engines, config).unwrap();
             let text = prompts(3, 4);
             let text: Vec<&[i32]> = text.iter().map(Vec::as_slice).collect();
@@ -248,7 +250,7 @@ fn lora_dropout_takes_no_part_in_ppo() {
     let mut engines = engines("gpt2", 0.0);
     let lora = LoraConfig { dropout: 0.4, ..lora("gpt2") };
     let actor = model("gpt2", Head::Lm, DType::F32, true, Some(&lora), 1);
-    engines.actor = Engine::trained(actor, adamw(1e-2), Keep::All).unwrap();
+    engines.actor = Engine::trained(actor, adamw(1e-2), ActivationCheckpointing::None).unwrap();
     let mut trainer = OnlineTrainer::new(engines, ppo_config()).unwrap();
     for _ in 0..3 {
         let experience = experience(&mut trainer, &mut ws, &prompts(64, 8));
@@ -292,7 +294,8 @@ fn a_loss_that_is_not_finite_changes_nothing_either() {
     let mut ws = workspace();
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let actor = model("gpt2", Head::Lm, DType::F32, true, None, 1);
-        let mut engine = Engine::trained(actor, adamw(1e-2), Keep::All).unwrap();
+        let mut engine =
+            Engine::trained(actor, adamw(1e-2), ActivationCheckpointing::None).unwrap();
         let before = weights(&engine.model);
         let mut rng = Rng::new(4, 0);
         let ids = random_ids(&mut rng, 20);
@@ -414,7 +417,7 @@ fn accumulate(engine: &Engine, ws: &mut Workspace, batch: &Batch) {
 
 fn text_gradient(ws: &mut Workspace, text: &[Vec<i32>], coef: f32) -> (f64, Vec<f64>) {
     let actor = model("gpt2", Head::Lm, DType::F32, true, None, 1);
-    let engine = Engine::trained(actor, adamw(0.0), Keep::All).unwrap();
+    let engine = Engine::trained(actor, adamw(0.0), ActivationCheckpointing::None).unwrap();
     let rows: Vec<_> = text.iter().map(|t| (t.as_slice(), 0..t.len() - 1)).collect();
     let batch = Batch::new(&rows);
     let n = batch.select.len();

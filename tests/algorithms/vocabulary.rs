@@ -10,7 +10,7 @@ use duplex::device::Device;
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions};
 use duplex::rollout::Sampling;
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 
 /// The size of a run: on the emulated device one step of few tokens, under a larger vocabulary.
 struct Work {
@@ -42,7 +42,7 @@ impl Work {
         let config = config_of("llama", self.vocab, 512);
         let model = model_of(&config, &options.on(self.device));
         if train {
-            Engine::trained(model, adamw(1e-3), Keep::All).unwrap()
+            Engine::trained(model, adamw(1e-3), ActivationCheckpointing::None).unwrap()
         } else {
             Engine::frozen(model)
         }

@@ -8,7 +8,7 @@ pub use device::device;
 use duplex::arch::Config;
 use duplex::base::{DType, Rng};
 use duplex::model::{Head, LoadOptions, LoraConfig, Model};
-use duplex::tape::Keep;
+use duplex::tape::ActivationCheckpointing;
 use duplex::train::{AdamWConfig, AdamWState, Schedule, ScheduleKind};
 use serde_json::{Value, json};
 
@@ -185,4 +185,8 @@ pub fn row(rng: &mut Rng, vocab: usize, shortest: usize, longest: usize) -> Vec<
     (0..n).map(|_| rng.below(vocab as u32) as i32).collect()
 }
 
-pub const KEEPS: [Keep; 3] = [Keep::All, Keep::Cheap, Keep::Input];
+pub const CHECKPOINTINGS: [ActivationCheckpointing; 3] = [
+    ActivationCheckpointing::None,
+    ActivationCheckpointing::Selective,
+    ActivationCheckpointing::Full,
+];

@@ -6,7 +6,7 @@ use duplex::base::DType;
 use duplex::data::PairExample;
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
-use duplex::tape::{Keep, Workspace};
+use duplex::tape::{ActivationCheckpointing, Workspace};
 use duplex::train::{Schedule, ScheduleKind};
 
 const PAIRS: usize = 5;
@@ -30,7 +30,7 @@ fn trainer(loss: Dpo, micro_batch_tokens: usize) -> OfflineTrainer<PairExample> 
     let options = LoadOptions::frozen(Head::Lm, DType::F32).on(device());
     let reference = Model::load(&dir("preferences").join("reference"), &options).unwrap();
     let schedule = Schedule { kind: ScheduleKind::Constant, warmup: 0, total: 1 };
-    let engine = Engine::trained(policy, adamw(), Keep::Input).unwrap();
+    let engine = Engine::trained(policy, adamw(), ActivationCheckpointing::Full).unwrap();
     let step = StepConfig { schedule, micro_batch_tokens, seed: 1 };
     OfflineTrainer::new(engine, Reference::model(Engine::frozen(reference)), Box::new(loss), step)
         .unwrap()

@@ -92,7 +92,7 @@ impl OnlineTrainer {
         sequences: &[u64],
         sampling: &Sampling,
     ) -> Result<Vec<Answer>> {
-        let [dropped] = self.models.actor.comm().any([ws.is_asked()])?;
+        let [dropped] = self.models.actor.comm().any([ws.cancel_requested()])?;
         if dropped {
             return Err(ws.drop_work());
         }

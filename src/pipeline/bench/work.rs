@@ -78,7 +78,7 @@ impl Bench<'_> {
             state: self.cfg.optimizer_state.adamw(),
             offload: false,
         };
-        Engine::trained(model, adamw, settings::keep(self.cfg.gradient_checkpointing))
+        Engine::trained(model, adamw, settings::checkpointing(self.cfg.gradient_checkpointing))
     }
 
     fn dtype(&self) -> DType {

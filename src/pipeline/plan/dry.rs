@@ -186,8 +186,8 @@ impl<'c> Dry<'c> {
         adamw: AdamWConfig,
         generates: bool,
     ) -> Result<Engine> {
-        let keep = settings::keep(self.cfg.gradient_checkpointing);
-        Engine::trained(self.model(config, head, lora, [true, generates])?, adamw, keep)
+        let checkpointing = settings::checkpointing(self.cfg.gradient_checkpointing);
+        Engine::trained(self.model(config, head, lora, [true, generates])?, adamw, checkpointing)
     }
 
     /// An engine for a model that is only asked.

@@ -120,7 +120,7 @@ fn fits(cfg: &RunConfig, machine: Machine, of: &'static Algorithm) -> Result<boo
     let done = steps::step(&mut dry, of);
     kind.set_limit(usize::MAX);
     match done {
-        Ok(_) => Ok(dry.ws.take_told().is_none()),
+        Ok(_) => Ok(dry.ws.take_notice().is_none()),
         Err(e) if e.kind() == Kind::Memory => Ok(false),
         Err(e) => Err(e),
     }

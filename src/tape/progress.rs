@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 /// A place that one thread updates and another reads. An update takes a lock that is nearly always
 /// free, and the clock: some tens of nanoseconds.
 #[derive(Debug, Default)]
-pub struct Position(Mutex<Place>);
+pub struct ProgressMarker(Mutex<Progress>);
 
 /// The program, segment and operator that was begun last.
 #[derive(Clone, Debug, Default)]
-pub struct Place {
+pub struct Progress {
     program: String,
     operator: &'static str,
     segment: usize,
@@ -21,39 +21,39 @@ pub struct Place {
     since: Option<Instant>,
 }
 
-impl Position {
+impl ProgressMarker {
     /// The program, segment and operator that was begun last.
-    pub fn last(&self) -> Place {
-        self.place().clone()
+    pub fn last(&self) -> Progress {
+        self.progress().clone()
     }
 
     pub(super) fn enter(&self, program: &str) {
-        let mut place = self.place();
-        *place = Place { since: Some(Instant::now()), ..Place::default() };
-        place.program.push_str(program);
+        let mut progress = self.progress();
+        *progress = Progress { since: Some(Instant::now()), ..Progress::default() };
+        progress.program.push_str(program);
     }
 
     pub(super) fn at(&self, operator: &'static str, segment: usize, backward: bool) {
-        let mut place = self.place();
-        (place.operator, place.segment, place.backward) = (operator, segment, backward);
-        place.since = Some(Instant::now());
+        let mut progress = self.progress();
+        (progress.operator, progress.segment, progress.backward) = (operator, segment, backward);
+        progress.since = Some(Instant::now());
     }
 
-    fn place(&self) -> MutexGuard<'_, Place> {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Place {
+impl Progress {
     /// Time since then; none where nothing was begun yet.
     pub fn age(&self) -> Option<Duration> {
         self.since.map(|since| since.elapsed())
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Place { program, operator, segment, backward, .. } = self;
+        let Progress { program, operator, segment, backward, .. } = self;
         match (program.as_str(), *operator) {
             ("", _) => f.write_str("no program has begun"),
             (program, "") => write!(f, "program {program:?}"),
@@ -71,16 +71,16 @@ mod tests {
 
     #[test]
     fn the_last_that_was_begun_is_told() {
-        let position = Position::default();
-        assert!(position.last().age().is_none());
-        assert_eq!(position.last().to_string(), "no program has begun");
-        position.enter("sft 3");
-        assert_eq!(position.last().to_string(), "program \"sft 3\"");
-        position.at("linear", 4, true);
-        let told = position.last().to_string();
+        let marker = ProgressMarker::default();
+        assert!(marker.last().age().is_none());
+        assert_eq!(marker.last().to_string(), "no program has begun");
+        marker.enter("sft 3");
+        assert_eq!(marker.last().to_string(), "program \"sft 3\"");
+        marker.at("linear", 4, true);
+        let told = marker.last().to_string();
         assert_eq!(told, "program \"sft 3\", segment 4, operator linear backward");
-        position.enter("adamw 3");
-        assert_eq!(position.last().to_string(), "program \"adamw 3\"");
-        assert!(position.last().age().is_some());
+        marker.enter("adamw 3");
+        assert_eq!(marker.last().to_string(), "program \"adamw 3\"");
+        assert!(marker.last().age().is_some());
     }
 }

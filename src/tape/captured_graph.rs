@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// A recorded program. What it reads and writes must stay in place; the arena and what the tape
 /// borrowed do, since it borrows them too.
-pub struct Program<'a> {
+pub struct CapturedGraph<'a> {
     device: Device,
     steps: Steps<'a>,
 }
@@ -46,7 +46,7 @@ struct Operators<'a> {
     outs: Vec<ViewMut<'a>>,
 }
 
-impl fmt::Debug for Program<'_> {
+impl fmt::Debug for CapturedGraph<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.steps {
             Steps::Operators(o) => write!(f, "program of {} operators", o.steps.len()),
@@ -55,7 +55,7 @@ impl fmt::Debug for Program<'_> {
     }
 }
 
-impl Program<'_> {
+impl CapturedGraph<'_> {
     /// Runs it once more.
     pub fn run(&mut self) -> Result<()> {
         match &mut self.steps {
@@ -123,19 +123,19 @@ impl Workspace {
         inputs: &I,
         graph: bool,
         program: impl FnOnce(&mut Tape<'a>, &I) -> Result<()>,
-    ) -> Result<Program<'a>> {
+    ) -> Result<CapturedGraph<'a>> {
         let mut tape = self.tape(key)?;
-        self.position().enter(key);
+        self.progress().enter(key);
         let device = tape.device;
         if device.has_kernels() && graph {
             let (graph, ()) = device.stream()?.capture(|| program(&mut tape, inputs))?;
-            return Ok(Program { device, steps: Steps::Graph(graph, key.to_string()) });
+            return Ok(CapturedGraph { device, steps: Steps::Graph(graph, key.to_string()) });
         }
         tape.captured = Some(vec![]);
         program(&mut tape, inputs)?;
         let steps = tape.captured.take().unwrap_or_default();
         let operators = Operators { steps, ins: vec![], outs: vec![] };
-        Ok(Program { device, steps: Steps::Operators(operators) })
+        Ok(CapturedGraph { device, steps: Steps::Operators(operators) })
     }
 }
 
