@@ -85,7 +85,7 @@ fn calls<E: Elem>(comm: &Comm, seed: u64, n: usize, seen: &mut Seen) -> Result<(
     comm.barrier()
 }
 
-/// Calls that are under way at the same time, waited for by each rank in another order; letters
+/// Calls that are under way at the same time, waited for by each rank in another order; messages
 /// among them, and a call of another group. Of ranks as threads (not `mixed`) those of one group
 /// cannot be waited for before another's.
 fn overlapping(comm: &Comm, seed: u64, mixed: bool, seen: &mut Seen) -> Result<()> {
@@ -157,13 +157,13 @@ fn go_on(comm: &Comm) -> Result<()> {
         let n = 1 + rng.below(40_000) as usize;
         let part = if rng.below(200) == 0 { comm.split(comm.rank() % 2)? } else { comm.clone() };
         let to = &mut all[..n * part.size()];
-        let (mut data, mut letter) = (vec![1f32; n], vec![2f32; n]);
+        let (mut data, mut message) = (vec![1f32; n], vec![2f32; n]);
         let gather = call!(part.all_gather(region(&mut own[..n]), region(to)))?;
         let sum = call!(part.all_reduce(region(&mut data), DType::F32, Reduce::Max))?;
         let other = (comm.rank() + 1) % comm.size();
         if rng.below(2) == 0 {
             let sent = call!(comm.send(region(&mut given[..n]), other))?;
-            call!(comm.receive(region(&mut letter), (comm.rank() + RANKS - 1) % RANKS))?.wait()?;
+            call!(comm.receive(region(&mut message), (comm.rank() + RANKS - 1) % RANKS))?.wait()?;
             sent.wait()?;
         }
         if rng.below(2) == 0 {

@@ -79,7 +79,7 @@ fn choose(device: DeviceChoice, ranks: usize, launch: &Launch) -> Result<Start> 
 /// 0 is an error.
 fn have_cards(device: DeviceChoice) -> Result<bool> {
     match device {
-        DeviceChoice::On(Device::Cpu | Device::Imagined(_)) => Ok(false),
+        DeviceChoice::On(Device::Cpu | Device::Fake(_)) => Ok(false),
         DeviceChoice::On(Device::Cuda(0)) => Ok(true),
         DeviceChoice::On(Device::Cuda(n)) => Err(Error::user(format!(
             "--device cuda:{n} names one card, and there are several ranks; use --device cuda, and \

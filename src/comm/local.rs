@@ -1,8 +1,8 @@
 //! Ranks as threads of one process: they read each other's memory. For tests, and for runs of one
 //! process.
 
+use super::deferred::{Meet, deferred};
 use super::reduce::{copy, reduce};
-use super::under_way::{Meet, under_way};
 use super::{Call, Comm, Pending, Span, Transport};
 use crate::base::{Error, Kind, Result};
 use std::collections::HashMap;
@@ -83,8 +83,8 @@ struct Hub {
 struct Meetings {
     /// Calls under way, by number.
     rounds: HashMap<u64, Round>,
-    /// Letters under way, and how many each pair of ranks has sent and asked for so far.
-    letters: HashMap<Way, Letter>,
+    /// Messages under way, and how many each pair of ranks has sent and asked for so far.
+    messages: HashMap<Way, P2pMessage>,
     sent: HashMap<(usize, usize), u64>,
     received: HashMap<(usize, usize), u64>,
     /// Groups being split off, by the number of the call.
@@ -117,7 +117,7 @@ struct Round {
 /// A message from one rank to another. It is copied once both have named their memory, so that
 /// either may wait for something else first.
 #[derive(Debug, Default)]
-struct Letter {
+struct P2pMessage {
     given: Option<Span>,
     asked: Option<Span>,
     /// It has been copied, or is not as long as asked for.
@@ -216,21 +216,21 @@ impl Hub {
         }
     }
 
-    /// Notes one rank's side of a letter, which is copied if the other's is there.
+    /// Notes one rank's side of a message, which is copied if the other's is there.
     fn post(
         &self,
         mut meetings: MutexGuard<'_, Meetings>,
         way: Way,
-        side: impl FnOnce(&mut Letter),
+        side: impl FnOnce(&mut P2pMessage),
     ) -> Result<()> {
         if let Some(e) = &meetings.broken {
             return Err(e.clone());
         }
-        let letter = meetings.letters.entry(way).or_default();
-        side(letter);
-        let (Some(given), Some(asked)) = (letter.given, letter.asked) else { return Ok(()) };
-        letter.over = Some(if given.bytes == asked.bytes {
-            // SAFETY: both ranks vouch for their memory until they have waited for the letter, and
+        let message = meetings.messages.entry(way).or_default();
+        side(message);
+        let (Some(given), Some(asked)) = (message.given, message.asked) else { return Ok(()) };
+        message.over = Some(if given.bytes == asked.bytes {
+            // SAFETY: both ranks vouch for their memory until they have waited for the message, and
             // neither has: that takes the lock, which is held here. Each named its own memory.
             unsafe { copy(given, asked) };
             Ok(())
@@ -329,21 +329,21 @@ impl Transport for Local {
         round.calls[rank] = Some(call);
         hub.changed.notify_all();
         drop(meetings);
-        Ok(under_way(Meeting { hub, rank, number, call }))
+        Ok(deferred(Meeting { hub, rank, number, call }))
     }
 
     unsafe fn send(&self, data: Span, to: usize) -> Result<Box<dyn Pending>> {
         let mut meetings = self.hub.lock();
         let way = next_way(&mut meetings.sent, self.rank, to);
-        self.hub.post(meetings, way, |letter| letter.given = Some(data))?;
-        Ok(under_way(Post { hub: self.hub.clone(), way, receiver: false }))
+        self.hub.post(meetings, way, |message| message.given = Some(data))?;
+        Ok(deferred(Post { hub: self.hub.clone(), way, receiver: false }))
     }
 
     unsafe fn receive(&self, data: Span, from: usize) -> Result<Box<dyn Pending>> {
         let mut meetings = self.hub.lock();
         let way = next_way(&mut meetings.received, from, self.rank);
-        self.hub.post(meetings, way, |letter| letter.asked = Some(data))?;
-        Ok(under_way(Post { hub: self.hub.clone(), way, receiver: true }))
+        self.hub.post(meetings, way, |message| message.asked = Some(data))?;
+        Ok(deferred(Post { hub: self.hub.clone(), way, receiver: true }))
     }
 
     fn split(&self, color: usize) -> Result<Arc<dyn Transport>> {
@@ -488,7 +488,7 @@ unsafe fn take_part(calls: &[Call], rank: usize) -> Result<()> {
     }
 }
 
-/// One rank's side of a letter. Nobody touches its memory after it has been waited for.
+/// One rank's side of a message. Nobody touches its memory after it has been waited for.
 struct Post {
     hub: Arc<Hub>,
     way: Way,
@@ -503,16 +503,16 @@ impl Meet for Post {
             false => (way.0, way.1, "send to"),
         };
         let what = || format!("{name} rank {}", hub.names[other]);
-        let open = |m: &Meetings| m.letters.get(&way).is_none_or(|l| l.over.is_none());
+        let open = |m: &Meetings| m.messages.get(&way).is_none_or(|l| l.over.is_none());
         let waiting = |m: &Meetings| if open(m) { vec![other] } else { vec![] };
         let met = hub.until(me, hub.lock(), &what, &waiting).map(drop);
         let mut meetings = hub.lock();
-        let Some(letter) = meetings.letters.get_mut(&way) else { return met };
-        letter.seen += 1;
-        let over = letter.over.clone().filter(|_| self.receiver).unwrap_or(Ok(()));
+        let Some(message) = meetings.messages.get_mut(&way) else { return met };
+        message.seen += 1;
+        let over = message.over.clone().filter(|_| self.receiver).unwrap_or(Ok(()));
         // Seen by both, or taken back.
-        if letter.seen == 2 || met.is_err() {
-            meetings.letters.remove(&way);
+        if message.seen == 2 || met.is_err() {
+            meetings.messages.remove(&way);
         }
         met.and(over)
     }

@@ -9,11 +9,12 @@
 //! [`Kind::Stopped`](crate::base::Kind::Stopped) that names it, at once where its end is known,
 //! else within the group's time-out.
 
-mod imagined;
+mod deferred;
+mod fake;
 mod launch;
-mod lifeline;
 mod local;
 mod member;
+mod monitor;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
@@ -21,14 +22,13 @@ mod reduce;
 mod rendezvous;
 #[cfg(test)]
 mod tests;
-mod under_way;
 mod wire;
 
 pub use launch::{DUPLEX, Launch, SOCKET, launched};
-pub use lifeline::Lifeline;
 pub use local::run_ranks;
 pub use member::Member;
-pub use rendezvous::{Met, Place, rendezvous};
+pub use monitor::Monitor;
+pub use rendezvous::{Met, RendezvousConfig, rendezvous};
 pub use wire::secret;
 
 use crate::base::{DType, Error, Result};

@@ -1,10 +1,10 @@
 //! Where the processes of a run meet before there is a network between them: rank 0 listens, the
 //! others come to it over TCP. They learn who takes part, get what rank 0 has for them (NCCL's id),
 //! and find out at once if they are not of one run. Both sides prove that they know the run's
-//! secret, which is never sent. The connections remain, as the run's [`Lifeline`](super::Lifeline).
+//! secret, which is never sent. The connections remain, as the run's [`Monitor`](super::Monitor).
 
-use super::lifeline::Lifeline;
 use super::member::{Lines, Member};
+use super::monitor::Monitor;
 use super::wire::{SILENCE, Sealed, fill, opened, random, seal, send, take};
 use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 /// Where and how the ranks meet.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct RendezvousConfig {
     /// Host and port that rank 0 listens at, as the others see it.
     pub address: String,
     /// The secret that only the processes of the run know.
@@ -48,17 +48,21 @@ const CALLERS: usize = 1024;
 /// # Errors
 /// Not all come in time, or they are not of one run: each gets the line that names who differs, and
 /// in what.
-pub fn rendezvous(me: &Member, place: &Place, gift: &[u8]) -> Result<(Met, Arc<Lifeline>)> {
+pub fn rendezvous(
+    me: &Member,
+    place: &RendezvousConfig,
+    gift: &[u8],
+) -> Result<(Met, Arc<Monitor>)> {
     let (met, lines) = meet(me, place, gift)?;
-    let lifeline = Lifeline::new(me.rank, &met.members, lines)?;
-    Ok((met, lifeline))
+    let monitor = Monitor::new(me.rank, &met.members, lines)?;
+    Ok((met, monitor))
 }
 
-fn meet(me: &Member, place: &Place, gift: &[u8]) -> Result<(Met, Lines)> {
+fn meet(me: &Member, place: &RendezvousConfig, gift: &[u8]) -> Result<(Met, Lines)> {
     if me.rank > 0 {
-        return visit(me, place);
+        return join(me, place);
     }
-    host(me, place, gift, bind(&place.address)?)
+    serve(me, place, gift, bind(&place.address)?)
 }
 
 /// Listens for the others, who come to `address`.
@@ -75,7 +79,7 @@ pub(super) fn bind(address: &str) -> Result<TcpListener> {
     })
 }
 
-/// A visitor's message, in answer to the host's random number.
+/// The message of a rank that joins, in answer to rank 0's random number.
 #[derive(Serialize, Deserialize)]
 struct Hello {
     nonce: [u8; 32],
@@ -93,23 +97,23 @@ enum Answer {
 type Guest = (Member, [u8; 32], TcpStream);
 
 /// Rank 0's side.
-pub(super) fn host(
+pub(super) fn serve(
     me: &Member,
-    place: &Place,
+    place: &RendezvousConfig,
     gift: &[u8],
     listener: TcpListener,
 ) -> Result<(Met, Lines)> {
     let end = Instant::now() + place.timeout;
     let failed = |e: std::io::Error| Error::resource(format!("rendezvous: {e}"));
     listener.set_nonblocking(true).map_err(failed)?;
-    let ((knock, guests), ended) = (channel::<Guest>(), AtomicBool::new(false));
+    let ((accepted, guests), ended) = (channel::<Guest>(), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        let listen = || listen(&listener, place, end, &knock, &ended);
+        let listen = || listen(&listener, place, end, &accepted, &ended);
         std::thread::Builder::new().spawn_scoped(scope, listen).map_err(failed)?;
         let mut here = vec![];
         let checked = gather(me, place, end, &guests, &mut here);
         if checked.is_err() {
-            linger(me, end, &guests, &mut here);
+            drain(me, end, &guests, &mut here);
         }
         ended.store(true, Ordering::SeqCst);
         let answer = match &checked {
@@ -130,9 +134,9 @@ pub(super) fn host(
 /// silent keeps nobody waiting, not even at the end.
 fn listen(
     listener: &TcpListener,
-    place: &Place,
+    place: &RendezvousConfig,
     end: Instant,
-    knock: &Sender<Guest>,
+    accepted: &Sender<Guest>,
     ended: &AtomicBool,
 ) {
     let open = Arc::new(AtomicUsize::new(0));
@@ -145,10 +149,10 @@ fn listen(
             open.fetch_sub(1, Ordering::SeqCst);
             continue;
         }
-        let (knock, open, place) = (knock.clone(), open.clone(), place.clone());
+        let (accepted, open, place) = (accepted.clone(), open.clone(), place.clone());
         std::thread::spawn(move || {
             if let Some(hello) = greet(&mut stream, &place, end) {
-                let _ = knock.send((hello.member, hello.nonce, stream));
+                let _ = accepted.send((hello.member, hello.nonce, stream));
             }
             open.fetch_sub(1, Ordering::SeqCst);
         });
@@ -156,7 +160,7 @@ fn listen(
 }
 
 /// Asks one who has connected who it is; `None` for one who is not of the run.
-fn greet(stream: &mut TcpStream, place: &Place, end: Instant) -> Option<Hello> {
+fn greet(stream: &mut TcpStream, place: &RendezvousConfig, end: Instant) -> Option<Hello> {
     let nonce = random().ok()?;
     stream.set_nonblocking(false).ok()?;
     stream.set_write_timeout(Some(SILENCE)).ok()?;
@@ -169,7 +173,7 @@ fn greet(stream: &mut TcpStream, place: &Place, end: Instant) -> Option<Hello> {
 /// answer.
 fn gather(
     me: &Member,
-    place: &Place,
+    place: &RendezvousConfig,
     end: Instant,
     guests: &Receiver<Guest>,
     here: &mut Vec<Guest>,
@@ -206,7 +210,7 @@ fn gather(
 }
 
 /// Lets those come who are on their way, so that they too are told why there is no meeting.
-fn linger(me: &Member, end: Instant, guests: &Receiver<Guest>, here: &mut Vec<Guest>) {
+fn drain(me: &Member, end: Instant, guests: &Receiver<Guest>, here: &mut Vec<Guest>) {
     let end = end.min(Instant::now() + LATE);
     while here.len() + 1 < me.size {
         let left = end.saturating_duration_since(Instant::now());
@@ -238,7 +242,7 @@ fn compare(me: &Member, other: &Member) -> Result<()> {
 }
 
 /// The side of the others.
-pub(super) fn visit(me: &Member, place: &Place) -> Result<(Met, Lines)> {
+pub(super) fn join(me: &Member, place: &RendezvousConfig) -> Result<(Met, Lines)> {
     let end = Instant::now() + place.timeout;
     let mut stream = connect(me, place, end)?;
     let lost = |e: std::io::Error| match e.kind() {
@@ -271,7 +275,7 @@ pub(super) fn visit(me: &Member, place: &Place) -> Result<(Met, Lines)> {
 }
 
 /// Connects to rank 0, which may not listen yet.
-fn connect(me: &Member, place: &Place, end: Instant) -> Result<TcpStream> {
+fn connect(me: &Member, place: &RendezvousConfig, end: Instant) -> Result<TcpStream> {
     loop {
         let tried = place.address.to_socket_addrs().and_then(|mut all| {
             let address = all.next().ok_or(ErrorKind::AddrNotAvailable)?;
@@ -305,14 +309,14 @@ mod tests {
     }
 
     /// A place on this machine that was free a moment ago.
-    fn place(millis: u64) -> Place {
+    fn place(millis: u64) -> RendezvousConfig {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let timeout = Duration::from_millis(millis);
-        Place { address: free.to_string(), secret: "a secret".into(), timeout }
+        RendezvousConfig { address: free.to_string(), secret: "a secret".into(), timeout }
     }
 
     /// Has all members meet, with what each says.
-    fn meet_all(members: &[Member], place: &Place) -> Vec<Result<Met>> {
+    fn meet_all(members: &[Member], place: &RendezvousConfig) -> Vec<Result<Met>> {
         std::thread::scope(|scope| {
             let one = |m| scope.spawn(move || meet(m, place, b"for all").map(|(met, _)| met));
             let all: Vec<_> = members.iter().map(one).collect();
@@ -358,7 +362,7 @@ mod tests {
                 let _ = stream.write_all(junk[i % 3]);
                 callers.push(stream);
             }
-            let other = Place { secret: "another".into(), ..place.clone() };
+            let other = RendezvousConfig { secret: "another".into(), ..place.clone() };
             let e = meet(&members[1], &other, &[]).unwrap_err();
             assert!(e.to_string().contains("did not let rank 1 in: it has another secret"), "{e}");
             meet(&members[1], &place, &[]).unwrap();
@@ -400,10 +404,10 @@ mod tests {
     fn a_port_that_is_taken_is_told() {
         let taken = TcpListener::bind("0.0.0.0:0").unwrap();
         let address = format!("127.0.0.1:{}", taken.local_addr().unwrap().port());
-        let place = Place { address, ..place(1000) };
+        let place = RendezvousConfig { address, ..place(1000) };
         let e = meet(&member(0, 2), &place, &[]).unwrap_err().to_string();
         assert!(e.contains("is taken by another program; choose another (MASTER_PORT)"), "{e}");
-        let place = Place { address: "nowhere".into(), ..place };
+        let place = RendezvousConfig { address: "nowhere".into(), ..place };
         assert!(meet(&member(0, 2), &place, &[]).is_err());
     }
 }

@@ -152,10 +152,10 @@ fn letters_arrive_in_order() {
         let mut got = [[f32::NAN; 5]; 2];
         let [a, b] = &mut sent;
         let [c, d] = &mut got;
-        let letters = [call!(comm.send(region(a), to))?, call!(comm.send(region(b), to))?];
+        let messages = [call!(comm.send(region(a), to))?, call!(comm.send(region(b), to))?];
         let answers =
             [call!(comm.receive(region(c), from))?, call!(comm.receive(region(d), from))?];
-        answers.into_iter().rev().chain(letters).try_for_each(Handle::wait)?;
+        answers.into_iter().rev().chain(messages).try_for_each(Handle::wait)?;
         assert_eq!(got, [[from as f32; 5], [from as f32 + 0.5; 5]]);
         assert_eq!(comm.sent(), 40);
         Ok(())

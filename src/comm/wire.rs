@@ -1,6 +1,6 @@
 //! Messages of limited size between the processes of a run, over TCP. A sealed message proves that
 //! its sender knows the run's secret, which is never sent. The proof is a hash of the message and
-//! of the receiver's fresh random number, keyed with the secret. The rendezvous and the lifeline
+//! of the receiver's fresh random number, keyed with the secret. The rendezvous and the monitor
 //! decide which messages are sent, and when.
 
 use crate::base::{Error, Result};

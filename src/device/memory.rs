@@ -8,7 +8,7 @@
 
 use crate::base::{Error, Result};
 use crate::device::cpu::parallel_for;
-use crate::device::{Device, imagined};
+use crate::device::{Device, fake};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -57,8 +57,8 @@ impl Buffer {
         if bytes == 0 {
             return Ok(buffer(std::ptr::null_mut()));
         }
-        if let Device::Imagined(kind) = device {
-            imagined::alloc(kind, bytes)?;
+        if let Device::Fake(kind) = device {
+            fake::alloc(kind, bytes)?;
             return Ok(buffer(std::ptr::null_mut()));
         }
         if device.has_kernels() {
@@ -84,7 +84,7 @@ impl Buffer {
     /// the system lets so many be.
     pub fn locked(device: Device, bytes: usize) -> Result<Buffer> {
         let mut buffer = Buffer::zeroed(device.host(), bytes)?;
-        if bytes > 0 && !device.is_imagined() && device.stream()?.lock_pages(buffer.region()) {
+        if bytes > 0 && !device.is_fake() && device.stream()?.lock_pages(buffer.region()) {
             buffer.locked_for = Some(device);
         }
         Ok(buffer)
@@ -140,8 +140,8 @@ fn copy(from: &[u8], to: &mut [u8]) {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Device::Imagined(kind) = self.device {
-            imagined::free(kind, self.bytes);
+        if let Device::Fake(kind) = self.device {
+            fake::free(kind, self.bytes);
         }
         if self.ptr.is_null() {
             return;
@@ -170,7 +170,7 @@ impl Drop for Buffer {
 }
 
 impl<'b> Region<'b> {
-    /// `bytes` bytes that are not there: what tensors have while planning, and on an imagined
+    /// `bytes` bytes that are not there: what tensors have while planning, and on a fake
     /// device.
     pub const fn nowhere(bytes: usize) -> Region<'static> {
         Region { device: Device::Cpu, ptr: std::ptr::null_mut(), bytes, owner: PhantomData }
@@ -218,10 +218,10 @@ impl<'b> Region<'b> {
         Region { ptr: self.ptr.wrapping_add(offset), bytes, ..self }
     }
 
-    /// True if there is no memory: while planning, and on an imagined device, where addresses mean
+    /// True if there is no memory: while planning, and on a fake device, where addresses mean
     /// nothing.
     fn is_nowhere(&self) -> bool {
-        self.ptr.is_null() || self.device.is_imagined()
+        self.ptr.is_null() || self.device.is_fake()
     }
 
     /// Copies host bytes to the region.

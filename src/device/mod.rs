@@ -1,15 +1,15 @@
 //! Where bytes live and code runs: the CPU; a CUDA device; the same device emulated on the CPU, so
-//! that every kernel can be run without a GPU; and one that is imagined, to plan for. The surface
+//! that every kernel can be run without a GPU; and one that is fake, to plan for. The surface
 //! is memory, streams, launches and parallelism, no maths.
 
 pub mod cpu;
 pub mod cuda;
-pub mod imagined;
+pub mod fake;
 mod memory;
 mod upload;
 
 pub use cuda::{Card, Event, Graph, Stream};
-pub use imagined::Imagined;
+pub use fake::FakeDevice;
 #[cfg(feature = "mpi")]
 pub(crate) use memory::keep_host_memory;
 pub use memory::{Buffer, Region};
@@ -31,7 +31,7 @@ pub enum Device {
     /// A CUDA device emulated on the CPU: the same kernels, slowly.
     Emulated,
     /// A device that only counts what is asked of it.
-    Imagined(Imagined),
+    Fake(FakeDevice),
 }
 
 /// The purpose of a thread's stream.
@@ -44,17 +44,17 @@ enum Queue {
 impl Device {
     /// True if operators run as kernels here, on memory that the host cannot read.
     pub fn has_kernels(self) -> bool {
-        matches!(self, Device::Cuda(_) | Device::Emulated | Device::Imagined(Imagined::Cuda))
+        matches!(self, Device::Cuda(_) | Device::Emulated | Device::Fake(FakeDevice::Cuda))
     }
 
     /// True if it has no memory and runs nothing.
-    pub fn is_imagined(self) -> bool {
-        matches!(self, Device::Imagined(_))
+    pub fn is_fake(self) -> bool {
+        matches!(self, Device::Fake(_))
     }
 
     /// Where bytes lie that its host has.
     pub fn host(self) -> Device {
-        if self.is_imagined() { Device::Imagined(Imagined::Cpu) } else { Device::Cpu }
+        if self.is_fake() { Device::Fake(FakeDevice::Cpu) } else { Device::Cpu }
     }
 
     /// The calling thread's stream on this device. Fails where there is no such device.
@@ -111,7 +111,7 @@ impl Device {
             Device::Cuda(ordinal) => cuda::card(ordinal),
             Device::Emulated => cuda::emulated(),
             Device::Cpu => Err(Error::internal("the CPU has no streams")),
-            Device::Imagined(_) => Err(Error::internal("an imagined device has no streams")),
+            Device::Fake(_) => Err(Error::internal("a fake device has no streams")),
         }
     }
 
@@ -134,7 +134,7 @@ impl fmt::Display for Device {
             Device::Cpu => f.write_str("cpu"),
             Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
             Device::Emulated => f.write_str("emulated"),
-            Device::Imagined(kind) => write!(f, "imagined {kind:?}"),
+            Device::Fake(kind) => write!(f, "fake {kind:?}"),
         }
     }
 }

@@ -24,7 +24,7 @@ impl Device {
         if from.device() != self.host() {
             return Err(Error::internal(format!("an upload from {}", from.device())));
         }
-        if self.is_imagined() {
+        if self.is_fake() {
             return Ok(Upload { device: self, end: None });
         }
         let (work, uploads) = (self.stream()?, self.upload_stream()?);

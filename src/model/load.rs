@@ -84,7 +84,7 @@ struct Adapters<'d> {
 }
 
 impl Model {
-    /// Loads a checkpoint directory, or PEFT adapters on the base they name. On an imagined device
+    /// Loads a checkpoint directory, or PEFT adapters on the base they name. On a fake device
     /// all is checked but the values, which are not read.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
         let adapters = is_adapter_dir(dir).then(|| Adapters::open(dir, options)).transpose()?;
@@ -115,18 +115,18 @@ impl Model {
         model.fill(&checkpoint, &base, &options, arch.tied)?;
         match adapters {
             Some(adapters) => model.fill_adapters(&adapters, &options)?,
-            None if model.is_imagined() => {}
+            None if model.is_fake() => {}
             None => model.init_adapters(options.seed)?,
         }
-        if model.score_is_random && !model.is_imagined() {
+        if model.score_is_random && !model.is_fake() {
             model.init_score(options.seed)?;
         }
         Ok(model)
     }
 
     /// True if there is no memory for weights: then files are checked, and no values are read.
-    fn is_imagined(&self) -> bool {
-        self.store.device().is_imagined()
+    fn is_fake(&self) -> bool {
+        self.store.device().is_fake()
     }
 
     /// Names of the checkpoint tensors of this model, with those of a tied head.
@@ -172,7 +172,7 @@ impl Model {
             let stored: Vec<String> = stored.into_iter().flatten().cloned().collect();
             let param = self.store.param(ParamId(i));
             check_rows(checkpoint, &param.spec.shape, source, &stored, dir)?;
-            if self.is_imagined() {
+            if self.is_fake() {
                 continue;
             }
             let values = read_rows(checkpoint, &param.spec.shape, source, &stored)?;
@@ -426,7 +426,7 @@ impl Model {
                     )));
                 };
                 check_shape(file, &stored, shape, dir)?;
-                if self.is_imagined() {
+                if self.is_fake() {
                     continue;
                 }
                 let mut values = file.read_f32(&stored)?;
@@ -499,7 +499,7 @@ impl Model {
                 let stored = std::slice::from_ref(stored);
                 check_rows(file, &spec.shape, &one, stored, dir)?;
                 used.insert(name.clone());
-                if self.is_imagined() {
+                if self.is_fake() {
                     continue;
                 }
                 let values = read_rows(file, &spec.shape, &one, stored)?;

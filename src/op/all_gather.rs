@@ -43,10 +43,10 @@ impl Op for AllGather {
         Ok(Plan { outs: vec![Place::New(Desc::new(&dims, x.dtype))], ..Plan::default() })
     }
 
-    fn imagine(&self, ins: &[Option<Desc>]) -> Result<()> {
+    fn fake_forward(&self, ins: &[Option<Desc>]) -> Result<()> {
         let bytes = required(self, ins, 0)?.bytes();
         let [x, y] = [bytes, bytes * self.comm.size()].map(Region::nowhere);
-        // SAFETY: there is no memory, and ranks on imagined devices touch none.
+        // SAFETY: there is no memory, and ranks on fake devices touch none.
         unsafe { self.comm.all_gather(x, y)? }.wait()
     }
 

@@ -41,9 +41,9 @@ impl Op for AllReduce {
         Ok(Plan { outs: vec![Place::InPlace(0)], ..Plan::default() })
     }
 
-    fn imagine(&self, ins: &[Option<Desc>]) -> Result<()> {
+    fn fake_forward(&self, ins: &[Option<Desc>]) -> Result<()> {
         let x = Region::nowhere(required(self, ins, 0)?.bytes());
-        // SAFETY: there is no memory, and ranks on imagined devices touch none.
+        // SAFETY: there is no memory, and ranks on fake devices touch none.
         unsafe { self.comm.all_reduce(x, DType::F32, Reduce::Sum)? }.wait()
     }
 

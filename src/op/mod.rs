@@ -110,8 +110,8 @@ pub trait Op: std::fmt::Debug + Send + Sync {
     /// Computes the outputs on the CPU.
     fn cpu_forward(&self, io: &mut Forward<'_>) -> Result<()>;
 
-    /// Tells other ranks what it would, where nothing is computed: on a device that is imagined.
-    fn imagine(&self, ins: &[Option<Desc>]) -> Result<()> {
+    /// Tells other ranks what it would, where nothing is computed: on a fake device.
+    fn fake_forward(&self, ins: &[Option<Desc>]) -> Result<()> {
         let _ = ins;
         Ok(())
     }

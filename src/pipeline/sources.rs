@@ -3,7 +3,7 @@
 use crate::arch::{Arch, Config};
 use crate::base::{Error, Result};
 use crate::data::{Tokenizer, now};
-use crate::device::{Device, Imagined};
+use crate::device::{Device, FakeDevice};
 use crate::formats::Checkpoint;
 use crate::model::{LoadOptions, Model, base_dir, hub_cache, resolve_model};
 use crate::report::{Event, Reporter};
@@ -53,7 +53,7 @@ impl Source {
 
     /// Finds what would keep the model from being loaded, without reading its weights.
     pub(super) fn check_loads(&self, options: &LoadOptions) -> Result<()> {
-        let nowhere = Device::Imagined(Imagined::Cpu);
+        let nowhere = Device::Fake(FakeDevice::Cpu);
         self.load_checked(&options.clone().on(nowhere)).map(|_| ())
     }
 

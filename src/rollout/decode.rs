@@ -44,8 +44,8 @@ pub(super) fn decode(
     let steps = if device.has_kernels() { STEPS } else { 1 };
     let most = Sizes { rows: bucket(device, active.len()), pages: cache.pages, steps };
     let step = Step { model, cache, sampling: rows.sampling };
-    if device.is_imagined() {
-        return step.imagine(ws, most, limit, answers);
+    if device.is_fake() {
+        return step.fake_steps(ws, most, limit, answers);
     }
     step.reserve(ws, most)?;
     let slots = Slots::new(device, most)?;
@@ -110,8 +110,8 @@ impl<'a> Step<'a> {
         ws.reserve(&self.key(), &inputs.dims(), &mut program)
     }
 
-    /// All steps on a device that is imagined, where all answers are as long as they may be.
-    fn imagine(
+    /// All steps on a fake device, where all answers are as long as they may be.
+    fn fake_steps(
         self,
         ws: &mut Workspace,
         sizes: Sizes,

@@ -170,7 +170,7 @@ impl<'a> Tape<'a> {
 
     /// True if operators run.
     fn computes(&self) -> bool {
-        !self.planning && !self.shared.only && !self.device.is_imagined()
+        !self.planning && !self.shared.only && !self.device.is_fake()
     }
 
     /// Starts recording for backward.
@@ -365,8 +365,8 @@ impl<'a> Tape<'a> {
         let kernels = self.device.has_kernels();
         let scratch = self.scratch(if kernels { plan.cuda_scratch } else { plan.scratch })?;
         self.flops += plan.flops;
-        if !self.planning && self.device.is_imagined() {
-            op.imagine(&ins.iter().map(|t| t.map(|t| t.desc)).collect::<Vec<_>>())?;
+        if !self.planning && self.device.is_fake() {
+            op.fake_forward(&ins.iter().map(|t| t.map(|t| t.desc)).collect::<Vec<_>>())?;
         }
         if !self.computes() {
             return Ok(outs);

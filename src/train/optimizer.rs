@@ -196,7 +196,7 @@ impl Optimizer {
         for part in &self.parts {
             let own = &store.buckets()[part.bucket].own;
             let (there, grads) = (store.weights(part.bucket, own), store.grads(part.bucket, own)?);
-            if store.device().is_imagined() {
+            if store.device().is_fake() {
                 Buffer::zeroed(store.device().host(), there.bytes() + grads.bytes())?;
                 continue;
             }

@@ -205,7 +205,7 @@ const SCALES: usize = 8;
 fn master(store: &Store, bucket: usize, to: Buffer) -> Result<Buffer> {
     const PIECE: usize = 1 << 20;
     let own = store.buckets()[bucket].own.clone();
-    if store.device().is_imagined() {
+    if store.device().is_fake() {
         return Ok(to);
     }
     for start in own.clone().step_by(PIECE) {

@@ -1,4 +1,4 @@
-//! A device and ranks that are imagined take and say what real ones do: the same bytes of memory,
+//! A device and fake ranks take and say what real ones do: the same bytes of memory,
 //! the same calls, the same operations, by which a run is planned.
 
 use crate::common::*;
@@ -9,7 +9,7 @@ use duplex::base::{DType, Result};
 use duplex::comm::{CallKind, Comm, run_ranks};
 use duplex::data::PromptExample;
 use duplex::data::SftExample;
-use duplex::device::{Device, Imagined};
+use duplex::device::{Device, FakeDevice};
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
 use duplex::pool::{Partition, Zero};
@@ -60,7 +60,7 @@ impl At {
         let grads = if train { state.grads() } else { DType::F32 };
         let frozen = LoadOptions::frozen(head, dtype).on(self.device);
         let options = LoadOptions { train, grads, partition: self.partition.clone(), ..frozen };
-        if self.device.is_imagined() {
+        if self.device.is_fake() {
             return Model::empty(&config, &options).unwrap();
         }
         Model::random(&config, &options).unwrap()
@@ -78,8 +78,8 @@ impl At {
     }
 }
 
-/// The first of `ranks` ranks, as it is and as it is imagined.
-fn real_and_imagined(
+/// The first of `ranks` ranks, as it is and as it is fake.
+fn real_and_fake(
     ranks: usize,
     stage: Zero,
     blocks: usize,
@@ -89,12 +89,12 @@ fn real_and_imagined(
         let partition = Partition::new(comm.clone(), stage, blocks)?;
         body(&At { device: Device::Cpu, partition, groups: vec![comm] })
     });
-    let [comm, slice, tensor] = [ranks, ranks / blocks, blocks].map(Comm::imagined);
+    let [comm, slice, tensor] = [ranks, ranks / blocks, blocks].map(Comm::fake);
     let groups = vec![comm.clone(), slice.clone(), tensor.clone()];
     let partition = Partition { comm, stage, blocks, slice, tensor };
-    let device = Device::Imagined(Imagined::Cpu);
-    let imagined = body(&At { device, partition, groups }).unwrap();
-    [real.unwrap().swap_remove(0), imagined]
+    let device = Device::Fake(FakeDevice::Cpu);
+    let fake = body(&At { device, partition, groups }).unwrap();
+    [real.unwrap().swap_remove(0), fake]
 }
 
 /// Returns the communication counted so far. Setting up the groups is not part of a step, so tests
@@ -118,7 +118,7 @@ fn examples() -> Vec<SftExample> {
 }
 
 #[test]
-fn an_imagined_rank_takes_and_says_what_a_real_one_does_in_a_step() {
+fn a_fake_rank_takes_and_says_what_a_real_one_does_in_a_step() {
     let kinds = [
         (DType::F32, AdamWState::Full),
         (DType::Bf16, AdamWState::Full),
@@ -132,7 +132,7 @@ fn an_imagined_rank_takes_and_says_what_a_real_one_does_in_a_step() {
                     ActivationCheckpointing::Selective,
                     ActivationCheckpointing::Full,
                 ] {
-                    let [real, imagined] = real_and_imagined(ranks, stage, 1, |at| {
+                    let [real, fake] = real_and_fake(ranks, stage, 1, |at| {
                         let mut ws = Workspace::new(at.device, usize::MAX)?;
                         let engine = at.trained(Head::Lm, dtype, state, checkpointing);
                         let mut trainer = sft_trainer(engine, step_config(90), false);
@@ -144,11 +144,11 @@ fn an_imagined_rank_takes_and_says_what_a_real_one_does_in_a_step() {
                         Ok(less(Taken::of(&[&trainer.engine], &ws, &at.groups), &before))
                     });
                     assert_eq!(
-                        real, imagined,
+                        real, fake,
                         "{ranks} ranks, stage {stage}, {dtype}, {state:?}, {checkpointing:?}"
                     );
-                    assert!(imagined.flops > 1_000_000);
-                    assert_eq!(imagined.calls.iter().any(|c| c.2 > 10_000), ranks > 1);
+                    assert!(fake.flops > 1_000_000);
+                    assert_eq!(fake.calls.iter().any(|c| c.2 > 10_000), ranks > 1);
                 }
             }
         }
@@ -156,7 +156,7 @@ fn an_imagined_rank_takes_and_says_what_a_real_one_does_in_a_step() {
 }
 
 #[test]
-fn an_imagined_rank_takes_and_says_what_a_real_one_does_in_an_iteration() {
+fn a_fake_rank_takes_and_says_what_a_real_one_does_in_an_iteration() {
     let ways = [
         (1, Zero::Nothing, 1),
         (2, Zero::Gradients, 1),
@@ -165,7 +165,7 @@ fn an_imagined_rank_takes_and_says_what_a_real_one_does_in_an_iteration() {
         (4, Zero::Weights, 1),
     ];
     for (ranks, stage, blocks) in ways {
-        let [real, imagined] = real_and_imagined(ranks, stage, blocks, |at| {
+        let [real, fake] = real_and_fake(ranks, stage, blocks, |at| {
             let mut ws = Workspace::new(at.device, usize::MAX)?;
             let state = AdamWState::Full;
             let frozen = |head| Engine::frozen(at.model(head, DType::Bf16, state, false));
@@ -199,11 +199,7 @@ fn an_imagined_rank_takes_and_says_what_a_real_one_does_in_an_iteration() {
             taken.flops = 0;
             taken
         };
-        assert!(imagined.flops > real.flops);
-        assert_eq!(
-            without(real),
-            without(imagined),
-            "{ranks} ranks, stage {stage}, {blocks} blocks"
-        );
+        assert!(fake.flops > real.flops);
+        assert_eq!(without(real), without(fake), "{ranks} ranks, stage {stage}, {blocks} blocks");
     }
 }

@@ -1,6 +1,6 @@
 //! Programs that were planned for the largest sizes met run with all smaller ones: every program of
 //! every step, with vocabularies and micro-batches of real models, on devices and among ranks that
-//! are imagined, where a plan is made and held to but nothing is computed.
+//! are fake, where a plan is made and held to but nothing is computed.
 
 use crate::common::*;
 use crate::setup::*;
@@ -8,7 +8,7 @@ use duplex::algo::*;
 use duplex::base::{DType, Rng};
 use duplex::comm::Comm;
 use duplex::data::{PairExample, SftExample};
-use duplex::device::{Device, Imagined};
+use duplex::device::{Device, FakeDevice};
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, LoraConfig, Model};
 use duplex::pool::{Partition, Zero};
@@ -33,7 +33,7 @@ const VOCABULARIES: [usize; 8] = [97, 32_000, 49_152, 50_257, 128_256, 151_936, 
 struct Setup {
     family: &'static str,
     vocab: usize,
-    device: Imagined,
+    device: FakeDevice,
     dtype: DType,
     state: AdamWState,
     checkpointing: ActivationCheckpointing,
@@ -79,7 +79,7 @@ impl Setup {
         Setup {
             family,
             vocab: one_of(rng, &VOCABULARIES) - rng.below(90) as usize,
-            device: one_of(rng, &[Imagined::Cpu, Imagined::Cuda]),
+            device: one_of(rng, &[FakeDevice::Cpu, FakeDevice::Cuda]),
             dtype,
             state,
             checkpointing: one_of(rng, &CHECKPOINTINGS),
@@ -93,11 +93,11 @@ impl Setup {
 
     fn model(&self, head: Head, train: bool, lora: Option<LoraConfig>, generates: bool) -> Model {
         let [comm, slice, tensor] =
-            [self.ranks, self.ranks / self.blocks, self.blocks].map(Comm::imagined);
+            [self.ranks, self.ranks / self.blocks, self.blocks].map(Comm::fake);
         let partition = Partition { comm, stage: self.stage, blocks: self.blocks, slice, tensor };
         let partition = if self.ranks == 1 { Partition::alone() } else { partition };
         let grads = if train { self.state.grads() } else { DType::F32 };
-        let frozen = LoadOptions::frozen(head, self.dtype).on(Device::Imagined(self.device));
+        let frozen = LoadOptions::frozen(head, self.dtype).on(Device::Fake(self.device));
         let offload = self.offload && !train && !generates;
         let options = LoadOptions { train, grads, partition, lora, offload, ..frozen };
         Model::empty(&config_of(self.family, self.vocab, 2 * TOKENS), &options).unwrap()
@@ -162,7 +162,7 @@ fn ppo(trainer: &mut OnlineTrainer, ws: &mut Workspace, rng: &mut Rng) -> Vec<us
     lengths.truncate(300);
     let ranks = trainer.models.actor.comm().size();
     if ranks > 1 {
-        // Ranks that are imagined have prompts and answers like this one's.
+        // Fake ranks have prompts and answers like this one's.
         lengths = vec![lengths[0]; ranks * lengths.len()];
     }
     let prompts: Vec<Vec<i32>> = lengths.iter().map(|n| ids(*n)).collect();
@@ -204,7 +204,7 @@ fn programs_planned_for_the_largest_sizes_run_with_all_smaller_ones() {
     let started = std::time::Instant::now();
     for _ in 0..shapes().div_ceil(EACH) {
         let setup = Setup::random(&mut rng);
-        let mut ws = Workspace::new(Device::Imagined(setup.device), usize::MAX).unwrap();
+        let mut ws = Workspace::new(Device::Fake(setup.device), usize::MAX).unwrap();
         let loss = one_of(&mut rng, &[RewardLoss::End, RewardLoss::TokenWise]);
         let on_prompt = rng.below(2) == 0;
         let mut sft_trainer = sft_trainer(setup.trained(Head::Lm), step_config(TOKENS), on_prompt);

@@ -88,7 +88,8 @@ fn calls<E: Elem>(on: Device, comm: &Comm, seed: u64, n: usize, seen: &mut Seen)
     comm.barrier()
 }
 
-/// Calls and letters that are under way at the same time, waited for by each rank in another order.
+/// Calls and messages that are under way at the same time, waited for by each rank in another
+/// order.
 fn overlapping(on: Device, comm: &Comm, seed: u64, seen: &mut Seen) -> Result<()> {
     let (r, size) = (comm.rank(), comm.size());
     let n = 3001;

@@ -2,10 +2,10 @@
 //! end. Every rank that waits advances all calls in the order in which they were started, since
 //! ranks may wait in different orders. Waiting does not take the processor from ranks that compute.
 
-use super::super::lifeline::Lifeline;
+use super::super::monitor::Monitor;
 use super::meet::Started;
 use crate::base::{Error, Result};
-use crate::comm::lifeline::What;
+use crate::comm::monitor::PendingOp;
 use crate::device::keep_host_memory;
 use ::mpi::environment::Universe;
 use ::mpi::ffi;
@@ -38,7 +38,7 @@ const NAP: Duration = Duration::from_micros(50);
 /// MPI in this process.
 pub(super) struct World {
     universe: ManuallyDrop<Universe>,
-    pub(super) lifeline: Arc<Lifeline>,
+    pub(super) monitor: Arc<Monitor>,
     timeout: Duration,
     /// Held by who calls MPI.
     calls: Mutex<Calls>,
@@ -82,7 +82,7 @@ impl World {
     pub(super) fn new(started: Started, timeout: Duration) -> World {
         World {
             universe: started.universe,
-            lifeline: started.lifeline,
+            monitor: started.monitor,
             timeout,
             calls: Mutex::default(),
             broken: OnceLock::new(),
@@ -105,7 +105,7 @@ impl World {
     }
 
     /// Waits for the end of a call, and moves all others on meanwhile.
-    pub(super) fn wait(&self, id: u64, what: &What) -> Result<()> {
+    pub(super) fn wait(&self, id: u64, what: &PendingOp) -> Result<()> {
         let deadline = Instant::now() + self.timeout;
         for look in 0u32.. {
             let stepped = {
@@ -121,9 +121,9 @@ impl World {
                 stepped
             };
             if let Err(e) = stepped {
-                return Err(self.break_up(self.lifeline.culprit(e).context(what)));
+                return Err(self.break_up(self.monitor.culprit(e).context(what)));
             }
-            if let Some(e) = self.lifeline.gone() {
+            if let Some(e) = self.monitor.gone() {
                 return Err(self.break_up(e));
             }
             if look < EAGER {
@@ -140,12 +140,12 @@ impl World {
     }
 
     /// Gives up if a rank has ended before the call, or time is over.
-    fn check(&self, what: &What, deadline: Instant) -> Result<()> {
-        self.lifeline.may_end(what).map_err(|e| self.break_up(e))?;
+    fn check(&self, what: &PendingOp, deadline: Instant) -> Result<()> {
+        self.monitor.may_end(what).map_err(|e| self.break_up(e))?;
         if Instant::now() < deadline {
             return Ok(());
         }
-        let e = self.lifeline.overdue(what, self.timeout);
+        let e = self.monitor.overdue(what, self.timeout);
         Err(self.break_up(e))
     }
 
@@ -153,7 +153,7 @@ impl World {
     /// ever. All have come to `what`.
     pub(super) fn blocking<T: Send + 'static>(
         self: &Arc<World>,
-        what: &What,
+        what: &PendingOp,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
         let ((tell, told), world) = (channel(), self.clone());
@@ -172,11 +172,11 @@ impl World {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if let Some(e) = self.lifeline.gone() {
+            if let Some(e) = self.monitor.gone() {
                 return Err(self.break_up(e));
             }
             if Instant::now() >= deadline {
-                return Err(self.break_up(self.lifeline.overdue(what, self.timeout)));
+                return Err(self.break_up(self.monitor.overdue(what, self.timeout)));
             }
         }
     }
@@ -185,7 +185,7 @@ impl World {
     pub(super) fn leave(&self, error: Option<&Error>) {
         match error {
             Some(e) => drop(self.break_up(e.clone())),
-            None => self.lifeline.leave(None),
+            None => self.monitor.leave(None),
         }
     }
 
@@ -197,7 +197,7 @@ impl World {
     fn break_up(&self, e: Error) -> Error {
         keep_host_memory();
         let e = self.broken.get_or_init(|| e).clone();
-        self.lifeline.leave(Some(&e));
+        self.monitor.leave(Some(&e));
         e
     }
 }
@@ -212,11 +212,11 @@ impl Drop for World {
             // MPI may still write into what they hold.
             std::mem::forget(std::mem::take(&mut calls.open));
         }
-        self.lifeline.leave(panicked.as_ref());
+        self.monitor.leave(panicked.as_ref());
         let clock = Instant::now();
-        while !self.lifeline.all_done(Duration::from_millis(1)) {
+        while !self.monitor.all_done(Duration::from_millis(1)) {
             if self.broken.get().is_some()
-                || self.lifeline.gone().is_some()
+                || self.monitor.gone().is_some()
                 || clock.elapsed() > self.timeout
             {
                 return;

@@ -1,11 +1,11 @@
-//! How the ranks that MPI's launcher has started come to the lifeline: rank 0 listens on a port of
+//! How the ranks that MPI's launcher has started come to the monitor: rank 0 listens on a port of
 //! the system's choice, and tells the others over MPI where that is, and a secret that only this
 //! run knows.
 
 use super::super::launch::launched;
-use super::super::lifeline::Lifeline;
 use super::super::member::Member;
-use super::super::rendezvous::{Place, host, visit};
+use super::super::monitor::Monitor;
+use super::super::rendezvous::{RendezvousConfig, join, serve};
 use super::super::wire::random;
 use super::requests::{Lane, Requests};
 use crate::base::{Error, Result};
@@ -29,7 +29,7 @@ const ROOM: usize = 4096;
 pub(super) struct Started {
     /// Ends MPI when it is dropped, which waits for the other ranks.
     pub(super) universe: ManuallyDrop<Universe>,
-    pub(super) lifeline: Arc<Lifeline>,
+    pub(super) monitor: Arc<Monitor>,
     pub(super) size: usize,
 }
 
@@ -82,14 +82,14 @@ pub(super) fn start(timeout: Duration, alike: &BTreeMap<String, String>) -> Resu
         let invitation = Invitation { addresses: addresses()?, port, secret: random()? };
         tell(&lane, Some(&invitation), timeout)?;
         let place = invitation.place(0, timeout);
-        host(&me, &place, &[], listener)?
+        serve(&me, &place, &[], listener)?
     } else {
         let invitation = tell(&lane, None, timeout)?;
         let address = reach(&invitation, &me, timeout)?;
-        visit(&me, &invitation.place(address, timeout))?
+        join(&me, &invitation.place(address, timeout))?
     };
-    let lifeline = Lifeline::new(rank, &met.members, lines)?;
-    Ok(Started { universe, lifeline, size })
+    let monitor = Monitor::new(rank, &met.members, lines)?;
+    Ok(Started { universe, monitor, size })
 }
 
 impl Invitation {
@@ -97,9 +97,9 @@ impl Invitation {
         SocketAddr::new(self.addresses[address], self.port)
     }
 
-    fn place(&self, address: usize, timeout: Duration) -> Place {
+    fn place(&self, address: usize, timeout: Duration) -> RendezvousConfig {
         let secret = self.secret.iter().map(|b| format!("{b:02x}")).collect();
-        Place { address: self.at(address).to_string(), secret, timeout }
+        RendezvousConfig { address: self.at(address).to_string(), secret, timeout }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Ranks as processes that MPI connects: for clusters without GPUs. Bytes travel by MPI's
 //! nonblocking calls; sums are taken here, in the order of the ranks, since MPI leaves that order
-//! open. That a rank is gone is the lifeline's to say: MPI itself knows no end of a process, and a
+//! open. That a rank is gone is the monitor's to say: MPI itself knows no end of a process, and a
 //! call that misses one would wait for ever.
 
 mod engine;
@@ -8,15 +8,15 @@ mod meet;
 mod reduction;
 mod requests;
 
-use super::lifeline::{What, part_of};
+use super::deferred::{Meet, deferred};
+use super::monitor::{PendingOp, part_of};
 use super::reduce::copy;
-use super::under_way::{Meet, under_way};
 use super::{Call, Comm, Pending, Span, Transport, host};
 use crate::base::{Error, Result};
 use ::mpi::ffi;
 use engine::World;
 use reduction::Reduction;
-use requests::{LETTERS, Lane, Requests, check, tag};
+use requests::{Lane, P2P_TAG, Requests, check, tag};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -77,7 +77,7 @@ impl Group {
             check("errors", ffi::MPI_Comm_set_errhandler(lane.comm, ours))?;
             check("rank", ffi::MPI_Comm_rank(lane.comm, &mut rank))?;
         }
-        let next = world.lifeline.started(id);
+        let next = world.monitor.started(id);
         Ok(Group { world, lane, rank: rank as usize, members: Arc::new(members), id, next })
     }
 
@@ -90,7 +90,7 @@ impl Group {
         &self,
         name: &'static str,
         begin: impl FnOnce(u64) -> Result<Box<dyn engine::Work>>,
-    ) -> Result<UnderWay> {
+    ) -> Result<MpiWork> {
         let mut number = 0;
         let id = self.world.start(|| {
             // With the lock held: the order of numbers is that in which MPI is called.
@@ -98,8 +98,8 @@ impl Group {
             begin(number)
         })?;
         let (name, call, members) = (name.into(), Some(number), self.members.clone());
-        let what = What { name, group: self.id, call, members };
-        Ok(UnderWay { group: self.clone(), id, what })
+        let what = PendingOp { name, group: self.id, call, members };
+        Ok(MpiWork { group: self.clone(), id, what })
     }
 
     /// Starts an all-gather, call `number` of the group.
@@ -125,13 +125,13 @@ impl Group {
         }
     }
 
-    /// Starts a letter to or from the rank `other` of the group.
-    fn letter(
+    /// Starts a message to or from the rank `other` of the group.
+    fn p2p(
         &self,
         name: &str,
         other: usize,
         begin: impl FnOnce(&mut Requests) -> Result<()>,
-    ) -> Result<UnderWay> {
+    ) -> Result<MpiWork> {
         let id = self.world.start(|| {
             let mut requests = Requests::default();
             begin(&mut requests)?;
@@ -139,19 +139,19 @@ impl Group {
         })?;
         let members = Arc::new(vec![self.members[other]]);
         let name = format!("{name} rank {}", members[0]);
-        let what = What { name, group: self.id, call: None, members };
-        Ok(UnderWay { group: self.clone(), id, what })
+        let what = PendingOp { name, group: self.id, call: None, members };
+        Ok(MpiWork { group: self.clone(), id, what })
     }
 }
 
 /// A call of this rank that MPI or a reduction is busy with.
-struct UnderWay {
+struct MpiWork {
     group: Group,
     id: u64,
-    what: What,
+    what: PendingOp,
 }
 
-impl Meet for UnderWay {
+impl Meet for MpiWork {
     fn meet(&self) -> Result<()> {
         self.group.world.wait(self.id, &self.what)
     }
@@ -217,7 +217,7 @@ impl Transport for Mpi {
             }
             Ok(Box::new(requests))
         })?;
-        Ok(under_way(begun))
+        Ok(deferred(begun))
     }
 
     unsafe fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
@@ -243,7 +243,7 @@ impl Transport for Mpi {
         };
         // SAFETY: the copies are freed once the call has ended well, else never.
         match unsafe { self.start(call) } {
-            Ok(begun) => Ok(under_way(OnHost { begun: Cell::new(Some((begun, lent))), to })),
+            Ok(begun) => Ok(deferred(OnHost { begun: Cell::new(Some((begun, lent))), to })),
             Err(e) => {
                 std::mem::forget(lent);
                 Err(e)
@@ -253,16 +253,16 @@ impl Transport for Mpi {
 
     unsafe fn send(&self, data: Span, to: usize) -> Result<Box<dyn Pending>> {
         let lane = &self.group.lane;
-        // SAFETY: the caller vouches for the memory until the letter has been waited for.
-        let begin = |r: &mut Requests| unsafe { r.send(lane, data, to, LETTERS) };
-        Ok(under_way(self.group.letter("send to", to, begin)?))
+        // SAFETY: the caller vouches for the memory until the message has been waited for.
+        let begin = |r: &mut Requests| unsafe { r.send(lane, data, to, P2P_TAG) };
+        Ok(deferred(self.group.p2p("send to", to, begin)?))
     }
 
     unsafe fn receive(&self, data: Span, from: usize) -> Result<Box<dyn Pending>> {
         let lane = &self.group.lane;
-        // SAFETY: the caller vouches for the memory until the letter has been waited for.
-        let begin = |r: &mut Requests| unsafe { r.receive(lane, data, from, LETTERS) };
-        Ok(under_way(self.group.letter("receive from", from, begin)?))
+        // SAFETY: the caller vouches for the memory until the message has been waited for.
+        let begin = |r: &mut Requests| unsafe { r.receive(lane, data, from, P2P_TAG) };
+        Ok(deferred(self.group.p2p("receive from", from, begin)?))
     }
 
     fn split(&self, color: usize) -> Result<Arc<dyn Transport>> {

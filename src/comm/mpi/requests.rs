@@ -7,7 +7,7 @@ use ::mpi::ffi;
 use std::ffi::c_int;
 
 /// The tag of what one rank sends another; a reduction's messages have that of their call.
-pub(super) const LETTERS: c_int = 0;
+pub(super) const P2P_TAG: c_int = 0;
 /// MPI promises tags up to 32767. Far fewer calls are under way at a time.
 const TAGS: u64 = 30_000;
 

@@ -1,11 +1,11 @@
-//! A group of ranks, as one of them sees it: its calls on the stream, letters, and the groups that
+//! A group of ranks, as one of them sees it: its calls on the stream, messages, and the groups that
 //! are made of it.
 
 use super::api::{Api, BYTES, Code, NO_COLOR};
 use super::world::{Lane, World};
 use crate::base::Result;
-use crate::comm::lifeline::{What, part_of};
-use crate::comm::under_way::{Meet, under_way};
+use crate::comm::deferred::{Meet, deferred};
+use crate::comm::monitor::{PendingOp, part_of};
 use crate::comm::{Call, Pending, Span};
 use crate::device::{Device, Event};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t};
@@ -37,7 +37,7 @@ pub(super) struct Group {
     pub(super) near: bool,
     pub(super) held: usize,
     /// The messages to be sent and received.
-    letters: Arc<Mutex<Vec<Letter>>>,
+    messages: Arc<Mutex<Vec<P2pMessage>>>,
     /// The groups made of it, by every rank's place among the colors; a communicator takes memory
     /// of the card, so each is made once.
     pub(super) parts: Arc<Mutex<HashMap<Vec<usize>, Option<Group>>>>,
@@ -53,16 +53,16 @@ unsafe impl Send for Communicator {}
 unsafe impl Sync for Communicator {}
 
 /// A message to, or from, another rank.
-struct Letter {
+struct P2pMessage {
     gives: bool,
     data: Span,
     other: usize,
     done: Arc<OnceLock<Arc<Event>>>,
 }
 
-// SAFETY: whoever wrote the letter vouches for its memory until it has been waited for, whichever
+// SAFETY: whoever wrote the message vouches for its memory until it has been waited for, whichever
 // thread puts it on the stream.
-unsafe impl Send for Letter {}
+unsafe impl Send for P2pMessage {}
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -77,7 +77,7 @@ impl Group {
         id: u64,
         machines: Arc<Machines>,
     ) -> Group {
-        let next = world.shared.lifeline.started(id);
+        let next = world.shared.monitor.started(id);
         let near = members.iter().all(|m| machines.of[*m] == machines.of[members[0]]);
         Group {
             comm: Communicator(comm),
@@ -88,7 +88,7 @@ impl Group {
             near,
             held: machines.held,
             machines,
-            letters: Arc::default(),
+            messages: Arc::default(),
             parts: Arc::default(),
             world,
         }
@@ -103,9 +103,9 @@ impl Group {
     }
 
     /// This rank's next operation; it gets the next number if it is a `call` of all ranks.
-    pub(super) fn what(&self, name: &'static str, call: bool) -> What {
+    pub(super) fn pending_op(&self, name: &'static str, call: bool) -> PendingOp {
         let call = call.then(|| self.next.fetch_add(1, Ordering::Relaxed));
-        What { name: name.into(), group: self.id, call, members: self.members.clone() }
+        PendingOp { name: name.into(), group: self.id, call, members: self.members.clone() }
     }
 
     /// Puts a call on the stream, behind what the calling thread's was given so far.
@@ -117,7 +117,7 @@ impl Group {
         let name = call.kind().name();
         // SAFETY: `put` has the contract of this function: the caller vouches for the call's ranges
         // until it is over.
-        self.world.run(|| self.what(name, true), |lane| unsafe { self.put(lane, call) })
+        self.world.run(|| self.pending_op(name, true), |lane| unsafe { self.put(lane, call) })
     }
 
     unsafe fn put(&self, lane: &mut Lane, call: Call) -> Result<()> {
@@ -181,13 +181,13 @@ impl Group {
         given: impl Fn(usize) -> Span,
         taken: impl Fn(usize) -> Span,
     ) -> Result<()> {
-        let letters = (1..self.size()).flat_map(|i| {
+        let messages = (1..self.size()).flat_map(|i| {
             let other = (self.rank + i) % self.size();
             [(true, given(other), other), (false, taken(other), other)]
         });
         // SAFETY: the ranges are those of `given` and `taken`, for which the caller vouches as for
         // those of `start`.
-        unsafe { self.together(lane, name, letters) }
+        unsafe { self.together(lane, name, messages) }
     }
 
     /// Sends and receives, none of which waits for another.
@@ -198,7 +198,7 @@ impl Group {
         &self,
         lane: &mut Lane,
         name: &str,
-        letters: impl Iterator<Item = (bool, Span, usize)>,
+        messages: impl Iterator<Item = (bool, Span, usize)>,
     ) -> Result<()> {
         let (comm, stream) = (self.comm.0, lane.stream.raw().cast());
         self.world.shared.call(name, comm, |api| {
@@ -207,7 +207,7 @@ impl Group {
             unsafe {
                 api.check(name, (api.group_start)())?;
                 let mut put = Ok(());
-                for (gives, data, other) in letters.filter(|l| l.1.bytes > 0) {
+                for (gives, data, other) in messages.filter(|l| l.1.bytes > 0) {
                     let (at, n, other) = (data.ptr.cast(), data.bytes, other as c_int);
                     let code = match gives {
                         true => (api.send)(at, n, BYTES, other, comm, stream),
@@ -221,13 +221,13 @@ impl Group {
         })
     }
 
-    /// Notes a letter. Letters go together, when one of them or another call is waited for: so
+    /// Notes a message. Messages go together, when one of them or another call is waited for: so
     /// those between two ranks that both send first, or both receive first, do not wait for each
     /// other.
     ///
     /// # Safety
     /// As for [`Group::start`].
-    pub(super) unsafe fn letter(
+    pub(super) unsafe fn p2p(
         &self,
         gives: bool,
         data: Span,
@@ -235,24 +235,24 @@ impl Group {
     ) -> Result<Box<dyn Pending>> {
         self.device().ended()?;
         let done = Arc::new(OnceLock::new());
-        lock(&self.letters).push(Letter { gives, data, other, done: done.clone() });
-        Ok(under_way(UnderWay { group: self.clone(), done, is_barrier: false }))
+        lock(&self.messages).push(P2pMessage { gives, data, other, done: done.clone() });
+        Ok(deferred(NcclWork { group: self.clone(), done, is_barrier: false }))
     }
 
-    /// Lets the letters go.
+    /// Lets the messages go.
     pub(super) fn post(&self) -> Result<()> {
-        let letters = std::mem::take(&mut *lock(&self.letters));
-        if letters.is_empty() {
+        let messages = std::mem::take(&mut *lock(&self.messages));
+        if messages.is_empty() {
             return Ok(());
         }
-        let all = letters.iter().map(|l| (l.gives, l.data, l.other));
-        let members = Arc::new(letters.iter().map(|l| self.members[l.other]).collect());
-        let what = || What { members, ..self.what("letters", false) };
-        // SAFETY: whoever wrote a letter vouches for its memory until it has been waited for, and
+        let all = messages.iter().map(|l| (l.gives, l.data, l.other));
+        let members = Arc::new(messages.iter().map(|l| self.members[l.other]).collect());
+        let what = || PendingOp { members, ..self.pending_op("send/receive", false) };
+        // SAFETY: whoever wrote a message vouches for its memory until it has been waited for, and
         // what waits posts it first.
-        let together = |lane: &mut Lane| unsafe { self.together(lane, "letters", all) };
+        let together = |lane: &mut Lane| unsafe { self.together(lane, "send/receive", all) };
         let done = self.world.run(what, together)?;
-        letters.iter().for_each(|l| drop(l.done.set(done.clone())));
+        messages.iter().for_each(|l| drop(l.done.set(done.clone())));
         Ok(())
     }
 
@@ -268,7 +268,7 @@ impl Group {
         }
         let mut made = None;
         self.world.run(
-            || self.what("split", true),
+            || self.pending_op("split", true),
             |_| {
                 made = self.split_off(own, ranks.len())?;
                 Ok(())
@@ -302,14 +302,14 @@ impl Group {
 }
 
 /// A call of this rank.
-pub(super) struct UnderWay {
+pub(super) struct NcclWork {
     pub(super) group: Group,
     /// Its end, once it is on the stream.
     pub(super) done: Arc<OnceLock<Arc<Event>>>,
     pub(super) is_barrier: bool,
 }
 
-impl Meet for UnderWay {
+impl Meet for NcclWork {
     fn meet(&self) -> Result<()> {
         self.group.post()?;
         let device = self.group.device();

@@ -4,9 +4,9 @@
 
 use super::api::{Api, START};
 use crate::base::{Error, Result, machine_name};
-use crate::comm::lifeline::Lifeline;
 use crate::comm::member::Member;
-use crate::comm::rendezvous::{Met, Place, bind, host, visit};
+use crate::comm::monitor::Monitor;
+use crate::comm::rendezvous::{Met, RendezvousConfig, bind, join, serve};
 use crate::comm::{Launch, SOCKET};
 use cudarc::nccl::sys::ncclUniqueId;
 use std::net::TcpListener;
@@ -25,7 +25,7 @@ fn set(name: &str) -> Option<String> {
 }
 
 /// Where the ranks of `launch` meet.
-pub(super) fn place(launch: &Launch, timeout: Duration) -> Result<Place> {
+pub(super) fn place(launch: &Launch, timeout: Duration) -> Result<RendezvousConfig> {
     let needed = |name: &str, example: &str| {
         set(name).ok_or_else(|| {
             Error::user(format!(
@@ -46,15 +46,15 @@ pub(super) fn place(launch: &Launch, timeout: Duration) -> Result<Place> {
     let taken = set("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v == "True");
     let port = if taken { port.checked_add(1).unwrap_or(port - 1) } else { port };
     let secret = set(SECRET).unwrap_or_else(|| JOBS.iter().filter_map(|v| set(v)).collect());
-    Ok(Place { address: format!("{}:{port}", address.trim()), secret, timeout })
+    Ok(RendezvousConfig { address: format!("{}:{port}", address.trim()), secret, timeout })
 }
 
 /// Meets the other ranks.
 pub(super) fn meet(
     api: &Api,
     me: &Member,
-    place: &Place,
-) -> Result<(Met, ncclUniqueId, Arc<Lifeline>)> {
+    place: &RendezvousConfig,
+) -> Result<(Met, ncclUniqueId, Arc<Monitor>)> {
     let (met, lines) = if me.rank == 0 {
         let mut id = ncclUniqueId { internal: [0; 128] };
         // SAFETY: the pointer is to a local of the right size.
@@ -63,14 +63,14 @@ pub(super) fn meet(
             Some(listener) => listener,
             None => bind(&place.address)?,
         };
-        host(me, place, bytemuck::bytes_of(&id.internal), listener)?
+        serve(me, place, bytemuck::bytes_of(&id.internal), listener)?
     } else {
-        visit(me, place)?
+        join(me, place)?
     };
     let internal = bytemuck::try_pod_read_unaligned(&met.gift);
     let internal = internal.map_err(|_| Error::internal("rank 0 gave no id"))?;
-    let lifeline = Lifeline::new(me.rank, &met.members, lines)?;
-    Ok((met, ncclUniqueId { internal }, lifeline))
+    let monitor = Monitor::new(me.rank, &met.members, lines)?;
+    Ok((met, ncclUniqueId { internal }, monitor))
 }
 
 /// The socket that was opened for this rank. No other program comes between its choice and its use.

@@ -13,13 +13,13 @@ mod world;
 pub use api::{FILES, VARIABLE, given};
 pub use meet::SECRET;
 
+use super::deferred::deferred;
 use super::member::Member;
-use super::under_way::under_way;
 use super::{Call, Comm, Launch, Pending, Span, Transport, host};
 use crate::base::{Error, Result};
 use crate::device::Device;
 use api::{START, nonblocking};
-use group::{Communicator, Group, Machines, UnderWay, lock};
+use group::{Communicator, Group, Machines, NcclWork, lock};
 use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::sync::atomic::Ordering;
@@ -76,9 +76,9 @@ pub fn start_with(
     alike.insert("version".into(), env!("CARGO_PKG_VERSION").into());
     let host = setting.machine.clone().unwrap_or_else(meet::this_machine);
     let me = Member { rank: launch.rank, size: launch.size, host, alike };
-    let (met, id, lifeline) = meet::meet(api, &me, &meet::place(launch, timeout)?)?;
+    let (met, id, monitor) = meet::meet(api, &me, &meet::place(launch, timeout)?)?;
     let machines = met.members.iter().map(|m| m.host.clone()).collect();
-    let world = Arc::new(World::new(api, device, lifeline, timeout)?);
+    let world = Arc::new(World::new(api, device, monitor, timeout)?);
     let machines = Machines { of: machines, held: setting.held.unwrap_or(reduction::HELD) };
     let members = Arc::new((0..launch.size).collect());
     // As a call of the group that is being made: a rank that does not come is missed.
@@ -87,7 +87,7 @@ pub fn start_with(
     let (rank, size) = (launch.rank as c_int, launch.size as c_int);
     let (mut comm, mut config) = (std::ptr::null_mut(), nonblocking());
     group.world.run(
-        || group.what(START, true),
+        || group.pending_op(START, true),
         |_| {
             comm = group.world.shared.make(START, None, |api, made| {
                 // SAFETY: the pointers live; NCCL copies the configuration.
@@ -128,23 +128,23 @@ impl Transport for Nccl {
         // SAFETY: the caller vouches for the memory until the call has been waited for.
         let done = OnceLock::from(unsafe { self.group.start(call)? });
         let is_barrier = matches!(call, Call::Barrier);
-        Ok(under_way(UnderWay { group: self.group.clone(), done: Arc::new(done), is_barrier }))
+        Ok(deferred(NcclWork { group: self.group.clone(), done: Arc::new(done), is_barrier }))
     }
 
     unsafe fn start_on_host(&self, call: Call) -> Result<Box<dyn Pending>> {
         // SAFETY: the caller vouches for the memory until the call has ended, which it has here.
         unsafe { self.group.on_host(call)? };
-        Ok(under_way(on_host::Over))
+        Ok(deferred(on_host::Over))
     }
 
     unsafe fn send(&self, data: Span, to: usize) -> Result<Box<dyn Pending>> {
-        // SAFETY: the caller vouches for the memory until the letter has been waited for.
-        unsafe { self.group.letter(true, data, to) }
+        // SAFETY: the caller vouches for the memory until the message has been waited for.
+        unsafe { self.group.p2p(true, data, to) }
     }
 
     unsafe fn receive(&self, data: Span, from: usize) -> Result<Box<dyn Pending>> {
-        // SAFETY: the caller vouches for the memory until the letter has been waited for.
-        unsafe { self.group.letter(false, data, from) }
+        // SAFETY: the caller vouches for the memory until the message has been waited for.
+        unsafe { self.group.p2p(false, data, from) }
     }
 
     fn split(&self, color: usize) -> Result<Arc<dyn Transport>> {

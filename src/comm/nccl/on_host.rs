@@ -3,7 +3,7 @@
 
 use super::group::Group;
 use crate::base::{Error, Result};
-use crate::comm::under_way::Meet;
+use crate::comm::deferred::Meet;
 use crate::comm::{Call, Span};
 use crate::device::{Device, Region};
 

@@ -3,14 +3,14 @@
 //!
 //! Most waits are for the device, which knows nothing of ranks. A kernel of NCCL whose other side
 //! is gone runs forever, and so does the host thread that waits for it. So the watching thread
-//! checks the lifeline, NCCL and the clock. On an error it first ends the device ([`Device::end`])
+//! checks the monitor, NCCL and the clock. On an error it first ends the device ([`Device::end`])
 //! and only then aborts NCCL's calls, whose kernels end. Every later wait for the device returns
 //! the error, so nothing computed from then on leaves the GPU or reaches the disk.
 
 use super::api::{Api, Code, IN_PROGRESS};
 use crate::base::{Error, Result};
 use crate::comm::Span;
-use crate::comm::lifeline::{Lifeline, What};
+use crate::comm::monitor::{Monitor, PendingOp};
 use crate::device::{Buffer, Device, Event, Stream};
 use cudarc::nccl::sys::ncclComm_t;
 use std::collections::VecDeque;
@@ -33,7 +33,7 @@ const STUCK: Duration = Duration::from_secs(30);
 /// A call under way.
 struct Open {
     id: u64,
-    what: What,
+    what: PendingOp,
     /// The end of the device's work before it.
     ready: Event,
     /// Its end, once NCCL has taken it.
@@ -46,7 +46,7 @@ struct Open {
 pub(super) struct Shared {
     pub(super) api: &'static Api,
     pub(super) device: Device,
-    pub(super) lifeline: Arc<Lifeline>,
+    pub(super) monitor: Arc<Monitor>,
     timeout: Duration,
     /// All communicators; held by who is inside NCCL.
     comms: Mutex<Comms>,
@@ -102,13 +102,13 @@ impl World {
     pub(super) fn new(
         api: &'static Api,
         device: Device,
-        lifeline: Arc<Lifeline>,
+        monitor: Arc<Monitor>,
         timeout: Duration,
     ) -> Result<World> {
         let shared = Arc::new(Shared {
             api,
             device,
-            lifeline,
+            monitor,
             timeout,
             comms: Mutex::default(),
             open: Mutex::default(),
@@ -127,7 +127,7 @@ impl World {
     /// thread's stream was given so far; returns its end.
     pub(super) fn run(
         &self,
-        what: impl FnOnce() -> What,
+        what: impl FnOnce() -> PendingOp,
         work: impl FnOnce(&mut Lane) -> Result<()>,
     ) -> Result<Arc<Event>> {
         let shared = &self.shared;
@@ -166,7 +166,7 @@ impl World {
     pub(super) fn leave(&self, error: Option<&Error>) {
         match error {
             Some(e) => drop(self.shared.break_up(e.clone())),
-            None => self.shared.lifeline.leave(None),
+            None => self.shared.monitor.leave(None),
         }
     }
 }
@@ -184,7 +184,7 @@ impl Shared {
             self.device.ended()?;
             calls(self.api)
         };
-        called.map_err(|e| self.break_up(self.lifeline.culprit(e)))?;
+        called.map_err(|e| self.break_up(self.monitor.culprit(e)))?;
         self.settle(what, || comm)
     }
 
@@ -204,7 +204,7 @@ impl Shared {
             self.device.ended()?;
             self.api.check(what, begin(self.api, made))
         };
-        begun.map_err(|e| self.break_up(self.lifeline.culprit(e)))?;
+        begun.map_err(|e| self.break_up(self.monitor.culprit(e)))?;
         if let Some(parent) = parent {
             self.settle(what, || parent)?;
         }
@@ -235,7 +235,7 @@ impl Shared {
             }
             if state != IN_PROGRESS {
                 let done = self.api.check(what, state);
-                return done.map_err(|e| self.break_up(self.lifeline.culprit(e)));
+                return done.map_err(|e| self.break_up(self.monitor.culprit(e)));
             }
             if look < EAGER { std::thread::yield_now() } else { std::thread::sleep(NAP) }
         }
@@ -265,17 +265,17 @@ impl Shared {
 
     /// The error that ends the run, if there is one.
     fn trouble(&self) -> Option<Error> {
-        if let Some(e) = self.lifeline.gone() {
+        if let Some(e) = self.monitor.gone() {
             return Some(e);
         }
         if let Some(e) = self.reported() {
-            return Some(self.lifeline.culprit(e));
+            return Some(self.monitor.culprit(e));
         }
         let (what, since) = self.oldest()?;
-        if let Err(e) = self.lifeline.may_end(&what) {
+        if let Err(e) = self.monitor.may_end(&what) {
             return Some(e);
         }
-        (since.elapsed() >= self.timeout).then(|| self.lifeline.overdue(&what, self.timeout))
+        (since.elapsed() >= self.timeout).then(|| self.monitor.overdue(&what, self.timeout))
     }
 
     /// An error of a communicator that came while nobody waited for it.
@@ -291,7 +291,7 @@ impl Shared {
     }
 
     /// The first call that has begun and not ended, and since when that is so.
-    fn oldest(&self) -> Option<(What, Instant)> {
+    fn oldest(&self) -> Option<(PendingOp, Instant)> {
         let mut open = lock(&self.open);
         let over = |event: &Event| event.is_over().unwrap_or(false);
         while open.front().is_some_and(|o| o.done.as_ref().is_some_and(|done| over(done))) {
@@ -314,7 +314,7 @@ impl Shared {
         });
         let e = broken.clone();
         self.device.end(e.clone());
-        self.lifeline.leave(Some(&e));
+        self.monitor.leave(Some(&e));
         if first {
             // On a thread of its own: the lock may be this thread's, and NCCL may not come back.
             let shared = self.clone();
@@ -341,13 +341,13 @@ impl Drop for World {
         if std::thread::panicking() {
             shared.break_up(Error::internal("panicked"));
         }
-        shared.lifeline.leave(None);
+        shared.monitor.leave(None);
         let clock = Instant::now();
         while shared.broken.get().is_none()
-            && shared.lifeline.gone().is_none()
+            && shared.monitor.gone().is_none()
             && clock.elapsed() < shared.timeout
         {
-            if !shared.lifeline.all_done(Duration::from_millis(1)) {
+            if !shared.monitor.all_done(Duration::from_millis(1)) {
                 continue;
             }
             lock(&self.watch).take();
@@ -359,10 +359,8 @@ impl Drop for World {
             }
             return;
         }
-        let e = shared
-            .lifeline
-            .gone()
-            .unwrap_or_else(|| Error::stopped("the ranks have not all ended"));
+        let e =
+            shared.monitor.gone().unwrap_or_else(|| Error::stopped("the ranks have not all ended"));
         shared.break_up(e);
         let clock = Instant::now();
         while !shared.aborted.load(Ordering::Acquire) && clock.elapsed() < ABORT {

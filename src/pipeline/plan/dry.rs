@@ -1,4 +1,4 @@
-//! A run without weights: the trainers of the three steps on a device that is imagined, with ranks
+//! A run without weights: the trainers of the three steps on a fake device, with ranks
 //! that are, as the first of them. What they take and say is counted where a real run takes and
 //! says it, so nothing is told that the code does not do.
 
@@ -111,7 +111,7 @@ pub(super) struct Mark {
     traffic: Traffic,
 }
 
-/// A run of a configuration on a machine, both imagined.
+/// A run of a configuration on a machine, both fake.
 pub(super) struct Dry<'c> {
     pub(super) cfg: &'c RunConfig,
     pub(super) machine: Machine,
@@ -122,7 +122,7 @@ pub(super) struct Dry<'c> {
 impl<'c> Dry<'c> {
     pub(super) fn new(cfg: &'c RunConfig, machine: Machine) -> Result<Dry<'c>> {
         let ws = Workspace::new(machine.device(), cfg.memory_limit_bytes())?;
-        let [world, slice, tensor] = [machine.ranks, 1, 1].map(Comm::imagined);
+        let [world, slice, tensor] = [machine.ranks, 1, 1].map(Comm::fake);
         let groups = Groups { world, slice, tensor };
         Ok(Dry { cfg, machine, ws, groups })
     }
@@ -154,13 +154,12 @@ impl<'c> Dry<'c> {
             // Says why not.
             return Partition::new(comm, stage, blocks);
         }
-        (self.groups.slice, self.groups.tensor) =
-            (Comm::imagined(n / blocks), Comm::imagined(blocks));
+        (self.groups.slice, self.groups.tensor) = (Comm::fake(n / blocks), Comm::fake(blocks));
         let (slice, tensor) = (self.groups.slice.clone(), self.groups.tensor.clone());
         Ok(Partition { comm, stage, blocks, slice, tensor })
     }
 
-    /// The model that is called so, with memory that is imagined and no weights.
+    /// The model that is called so, with memory that is fake and no weights.
     fn model(
         &mut self,
         config: &Config,

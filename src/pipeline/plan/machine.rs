@@ -2,7 +2,7 @@
 //! `docs/performance.md` names the sources.
 
 use crate::base::{Error, Result};
-use crate::device::{Device, Imagined};
+use crate::device::{Device, FakeDevice};
 use crate::pipeline::doctor::free_memory;
 use serde::Serialize;
 
@@ -98,11 +98,11 @@ impl Machine {
 
     /// The device a rank computes on.
     pub(super) fn device(&self) -> Device {
-        Device::Imagined(self.kind())
+        Device::Fake(self.kind())
     }
 
-    pub(super) fn kind(&self) -> Imagined {
-        if self.card.is_some() { Imagined::Cuda } else { Imagined::Cpu }
+    pub(super) fn kind(&self) -> FakeDevice {
+        if self.card.is_some() { FakeDevice::Cuda } else { FakeDevice::Cpu }
     }
 
     /// Bytes of memory that a rank may take.

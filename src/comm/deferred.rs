@@ -9,28 +9,28 @@ pub(super) trait Meet {
 }
 
 /// Something that meets once: when it is waited for, at the latest when it is dropped.
-struct UnderWay<M: Meet> {
+struct Deferred<M: Meet> {
     meeting: M,
     over: bool,
 }
 
-pub(super) fn under_way(meeting: impl Meet + 'static) -> Box<dyn Pending> {
-    Box::new(UnderWay { meeting, over: false })
+pub(super) fn deferred(meeting: impl Meet + 'static) -> Box<dyn Pending> {
+    Box::new(Deferred { meeting, over: false })
 }
 
-impl<M: Meet> UnderWay<M> {
+impl<M: Meet> Deferred<M> {
     fn end(&mut self) -> Result<()> {
         if std::mem::replace(&mut self.over, true) { Ok(()) } else { self.meeting.meet() }
     }
 }
 
-impl<M: Meet> Pending for UnderWay<M> {
+impl<M: Meet> Pending for Deferred<M> {
     fn wait(mut self: Box<Self>) -> Result<()> {
         self.end()
     }
 }
 
-impl<M: Meet> Drop for UnderWay<M> {
+impl<M: Meet> Drop for Deferred<M> {
     fn drop(&mut self) {
         let _ = self.end();
     }

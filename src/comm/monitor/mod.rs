@@ -4,11 +4,11 @@
 //! which hangs can be named once the others have waited too long. No data of training goes this
 //! way, and whatever carries that need not notice a death.
 
+mod pending_op;
 #[cfg(test)]
 mod tests;
-mod what;
 
-pub(super) use what::{What, part_of};
+pub(super) use pending_op::{PendingOp, part_of};
 
 use super::member::{Lines, Member};
 use super::wire::{send, take};
@@ -41,7 +41,7 @@ const MOST_GROUPS: usize = 4096;
 /// One rank's side of the connections between the ranks of a run. Dropped, it says that this rank
 /// is done.
 #[derive(Debug)]
-pub struct Lifeline {
+pub struct Monitor {
     shared: Arc<Shared>,
     /// Dropped, it ends the beat.
     beat: Mutex<Option<Sender<()>>>,
@@ -64,14 +64,14 @@ struct State {
     lines: Lines,
     ended: BTreeMap<usize, End>,
     /// Ends that rank 0 has not passed on yet.
-    news: Vec<Farewell>,
+    news: Vec<ExitNotice>,
     /// The first end that ends all.
     gone: Option<Error>,
     /// Calls started, by rank and group, as far as known here.
     reached: Vec<HashMap<u64, u64>>,
     /// When rank 0 last heard of each.
     heard: Vec<Instant>,
-    answer: Option<Survey>,
+    answer: Option<ProgressReport>,
     closing: bool,
 }
 
@@ -90,7 +90,7 @@ enum End {
 
 /// A rank's last word.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Farewell {
+struct ExitNotice {
     rank: usize,
     how: End,
     started: Vec<(u64, u64)>,
@@ -98,7 +98,7 @@ struct Farewell {
 
 /// The state of a group's calls, as rank 0 knows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Survey {
+struct ProgressReport {
     /// Calls started, by rank.
     started: Vec<u64>,
     silent: Vec<usize>,
@@ -108,19 +108,19 @@ struct Survey {
 enum Word {
     /// This rank has started so many calls in these groups.
     Started(Vec<(u64, u64)>),
-    Ended(Vec<Farewell>),
+    Ended(Vec<ExitNotice>),
     /// Asks which ranks are behind in this group, or have been silent for so long.
     Ask(u64, Duration),
-    Answer(Survey),
+    Answer(ProgressReport),
 }
 
-impl Lifeline {
+impl Monitor {
     /// Takes over the `lines` of rank `rank` of `members`, who have met.
     ///
     /// # Errors
     /// There are no threads for it.
-    pub(super) fn new(rank: usize, members: &[Member], lines: Lines) -> Result<Arc<Lifeline>> {
-        let failed = |e: std::io::Error| Error::resource(format!("the ranks' lifeline: {e}"));
+    pub(super) fn new(rank: usize, members: &[Member], lines: Lines) -> Result<Arc<Monitor>> {
+        let failed = |e: std::io::Error| Error::resource(format!("the ranks' monitor: {e}"));
         let mut readers = vec![];
         for (other, line) in &lines {
             line.set_nodelay(true).and(line.set_write_timeout(Some(ANSWER))).map_err(failed)?;
@@ -144,15 +144,15 @@ impl Lifeline {
             gone: AtomicBool::new(false),
         });
         let (beat, stop) = channel();
-        let lifeline = Arc::new(Lifeline { shared: shared.clone(), beat: Mutex::new(Some(beat)) });
+        let monitor = Arc::new(Monitor { shared: shared.clone(), beat: Mutex::new(Some(beat)) });
         // Their stack is small: rank 0 has a thread for every other rank.
-        let thread = || std::thread::Builder::new().name("lifeline".into()).stack_size(256 << 10);
+        let thread = || std::thread::Builder::new().name("monitor".into()).stack_size(256 << 10);
         for (other, line) in readers {
             let shared = shared.clone();
             thread().spawn(move || shared.listen(other, line)).map_err(failed)?;
         }
         thread().spawn(move || shared.beat(&stop)).map_err(failed)?;
-        Ok(lifeline)
+        Ok(monitor)
     }
 
     /// Counts the calls that this rank starts in a group, whose number is the same on all its
@@ -184,15 +184,15 @@ impl Lifeline {
     /// it, or who is silent. Asks rank 0, which takes two seconds where that does not answer.
     pub fn late(&self, members: &[usize], group: u64, number: u64, timeout: Duration) -> String {
         let (shared, within) = (&self.shared, format!("within {} s", timeout.as_secs_f64()));
-        let Some(survey) = shared.survey(group, SILENT.min(timeout / 2)) else {
+        let Some(report) = shared.report(group, SILENT.min(timeout / 2)) else {
             return format!("no end {within}, and {} does not answer", shared.name(0));
         };
         let others = || members.iter().copied().filter(|r| *r != shared.rank);
-        let absent: Vec<usize> = others().filter(|r| survey.started[*r] <= number).collect();
+        let absent: Vec<usize> = others().filter(|r| report.started[*r] <= number).collect();
         if !absent.is_empty() {
             return format!("{} not come {within}", shared.names(&absent));
         }
-        let silent: Vec<usize> = others().filter(|r| survey.silent.contains(r)).collect();
+        let silent: Vec<usize> = others().filter(|r| report.silent.contains(r)).collect();
         if !silent.is_empty() {
             return format!("no end {within}: {} become silent", shared.names(&silent));
         }
@@ -213,7 +213,7 @@ impl Lifeline {
             return;
         }
         state.ended.insert(self.shared.rank, how.clone());
-        state.news.push(Farewell { rank: self.shared.rank, how, started });
+        state.news.push(ExitNotice { rank: self.shared.rank, how, started });
         state.pass_on();
         self.shared.changed.notify_all();
     }
@@ -241,7 +241,7 @@ impl Lifeline {
     }
 }
 
-impl Drop for Lifeline {
+impl Drop for Monitor {
     fn drop(&mut self) {
         let panicked = std::thread::panicking().then(|| Error::internal("panicked"));
         self.leave(panicked.as_ref());
@@ -319,7 +319,7 @@ impl Shared {
                     };
                     if !self.lock().closing {
                         let how = End::Lost(why);
-                        self.end(Farewell { rank: other, how, started: vec![] });
+                        self.end(ExitNotice { rank: other, how, started: vec![] });
                     }
                     let _ = line.shutdown(Shutdown::Both);
                     return;
@@ -337,7 +337,7 @@ impl Shared {
                 drop(state);
                 // Rank 0 speaks for all, the others for themselves.
                 let known =
-                    |f: &Farewell| f.rank < self.members.len() && (other == 0 || f.rank == other);
+                    |f: &ExitNotice| f.rank < self.members.len() && (other == 0 || f.rank == other);
                 farewells.into_iter().filter(known).for_each(|f| self.end(f));
             }
             Word::Ask(group, silence) => {
@@ -346,8 +346,8 @@ impl Shared {
                     let _ = send(line, &answer);
                 }
             }
-            Word::Answer(survey) if survey.started.len() == self.members.len() => {
-                state.answer = Some(survey);
+            Word::Answer(report) if report.started.len() == self.members.len() => {
+                state.answer = Some(report);
                 self.changed.notify_all();
             }
             Word::Answer(_) => {}
@@ -355,13 +355,13 @@ impl Shared {
     }
 
     /// Notes a rank's end, of which rank 0 tells the others before it acts on it itself.
-    fn end(&self, farewell: Farewell) {
-        let (rank, how) = (farewell.rank, farewell.how.clone());
+    fn end(&self, notice: ExitNotice) {
+        let (rank, how) = (notice.rank, notice.how.clone());
         let mut state = self.lock();
         if state.ended.contains_key(&rank) {
             return;
         }
-        state.note(rank, farewell.started.clone());
+        state.note(rank, notice.started.clone());
         state.ended.insert(rank, how.clone());
         let name = self.name(rank);
         let gone = match &how {
@@ -377,7 +377,7 @@ impl Shared {
             state.gone = gone.map(Error::stopped);
         }
         if self.rank == 0 {
-            state.news.push(farewell);
+            state.news.push(notice);
             if first || state.ended.len() == self.members.len() {
                 state.pass_on();
             }
@@ -396,7 +396,7 @@ impl Shared {
 
     /// The state of a group's calls; `None` if rank 0 does not answer, or a rank's end is told
     /// meanwhile: rank 0 may have ended before it could answer.
-    fn survey(&self, group: u64, silence: Duration) -> Option<Survey> {
+    fn report(&self, group: u64, silence: Duration) -> Option<ProgressReport> {
         let mut state = self.lock();
         if self.rank == 0 {
             return Some(self.known(&state, group, silence));
@@ -412,7 +412,7 @@ impl Shared {
     }
 
     /// The state of a group's calls, as rank 0 knows it.
-    fn known(&self, state: &State, group: u64, silence: Duration) -> Survey {
+    fn known(&self, state: &State, group: u64, silence: Duration) -> ProgressReport {
         let started = |r: usize| match r == self.rank {
             true => self.counts().get(&group).copied(),
             false => state.reached[r].get(&group).copied(),
@@ -421,7 +421,7 @@ impl Shared {
             *r != self.rank && !state.ended.contains_key(r) && state.heard[*r].elapsed() > silence
         };
         let ranks = 0..self.members.len();
-        Survey {
+        ProgressReport {
             started: ranks.clone().map(|r| started(r).unwrap_or(0)).collect(),
             silent: ranks.filter(silent).collect(),
         }

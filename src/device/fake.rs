@@ -9,7 +9,7 @@ use std::cell::Cell;
 
 /// Which kind of device it stands for: they plan differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Imagined {
+pub enum FakeDevice {
     /// A CPU.
     Cpu,
     /// A CUDA device.
@@ -31,7 +31,7 @@ thread_local! {
     static TAKEN: [Cell<Taken>; 2] = const { [Cell::new(NOTHING), Cell::new(NOTHING)] };
 }
 
-impl Imagined {
+impl FakeDevice {
     fn taken_of(self) -> Taken {
         TAKEN.with(|all| all[self as usize].get())
     }
@@ -58,7 +58,7 @@ impl Imagined {
     }
 }
 
-pub(super) fn alloc(kind: Imagined, bytes: usize) -> Result<()> {
+pub(super) fn alloc(kind: FakeDevice, bytes: usize) -> Result<()> {
     let Taken { now, peak, limit } = kind.taken_of();
     if bytes > limit.saturating_sub(now) {
         return Err(Error::memory(format!(
@@ -73,7 +73,7 @@ pub(super) fn alloc(kind: Imagined, bytes: usize) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn free(kind: Imagined, bytes: usize) {
+pub(super) fn free(kind: FakeDevice, bytes: usize) {
     let taken = kind.taken_of();
     kind.set(Taken { now: taken.now.saturating_sub(bytes), ..taken });
 }
@@ -85,8 +85,8 @@ mod tests {
 
     #[test]
     fn bytes_are_counted_and_limited_and_never_touched() {
-        for kind in [Imagined::Cpu, Imagined::Cuda] {
-            let device = Device::Imagined(kind);
+        for kind in [FakeDevice::Cpu, FakeDevice::Cuda] {
+            let device = Device::Fake(kind);
             // More than any machine has.
             let big = Buffer::zeroed(device, 1 << 50).unwrap();
             big.write(1 << 40, &[1, 2, 3]).unwrap();

@@ -6,9 +6,9 @@ use crate::base::{Error, Result};
 use std::sync::{Arc, PoisonError};
 
 impl Comm {
-    /// The first of `size` ranks, of which the others are imagined.
-    pub fn imagined(size: usize) -> Comm {
-        Comm::new(Arc::new(Alike { size }))
+    /// The first of `size` ranks, of which the others are fake.
+    pub fn fake(size: usize) -> Comm {
+        Comm::new(Arc::new(FakeRanks { size }))
     }
 
     /// All calls so far.
@@ -28,7 +28,7 @@ impl Comm {
 }
 
 #[derive(Debug)]
-struct Alike {
+struct FakeRanks {
     size: usize,
 }
 
@@ -40,7 +40,7 @@ impl Pending for Done {
     }
 }
 
-impl Transport for Alike {
+impl Transport for FakeRanks {
     fn rank(&self) -> usize {
         0
     }
@@ -49,7 +49,7 @@ impl Transport for Alike {
         self.size
     }
 
-    /// It is imagined too.
+    /// It is fake too.
     fn is_on_device(&self) -> bool {
         true
     }
@@ -78,11 +78,11 @@ impl Transport for Alike {
     }
 
     unsafe fn receive(&self, _: Span, _: usize) -> Result<Box<dyn Pending>> {
-        Err(Error::internal("imagined ranks send nothing"))
+        Err(Error::internal("fake ranks send nothing"))
     }
 
     fn split(&self, _: usize) -> Result<Arc<dyn Transport>> {
-        Err(Error::internal("imagined ranks are in no groups"))
+        Err(Error::internal("fake ranks are in no groups"))
     }
 
     fn leave(&self, _: Option<&Error>) {}
@@ -96,14 +96,14 @@ mod tests {
     use crate::device::Region;
 
     #[test]
-    fn imagined_ranks_say_what_this_one_says_and_what_they_are_given_is_counted() {
-        let comm = Comm::imagined(4);
+    fn fake_ranks_say_what_this_one_says_and_what_they_are_given_is_counted() {
+        let comm = Comm::fake(4);
         assert_eq!((comm.rank(), comm.size()), (0, 4));
         assert_eq!(comm.concat(&[3u8, 5]).unwrap(), [3, 5, 3, 5, 3, 5, 3, 5]);
         assert_eq!(comm.any([true, false]).unwrap(), [true, false]);
         let before = comm.sent();
         let device = Region::nowhere;
-        // SAFETY: there is no memory, and imagined ranks touch none of a device.
+        // SAFETY: there is no memory, and fake ranks touch none of a device.
         let calls = unsafe {
             [
                 comm.all_gather(device(10), device(40)),

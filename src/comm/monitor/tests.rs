@@ -1,4 +1,4 @@
-use super::super::rendezvous::{Place, host, visit};
+use super::super::rendezvous::{RendezvousConfig, join, serve};
 use super::*;
 use std::io::Write;
 use std::net::TcpListener;
@@ -6,29 +6,29 @@ use std::net::TcpListener;
 const SOON: Duration = Duration::from_secs(20);
 
 /// The ranks of a run that have just met.
-fn met(size: usize) -> Vec<Arc<Lifeline>> {
+fn met(size: usize) -> Vec<Arc<Monitor>> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let place = &Place { address, secret: "a secret".into(), timeout: SOON };
+    let place = &RendezvousConfig { address, secret: "a secret".into(), timeout: SOON };
     let member = |rank| Member { rank, size, host: format!("host-{rank}"), alike: BTreeMap::new() };
     std::thread::scope(|scope| {
-        let first = scope.spawn(move || host(&member(0), place, &[], listener));
-        let others = (1..size).map(|r| scope.spawn(move || visit(&member(r), place)));
+        let first = scope.spawn(move || serve(&member(0), place, &[], listener));
+        let others = (1..size).map(|r| scope.spawn(move || join(&member(r), place)));
         let others: Vec<_> = others.collect();
         let all = std::iter::once(first).chain(others).enumerate();
         let new = |(r, t): (usize, std::thread::ScopedJoinHandle<'_, Result<(_, Lines)>>)| {
             let (met, lines): (super::super::Met, Lines) = t.join().unwrap().unwrap();
-            Lifeline::new(r, &met.members, lines).unwrap()
+            Monitor::new(r, &met.members, lines).unwrap()
         };
         all.map(new).collect()
     })
 }
 
 /// Waits for the error that ends a rank, and returns its message.
-fn told(lifeline: &Lifeline) -> String {
+fn told(monitor: &Monitor) -> String {
     let clock = Instant::now();
     loop {
-        if let Some(e) = lifeline.gone() {
+        if let Some(e) = monitor.gone() {
             assert_eq!(e.kind(), Kind::Stopped);
             return e.to_string();
         }
@@ -44,11 +44,11 @@ fn the_end_of_a_process_is_known_to_all_at_once() {
         assert!(ranks.iter().all(|r| r.gone().is_none()));
         let clock = Instant::now();
         ranks[dead].cut();
-        for (r, lifeline) in ranks.iter().enumerate().filter(|(r, _)| *r != dead) {
-            let line = told(lifeline);
+        for (r, monitor) in ranks.iter().enumerate().filter(|(r, _)| *r != dead) {
+            let line = told(monitor);
             let name = format!("rank {dead} on host-{dead} is gone: its process ended without");
             assert!(line.starts_with(&name), "rank {r}: {line}");
-            assert!(!lifeline.all_done(SOON));
+            assert!(!monitor.all_done(SOON));
         }
         assert!(clock.elapsed() < SOON / 10);
     }
@@ -150,10 +150,11 @@ fn a_stranger_finds_nobody_and_nonsense_is_no_word() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let member = |rank| Member { rank, size: 2, host: "h".into(), alike: BTreeMap::new() };
-    let place = Place { address: address.to_string(), secret: "s".into(), timeout: SOON };
+    let place =
+        RendezvousConfig { address: address.to_string(), secret: "s".into(), timeout: SOON };
     std::thread::scope(|scope| {
-        let other = scope.spawn(|| visit(&member(1), &place).unwrap());
-        let (_, _lines) = host(&member(0), &place, &[], listener).unwrap();
+        let other = scope.spawn(|| join(&member(1), &place).unwrap());
+        let (_, _lines) = serve(&member(0), &place, &[], listener).unwrap();
         other.join().unwrap();
         assert!(TcpStream::connect(address).is_err());
     });
@@ -165,10 +166,10 @@ fn a_stranger_finds_nobody_and_nonsense_is_no_word() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut line = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let lines = vec![(1, listener.accept().unwrap().0)];
-        let lifeline = Lifeline::new(0, &[member(0), member(1)], lines).unwrap();
+        let monitor = Monitor::new(0, &[member(0), member(1)], lines).unwrap();
         line.write_all(&nonsense).unwrap();
         line.shutdown(Shutdown::Write).unwrap();
-        assert!(told(&lifeline).starts_with("rank 1 on h is gone: its "));
-        assert_eq!(lock(&lifeline.shared.state).ended.len(), 1);
+        assert!(told(&monitor).starts_with("rank 1 on h is gone: its "));
+        assert_eq!(lock(&monitor.shared.state).ended.len(), 1);
     }
 }

@@ -1,7 +1,7 @@
 //! The operation that a rank waits for, and the error if it does not end. Both are the same for
 //! every transport.
 
-use super::Lifeline;
+use super::Monitor;
 use crate::base::{Error, Kind, Result};
 use std::fmt;
 use std::sync::Arc;
@@ -12,16 +12,17 @@ const NEWS: Duration = Duration::from_secs(2);
 
 /// The operation waited for, as errors name it if it does not end.
 #[derive(Clone)]
-pub(in crate::comm) struct What {
+pub(in crate::comm) struct PendingOp {
     pub(in crate::comm) name: String,
-    /// The group's number, and that of the call among the group's; none for letters.
+    /// The group's number, and that of the call among the group's; none for point-to-point
+    /// messages.
     pub(in crate::comm) group: u64,
     pub(in crate::comm) call: Option<u64>,
     /// The ranks that take part, by their numbers in the first group.
     pub(in crate::comm) members: Arc<Vec<usize>>,
 }
 
-impl fmt::Display for What {
+impl fmt::Display for PendingOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.call {
             Some(number) => write!(f, "{} number {number}", self.name),
@@ -36,16 +37,16 @@ pub(in crate::comm) fn part_of(parent: u64, number: u64, color: u64) -> u64 {
     blake3::hash(&id).as_bytes()[..8].iter().fold(0, |id, b| id << 8 | u64::from(*b))
 }
 
-impl Lifeline {
+impl Monitor {
     /// Fails if a rank has ended well without coming to `what`.
-    pub(in crate::comm) fn may_end(&self, what: &What) -> Result<()> {
+    pub(in crate::comm) fn may_end(&self, what: &PendingOp) -> Result<()> {
         let ended = what.call.and_then(|n| self.ended_before(&what.members, what.group, n));
         ended.map_or(Ok(()), |e| Err(e.context(what)))
     }
 
     /// Why `what` did not end within `timeout`.
-    pub(in crate::comm) fn overdue(&self, what: &What, timeout: Duration) -> Error {
-        // Of a letter there is no number: whoever it is from or to has not come.
+    pub(in crate::comm) fn overdue(&self, what: &PendingOp, timeout: Duration) -> Error {
+        // Of a message there is no number: whoever it is from or to has not come.
         let number = what.call.unwrap_or(u64::MAX);
         let late = self.late(&what.members, what.group, number, timeout);
         // Another may have found out meanwhile.
