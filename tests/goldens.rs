@@ -13,7 +13,7 @@ mod spellings;
 
 use device::device;
 use duplex::base::DType;
-use duplex::engine::{Engine, Terms};
+use duplex::engine::{Engine, LossOutput};
 use duplex::formats::layout::scatter_rows;
 use duplex::formats::{Checkpoint, SaveTensor, write_safetensors};
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
@@ -156,7 +156,7 @@ fn train_loss(name: &str, rows: &[Vec<i32>]) -> (f32, Engine) {
             let weights = tape.input_f32(&batch.columns[0])?;
             let scale = -1.0 / n as f32;
             let loss = weighted_sum(tape, WeightedSum { scale }, logp, weights)?;
-            Ok(Terms { losses: vec![loss], stats: vec![] })
+            Ok(LossOutput { losses: vec![loss], stats: vec![] })
         })
         .unwrap();
     engine.model.store.zero_unset_grads().unwrap();
@@ -293,7 +293,7 @@ fn reward_scores_and_gradients_match() {
             let scores = model.scores(tape, hidden, select)?;
             let ones = tape.input_f32(&[1.0; 3])?;
             let loss = weighted_sum(tape, WeightedSum { scale: 1.0 }, scores, ones)?;
-            Ok(Terms { losses: vec![loss], stats: vec![] })
+            Ok(LossOutput { losses: vec![loss], stats: vec![] })
         })
         .unwrap();
     engine.model.store.zero_unset_grads().unwrap();

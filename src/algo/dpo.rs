@@ -4,14 +4,14 @@
 
 use super::algorithm::{Algorithm, FromRows, Learns, Start};
 use super::metric::{Metric, Metrics};
+use super::micro_batches::ends_of_selected;
 use super::objective::Objective;
 use super::optimizer::OptimizerSection;
-use super::rows::ends_of_selected;
 use super::sign::LOSS_SPIKE;
 use crate::base::Result;
 use crate::config::{Kind, SectionOf, Sections, section};
 use crate::data::PairExample;
-use crate::engine::{LossFn, Terms};
+use crate::engine::{LossFn, LossOutput};
 use crate::model::Head;
 use crate::op::bradley_terry::{BradleyTerry, bradley_terry};
 use crate::op::gather::gather;
@@ -137,7 +137,7 @@ impl Objective<PairExample> for Dpo {
             let sum = WeightedSum { scale: 1.0 };
             let sums =
                 [weighted_sum(tape, sum, chosen, ones)?, weighted_sum(tape, sum, rejected, ones)?];
-            Ok(Terms { losses, stats: vec![compared, sums[0], sums[1]] })
+            Ok(LossOutput { losses, stats: vec![compared, sums[0], sums[1]] })
         })
     }
 

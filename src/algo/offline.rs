@@ -1,9 +1,9 @@
 //! Learning from rows alone: one trainer, whose loss is a value.
 
 use super::metric::Metrics;
+use super::micro_batches::MicroBatches;
 use super::objective::Objective;
 use super::reference::Reference;
-use super::rows::Rows;
 use super::sums::{add, over_ranks};
 use crate::base::{Error, Result};
 use crate::engine::Engine;
@@ -139,7 +139,12 @@ impl<R> OfflineTrainer<R> {
     }
 
     /// Rows for passes over `engine`'s model.
-    fn rows<'r>(&'r self, engine: &Engine, rows: &'r [&R], compared: &'r [Vec<f32>]) -> Rows<'r> {
+    fn rows<'r>(
+        &'r self,
+        engine: &Engine,
+        rows: &'r [&R],
+        compared: &'r [Vec<f32>],
+    ) -> MicroBatches<'r> {
         let lengths = rows.iter().map(|row| self.objective.tokens(row)).collect();
         let pack = move |picked: &[usize]| {
             let reference = picked.iter().filter_map(|&i| compared.get(i));
@@ -147,7 +152,7 @@ impl<R> OfflineTrainer<R> {
             let picked: Vec<&R> = picked.iter().map(|&i| rows[i]).collect();
             self.objective.batch(&picked, &reference)
         };
-        Rows::new(lengths, self.config.micro_batch_tokens, &engine.model.store, pack)
+        MicroBatches::new(lengths, self.config.micro_batch_tokens, &engine.model.store, pack)
     }
 
     /// For each row the log-probs under the reference of what its batch selects.

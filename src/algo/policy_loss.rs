@@ -1,7 +1,7 @@
 //! The clipped policy loss (Schulman et al. 2017, equation 7), over tokens or whole completions.
 
 use super::experience::Rollout;
-use super::rows::ends_of_selected;
+use super::micro_batches::ends_of_selected;
 use crate::base::Result;
 use crate::op::ppo_policy::{PpoPolicy, ppo_policy};
 use crate::op::sequence_sum::{SequenceSum, sequence_sum};

@@ -10,7 +10,7 @@ use super::sign::LOSS_SPIKE;
 use crate::base::{Error, Result};
 use crate::config::{Kind, SectionOf, Sections, section};
 use crate::data::PairExample;
-use crate::engine::{LossFn, Terms};
+use crate::engine::{LossFn, LossOutput};
 use crate::model::Head;
 use crate::op::bradley_terry::{BradleyTerry, bradley_terry};
 use crate::op::gather::gather;
@@ -169,6 +169,6 @@ fn pair_loss(scale: f32) -> Box<LossFn<'static>> {
         let ones = tape.input_f32(&batch.columns[1])?;
         let (loss, _) = bradley_terry(tape, BradleyTerry { scale }, c, r, weights)?;
         let (_, stats) = bradley_terry(tape, BradleyTerry { scale }, ends.0, ends.1, ones)?;
-        Ok(Terms { losses: vec![loss], stats: vec![stats] })
+        Ok(LossOutput { losses: vec![loss], stats: vec![stats] })
     })
 }

@@ -1,7 +1,7 @@
 //! Where scores come from: a reward model, or a rule on text.
 
 use super::experience::Rollout;
-use super::rows::{Rows, share};
+use super::micro_batches::{MicroBatches, share};
 use super::rule::{Answered, RewardRule};
 use crate::base::Result;
 use crate::comm::Comm;
@@ -78,10 +78,13 @@ impl RewardSource for ModelReward {
         };
         let (lengths, store) = (ids.iter().map(|r| r.len()).collect(), &self.engine.model.store);
         let mut scores = vec![];
-        Rows::new(lengths, on.micro_batch_tokens, store, pack).each(on.ws, &mut |ws, batch| {
-            scores.extend(self.engine.scores(ws, batch)?);
-            Ok(())
-        })?;
+        MicroBatches::new(lengths, on.micro_batch_tokens, store, pack).each(
+            on.ws,
+            &mut |ws, batch| {
+                scores.extend(self.engine.scores(ws, batch)?);
+                Ok(())
+            },
+        )?;
         Ok(on.comm.concat(&scores)?.into_iter().map(Some).collect())
     }
 

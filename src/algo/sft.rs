@@ -9,7 +9,7 @@ use super::sign::LOSS_SPIKE;
 use crate::base::Result;
 use crate::config::{Kind, SectionOf, Sections, section};
 use crate::data::SftExample;
-use crate::engine::{LossFn, Terms};
+use crate::engine::{LossFn, LossOutput};
 use crate::model::{Head, Model};
 use crate::tape::Tape;
 use crate::tensor::Tensor;
@@ -117,11 +117,11 @@ pub(super) fn text_batch(texts: &[&Text<'_>]) -> Batch {
 /// `scale` times the sum of weighted log-probabilities; the weights are the batch's first column.
 pub(super) fn cross_entropy(
     scale: f32,
-) -> impl for<'a> Fn(&mut Tape<'a>, &'a Model, &Batch, Tensor, Tensor) -> Result<Terms> {
+) -> impl for<'a> Fn(&mut Tape<'a>, &'a Model, &Batch, Tensor, Tensor) -> Result<LossOutput> {
     move |tape, model, batch, hidden, select| {
         let targets = tape.input_i32(&batch.targets)?;
         let weights = tape.input_f32(&batch.columns[0])?;
         let loss = model.cross_entropy(tape, hidden, select, targets, weights, scale)?;
-        Ok(Terms { losses: vec![loss], stats: vec![] })
+        Ok(LossOutput { losses: vec![loss], stats: vec![] })
     }
 }

@@ -170,7 +170,7 @@ impl Engine {
         ws.run(&key, batch, |tape, batch: &Batch| {
             tape.record();
             let (hidden, select) = batch.hidden(tape, &self.model, pass)?;
-            let Terms { losses, stats } = loss(tape, &self.model, batch, hidden, select)?;
+            let LossOutput { losses, stats } = loss(tape, &self.model, batch, hidden, select)?;
             let one: &[f32] = &[1.0];
             let seeds: Vec<(Tensor, &[f32])> = losses.iter().map(|l| (*l, one)).collect();
             tape.backward_from(&seeds)?;
@@ -189,7 +189,7 @@ impl Engine {
         let key = format!("{name} eval {}", self.model.store.id());
         ws.run(&key, batch, |tape, batch: &Batch| {
             let (hidden, select) = batch.hidden(tape, &self.model, Pass::EVAL)?;
-            let Terms { losses, stats } = loss(tape, &self.model, batch, hidden, select)?;
+            let LossOutput { losses, stats } = loss(tape, &self.model, batch, hidden, select)?;
             losses.iter().chain(&stats).map(|t| tape.read_f32(*t)).collect()
         })
     }
@@ -250,7 +250,7 @@ impl Engine {
 
 /// The result of a loss function: f32 `[1]` losses, and statistics.
 #[derive(Debug, Default)]
-pub struct Terms {
+pub struct LossOutput {
     /// Losses to propagate.
     pub losses: Vec<Tensor>,
     /// Tensors to read back.
@@ -259,4 +259,4 @@ pub struct Terms {
 
 /// A loss over (tape, model, batch, hidden states `[tokens, hidden]`, selected rows `[n]`).
 pub type LossFn<'l> =
-    dyn for<'a> Fn(&mut Tape<'a>, &'a Model, &Batch, Tensor, Tensor) -> Result<Terms> + 'l;
+    dyn for<'a> Fn(&mut Tape<'a>, &'a Model, &Batch, Tensor, Tensor) -> Result<LossOutput> + 'l;

@@ -86,7 +86,7 @@ fn nothing_is_saved_while_gradients_wait() {
         let ones = tape.input_f32(&[1.0, 1.0])?;
         let op = duplex::op::weighted_sum::WeightedSum { scale: 1.0 };
         let sum = duplex::op::weighted_sum::weighted_sum(tape, op, scores, ones)?;
-        Ok(duplex::engine::Terms { losses: vec![sum], stats: vec![] })
+        Ok(duplex::engine::LossOutput { losses: vec![sum], stats: vec![] })
     });
     scores.unwrap();
     let e = trainer.save(&mut Draft::default()).unwrap_err();

@@ -6,7 +6,7 @@ use duplex::algo::{
     Adaptive, Experience, KlPenalty, Method, OnlineConfig, OnlineModels, OnlineTrainer, PolicyLoss,
 };
 use duplex::base::{DType, Rng};
-use duplex::engine::{Engine, Terms};
+use duplex::engine::{Engine, LossOutput};
 use duplex::model::{Head, LoraConfig};
 use duplex::op::weighted_sum::{WeightedSum, weighted_sum};
 use duplex::pool::ParamId;
@@ -410,7 +410,7 @@ fn accumulate(engine: &Engine, ws: &mut Workspace, batch: &Batch) {
         let (logp, _) = model.logprobs(tape, hidden, select, targets, 1.0)?;
         let weights = tape.input_f32(&b.columns[0])?;
         let loss = weighted_sum(tape, WeightedSum { scale: -1.0 }, logp, weights)?;
-        Ok(Terms { losses: vec![loss], stats: vec![] })
+        Ok(LossOutput { losses: vec![loss], stats: vec![] })
     });
     done.unwrap();
 }
@@ -427,7 +427,7 @@ fn text_gradient(ws: &mut Workspace, text: &[Vec<i32>], coef: f32) -> (f64, Vec<
         let ones = tape.input_f32(&vec![1.0; b.select.len()])?;
         let scale = -coef / n as f32;
         let loss = weighted_sum(tape, WeightedSum { scale }, logp, ones)?;
-        Ok(Terms { losses: vec![loss], stats: vec![] })
+        Ok(LossOutput { losses: vec![loss], stats: vec![] })
     });
     engine.model.store.zero_unset_grads().unwrap();
     (f64::from(terms.unwrap()[0][0] / coef), gradients(&engine.model))

@@ -3,9 +3,9 @@
 
 use super::{Adaptive, OnlineTrainer, RewardScaling};
 use crate::algo::experience::{Experience, Rollout};
+use crate::algo::micro_batches::{MicroBatches, share};
 use crate::algo::reference::Reference;
 use crate::algo::reward_source::{Completion, Scoring};
-use crate::algo::rows::{Rows, share};
 use crate::base::{Error, Result};
 use crate::data::PromptExample;
 use crate::engine::Engine;
@@ -136,8 +136,9 @@ impl OnlineTrainer {
         };
         let (max_tokens, comm) = (self.config.micro_batch_tokens, self.models.actor.comm());
         // One model at a time: memory may not suffice for the second where it did for the first.
-        let of_model =
-            |engine: &Engine| Rows::new(lengths.clone(), max_tokens, &engine.model.store, pack);
+        let of_model = |engine: &Engine| {
+            MicroBatches::new(lengths.clone(), max_tokens, &engine.model.store, pack)
+        };
         if let Some((model, adapters)) = self.models.reference.of(&self.models.actor) {
             of_model(model).each(ws, &mut |ws, batch| {
                 references.extend(model.logprobs(ws, batch, temperature, adapters)?);

@@ -3,11 +3,11 @@
 use super::OnlineTrainer;
 use crate::algo::advantage::whiten;
 use crate::algo::experience::{Experience, Rollout};
-use crate::algo::rows::Rows;
+use crate::algo::micro_batches::MicroBatches;
 use crate::algo::sft::{Text, cross_entropy, text_batch};
 use crate::base::{Error, Result, Rng};
 use crate::comm::Comm;
-use crate::engine::{Engine, Terms};
+use crate::engine::{Engine, LossOutput};
 use crate::op::ppo_value::{PpoValue, ppo_value};
 use crate::op::weighted_sum::{WeightedSum, weighted_sum};
 use crate::tape::Workspace;
@@ -153,7 +153,7 @@ impl OnlineTrainer {
         engine: &Engine,
         rollouts: &'r [&'r Rollout],
         columns: &'r dyn Fn(&[&Rollout], &mut Batch),
-    ) -> Rows<'r> {
+    ) -> MicroBatches<'r> {
         let pack = |rows: &[usize]| {
             let picked: Vec<&Rollout> = rows.iter().map(|&i| rollouts[i]).collect();
             let rows: Vec<_> = picked.iter().map(|r| (r.ids.as_slice(), r.states())).collect();
@@ -162,7 +162,7 @@ impl OnlineTrainer {
             batch
         };
         let lengths = rollouts.iter().map(|r| r.ids.len()).collect();
-        Rows::new(lengths, self.config.micro_batch_tokens, &engine.model.store, pack)
+        MicroBatches::new(lengths, self.config.micro_batch_tokens, &engine.model.store, pack)
     }
 
     /// Gradients of the policy. LoRA dropout stays off: under it the policy would not be the one
@@ -201,7 +201,7 @@ impl OnlineTrainer {
                         mask,
                     )?);
                 }
-                Ok(Terms { losses, stats: vec![parts, mean] })
+                Ok(LossOutput { losses, stats: vec![parts, mean] })
             },
         )?;
         let [.., parts, entropy] = &out[..] else { return Err(Error::internal("ppo actor terms")) };
@@ -233,7 +233,7 @@ impl OnlineTrainer {
                 let mask = tape.input_f32(&vec![1.0; batch.select.len()])?;
                 let (loss, parts) =
                     ppo_value(tape, PpoValue { clip, scale }, values, old, returns, mask)?;
-                Ok(Terms { losses: vec![loss], stats: vec![parts] })
+                Ok(LossOutput { losses: vec![loss], stats: vec![parts] })
             },
         )?;
         stats.value_loss += out[0][0];
@@ -252,7 +252,7 @@ impl OnlineTrainer {
             |rows: &[usize]| text_batch(&rows.iter().map(|&i| &texts[i]).collect::<Vec<_>>());
         let mut sum = 0.0;
         let (comm, store) = (self.models.actor.comm(), &self.models.actor.model.store);
-        let rows = Rows::new(lengths, self.config.micro_batch_tokens, store, pack);
+        let rows = MicroBatches::new(lengths, self.config.micro_batch_tokens, store, pack);
         rows.each(ws, &mut |ws, batch| {
             sum += self.models.actor.accumulate(ws, "ppo text", batch, None, &loss)?[0][0];
             Ok(())

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 /// Rows by their number, of which micro-batches can be made. Each rank has a run of them: what the
 /// ranks make of theirs is, end to end, what one would make of all.
-pub(super) struct Rows<'r> {
+pub(super) struct MicroBatches<'r> {
     /// Tokens of each row, of all ranks.
     lengths: Vec<usize>,
     /// Those of this rank.
@@ -28,7 +28,7 @@ pub(super) struct Rows<'r> {
 /// Makes a micro-batch of rows by their number.
 type Pack<'r> = dyn Fn(&[usize]) -> Batch + 'r;
 
-impl<'r> Rows<'r> {
+impl<'r> MicroBatches<'r> {
     /// Rows of `lengths` tokens, which `pack` packs in micro-batches of up to `max_tokens`, or of
     /// one row, for passes over `store`'s model.
     pub(super) fn new(
@@ -36,11 +36,11 @@ impl<'r> Rows<'r> {
         max_tokens: usize,
         store: &Store,
         pack: impl Fn(&[usize]) -> Batch + 'r,
-    ) -> Rows<'r> {
+    ) -> MicroBatches<'r> {
         let comm = store.partition().comm.clone();
         let own = share(&lengths, &comm);
         let shares = store.shares_grads();
-        Rows { lengths, own, max_tokens, comm, shares, pack: Box::new(pack) }
+        MicroBatches { lengths, own, max_tokens, comm, shares, pack: Box::new(pack) }
     }
 
     /// Calls `run` with micro-batches of this rank's rows, in order; those that select nothing are
