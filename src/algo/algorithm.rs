@@ -2,10 +2,10 @@
 //! directories, checkpoints, resume, verify, health, report, plan and `docs/algorithms.md` follow
 //! from these values; none of them names an algorithm.
 
+use super::anomaly::Anomaly;
 use super::metric::{Metric, Metrics};
 use super::objective::Objective;
 use super::online::Method;
-use super::sign::Sign;
 use crate::base::Result;
 use crate::config::{SectionOf, Sections};
 use crate::data::{PairExample, SftExample, Use};
@@ -35,8 +35,8 @@ pub struct Algorithm {
     pub demo: &'static str,
     /// Its metrics, in groups: those that it shares with others, and its own.
     pub metrics: &'static [&'static [Metric]],
-    /// Signs of trouble in them.
-    pub signs: &'static [Sign],
+    /// Anomalies to warn of.
+    pub anomalies: &'static [Anomaly],
     /// The rows that it learns from, and how.
     pub learns: Learns,
 }

@@ -3,11 +3,11 @@
 //! its tokens; that of the preferred answer is to be higher, by the loss of the reward model.
 
 use super::algorithm::{Algorithm, FromRows, Learns, Start};
+use super::anomaly::LOSS_SPIKE;
 use super::metric::{Metric, Metrics};
 use super::micro_batches::ends_of_selected;
 use super::objective::Objective;
 use super::optimizer::OptimizerSection;
-use super::sign::LOSS_SPIKE;
 use crate::base::Result;
 use crate::config::{Kind, SectionOf, Sections, section};
 use crate::data::PairExample;
@@ -48,7 +48,7 @@ pub(super) static DPO: Algorithm = Algorithm {
         Metric::new("eval_rewards/rejected").falls(),
         Metric::new("grad_norm").labelled("Gradient norm"),
     ]],
-    signs: &[LOSS_SPIKE],
+    anomalies: &[LOSS_SPIKE],
     learns: Learns::Pairs(FromRows { objective }),
 };
 

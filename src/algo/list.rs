@@ -90,9 +90,9 @@ mod tests {
             assert!(a.name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{}", a.name);
             let metrics: BTreeSet<_> = a.metrics().map(|m| m.name).collect();
             assert_eq!(metrics.len(), a.metrics().count(), "{}: a metric stands twice", a.name);
-            for sign in a.signs {
+            for anomaly in a.anomalies {
                 let known = |name| a.metric(name).is_some();
-                assert!(known(sign.metric) && sign.per.is_none_or(known), "{}", sign.name);
+                assert!(known(anomaly.metric) && anomaly.per.is_none_or(known), "{}", anomaly.name);
             }
         }
         assert_eq!(meant("3"), Some("ppo"));

@@ -80,6 +80,7 @@
 
 mod advantage;
 mod algorithm;
+mod anomaly;
 mod dpo;
 mod experience;
 mod list;
@@ -96,12 +97,13 @@ mod reward;
 mod reward_source;
 mod rule;
 mod sft;
-mod sign;
 mod stats;
 mod sums;
 
 pub use advantage::Advantage;
 pub use algorithm::{Algorithm, FromPrompts, FromRows, Learns, ObjectiveOf, Start, Texts};
+pub use anomaly::Anomaly;
+pub(crate) use anomaly::{BLOCK, KEPT, START, mean};
 pub use dpo::{Dpo, DpoSection};
 pub use experience::{Experience, Rollout};
 pub use list::{ALGORITHMS, DEEPSPEED_CHAT, lower_is_better, meant, named, names, place, sections};
@@ -122,6 +124,4 @@ pub use reward_source::{
 };
 pub use rule::{Answered, RewardRule, built_in_rule, built_in_rules};
 pub use sft::{Sft, SftSection};
-pub use sign::Sign;
-pub(crate) use sign::{BLOCK, KEPT, START, mean};
 pub use stats::RunningStats;

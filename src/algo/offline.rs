@@ -7,7 +7,7 @@ use super::reference::Reference;
 use super::sums::{add, over_ranks};
 use crate::base::{Error, Result};
 use crate::engine::Engine;
-use crate::formats::{Draft, Snapshot};
+use crate::formats::{Snapshot, SnapshotBuilder};
 use crate::tape::Workspace;
 use crate::train::{Schedule, StepStats};
 
@@ -127,7 +127,7 @@ impl<R> OfflineTrainer<R> {
     }
 
     /// Adds all that training has changed to `out`.
-    pub fn save<'a>(&'a self, out: &mut Draft<'a>) -> Result<()> {
+    pub fn save<'a>(&'a self, out: &mut SnapshotBuilder<'a>) -> Result<()> {
         out.set("steps", self.steps);
         self.engine.save("model", out)
     }

@@ -6,11 +6,13 @@
 
 use super::advantage::Advantage;
 use super::algorithm::{Algorithm, FromPrompts, Learns, Start};
+use super::anomaly::{
+    self, Anomaly, ENTROPY_COLLAPSE, KL_BLOW_UP, LENGTH_COLLAPSE, REWARD_COLLAPSE,
+};
 use super::online::{
     Adaptive, COMPARED, CriticSection, KlPenalty, Method, OnlineSection, SAMPLED, VALUED,
 };
 use super::policy_loss::PolicyLoss;
-use super::sign::{self, ENTROPY_COLLAPSE, KL_BLOW_UP, LENGTH_COLLAPSE, REWARD_COLLAPSE, Sign};
 use crate::base::{Error, Result};
 use crate::config::{Kind, SectionOf, Sections, section};
 use crate::model::Head;
@@ -37,16 +39,16 @@ pub(super) static PPO: Algorithm = Algorithm {
            missing_eos_penalty = 2\n\
            eval_prompts = 200",
     metrics: &[SAMPLED, COMPARED, VALUED],
-    signs: &[KL_BLOW_UP, REWARD_COLLAPSE, LENGTH_COLLAPSE, ENTROPY_COLLAPSE, DEAD_CRITIC],
+    anomalies: &[KL_BLOW_UP, REWARD_COLLAPSE, LENGTH_COLLAPSE, ENTROPY_COLLAPSE, DEAD_CRITIC],
     learns: Learns::Prompts(FromPrompts { critic: true, method }),
 };
 
 /// The critic explains nothing of the returns.
-const DEAD_CRITIC: Sign = Sign {
+const DEAD_CRITIC: Anomaly = Anomaly {
     name: "dead critic",
     metric: "explained_variance",
     per: None,
-    shows: sign::explains_nothing,
+    shows: anomaly::explains_nothing,
     remedy: "raise --critic-learning-rate, or start the critic from the reward model",
 };
 

@@ -3,10 +3,10 @@
 //! tokens; DeepSpeed-Chat's variant averages over all positions from the first differing token on.
 
 use super::algorithm::{Algorithm, FromRows, Learns, Start};
+use super::anomaly::LOSS_SPIKE;
 use super::metric::{Metric, Metrics};
 use super::objective::Objective;
 use super::optimizer::OptimizerSection;
-use super::sign::LOSS_SPIKE;
 use crate::base::{Error, Result};
 use crate::config::{Kind, SectionOf, Sections, section};
 use crate::data::PairExample;
@@ -42,7 +42,7 @@ pub(super) static REWARD: Algorithm = Algorithm {
         Metric::new("eval_margin").rises(),
         Metric::new("grad_norm").labelled("Gradient norm"),
     ]],
-    signs: &[LOSS_SPIKE],
+    anomalies: &[LOSS_SPIKE],
     learns: Learns::Pairs(FromRows { objective }),
 };
 

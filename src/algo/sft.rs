@@ -2,10 +2,10 @@
 //! of them in the optimizer step, so that the split into micro-batches does not matter.
 
 use super::algorithm::{Algorithm, FromRows, Learns, Start, Texts};
+use super::anomaly::LOSS_SPIKE;
 use super::metric::{Metric, Metrics};
 use super::objective::Objective;
 use super::optimizer::OptimizerSection;
-use super::sign::LOSS_SPIKE;
 use crate::base::Result;
 use crate::config::{Kind, SectionOf, Sections, section};
 use crate::data::SftExample;
@@ -34,7 +34,7 @@ pub(super) static SFT: Algorithm = Algorithm {
         Metric::new("eval_loss").falls().shown().headline(),
         Metric::new("grad_norm").labelled("Gradient norm"),
     ]],
-    signs: &[LOSS_SPIKE],
+    anomalies: &[LOSS_SPIKE],
     learns: Learns::Texts(FromRows { objective }, texts),
 };
 

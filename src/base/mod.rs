@@ -1,19 +1,19 @@
 //! Words everyone uses: errors, dtypes, shapes, the counter-based random numbers, what the system
 //! tells. Knows nothing of devices, tensors or models.
 
-mod caught;
 mod dtype;
 mod error;
 mod library;
+mod panic_guard;
 mod rng;
 mod shape;
 mod system;
 
-pub use caught::{Limited, caught, is_caught, with_limit};
 pub use dtype::{DType, Elem};
 pub use error::{Error, Kind, Result};
 pub use half::bf16;
 pub(crate) use library::functions;
+pub use panic_guard::{Limited, catch_panic, catches_panic, with_limit};
 pub use rng::{Philox, Rng};
 pub use shape::Shape;
 pub use system::{machine_name, on_stop};

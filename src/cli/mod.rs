@@ -12,7 +12,7 @@ mod script_tests;
 #[cfg(test)]
 mod tests;
 
-use crate::base::{Error, Kind, Result, is_caught};
+use crate::base::{Error, Kind, Result, catches_panic};
 use crate::device::cpu::set_threads;
 use crate::pipeline;
 use args::Request;
@@ -26,7 +26,7 @@ use std::process::ExitCode;
 /// user's input, 3 a missing resource, 75 stopped but resumable. An error is one line on stderr.
 pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
-        if !is_caught() {
+        if !catches_panic() {
             say(&panic_line(info));
         }
     }));

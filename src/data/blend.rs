@@ -67,7 +67,7 @@ pub struct Blend {
     uses: [Vec<Part>; 3],
     split: [f64; 3],
     sets: Vec<String>,
-    /// The files read, to stamp them.
+    /// The files read, to fingerprint them.
     pub files: Vec<PathBuf>,
     /// The rows left out of all files.
     pub bad: BadRows,

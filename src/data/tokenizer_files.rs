@@ -2,7 +2,7 @@
 //! each of their spellings. The tokenizer itself is in `tokenizer.rs`.
 
 use super::tokenizer_checks::refusal;
-use crate::base::{Error, Result, caught};
+use crate::base::{Error, Result, catch_panic};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -72,7 +72,7 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Value> {
 /// Returns the result of `f`, a call of the tokenizer library on a text or a list of ids. A panic,
 /// which broken files can cause, becomes an error.
 pub(super) fn using<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    match caught(f) {
+    match catch_panic(f) {
         Some(outcome) => outcome.map_err(|e| Error::user(format!("the tokenizer failed: {e}"))),
         None => Err(Error::user("the tokenizer failed: a table in its tokenizer.json is broken")),
     }
@@ -184,7 +184,7 @@ pub(super) fn tokenizer_of(
     if let Some(why) = refusal(whole) {
         return Err(unusable(name, origin, &why));
     }
-    let mut tokenizer = caught(|| HfTokenizer::from_bytes(bytes))
+    let mut tokenizer = catch_panic(|| HfTokenizer::from_bytes(bytes))
         .ok_or_else(|| unusable(name, origin, &"a table in it is broken"))?
         .map_err(fail)?;
     tokenizer.with_padding(None);

@@ -5,7 +5,7 @@
 
 use crate::base::{Error, Result};
 use crate::comm::Comm;
-use crate::formats::{Draft, Snapshot};
+use crate::formats::{Snapshot, SnapshotBuilder};
 use crate::model::{Draw, Head, KvCache, Model, Pass};
 use crate::rollout::{Answer, Sampling, generate};
 use crate::tape::{ActivationCheckpointing, Tape, Workspace};
@@ -211,7 +211,7 @@ impl Engine {
     /// Adds to `out` under `at` what training changes: trained weights, optimizer state, moving
     /// average. The tensors are read when they are copied or written. Between steps only: gradients
     /// are no state, those that wait are an error.
-    pub fn save<'a>(&'a self, at: &str, out: &mut Draft<'a>) -> Result<()> {
+    pub fn save<'a>(&'a self, at: &str, out: &mut SnapshotBuilder<'a>) -> Result<()> {
         let store = &self.model.store;
         if store.has_grads() {
             return Err(Error::internal(format!("{at}: saved with gradients that wait")));

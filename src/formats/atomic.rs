@@ -1,6 +1,6 @@
 //! Files that are whole or absent: written beside their place, synced, then renamed into it.
 
-use super::steady::Steady;
+use super::direct_io::DirectWriter;
 use crate::base::{Error, Result};
 use std::fs::{self, File};
 use std::path::Path;
@@ -8,10 +8,13 @@ use std::path::Path;
 /// Writes `path` so that after a crash at any moment it holds either its old content or all of the
 /// new one, and after a return its content is on the disk.
 ///
-/// `write` gets a buffered file ([`Steady`]) and must give its own I/O errors a place with
+/// `write` gets a buffered file ([`DirectWriter`]) and must give its own I/O errors a place with
 /// [`Error::io`]. On any error the half-written file is removed and an old file stays as it was; a
 /// full disk is a resource error.
-pub fn write_atomic(path: &Path, write: impl FnOnce(&mut Steady) -> Result<()>) -> Result<()> {
+pub fn write_atomic(
+    path: &Path,
+    write: impl FnOnce(&mut DirectWriter) -> Result<()>,
+) -> Result<()> {
     let Some(name) = path.file_name() else {
         return Err(Error::user(format!("{} does not name a file", path.display())));
     };
@@ -29,9 +32,13 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut Steady) -> Result<()>) 
     sync_dir(parent(path))
 }
 
-fn fill(temp: &Path, path: &Path, write: impl FnOnce(&mut Steady) -> Result<()>) -> Result<()> {
+fn fill(
+    temp: &Path,
+    path: &Path,
+    write: impl FnOnce(&mut DirectWriter) -> Result<()>,
+) -> Result<()> {
     let failed = |e| Error::io("write", path, &e);
-    let mut out = Steady::new(File::create_new(temp).map_err(failed)?);
+    let mut out = DirectWriter::new(File::create_new(temp).map_err(failed)?);
     write(&mut out)?;
     out.finish().map_err(failed)
 }

@@ -6,8 +6,10 @@
 
 mod atomic;
 mod checkpoint;
+mod direct_io;
 mod dtype;
 mod events;
+mod fingerprint;
 pub mod layout;
 mod map;
 mod names;
@@ -15,21 +17,19 @@ mod pickle;
 mod safetensors;
 mod save;
 mod snapshot;
-mod stamp;
-mod steady;
 #[cfg(test)]
 mod tests;
 mod torch;
 
 pub use atomic::{sync_dir, write_atomic};
 pub use checkpoint::Checkpoint;
+pub use direct_io::DirectWriter;
 pub use dtype::{SourceDType, TensorInfo};
 pub use events::EventWriter;
+pub use fingerprint::{Fingerprint, Sum, fingerprint};
 pub use safetensors::{SaveTensor, write_safetensors};
 pub use save::save_sharded;
 pub use snapshot::{
-    Content, Copied, Draft, Found, Input, Label, Snapshot, Whole, list_snapshots, read_as_written,
-    remove_leftovers, remove_snapshot, write_snapshot,
+    Content, Copied, Found, Input, Label, Snapshot, SnapshotBuilder, Whole, list_snapshots,
+    read_as_written, remove_leftovers, remove_snapshot, write_snapshot,
 };
-pub use stamp::{Stamp, Sum, stamp};
-pub use steady::Steady;

@@ -3,13 +3,13 @@
 
 use super::config::{DeviceChoice, RUN, RunConfig};
 use super::health::Health;
-use super::pace::Pace;
 use super::ranks::{self, Ranks};
 use super::resume::{self, Resumed};
 use super::run::Run;
 use super::run_dir::RunDir;
 use super::saver::{Best, Saver};
 use super::start::check_models;
+use super::straggler::StragglerDetector;
 use super::watchdog::Watchdog;
 use super::{datasets, demo};
 use crate::algo::RewardRule;
@@ -49,14 +49,14 @@ impl Begins {
 }
 
 /// Begins the run in the opened directory `dir`, or takes over where another program has left it.
-/// `keys` is the configuration as the user gave it. `judge` is given for the demonstration, whose
+/// `keys` is the configuration as the user gave it. `rule` is given for the demonstration, whose
 /// model and data are made here; of another run, `read` are the rows.
 pub(super) fn begin<'c>(
     cfg: &'c RunConfig,
     keys: BTreeMap<String, String>,
     ranks: Ranks,
     dir: RunDir,
-    judge: Option<&'c dyn RewardRule>,
+    rule: Option<&'c dyn RewardRule>,
     read: Option<Blend>,
     begins: &Begins,
 ) -> Result<Run<'c>> {
@@ -74,7 +74,7 @@ pub(super) fn begin<'c>(
             dir.claim(&cfg.stages)?;
         }
         dir.write_config(&to_toml(&RUN, cfg)?)?;
-        if judge.is_some() {
+        if rule.is_some() {
             demo::prepare(dir.path(), &cfg.stages, cfg.seed, cfg.dtype.dtype())?;
         }
         if let Some(from) = resumed.as_ref().filter(|r| r.here) {
@@ -110,13 +110,13 @@ pub(super) fn begin<'c>(
         trained: begins.trained.clone(),
         total: 0,
         read,
-        pace: Pace::new(&comm)?,
+        straggler: StragglerDetector::new(&comm)?,
         saver,
         comm,
         ranks,
         dir,
         blend: None,
-        judge,
+        rule,
         health: Health::default(),
         keys,
         data: vec![],
@@ -137,14 +137,14 @@ impl Run<'_> {
         self.goes_on = resumed.is_some();
         self.reporter.repeat(resumed.as_ref().is_some_and(|r| r.here));
         self.announce();
-        if self.judge.is_some() {
+        if self.rule.is_some() {
             check_models(self.cfg, &self.dir, self.comm.size())?;
         }
         let Some(Resumed { snapshot, here, notes }) = resumed else {
             datasets::blend(self)?;
             // Of another run, which this one replaces from here on.
             if self.comm.rank() == 0 {
-                resume::forget(&root, &steps, None)?;
+                resume::prune(&root, &steps, None)?;
             }
             return self.mark_beginning(self.cfg.stages[0], log);
         };
@@ -158,7 +158,7 @@ impl Run<'_> {
         self.take_over(&snapshot)?;
         datasets::blend(self)?;
         if self.comm.rank() == 0 {
-            resume::forget(&root, &steps, Some(&snapshot).filter(|_| here))?;
+            resume::prune(&root, &steps, Some(&snapshot).filter(|_| here))?;
         }
         self.resumed = Some(snapshot);
         Ok(())

@@ -1,25 +1,25 @@
 //! The health of a stage, from the numbers of its iterations: optimizer steps that were skipped,
-//! and signs that training goes wrong. It looks and tells; it changes nothing, and stops a run only
+//! and anomalies of training. It looks and tells; it changes nothing, and stops a run only
 //! where every step is skipped. What it remembers is saved, so that a run that goes on tells what
 //! the uninterrupted one would have.
 
-use crate::algo::{Algorithm, BLOCK, KEPT, START, Sign, mean};
+use crate::algo::{Algorithm, Anomaly, BLOCK, KEPT, START, mean};
 use crate::base::{Error, Result};
-use crate::formats::{Draft, Snapshot};
+use crate::formats::{Snapshot, SnapshotBuilder};
 use crate::report::significant;
 use std::collections::BTreeMap;
 
 /// Iterations in a row in which steps were skipped, before a run stops.
 const MAX_SKIPPED: usize = 10;
-/// Iterations without a sign, after which its next appearance is told of as a new one.
+/// Iterations without an anomaly, after which its next appearance is told of as a new one.
 const QUIET: usize = 16;
 
-/// The history kept for a sign.
+/// The history kept for an anomaly.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Past {
     /// The first [`START`] values and the newest [`KEPT`].
     values: Vec<f64>,
-    /// Iterations since the sign last showed; None if it was not reported, or for [`QUIET`]
+    /// Iterations since the anomaly last showed; None if it was not reported, or for [`QUIET`]
     /// iterations did not show.
     away: Option<usize>,
 }
@@ -32,7 +32,7 @@ impl Past {
         self.values.push(value);
     }
 
-    /// True if the sign shows now and is to be reported as new.
+    /// True if the anomaly shows now and is to be reported as new.
     fn is_news(&mut self, shows: fn(&[f64]) -> bool) -> bool {
         if shows(&self.values) {
             return self.away.replace(0).is_none();
@@ -49,7 +49,7 @@ pub(super) struct Health {
     skipped: usize,
     /// Iterations in a row in which steps were skipped.
     in_a_row: usize,
-    /// By the name of the sign.
+    /// By the name of the anomaly.
     past: BTreeMap<&'static str, Past>,
 }
 
@@ -85,27 +85,27 @@ impl Health {
         (self.skipped > 0).then_some(("skipped_steps", self.skipped as f64))
     }
 
-    /// Takes in the metrics of an iteration; returns a warning for each sign that has appeared.
+    /// Takes in the metrics of an iteration; returns a warning for each anomaly that has appeared.
     pub(super) fn observe(&mut self, of: &Algorithm, values: &[(&str, f64)]) -> Vec<String> {
         let find = |name: &str| values.iter().find(|v| v.0 == name).map(|v| v.1);
-        let value = |sign: &Sign| match sign.per {
-            Some(per) => Some(find(sign.metric)? / find(per)?.max(1.0)),
-            None => find(sign.metric),
+        let value = |anomaly: &Anomaly| match anomaly.per {
+            Some(per) => Some(find(anomaly.metric)? / find(per)?.max(1.0)),
+            None => find(anomaly.metric),
         };
         let mut warnings = vec![];
-        for sign in of.signs {
-            let Some(value) = value(sign).filter(|v| v.is_finite()) else { continue };
-            let past = self.past.entry(sign.name).or_default();
+        for anomaly in of.anomalies {
+            let Some(value) = value(anomaly).filter(|v| v.is_finite()) else { continue };
+            let past = self.past.entry(anomaly.name).or_default();
             past.push(value);
-            if past.is_news(sign.shows) {
-                warnings.push(warning(of, sign, &past.values));
+            if past.is_news(anomaly.shows) {
+                warnings.push(warning(of, anomaly, &past.values));
             }
         }
         warnings
     }
 
     /// Adds all of it to `out`.
-    pub(super) fn save(&self, out: &mut Draft) {
+    pub(super) fn save(&self, out: &mut SnapshotBuilder) {
         out.set("skipped", self.in_a_row);
         out.set("skipped_in_all", self.skipped);
         for (name, past) in &self.past {
@@ -122,8 +122,8 @@ impl Health {
             in_a_row: from.find("skipped")?.unwrap_or(0),
             past: BTreeMap::new(),
         };
-        for sign in of.signs {
-            let name = sign.name;
+        for anomaly in of.anomalies {
+            let name = anomaly.name;
             let text: Option<String> = from.find(&format!("health.{name}.values"))?;
             let Some(text) = text else { continue };
             let mut values: Vec<f64> = text.split(' ').filter_map(|v| v.parse().ok()).collect();
@@ -135,18 +135,18 @@ impl Health {
     }
 }
 
-fn warning(of: &Algorithm, sign: &Sign, values: &[f64]) -> String {
+fn warning(of: &Algorithm, anomaly: &Anomaly, values: &[f64]) -> String {
     let last = &values[values.len().saturating_sub(BLOCK)..];
     let last: Vec<String> = last.iter().map(|v| significant(*v, 3)).collect();
     let start = significant(mean(&values[..START.min(values.len())]), 3);
-    let per = sign.per.map_or(String::new(), |per| format!(" / {per}"));
+    let per = anomaly.per.map_or(String::new(), |per| format!(" / {per}"));
     format!(
         "{}: {}: {}{per} was {start} at the start and is {} now; {}",
         of.name,
-        sign.name,
-        sign.metric,
+        anomaly.name,
+        anomaly.metric,
         last.join(", "),
-        sign.remedy
+        anomaly.remedy
     )
 }
 

@@ -60,15 +60,15 @@ fn healthy_noise_gives_no_warning() {
 
 #[test]
 fn constant_and_single_values_give_no_warning() {
-    let all = ALGORITHMS.iter().flat_map(|a| a.signs.iter().map(|sign| (a.name, sign)));
-    for (of, sign) in all.filter(|(_, s)| s.per.is_none() && s.name != "dead critic") {
+    let all = ALGORITHMS.iter().flat_map(|a| a.anomalies.iter().map(|anomaly| (a.name, anomaly)));
+    for (of, anomaly) in all.filter(|(_, s)| s.per.is_none() && s.name != "dead critic") {
         for level in [0.0, 1.0, -3.0, 1e-9, 1e9] {
             let mut series = vec![level; 150];
-            assert_eq!(told(of, sign.metric, series.clone().into_iter()), []);
+            assert_eq!(told(of, anomaly.metric, series.clone().into_iter()), []);
             // A single odd value among equal ones is none of its business.
             series[100] += level.abs() * 0.2;
             series[120] = f64::NAN;
-            assert_eq!(told(of, sign.metric, series.into_iter()), [], "{}", sign.name);
+            assert_eq!(told(of, anomaly.metric, series.into_iter()), [], "{}", anomaly.name);
         }
     }
 }
@@ -180,10 +180,10 @@ fn what_is_remembered_comes_back_exactly() {
             );
         }
         health.count("ppo", &["why".into()]).unwrap();
-        let mut draft = Draft::default();
-        health.save(&mut draft);
+        let mut builder = SnapshotBuilder::default();
+        health.save(&mut builder);
         let label = Label { step: "ppo".into(), iteration, finished: false, ..Label::default() };
-        let dir = write_snapshot(tmp.path(), &label, &draft).unwrap();
+        let dir = write_snapshot(tmp.path(), &label, &builder).unwrap();
         assert_eq!(
             Health::restore(DEEPSPEED_CHAT[2], &Snapshot::open(&dir).unwrap()).unwrap(),
             health

@@ -10,7 +10,7 @@ use super::stage::Stage;
 use crate::algo::{Algorithm, Objective, OfflineTrainer, OptimizerSection, Outcome, Reference};
 use crate::base::Result;
 use crate::engine::Engine;
-use crate::formats::Draft;
+use crate::formats::SnapshotBuilder;
 use crate::model::Head;
 use crate::report::Event;
 use std::time::Instant;
@@ -60,7 +60,7 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
     let mut trainer = OfflineTrainer::new(engine, reference, setting.objective, step)?;
     run.start(&stage, total, "batches")?;
     let held_out = data.held_out(s.eval_batches * s.rows_per_step());
-    let judge = |trainer: &OfflineTrainer<R>, run: &mut Run<'_>| match held_out.is_empty() {
+    let evaluate = |trainer: &OfflineTrainer<R>, run: &mut Run<'_>| match held_out.is_empty() {
         true => Ok(vec![]),
         false => Ok(evaluated(of, &trainer.evaluate(&mut run.ws, &held_out)?)),
     };
@@ -71,7 +71,7 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
             Told { before, first: from.get("loss_first")?, last: from.get("loss_last")? }
         }
         None => {
-            let metrics = run.droppable(|run| judge(&trainer, run))?;
+            let metrics = run.droppable(|run| evaluate(&trainer, run))?;
             Told { before: of.headline_of(&metrics), first: f32::NAN, last: f32::NAN }
         }
     };
@@ -79,8 +79,9 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
         let clock = Instant::now();
         let rows: Vec<&R> = batch.rows.iter().map(|&i| &data.train[i]).collect();
         let trained = run.droppable(|run| trainer.train(&mut run.ws, &rows));
-        let outcome =
-            run.unless_dropped(trained, &stage, i as u64, &|draft| told.save(of, &trainer, draft))?;
+        let outcome = run.unless_dropped(trained, &stage, i as u64, &|builder| {
+            told.save(of, &trainer, builder)
+        })?;
         let skipped = run.skipped(of, outcome.skipped.as_slice())?;
         told.last = outcome.loss;
         if i == 0 {
@@ -92,13 +93,13 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
         values.push(("tokens_per_s", outcome.tokens as f64 / clock.elapsed().as_secs_f64()));
         values.extend(skipped);
         if evaluates(s.eval_interval, i + 1, batch.ends_epoch) {
-            values.extend(judge(&trainer, run)?);
+            values.extend(evaluate(&trainer, run)?);
         }
         let done = i as u64 + 1;
         run.reporter.emit(Event::metrics(of.name, done, &values));
-        run.boundary(&stage, done, &values, &|draft| told.save(of, &trainer, draft))?;
+        run.boundary(&stage, done, &values, &|builder| told.save(of, &trainer, builder))?;
     }
-    let after = of.headline_of(&judge(&trainer, run)?);
+    let after = of.headline_of(&evaluate(&trainer, run)?);
     let card = Card::offline(cfg, of, s, total)?;
     source.save(&trainer.engine.model, &dir, &settings::save_as(cfg)?, None, &card)?;
     let name_before = before_of(of);
@@ -149,12 +150,12 @@ impl Told {
         &self,
         of: &Algorithm,
         trainer: &'d OfflineTrainer<R>,
-        draft: &mut Draft<'d>,
+        builder: &mut SnapshotBuilder<'d>,
     ) -> Result<()> {
-        draft.set("loss_first", self.first);
-        draft.set("loss_last", self.last);
-        self.before.iter().for_each(|value| draft.set(&before_of(of), value));
-        trainer.save(draft)
+        builder.set("loss_first", self.first);
+        builder.set("loss_last", self.last);
+        self.before.iter().for_each(|value| builder.set(&before_of(of), value));
+        trainer.save(builder)
     }
 }
 

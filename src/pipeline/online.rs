@@ -2,14 +2,14 @@
 
 use super::card::Card;
 use super::datasets::Examples;
-use super::judge::{Judged, JudgedAnswer};
+use super::evaluate::{Evaluation, ScoredAnswer};
 use super::models::{Models, no_reward};
 use super::reading::{reading, talks};
 use super::run::Run;
 use super::settings::Online;
 use super::sources::{self, Source, critic_source};
 use super::stage::Stage;
-use super::{datasets, judge, settings};
+use super::{datasets, evaluate, settings};
 use crate::algo::{
     Algorithm, Experience, ModelReward, OnlineModels, OnlineTrainer, Reference, RewardSource,
     RuleReward, built_in_rule,
@@ -17,7 +17,7 @@ use crate::algo::{
 use crate::base::{Error, Result};
 use crate::data::{PromptExample, Tokenizer};
 use crate::engine::Engine;
-use crate::formats::Draft;
+use crate::formats::SnapshotBuilder;
 use crate::model::Head;
 use crate::report::{Event, Sample};
 use std::time::Instant;
@@ -49,20 +49,21 @@ pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u
     let (before, mut text) = match from {
         Some(from) => {
             trainer.restore(&from)?;
-            (Judged::restore("before", &from)?, from.get("texts")?)
+            (Evaluation::restore("before", &from)?, from.get("texts")?)
         }
         None => {
-            let judge =
-                |run: &mut Run<'_>| judge::judge(run, &mut trainer, &source.tokenizer, &held_out);
-            (run.droppable(judge)?, 0)
+            let evaluate = |run: &mut Run<'_>| {
+                evaluate::evaluate(run, &mut trainer, &source.tokenizer, &held_out)
+            };
+            (run.droppable(evaluate)?, 0)
         }
     };
     for (i, batch) in batches.iter().enumerate().skip(stage.done) {
         let clock = Instant::now();
         let prompts: Vec<&PromptExample> = batch.rows.iter().map(|&i| &data.train[i]).collect();
         let made = run.droppable(|run| trainer.generate_experience(&mut run.ws, &prompts));
-        let experience = run.unless_dropped(made, &stage, i as u64, &|draft| {
-            save(&trainer, text, &before, draft)
+        let experience = run.unless_dropped(made, &stage, i as u64, &|builder| {
+            save(&trainer, text, &before, builder)
         })?;
         let generated = clock.elapsed().as_secs_f64();
         let blocks: Vec<&[i32]> = (0..prompts.len().min(texts.len()))
@@ -78,7 +79,7 @@ pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u
         values.push(("tokens_per_s", tokens as f64 / seconds));
         values.extend(skipped);
         if p.eval_interval > 0 && (i + 1) % p.eval_interval == 0 {
-            let scores = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
+            let scores = evaluate::evaluate(run, &mut trainer, &source.tokenizer, &held_out)?;
             values.extend(scores.numbers("eval_score", "eval_kl"));
         }
         let iteration = i as u64 + 1;
@@ -86,9 +87,11 @@ pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u
         if shows_samples(iteration, total) {
             print_samples(run, of, &experience, &source.tokenizer, iteration)?;
         }
-        run.boundary(&stage, iteration, &values, &|draft| save(&trainer, text, &before, draft))?;
+        run.boundary(&stage, iteration, &values, &|builder| {
+            save(&trainer, text, &before, builder)
+        })?;
     }
-    let after = judge::judge(run, &mut trainer, &source.tokenizer, &held_out)?;
+    let after = evaluate::evaluate(run, &mut trainer, &source.tokenizer, &held_out)?;
     show(run, of, &before, &after, total);
     let actor = run.dir.stage(of).join("actor");
     let options = settings::save_as(cfg)?;
@@ -118,12 +121,12 @@ pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u
 fn save<'d>(
     trainer: &'d OnlineTrainer,
     texts: usize,
-    before: &Judged,
-    draft: &mut Draft<'d>,
+    before: &Evaluation,
+    builder: &mut SnapshotBuilder<'d>,
 ) -> Result<()> {
-    draft.set("texts", texts);
-    before.save("before", draft);
-    trainer.save(draft)
+    builder.set("texts", texts);
+    before.save("before", builder);
+    trainer.save(builder)
 }
 
 /// The models that are read beside the actor.
@@ -234,11 +237,11 @@ fn shows_samples(iteration: u64, total: u64) -> bool {
 }
 
 /// Before and after, side by side, for a few held-out prompts.
-fn show(run: &mut Run<'_>, of: &Algorithm, before: &Judged, after: &Judged, total: u64) {
+fn show(run: &mut Run<'_>, of: &Algorithm, before: &Evaluation, after: &Evaluation, total: u64) {
     // The reward may have judged an answer to a prompt before, and none after.
-    let was = |a: &JudgedAnswer| before.answers.iter().find(|b| b.prompt == a.prompt);
+    let was = |a: &ScoredAnswer| before.answers.iter().find(|b| b.prompt == a.prompt);
     let both = after.answers.iter().filter_map(|a| Some((was(a)?, a)));
-    for (b, a) in both.take(judge::SHOWN) {
+    for (b, a) in both.take(evaluate::SHOWN) {
         run.reporter.emit(Event::Sample(Sample {
             step: of.name.into(),
             iteration: total,

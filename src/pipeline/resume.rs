@@ -215,7 +215,7 @@ pub(super) fn same_inputs(snapshot: &Snapshot, now: &[Input], allow_data: bool) 
 }
 
 /// Removes the checkpoints of these steps that come after `snapshot`, or all.
-pub(super) fn forget(root: &Path, steps: &[&str], after: Option<&Snapshot>) -> Result<()> {
+pub(super) fn prune(root: &Path, steps: &[&str], after: Option<&Snapshot>) -> Result<()> {
     let mut all = in_order(root, steps)?;
     let kept = after.and_then(|s| all.iter().position(|f| same_place(Some(&f.dir), s.dir())));
     all.drain(..kept.map_or(0, |i| i + 1));

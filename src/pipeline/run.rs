@@ -3,11 +3,11 @@
 use super::config::RunConfig;
 use super::doctor::free_memory;
 use super::health::Health;
-use super::pace::Pace;
 use super::ranks::{Ranks, asked_stage, blocks, fitting_stage};
 use super::run_dir::RunDir;
 use super::saver::Saver;
 use super::sources::Source;
+use super::straggler::StragglerDetector;
 use super::watchdog::Watchdog;
 use crate::algo::{Algorithm, RewardRule};
 use crate::arch::Arch;
@@ -44,7 +44,7 @@ pub(super) struct Run<'c> {
     /// True if all ranks dropped the work just done.
     pub(super) dropped: bool,
     /// How fast this rank is beside the others.
-    pub(super) pace: Pace,
+    pub(super) straggler: StragglerDetector,
     /// When it began, in seconds since 1970: the date that chat templates write.
     pub(super) begun: i64,
     /// True if an iteration was done here.
@@ -56,7 +56,7 @@ pub(super) struct Run<'c> {
     /// The same in use.
     pub(super) blend: Option<Rc<Blend>>,
     /// Scores answers for evaluation only; training never sees it.
-    pub(super) judge: Option<&'c dyn RewardRule>,
+    pub(super) rule: Option<&'c dyn RewardRule>,
     /// The health of the current step.
     pub(super) health: Health,
     /// The configuration as the user gave it, by key.

@@ -104,13 +104,13 @@ impl RunDir {
         // Of a run that left no result, or is replaced with all of them.
         let left = |a: &&Algorithm| !stages.contains(a) && self.stage(a).exists();
         match self.is_run && !ALGORITHMS.iter().any(left) {
-            true => self.forget_reports(),
+            true => self.remove_reports(),
             false => Ok(()),
         }
     }
 
     /// Removes what an earlier run reported.
-    fn forget_reports(&self) -> Result<()> {
+    fn remove_reports(&self) -> Result<()> {
         for name in ["metrics.jsonl", "report.html", "tensorboard"] {
             let path = self.path.join(name);
             let removed = match path.is_dir() {

@@ -9,7 +9,7 @@ use crate::comm::Comm;
 use crate::config::key::Every;
 use crate::device::{Buffer, Device};
 use crate::formats::{
-    Copied, Draft, Found, Label, Whole, list_snapshots, read_as_written, remove_snapshot,
+    Copied, Found, Label, SnapshotBuilder, Whole, list_snapshots, read_as_written, remove_snapshot,
     write_snapshot,
 };
 use std::path::{Path, PathBuf};
@@ -163,23 +163,28 @@ impl Saver {
         memory
     }
 
-    /// Has a copy of `draft` written while training goes on. There is one copy at most: a disk that
-    /// cannot follow slows the run down. Where there is no memory for a copy it is written before
-    /// this returns; what is to be said of that is returned, once.
-    pub(super) fn write(&mut self, label: Label, draft: Draft<'_>) -> Result<Option<String>> {
+    /// Has a copy of `builder` written while training goes on. There is one copy at most: a disk
+    /// that cannot follow slows the run down. Where there is no memory for a copy it is written
+    /// before this returns; what is to be said of that is returned, once.
+    pub(super) fn write(
+        &mut self,
+        label: Label,
+        builder: SnapshotBuilder<'_>,
+    ) -> Result<Option<String>> {
         self.last = Instant::now();
         if self.comm.rank() > 0 {
             let [copied] = self.comm.any([false])?;
-            return if copied { draft.read_all() } else { read_as_written(&draft) }.map(|()| None);
+            return if copied { builder.read_all() } else { read_as_written(&builder) }
+                .map(|()| None);
         }
         self.wait()?;
-        let bytes = draft.bytes()?;
+        let bytes = builder.bytes()?;
         let room = self.room(bytes);
         self.comm.any([room.is_some()])?;
         match room {
-            Some(memory) => self.spawn(label, draft.copied(memory)?).map(|()| None),
+            Some(memory) => self.spawn(label, builder.copied(memory)?).map(|()| None),
             None => {
-                self.writer(label)(&draft)?;
+                self.writer(label)(&builder)?;
                 let first = !std::mem::replace(&mut self.told, true);
                 Ok(first.then(|| {
                     format!(
@@ -302,7 +307,8 @@ mod tests {
         let found = vec![("sft".to_string(), 2, 0.5)];
         let best = Best { metric: "eval_loss".into(), lower: true, found };
         let mut saver = saver(tmp.path(), 2, Some(best));
-        let mut save = |label| assert_eq!(saver.write(label, Draft::default()).unwrap(), None);
+        let mut save =
+            |label| assert_eq!(saver.write(label, SnapshotBuilder::default()).unwrap(), None);
         (1..=4).for_each(|i| save(label("sft", i, false)));
         save(label("sft", 4, true));
         // Of another run.
@@ -329,14 +335,14 @@ mod tests {
         assert!(again.improves("sft", 9, &[("loss", 1.75)]));
     }
 
-    /// A draft of a tensor of `n` bytes.
-    fn draft(n: usize) -> Draft<'static> {
-        let mut draft = Draft::default();
-        draft.tensor("a".into(), crate::base::DType::U8, &[n], |to| {
+    /// A builder of a tensor of `n` bytes.
+    fn builder(n: usize) -> SnapshotBuilder<'static> {
+        let mut builder = SnapshotBuilder::default();
+        builder.tensor("a".into(), crate::base::DType::U8, &[n], |to| {
             to.fill(7);
             Ok(())
         });
-        draft
+        builder
     }
 
     #[test]
@@ -344,7 +350,7 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let mut saver = saver(tmp.path(), 9, None);
         for (i, n, held) in [(1, 9000, 9000), (2, 5000, 9000), (3, 9001, 9001)] {
-            assert_eq!(saver.write(label("sft", i, false), draft(n)).unwrap(), None);
+            assert_eq!(saver.write(label("sft", i, false), builder(n)).unwrap(), None);
             assert_eq!(saver.bytes(), held);
             saver.wait().unwrap();
             assert_eq!(saver.memory.as_ref().map(Buffer::bytes), Some(held));
@@ -357,7 +363,7 @@ mod tests {
         let mut saver = saver(tmp.path(), 2, None);
         saver.most = 8000;
         for i in 1..=3 {
-            let told = saver.write(label("sft", i, false), draft(1 << 20)).unwrap();
+            let told = saver.write(label("sft", i, false), builder(1 << 20)).unwrap();
             assert_eq!(told.is_some_and(|t| t.contains("1 MiB: training waits")), i == 1);
             assert!(saver.writing.is_none() && saver.bytes() == 0);
         }
@@ -373,7 +379,7 @@ mod tests {
         let root = tmp.path().join("file");
         std::fs::write(&root, "").unwrap();
         let mut saver = saver(&root, 1, None);
-        saver.write(label("sft", 1, false), Draft::default()).unwrap();
+        saver.write(label("sft", 1, false), SnapshotBuilder::default()).unwrap();
         let e = saver.wait().unwrap_err();
         assert_eq!(e.exit_code(), 3, "{e}");
         assert!(saver.is_due("sft", 3, &[]) && !saver.is_due("sft", 4, &[]));

@@ -5,10 +5,10 @@ use super::health::Health;
 use super::resume::same_inputs;
 use super::run::Run;
 use super::sources::Source;
-use super::{ranks, stop};
+use super::{ranks, signals};
 use crate::algo::{Algorithm, Metric, OF_ALL, place};
 use crate::base::{Error, Result};
-use crate::formats::{Draft, Input, Label, Snapshot, stamp};
+use crate::formats::{Input, Label, Snapshot, SnapshotBuilder, fingerprint};
 use crate::report::{Declared, Event};
 use std::path::Path;
 use std::time::Instant;
@@ -34,12 +34,12 @@ impl Stage {
 }
 
 /// True if a stage is complete at the moment that `label` marks.
-pub(super) fn is_behind(label: &Label, of: &Algorithm) -> bool {
+pub(super) fn is_complete(label: &Label, of: &Algorithm) -> bool {
     place(of.name) < place(&label.step) || label.finished && of.name == label.step
 }
 
 /// True if `label` marks a moment within a stage.
-pub(super) fn is_within(label: &Label, of: &Algorithm) -> bool {
+pub(super) fn in_progress(label: &Label, of: &Algorithm) -> bool {
     label.step == of.name && !label.finished
 }
 
@@ -75,7 +75,7 @@ impl Run<'_> {
         if let Some(snapshot) = &from {
             same_inputs(snapshot, &inputs, self.cfg.allow_changed_data)?;
         }
-        let from = from.filter(|s| is_within(s.label(), of));
+        let from = from.filter(|s| in_progress(s.label(), of));
         self.health = from.as_ref().map_or(Ok(Health::default()), |s| Health::restore(of, s))?;
         let earlier = from.as_ref().map_or(Ok(0.0), |s| s.get("seconds_of_step"))?;
         let done = from.as_ref().map_or(0, |s| s.label().iteration as usize);
@@ -97,7 +97,7 @@ impl Run<'_> {
         let goes_on = format!("goes on after {} of {total} {unit}", stage.done);
         self.total = total;
         self.watchdog.begin(stage.of.name, stage.done as u64 + 1);
-        self.pace.begin(&self.comm);
+        self.straggler.begin(&self.comm);
         let metrics = stage.of.metrics().chain(OF_ALL).map(declared).collect();
         self.reporter.emit(Event::StepStart { step, title, total, unit, metrics });
         if stage.done > 0 {
@@ -114,11 +114,11 @@ impl Run<'_> {
         stage: &Stage,
         iteration: u64,
         values: &[(&str, f64)],
-        save: &dyn Fn(&mut Draft<'d>) -> Result<()>,
+        save: &dyn Fn(&mut SnapshotBuilder<'d>) -> Result<()>,
     ) -> Result<()> {
         self.trained.set(true);
         self.watchdog.next();
-        if let Some(slow) = self.pace.end(&self.comm)? {
+        if let Some(slow) = self.straggler.end(&self.comm)? {
             self.reporter.emit(Event::warning(slow));
         }
         for warning in self.health.observe(stage.of, values) {
@@ -131,12 +131,12 @@ impl Run<'_> {
         // The last state of all is what a longer run goes on from.
         let last = iteration == self.total && stage.of == self.cfg.last_stage();
         let due = self.saver.is_due(stage.of.name, iteration, values) || last;
-        let [due, asked] = self.comm.any([due, stop::is_asked()])?;
-        let signal = asked.then(stop::name);
-        if due || asked {
-            let mut draft = Draft::default();
-            save(&mut draft)?;
-            self.save(stage, iteration, false, draft, self.log_bytes())?;
+        let [due, stops] = self.comm.any([due, signals::stop_requested()])?;
+        let signal = stops.then(signals::name);
+        if due || stops {
+            let mut builder = SnapshotBuilder::default();
+            save(&mut builder)?;
+            self.save(stage, iteration, false, builder, self.log_bytes())?;
         }
         match signal {
             Some(signal) => self.stop_after(stage, iteration, signal),
@@ -147,12 +147,14 @@ impl Run<'_> {
     /// Does work that leaves everything as it was when it is dropped, which it is once a signal
     /// asks to stop.
     pub(super) fn droppable<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        self.ws.cancel_when(Some(stop::is_asked));
+        self.ws.cancel_when(Some(signals::stop_requested));
         let done = work(self);
         self.ws.cancel_when(None);
         self.dropped = self.ws.take_dropped();
         match done {
-            Err(e) if self.dropped => Err(e.context(format_args!("stopped by {}", stop::name()))),
+            Err(e) if self.dropped => {
+                Err(e.context(format_args!("stopped by {}", signals::name())))
+            }
             done => done,
         }
     }
@@ -164,7 +166,7 @@ impl Run<'_> {
         result: Result<T>,
         stage: &Stage,
         done: u64,
-        save: &dyn Fn(&mut Draft<'d>) -> Result<()>,
+        save: &dyn Fn(&mut SnapshotBuilder<'d>) -> Result<()>,
     ) -> Result<T> {
         let e = match result {
             Err(e) if self.dropped => e,
@@ -174,10 +176,10 @@ impl Run<'_> {
         if done == stage.done as u64 {
             return Err(e);
         }
-        let mut draft = Draft::default();
-        save(&mut draft)?;
-        self.save(stage, done, false, draft, self.log_bytes())?;
-        self.stop_after(stage, done, stop::name()).and(Err(e))
+        let mut builder = SnapshotBuilder::default();
+        save(&mut builder)?;
+        self.save(stage, done, false, builder, self.log_bytes())?;
+        self.stop_after(stage, done, signals::name()).and(Err(e))
     }
 
     /// Ends a step whose result was saved to `dir`; `memory` is what its engine takes.
@@ -219,7 +221,7 @@ impl Run<'_> {
     /// Marks a step as finished, once its results are saved.
     pub(super) fn mark_finished(&mut self, stage: &Stage, iterations: u64) -> Result<()> {
         self.trained.set(true);
-        self.save(stage, iterations, true, Draft::default(), self.log_bytes())?;
+        self.save(stage, iterations, true, SnapshotBuilder::default(), self.log_bytes())?;
         self.saver.wait()
     }
 
@@ -227,7 +229,7 @@ impl Run<'_> {
     /// replace what it finds.
     pub(super) fn mark_beginning(&mut self, of: &'static Algorithm, log: u64) -> Result<()> {
         let stage = Stage { of, done: 0, started: self.started, earlier: 0.0, inputs: vec![] };
-        self.save(&stage, 0, false, Draft::default(), log)?;
+        self.save(&stage, 0, false, SnapshotBuilder::default(), log)?;
         self.saver.wait()
     }
 
@@ -238,13 +240,13 @@ impl Run<'_> {
 
     /// Stops between steps, where the run was asked to.
     pub(super) fn stop_before(&self, of: &Algorithm) -> Result<()> {
-        let [asked] = self.comm.any([stop::is_asked()])?;
-        if !asked {
+        let [stops] = self.comm.any([signals::stop_requested()])?;
+        if !stops {
             return Ok(());
         }
         Err(Error::stopped(format!(
             "stopped by {} before {}; the same command goes on from there",
-            stop::name(),
+            signals::name(),
             of.name
         )))
     }
@@ -254,18 +256,18 @@ impl Run<'_> {
         stage: &Stage,
         iteration: u64,
         finished: bool,
-        mut draft: Draft<'_>,
+        mut builder: SnapshotBuilder<'_>,
         log: u64,
     ) -> Result<()> {
-        draft.set("seconds_of_step", stage.seconds());
-        draft.set("seconds_of_run", self.seconds());
-        self.health.save(&mut draft);
-        draft.set("device", self.hardware());
-        draft.set("log_bytes", log);
-        draft.set("begun", self.begun);
+        builder.set("seconds_of_step", stage.seconds());
+        builder.set("seconds_of_run", self.seconds());
+        self.health.save(&mut builder);
+        builder.set("device", self.hardware());
+        builder.set("log_bytes", log);
+        builder.set("begun", self.begun);
         if let Some(best) = self.saver.best() {
-            draft.set("best_metric", best.metric.clone());
-            draft.set("best", best.written());
+            builder.set("best_metric", best.metric.clone());
+            builder.set("best", best.written());
         }
         let label = Label {
             step: stage.of.name.to_string(),
@@ -275,7 +277,7 @@ impl Run<'_> {
             // Later steps read other models.
             inputs: if finished { self.data.clone() } else { stage.inputs.clone() },
         };
-        if let Some(told) = self.saver.write(label, draft)? {
+        if let Some(told) = self.saver.write(label, builder)? {
             self.reporter.emit(Event::warning(told));
         }
         Ok(())
@@ -300,7 +302,7 @@ impl Run<'_> {
 
     /// Refuses to go on where the results of a finished step are gone.
     fn check_results(&self, label: &Label) -> Result<()> {
-        for stage in self.cfg.stages.iter().filter(|s| is_behind(label, s)) {
+        for stage in self.cfg.stages.iter().filter(|s| is_complete(label, s)) {
             let dir = self.dir.model(stage);
             if !dir.join("config.json").is_file() {
                 return Err(Error::user(format!(
@@ -337,12 +339,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The stamp of a file. What lies in the run directory goes where that goes.
+    /// The fingerprint of a file. What lies in the run directory goes where that goes.
     fn input(&self, file: &Path, data: bool) -> Result<Input> {
         let path = match file.strip_prefix(self.dir.path()) {
             Ok(inside) => format!("(run)/{}", inside.display()),
             Err(_) => file.display().to_string(),
         };
-        Ok(Input { path, data, stamp: stamp(file)? })
+        Ok(Input { path, data, fingerprint: fingerprint(file)? })
     }
 }

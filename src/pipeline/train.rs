@@ -6,7 +6,7 @@ use super::ranks::{self, Ranks};
 use super::run::Run;
 use super::run_dir::RunDir;
 use super::start::check_run;
-use super::{demo, offline, online, stage, stop};
+use super::{demo, offline, online, signals, stage};
 use crate::algo::{Algorithm, Learns, RewardRule};
 use crate::base::{Error, Kind, Result};
 use crate::config::flat;
@@ -18,28 +18,27 @@ use std::collections::BTreeMap;
 /// models and data, the demo's. The first rank writes; the others read what it reads, and say
 /// nothing.
 pub fn train(cfg: &RunConfig, ranks: Ranks) -> Result<()> {
-    stop::listen();
+    signals::listen();
     let keys = flat(&RUN, cfg)?;
     let demo = cfg.is_demo().then(|| demo::configure(cfg));
-    let judge: Option<&dyn RewardRule> =
-        if demo.is_some() { Some(&demo::HiddenRule) } else { None };
-    run_stages(demo.as_ref().unwrap_or(cfg), keys, ranks, judge)
+    let rule: Option<&dyn RewardRule> = if demo.is_some() { Some(&demo::HiddenRule) } else { None };
+    run_stages(demo.as_ref().unwrap_or(cfg), keys, ranks, rule)
 }
 
 /// Checks the run, opens its directory, begins it there and runs its stages. `keys` is the
-/// configuration as the user gave it. `judge` knows the demonstration's answers.
+/// configuration as the user gave it. `rule` knows the demonstration's answers.
 fn run_stages(
     cfg: &RunConfig,
     keys: BTreeMap<String, String>,
     ranks: Ranks,
-    judge: Option<&dyn RewardRule>,
+    rule: Option<&dyn RewardRule>,
 ) -> Result<()> {
     let begins = Begins::now()?;
     ranks::same_settings(&ranks.comm, &keys)?;
     let first = ranks.comm.rank() == 0;
     let dir = RunDir::at(&cfg.output_dir, cfg.overwrite);
     // Model and data of the demonstration are made in the run directory.
-    let read = match judge {
+    let read = match rule {
         Some(_) => None,
         None => {
             dir.check_free()?;
@@ -51,7 +50,7 @@ fn run_stages(
     }
     let dir = if first { dir.open()? } else { dir.beside()? };
     let traces = dir.traces();
-    let run = begin(cfg, keys, ranks, dir, judge, read, &begins);
+    let run = begin(cfg, keys, ranks, dir, rule, read, &begins);
     let done = run.and_then(|mut run| run.stages());
     let failed = |e: &Error| matches!(e.kind(), Kind::User | Kind::Resource);
     if first && !begins.trained.get() && done.as_ref().is_err_and(failed) {
@@ -64,11 +63,11 @@ impl Run<'_> {
     /// Runs the stages that are not complete.
     fn stages(&mut self) -> Result<()> {
         for &of in &self.cfg.stages {
-            if self.resumed.as_ref().is_some_and(|s| stage::is_behind(s.label(), of)) {
+            if self.resumed.as_ref().is_some_and(|s| stage::is_complete(s.label(), of)) {
                 continue;
             }
             self.stop_before(of)?;
-            if !self.resumed.as_ref().is_some_and(|s| stage::is_within(s.label(), of)) {
+            if !self.resumed.as_ref().is_some_and(|s| stage::in_progress(s.label(), of)) {
                 self.reporter.repeat(false);
             }
             let (stage, iterations) = self.stage(of)?;

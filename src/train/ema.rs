@@ -2,7 +2,7 @@
 
 use crate::base::{DType, Elem, Error, Result, bf16};
 use crate::device::Buffer;
-use crate::formats::{Draft, Snapshot};
+use crate::formats::{Snapshot, SnapshotBuilder};
 use crate::model::Model;
 use crate::op;
 use crate::pool::ParamId;
@@ -49,7 +49,12 @@ impl Ema {
     }
 
     /// Adds the averages to `out`, as tensors `at/ema/PARAMETER`.
-    pub fn save<'a>(&'a self, model: &'a Model, at: &str, out: &mut Draft<'a>) -> Result<()> {
+    pub fn save<'a>(
+        &'a self,
+        model: &'a Model,
+        at: &str,
+        out: &mut SnapshotBuilder<'a>,
+    ) -> Result<()> {
         let store = &model.store;
         for (id, p) in store.trained() {
             let from = store.own_bucket(p.bucket, self.bucket(p.bucket)?, 4);

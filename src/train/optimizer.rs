@@ -4,7 +4,7 @@
 
 use crate::base::{DType, Error, Result};
 use crate::device::{Buffer, Region};
-use crate::formats::{Draft, Snapshot};
+use crate::formats::{Snapshot, SnapshotBuilder};
 use crate::model::Model;
 use crate::op::adamw::{AdamW, Group};
 use crate::op::squared_norm::squared_norm;
@@ -109,7 +109,12 @@ impl Optimizer {
     }
 
     /// Adds the state of every trained parameter to `out`, under `at`.
-    pub fn save<'a>(&'a self, model: &'a Model, at: &str, out: &mut Draft<'a>) -> Result<()> {
+    pub fn save<'a>(
+        &'a self,
+        model: &'a Model,
+        at: &str,
+        out: &mut SnapshotBuilder<'a>,
+    ) -> Result<()> {
         out.set(&format!("{at}.optimizer_steps"), self.steps);
         let store = &model.store;
         for (id, p) in store.trained() {

@@ -3,7 +3,7 @@
 
 use crate::base::{DType, Error, Result};
 use crate::device::{Buffer, Device};
-use crate::formats::{Draft, Snapshot};
+use crate::formats::{Snapshot, SnapshotBuilder};
 use crate::op::adamw::{AdamW, Kept, adamw};
 use crate::op::adamw_compact::{AdamWCompact, Codes, adamw_compact};
 use crate::op::cpu::adamw_compact::BLOCK;
@@ -114,7 +114,7 @@ impl State {
         store: &'a Store,
         id: ParamId,
         at: &str,
-        out: &mut Draft<'a>,
+        out: &mut SnapshotBuilder<'a>,
     ) -> Result<()> {
         let (spec, bucket) = (&store.param(id).spec, store.param(id).bucket);
         for (kind, buffer, dtype) in self.columns() {

@@ -6,7 +6,7 @@ use duplex::algo::{OnlineConfig, OnlineTrainer, RewardScaling};
 use duplex::base::{DType, Kind, Result};
 use duplex::data::SftExample;
 use duplex::engine::Engine;
-use duplex::formats::{Draft, Label, Snapshot, write_snapshot};
+use duplex::formats::{Label, Snapshot, SnapshotBuilder, write_snapshot};
 use duplex::model::Head;
 use duplex::tape::{ActivationCheckpointing, Workspace};
 use duplex::train::{AdamWConfig, AdamWState, Batch};
@@ -36,10 +36,10 @@ fn train(trainer: &mut OnlineTrainer, ws: &mut Workspace, seed: u64) {
 
 /// Returns the trainer's saved state, read back from a snapshot in `root`.
 fn saved(trainer: &OnlineTrainer, root: &Path, iteration: u64) -> Snapshot {
-    let mut draft = Draft::default();
-    trainer.save(&mut draft).unwrap();
+    let mut builder = SnapshotBuilder::default();
+    trainer.save(&mut builder).unwrap();
     let label = Label { step: "ppo".into(), iteration, ..Label::default() };
-    Snapshot::open(&write_snapshot(root, &label, &draft).unwrap()).unwrap()
+    Snapshot::open(&write_snapshot(root, &label, &builder).unwrap()).unwrap()
 }
 
 #[track_caller]
@@ -89,10 +89,10 @@ fn nothing_is_saved_while_gradients_wait() {
         Ok(duplex::engine::LossOutput { losses: vec![sum], stats: vec![] })
     });
     scores.unwrap();
-    let e = trainer.save(&mut Draft::default()).unwrap_err();
+    let e = trainer.save(&mut SnapshotBuilder::default()).unwrap_err();
     assert!(e.to_string().contains("critic"), "{e}");
     trainer.models.critic.as_mut().unwrap().step(&mut ws, 1.0, 0.5).unwrap();
-    trainer.save(&mut Draft::default()).unwrap();
+    trainer.save(&mut SnapshotBuilder::default()).unwrap();
 }
 
 thread_local! {

@@ -4,7 +4,7 @@
 use crate::memory;
 use crate::mutate::Mutator;
 use crate::parsers::{PARSERS, Parser};
-use duplex::base::{Rng, is_caught};
+use duplex::base::{Rng, catches_panic};
 use memmap2::MmapMut;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ pub(crate) fn run() {
     let mutator = Mutator { corpus: &corpus, words: parser.words };
     (parser.prepare)(&task.place);
     std::panic::set_hook(Box::new(|info| {
-        if !is_caught() {
+        if !catches_panic() {
             let place =
                 info.location().map_or(String::new(), |l| format!("{}:{}", l.file(), l.line()));
             let message = info.payload_as_str().unwrap_or("no message");

@@ -1,7 +1,7 @@
 //! Good inputs for each parser, to be made bad: small, so that an edit hits something.
 
 use duplex::base::DType;
-use duplex::formats::{Draft, Input, Label, Stamp, Sum, write_snapshot};
+use duplex::formats::{Fingerprint, Input, Label, SnapshotBuilder, Sum, write_snapshot};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -104,20 +104,23 @@ pub(crate) fn checkpoint(root: &Path) -> std::path::PathBuf {
         to.fill(value);
         Ok(())
     };
-    let mut draft = Draft::default();
-    draft.tensor("model/weight/a".into(), DType::Bf16, &[3, 2], |to| fill(to, 7));
-    draft.tensor("model/m/a".into(), DType::U8, &[3, 2], |to| fill(to, 200));
-    draft.tensor("model/scales/a".into(), DType::F32, &[1, 2], |to| fill(to, 0));
-    draft.set("loss_first", 2.5f32);
-    draft.set("model.optimizer_steps", 7);
+    let mut builder = SnapshotBuilder::default();
+    builder.tensor("model/weight/a".into(), DType::Bf16, &[3, 2], |to| fill(to, 7));
+    builder.tensor("model/m/a".into(), DType::U8, &[3, 2], |to| fill(to, 200));
+    builder.tensor("model/scales/a".into(), DType::F32, &[1, 2], |to| fill(to, 0));
+    builder.set("loss_first", 2.5f32);
+    builder.set("model.optimizer_steps", 7);
     let checksum = Sum::of(b"data");
-    let input =
-        Input { path: "data.jsonl".into(), data: true, stamp: Stamp { bytes: 4, checksum } };
+    let input = Input {
+        path: "data.jsonl".into(),
+        data: true,
+        fingerprint: Fingerprint { bytes: 4, checksum },
+    };
     let config = [("seed", "1"), ("sft.learning_rate", "1e-5")];
     let config = config.map(|(k, v)| (k.to_string(), v.to_string())).into();
     let label =
         Label { step: "sft".into(), iteration: 7, finished: false, config, inputs: vec![input] };
-    write_snapshot(root, &label, &draft).unwrap()
+    write_snapshot(root, &label, &builder).unwrap()
 }
 
 /// Bytes of a manifest before what its checksum is of.

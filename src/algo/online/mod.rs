@@ -17,7 +17,7 @@ use super::reward_source::RewardSource;
 use super::stats::RunningStats;
 use crate::base::{Error, Result};
 use crate::engine::Engine;
-use crate::formats::{Draft, Snapshot};
+use crate::formats::{Snapshot, SnapshotBuilder};
 use crate::rollout::Sampling;
 use crate::train::Schedule;
 
@@ -162,7 +162,7 @@ impl OnlineTrainer {
 
     /// Adds all that training has changed to `out`. To be asked between iterations, when all
     /// experience made has been trained on. Random numbers have no state but the counters.
-    pub fn save<'a>(&'a self, out: &mut Draft<'a>) -> Result<()> {
+    pub fn save<'a>(&'a self, out: &mut SnapshotBuilder<'a>) -> Result<()> {
         out.set("iteration", self.iteration);
         out.set("answers", self.answers);
         out.set("updates", self.updates);

@@ -2,8 +2,8 @@
 //! in it, and has a checksum for each header and each tensor of the shards, so that no byte of a
 //! snapshot can change unnoticed, and a damaged tensor can be named.
 
+use super::super::fingerprint::{Fingerprint, Sum};
 use super::super::names::{clipped, is_plain_name, quoted};
-use super::super::stamp::{Stamp, Sum};
 use super::super::write_atomic;
 use super::damage::damaged;
 use crate::base::{Error, Result};
@@ -52,7 +52,7 @@ pub struct Input {
     pub data: bool,
     /// Size and checksum of its content as it was read.
     #[serde(flatten)]
-    pub stamp: Stamp,
+    pub fingerprint: Fingerprint,
 }
 
 /// All that the manifest says.

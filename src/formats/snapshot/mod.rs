@@ -6,14 +6,14 @@
 //! The meaning of the names, and the time to save, are decided elsewhere. [`write_snapshot`]
 //! describes how a directory is made, `manifest.rs` its manifest.
 
+mod builder;
 mod damage;
-mod draft;
 mod manifest;
 #[cfg(test)]
 mod tests;
 mod write;
 
-pub use draft::{Content, Copied, Draft, Whole};
+pub use builder::{Content, Copied, SnapshotBuilder, Whole};
 pub use manifest::{Input, Label};
 pub use write::{Found, list_snapshots, read_as_written};
 pub use write::{remove_leftovers, remove_snapshot, write_snapshot};

@@ -9,22 +9,22 @@ use crate::device::{Buffer, Device};
 use std::path::Path;
 
 fn label(iteration: u64) -> Label {
-    let stamp = super::super::Stamp { bytes: 3, checksum: Sum::of(b"abc") };
+    let fingerprint = super::super::Fingerprint { bytes: 3, checksum: Sum::of(b"abc") };
     Label {
         step: "sft".into(),
         iteration,
         finished: false,
         config: BTreeMap::from([("sft.learning_rate".into(), "1e-5".into())]),
-        inputs: vec![Input { path: "a \"b\".jsonl".into(), data: true, stamp }],
+        inputs: vec![Input { path: "a \"b\".jsonl".into(), data: true, fingerprint }],
     }
 }
 
-fn draft(rng: &mut Rng) -> Draft<'static> {
-    let mut draft = Draft::default();
+fn builder(rng: &mut Rng) -> SnapshotBuilder<'static> {
+    let mut builder = SnapshotBuilder::default();
     let mut add = |name: &str, dtype: DType, shape: &[usize]| {
         let n = shape.iter().product::<usize>() * dtype.size();
         let bytes = random_bytes(rng, n);
-        draft.tensor(name.into(), dtype, shape, move |to| {
+        builder.tensor(name.into(), dtype, shape, move |to| {
             to.copy_from_slice(&bytes);
             Ok(())
         });
@@ -33,14 +33,14 @@ fn draft(rng: &mut Rng) -> Draft<'static> {
     add("model/m/a", DType::F32, &[3, 5]);
     add("model/codes/a", DType::U8, &[7]);
     add("model/empty", DType::F32, &[0, 4]);
-    draft.set("steps", 17u64);
-    draft.set("a text", "one\ntwo \u{1} \"three\"");
-    draft
+    builder.set("steps", 17u64);
+    builder.set("a text", "one\ntwo \u{1} \"three\"");
+    builder
 }
 
 /// A snapshot of one kilobyte or so in `root`.
 fn written(root: &Path) -> PathBuf {
-    write_snapshot(root, &label(7), &draft(&mut fresh_rng())).unwrap()
+    write_snapshot(root, &label(7), &builder(&mut fresh_rng())).unwrap()
 }
 
 #[track_caller]
@@ -54,25 +54,25 @@ fn refused(dir: &Path, parts: &[&str]) {
 fn everything_reads_back_from_one_shard_and_from_many() {
     let tmp = tempfile::tempdir().unwrap();
     let mut rng = fresh_rng();
-    let mut draft = self::draft(&mut rng);
+    let mut builder = self::builder(&mut rng);
     let numbers: Vec<f64> = (0..50)
         .map(|_| f64::from_bits(u64::from(rng.next_u32()) << 32 | u64::from(rng.next_u32())))
         .collect();
     let numbers = [numbers, vec![f64::NAN, f64::INFINITY, -0.0, 1e-320, 0.1]].concat();
-    numbers.iter().enumerate().for_each(|(i, x)| draft.set(&format!("x{i}"), x));
-    draft.set("y", 0.1f32);
-    let bytes: Vec<Vec<u8>> = (0..4).map(|t| draft.read(t).unwrap().into_owned()).collect();
-    let size = draft.bytes().unwrap();
+    numbers.iter().enumerate().for_each(|(i, x)| builder.set(&format!("x{i}"), x));
+    builder.set("y", 0.1f32);
+    let bytes: Vec<Vec<u8>> = (0..4).map(|t| builder.read(t).unwrap().into_owned()).collect();
+    let size = builder.bytes().unwrap();
     let small = Buffer::zeroed(Device::Cpu, size - 1).unwrap();
-    assert!(self::draft(&mut rng).copied(small).is_err());
-    let tensors = draft.content().tensors.clone();
+    assert!(self::builder(&mut rng).copied(small).is_err());
+    let tensors = builder.content().tensors.clone();
     let written =
         |i: u64, max, from: &dyn Whole| write_in_shards(tmp.path(), &label(i), from, max).unwrap();
-    let mut dirs = vec![written(0, 1_000_000, &draft), written(1, 16, &draft)];
+    let mut dirs = vec![written(0, 1_000_000, &builder), written(1, 16, &builder)];
     // Memory that is larger, and holds something else.
     let memory = Buffer::zeroed(Device::Cpu, size + 9).unwrap();
     memory.write(0, &vec![77; size + 9]).unwrap();
-    dirs.push(written(2, 16, &draft.copied(memory).unwrap()));
+    dirs.push(written(2, 16, &builder.copied(memory).unwrap()));
     for (i, dir) in dirs.into_iter().enumerate() {
         let open = Snapshot::open(&dir).unwrap();
         assert_eq!((open.dir(), open.label()), (dir.as_path(), &label(i as u64)));
@@ -221,13 +221,13 @@ fn snapshots_come_and_go_whole() {
     let root = tmp.path().join("run/checkpoints");
     assert!(list_snapshots(&root).unwrap().is_empty());
     remove_leftovers(&root).unwrap();
-    let draft = draft(&mut fresh_rng());
-    let first = write_snapshot(&root, &label(7), &draft).unwrap();
+    let builder = builder(&mut fresh_rng());
+    let first = write_snapshot(&root, &label(7), &builder).unwrap();
     // Again at the same place, as by a run that was set back.
-    assert_eq!(write_snapshot(&root, &label(7), &Draft::default()).unwrap(), first);
+    assert_eq!(write_snapshot(&root, &label(7), &SnapshotBuilder::default()).unwrap(), first);
     assert_eq!(Snapshot::open(&first).unwrap().tensors().count(), 0);
     let end = Label { finished: true, ..label(9) };
-    let end = write_snapshot(&root, &end, &Draft::default()).unwrap();
+    let end = write_snapshot(&root, &end, &SnapshotBuilder::default()).unwrap();
     for junk in [".tmp-sft-00000008", ".tmp-old-x", "notes-1", "sft-x"] {
         std::fs::create_dir_all(root.join(junk).join("inner")).unwrap();
     }
@@ -244,9 +244,9 @@ fn snapshots_come_and_go_whole() {
 #[test]
 fn a_snapshot_that_cannot_be_written_leaves_nothing() {
     let tmp = tempfile::tempdir().unwrap();
-    let mut draft = draft(&mut fresh_rng());
+    let mut builder = builder(&mut fresh_rng());
     // An error in the middle of the shard.
-    draft.tensor("model/zz".into(), DType::U8, &[9], |_| Err(Error::user("no such tensor")));
-    assert!(write_snapshot(tmp.path(), &label(7), &draft).is_err());
+    builder.tensor("model/zz".into(), DType::U8, &[9], |_| Err(Error::user("no such tensor")));
+    assert!(write_snapshot(tmp.path(), &label(7), &builder).is_err());
     assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
 }

@@ -7,8 +7,8 @@ use super::super::atomic::sync_dir;
 use super::super::safetensors::safetensors_order;
 use super::super::save::split;
 use super::super::{Sum, write_safetensors};
+use super::builder::{Content, Whole};
 use super::damage::opened;
-use super::draft::{Content, Whole};
 use super::manifest::{self, Label, Manifest, Shard};
 use crate::base::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
@@ -40,16 +40,16 @@ fn name_of(label: &Label) -> String {
     }
 }
 
-/// Writes `draft` into a directory of its own in `root`, which is made if absent, and returns its
+/// Writes `builder` into a directory of its own in `root`, which is made if absent, and returns its
 /// path. On an error nothing of it is left.
-pub fn write_snapshot(root: &Path, label: &Label, draft: &dyn Whole) -> Result<PathBuf> {
-    write_in_shards(root, label, draft, MAX_SHARD)
+pub fn write_snapshot(root: &Path, label: &Label, builder: &dyn Whole) -> Result<PathBuf> {
+    write_in_shards(root, label, builder, MAX_SHARD)
 }
 
 pub(super) fn write_in_shards(
     root: &Path,
     label: &Label,
-    draft: &dyn Whole,
+    builder: &dyn Whole,
     max_shard: usize,
 ) -> Result<PathBuf> {
     make_root(root)?;
@@ -57,7 +57,7 @@ pub(super) fn write_in_shards(
     let (temp, dir) = (root.join(format!("{HIDDEN}{name}")), root.join(name));
     let written = remove(&temp)
         .and_then(|()| fs::create_dir(&temp).map_err(|e| Error::io("create", &temp, &e)))
-        .and_then(|()| fill(&temp, label, draft, max_shard))
+        .and_then(|()| fill(&temp, label, builder, max_shard))
         .and_then(|()| sync_dir(&temp))
         // Of the same moment; there is none but where a run is repeated.
         .and_then(|()| remove_snapshot(&dir))
@@ -71,13 +71,13 @@ pub(super) fn write_in_shards(
     Ok(dir)
 }
 
-/// Reads all of `draft` in the order in which it would be written, for a rank that only does its
+/// Reads all of `builder` in the order in which it would be written, for a rank that only does its
 /// part in reading what another one writes.
-pub fn read_as_written(draft: &dyn Whole) -> Result<()> {
-    let tensors = &draft.content().tensors;
+pub fn read_as_written(builder: &dyn Whole) -> Result<()> {
+    let tensors = &builder.content().tensors;
     for range in split(tensors, MAX_SHARD)? {
         for i in safetensors_order(&tensors[range.clone()]) {
-            draft.read(range.start + i)?;
+            builder.read(range.start + i)?;
         }
     }
     Ok(())
@@ -91,8 +91,8 @@ fn make_root(root: &Path) -> Result<()> {
     root.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), sync_dir)
 }
 
-fn fill(dir: &Path, label: &Label, draft: &dyn Whole, max_shard: usize) -> Result<()> {
-    let Content { tensors, values } = draft.content();
+fn fill(dir: &Path, label: &Label, builder: &dyn Whole, max_shard: usize) -> Result<()> {
+    let Content { tensors, values } = builder.content();
     let places: HashMap<&str, usize> =
         tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
     let mut files = vec![];
@@ -100,7 +100,7 @@ fn fill(dir: &Path, label: &Label, draft: &dyn Whole, max_shard: usize) -> Resul
         let name = format!("state-{:05}.safetensors", files.len() + 1);
         let (path, mut sums) = (dir.join(&name), BTreeMap::new());
         write_safetensors(&path, &tensors[range], None, &mut |t| {
-            let bytes = draft.read(places[t.name.as_str()])?;
+            let bytes = builder.read(places[t.name.as_str()])?;
             sums.insert(t.name.clone(), Sum::of(&bytes));
             Ok(bytes)
         })?;

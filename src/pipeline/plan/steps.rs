@@ -11,7 +11,7 @@ use crate::base::{Error, Result};
 use crate::config::key::Every;
 use crate::data::PromptExample;
 use crate::engine::Engine;
-use crate::formats::Draft;
+use crate::formats::SnapshotBuilder;
 use crate::model::Head;
 use crate::pipeline::datasets::Offline;
 use crate::pipeline::offline::Setting;
@@ -116,9 +116,9 @@ fn offline<R: Offline>(dry: &mut Dry<'_>, setting: Setting<R>) -> Result<Step> {
     let engines: Vec<&Engine> =
         [Some(&trainer.engine), trainer.reference()].into_iter().flatten().collect();
     let phase = training(dry.since(&mark, "training", &engines), &engines[..1]);
-    let mut draft = Draft::default();
-    trainer.save(&mut draft)?;
-    let checkpoint = copied(dry, of, s.max_steps, &draft)?;
+    let mut builder = SnapshotBuilder::default();
+    trainer.save(&mut builder)?;
+    let checkpoint = copied(dry, of, s.max_steps, &builder)?;
     let sizes = [R::SEQUENCES * batch.len(), tokens];
     Ok(Step::new(dry, of.name, sizes, vec![phase], checkpoint, &engines))
 }
@@ -173,9 +173,9 @@ fn online(dry: &mut Dry<'_>, of: &'static Algorithm) -> Result<Step> {
     let since = dry.since(&mark, "training", &trainer.models.engines());
     let phase = training(since, &trainer.models.trained());
     phases.push(Phase { updated: phase.updated * keys.updates(), ..phase });
-    let mut draft = Draft::default();
-    trainer.save(&mut draft)?;
-    let checkpoint = copied(dry, of, p.max_steps, &draft)?;
+    let mut builder = SnapshotBuilder::default();
+    trainer.save(&mut builder)?;
+    let checkpoint = copied(dry, of, p.max_steps, &builder)?;
     Ok(Step::new(
         dry,
         of.name,
@@ -262,11 +262,16 @@ fn training(phase: Phase, engines: &[&Engine]) -> Phase {
 
 /// Bytes of the copy of the state for a checkpoint; none where the step is over before one is due.
 /// The last step of a run always saves its end, from which a longer run can go on.
-fn copied(dry: &Dry<'_>, of: &Algorithm, max_steps: usize, draft: &Draft<'_>) -> Result<usize> {
+fn copied(
+    dry: &Dry<'_>,
+    of: &Algorithm,
+    max_steps: usize,
+    builder: &SnapshotBuilder<'_>,
+) -> Result<usize> {
     let last = of == dry.cfg.last_stage();
     match dry.cfg.save_every()? {
         Every::Iterations(n) if max_steps > 0 && n > max_steps as u64 && !last => Ok(0),
-        _ => draft.bytes(),
+        _ => builder.bytes(),
     }
 }
 

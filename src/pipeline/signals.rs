@@ -24,7 +24,7 @@ extern "C" fn came(signal: libc::c_int) {
 }
 
 /// True if a signal asked to stop.
-pub(super) fn is_asked() -> bool {
+pub(super) fn stop_requested() -> bool {
     CAME.load(Ordering::SeqCst) != 0
 }
 

@@ -1,6 +1,6 @@
-//! Checksums of bytes and stamps of files: XXH3 of 64 bits. It runs at the speed of memory, so that
-//! checking a file costs no more than reading it, and misses one damage in 2^64, where a CRC of 32
-//! bits misses one in 2^32. Against damage only, not against forgery.
+//! Checksums of bytes and fingerprints of files: XXH3 of 64 bits. It runs at the speed of memory,
+//! so that checking a file costs no more than reading it, and misses one damage in 2^64, where a
+//! CRC of 32 bits misses one in 2^32. Against damage only, not against forgery.
 
 use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -45,15 +45,15 @@ impl TryFrom<String> for Sum {
 
 /// Size and checksum of a file, to notice a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stamp {
+pub struct Fingerprint {
     /// Size in bytes.
     pub bytes: u64,
     /// Checksum of the whole content.
     pub checksum: Sum,
 }
 
-/// The stamp of one file.
-pub fn stamp(path: &Path) -> Result<Stamp> {
+/// The fingerprint of one file.
+pub fn fingerprint(path: &Path) -> Result<Fingerprint> {
     let fail = |e: std::io::Error| Error::io("read", path, &e);
     // Read, not mapped: others may cut a data file meanwhile.
     let mut file = File::open(path).map_err(fail)?;
@@ -62,7 +62,7 @@ pub fn stamp(path: &Path) -> Result<Stamp> {
     loop {
         let n = file.read(&mut buffer).map_err(fail)?;
         if n == 0 {
-            return Ok(Stamp { bytes, checksum: Sum(sum.digest()) });
+            return Ok(Fingerprint { bytes, checksum: Sum(sum.digest()) });
         }
         bytes += n as u64;
         sum.update(&buffer[..n]);
@@ -79,16 +79,16 @@ mod tests {
     }
 
     #[test]
-    fn a_stamp_notices_a_changed_byte_and_is_the_checksum_of_the_whole() {
+    fn a_fingerprint_notices_a_changed_byte_and_is_the_checksum_of_the_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
         let mut data: Vec<u8> = (0..600_000u32).map(|i| (i * 7 + i / 911) as u8).collect();
         std::fs::write(&path, &data).unwrap();
-        let before = stamp(&path).unwrap();
-        assert_eq!(before, Stamp { bytes: 600_000, checksum: Sum::of(&data) });
+        let before = fingerprint(&path).unwrap();
+        assert_eq!(before, Fingerprint { bytes: 600_000, checksum: Sum::of(&data) });
         data[432_101] ^= 4;
         std::fs::write(&path, &data).unwrap();
-        assert_ne!(stamp(&path).unwrap(), before);
+        assert_ne!(fingerprint(&path).unwrap(), before);
     }
 
     #[test]

@@ -5,28 +5,28 @@ use super::run::Run;
 use crate::algo::{Answered, OnlineTrainer};
 use crate::base::Result;
 use crate::data::{PromptExample, Tokenizer};
-use crate::formats::{Draft, Snapshot};
+use crate::formats::{Snapshot, SnapshotBuilder};
 
 /// Answers shown at the end, beside those of before.
 pub(super) const SHOWN: usize = 8;
 
-/// One judged answer.
+/// One scored answer.
 #[derive(Clone, Debug)]
-pub(super) struct JudgedAnswer {
+pub(super) struct ScoredAnswer {
     pub(super) prompt: String,
     pub(super) answer: String,
     pub(super) score: f64,
 }
 
-/// Judged answers and their mean score and KL to the reference.
+/// Scored answers and their mean score and KL to the reference.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Judged {
-    pub(super) answers: Vec<JudgedAnswer>,
+pub(super) struct Evaluation {
+    pub(super) answers: Vec<ScoredAnswer>,
     score: Option<f64>,
     kl: f64,
 }
 
-impl Judged {
+impl Evaluation {
     /// Mean score and KL under the given names; nothing if there were no prompts.
     pub(super) fn numbers(
         &self,
@@ -37,7 +37,7 @@ impl Judged {
     }
 
     /// Adds to `out` under `at` what is told of it at the end.
-    pub(super) fn save(&self, at: &str, out: &mut Draft<'_>) {
+    pub(super) fn save(&self, at: &str, out: &mut SnapshotBuilder<'_>) {
         self.score.iter().for_each(|score| out.set(&format!("{at}.score"), score));
         out.set(&format!("{at}.kl"), self.kl);
         for (i, a) in self.answers.iter().take(SHOWN).enumerate() {
@@ -47,52 +47,52 @@ impl Judged {
         }
     }
 
-    /// Reads back what [`Judged::save`] put there.
-    pub(super) fn restore(at: &str, from: &Snapshot) -> Result<Judged> {
+    /// Reads back what [`Evaluation::save`] put there.
+    pub(super) fn restore(at: &str, from: &Snapshot) -> Result<Evaluation> {
         let mut answers = vec![];
         while let Some(prompt) = from.find(&format!("{at}.{}.prompt", answers.len()))? {
             let i = answers.len();
             let answer = from.get(&format!("{at}.{i}.answer"))?;
             let score = from.get(&format!("{at}.{i}.score"))?;
-            answers.push(JudgedAnswer { prompt, answer, score });
+            answers.push(ScoredAnswer { prompt, answer, score });
         }
         let (score, kl) = (from.find(&format!("{at}.score"))?, from.get(&format!("{at}.kl"))?);
-        Ok(Judged { answers, score, kl })
+        Ok(Evaluation { answers, score, kl })
     }
 }
 
 /// Answers `prompts` with the current actor, sampling as in training with draws of its own.
-pub(super) fn judge(
+pub(super) fn evaluate(
     run: &mut Run<'_>,
     trainer: &mut OnlineTrainer,
     tokenizer: &Tokenizer,
     prompts: &[&PromptExample],
-) -> Result<Judged> {
+) -> Result<Evaluation> {
     if prompts.is_empty() {
-        return Ok(Judged::default());
+        return Ok(Evaluation::default());
     }
     let rollouts = trainer.answer(&mut run.ws, prompts)?;
     let mut answers = vec![];
     for r in &rollouts {
         let (prompt, answer) = r.ids.split_at(r.prompt_len);
         let (prompt, answer) = (tokenizer.decode(prompt, true)?, tokenizer.decode(answer, true)?);
-        answers.push(JudgedAnswer { prompt, answer, score: f64::from(r.score) });
+        answers.push(ScoredAnswer { prompt, answer, score: f64::from(r.score) });
     }
-    if let Some(judge) = run.judge {
+    if let Some(evaluate) = run.rule {
         let told = answers.iter().zip(&rollouts).map(|(a, r)| Answered {
             prompt: &a.prompt,
             answer: &a.answer,
             columns: &prompts[r.prompt].columns,
         });
-        let scores = judge.score(&told.collect::<Vec<_>>())?;
+        let scores = evaluate.score(&told.collect::<Vec<_>>())?;
         let scored = answers.into_iter().zip(scores).filter_map(|(a, score)| {
             let score = f64::from(score?);
-            Some(JudgedAnswer { score, ..a })
+            Some(ScoredAnswer { score, ..a })
         });
         answers = scored.collect();
     }
     let n = answers.len() as f64;
     let score = (!answers.is_empty()).then(|| answers.iter().map(|a| a.score).sum::<f64>() / n);
     let kl = rollouts.iter().map(|r| f64::from(r.kl())).sum::<f64>() / rollouts.len().max(1) as f64;
-    Ok(Judged { answers, score, kl })
+    Ok(Evaluation { answers, score, kl })
 }

@@ -19,7 +19,7 @@ const NAP: Duration = Duration::from_millis(100);
 
 /// The clock of one rank.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct StragglerDetector {
     since: Instant,
     waited: Duration,
     /// Iterations until something may be told.
@@ -29,9 +29,9 @@ pub(super) struct Pace {
     stopped_before: u64,
 }
 
-impl Pace {
+impl StragglerDetector {
     /// The clock of a rank of `comm`.
-    pub(super) fn new(comm: &Comm) -> Result<Pace> {
+    pub(super) fn new(comm: &Comm) -> Result<StragglerDetector> {
         let stopped = Arc::new(AtomicU64::new(0));
         if comm.size() > 1 {
             let told = Arc::downgrade(&stopped);
@@ -45,11 +45,11 @@ impl Pace {
                     std::thread::sleep(NAP);
                 }
             };
-            let thread = std::thread::Builder::new().name("pace".into()).spawn(watch);
+            let thread = std::thread::Builder::new().name("straggler".into()).spawn(watch);
             thread.map_err(|e| Error::resource(format!("cannot start a thread: {e}")))?;
         }
         let (since, waited) = (Instant::now(), comm.waited());
-        Ok(Pace { since, waited, quiet: 0, stopped, stopped_before: 0 })
+        Ok(StragglerDetector { since, waited, quiet: 0, stopped, stopped_before: 0 })
     }
 
     /// Begins to measure.

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 thread_local! {
-    /// Calls of [`caught`] that this thread is in.
+    /// Calls of [`catch_panic`] that this thread is in.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
     /// Bytes that this thread may still allocate.
     static LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
@@ -17,13 +17,13 @@ thread_local! {
 /// Runs `f`; None where it panics. What it changed before the panic must not be used any more,
 /// unless the change was whole. For libraries that panic on bad input where they should return an
 /// error.
-pub fn caught<T>(f: impl FnOnce() -> T) -> Option<T> {
+pub fn catch_panic<T>(f: impl FnOnce() -> T) -> Option<T> {
     let _inside = Restore::set(&DEPTH, DEPTH.get() + 1);
     catch_unwind(AssertUnwindSafe(f)).ok()
 }
 
-/// True if [`caught`] would catch a panic on this thread. A panic hook then prints nothing.
-pub fn is_caught() -> bool {
+/// True if [`catch_panic`] would catch a panic on this thread. A panic hook then prints nothing.
+pub fn catches_panic() -> bool {
     DEPTH.get() > 0
 }
 
@@ -119,18 +119,18 @@ mod tests {
 
     #[test]
     fn panics_become_values_and_limits_end_with_their_scope() {
-        assert!(!is_caught());
-        assert_eq!(caught(|| 3), Some(3));
-        let inner = caught(|| {
-            assert!(is_caught());
-            assert_eq!(caught(|| panic!("a panic of this test")), None::<()>);
-            is_caught()
+        assert!(!catches_panic());
+        assert_eq!(catch_panic(|| 3), Some(3));
+        let inner = catch_panic(|| {
+            assert!(catches_panic());
+            assert_eq!(catch_panic(|| panic!("a panic of this test")), None::<()>);
+            catches_panic()
         });
-        assert_eq!((inner, is_caught()), (Some(true), false));
+        assert_eq!((inner, catches_panic()), (Some(true), false));
         let within = with_limit(1 << 20, "a test's", || {
             spend(1000);
             let none: Option<()> =
-                caught(|| with_limit(5, "another's", || panic!("another panic of this test")));
+                catch_panic(|| with_limit(5, "another's", || panic!("another panic of this test")));
             assert_eq!(none, None);
             (LEFT.get(), WHOSE.get())
         });

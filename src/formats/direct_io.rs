@@ -17,7 +17,7 @@ const WAITING: usize = 8;
 struct Block([u8; 4096]);
 
 /// A file under construction.
-pub struct Steady {
+pub struct DirectWriter {
     file: File,
     piece: Vec<Block>,
     /// Bytes in the piece.
@@ -38,10 +38,10 @@ enum Way {
     Buffered,
 }
 
-impl Steady {
+impl DirectWriter {
     /// Writes to `file`, which is empty.
-    pub(super) fn new(file: File) -> Steady {
-        Steady { file, piece: vec![], used: 0, waiting: 0, way: Way::Open }
+    pub(super) fn new(file: File) -> DirectWriter {
+        DirectWriter { file, piece: vec![], used: 0, waiting: 0, way: Way::Open }
     }
 
     /// Writes what is left; all of it is on the disk then.
@@ -60,14 +60,14 @@ impl Steady {
         if self.way == Way::Buffered && self.waiting >= WAITING {
             self.waiting = 0;
             self.file.sync_data()?;
-            forget(&self.file);
+            drop_cache(&self.file);
         }
         Ok(())
     }
 
     /// Writes what is in the piece.
     fn write_used(&mut self) -> io::Result<()> {
-        let Steady { file, piece, used, way, .. } = self;
+        let DirectWriter { file, piece, used, way, .. } = self;
         let mut rest = &bytemuck::cast_slice::<Block, u8>(piece)[..*used];
         while !rest.is_empty() {
             match file.write(rest) {
@@ -92,7 +92,7 @@ fn through_memory(file: &File) -> Way {
     Way::Buffered
 }
 
-impl Write for Steady {
+impl Write for DirectWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let blocks = PIECE / size_of::<Block>();
         // Small files need no piece.
@@ -134,14 +134,14 @@ fn set_direct(_: &File, _: bool) -> bool {
 
 /// Tells the system that what is written of a file will not be read soon.
 #[cfg(target_os = "linux")]
-fn forget(file: &File) {
+fn drop_cache(file: &File) {
     use std::os::fd::AsRawFd;
     // SAFETY: advice on an open file; where it is not taken nothing changes.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 }
 
 #[cfg(not(target_os = "linux"))]
-fn forget(_: &File) {}
+fn drop_cache(_: &File) {}
 
 #[cfg(test)]
 mod tests {
@@ -152,7 +152,7 @@ mod tests {
     fn written(bytes: &[u8], way: Way, flush_at: usize, rng: &mut Rng) -> Vec<u8> {
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("file");
-        let mut out = Steady { way, ..Steady::new(File::create_new(&path).unwrap()) };
+        let mut out = DirectWriter { way, ..DirectWriter::new(File::create_new(&path).unwrap()) };
         let mut rest = bytes;
         while !rest.is_empty() {
             let n = (1 + rng.below(3 << 20) as usize).min(rest.len());
@@ -185,7 +185,7 @@ mod tests {
     fn a_full_disk_is_told_at_the_piece_that_does_not_fit() {
         // The kernel's own answer of a full disk.
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut out = Steady::new(full);
+        let mut out = DirectWriter::new(full);
         let e = out.write_all(&vec![7; 2 * PIECE]).unwrap_err();
         assert_eq!(e.kind(), io::ErrorKind::StorageFull);
     }

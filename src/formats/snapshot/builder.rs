@@ -1,5 +1,5 @@
-//! The tensors and values to save, by name. A draft reads a tensor from where it lives when its
-//! turn comes. A copy of a draft holds all tensors, so that they can change while it is written.
+//! The tensors and values to save, by name. A builder reads a tensor from where it lives when its
+//! turn comes. A copy of a builder holds all tensors, so that they can change while it is written.
 
 use super::super::{SaveTensor, SourceDType};
 use crate::base::{Error, Result};
@@ -10,7 +10,7 @@ use std::fmt::Display;
 
 /// A snapshot to be. It reads from what lives for `'a`.
 #[derive(Default)]
-pub struct Draft<'a> {
+pub struct SnapshotBuilder<'a> {
     content: Content,
     /// How each tensor is read.
     readers: Vec<Reader<'a>>,
@@ -19,7 +19,7 @@ pub struct Draft<'a> {
 /// Fills the row-major little-endian bytes of a tensor.
 type Reader<'a> = Box<dyn Fn(&mut [u8]) -> Result<()> + 'a>;
 
-/// A draft whose tensors are in memory.
+/// A builder whose tensors are in memory.
 pub struct Copied {
     content: Content,
     /// All tensors, one after the other.
@@ -41,7 +41,7 @@ pub trait Whole {
     fn read(&self, i: usize) -> Result<Cow<'_, [u8]>>;
 }
 
-impl<'a> Draft<'a> {
+impl<'a> SnapshotBuilder<'a> {
     /// Adds a tensor; `read` fills its row-major little-endian bytes. Its name must be new.
     pub fn tensor(
         &mut self,
@@ -65,14 +65,14 @@ impl<'a> Draft<'a> {
         self.content.tensors.iter().map(SaveTensor::bytes).sum()
     }
 
-    /// Reads all tensors as [`Draft::copied`] does and keeps nothing, for a rank that only does its
-    /// part in reading.
+    /// Reads all tensors as [`SnapshotBuilder::copied`] does and keeps nothing, for a rank that
+    /// only does its part in reading.
     pub fn read_all(self) -> Result<()> {
         (0..self.readers.len()).try_for_each(|i| self.read(i).map(|_| ()))
     }
 
-    /// Reads all tensors into `memory`, host memory that holds [`Draft::bytes`]: memory that has
-    /// been used before is much faster than new memory.
+    /// Reads all tensors into `memory`, host memory that holds [`SnapshotBuilder::bytes`]: memory
+    /// that has been used before is much faster than new memory.
     pub fn copied(self, memory: Buffer) -> Result<Copied> {
         if memory.device() != Device::Cpu || memory.bytes() < self.bytes()? {
             return Err(Error::internal("memory that does not fit a snapshot"));
@@ -95,7 +95,7 @@ impl Copied {
     }
 }
 
-impl Whole for Draft<'_> {
+impl Whole for SnapshotBuilder<'_> {
     fn content(&self) -> &Content {
         &self.content
     }

@@ -1,4 +1,4 @@
-//! Signs that training goes wrong, as an algorithm declares them: a metric, a look at its values,
+//! Anomalies of training, as an algorithm declares them: a metric, a look at its values,
 //! the way out. Nothing here stops or changes a run.
 
 /// First values of a stage, kept to compare later ones with.
@@ -8,16 +8,16 @@ pub(crate) const KEPT: usize = 64;
 /// Values whose mean stands for "now": one experience alone says little.
 pub(crate) const BLOCK: usize = 8;
 
-/// A sign of trouble in the values of one metric.
+/// A metric whose values show that training goes wrong.
 #[derive(Clone, Copy, Debug)]
-pub struct Sign {
+pub struct Anomaly {
     /// Its name for people.
     pub name: &'static str,
     /// The metric it shows in.
     pub metric: &'static str,
     /// A metric that the values are divided by, where it is above 1.
     pub per: Option<&'static str>,
-    /// True if the values so far show the sign. They are those of the start, then the newest,
+    /// True if the values so far show the anomaly. They are those of the start, then the newest,
     /// oldest first.
     pub shows: fn(&[f64]) -> bool,
     /// The way out.
@@ -25,7 +25,7 @@ pub struct Sign {
 }
 
 /// The loss of rows is suddenly far above what it was.
-pub(super) const LOSS_SPIKE: Sign = Sign {
+pub(super) const LOSS_SPIKE: Anomaly = Anomaly {
     name: "loss spike",
     metric: "loss",
     per: None,
@@ -35,7 +35,7 @@ pub(super) const LOSS_SPIKE: Sign = Sign {
 };
 
 /// The policy runs away from its reference.
-pub(super) const KL_BLOW_UP: Sign = Sign {
+pub(super) const KL_BLOW_UP: Anomaly = Anomaly {
     name: "KL blow-up",
     metric: "kl",
     per: Some("completions/mean_length"),
@@ -44,7 +44,7 @@ pub(super) const KL_BLOW_UP: Sign = Sign {
 };
 
 /// The reward falls.
-pub(super) const REWARD_COLLAPSE: Sign = Sign {
+pub(super) const REWARD_COLLAPSE: Anomaly = Anomaly {
     name: "reward collapse",
     metric: "reward",
     per: None,
@@ -53,7 +53,7 @@ pub(super) const REWARD_COLLAPSE: Sign = Sign {
 };
 
 /// Completions get shorter and shorter.
-pub(super) const LENGTH_COLLAPSE: Sign = Sign {
+pub(super) const LENGTH_COLLAPSE: Anomaly = Anomaly {
     name: "length collapse",
     metric: "completions/mean_length",
     per: None,
@@ -63,7 +63,7 @@ pub(super) const LENGTH_COLLAPSE: Sign = Sign {
 };
 
 /// The policy samples the same over and over.
-pub(super) const ENTROPY_COLLAPSE: Sign = Sign {
+pub(super) const ENTROPY_COLLAPSE: Anomaly = Anomaly {
     name: "entropy collapse",
     metric: "entropy",
     per: None,
