@@ -391,7 +391,7 @@ impl Layout<'_> {
             Shape {
                 groups: &vec![arch.ffn; parts],
                 columns: arch.hidden,
-                cut: across(arch.ffn, &widths.ffn, parts),
+                sharding: across(arch.ffn, &widths.ffn, parts),
                 bias: arch.bias_mlp,
             },
         );
@@ -412,7 +412,7 @@ impl Layout<'_> {
 
     /// A linear layer from as many modules as its shape has groups, or from a single fused one.
     fn linear(&mut self, name: &str, at: &str, modules: Module, shape: Shape<'_>) -> Linear {
-        let Shape { groups, columns, cut, bias } = shape;
+        let Shape { groups, columns, sharding, bias } = shape;
         let total: usize = groups.iter().sum();
         // Only qkv has three groups.
         let mixed = modules.len() == 1 && groups.len() == 3;
@@ -446,7 +446,7 @@ impl Layout<'_> {
             self.param(&format!("{name}.bias"), &[total], bias_sharding, train, Some(source))
         });
         let modules: Vec<(&str, usize)> = modules.iter().copied().zip(groups).collect();
-        let adapters = self.adapters([name, at], &modules, columns, &cut, order);
+        let adapters = self.adapters([name, at], &modules, columns, &sharding, order);
         Linear { weight, bias, adapters }
     }
 
@@ -456,7 +456,7 @@ impl Layout<'_> {
         [name, at]: [&str; 2],
         modules: &[(&str, usize)],
         columns: usize,
-        cut: &ShardSpec,
+        sharding: &ShardSpec,
         order: Option<Arc<[usize]>>,
     ) -> Vec<Adapter> {
         let several = modules.len() > 1;
@@ -467,8 +467,8 @@ impl Layout<'_> {
             let module = format!("{at}{module}");
             if let Some(Size { rank, scale }) = self.adapted.get(&module).copied() {
                 let name = format!("{name}.lora.{short}");
-                // Of an adapter's two factors one has the cut of the weight.
-                let (sharding_a, sharding_b) = match cut {
+                // Of an adapter's two factors one is sharded like the weight.
+                let (sharding_a, sharding_b) = match sharding {
                     ShardSpec::Cols(_) => (sharding.clone(), ShardSpec::Replicated),
                     ShardSpec::Rows(all) if several => {
                         (ShardSpec::Replicated, ShardSpec::Rows(vec![all[i].since(offset)]))
@@ -495,7 +495,7 @@ impl Layout<'_> {
                 });
             }
             offset += rows;
-            offset_in_block += match cut {
+            offset_in_block += match sharding {
                 ShardSpec::Rows(all) if several => all[i].each,
                 _ => 0,
             };

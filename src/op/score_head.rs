@@ -4,7 +4,7 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
-use crate::device::cuda::constants::head::{HEAD_PIECE, HEAD_THREADS};
+use crate::device::cuda::constants::score_head::{SCORE_HEAD_PIECE, SCORE_HEAD_THREADS};
 use crate::device::cuda::constants::kernel::WARP;
 use crate::device::cuda::params::ScoreHeadParams;
 use crate::op::conformance::{Case, Input};
@@ -112,9 +112,9 @@ impl Op for ScoreHead {
 }
 
 /// Tokens whose share of the weight's gradient one thread adds up per column.
-const CUDA_PIECE: usize = HEAD_PIECE as usize;
+const CUDA_PIECE: usize = SCORE_HEAD_PIECE as usize;
 /// Threads of a block.
-const CUDA_THREADS: u32 = HEAD_THREADS as u32;
+const CUDA_THREADS: u32 = SCORE_HEAD_THREADS as u32;
 
 fn params(x: Arg, w: Arg, tokens: usize) -> ScoreHeadParams {
     let (tokens, hidden) = (tokens as u32, w.last() as u32);

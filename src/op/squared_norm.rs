@@ -5,7 +5,7 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
-use crate::device::cuda::constants::squared_norm::{SUM_SQ_PIECE, SUM_SQ_THREADS};
+use crate::device::cuda::constants::squared_norm::{SQUARED_NORM_PIECE, SQUARED_NORM_THREADS};
 use crate::device::cuda::params::SquaredNormParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::SharedMut;
@@ -33,7 +33,7 @@ const PIECE: usize = 1 << 16;
 /// Elements summed in f32.
 const BLOCK: usize = 1 << 10;
 /// Elements a piece on CUDA devices.
-const CUDA_PIECE: usize = SUM_SQ_PIECE as usize;
+const CUDA_PIECE: usize = SQUARED_NORM_PIECE as usize;
 
 impl Op for SquaredNorm {
     fn name(&self) -> &'static str {
@@ -65,7 +65,7 @@ impl Op for SquaredNorm {
     }
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
-        const THREADS: u32 = SUM_SQ_THREADS as u32;
+        const THREADS: u32 = SQUARED_NORM_THREADS as u32;
         let x = io.input(0);
         let n = x.desc.shape.numel();
         let params = SquaredNormParams {
