@@ -40,7 +40,8 @@ pub(super) const KL_BLOW_UP: Anomaly = Anomaly {
     metric: "kl",
     per: Some("completions/mean_length"),
     shows: blows_up,
-    remedy: "raise the weight of the KL penalty (--kl-coef, --beta), or lower --actor-learning-rate",
+    remedy: "raise the weight of the KL penalty (--kl-coef, --beta), or lower \
+        --actor-learning-rate",
 };
 
 /// The reward falls.
@@ -49,7 +50,8 @@ pub(super) const REWARD_COLLAPSE: Anomaly = Anomaly {
     metric: "reward",
     per: None,
     shows: falls,
-    remedy: "lower --actor-learning-rate or the epochs over an experience; --resume from a checkpoint before it",
+    remedy: "lower --actor-learning-rate or the epochs over an experience; --resume from a \
+        checkpoint before it",
 };
 
 /// Completions get shorter and shorter.
@@ -58,8 +60,8 @@ pub(super) const LENGTH_COLLAPSE: Anomaly = Anomaly {
     metric: "completions/mean_length",
     per: None,
     shows: shrinks,
-    remedy: "look whether the reward prefers short answers; raise --min-answer-seq-len or the weight of \
-             the KL penalty",
+    remedy: "look whether the reward prefers short answers; raise --min-answer-seq-len or the \
+        weight of the KL penalty",
 };
 
 /// The policy samples the same over and over.

@@ -56,9 +56,9 @@ section! {
     /// Keys of Direct Preference Optimization.
     pub struct DpoSection [optimizer: OptimizerSection = OptimizerSection::with(1e-6, 0.0)] {
         beta: f64 = 0.1, Kind::above_zero(100.0),
-            "weight of the log-ratio to the reference: higher stays nearer to it";
+            "weight of the log-ratio to the reference; a higher value stays closer to it";
         label_smoothing: f64 = 0.0, Kind::below(0.5),
-            "share of pairs that are taken to be labelled the wrong way round";
+            "assumed share of pairs with swapped labels";
     }
 }
 

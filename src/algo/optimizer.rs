@@ -22,7 +22,7 @@ section! {
         num_warmup_steps: usize = 0, ANY_COUNT,
             "optimizer steps of linear warm-up";
         max_grad_norm: f64 = 1.0, Kind::above_zero(1e6),
-            "gradients are clipped to this norm";
+            "clip gradients to this global norm";
         adam_beta1: f64 = 0.9, Kind::below(1.0),
             "decay of Adam's first moment";
         adam_beta2: f64 = 0.95, Kind::below(1.0),
@@ -47,9 +47,9 @@ section! {
         per_device_train_batch_size: usize = 16, BATCH,
             "rows (sequences or pairs) per accumulation round";
         gradient_accumulation_steps: usize = 1, BATCH,
-            "rounds per optimizer step: a step takes their product of rows";
+            "accumulation rounds per optimizer step";
         eval_interval: usize = 0, ANY_COUNT,
-            "evaluate every so many optimizer steps; 0 = before the first and after each epoch",
+            "evaluate every N optimizer steps; 0 = before the first and after each epoch",
             harmless();
         eval_batches: usize = 100, SOME_COUNT,
             "most batches in one evaluation", or(&[(0, "eval-iters")]), harmless();

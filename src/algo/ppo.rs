@@ -75,7 +75,7 @@ section! {
         kl_controller: KlController = KlController::Fixed, Kind::Choice(&["fixed", "adaptive"]),
             "keep kl_coef, or steer it towards kl_target";
         kl_target: f64 = 6.0, Kind::above_zero(1e4),
-            "KL per answer, in nats, the adaptive controller aims at";
+            "target KL per response of the adaptive controller, in nats";
         kl_horizon: f64 = 10_000.0, Kind::above_zero(1e9),
             "episodes over which the adaptive controller acts";
         cliprange: f64 = 0.2, Kind::above_zero(10.0),
@@ -85,7 +85,7 @@ section! {
         lam: f64 = 0.95, Kind::between(0.0, 1.0),
             "lambda of generalised advantage estimation";
         whiten_advantages: bool = true, Kind::Bool,
-            "bring the advantages of an experience to mean 0 and variance 1";
+            "whiten the advantages of an experience to mean 0 and variance 1";
     }
 }
 

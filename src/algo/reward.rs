@@ -50,8 +50,8 @@ section! {
     /// Keys of the reward model.
     pub struct RewardSection [optimizer: OptimizerSection = OptimizerSection::with(5e-5, 0.1)] {
         loss: RewardLoss = RewardLoss::End, Kind::Choice(&["end", "token_wise"]),
-            "scores compared: at the ends of the answers, or at every token from their first \
-             difference";
+            "where to compare scores: at the ends of the responses, or at every token from their \
+             first difference";
     }
 }
 

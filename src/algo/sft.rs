@@ -42,9 +42,9 @@ section! {
     /// Keys of supervised finetuning.
     pub struct SftSection [optimizer: OptimizerSection = OptimizerSection::with(1e-5, 0.0)] {
         assistant_only_loss: bool = false, Kind::Bool,
-            "learn every turn of the assistant in a conversation, not only the last one";
+            "train on every assistant turn of a conversation, not only the last one";
         loss_on_prompt: bool = false, Kind::Bool,
-            "also learn to write the prompt, as DeepSpeed-Chat does";
+            "also train on the prompt, as DeepSpeed-Chat does";
     }
 }
 

@@ -147,7 +147,7 @@ fn settings(
     let missing = !settings.iter().any(|s| s.key.path == "path");
     let swallowed = if missing { swallowed(entry, matches)? } else { None };
     for key in entry.own_keys() {
-        let place = (key.path == "path").then(|| matches.get_many::<String>("FOLDER")).flatten();
+        let place = (key.path == "path").then(|| matches.get_many::<String>("DIRECTORY")).flatten();
         let values = matches.get_many::<String>(key.path).or(place);
         let mut values: Vec<String> = values.into_iter().flatten().cloned().collect();
         match &swallowed {
@@ -188,7 +188,7 @@ fn swallowed(
     let has_place = entry.own_keys().any(|k| k.path == "path");
     let set = matches.get_many::<String>("set").into_iter().flatten();
     let by_set = set.into_iter().any(|text| text.trim_start().starts_with("path"));
-    if !has_place || given("path") || given("FOLDER") || by_set {
+    if !has_place || given("path") || given("DIRECTORY") || by_set {
         return Ok(None);
     }
     let mut lists = vec![];
@@ -203,8 +203,8 @@ fn swallowed(
     match lists.first() {
         None => Ok(None),
         Some(list) => Err(Error::user(format!(
-            "no model given; write `duplex {} FOLDER {list} ...`: the words behind {list} are all \
-             its own",
+            "no model given; write `duplex {} DIRECTORY {list} ...`: {list} takes all words after \
+             it",
             entry.name
         ))),
     }

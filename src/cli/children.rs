@@ -172,7 +172,7 @@ fn verdict(all: Vec<Rank>, order: &[usize]) -> u8 {
             // The others may have ended before they had met it: the sentence is theirs.
             format!(
                 "rank {deciding} on {} is gone: signal {signal} ended its process; the same \
-                 command goes on from the last checkpoint",
+                 command resumes from the last checkpoint",
                 machine_name()
             )
         });

@@ -23,7 +23,7 @@ pub(super) struct Entry {
 
 /// All commands: `train`, one for each algorithm, and those that do not train.
 pub(super) static COMMANDS: LazyLock<Vec<Entry>> = LazyLock::new(|| {
-    let about = "Run stages one after the other: supervised finetuning, reward model, PPO";
+    let about = "Run stages in order: supervised finetuning, reward model, PPO";
     let train = Entry { name: "train", about, bit: TRAIN, keys: &RUN, stage: None };
     let stage = |(i, of): (usize, &&'static Algorithm)| Entry {
         name: of.name,
@@ -48,33 +48,30 @@ type Other = (&'static str, &'static str, Commands, fn() -> &'static [Key]);
 
 static OTHERS: &[Other] = &[
     ("chat", "Talk to a model", CHAT, || TALK),
-    ("eval", "Score a model's answers, beside a baseline's", EVAL, || EVALUATION),
+    ("eval", "Score a model's responses, next to a baseline's", EVAL, || EVALUATION),
     (
         "inspect",
-        "Tell what a model is, what of it would be trained, and the memory it takes",
+        "Describe a model: what it is, what would be trained, and the memory it takes",
         INSPECT,
         || INSPECTION,
     ),
     (
         "plan",
-        "Tell what a run would take: memory, bytes between ranks, time; with the flags of `duplex \
+        "Plan a run without starting it: memory, communication, time; takes the flags of `duplex \
          train`",
         PLAN,
         || &RUN,
     ),
     (
         "verify",
-        "Check a checkpoint, the folder of a run, or a model: checksums, shapes, finite values",
+        "Check a checkpoint, a run directory, or a model: checksums, shapes, finite values",
         VERIFY,
         || VERIFICATION,
     ),
     ("bench", "Measure generation, training and PPO on this machine", BENCH, || BENCHMARK),
-    (
-        "doctor",
-        "Look at this machine: what a run would use, and what would stop it",
-        DOCTOR,
-        || CHECKUP,
-    ),
+    ("doctor", "Check this machine: what a run would use, and what would stop it", DOCTOR, || {
+        CHECKUP
+    }),
 ];
 
 impl Entry {

@@ -46,11 +46,11 @@ const OWN_TOKEN: &str = "answers end with the token by which the tokenizer or it
                          ends them, and no token is added";
 const ONE_ANSWER: &str = "one answer is sampled or decoded greedily; give 1 or leave it out";
 const NODES: &str =
-    "ranks on several machines are started by torchrun, srun or mpirun, as docs/clusters.md tells";
-const CHOICE: &str = "GPUs are chosen by CUDA_VISIBLE_DEVICES=0,1 before the command with \
-                      --num-gpus 2, and machines by torchrun, srun or mpirun";
-const ELASTIC: &str = "the number of ranks stays what it was at the start; a run goes on with \
-                       another one where it is started again with --num-gpus or a launcher";
+    "start ranks on several machines with torchrun, srun or mpirun; see docs/clusters.md";
+const CHOICE: &str = "choose GPUs with CUDA_VISIBLE_DEVICES=0,1 before the command and --num-gpus \
+    2, and machines with torchrun, srun or mpirun";
+const ELASTIC: &str = "the number of ranks is fixed during a run; resume with another number \
+     through --num-gpus or a launcher";
 
 /// All of them: DeepSpeed-Chat's, and those of the `deepspeed` launcher.
 #[rustfmt::skip]
@@ -100,7 +100,7 @@ pub(super) static FOREIGN: &[Foreign] = &[
     flag("unsupervised-dataset-config-name", RUNS, true, Differs(
         "name the files of the part that is meant with --unsupervised-data-path")),
     flag("autotuning", RUNS, true, Never(
-        "nothing is tuned by trial runs; `duplex plan` tells what fits and how long it takes")),
+        "Duplex makes no trial runs; `duplex plan` shows what fits and how long it takes")),
     flag("elastic-training", RUNS, false, Never(ELASTIC)),
     flag("min-elastic-nodes", RUNS, true, Never(ELASTIC)),
     flag("max-elastic-nodes", RUNS, true, Never(ELASTIC)),
@@ -246,7 +246,7 @@ impl<'a> Line<'a> {
         match (self.value("test-stop-step"), self.switched("enable-test-mode")) {
             (Some(steps), true) if max_steps.iter().any(|key| self.has(key)) => {
                 return Err(Error::user(format!(
-                    "--test-stop-step {steps} and --max-steps both tell when the stage ends; \
+                    "--test-stop-step {steps} and --max-steps both set the end of the stage; \
                      leave one out"
                 )));
             }

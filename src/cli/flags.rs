@@ -38,7 +38,7 @@ fn with_flags(command: Command, entry: &'static Entry) -> Command {
             command = command.arg(flag(entry, key, default));
         }
         if key.path == "path" {
-            let place = Arg::new("FOLDER").help(key.help).conflicts_with(key.path);
+            let place = Arg::new("DIRECTORY").help(key.help).conflicts_with(key.path);
             command = command.arg(place);
         }
     }

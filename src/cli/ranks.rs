@@ -82,7 +82,7 @@ fn have_cards(device: DeviceChoice) -> Result<bool> {
         DeviceChoice::On(Device::Cpu | Device::Fake(_)) => Ok(false),
         DeviceChoice::On(Device::Cuda(0)) => Ok(true),
         DeviceChoice::On(Device::Cuda(n)) => Err(Error::user(format!(
-            "--device cuda:{n} names one card, and there are several ranks; use --device cuda, and \
+            "--device cuda:{n} names one GPU, but there are several ranks; use --device cuda, and \
              CUDA_VISIBLE_DEVICES to choose"
         ))),
         // Elsewhere ranks are threads that share the device; this is how what ranks with cards do
@@ -105,7 +105,7 @@ fn enough_cards(device: DeviceChoice, ranks: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::user(format!(
-        "--num-gpus {ranks} asks for more cards than the driver knows: {cards}; `duplex doctor` \
+        "--num-gpus {ranks} asks for more GPUs than the driver finds: {cards}; `duplex doctor` \
          lists them"
     )))
 }

@@ -338,7 +338,7 @@ fn test_mode_ends_a_step_early() {
     assert_eq!(read(&format!("train {line}")).0.ppo().online.max_steps, 5);
     assert_eq!(
         refusal(&format!("ppo {line} --max-steps 7")),
-        "--test-stop-step 5 and --max-steps both tell when the stage ends; leave one out"
+        "--test-stop-step 5 and --max-steps both set the end of the stage; leave one out"
     );
 }
 

@@ -190,7 +190,7 @@ fn error_lines() {
         ),
         (
             "eval --data-path a.jsonl no/such_model --reward-rule r",
-            "no model given; write `duplex eval FOLDER --data-path ...`",
+            "no model given; write `duplex eval DIRECTORY --data-path ...`",
         ),
         ("sft --learning-rate", "--learning-rate needs a value"),
         ("sft --data-path", "--data-path needs a value"),
@@ -204,9 +204,9 @@ fn error_lines() {
         ),
         ("sft --set nothing", "--set \"nothing\" has no value; write --set key=value"),
         ("sft --preset nothing", "unknown preset \"nothing\"; presets are demo, deepspeed-chat"),
-        ("chat", "no model given; write `duplex chat FOLDER`"),
+        ("chat", "no model given; write `duplex chat DIRECTORY`"),
         ("chat a b", "unexpected argument \"b\"; see `duplex chat --help`"),
-        ("chat a --path b", "FOLDER and --path exclude each other"),
+        ("chat a --path b", "DIRECTORY and --path exclude each other"),
         ("chat a --preset demo", "unknown flag --preset; see `duplex chat --help`"),
         (
             "bench --shape nothing",

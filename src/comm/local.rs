@@ -209,7 +209,7 @@ impl Hub {
             return Err(self.break_up(
                 &mut meetings,
                 Error::stopped(format!(
-                    "{}: {why}; the same command goes on from the last checkpoint",
+                    "{}: {why}; the same command resumes from the last checkpoint",
                     what()
                 )),
             ));

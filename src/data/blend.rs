@@ -136,7 +136,7 @@ impl Blend {
         let names = self.sets.join(", ");
         Err(Error::user(match usable {
             0 => format!(
-                "no row for {stage}, which needs {}: {names} hold {}",
+                "no row for {stage}, which needs {}; data of {names}: {}",
                 of.needs(),
                 self.holds().join(", ")
             ),

@@ -117,8 +117,8 @@ fn an_empty_split_is_named() {
         .unwrap();
     let blend = Blend::load(&config(vec![spec(prompts.clone())])).unwrap();
     let expected = format!(
-        "no row for reward, which needs a prompt with \"chosen\" and \"rejected\": {} \
-         hold 1 prompt with completion, 1 prompt without answer",
+        "no row for reward, which needs a prompt with \"chosen\" and \"rejected\"; data of {}: \
+         1 prompt with completion, 1 prompt without answer",
         prompts.display()
     );
     assert_eq!(message(blend.parts(Use::Pairs, "reward")), expected);

@@ -26,7 +26,7 @@ pub struct CastAccumulate {
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
     name: "cast_accumulate",
-    about: "a gradient into bf16, in place: y = x, or y + x",
+    about: "a gradient cast to bf16, in place: y = x, or y + x",
     cases,
 };
 

@@ -52,7 +52,7 @@ pub struct DecodeUpdate {
 /// Registry entry.
 pub const DEF: OpDef = OpDef {
     name: "decode_update",
-    about: "writes down drawn tokens and makes them the next decode step's inputs, in place",
+    about: "records sampled tokens and makes them the next decode step's inputs, in place",
     cases,
 };
 

@@ -103,7 +103,8 @@ impl Op for Sample {
         });
         match tokens.iter().position(|t| *t < 0) {
             Some(b) => Err(Error::user(format!(
-                "no token can be drawn for sequence {} at position {}: the model's logits are not \
+                "no token can be sampled for sequence {} at position {}: the model's logits are \
+                 not \
                  finite, or every token is an end token; go back to an earlier checkpoint or lower \
                  the learning rate",
                 sequence[b], position[b]

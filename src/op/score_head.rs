@@ -4,8 +4,8 @@
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
-use crate::device::cuda::constants::score_head::{SCORE_HEAD_PIECE, SCORE_HEAD_THREADS};
 use crate::device::cuda::constants::kernel::WARP;
+use crate::device::cuda::constants::score_head::{SCORE_HEAD_PIECE, SCORE_HEAD_THREADS};
 use crate::device::cuda::params::ScoreHeadParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cpu::shared::{SharedMut, row_chunks};

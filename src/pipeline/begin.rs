@@ -149,7 +149,7 @@ impl Run<'_> {
             return self.mark_beginning(self.cfg.stages[0], log);
         };
         let from = snapshot.dir().display();
-        self.reporter.emit(Event::note(format!("goes on from the checkpoint {from}")));
+        self.reporter.emit(Event::note(format!("resumes from the checkpoint {from}")));
         if !notes.is_empty() {
             let changed = notes.join(", ");
             self.reporter

@@ -186,7 +186,8 @@ fn build(
             let engine = run.asked(reward, Head::Score, "reward model")?;
             if !source.has_tokens_of(reward) {
                 run.reporter.emit(Event::note(format!(
-                    "{name} has a tokenizer of its own: answers are tokenised again for it, and the \
+                    "{name} has a tokenizer of its own: answers are tokenised again for it, and \
+                     the \
                      critic starts from the actor unless --critic-model says otherwise"
                 )));
             }

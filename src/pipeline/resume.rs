@@ -53,8 +53,8 @@ pub(super) fn find(
         }
         ("never", Some(f)) if !cfg.overwrite && f.iteration != Some(0) => {
             Err(Error::user(format!(
-                "{} is of an unfinished run; leave out --resume never to go on with it, or give \
-             --overwrite to replace it",
+                "{} is of an unfinished run; leave out --resume never to resume it, or give \
+                 --overwrite to replace it",
                 f.dir.display()
             )))
         }
@@ -130,10 +130,10 @@ fn offer(e: &Error, all: &[Found]) -> Error {
     Error::user(match whole {
         Some(found) => {
             let before = found.dir.display();
-            format!("{e}; the checkpoint before it is whole: --resume {before} goes on from there")
+            format!("{e}; the checkpoint before it is whole: --resume {before} continues from it")
         }
         None => {
-            format!("{e}; no checkpoint before it is left: --overwrite --resume never begins anew")
+            format!("{e}; no checkpoint before it is left: --overwrite --resume never starts over")
         }
     })
 }
@@ -202,9 +202,9 @@ pub(super) fn same_inputs(snapshot: &Snapshot, now: &[Input], allow_data: bool) 
         return Ok(());
     };
     let way_out = match first.data {
-        true => "give --allow-changed-data to go on all the same",
+        true => "give --allow-changed-data to resume anyway",
         false => {
-            "put back the files the run began with, or begin anew with --overwrite --resume never"
+            "put back the files the run began with, or start over with --overwrite --resume never"
         }
     };
     Err(Error::user(format!(

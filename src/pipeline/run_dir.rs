@@ -84,7 +84,7 @@ impl RunDir {
             return Ok(RunDir::at(&self.path, self.overwrite));
         }
         Err(Error::user(format!(
-            "--output-dir {}: not the folder that the first rank has opened; it must be on a file \
+            "--output-dir {}: not the directory that rank 0 has opened; it must be on a file \
              system that all ranks share",
             self.path.display()
         )))

@@ -87,14 +87,15 @@ impl Run<'_> {
     pub(super) fn start(&mut self, stage: &Stage, total: u64, unit: &str) -> Result<()> {
         if stage.done as u64 > total {
             return Err(Error::user(format!(
-                "{} has done {} {unit} already, but this command asks for {total}; give more epochs or a \
+                "{} has done {} {unit} already, but this command asks for {total}; give more \
+                 epochs or a \
                  larger --max-steps",
                 stage.of.name, stage.done
             )));
         }
         let (step, title) = (stage.of.name.to_string(), stage.of.title.to_string());
         let unit = unit.to_string();
-        let goes_on = format!("goes on after {} of {total} {unit}", stage.done);
+        let goes_on = format!("resumes after {} of {total} {unit}", stage.done);
         self.total = total;
         self.watchdog.begin(stage.of.name, stage.done as u64 + 1);
         self.straggler.begin(&self.comm);
@@ -196,7 +197,8 @@ impl Run<'_> {
         let [weights, grads, optimizer, _] = memory;
         let activations = self.ws.programs().iter().map(|p| p.1).max().unwrap_or(0);
         self.reporter.emit(Event::note(format!(
-            "{step}: saved {}; weights {} MiB, gradients {} MiB, optimizer {} MiB, activations {} MiB, \
+            "{step}: saved {}; weights {} MiB, gradients {} MiB, optimizer {} MiB, activations {} \
+             MiB, \
              copy for checkpoints {} MiB",
             dir.display(),
             mib(weights),
@@ -212,7 +214,8 @@ impl Run<'_> {
     fn stop_after(&mut self, stage: &Stage, iteration: u64, signal: &str) -> Result<()> {
         self.saver.wait()?;
         Err(Error::stopped(format!(
-            "stopped by {signal} after iteration {iteration} of {}, which is saved; the same command goes \
+            "stopped by {signal} after iteration {iteration} of {}, which is saved; the same \
+             command goes \
              on from there",
             stage.of.name
         )))
@@ -245,7 +248,7 @@ impl Run<'_> {
             return Ok(());
         }
         Err(Error::stopped(format!(
-            "stopped by {} before {}; the same command goes on from there",
+            "stopped by {} before {}; the same command resumes from there",
             signals::name(),
             of.name
         )))
@@ -294,7 +297,8 @@ impl Run<'_> {
         let (then, now) = (from.get::<String>("device")?, self.hardware());
         if then != now {
             self.reporter.emit(Event::warning(format!(
-                "the run began on {then}, this is {now}: it goes on, but not bit for bit as it would have"
+                "the run began on {then}, this is {now}: it resumes, but not bit for bit as it \
+                 would have"
             )));
         }
         self.check_results(from.label())
@@ -306,7 +310,8 @@ impl Run<'_> {
             let dir = self.dir.model(stage);
             if !dir.join("config.json").is_file() {
                 return Err(Error::user(format!(
-                    "stage {} is finished, but its model is not in {}; put it back, or begin anew with \
+                    "stage {} is finished, but its model is not in {}; put it back, or begin anew \
+                     with \
                      --overwrite --resume never",
                     stage.name,
                     dir.display()

@@ -85,7 +85,7 @@ fn check(dir: &Path, tokenizer: &Tokenizer, rows: usize) -> Result<Vec<String>> 
     if !ids.contains(&i64::from(end)) {
         notes.push(format!(
             "{file}: eos_token_id does not hold {}, which ends a turn: `generate` of transformers \
-             goes on behind it",
+             continues after it",
             named(tokenizer, end)
         ));
     }

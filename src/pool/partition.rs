@@ -85,14 +85,14 @@ impl Partition {
     pub fn check(ranks: usize, stage: Zero, blocks: usize) -> Result<()> {
         if blocks == 0 || !ranks.is_multiple_of(blocks) {
             return Err(Error::user(format!(
-                "{ranks} ranks cannot be shared out among {blocks} tensor-parallel ranks; use a \
+                "{ranks} ranks cannot be divided into {blocks} tensor-parallel shards; use a \
                  divisor of {ranks}"
             )));
         }
         if blocks > 1 && stage < Zero::Weights {
             return Err(Error::user(format!(
-                "tensor parallelism needs weights that are shared out, which ZeRO stage {stage} \
-                 does not; use stage 3"
+                "tensor parallelism needs sharded parameters, unlike ZeRO stage {stage}; use \
+                 stage 3"
             )));
         }
         Ok(())

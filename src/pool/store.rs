@@ -135,7 +135,7 @@ fn fits(device: Device, dtype: DType, grads: DType, partition: &Partition) -> Re
         return Err(Error::internal(format!("{blocks} blocks of {ranks} ranks")));
     }
     if matches!(device, Device::Cuda(_)) && ranks > 1 && !partition.comm.is_on_device() {
-        return Err(Error::internal("ranks on cards that nothing of theirs connects"));
+        return Err(Error::internal("ranks on GPUs that nothing of theirs connects"));
     }
     Ok(())
 }

@@ -73,7 +73,8 @@ impl Reporter {
             {
                 slot.failed = true;
                 let name = slot.sink.name();
-                warnings.push(format!("{e}; the run goes on, {name} may miss lines (said once)"));
+                warnings
+                    .push(format!("{e}; the run continues, {name} may miss lines (reported once)"));
             }
         }
         // Ends: every sink warns once at most.

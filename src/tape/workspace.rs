@@ -119,7 +119,7 @@ impl Workspace {
     pub fn drop_work(&self) -> Error {
         self.dropped.set(true);
         Error::stopped(
-            "what was under way is dropped; the same command goes on from the last checkpoint",
+            "what was under way is dropped; the same command resumes from the last checkpoint",
         )
     }
 

@@ -31,7 +31,7 @@ fn an_export_stops_where_it_was_trained_to_stop() {
     std::fs::write(base.join("additional_chat_templates/rag.jinja"), "{{ documents }}").unwrap();
     std::fs::write(base.join("README.md"), "---\nlicense: mit\n---\n").unwrap();
     let goes_on = "chatml: note, generation_config.json: eos_token_id does not hold \"<|im_end|>\" \
-                   (2), which ends a turn: `generate` of transformers goes on behind it";
+                   (2), which ends a turn: `generate` of transformers continues after it";
     let told = p.output(&["verify", "chatml"], "");
     assert!(told.starts_with("chatml: whole, gpt2, ") && told.contains(goes_on), "{told}");
     let more = ["--actor-model", "chatml", "--data-path", "chat.jsonl", "--actor-lora-dim", "2"];

@@ -143,11 +143,11 @@ fn what_cannot_be_planned_is_one_line() {
         ),
         (
             &["--actor-model", "opt-13b", "--gpus", "8xa100"],
-            "--gpus \"8xa100\" is no number of cards; write 8xa100-80g, say",
+            "--gpus \"8xa100\" is no number of GPUs; write 8xa100-80g, say",
         ),
         (
             &["--actor-model", "opt-13b", "--gpus", "12xa100-80g"],
-            "--gpus asks for 12 cards; use up to 8, or a multiple of 8",
+            "--gpus asks for 12 GPUs; use up to 8, or a multiple of 8",
         ),
         (
             &[
@@ -160,7 +160,7 @@ fn what_cannot_be_planned_is_one_line() {
                 "--inference-tp-size",
                 "3",
             ],
-            "8 ranks cannot be shared out among 3 tensor-parallel ranks; use a divisor of 8",
+            "8 ranks cannot be divided into 3 tensor-parallel shards; use a divisor of 8",
         ),
         (
             &["--actor-model", "opt-13b", "--step", "3", "--max-answer-seq-len", "2000"],
@@ -181,11 +181,9 @@ fn what_cannot_be_planned_is_one_line() {
 fn the_published_tables_stand_beside_estimates() {
     let p = Place::new("llama3");
     let text = p.output(&["plan", "--published"], "");
-    for row in [
-        "Table 1: 8 x a100-80g",
-        "Table 2: 64 x a100-80g",
-        "Table 3: the largest actor on one card",
-    ] {
+    for row in
+        ["Table 1: 8 x a100-80g", "Table 2: 64 x a100-80g", "Table 3: the largest actor on one GPU"]
+    {
         assert!(text.contains(row), "{text}");
     }
     // Published hours and dollars, then ours.

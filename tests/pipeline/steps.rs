@@ -149,7 +149,7 @@ fn what_would_stop_a_later_step_is_found_before_the_first() {
     let modules = ["--critic-model", "llama", "--critic-lora-dim", "2"];
     refused(&[&modules[..], &["--lora-module-name", "c_attn"]].concat(), &["c_attn"]);
     let tensor = ["--num-gpus", "2", "--zero-stage", "3", "--inference-tp-size", "3"];
-    refused(&tensor, &["2 ranks cannot be shared out among 3"]);
+    refused(&tensor, &["2 ranks cannot be divided into 3"]);
     let long = json!({"prompt": "long ".repeat(200), "chosen": "a"});
     std::fs::rename(p.path("data.jsonl"), p.path("sft.jsonl")).unwrap();
     checkpoint::write_rows(&p.path("data.jsonl"), &[long]);

@@ -95,7 +95,7 @@ fn mistakes_about_ranks_are_told_in_one_line() {
     line(&["--zero-stage", "4"], &["--zero-stage", "auto, 0, 1, 2, 3"]);
     line(
         &["--num-gpus", "3", "--zero-stage", "3", "--inference-tp-size", "2"],
-        &["rank", "3 ranks cannot be shared out among 2"],
+        &["rank", "3 ranks cannot be divided into 2"],
     );
     line(
         &["--num-gpus", "2", "--zero-stage", "1", "--inference-tp-size", "2"],

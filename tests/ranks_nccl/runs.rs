@@ -158,11 +158,11 @@ fn more_cards_than_there_are_is_one_line() {
     };
     let (code, line) = run("cuda");
     match code {
-        Some(2) => assert!(line.contains("--num-gpus 1024 asks for more cards"), "{line}"),
+        Some(2) => assert!(line.contains("--num-gpus 1024 asks for more GPUs"), "{line}"),
         code => assert!(code == Some(3) && line.contains("--device cuda: "), "{line}"),
     }
     let (code, line) = run("cuda:3");
-    assert!(code == Some(2) && line.contains("--device cuda:3 names one card"), "{line}");
+    assert!(code == Some(2) && line.contains("--device cuda:3 names one GPU"), "{line}");
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn a_rank_with_a_card_that_is_killed_ends_the_run_and_the_run_goes_on() {
         let clock = Instant::now();
         let out = child.wait_with_output().unwrap();
         assert!(clock.elapsed() < Duration::from_secs(15), "{:?}", clock.elapsed());
-        ended(&out, 75, &[&format!("rank {dead} on "), "is gone", "the same command goes on"]);
+        ended(&out, 75, &[&format!("rank {dead} on "), "is gone", "the same command resumes"]);
         one_line(&out);
     }
     whole(&p, Some(&fake::folder()), &words);
@@ -214,7 +214,7 @@ fn a_rank_with_a_card_that_hangs_is_named() {
     // SAFETY: as above.
     unsafe { libc::kill(pid, libc::SIGKILL) };
     let out = child.wait_with_output().unwrap();
-    ended(&out, 75, &["rank 1 on ", "5 s", "the same command goes on"]);
+    ended(&out, 75, &["rank 1 on ", "5 s", "the same command resumes"]);
     one_line(&out);
 }
 
@@ -227,7 +227,7 @@ fn signals_reach_the_ranks_and_none_outlives_the_run() {
     begun(&p.path("run"), &mut child);
     signal(&child, libc::SIGTERM);
     let out = child.wait_with_output().unwrap();
-    ended(&out, 75, &["SIGTERM", "the same command goes on"]);
+    ended(&out, 75, &["SIGTERM", "the same command resumes"]);
     one_line(&out);
 
     let mut child = start(&p, Some(&folder), &words);

@@ -95,7 +95,7 @@ fn verify_knows_models_and_what_is_none() {
     assert!(String::from_utf8(told.stdout).unwrap().contains("model.safetensors"));
     std::fs::create_dir(p.path("empty")).unwrap();
     ended(&p.command(&["verify", "empty"], ""), 2, &["no checkpoint, no run and no model"]);
-    ended(&p.command(&["verify"], ""), 2, &["duplex verify FOLDER"]);
+    ended(&p.command(&["verify"], ""), 2, &["duplex verify DIRECTORY"]);
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn a_run_goes_on_with_the_date_of_its_beginning() {
         let place = p.path("run/checkpoints").join(made);
         until(|| place.exists() || child.try_wait().unwrap().is_some());
         signal(&child, libc::SIGTERM);
-        ended(&child.wait_with_output().unwrap(), 75, &["the same command goes on"]);
+        ended(&child.wait_with_output().unwrap(), 75, &["the same command resumes"]);
         day += 1;
     }
     ended(&command(&p, now + day * DAY, &words("run")).output().unwrap(), 0, &[]);

@@ -57,7 +57,7 @@ pub fn stop_after(p: &Place, words: &[&str], name: &str) -> PathBuf {
     until(|| made.exists() || child.try_wait().unwrap().is_some());
     signal(&child, libc::SIGTERM);
     let out = child.wait_with_output().unwrap();
-    ended(&out, 75, &["SIGTERM", "the same command goes on"]);
+    ended(&out, 75, &["SIGTERM", "the same command resumes"]);
     dir
 }
 

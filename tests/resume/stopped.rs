@@ -41,7 +41,7 @@ fn stop_at(p: &Place, words: &[&str], step: &str) {
     });
     signal(&child, libc::SIGINT);
     let out = child.wait_with_output().unwrap();
-    ended(&out, 75, &["SIGINT", "the same command goes on"]);
+    ended(&out, 75, &["SIGINT", "the same command resumes"]);
     let newest = checkpoints(&run).into_iter().rfind(|n| n.starts_with(step));
     assert!(newest.is_some(), "{:?}", checkpoints(&run));
 }

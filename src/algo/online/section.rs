@@ -27,8 +27,7 @@ section! {
         per_device_training_batch_size: usize = 16, BATCH,
             "sequences per optimizer step";
         gradient_accumulation_steps: usize = 1, BATCH,
-            "rounds per optimizer step: an iteration gathers, and a step takes, so many times as \
-             many sequences";
+            "multiply rollouts per iteration and sequences per optimizer step by this";
         num_train_epochs: usize = 1, Kind::int(1, 1000),
             "passes over the prompts";
         max_steps: usize = 0, ANY_COUNT,
@@ -40,15 +39,15 @@ section! {
         reward_rule: Option<String> = None, Kind::Text,
             "score with this built-in rule instead of a reward model";
         clip_reward_value: f64 = 5.0, Kind::above_zero(1e6),
-            "scores are clamped to plus or minus this";
+            "clamp scores to plus or minus this";
         reward_scaling: RewardScaling = RewardScaling::None, Kind::Choice(&["none", "running"]),
             "divide scores by their running standard deviation";
         missing_eos_penalty: f64 = 0.0, Kind::between(0.0, 1000.0),
-            "taken off the score of an answer cut at the length limit";
+            "subtract this from the score of a response cut at the length limit";
         entropy_coef: f64 = 0.0, Kind::between(0.0, 10.0),
             "weight of the entropy bonus";
         unsupervised_data_path: Vec<String> = vec![], Kind::List(&Kind::Text),
-            "plain-text data mixed into the actor's loss; left out: none",
+            "plain-text data mixed into the actor's loss",
             or(&[(0, "unsupervised-dataset-name")]), data();
         unsup_coef: f64 = 27.8, Kind::between(0.0, 1000.0),
             "weight of the loss on unsupervised_data_path";
@@ -59,13 +58,13 @@ section! {
         temperature: f64 = 1.0, Kind::above_zero(10.0),
             "softmax temperature of rollouts";
         top_k: usize = 0, Kind::int(0, 1 << 24),
-            "draw from the k likeliest tokens; 0 = all";
+            "sample from the k most likely tokens (0 disables)";
         top_p: f64 = 1.0, Kind::above_zero(1.0),
-            "draw from the smallest set of this probability; 1 = all";
+            "sample from the smallest set of tokens with this total probability (1 disables)";
         min_answer_seq_len: usize = 0, Kind::int(0, 1 << 20),
-            "answers do not end before this many tokens";
+            "shortest response, in tokens";
         eval_interval: usize = 0, ANY_COUNT,
-            "evaluate every so many iterations; 0 = before the first and after the last",
+            "evaluate every N iterations; 0 = before the first and after the last",
             harmless();
         eval_prompts: usize = 64, SOME_COUNT,
             "most prompts in one evaluation", harmless();
@@ -82,7 +81,7 @@ section! {
         cliprange_value: f64 = 0.2, Kind::above_zero(1e6),
             "clip range of the value update";
         critic_model: Option<String> = None, Kind::Text,
-            "model the critic starts from; left out: the reward model";
+            "model the critic starts from [default: the reward model]";
     }
 }
 

@@ -369,7 +369,7 @@ impl Shared {
             End::Stopped(line) => Some(line.clone()),
             End::Failed(why) => Some(format!("{name} has failed ({why})")),
             End::Lost(why) => Some(format!(
-                "{name} is gone: {why}; the same command goes on from the last checkpoint"
+                "{name} is gone: {why}; the same command resumes from the last checkpoint"
             )),
         };
         let first = gone.is_some() && state.gone.is_none();

@@ -51,7 +51,7 @@ impl Monitor {
         let late = self.late(&what.members, what.group, number, timeout);
         // Another may have found out meanwhile.
         self.gone().unwrap_or_else(|| {
-            let again = "the same command goes on from the last checkpoint";
+            let again = "the same command resumes from the last checkpoint";
             Error::stopped(format!("{what}: {late}; {again}"))
         })
     }

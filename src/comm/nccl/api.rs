@@ -125,7 +125,7 @@ fn open(given: Option<CString>) -> std::result::Result<Api, String> {
         Some(_) => format!("that is what {VARIABLE} names"),
         None => format!("install it, or name its file in {VARIABLE}"),
     };
-    Err(format!("several ranks on cards need NCCL, which was not found as {}; {way_out}", names()))
+    Err(format!("several ranks on GPUs need NCCL, which was not found as {}; {way_out}", names()))
 }
 
 /// NCCL's number of a type.
@@ -156,11 +156,11 @@ impl Api {
         // SAFETY: the library's strings are static and end in a nul.
         let text = text.map(|t| unsafe { CStr::from_ptr(t) }.to_string_lossy().into_owned());
         let text = text.unwrap_or_else(|| format!("error {code}"));
-        let line = format!("{what}: NCCL reports {text:?}; NCCL_DEBUG=WARN tells more");
+        let line = format!("{what}: NCCL reports {text:?}; NCCL_DEBUG=WARN shows more");
         Err(match what {
             START => Error::resource(line),
             _ => {
-                Error::stopped(format!("{line}; the same command goes on from the last checkpoint"))
+                Error::stopped(format!("{line}; the same command resumes from the last checkpoint"))
             }
         })
     }

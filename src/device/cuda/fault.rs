@@ -14,7 +14,7 @@ pub(super) fn error(code: u32) -> Error {
         FAULT_ROW => Error::internal("a row is outside its tensor"),
         FAULT_LENGTHS => Error::internal("sequence lengths do not fit the batch"),
         FAULT_LOGITS => Error::user(
-            "no token can be drawn: the model's logits are not finite, or every token is an end \
+            "no token can be sampled: the model's logits are not finite, or every token is an end \
              token; go back to an earlier checkpoint or lower the learning rate",
         ),
         other => Error::internal(format!("a kernel reported fault {other}")),

@@ -66,7 +66,7 @@ pub fn ready_for_ranks(comm: &Comm, stream: &Stream) -> Result<()> {
     }
     let emulated = Device::Emulated.stream().is_ok_and(|e| std::ptr::eq(e.card(), stream.card()));
     if !emulated {
-        return Err(Error::internal("ranks on cards that nothing of theirs connects"));
+        return Err(Error::internal("ranks on GPUs that nothing of theirs connects"));
     }
     stream.synchronize()
 }

@@ -53,7 +53,8 @@ impl Bench<'_> {
         let room = self.subject.config.arch()?.max_positions;
         if longest > room {
             return Err(Error::user(format!(
-                "--case {case} has sequences of {longest} tokens, {} has {room} positions; use shorter ones",
+                "--case {case} has sequences of {longest} tokens, {} has {room} positions; use \
+                 shorter ones",
                 self.subject.name
             )));
         }

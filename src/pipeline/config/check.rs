@@ -200,7 +200,7 @@ pub(super) fn state_fits(state: OptimizerState, dtype: Precision) -> Result<()> 
 /// Refuses an empty path.
 pub(super) fn folder_given(path: &Path, command: &str) -> Result<()> {
     if path.as_os_str().is_empty() {
-        let line = format!("no folder given; write `duplex {command} FOLDER`");
+        let line = format!("no directory given; write `duplex {command} DIRECTORY`");
         return Err(Error::user(line));
     }
     Ok(())
@@ -209,7 +209,7 @@ pub(super) fn folder_given(path: &Path, command: &str) -> Result<()> {
 /// Refuses an empty model path.
 pub(super) fn model_given(path: &Path, command: &str) -> Result<()> {
     if path.as_os_str().is_empty() {
-        let line = format!("no model given; write `duplex {command} FOLDER`");
+        let line = format!("no model given; write `duplex {command} DIRECTORY`");
         return Err(Error::user(line));
     }
     Ok(())

@@ -19,7 +19,7 @@ pub struct EvalConfig {
     pub reward_rule: Option<String>,
     /// PATH or PATH:WEIGHT each; see [`EvalConfig::data_sources`].
     pub data_path: Vec<String>,
-    /// True if text prompts already hold the chat template's control tokens.
+    /// True if text prompts already contain the chat template's control tokens.
     pub pre_rendered: bool,
     /// Prompts to answer.
     pub prompts: usize,

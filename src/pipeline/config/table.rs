@@ -64,36 +64,37 @@ fn models() -> Vec<Key> {
              3 (ppo)")
             .formerly("step").or(&[(TRAIN, "step")]),
         key("actor_model", RUNS, Kind::Text,
-            "model to train: a folder or a Hugging Face name; left out: the embedded demonstration")
+            "model to train: a directory or a Hugging Face name [default: the embedded \
+             demonstration]")
             .or(of(&[
                 (policies & !sampling, "model-name-or-path"),
                 (sampling, "actor-model-name-or-path"),
             ])),
         key("reward_model", TRAIN | scores | sampling, Kind::Text,
-            "reward model to start from (stage reward; left out: the actor model) or to score with \
-             (ppo; left out: the one that stage reward left in the output directory)")
+            "reward model to start from in stage reward [default: the actor model], or to score \
+             with in ppo [default: the one in the output directory]")
             .or(of(&[(scores, "model-name-or-path"), (sampling, "critic-model-name-or-path")])),
         key("output_dir", RUNS, Kind::Text,
-            "folder of the run: models, checkpoints, metrics, report").harmless(),
+            "directory of the run: models, checkpoints, metrics, report").harmless(),
         key("overwrite", RUNS, Kind::Bool,
-            "replace another run found in the output folder; an unfinished one of the same \
-             configuration goes on").harmless(),
+            "replace another run in the output directory; an unfinished run of the same \
+             configuration is resumed").harmless(),
         key("resume", RUNS, Kind::Text,
-            "auto: go on with an unfinished run found in the output folder; never: begin anew; \
-             else the checkpoint to go on from").harmless(),
+            "auto: resume an unfinished run in the output directory; never: start over; otherwise \
+             the checkpoint to resume from").harmless(),
         key("save_every", RUNS, Kind::Every,
-            "how often a checkpoint is saved: iterations, or a time such as 10m").harmless(),
+            "checkpoint interval: iterations, or a time such as 10m").harmless(),
         key("keep_checkpoints", RUNS, Kind::int(1, COUNT),
-            "the newest checkpoints that are kept").harmless(),
+            "number of newest checkpoints to keep").harmless(),
         key("keep_best", RUNS, Kind::Text,
             "also save and keep each stage's checkpoint with the best value of this metric, such \
              as eval_loss").harmless(),
         key("extend", RUNS, Kind::Bool,
-            "train a finished run further, with its optimizer state: with more epochs or a larger \
-             --max-steps. The learning rate is that of the longer schedule from here on")
+            "train a finished run further, with its optimizer state: set more epochs or a larger \
+             --max-steps. The learning rate then follows the longer schedule")
             .harmless(),
         key("allow_changed_data", RUNS, Kind::Bool,
-            "go on although data files are not those the run began with").harmless(),
+            "resume although data files differ from those the run began with").harmless(),
     ]
 }
 
@@ -104,26 +105,26 @@ fn ranks() -> Vec<Key> {
     let sampling = commands(Algorithm::samples);
     vec![
         key("deployment_type", RUNS, Kind::Choice(&["single_gpu", "single_node", "multi_node"]),
-            "accepted for DeepSpeed-Chat's scripts; how many ranks there are follows from \
-             --num-gpus or the launcher").harmless(),
+            "accepted for DeepSpeed-Chat's scripts; --num-gpus or the launcher sets the number of \
+             ranks").harmless(),
         key("num_gpus", RUNS, Kind::int(1, 1024),
-            "ranks that this process starts: processes with a card each, on the CPU threads. An \
-             optimizer step has the same rows however many share them")
+            "ranks to start: one process per GPU, or threads on the CPU. An optimizer step takes \
+             the same rows for any number of ranks")
             .or(&[(RUNS, "num-accelerators")]).harmless(),
         key("zero_stage", RUNS, STAGES,
-            "what ranks share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too; \
-             auto: as little as memory allows")
+            "ZeRO stage: 0 none, 1 shard optimizer state, 2 + gradients, 3 + parameters; auto: \
+             the lowest that fits")
             .or(of(&[(TRAIN | sampling, "actor-zero-stage")])).harmless(),
         key("critic_zero_stage", TRAIN | scores | sampling, STAGES,
-            "the same of reward model and critic; auto: as --zero-stage")
+            "ZeRO stage of reward model and critic; auto: as --zero-stage")
             .or(&[(TRAIN, "reward-zero-stage")]).harmless(),
         key("inference_tp_size", TRAIN | sampling, Kind::int(0, 1024),
-            "ranks that generate together at stage 3, each with its slice of the weights; 0 = \
-             those of a machine").harmless(),
+            "tensor-parallel ranks of generation at ZeRO stage 3; 0 = all ranks of a \
+             machine").harmless(),
         key("rank_timeout", RUNS, Kind::Time,
-            "how long a rank waits for another before it gives up with exit code 75").harmless(),
+            "how long a rank waits for another before it exits with code 75").harmless(),
         key("device", RUNS, Kind::Device,
-            "where to compute; auto: CUDA where it can be used, else the CPU").harmless(),
+            "device to compute on; auto: CUDA if usable, else the CPU").harmless(),
         key("dtype", RUNS, DTYPES,
             "dtype of weights and activations; sums are always f32"),
         key("threads", RUNS, Kind::int(0, 4096),
@@ -139,29 +140,30 @@ fn data() -> Vec<Key> {
     let texts = commands(|a| a.start == Start::Pretrained && a.head == Head::Lm);
     vec![
         key("data_path", RUNS, TEXTS,
-            "data files or folders, each PATH or PATH:WEIGHT; left out: the demonstration's data")
+            "data files or directories, each PATH or PATH:WEIGHT [default: the demonstration's \
+             data]")
             .data(),
         key("data_split", RUNS, Kind::Text,
-            "shares of the data for imitation (sft), for preferences (reward) and for prompts \
-             (ppo); left out: 2,4,4, where what no stage uses gets nothing. Rows that only some \
-             stages can use are shared among those"),
+            "shares of the data for imitation (sft), preferences (reward) and prompts (ppo) \
+             [default: 2,4,4, but nothing for a use without a stage]. Rows that only some stages \
+             can use are divided among those"),
         key("sft_only_data_path", TRAIN | texts, TEXTS,
-            "more data, all of it for sft").data(),
+            "additional data for sft only").data(),
         key("eval_fraction", RUNS, Kind::between(0.0, 0.5),
-            "share of each stage's data kept for evaluation"),
+            "share of each stage's data to hold out for evaluation"),
         key("strict_weights", RUNS, Kind::Bool,
-            "refuse models with weights that are infinite or not a number; else they are warned of")
+            "refuse models with infinite or NaN weights instead of warning")
             .harmless(),
         key("on_bad_row", RUNS, Kind::Choice(&["error", "skip"]),
-            "what a row that cannot be used does: stop, or be skipped and counted"),
+            "on a row that cannot be used: stop with an error, or skip and count it"),
         key("on_long_prompt", RUNS, Kind::Choice(&["skip", "truncate"]),
-            "a prompt over the limit: skip the row, or cut the prompt from the left"),
+            "on a prompt over the limit: skip the row, or truncate the prompt on the left"),
         key("max_seq_len", RUNS, LENGTH,
-            "longest sequence of stages that learn from rows, in tokens"),
+            "longest sequence of the stages that train on rows, in tokens"),
         key("max_prompt_seq_len", RUNS, LENGTH,
             "longest prompt, in tokens"),
         key("max_answer_seq_len", RUNS, LENGTH,
-            "longest generated answer, in tokens"),
+            "longest generated response, in tokens"),
     ]
 }
 
@@ -171,33 +173,31 @@ fn memory() -> Vec<Key> {
     let sampling = commands(Algorithm::samples);
     vec![
         key("micro_batch_tokens", RUNS, Kind::int(0, TOKENS),
-            "most packed tokens in a micro-batch; 0 = chosen. Changes memory and speed, never the \
-             result").harmless(),
+            "most packed tokens in a micro-batch; 0 = automatic. Affects memory and speed, never \
+             the result").harmless(),
         key("memory_limit", RUNS, Kind::int(0, 1 << 30),
-            "most memory for activations, in MiB; a micro-batch that needs more is halved; 0 = \
-             what there is").harmless(),
+            "memory limit of activations, in MiB; 0 = all available. Duplex halves a micro-batch \
+             that needs more").harmless(),
         key("gradient_checkpointing", RUNS, CHECKPOINTING,
-            "what is computed again in the backward pass to save memory; alone: full")
+            "activations to recompute in the backward pass to save memory; without a value: full")
             .or(of(&[(sampling, "actor-gradient-checkpointing")])).alone("full").harmless(),
         key("optimizer_state", RUNS, STATES,
-            "what training keeps beside bf16 weights: full, f32 gradients and state, 16 bytes a \
-             parameter, or compact, bf16 gradients and 8-bit state, 5.1"),
+            "training state next to bf16 weights: full (f32 gradients and state, 16 bytes per \
+             parameter) or compact (bf16 gradients and 8-bit state, 5.1 bytes)"),
         key("offload", RUNS, Kind::Bool,
-            "beside a card, keep in the host's memory the optimizer's state, whose steps are \
-             computed there, and the weights of reference and reward model of PPO, which come to \
-             the card a layer at a time").harmless(),
+            "keep optimizer state on the host and run AdamW there; stream frozen reference and \
+             reward weights to the GPU layer by layer").harmless(),
         key("chat_format", RUNS, FORMATS,
             "how conversations become text; auto: the tokenizer's chat template, else \
              Human/Assistant turns"),
         key("pre_rendered", RUNS, Kind::Bool,
-            "control tokens written in the data count as such, in messages too, and text prompts \
-             are taken as rendered by the chat template already: no other first token is put \
-             before them"),
+            "treat control tokens in the data as such, in messages too. Text prompts count as \
+             already rendered by the chat template: Duplex adds no first token"),
         key("stuck_after", RUNS, Kind::Time,
-            "an iteration that takes this long, and ten times as long as the usual one, is told of \
-             with the place where it is").harmless(),
+            "warn when an iteration exceeds this and 10x the median; names the current \
+             operation").harmless(),
         key("print_samples", RUNS, Kind::int(0, 1000),
-            "answers shown now and then during PPO").harmless(),
+            "responses to show now and then during PPO").harmless(),
         key("max_shard_size", RUNS, Kind::Bytes,
             "largest file of a saved model").harmless(),
         key("quiet", RUNS, Kind::Bool,
@@ -221,11 +221,11 @@ fn lora() -> Vec<Key> {
             "LoRA rank of reward model and critic; 0 = full finetuning")
             .or(of(&[(scores, "lora-dim")])),
         key("lora.lora_alpha", RUNS, Kind::above_zero(1e4),
-            "the LoRA update is scaled by alpha / rank"),
+            "scale of the LoRA update: alpha / rank"),
         key("lora.lora_dropout", RUNS, Kind::below(1.0),
             "dropout on the input of LoRA"),
         key("lora.lora_module_name", RUNS, TEXTS,
-            "modules that get LoRA, such as q_proj v_proj; all = every linear layer")
+            "modules to adapt, such as q_proj v_proj; all = every linear layer")
             .or(of(&[(sampling, "actor-lora-module-name")])),
         key("lora.actor_lora_learning_rate", TRAIN | policies, RATE,
             "peak learning rate of the actor's LoRA")
@@ -240,19 +240,19 @@ fn lora() -> Vec<Key> {
 #[rustfmt::skip]
 pub static TALK: &[Key] = &[
     key("path", CHAT, Kind::Text,
-        "model folder"),
+        "model directory"),
     key("max_new_tokens", CHAT, LENGTH,
-        "longest answer, in tokens"),
+        "longest response, in tokens"),
     key("temperature", CHAT, Kind::between(0.0, 10.0),
-        "softmax temperature; 0 = always the likeliest token"),
+        "softmax temperature; 0 = greedy decoding"),
     key("top_k", CHAT, Kind::int(0, TOKENS),
-        "draw from the k likeliest tokens; 0 = all"),
+        "sample from the k most likely tokens (0 disables)"),
     key("top_p", CHAT, Kind::above_zero(1.0),
-        "draw from the smallest set of this probability; 1 = all"),
+        "sample from the smallest set of tokens with this total probability (1 disables)"),
     key("seed", CHAT, Kind::int(0, i64::MAX),
-        "seed of the draws"),
+        "sampling seed"),
     key("device", CHAT, Kind::Device,
-        "where to compute; auto: CUDA where it can be used, else the CPU"),
+        "device to compute on; auto: CUDA if usable, else the CPU"),
     key("dtype", CHAT, DTYPES,
         "dtype of weights and activations"),
     key("threads", CHAT, Kind::int(0, 4096),
@@ -260,25 +260,25 @@ pub static TALK: &[Key] = &[
     key("system", CHAT, Kind::Text,
         "system message at the head of the conversation"),
     key("prompt", CHAT, Kind::Text,
-        "answer this prompt, print the answer alone and stop; - reads it from standard input, \
+        "answer this prompt, print only the response and exit; - reads it from standard input, \
          without its last newline (--raw keeps it)"),
     key("raw", CHAT, Kind::Bool,
-        "continue text as it is: no chat template, control tokens in it count, each message stands \
-         by itself"),
+        "continue plain text: no chat template, control tokens count as such, each message stands \
+         alone"),
 ];
 
 /// Keys of a check of saved files.
 #[rustfmt::skip]
 pub static VERIFICATION: &[Key] = &[
     key("path", VERIFY, Kind::Text,
-        "checkpoint, folder of a run, or model folder"),
+        "checkpoint, run directory, or model directory"),
 ];
 
 /// Keys of a look at a model.
 #[rustfmt::skip]
 pub static INSPECTION: &[Key] = &[
     key("path", INSPECT, Kind::Text,
-        "model folder"),
+        "model directory"),
     key("dtype", INSPECT, DTYPES,
         "dtype of weights and activations in memory"),
 ];
@@ -287,75 +287,76 @@ pub static INSPECTION: &[Key] = &[
 #[rustfmt::skip]
 pub static EVALUATION: &[Key] = &[
     key("path", EVAL, Kind::Text,
-        "model folder").or(&[(EVAL, "model-name-or-path-finetune"), (EVAL, "model-name-or-path")]),
+        "model directory")
+        .or(&[(EVAL, "model-name-or-path-finetune"), (EVAL, "model-name-or-path")]),
     key("baseline", EVAL, Kind::Text,
-        "model folder to compare with, on the same prompts")
+        "model directory to compare with, on the same prompts")
         .or(&[(EVAL, "model-name-or-path-baseline")]),
     key("reward_model", EVAL, Kind::Text,
-        "reward model that scores the answers"),
+        "reward model that scores the responses"),
     key("reward_rule", EVAL, Kind::Text,
-        "built-in rule that scores the answers"),
+        "built-in rule that scores the responses"),
     key("data_path", EVAL, TEXTS,
-        "data files or folders with prompts, each PATH or PATH:WEIGHT; left out: the \
-         demonstration's data"),
+        "data files or directories with prompts, each PATH or PATH:WEIGHT [default: the \
+         demonstration's data]"),
     key("pre_rendered", EVAL, Kind::Bool,
-        "text prompts already hold the chat template's control tokens"),
+        "text prompts already contain the chat template's control tokens"),
     key("prompts", EVAL, SOME_COUNT,
         "prompts to answer"),
     key("max_prompt_seq_len", EVAL, LENGTH,
         "longest prompt, in tokens; longer ones are skipped"),
     key("max_new_tokens", EVAL, LENGTH,
-        "longest answer, in tokens"),
+        "longest response, in tokens"),
     key("temperature", EVAL, Kind::between(0.0, 10.0),
-        "softmax temperature; 0 = always the likeliest token"),
+        "softmax temperature; 0 = greedy decoding"),
     key("top_k", EVAL, Kind::int(0, TOKENS),
-        "draw from the k likeliest tokens; 0 = all"),
+        "sample from the k most likely tokens (0 disables)"),
     key("top_p", EVAL, Kind::above_zero(1.0),
-        "draw from the smallest set of this probability; 1 = all"),
+        "sample from the smallest set of tokens with this total probability (1 disables)"),
     key("seed", EVAL, Kind::int(0, i64::MAX),
-        "seed of the draws"),
+        "sampling seed"),
     key("device", EVAL, Kind::Device,
-        "where to compute; auto: CUDA where it can be used, else the CPU"),
+        "device to compute on; auto: CUDA if usable, else the CPU"),
     key("dtype", EVAL, DTYPES,
         "dtype of weights and activations"),
     key("threads", EVAL, Kind::int(0, 4096),
         "CPU threads; 0 = all cores"),
     key("print_samples", EVAL, Kind::int(0, 1000),
-        "answers shown"),
+        "responses to show"),
 ];
 
 /// Keys of a measurement.
 #[rustfmt::skip]
 pub static BENCHMARK: &[Key] = &[
     key("model", BENCH, Kind::Text,
-        "model to measure with: a folder or a Hugging Face name; left out: random weights in \
-         --shape"),
+        "model to measure: a directory or a Hugging Face name [default: random weights in \
+         --shape]"),
     key("shape", BENCH, SHAPES,
         "published shape with random weights"),
     key("case", BENCH, TEXTS,
-        "what to measure: generate-N with N sequences, train-N with sequences of N tokens, ppo-N \
+        "cases to measure: generate-N with N sequences, train-N with sequences of N tokens, ppo-N \
          with N prompts"),
     key("repeat", BENCH, Kind::int(1, 1000),
         "timed runs of each case, after one to warm up; the median counts"),
     key("prompt_tokens", BENCH, LENGTH,
         "tokens of a prompt"),
     key("new_tokens", BENCH, LENGTH,
-        "tokens of an answer; end tokens are not drawn"),
+        "tokens of a response; end tokens are not sampled"),
     key("train_sequences", BENCH, BATCH,
         "sequences of a training step"),
     key("gradient_checkpointing", BENCH, CHECKPOINTING,
-        "what is computed again in the backward pass to save memory; alone: full")
+        "activations to recompute in the backward pass to save memory; without a value: full")
         .alone("full"),
     key("device", BENCH, Kind::Device,
-        "where to compute; auto: CUDA where it can be used, else the CPU"),
+        "device to compute on; auto: CUDA if usable, else the CPU"),
     key("dtype", BENCH, DTYPES,
         "dtype of weights and activations"),
     key("optimizer_state", BENCH, STATES,
-        "what the optimizer keeps: full, or compact (bf16 weights only)"),
+        "optimizer state: full, or compact (bf16 weights only)"),
     key("threads", BENCH, Kind::int(0, 4096),
         "CPU threads; 0 = all cores"),
     key("seed", BENCH, Kind::int(0, i64::MAX),
-        "seed of weights, tokens and draws"),
+        "seed of weights, tokens and sampling"),
     key("json", BENCH, Kind::Text,
         "file to write the results to, as JSON"),
 ];
@@ -364,10 +365,10 @@ pub static BENCHMARK: &[Key] = &[
 #[rustfmt::skip]
 pub static PLANNING: &[Key] = &[
     key("gpus", PLAN, Kind::Text,
-        "cards to plan for, as in 8xa100-80g; known: v100-32g, a6000-48g, a100-40g, a100-80g, \
-         h100-80g, h200-141g; left out, or cpu: ranks on this machine's CPU"),
+        "GPUs to plan for, as in 8xa100-80g; known: v100-32g, a6000-48g, a100-40g, a100-80g, \
+         h100-80g, h200-141g; cpu: ranks on this machine's CPU [default: cpu]"),
     key("published", PLAN, Kind::Bool,
-        "only print DeepSpeed-Chat's published tables 1 to 3 beside estimates for the same work"),
+        "only print DeepSpeed-Chat's published tables 1 to 3 next to estimates for the same work"),
     key("json", PLAN, Kind::Text,
         "file to write the plan to, as JSON"),
 ];
@@ -376,9 +377,9 @@ pub static PLANNING: &[Key] = &[
 #[rustfmt::skip]
 pub static CHECKUP: &[Key] = &[
     key("output_dir", DOCTOR, Kind::Text,
-        "folder of the run to come: a small file is written beside it, synced and removed"),
+        "directory of the planned run; doctor writes, syncs and removes a small file next to it"),
     key("device", DOCTOR, Kind::Device,
-        "device the run is meant for; one that cannot be used is a problem"),
+        "device the run is meant for; doctor reports a problem if it is unusable"),
     key("json", DOCTOR, Kind::Text,
         "file to write the findings to, as JSON"),
 ];

@@ -16,10 +16,10 @@ fn cache(hub: &Path) -> Finding {
     let shown = hub.display();
     let finding = match std::fs::read_dir(hub) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            Finding::ok(NAME, format!("{shown}: none yet; models are named by folder"))
+            Finding::ok(NAME, format!("{shown}: none yet; models are named by directory"))
         }
         Err(e) => Finding::note(NAME, format!("{shown}: cannot be read: {e}"))
-            .advise("name models by folder, or set HF_HOME or HF_HUB_CACHE"),
+            .advise("name models by directory, or set HF_HOME or HF_HUB_CACHE"),
         Ok(entries) => {
             let name =
                 |e: std::io::Result<std::fs::DirEntry>| e.ok()?.file_name().into_string().ok();

@@ -77,7 +77,7 @@ impl Machine {
         let (Some(count), Some(card)) = (count, card) else {
             let names: Vec<&str> = CARDS.iter().map(|c| c.name).collect();
             return Err(Error::user(format!(
-                "--gpus {text:?} is no number of cards; write 8xa100-80g, say, or cpu; known are \
+                "--gpus {text:?} is no number of GPUs; write 8xa100-80g, say, or cpu; known are \
                  {}",
                 names.join(", ")
             )));
@@ -89,7 +89,7 @@ impl Machine {
     pub(super) fn of(count: usize, card: Card) -> Result<Machine> {
         if count > NODE && !count.is_multiple_of(NODE) || count > 1 << 14 {
             return Err(Error::user(format!(
-                "--gpus asks for {count} cards; use up to {NODE}, or a multiple of {NODE} up to {}",
+                "--gpus asks for {count} GPUs; use up to {NODE}, or a multiple of {NODE} up to {}",
                 1 << 14
             )));
         }

@@ -45,7 +45,7 @@ static NODES: [Said; 4] = [
     ("opt-175b", 20.0, Some(5120.0)),
 ];
 
-/// Table 3, the largest actor on one card.
+/// Table 3, the largest actor on one GPU.
 static LARGEST: [(&str, &str); 4] = [
     ("v100-32g", "opt-2.7b"),
     ("a6000-48g", "opt-6.7b"),
@@ -78,13 +78,13 @@ pub(super) fn tables() -> Result<String> {
         let own = own.into_iter().collect::<Result<Vec<_>>>()?;
         lines.push([vec![card.to_string(), said.to_string()], own].concat());
     }
-    out += &format!("\nTable 3: the largest actor on one card\n{}", columns(&lines));
+    out += &format!("\nTable 3: the largest actor on one GPU\n{}", columns(&lines));
     Ok(out)
 }
 
 fn card_of(name: &str) -> Result<Card> {
     let found = CARDS.iter().find(|c| c.name == name);
-    found.copied().ok_or_else(|| Error::internal(format!("no card {name}")))
+    found.copied().ok_or_else(|| Error::internal(format!("no GPU {name}")))
 }
 
 /// How an actor may be trained, in the order in which ways are tried.
@@ -176,7 +176,7 @@ fn seconds(cfg: &RunConfig, machine: Machine) -> Result<f64> {
     let mut dry = Dry::new(cfg, machine)?;
     let step = steps::step(&mut dry, STEP_3)?;
     let all = step.phases.iter().map(|p| time::seconds(p, &machine, cfg.offload));
-    all.sum::<Option<f64>>().ok_or_else(|| Error::internal("no card"))
+    all.sum::<Option<f64>>().ok_or_else(|| Error::internal("no GPU"))
 }
 
 /// The largest actor that is trained on `machine` in one of `ways`, an answer a step.

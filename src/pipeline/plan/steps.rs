@@ -134,7 +134,8 @@ fn online(dry: &mut Dry<'_>, of: &'static Algorithm) -> Result<Step> {
     let room = actor.arch()?.max_positions;
     if prompt + answer > room {
         return Err(Error::user(format!(
-            "--max-prompt-seq-len and --max-answer-seq-len ask for sequences of {} tokens, but the actor has \
+            "--max-prompt-seq-len and --max-answer-seq-len ask for sequences of {} tokens, but \
+             the actor has \
              {room} positions; lower them",
             prompt + answer
         )));
