@@ -305,13 +305,13 @@ fn flags_of_the_launcher_are_answered() {
         assert!(said[0].contains(&flag.replace('_', "-")), "{flag}: {said:?}");
     }
     for (flags, want) in [
-        ("--hostfile hosts", "--hostfile: ranks on several machines are started by torchrun"),
-        ("--num_nodes 2", "--num-nodes 2: ranks on several machines"),
-        ("--node_rank 1", "--node-rank 1: ranks on several machines"),
-        ("--include localhost:0,1", "--include: GPUs are chosen by CUDA_VISIBLE_DEVICES"),
-        ("--exclude localhost:0", "--exclude: GPUs are chosen by CUDA_VISIBLE_DEVICES"),
-        ("--autotuning run", "--autotuning: nothing is tuned by trial runs; `duplex plan`"),
-        ("--elastic_training", "--elastic-training: the number of ranks stays"),
+        ("--hostfile hosts", "--hostfile: start ranks on several machines with torchrun"),
+        ("--num_nodes 2", "--num-nodes 2: start ranks on several machines"),
+        ("--node_rank 1", "--node-rank 1: start ranks on several machines"),
+        ("--include localhost:0,1", "--include: choose GPUs with CUDA_VISIBLE_DEVICES"),
+        ("--exclude localhost:0", "--exclude: choose GPUs with CUDA_VISIBLE_DEVICES"),
+        ("--autotuning run", "--autotuning: Duplex makes no trial runs; `duplex plan`"),
+        ("--elastic_training", "--elastic-training: the number of ranks is fixed"),
     ] {
         let told = refusal(&format!("{line} {flags}"));
         assert!(told.starts_with(want), "{told}");

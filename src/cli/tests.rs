@@ -176,7 +176,7 @@ fn error_lines() {
              --sft-learning-rate or",
         ),
         ("ppo --actor_dropout 0.1", "--actor-dropout 0.1: models are trained without dropout"),
-        ("sft --num-nodes 2", "--num-nodes 2: ranks on several machines"),
+        ("sft --num-nodes 2", "--num-nodes 2: start ranks on several machines"),
         (
             "sft --lr_scheduler_type polynomial",
             "--lr-scheduler-type (\"sft.lr_scheduler_type\") must be one of",

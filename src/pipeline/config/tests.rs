@@ -411,8 +411,10 @@ fn texts_state_the_bytes_of_a_parameter() {
     let sums = [AdamWState::Full, AdamWState::Compact].map(|s| bytes(s).iter().sum::<f64>());
     let help = RUN.iter().find(|key| key.path == "optimizer_state").unwrap().help;
     let [full, compact] = sums;
-    let said = format!("{full} bytes a parameter, or compact, bf16 gradients and 8-bit state, ");
-    assert!(help.contains(&said) && help.ends_with(&format!("{compact:.1}")), "{help}");
+    let said = format!(
+        "{full} bytes per parameter) or compact (bf16 gradients and 8-bit state, {compact:.1} bytes)"
+    );
+    assert!(help.ends_with(&said), "{help}");
     let table = format!("| total | {} | {} |", weight + full, weight + compact);
     assert!(include_str!("../../../docs/architecture.md").contains(&table), "{table}");
     let [state, small] = [bytes(AdamWState::Full)[1], bytes(AdamWState::Compact)[1]];
