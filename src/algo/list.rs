@@ -5,13 +5,14 @@ use super::dpo::DPO;
 use super::metric::Better;
 use super::ppo::PPO;
 use super::reward::REWARD;
+use super::rloo::RLOO;
 use super::sft::SFT;
 use crate::base::{Error, Result};
 use crate::config::Sections;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// All of them.
-pub static ALGORITHMS: &[&Algorithm] = &[&SFT, &REWARD, &DPO, &PPO];
+pub static ALGORITHMS: &[&Algorithm] = &[&SFT, &REWARD, &DPO, &PPO, &RLOO];
 
 /// The stages of the demonstration, and of a run that names none: DeepSpeed-Chat's steps 1 to 3.
 pub static DEEPSPEED_CHAT: [&Algorithm; 3] = [&SFT, &REWARD, &PPO];

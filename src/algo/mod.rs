@@ -95,6 +95,7 @@ mod ppo;
 mod reference;
 mod reward;
 mod reward_source;
+mod rloo;
 mod rule;
 mod sft;
 mod stats;
@@ -122,6 +123,7 @@ pub use reward::{RewardLoss, RewardModel, RewardSection};
 pub use reward_source::{
     Completion, Decode, ModelReward, Retokenise, RewardSource, RuleReward, Scoring,
 };
+pub use rloo::RlooSection;
 pub use rule::{Answered, RewardRule, built_in_rule, built_in_rules};
 pub use sft::{Sft, SftSection};
 pub use stats::RunningStats;
