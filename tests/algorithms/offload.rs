@@ -32,7 +32,7 @@ fn options(head: Head, dtype: DType, offload: bool, partition: &Partition) -> Lo
 
 /// Returns a frozen model's outputs for three rows, then for the last two of them, and the bytes of
 /// the arena.
-fn asked(family: &str, of: (Head, DType), offload: bool, p: &Partition) -> (Vec<f32>, usize) {
+fn scored(family: &str, of: (Head, DType), offload: bool, p: &Partition) -> (Vec<f32>, usize) {
     let model = model_as(family, &options(of.0, of.1, offload, p));
     let store = &model.store;
     assert_eq!(store.is_on_host(), offload);
@@ -58,8 +58,8 @@ fn frozen_models_of_the_host_say_what_those_of_the_device_say() {
     let kinds = [(Head::Lm, DType::F32), (Head::Lm, DType::Bf16), (Head::Score, DType::F32)];
     for (family, of) in [("opt", kinds[0]), ("llama", kinds[1]), ("gpt2", kinds[2])] {
         let alone = Partition::alone();
-        let (want, arena) = asked(family, of, false, &alone);
-        let (got, more) = asked(family, of, true, &alone);
+        let (want, arena) = scored(family, of, false, &alone);
+        let (got, more) = scored(family, of, true, &alone);
         assert_eq!(got, want, "{family}");
         assert!(want.iter().any(|v| *v != want[0]));
         // Weights come into the arena: two buckets at a time, of four at least.
@@ -68,7 +68,7 @@ fn frozen_models_of_the_host_say_what_those_of_the_device_say() {
         // Cards are not shared out yet.
         let ranks = if kernels() == Device::Emulated { 2 } else { 1 };
         for stage in [Zero::Nothing, Zero::Weights] {
-            let run = |comm| Ok(asked(family, of, true, &Partition::new(comm, stage, 1)?));
+            let run = |comm| Ok(scored(family, of, true, &Partition::new(comm, stage, 1)?));
             for (got, _) in run_ranks(ranks, Duration::from_secs(60), run).unwrap() {
                 assert_eq!(got, want, "{family}, stage {stage}");
             }
