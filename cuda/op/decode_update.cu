@@ -13,9 +13,9 @@ struct DecodeUpdateParams {
   uint32_t eos_count, zero;
 };
 enum { TOKEN, POSITION, DRAW, FORBID_EOS, LEFT, BEFORE_EOS, MADE };
-constexpr int ADVANCE_THREADS = 128;
+constexpr int DECODE_UPDATE_THREADS = 128;
 
-KERNEL(decode_update, DecodeUpdateParams, ADVANCE_THREADS) {
+KERNEL(decode_update, DecodeUpdateParams, DECODE_UPDATE_THREADS) {
   const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= p.b) return;
   int32_t* state = p.state + i;

@@ -27,7 +27,9 @@ GEMMS(Nn, nn)
 GEMMS(Tn, tn)
 
 #define FMA(layout, name, types, ...) \
-  KERNEL(gemm_fma_##name##_##types, GemmParams, FMA_THREADS) { gemm_fma<Layout::layout, __VA_ARGS__>(p); }
+  KERNEL(gemm_fma_##name##_##types, GemmParams, FMA_THREADS) { \
+    gemm_fma<Layout::layout, __VA_ARGS__>(p);                  \
+  }
 // Dtypes of a, b, c; both operands in bf16 take tensor cores.
 #define FMAS(layout, name)                             \
   FMA(layout, name, f32_f32_f32, float, float, float)  \

@@ -3,7 +3,7 @@
 #include "lib/vector.cuh"
 
 // Threads of a block, which has a head for each warp.
-constexpr int HEAD_NORM_THREADS = 128;
+constexpr int QK_NORM_THREADS = 128;
 
 struct QkNormParams {
   const void* x;         // [tokens, (heads + 2 kv_heads) head_dim]
@@ -94,14 +94,14 @@ DEV void qk_norm_backward(const QkNormParams& p) {
   }
 }
 
-KERNEL(qk_norm_forward_f32, QkNormParams, HEAD_NORM_THREADS) { qk_norm_forward<float>(p); }
-KERNEL(qk_norm_forward_bf16, QkNormParams, HEAD_NORM_THREADS) { qk_norm_forward<bf16>(p); }
-KERNEL(qk_norm_backward_f32, QkNormParams, HEAD_NORM_THREADS) { qk_norm_backward<float>(p); }
-KERNEL(qk_norm_backward_bf16, QkNormParams, HEAD_NORM_THREADS) { qk_norm_backward<bf16>(p); }
+KERNEL(qk_norm_forward_f32, QkNormParams, QK_NORM_THREADS) { qk_norm_forward<float>(p); }
+KERNEL(qk_norm_forward_bf16, QkNormParams, QK_NORM_THREADS) { qk_norm_forward<bf16>(p); }
+KERNEL(qk_norm_backward_f32, QkNormParams, QK_NORM_THREADS) { qk_norm_backward<float>(p); }
+KERNEL(qk_norm_backward_bf16, QkNormParams, QK_NORM_THREADS) { qk_norm_backward<bf16>(p); }
 
 // Tokens whose share of a weight's gradient one block adds up.
-constexpr uint32_t HEAD_NORM_CHUNK = 32;
-constexpr int HEAD_NORM_WEIGHT_THREADS = 256;
+constexpr uint32_t QK_NORM_CHUNK = 32;
+constexpr int QK_NORM_WEIGHT_THREADS = 256;
 
 struct QkNormWeightParams {
   const void* x;
@@ -116,11 +116,11 @@ struct QkNormWeightParams {
 // dealt out to warps.
 template <class T>
 DEV void qk_norm_weight(const QkNormWeightParams& p) {
-  constexpr uint32_t WARPS = HEAD_NORM_WEIGHT_THREADS / WARP;
+  constexpr uint32_t WARPS = QK_NORM_WEIGHT_THREADS / WARP;
   SHARED(float, sums, WARPS * WARP);
   const uint32_t column = blockIdx.y * WARP + lane_id(), all = p.heads + 2 * p.kv_heads,
                  normed = p.heads + p.kv_heads;
-  const uint32_t start = blockIdx.x * HEAD_NORM_CHUNK, end = min(start + HEAD_NORM_CHUNK, p.tokens);
+  const uint32_t start = blockIdx.x * QK_NORM_CHUNK, end = min(start + QK_NORM_CHUNK, p.tokens);
   float sum = 0.f;
   if (column < p.head_dim) {
     for (uint32_t t = start + warp_id(); t < end; t += WARPS) {
@@ -138,5 +138,9 @@ DEV void qk_norm_weight(const QkNormWeightParams& p) {
   p.partial[static_cast<size_t>(blockIdx.x) * p.head_dim + column] = sum;
 }
 
-KERNEL(qk_norm_weight_f32, QkNormWeightParams, HEAD_NORM_WEIGHT_THREADS) { qk_norm_weight<float>(p); }
-KERNEL(qk_norm_weight_bf16, QkNormWeightParams, HEAD_NORM_WEIGHT_THREADS) { qk_norm_weight<bf16>(p); }
+KERNEL(qk_norm_weight_f32, QkNormWeightParams, QK_NORM_WEIGHT_THREADS) {
+  qk_norm_weight<float>(p);
+}
+KERNEL(qk_norm_weight_bf16, QkNormWeightParams, QK_NORM_WEIGHT_THREADS) {
+  qk_norm_weight<bf16>(p);
+}

@@ -35,8 +35,12 @@ DEV void score_head_forward(const ScoreHeadParams& p) {
   sum = warp_sum(sum);
   if (lane_id() == 0) p.y[t] = sum + (p.b ? load<T>(p.b, 0) : 0.f);
 }
-KERNEL(score_head_forward_f32, ScoreHeadParams, SCORE_HEAD_THREADS) { score_head_forward<float>(p); }
-KERNEL(score_head_forward_bf16, ScoreHeadParams, SCORE_HEAD_THREADS) { score_head_forward<bf16>(p); }
+KERNEL(score_head_forward_f32, ScoreHeadParams, SCORE_HEAD_THREADS) {
+  score_head_forward<float>(p);
+}
+KERNEL(score_head_forward_bf16, ScoreHeadParams, SCORE_HEAD_THREADS) {
+  score_head_forward<bf16>(p);
+}
 
 // dx = dy w: a block per token.
 template <class T>

@@ -7,7 +7,7 @@
 //! stays as it is. The rows of the state are numbered by the constants of [`State`].
 
 use crate::base::{DType, Result};
-use crate::device::cuda::constants::decode_update::{self as columns, ADVANCE_THREADS};
+use crate::device::cuda::constants::decode_update::{self as columns, DECODE_UPDATE_THREADS};
 use crate::device::cuda::params::DecodeUpdateParams;
 use crate::op::conformance::{Case, Input};
 use crate::op::cuda::eos_list;
@@ -17,7 +17,7 @@ use crate::tensor::{Desc, Tensor};
 use std::sync::Arc;
 
 /// Threads of a block.
-const THREADS: u32 = ADVANCE_THREADS as u32;
+const THREADS: u32 = DECODE_UPDATE_THREADS as u32;
 
 /// The rows of the state.
 #[derive(Debug)]

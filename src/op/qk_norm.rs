@@ -9,7 +9,7 @@ use crate::device::Stream;
 use crate::device::cpu::parallel_for;
 use crate::device::cuda::constants::kernel::WARP;
 use crate::device::cuda::constants::qk_norm::{
-    HEAD_NORM_CHUNK, HEAD_NORM_THREADS, HEAD_NORM_WEIGHT_THREADS,
+    QK_NORM_CHUNK, QK_NORM_THREADS, QK_NORM_WEIGHT_THREADS,
 };
 use crate::device::cuda::params::{QkNormParams, QkNormWeightParams};
 use crate::op::conformance::{Case, Input};
@@ -156,10 +156,10 @@ impl Op for QkNorm {
 }
 
 /// Tokens whose share of a weight's gradient one block adds up.
-const CUDA_CHUNK: usize = HEAD_NORM_CHUNK as usize;
+const CUDA_CHUNK: usize = QK_NORM_CHUNK as usize;
 /// Threads of a block with a head for each warp, and of one that sums a weight's gradient.
-const THREADS: u32 = HEAD_NORM_THREADS as u32;
-const WEIGHT_THREADS: u32 = HEAD_NORM_WEIGHT_THREADS as u32;
+const THREADS: u32 = QK_NORM_THREADS as u32;
+const WEIGHT_THREADS: u32 = QK_NORM_WEIGHT_THREADS as u32;
 
 impl QkNorm {
     /// The parameters of either pass: without a gradient, and nothing added to.
@@ -192,7 +192,7 @@ impl QkNorm {
         unsafe {
             stream.launch(
                 kernel,
-                [rows.div_ceil(HEAD_NORM_THREADS / WARP) as u32, 1, 1],
+                [rows.div_ceil(QK_NORM_THREADS / WARP) as u32, 1, 1],
                 THREADS,
                 0,
                 &params,

@@ -412,7 +412,8 @@ fn texts_state_the_bytes_of_a_parameter() {
     let help = RUN.iter().find(|key| key.path == "optimizer_state").unwrap().help;
     let [full, compact] = sums;
     let said = format!(
-        "{full} bytes per parameter) or compact (bf16 gradients and 8-bit state, {compact:.1} bytes)"
+        "{full} bytes per parameter) or compact (bf16 gradients and 8-bit state, \
+         {compact:.1} bytes)"
     );
     assert!(help.ends_with(&said), "{help}");
     let table = format!("| total | {} | {} |", weight + full, weight + compact);
