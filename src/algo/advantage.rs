@@ -2,6 +2,7 @@
 //! the baseline, is a critic's value or the other completions of the same prompt.
 
 use super::experience::Rollout;
+use super::policy_loss::PolicyLoss;
 use crate::base::Result;
 use crate::op::gae::{Gae, gae};
 use crate::op::whiten::{Whiten, whiten as whiten_op};
@@ -85,9 +86,9 @@ fn leave_one_out(rollouts: &mut [Rollout]) {
     }
 }
 
-/// Brings the advantages of all tokens to mean 0 and variance 1.
-pub(super) fn whiten(ws: &mut Workspace, rollouts: &mut [Rollout]) -> Result<()> {
-    let advantages: Vec<f32> = rollouts.iter().flat_map(|r| r.advantages.clone()).collect();
+/// Brings the advantages of all units of the policy loss to mean 0 and variance 1.
+pub(super) fn whiten(ws: &mut Workspace, rollouts: &mut [Rollout], unit: PolicyLoss) -> Result<()> {
+    let advantages = unit.advantages(&rollouts.iter().collect::<Vec<_>>());
     let (ones, n) = (vec![1.0; advantages.len()], advantages.len());
     let scan = Scan { first: advantages, second: ones, cu_seqlens: vec![0, n as i32] };
     let white = ws.run("whiten", &scan, |tape, scan: &Scan| {
@@ -98,8 +99,10 @@ pub(super) fn whiten(ws: &mut Workspace, rollouts: &mut [Rollout]) -> Result<()>
     })?;
     let mut rest = white.as_slice();
     for r in rollouts {
-        let (own, others) = rest.split_at(r.advantages.len());
-        r.advantages.copy_from_slice(own);
+        let tokens = r.advantages.len();
+        let units = if unit.is_sequence() { 1 } else { tokens };
+        let (own, others) = rest.split_at(units);
+        r.advantages = if unit.is_sequence() { vec![own[0]; tokens] } else { own.to_vec() };
         rest = others;
     }
     Ok(())

@@ -53,6 +53,8 @@ pub struct Experience {
     pub rollouts: Vec<Rollout>,
     /// Completions that the reward did not judge, which are left out.
     pub unjudged: usize,
+    /// Tokens of all completions with their prompts, those left out included.
+    pub tokens: usize,
     /// Iteration they were made in.
     pub iteration: u64,
 }

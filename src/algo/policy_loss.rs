@@ -26,6 +26,11 @@ pub enum PolicyLoss {
 }
 
 impl PolicyLoss {
+    /// True if the unit is a whole completion.
+    pub(super) fn is_sequence(&self) -> bool {
+        matches!(self, PolicyLoss::Sequence { .. })
+    }
+
     /// The factor of the sum over units that makes it a mean over those of `rollouts`.
     pub(super) fn scale(&self, rollouts: &[&Rollout]) -> f32 {
         let tokens = || rollouts.iter().map(|r| r.logprobs.len()).sum::<usize>();

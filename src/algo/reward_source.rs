@@ -3,7 +3,7 @@
 use super::experience::Rollout;
 use super::micro_batches::{MicroBatches, share};
 use super::rule::{Answered, RewardRule};
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::comm::Comm;
 use crate::data::PromptExample;
 use crate::engine::Engine;
@@ -124,6 +124,14 @@ impl RewardSource for RuleReward {
         });
         let answers: Vec<Answered<'_>> = answers.collect();
         let scores = self.rule.score(&answers)?;
+        if scores.len() != own.len() {
+            return Err(Error::user(format!(
+                "the reward {} gave {} scores for {} completions",
+                self.name(),
+                scores.len(),
+                own.len()
+            )));
+        }
         let coded: Vec<[f32; 2]> =
             scores.iter().map(|s| [s.unwrap_or(0.0), f32::from(u8::from(s.is_some()))]).collect();
         let all = on.comm.concat(&coded)?;

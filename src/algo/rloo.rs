@@ -1,14 +1,13 @@
 //! REINFORCE with a leave-one-out baseline (Kool et al. 2019; Ahmadian et al. 2024): several
 //! completions of a prompt, each compared with the others. There is no critic, the whole completion
-//! is one action, and the penalty for leaving the reference is part of its reward. The defaults are
-//! those of TRL.
+//! is one action, and the penalty for leaving the reference is part of its reward. The defaults of
+//! its own keys are those of TRL.
 
 use super::advantage::Advantage;
 use super::algorithm::{Algorithm, FromPrompts, Learns, Start};
 use super::anomaly::{ENTROPY_COLLAPSE, KL_BLOW_UP, LENGTH_COLLAPSE, REWARD_COLLAPSE};
 use super::online::{COMPARED, KlPenalty, Method, OnlineSection, SAMPLED};
 use super::policy_loss::PolicyLoss;
-
 use crate::base::Result;
 use crate::config::{Kind, SectionOf, Sections, section};
 use crate::model::Head;
@@ -46,7 +45,7 @@ section! {
         num_iterations: usize = 1, Kind::int(1, 1000),
             "passes over each gathered experience";
         beta: f64 = 0.05, Kind::between(0.0, 100.0),
-            "weight of the KL penalty against the reference";
+            "weight of the KL penalty against the reference; 0 = no reference";
         epsilon: f64 = 0.2, Kind::above_zero(10.0),
             "clip range of the probability ratio of a completion";
         normalize_advantages: bool = false, Kind::Bool,
@@ -58,7 +57,7 @@ fn method(sections: &Sections, name: &str) -> Result<Method> {
     let s: RlooSection = sections.get(name)?;
     Ok(Method {
         num_generations: s.num_generations,
-        kl: Some(KlPenalty { coef: s.beta as f32, adaptive: None }),
+        kl: (s.beta > 0.0).then_some(KlPenalty { coef: s.beta as f32, adaptive: None }),
         advantage: Advantage::LeaveOneOut,
         whiten_advantages: s.normalize_advantages,
         policy_loss: PolicyLoss::Sequence { clip: s.epsilon as f32 },

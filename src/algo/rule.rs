@@ -82,15 +82,32 @@ fn full_sentences(a: &Answered<'_>) -> Option<f32> {
     Some(if text.ends_with(['.', '!', '?']) && text.len() > 1 { 1.0 } else { 0.0 })
 }
 
-/// 1 for an answer that holds the text, or the number, in the row's column `answer`, else 0. Does
+/// 1 for an answer that holds the words, or the number, in the row's column `answer`, else 0. Does
 /// not judge a row without one.
 fn contains_answer(a: &Answered<'_>) -> Option<f32> {
     let wanted = match a.columns.get("answer")? {
         serde_json::Value::String(text) => text.trim().to_string(),
-        serde_json::Value::Number(number) => number.to_string(),
+        serde_json::Value::Bool(truth) => truth.to_string(),
+        // Tables with gaps have whole numbers as 4.0.
+        serde_json::Value::Number(number) => match number.as_f64() {
+            Some(x) if x.fract() == 0.0 && x.abs() < 1e15 => format!("{x:.0}"),
+            _ => number.to_string(),
+        },
         _ => return None,
     };
-    (!wanted.is_empty()).then(|| if a.answer.contains(&wanted) { 1.0 } else { 0.0 })
+    (!wanted.is_empty()).then(|| if holds(a.answer, &wanted) { 1.0 } else { 0.0 })
+}
+
+/// True if `words` stand in `text` as words of their own: 4 does not stand in 14.
+fn holds(text: &str, words: &str) -> bool {
+    let goes_on = |a: Option<char>, b: Option<char>| {
+        a.is_some_and(char::is_alphanumeric) && b.is_some_and(char::is_alphanumeric)
+    };
+    text.match_indices(words).any(|(at, _)| {
+        let (before, after) = (&text[..at], &text[at + words.len()..]);
+        let starts_within = goes_on(before.chars().next_back(), words.chars().next());
+        !starts_within && !goes_on(words.chars().next_back(), after.chars().next())
+    })
 }
 
 /// All built-in rules.
@@ -133,6 +150,9 @@ mod tests {
         let rule = |answer, columns| judged("contains_answer", answer, columns);
         assert_eq!(rule("It is 42.", serde_json::json!({"answer": 42})), Some(1.0));
         assert_eq!(rule("It is 41.", serde_json::json!({"answer": " 42\n"})), Some(0.0));
+        assert_eq!(rule("It is 42.", serde_json::json!({"answer": 42.0})), Some(1.0));
+        assert_eq!(rule("It is 142.", serde_json::json!({"answer": 42})), Some(0.0));
+        assert_eq!(rule("That is true", serde_json::json!({"answer": true})), Some(1.0));
         for columns in [serde_json::json!({}), serde_json::json!({"answer": [1]})] {
             assert_eq!(rule("It is 42.", columns), None);
         }

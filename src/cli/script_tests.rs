@@ -2,8 +2,9 @@
 //! the place of `deepspeed main.py`.
 
 use super::args::{Request, parse};
-use crate::pipeline::config::{Checkpointing, RunConfig, ZeroStage};
+use crate::pipeline::config::{RunConfig, ZeroStage};
 use crate::pool::Zero;
+use crate::tape::ActivationCheckpointing;
 use crate::train::ScheduleKind;
 use std::ffi::OsString;
 
@@ -226,7 +227,11 @@ fn published_scripts_are_read() {
             assert_eq!(dim, s.dim, "{line}");
             let stage = Zero::ALL.get(s.zero as usize).copied().map(ZeroStage::At);
             assert_eq!(c.zero_stage, stage.unwrap_or(ZeroStage::Auto));
-            assert_eq!(c.gradient_checkpointing == Checkpointing::Full, s.checkpointed, "{line}");
+            assert_eq!(
+                c.gradient_checkpointing == ActivationCheckpointing::Full,
+                s.checkpointed,
+                "{line}"
+            );
             assert_eq!(c.data_split.as_deref(), Some("2,4,4"));
             assert_eq!((c.data_path[0].as_str(), c.seed), ("Dahoas/rm-static", 1234));
         }

@@ -6,7 +6,9 @@ use super::flags::command;
 use super::*;
 use crate::config::Kind as Values;
 use crate::config::toml_settings;
-use crate::pipeline::config::{Checkpointing, OptimizerState, RUN, RunConfig};
+use crate::pipeline::config::{RUN, RunConfig};
+use crate::tape::ActivationCheckpointing;
+use crate::train::AdamWState;
 use std::collections::BTreeSet;
 
 fn request(line: &str) -> Result<Request> {
@@ -103,12 +105,12 @@ fn lists_gather_and_flags_may_stand_alone() {
     }
     let c = run_config("train --overwrite --tensorboard false --gradient_checkpointing --step 2 3");
     assert!(c.overwrite && !c.tensorboard);
-    assert_eq!(c.gradient_checkpointing, Checkpointing::Full);
+    assert_eq!(c.gradient_checkpointing, ActivationCheckpointing::Full);
     let c = run_config("train --gradient-checkpointing cheap --sft-max-steps 4 --kl-coef 0.5");
-    assert_eq!(c.gradient_checkpointing, Checkpointing::Cheap);
-    assert_eq!(c.optimizer_state, OptimizerState::Full);
+    assert_eq!(c.gradient_checkpointing, ActivationCheckpointing::Selective);
+    assert_eq!(c.optimizer_state, AdamWState::Full);
     let c = run_config("ppo --optimizer-state compact --dtype bf16");
-    assert_eq!(c.optimizer_state, OptimizerState::Compact);
+    assert_eq!(c.optimizer_state, AdamWState::Compact);
     let c = run_config("train --sft-max-steps 4 --kl-coef 0.5");
     assert_eq!((c.sft().optimizer.max_steps, c.reward().optimizer.max_steps), (4, 0));
     assert_eq!(c.ppo().kl_coef, 0.5);

@@ -205,7 +205,7 @@ fn own(cfg: &RunConfig, of: &Algorithm, shared: Vec<Key>) -> Vec<Setting> {
     let own = own.iter().filter_map(|key| {
         let leaf = key.path.rsplit('.').next()?;
         let value = cfg.sections.value(of.name, leaf)?;
-        let shown = !value.is_str() || matches!(key.kind, Kind::Choice(_));
+        let shown = !matches!(key.kind, Kind::Text | Kind::List(_));
         let value = value.as_str().map_or_else(|| value.to_string(), String::from);
         (shown && shared.iter().all(|s| s.path != leaf)).then(|| (format!("`{leaf}`"), value))
     });

@@ -55,6 +55,7 @@ use crate::base::{DType, Error, Result};
 use crate::config::{Sections, Setting, flat, merge};
 use crate::data::{OnBadRow, OnLongPrompt};
 use crate::device::Device;
+use crate::tape::ActivationCheckpointing;
 use crate::train::AdamWState;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -142,38 +143,6 @@ pub enum ConversationFormat {
     HumanAssistant,
 }
 
-/// The activations that the backward pass recomputes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Checkpointing {
-    /// None: all are saved.
-    None,
-    /// Those that are cheap to recompute.
-    Cheap,
-    /// All but each segment's input.
-    Full,
-}
-
-/// How the optimizer keeps its state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OptimizerState {
-    /// In f32.
-    Full,
-    /// In codes of 8 bits, for bf16 weights.
-    Compact,
-}
-
-impl OptimizerState {
-    /// The state meant.
-    pub fn adamw(self) -> AdamWState {
-        match self {
-            OptimizerState::Full => AdamWState::Full,
-            OptimizerState::Compact => AdamWState::Compact,
-        }
-    }
-}
-
 /// A training run: `duplex train`, or the command of an algorithm. The table of keys documents each
 /// field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -248,9 +217,9 @@ pub struct RunConfig {
     /// Most memory for activations, MiB; 0 = what there is.
     pub memory_limit: usize,
     /// The activations that the backward pass recomputes.
-    pub gradient_checkpointing: Checkpointing,
+    pub gradient_checkpointing: ActivationCheckpointing,
     /// How the optimizers keep their state.
-    pub optimizer_state: OptimizerState,
+    pub optimizer_state: AdamWState,
     /// True if optimizer state and the frozen models of step 3 stay in host memory.
     pub offload: bool,
     /// How conversations become text.
@@ -312,8 +281,8 @@ impl Default for RunConfig {
             max_answer_seq_len: 256,
             micro_batch_tokens: 0,
             memory_limit: 0,
-            gradient_checkpointing: Checkpointing::None,
-            optimizer_state: OptimizerState::Full,
+            gradient_checkpointing: ActivationCheckpointing::None,
+            optimizer_state: AdamWState::Full,
             offload: false,
             chat_format: ConversationFormat::Auto,
             pre_rendered: false,

@@ -141,7 +141,7 @@ fn score(
         eos: tokenizer.stop_ids().to_vec(),
         seed: cfg.seed,
     };
-    let (mut answers, mut scores) = (vec![], vec![]);
+    let (mut answers, mut scores): (Vec<String>, Vec<Option<f32>>) = (vec![], vec![]);
     const GROUP: usize = 32;
     for (g, group) in prompts.chunks(GROUP).enumerate() {
         let rows: Vec<&[i32]> = group.iter().map(|p| p.ids.as_slice()).collect();
@@ -159,6 +159,14 @@ fn score(
         let comm = engine.comm().clone();
         let mut on = Scoring { ws, comm: &comm, micro_batch_tokens: MICRO_BATCH_TOKENS };
         scores.extend(scorer.score(&mut on, &batch)?);
+    }
+    if scores.iter().all(Option::is_none) {
+        return Err(Error::user(format!(
+            "the reward {} judges none of the {} answers; look whether the rows have the columns \
+             that it reads",
+            scorer.name(),
+            answers.len()
+        )));
     }
     Ok(Scored { answers, scores })
 }

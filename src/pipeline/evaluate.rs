@@ -6,6 +6,7 @@ use crate::algo::{Answered, OnlineTrainer};
 use crate::base::Result;
 use crate::data::{PromptExample, Tokenizer};
 use crate::formats::{Snapshot, SnapshotBuilder};
+use crate::report::Event;
 
 /// Answers shown at the end, beside those of before.
 pub(super) const SHOWN: usize = 8;
@@ -13,6 +14,8 @@ pub(super) const SHOWN: usize = 8;
 /// One scored answer.
 #[derive(Clone, Debug)]
 pub(super) struct ScoredAnswer {
+    /// The place of the prompt among those held out.
+    pub(super) at: usize,
     pub(super) prompt: String,
     pub(super) answer: String,
     pub(super) score: f64,
@@ -41,6 +44,7 @@ impl Evaluation {
         self.score.iter().for_each(|score| out.set(&format!("{at}.score"), score));
         out.set(&format!("{at}.kl"), self.kl);
         for (i, a) in self.answers.iter().take(SHOWN).enumerate() {
+            out.set(&format!("{at}.{i}.at"), a.at);
             out.set(&format!("{at}.{i}.prompt"), &a.prompt);
             out.set(&format!("{at}.{i}.answer"), &a.answer);
             out.set(&format!("{at}.{i}.score"), a.score);
@@ -54,7 +58,9 @@ impl Evaluation {
             let i = answers.len();
             let answer = from.get(&format!("{at}.{i}.answer"))?;
             let score = from.get(&format!("{at}.{i}.score"))?;
-            answers.push(ScoredAnswer { prompt, answer, score });
+            // Older snapshots hold all answers in order.
+            let place = from.find(&format!("{at}.{i}.at"))?.unwrap_or(i);
+            answers.push(ScoredAnswer { at: place, prompt, answer, score });
         }
         let (score, kl) = (from.find(&format!("{at}.score"))?, from.get(&format!("{at}.kl"))?);
         Ok(Evaluation { answers, score, kl })
@@ -76,7 +82,7 @@ pub(super) fn evaluate(
     for r in &rollouts {
         let (prompt, answer) = r.ids.split_at(r.prompt_len);
         let (prompt, answer) = (tokenizer.decode(prompt, true)?, tokenizer.decode(answer, true)?);
-        answers.push(ScoredAnswer { prompt, answer, score: f64::from(r.score) });
+        answers.push(ScoredAnswer { at: r.prompt, prompt, answer, score: f64::from(r.score) });
     }
     if let Some(evaluate) = run.rule {
         let told = answers.iter().zip(&rollouts).map(|(a, r)| Answered {
@@ -94,5 +100,12 @@ pub(super) fn evaluate(
     let n = answers.len() as f64;
     let score = (!answers.is_empty()).then(|| answers.iter().map(|a| a.score).sum::<f64>() / n);
     let kl = rollouts.iter().map(|r| f64::from(r.kl())).sum::<f64>() / rollouts.len().max(1) as f64;
+    let unjudged = prompts.len() - answers.len();
+    if unjudged > 0 {
+        let of = prompts.len();
+        run.reporter.emit(Event::note(format!(
+            "evaluation: the reward did not judge {unjudged} of {of} answers, which are left out"
+        )));
+    }
     Ok(Evaluation { answers, score, kl })
 }

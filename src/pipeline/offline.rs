@@ -49,7 +49,7 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
     let s = &setting.optimizer;
     let batches = data.batches(s.rows_per_step(), s.num_train_epochs, s.max_steps, cfg.seed);
     let total = batches.len() as u64;
-    let checkpointing = settings::checkpointing(cfg.gradient_checkpointing);
+    let checkpointing = cfg.gradient_checkpointing;
     let engine = Engine::trained(model, settings::adamw(cfg, s, of.head), checkpointing)?;
     let reference = match setting.objective.asks_reference() {
         false => Reference::None,

@@ -20,6 +20,7 @@ use crate::engine::Engine;
 use crate::formats::SnapshotBuilder;
 use crate::model::Head;
 use crate::report::{Event, Sample};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Runs a stage. Returns it with its number of iterations.
@@ -66,17 +67,17 @@ pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u
             save(&trainer, text, &before, builder)
         })?;
         let generated = clock.elapsed().as_secs_f64();
-        let blocks: Vec<&[i32]> = (0..prompts.len().min(texts.len()))
-            .map(|k| texts[(text + k) % texts.len()].as_slice())
-            .collect();
+        let learns = !experience.rollouts.is_empty();
+        let wanted = if learns { prompts.len().min(texts.len()) } else { 0 };
+        let blocks: Vec<&[i32]> =
+            (0..wanted).map(|k| texts[(text + k) % texts.len()].as_slice()).collect();
         text += blocks.len();
         let stats = trainer.train_rlhf(&mut run.ws, &experience, &blocks)?;
         let skipped = run.skipped(of, &stats.skipped)?;
         let seconds = clock.elapsed().as_secs_f64();
         let mut values = trainer.metrics(&experience, &stats);
-        let tokens: usize = experience.rollouts.iter().map(|r| r.ids.len()).sum();
         values.extend([("generate_seconds", generated), ("seconds", seconds)]);
-        values.push(("tokens_per_s", tokens as f64 / seconds));
+        values.push(("tokens_per_s", experience.tokens as f64 / seconds));
         values.extend(skipped);
         if p.eval_interval > 0 && (i + 1) % p.eval_interval == 0 {
             let scores = evaluate::evaluate(run, &mut trainer, &source.tokenizer, &held_out)?;
@@ -93,9 +94,26 @@ pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u
     }
     let after = evaluate::evaluate(run, &mut trainer, &source.tokenizer, &held_out)?;
     show(run, of, &before, &after, total);
+    let actor = save_models(run, of, &keys, &source, &trainer, total)?;
+    let mut summary = before.numbers("score_before", "kl_before");
+    summary.extend(after.numbers("score_after", "kl_after"));
+    run.finish(&stage, &summary, &actor, trainer.models.actor.memory());
+    Ok((stage, total))
+}
+
+/// Saves actor, critic and moving average. Returns the directory of the actor.
+fn save_models(
+    run: &Run<'_>,
+    of: &Algorithm,
+    keys: &Online,
+    source: &Source,
+    trainer: &OnlineTrainer,
+    total: u64,
+) -> Result<PathBuf> {
+    let cfg = run.cfg;
     let actor = run.dir.stage(of).join("actor");
     let options = settings::save_as(cfg)?;
-    let card = |role| Card::online(cfg, of, &keys, total, role);
+    let card = |role| Card::online(cfg, of, keys, total, role);
     source.save(&trainer.models.actor.model, &actor, &options, None, &card("actor")?)?;
     if let Some(critic) = &trainer.models.critic {
         let dir = run.dir.stage(of).join("critic");
@@ -110,10 +128,7 @@ pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u
         // That of an earlier run, replaced by this one.
         None => sources::clear(&ema_dir)?,
     }
-    let mut summary = before.numbers("score_before", "kl_before");
-    summary.extend(after.numbers("score_after", "kl_after"));
-    run.finish(&stage, &summary, &actor, trainer.models.actor.memory());
-    Ok((stage, total))
+    Ok(actor)
 }
 
 /// Adds what the step knows to a checkpoint: how much text was read, and how the model answered
@@ -139,7 +154,9 @@ struct Others {
 
 impl Others {
     fn open(run: &Run<'_>, keys: &Online) -> Result<Others> {
-        let reward = match Models::of(run.cfg, &run.dir).scorer() {
+        // Beside a rule, a reward model is only what a critic starts from.
+        let asked = keys.keys.reward_rule.is_none() || keys.critic.is_some();
+        let reward = match Models::of(run.cfg, &run.dir).scorer().filter(|_| asked) {
             Some(name) => Some((name.clone(), run.source(&name)?)),
             None => None,
         };
@@ -168,7 +185,7 @@ fn build(
     let options = run.trained(source, Head::Lm, lora, true)?;
     let actor = source.load(&options, &mut run.reporter)?;
     run.describe("actor", &actor);
-    let checkpointing = settings::checkpointing(cfg.gradient_checkpointing);
+    let checkpointing = cfg.gradient_checkpointing;
     let actor = Engine::trained(actor, settings::actor_adamw(cfg, &keys.keys), checkpointing)?;
     let reference = match keys.method.kl {
         None => Reference::None,
@@ -185,10 +202,14 @@ fn build(
         (None, Some((name, reward))) => {
             let engine = run.asked(reward, Head::Score, "reward model")?;
             if !source.has_tokens_of(reward) {
+                let critic = match &keys.critic {
+                    Some(critic) if critic.critic_model.is_none() => {
+                        ", and the critic starts from the actor unless --critic-model says otherwise"
+                    }
+                    _ => "",
+                };
                 run.reporter.emit(Event::note(format!(
-                    "{name} has a tokenizer of its own: answers are tokenised again for it, and \
-                     the \
-                     critic starts from the actor unless --critic-model says otherwise"
+                    "{name} has a tokenizer of its own: answers are tokenised again for it{critic}"
                 )));
             }
             let retokenise = reading(source, reward, talks, cfg.chat_format);
@@ -240,9 +261,9 @@ fn shows_samples(iteration: u64, total: u64) -> bool {
 /// Before and after, side by side, for a few held-out prompts.
 fn show(run: &mut Run<'_>, of: &Algorithm, before: &Evaluation, after: &Evaluation, total: u64) {
     // The reward may have judged an answer to a prompt before, and none after.
-    let was = |a: &ScoredAnswer| before.answers.iter().find(|b| b.prompt == a.prompt);
-    let both = after.answers.iter().filter_map(|a| Some((was(a)?, a)));
-    for (b, a) in both.take(evaluate::SHOWN) {
+    let is = |b: &ScoredAnswer| after.answers.iter().find(|a| a.at == b.at);
+    for b in before.answers.iter().take(evaluate::SHOWN) {
+        let Some(a) = is(b) else { continue };
         run.reporter.emit(Event::Sample(Sample {
             step: of.name.into(),
             iteration: total,

@@ -1,6 +1,7 @@
 //! The ranks of a run: what each shares of the models, and what they must have alike.
 
-use super::config::{OptimizerState, RUN, RunConfig, ZeroStage};
+use super::config::{RUN, RunConfig, ZeroStage};
+use crate::algo::Algorithm;
 use crate::arch::Arch;
 use crate::base::{Error, Result, machine_name};
 use crate::comm::Comm;
@@ -8,6 +9,7 @@ use crate::config::flat;
 use crate::device::Device;
 use crate::model::Head;
 use crate::pool::{Partition, Zero};
+use crate::train::AdamWState;
 use std::collections::BTreeMap;
 
 /// The ranks, as a run begins with them.
@@ -89,7 +91,7 @@ fn bytes_per_parameter(cfg: &RunConfig, stage: Zero, ranks: usize, trained: bool
     let dtype = cfg.dtype.dtype();
     let [grad, kept] = match trained {
         false => [0.0; 2],
-        true => cfg.optimizer_state.adamw().bytes_per_parameter(dtype),
+        true => cfg.optimizer_state.bytes_per_parameter(dtype),
     };
     let weight = dtype.size() as f64;
     let part = |from: Zero| if stage >= from { 1.0 / ranks as f64 } else { 1.0 };
@@ -114,8 +116,15 @@ pub(super) fn fitting_stage(
     ranks: usize,
     memory: f64,
 ) -> Zero {
-    // PPO has two models that are trained, and two that are not.
-    let models = if trained { 4.0 } else { 2.0 };
+    // PPO has two models that are trained, and two that are not; without a critic one less.
+    let critic_free = |a: &&Algorithm| a.samples() && !a.has_critic();
+    let stages = &cfg.stages;
+    let less = stages.iter().any(critic_free) && !stages.iter().any(|a| a.has_critic());
+    let models = match (trained, less) {
+        (true, true) => 3.0,
+        (true, false) => 4.0,
+        (false, _) => 2.0,
+    };
     let needed =
         |stage| models * arch.parameters() * bytes_per_parameter(cfg, stage, ranks, trained);
     let found = Zero::ALL.into_iter().find(|stage| needed(*stage) <= memory / 2.0);
@@ -128,7 +137,7 @@ pub(super) fn blocks(cfg: &RunConfig, stage: Zero, ranks: usize, local: usize) -
     match cfg.inference_tp_size {
         0 if stage < Zero::Weights => 1,
         // Neighbours have a scale in common, which must not be cut apart.
-        0 if cfg.optimizer_state == OptimizerState::Compact => 1,
+        0 if cfg.optimizer_state == AdamWState::Compact => 1,
         0 if ranks.is_multiple_of(local) => local,
         0 => 1,
         given => given,

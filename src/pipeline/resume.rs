@@ -5,7 +5,7 @@
 use super::config::{RUN, RunConfig};
 use super::run_dir::RunDir;
 use super::saver::in_order;
-use crate::algo::place;
+use crate::algo::{meant, place};
 use crate::base::{Error, Result};
 use crate::config::as_now;
 use crate::config::key::Effect;
@@ -154,9 +154,19 @@ fn compare(
         )));
     }
     let last_begun = place(&label.step);
+    // Stages that neither run now nor ran before change nothing.
+    let written = label.config.get("stages").or(label.config.get("step"));
+    let ran = |name: &str| {
+        let words = |text: &String| {
+            let mut words = text.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+            words.any(|word| meant(word) == Some(name))
+        };
+        cfg.stage_names().contains(&name) || written.is_none_or(words)
+    };
     let begun = |key: &str| {
-        let stage = key.split('.').next().and_then(place);
-        stage.is_none() || stage <= last_begun
+        let section = key.split('.').next().unwrap_or(key);
+        let stage = place(section);
+        stage.is_none() || stage <= last_begun && ran(section)
     };
     let (mut matter, mut harmless) = (vec![], vec![]);
     for key in RUN.iter() {

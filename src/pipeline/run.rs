@@ -94,7 +94,7 @@ impl Run<'_> {
         lora: Option<LoraConfig>,
         generates: bool,
     ) -> Result<LoadOptions> {
-        let (grads, seed) = (self.cfg.optimizer_state.adamw().grads(), self.cfg.seed);
+        let (grads, seed) = (self.cfg.optimizer_state.grads(), self.cfg.seed);
         let partition = self.partition(&source.arch, head, true, generates)?;
         let strict = self.cfg.strict_weights;
         let options = LoadOptions::frozen(head, self.dtype).on(self.device);

@@ -1,6 +1,6 @@
 //! From the run configuration to the settings of models, optimizers and algorithms.
 
-use super::config::{Checkpointing, RunConfig};
+use super::config::RunConfig;
 use crate::algo::{
     Algorithm, CriticSection, Method, OnlineConfig, OnlineSection, OptimizerSection, StepConfig,
     UpdateSection,
@@ -8,7 +8,6 @@ use crate::algo::{
 use crate::base::Result;
 use crate::model::{Head, LoadOptions, LoraConfig, SaveAs};
 use crate::rollout::Sampling;
-use crate::tape::ActivationCheckpointing;
 use crate::train::AdamWConfig;
 
 /// Packed tokens of a micro-batch that keep the matrix kernels busy.
@@ -120,7 +119,7 @@ fn optimizer(
         eps: update.adam_eps as f32,
         weight_decay: weight_decay as f32,
         max_grad_norm: update.max_grad_norm as f32,
-        state: cfg.optimizer_state.adamw(),
+        state: cfg.optimizer_state,
         offload: cfg.offload,
     }
 }
@@ -131,14 +130,6 @@ pub(super) fn step(cfg: &RunConfig, s: &OptimizerSection, total: u64) -> StepCon
         schedule: s.update.schedule(total),
         micro_batch_tokens: micro_batch_tokens(cfg),
         seed: cfg.seed,
-    }
-}
-
-pub(super) fn checkpointing(choice: Checkpointing) -> ActivationCheckpointing {
-    match choice {
-        Checkpointing::None => ActivationCheckpointing::None,
-        Checkpointing::Cheap => ActivationCheckpointing::Selective,
-        Checkpointing::Full => ActivationCheckpointing::Full,
     }
 }
 

@@ -96,7 +96,8 @@ fn check_sampling(
         (None, Some(name)) => Some(name),
         (None, None) => return Err(no_reward(of)),
     };
-    let reward = reward.filter(|_| beside.reward_is_there);
+    let asked = rule.is_none() || of.has_critic();
+    let reward = reward.filter(|_| beside.reward_is_there && asked);
     let reward = reward.map(|name| opened.get(&name)).transpose()?;
     if let Some(reward) = &reward
         && rule.is_none()

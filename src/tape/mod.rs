@@ -24,15 +24,18 @@ use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, run_error};
 use crate::pool::{ArenaPlan, Life, ParamId, Portion, Store};
 use crate::tensor::{Desc, Slot, Tensor};
 use placed::Placed;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The values kept between forward and backward. All settings give bitwise equal gradients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ActivationCheckpointing {
     /// Everything that backward reads.
     None,
     /// Not the outputs of cheap operators, which are run again.
+    #[serde(rename = "cheap")]
     Selective,
     /// Only each segment's input; the segment is run again (activation checkpointing).
     Full,

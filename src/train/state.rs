@@ -10,9 +10,11 @@ use crate::op::cpu::adamw_compact::BLOCK;
 use crate::pool::{ParamId, Store};
 use crate::tape::Tape;
 use crate::tensor::{Desc, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// How the optimizer's state is kept; [`AdamWState::bytes_per_parameter`] says how large it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AdamWState {
     /// Moments in f32, and beside bf16 weights a master copy in f32.
     Full,

@@ -201,7 +201,48 @@ fn a_reward_sees_the_row_and_need_not_judge_it() {
     let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
     assert!(stats.skipped[0].contains("judged no completion"), "{:?}", stats.skipped);
     assert!(before == weights(&trainer.models.actor.model));
-    assert!(trainer.metrics(&experience, &stats).iter().all(|m| m.1.is_finite()));
+    let told: Vec<_> = trainer.metrics(&experience, &stats).iter().map(|m| m.0).collect();
+    assert_eq!(told, ["unjudged_rate", "kl_coef"]);
+
+    // Where one completion of a prompt alone is judged, nothing is better than it.
+    let rows = asked(&[Some(1.0)]);
+    let config = config(Method { num_generations: 2, ..leave_one_out(2) });
+    let models = OnlineModels { critic: None, reward: rule(First), ..engines("gpt2", 1e-2) };
+    let mut trainer = OnlineTrainer::new(models, config).unwrap();
+    let experience = trainer.generate_experience(&mut ws, &refs(&rows)).unwrap();
+    assert_eq!((experience.rollouts.len(), experience.unjudged), (1, 1));
+    assert!(experience.rollouts[0].advantages.iter().all(|a| *a == 0.0));
+}
+
+/// Judges the first completion of all only.
+struct First;
+
+impl RewardRule for First {
+    fn name(&self) -> &str {
+        "first"
+    }
+    fn score(&self, answers: &[Answered<'_>]) -> Result<Vec<Option<f32>>> {
+        Ok((0..answers.len()).map(|i| (i == 0).then_some(2.0)).collect())
+    }
+}
+
+/// (x - mean) / deviation over completions, however long each of them is.
+#[test]
+fn whitened_advantages_of_completions_have_mean_0_and_variance_1() {
+    let mut ws = workspace();
+    let method = Method { whiten_advantages: true, ..leave_one_out(3) };
+    let mut trainer = trainer("llama", 0.0, config(method));
+    let experience = foreign(&mut trainer, &mut ws, 61, 6);
+    let stats = trainer.train_rlhf(&mut ws, &experience, &[]).unwrap();
+    let all: Vec<f64> = experience.rollouts.iter().map(|r| f64::from(r.advantages[0])).collect();
+    let mean = all.iter().sum::<f64>() / all.len() as f64;
+    let var = all.iter().map(|a| (a - mean).powi(2)).sum::<f64>() / all.len() as f64;
+    let mut white = experience.clone();
+    for r in &mut white.rollouts {
+        r.advantages.iter_mut().for_each(|a| *a = ((f64::from(*a) - mean) / var.sqrt()) as f32);
+    }
+    let [loss, _] = naive(&mut ws, &trainer.models.actor, &trainer.config, &white);
+    close(f64::from(stats.policy_loss), loss, 1e-4);
 }
 
 /// Gives too few scores.

@@ -6,7 +6,10 @@ use crate::common::*;
 use crate::pairs::pairs;
 use crate::setup::*;
 use crate::sft::examples;
-use duplex::algo::{Method, OnlineConfig, OnlineTrainer, RewardLoss, RewardScaling};
+use duplex::algo::{
+    Advantage, Answered, Method, OnlineConfig, OnlineModels, OnlineTrainer, PolicyLoss, RewardLoss,
+    RewardRule, RewardScaling,
+};
 use duplex::base::{DType, Result};
 use duplex::comm::run_ranks;
 use duplex::data::{PairExample, SftExample};
@@ -288,6 +291,60 @@ fn ppo_on_several_ranks() {
     for family in cases(&ALL_FAMILIES, &[]) {
         same_as_one(family, &stages(&[2]), |p| ppo(family, 3, p));
     }
+}
+
+/// Judges about two answers in three.
+struct Some2Of3;
+
+impl RewardRule for Some2Of3 {
+    fn name(&self) -> &str {
+        "some"
+    }
+    fn score(&self, answers: &[Answered<'_>]) -> Result<Vec<Option<f32>>> {
+        let sum = |a: &Answered<'_>| tokens(a.answer).iter().sum::<i32>();
+        let score = |a| (sum(a) % 3 > 0).then(|| noise(&tokens(a.answer)));
+        Ok(answers.iter().map(score).collect())
+    }
+}
+
+/// Without a critic, two completions of each prompt, of which some are not judged.
+fn critic_free(family: &str, count: usize, partition: &Partition) -> Result<Told> {
+    let mut ws = workspace();
+    let others = Partition::new(partition.comm.clone(), partition.stage, 1)?;
+    let models = engines_among(family, DType::F32, adamw(2e-4), [partition, &others]);
+    let models = OnlineModels { critic: None, reward: rule(Some2Of3), ..models };
+    let method = Method {
+        num_generations: 3,
+        advantage: Advantage::LeaveOneOut,
+        policy_loss: PolicyLoss::Sequence { clip: 0.2 },
+        epochs: 2,
+        ..method()
+    };
+    let config = OnlineConfig { method, minibatch: 4, ..ppo_config() };
+    let mut trainer = OnlineTrainer::new(models, config)?;
+    let mut numbers = vec![];
+    for i in 0..cases(&[4], &[2])[0] {
+        let rows = prompts(i, count);
+        let experience = trainer.generate_experience(&mut ws, &refs(&asked(&rows)))?;
+        numbers.push(experience.unjudged as f32);
+        for r in &experience.rollouts {
+            numbers.extend([r.score, r.kl(), r.ids.len() as f32, r.advantages[0]]);
+        }
+        let stats = trainer.train_rlhf(&mut ws, &experience, &[])?;
+        assert_eq!(stats.first_ratio_deviation, 0.0);
+        numbers.extend([stats.policy_loss, stats.entropy, stats.approx_kl, stats.actor_grad_norm]);
+    }
+    let all = weights(&trainer.models.actor.model);
+    Ok((numbers.into_iter().map(f64::from).collect(), all))
+}
+
+#[test]
+fn learning_without_a_critic_on_several_ranks() {
+    for family in cases(&FAMILIES, &["llama"]) {
+        same_as_one(family, &stages(&[2, 3]), |p| critic_free(family, 5, p));
+    }
+    // Fewer completions than ranks.
+    same_as_one("few", &stages(&[4]), |p| critic_free("llama", 1, p));
 }
 
 /// The ratio of the first minibatch is 1, the losses are those of one rank.

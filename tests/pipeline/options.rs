@@ -189,6 +189,21 @@ fn a_rule_reads_the_columns_of_the_rows() {
         "",
     );
     assert!(table.contains("not judged"), "{table}");
+    // The memory of a plan does not depend on what a rule would say of no text.
+    let plan = |rule: &str| {
+        let words = ["plan", "--actor-model", "loud", "--config", "short.toml", "--stages", "ppo"];
+        let words = [&words[..], &["--ppo-reward-rule", rule, "--json", "plan.json"]].concat();
+        p.output(&words, "");
+        std::fs::read_to_string(p.path("plan.json")).unwrap()
+    };
+    assert_eq!(plan("contains_answer"), plan("brevity"));
+    // Where nothing can be judged, nothing is told as if it were.
+    std::fs::write(p.path("bare.jsonl"), rows[1].clone()).unwrap();
+    let words = ["eval", "loud", "--reward-rule", "contains_answer", "--data-path", "bare.jsonl"];
+    let out = p.command(&words, "");
+    let told = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(2), "{told}");
+    assert!(told.contains("judges none of the 1 answers"), "{told}");
     // A rule that reads none of them leaves what is unknown named.
     let words = ["--actor-model", "loud", "--reward-rule", "brevity", "--max-steps", "1"];
     let args = ["ppo", "--config", "short.toml", "--output-dir", "other", "--data-path"];

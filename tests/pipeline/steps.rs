@@ -65,6 +65,52 @@ fn check_metrics(run: &Path) {
     number(&summary(run, "ppo"), "score_after");
 }
 
+/// Answers to equal prompts are shown beside those that the same prompts had before.
+#[test]
+fn answers_to_equal_prompts_are_told_apart() {
+    let p = Place::new("llama");
+    p.loud("loud");
+    let rows = vec![r#"{"prompt": "Say it: "}"#; 60];
+    std::fs::write(p.path("asked.jsonl"), rows.join("\n")).unwrap();
+    let words = ["--actor-model", "loud", "--reward-rule", "brevity", "--max-steps", "1"];
+    let words = [&words[..], &["--data-path", "asked.jsonl", "--eval-fraction", "0.2"]].concat();
+    let run = p.run("ppo", "run", &words);
+    let told = events(&run);
+    let before: Vec<&str> = told.iter().filter_map(|e| e["baseline"].as_str()).collect();
+    assert!(before.len() > 3 && before.iter().any(|b| *b != before[0]), "{before:?}");
+}
+
+/// Keys of a stage that does not run neither refuse a run nor its resuming.
+#[test]
+fn keys_of_stages_that_do_not_run_change_nothing() {
+    let p = Place::new("llama");
+    let rlhf = ["--rloo-max-steps", "2", "--set", "rloo.per_device_training_batch_size=4"];
+    let base = ["--stages", "rloo", "--rloo-reward-rule", "brevity"];
+    let words = [&base[..], &rlhf, &["--save-every", "1"]].concat();
+    let run = p.train("run", &words);
+    std::fs::remove_dir_all(run.join("checkpoints/rloo-finished")).unwrap();
+    let other = ["--ppo-kl-coef", "0.3", "--dpo-beta", "0.7", "--ppo-reward-rule", "brevity"];
+    p.train("run", &[&words[..], &other].concat());
+    let out = p.command(
+        &[
+            &[
+                "train",
+                "--config",
+                "short.toml",
+                "--data-path",
+                "data.jsonl",
+                "--output-dir",
+                "run",
+            ],
+            &words[..],
+            &["--rloo-beta", "0.7"],
+        ]
+        .concat(),
+        "",
+    );
+    assert_eq!(out.status.code(), Some(2), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
 #[test]
 fn step_by_step_gives_the_same_bytes() {
     let p = Place::new("llama");

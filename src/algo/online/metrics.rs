@@ -41,12 +41,19 @@ pub(crate) static VALUED: &[Metric] = &[
 impl OnlineTrainer {
     /// The metrics of an iteration, but for those of time and of evaluations.
     pub fn metrics(&self, experience: &Experience, stats: &OnlineStats) -> Metrics {
-        let n = experience.rollouts.len().max(1) as f64;
+        let n = experience.rollouts.len() as f64;
         let mean = |f: &dyn Fn(&Rollout) -> f64| experience.rollouts.iter().map(f).sum::<f64>() / n;
         let asked = experience.rollouts.len() + experience.unjudged;
-        let mut all = vec![
+        let mut all = vec![("unjudged_rate", experience.unjudged as f64 / asked.max(1) as f64)];
+        if self.config.method.kl.is_some() {
+            all.push(("kl_coef", f64::from(self.kl_coef)));
+        }
+        if experience.rollouts.is_empty() {
+            // Nothing was learned, so there is nothing more to tell.
+            return all;
+        }
+        all.extend([
             ("reward", mean(&|r| f64::from(r.score))),
-            ("unjudged_rate", experience.unjudged as f64 / asked.max(1) as f64),
             ("entropy", f64::from(stats.entropy)),
             ("policy_loss", f64::from(stats.policy_loss)),
             ("approx_kl", f64::from(stats.approx_kl)),
@@ -56,11 +63,10 @@ impl OnlineTrainer {
             ("eos_rate", mean(&|r| f64::from(u8::from(r.finished)))),
             ("empty_rate", mean(&|r| f64::from(u8::from(r.is_empty())))),
             ("actor_grad_norm", f64::from(stats.actor_grad_norm)),
-        ];
+        ]);
         all.extend(stats.ptx_loss.map(|loss| ("ptx_loss", f64::from(loss))));
         if self.config.method.kl.is_some() {
             all.push(("kl", mean(&|r| f64::from(r.kl()))));
-            all.push(("kl_coef", f64::from(self.kl_coef)));
         }
         if self.models.critic.is_some() {
             all.push(("value_loss", f64::from(stats.value_loss)));

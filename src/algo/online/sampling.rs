@@ -29,7 +29,7 @@ impl OnlineTrainer {
             return Err(Error::user("no prompts to answer; give at least one"));
         }
         let number = self.config.method.num_generations;
-        let (mut rollouts, unjudged) = self.rollouts(ws, prompts, number, self.answers)?;
+        let (mut rollouts, unjudged, tokens) = self.rollouts(ws, prompts, number, self.answers)?;
         self.answers = (self.answers + (prompts.len() * number) as u64) % EVALUATION;
         self.models.actor.train();
         self.reward_tokens(&mut rollouts);
@@ -38,7 +38,7 @@ impl OnlineTrainer {
             self.adapt_kl(&rollouts);
         }
         self.iteration += 1;
-        Ok(Experience { rollouts, unjudged, iteration: self.iteration - 1 })
+        Ok(Experience { rollouts, unjudged, tokens, iteration: self.iteration - 1 })
     }
 
     /// Answers and scores `prompts` for evaluation, once each: always the same samples, and nothing
@@ -51,14 +51,14 @@ impl OnlineTrainer {
         Ok(self.rollouts(ws, prompts, 1, EVALUATION)?.0)
     }
 
-    /// Returns also the number of completions that the reward did not judge.
+    /// Returns also the number of completions that the reward did not judge, and the tokens of all.
     fn rollouts(
         &mut self,
         ws: &mut Workspace,
         prompts: &[&PromptExample],
         number: usize,
         first: u64,
-    ) -> Result<(Vec<Rollout>, usize)> {
+    ) -> Result<(Vec<Rollout>, usize, usize)> {
         let of: Vec<usize> = (0..prompts.len()).flat_map(|i| vec![i; number]).collect();
         let asked: Vec<&[i32]> = of.iter().map(|&i| prompts[i].ids.as_slice()).collect();
         let sequences: Vec<u64> = (0..asked.len() as u64).map(|i| first + i).collect();
@@ -80,8 +80,9 @@ impl OnlineTrainer {
             .collect();
         let temperature = if sampling.temperature > 0.0 { sampling.temperature } else { 1.0 };
         self.score_tokens(ws, &mut rollouts, temperature)?;
+        let tokens = rollouts.iter().map(|r| r.ids.len()).sum();
         let unjudged = self.score_answers(ws, prompts, &mut rollouts)?;
-        Ok((rollouts, unjudged))
+        Ok((rollouts, unjudged, tokens))
     }
 
     /// Answers to all prompts, each of which one rank has answered.

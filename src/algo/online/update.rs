@@ -13,7 +13,8 @@ use crate::op::weighted_sum::{WeightedSum, weighted_sum};
 use crate::tape::Workspace;
 use crate::train::Batch;
 
-/// Statistics of one training iteration. Means are over answer tokens unless stated otherwise.
+/// Statistics of one training iteration. Means are over tokens of completions. Those of the policy
+/// loss, its KL estimate and clipped share are over the units of the loss.
 #[derive(Clone, Debug, Default)]
 pub struct OnlineStats {
     /// Mean clipped policy loss.
@@ -24,7 +25,7 @@ pub struct OnlineStats {
     pub entropy: f32,
     /// Mean KL estimate (ratio - 1) - log ratio between rollout policy and current.
     pub approx_kl: f32,
-    /// Share of tokens at which the policy loss was clipped.
+    /// Share of units at which the policy loss was clipped.
     pub clip_fraction: f32,
     /// Largest |ratio - 1| in the first minibatch: 0 when rollout and training agree bit for bit.
     pub first_ratio_deviation: f32,
@@ -55,7 +56,7 @@ impl OnlineTrainer {
         let mut rollouts = experience.rollouts.clone();
         if self.config.method.whiten_advantages && rollouts.iter().any(|r| !r.advantages.is_empty())
         {
-            whiten(ws, &mut rollouts)?;
+            whiten(ws, &mut rollouts, self.config.method.policy_loss)?;
         }
         let mut total = OnlineStats {
             explained_variance: explained_variance(&rollouts),

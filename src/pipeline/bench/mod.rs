@@ -64,7 +64,7 @@ pub fn bench(cfg: &BenchConfig, progress: &mut dyn FnMut(&str)) -> Result<String
         });
         write(path, &format!("{report:#}\n"))?;
     }
-    let state = cfg.optimizer_state.adamw().name();
+    let state = cfg.optimizer_state.name();
     Ok(format!(
         "{} ({:.1} M parameters), {dtype}, {state} optimizer state, {}, {device_name}; medians of \
          {}\n\

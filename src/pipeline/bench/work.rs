@@ -15,7 +15,7 @@ use crate::device::Device;
 use crate::engine::Engine;
 use crate::model::{Head, LoadOptions, Model};
 use crate::pipeline::config::{BenchCase, BenchConfig, RunConfig};
-use crate::pipeline::settings::{self, MICRO_BATCH_TOKENS, Online};
+use crate::pipeline::settings::{MICRO_BATCH_TOKENS, Online};
 use crate::rollout::Sampling;
 use crate::tape::Workspace;
 use crate::train::{AdamWConfig, Schedule, ScheduleKind};
@@ -63,7 +63,7 @@ impl Bench<'_> {
 
     /// Options of a model that is trained, or only asked.
     fn options(&self, train: bool) -> LoadOptions {
-        let grads = self.cfg.optimizer_state.adamw().grads();
+        let grads = self.cfg.optimizer_state.grads();
         LoadOptions { train, grads, ..LoadOptions::frozen(Head::Lm, self.dtype()).on(self.device) }
     }
 
@@ -76,10 +76,10 @@ impl Bench<'_> {
             eps: 1e-8,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
-            state: self.cfg.optimizer_state.adamw(),
+            state: self.cfg.optimizer_state,
             offload: false,
         };
-        Engine::trained(model, adamw, settings::checkpointing(self.cfg.gradient_checkpointing))
+        Engine::trained(model, adamw, self.cfg.gradient_checkpointing)
     }
 
     fn dtype(&self) -> DType {

@@ -1,9 +1,11 @@
 //! The configuration of `duplex bench`, and the names of what it measures.
 
 use super::check::state_fits;
-use super::{BENCHMARK, Checkpointing, DeviceChoice, OptimizerState, Precision};
+use super::{BENCHMARK, DeviceChoice, Precision};
 use crate::base::{Error, Result};
 use crate::config::{Setting, merge};
+use crate::tape::ActivationCheckpointing;
+use crate::train::AdamWState;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -26,13 +28,13 @@ pub struct BenchConfig {
     /// Sequences of a training step.
     pub train_sequences: usize,
     /// The activations that the backward pass recomputes.
-    pub gradient_checkpointing: Checkpointing,
+    pub gradient_checkpointing: ActivationCheckpointing,
     /// Where to compute.
     pub device: DeviceChoice,
     /// Dtype of weights and activations.
     pub dtype: Precision,
     /// How the optimizer keeps its state.
-    pub optimizer_state: OptimizerState,
+    pub optimizer_state: AdamWState,
     /// CPU threads; 0 = all cores.
     pub threads: usize,
     /// Seed of weights, tokens and draws.
@@ -52,10 +54,10 @@ impl Default for BenchConfig {
             prompt_tokens: 64,
             new_tokens: 64,
             train_sequences: 8,
-            gradient_checkpointing: Checkpointing::None,
+            gradient_checkpointing: ActivationCheckpointing::None,
             device: DeviceChoice::Auto,
             dtype: Precision::Bf16,
-            optimizer_state: OptimizerState::Full,
+            optimizer_state: AdamWState::Full,
             threads: 0,
             seed: 1234,
             json: None,

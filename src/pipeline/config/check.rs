@@ -1,11 +1,12 @@
 //! Checks of what several keys say together, and the values written as text (data sources, splits,
 //! sizes) in the form the pipeline uses.
 
-use super::{OptimizerState, Precision, RunConfig};
+use super::{Precision, RunConfig};
 use crate::algo::{Algorithm, lower_is_better, place};
 use crate::base::{Error, Result};
 use crate::config::key::{Every, parse_bytes, parse_every, parse_time};
 use crate::data::Use;
+use crate::train::AdamWState;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -142,14 +143,13 @@ impl RunConfig {
             return refuse("\"lora.lora_module_name\" is empty; use \"all\" or name modules");
         }
         state_fits(self.optimizer_state, self.dtype)?;
-        if self.optimizer_state == OptimizerState::Compact && self.inference_tp_size > 1 {
+        if self.optimizer_state == AdamWState::Compact && self.inference_tp_size > 1 {
             return refuse(
                 "\"inference_tp_size\" above 1 needs \"optimizer_state\" full: compact codes have \
                  one scale for neighbours that would be cut apart",
             );
         }
-        let sampling = crate::algo::ALGORITHMS.iter().filter(|a| a.samples());
-        sampling.into_iter().try_for_each(|a| self.check_sampling(a))
+        self.stages.iter().try_for_each(|stage| self.check_sampling(stage))
     }
 
     /// Checks the keys of an algorithm that samples answers.
@@ -170,7 +170,8 @@ impl RunConfig {
             return refuse(&format!(
                 "\"{name}.per_device_training_batch_size\" {step} is above the {gathered} answers \
                  gathered per iteration (per_device_generation_batch_size times \
-                 generation_batches)"
+                 generation_batches{})",
+                if method.num_generations > 1 { " times num_generations" } else { "" }
             ));
         }
         if keys.reward_rule.is_some() && self.reward_model.is_some() {
@@ -187,9 +188,9 @@ impl RunConfig {
 }
 
 /// Refuses a compact optimizer state beside f32 weights.
-pub(super) fn state_fits(state: OptimizerState, dtype: Precision) -> Result<()> {
+pub(super) fn state_fits(state: AdamWState, dtype: Precision) -> Result<()> {
     match (state, dtype) {
-        (OptimizerState::Compact, Precision::F32) => refuse(
+        (AdamWState::Compact, Precision::F32) => refuse(
             "\"optimizer_state\" compact is for bf16 weights; use \"dtype\" bf16 or \
              \"optimizer_state\" full",
         ),

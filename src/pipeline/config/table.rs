@@ -72,7 +72,7 @@ fn models() -> Vec<Key> {
             ])),
         key("reward_model", TRAIN | scores | sampling, Kind::Text,
             "reward model to start from in stage reward [default: the actor model], or to score \
-             with in ppo [default: the one in the output directory]")
+             with in stages that sample [default: the one in the output directory]")
             .or(of(&[(scores, "model-name-or-path"), (sampling, "critic-model-name-or-path")])),
         key("output_dir", RUNS, Kind::Text,
             "directory of the run: models, checkpoints, metrics, report").harmless(),
@@ -197,7 +197,7 @@ fn memory() -> Vec<Key> {
             "warn when an iteration exceeds this and 10x the median; names the current \
              operation").harmless(),
         key("print_samples", RUNS, Kind::int(0, 1000),
-            "responses to show now and then during PPO").harmless(),
+            "responses to show now and then while sampling").harmless(),
         key("max_shard_size", RUNS, Kind::Bytes,
             "largest file of a saved model").harmless(),
         key("quiet", RUNS, Kind::Bool,
@@ -213,11 +213,12 @@ fn lora() -> Vec<Key> {
     let policies = commands(|a| a.head == Head::Lm);
     let scores = commands(|a| a.head == Head::Score);
     let sampling = commands(Algorithm::samples);
+    let critics = commands(Algorithm::has_critic);
     vec![
         key("lora.actor_lora_dim", TRAIN | policies, Kind::int(0, 4096),
             "LoRA rank of the actor; 0 = full finetuning")
             .or(of(&[(policies & !sampling, "lora-dim")])),
-        key("lora.critic_lora_dim", TRAIN | scores | sampling, Kind::int(0, 4096),
+        key("lora.critic_lora_dim", TRAIN | scores | critics, Kind::int(0, 4096),
             "LoRA rank of reward model and critic; 0 = full finetuning")
             .or(of(&[(scores, "lora-dim")])),
         key("lora.lora_alpha", RUNS, Kind::above_zero(1e4),
@@ -230,7 +231,7 @@ fn lora() -> Vec<Key> {
         key("lora.actor_lora_learning_rate", TRAIN | policies, RATE,
             "peak learning rate of the actor's LoRA")
             .or(of(&[(policies & !sampling, "lora-learning-rate")])),
-        key("lora.critic_lora_learning_rate", TRAIN | scores | sampling, RATE,
+        key("lora.critic_lora_learning_rate", TRAIN | scores | critics, RATE,
             "peak learning rate of reward model and critic's LoRA")
             .or(of(&[(scores, "lora-learning-rate")])),
     ]

@@ -238,6 +238,11 @@ fn error_lines() {
         ("ppo.min_answer_seq_len = 300", "300 is above \"max_answer_seq_len\" 32"),
         ("ppo.per_device_training_batch_size = 65", "65 is above the 64 answers gathered"),
         ("reward_model = \"m\"\nppo.reward_rule = \"r\"", "are both set; keep one"),
+        (
+            "stages = [\"rloo\"]\nrloo.per_device_training_batch_size = 33",
+            "33 is above the 32 answers gathered per iteration (per_device_generation_batch_size \
+             times generation_batches times num_generations)",
+        ),
         ("a = \n", "run.toml: line 1: "),
         ("seed = 1\nseed = 2", "run.toml: line 2: "),
     ];

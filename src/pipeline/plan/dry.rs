@@ -11,7 +11,6 @@ use crate::engine::Engine;
 use crate::model::{Head, LoadOptions, LoraConfig, Model};
 use crate::pipeline::config::RunConfig;
 use crate::pipeline::ranks;
-use crate::pipeline::settings;
 use crate::pool::{Partition, Zero};
 use crate::tape::Workspace;
 use crate::train::AdamWConfig;
@@ -168,7 +167,7 @@ impl<'c> Dry<'c> {
         [trained, generates]: [bool; 2],
     ) -> Result<Model> {
         let partition = self.partition(&config.arch()?, head, trained, generates)?;
-        let grads = self.cfg.optimizer_state.adamw().grads();
+        let grads = self.cfg.optimizer_state.grads();
         let options = LoadOptions::frozen(head, self.cfg.dtype.dtype()).on(self.machine.device());
         let grads = if trained { grads } else { options.grads };
         let offload = self.cfg.offload && !trained;
@@ -185,7 +184,7 @@ impl<'c> Dry<'c> {
         adamw: AdamWConfig,
         generates: bool,
     ) -> Result<Engine> {
-        let checkpointing = settings::checkpointing(self.cfg.gradient_checkpointing);
+        let checkpointing = self.cfg.gradient_checkpointing;
         Engine::trained(self.model(config, head, lora, [true, generates])?, adamw, checkpointing)
     }
 

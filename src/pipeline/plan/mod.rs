@@ -12,6 +12,7 @@ mod time;
 
 use super::bench::resident_bytes;
 use super::config::{PlanConfig, RunConfig};
+use super::settings::Online;
 use crate::algo::Algorithm;
 use crate::base::{Kind, Result};
 use crate::data::Tokenizer;
@@ -95,9 +96,10 @@ fn with_rows(cfg: &RunConfig, of: &Algorithm, rows: usize, ranks: usize) -> Resu
     let longest = cfg.max_seq_len.max(cfg.max_prompt_seq_len + cfg.max_answer_seq_len);
     cfg.micro_batch_tokens = rows * longest;
     let all = rows * ranks;
-    if of.samples() {
-        let mut p = cfg.online(of)?;
-        p.per_device_generation_batch_size = all.max(p.prompts_per_iteration());
+    if let Some(keys) = Online::of(&cfg, of)? {
+        let mut p = keys.keys;
+        let prompts = all.div_ceil(keys.method.num_generations);
+        p.per_device_generation_batch_size = prompts.max(p.prompts_per_iteration());
         p.generation_batches = 1;
         p.per_device_training_batch_size = all.max(p.completions_per_step());
         p.gradient_accumulation_steps = 1;

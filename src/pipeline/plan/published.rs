@@ -9,7 +9,9 @@ use super::text::columns;
 use super::{fits, most, steps, time};
 use crate::algo::{Algorithm, DEEPSPEED_CHAT};
 use crate::base::{Error, Result};
-use crate::pipeline::config::{Checkpointing, OptimizerState, RunConfig};
+use crate::pipeline::config::RunConfig;
+use crate::tape::ActivationCheckpointing;
+use crate::train::AdamWState;
 
 /// Its step 3.
 static STEP_3: &Algorithm = DEEPSPEED_CHAT[2];
@@ -91,17 +93,17 @@ fn card_of(name: &str) -> Result<Card> {
 #[derive(Clone, Copy)]
 struct Way {
     name: &'static str,
-    state: OptimizerState,
+    state: AdamWState,
     offload: bool,
     lora: usize,
 }
 
 #[rustfmt::skip]
 static WAYS: [Way; 4] = [
-    Way { name: "full", state: OptimizerState::Full, offload: false, lora: 0 },
-    Way { name: "full, compact", state: OptimizerState::Compact, offload: false, lora: 0 },
-    Way { name: "full, offloaded", state: OptimizerState::Full, offload: true, lora: 0 },
-    Way { name: "LoRA 128", state: OptimizerState::Full, offload: false, lora: LORA },
+    Way { name: "full", state: AdamWState::Full, offload: false, lora: 0 },
+    Way { name: "full, compact", state: AdamWState::Compact, offload: false, lora: 0 },
+    Way { name: "full, offloaded", state: AdamWState::Full, offload: true, lora: 0 },
+    Way { name: "LoRA 128", state: AdamWState::Full, offload: false, lora: LORA },
 ];
 
 /// Its step 3 as it was measured, on `rows` prompts in micro-batches of `micro`, with everything
@@ -111,7 +113,7 @@ fn setting(actor: &str, way: Way, rows: usize, micro: usize) -> Result<RunConfig
         stages: vec![STEP_3],
         actor_model: Some(actor.to_string()),
         reward_model: Some("opt-350m".to_string()),
-        gradient_checkpointing: Checkpointing::Full,
+        gradient_checkpointing: ActivationCheckpointing::Full,
         optimizer_state: way.state,
         offload: way.offload,
         eval_fraction: 0.0,

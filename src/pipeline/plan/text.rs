@@ -63,7 +63,7 @@ impl Plan<'_> {
 /// The plan for people.
 pub(super) fn table(plan: &Plan<'_>) -> String {
     let cfg = plan.cfg;
-    let state = cfg.optimizer_state.adamw().name();
+    let state = cfg.optimizer_state.name();
     let memory = plan.machine.memory();
     let room = if memory.is_finite() { size(memory as usize) } else { "unknown".into() };
     let name = cfg.actor_model.clone().unwrap_or_default();
