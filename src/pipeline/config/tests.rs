@@ -239,8 +239,8 @@ fn error_lines() {
         ("ppo.per_device_training_batch_size = 65", "65 is above the 64 answers gathered"),
         ("reward_model = \"m\"\nppo.reward_rule = \"r\"", "are both set; keep one"),
         (
-            "stages = [\"rloo\"]\nrloo.per_device_training_batch_size = 33",
-            "33 is above the 32 answers gathered per iteration (per_device_generation_batch_size \
+            "stages = [\"rloo\"]\nrloo.per_device_training_batch_size = 65",
+            "65 is above the 64 answers gathered per iteration (per_device_generation_batch_size \
              times generation_batches times num_generations)",
         ),
         ("a = \n", "run.toml: line 1: "),
