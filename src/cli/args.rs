@@ -1,6 +1,7 @@
 //! From the words of a command line to a checked configuration: preset, file, flags and `--set` in
 //! that order; and every mistake as one line.
 
+use super::bare::with_stages;
 use super::commands::{COMMANDS, Entry};
 use super::deepspeed;
 use super::flags::command;
@@ -49,6 +50,7 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<(Request, Vec<String>)> 
 fn parse_words(arguments: Vec<OsString>, warnings: &mut Vec<String>) -> Result<Request> {
     let words = normalise(arguments)?;
     let entry = words.get(1).and_then(|w| COMMANDS.iter().find(|c| c.name == w));
+    let words = entry.map_or(words.clone(), |entry| with_stages(entry, words));
     let matches = match command().try_get_matches_from(words) {
         Ok(matches) => matches,
         Err(e) if !e.use_stderr() => return Ok(Request::Print(e.to_string())),

@@ -2,6 +2,7 @@
 //! comes from the pipeline's table of keys; it does no work of its own.
 
 mod args;
+mod bare;
 mod children;
 mod commands;
 mod deepspeed;

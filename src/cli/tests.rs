@@ -229,6 +229,27 @@ fn error_lines() {
     }
 }
 
+/// Several stages have the key, and one of the run is meant.
+#[test]
+fn a_flag_without_a_stage_is_that_of_the_only_stage_that_has_it() {
+    let top_k = |c: &RunConfig| {
+        ["ppo", "rloo"].map(|stage| c.sections.value(stage, "top_k").unwrap().as_integer().unwrap())
+    };
+    assert_eq!(top_k(&run_config("train --top-k 7")), [7, 0]);
+    assert_eq!(top_k(&run_config("train --step 1 3 --top_k=7")), [7, 0]);
+    assert_eq!(top_k(&run_config("train --top-k 7 --stages sft,rloo")), [0, 7]);
+    assert_eq!(top_k(&run_config("train --stages ppo rloo --rloo-top-k 7")), [0, 7]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("run.toml");
+    std::fs::write(&file, "stages = [\"sft\", \"rloo\"]").unwrap();
+    let line = format!("train --config {} --top-k 7", file.display());
+    assert_eq!(top_k(&run_config(&line)), [0, 7]);
+    for line in ["train --stages ppo rloo --top-k 7", "train --stages sft --top-k 7"] {
+        let told = error(line);
+        assert!(told.starts_with("--top-k could mean several stages"), "{told}");
+    }
+}
+
 #[test]
 fn help_and_version_are_no_errors() {
     assert!(printed("").contains("Usage: duplex [COMMAND]"));

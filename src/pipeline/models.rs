@@ -41,7 +41,7 @@ impl<'r> Models<'r> {
 
     /// The model that a stage starts from: for one that scores the reward model, else the actor;
     /// for a policy that goes on from another one, that of the last stage before it that this run
-    /// has, else the actor given, else that of the nearest stage before it in the list that left one.
+    /// has, else the actor given, else that of the nearest stage before it in the list.
     pub(super) fn start(&self, of: &Algorithm) -> Result<String> {
         match (of.start, of.head) {
             (Start::Pretrained, Head::Lm) => self.pretrained(),

@@ -194,8 +194,11 @@ fn a_rule_reads_the_columns_of_the_rows() {
         let words = ["plan", "--actor-model", "loud", "--config", "short.toml", "--stages", "ppo"];
         let words = [&words[..], &["--ppo-reward-rule", rule, "--json", "plan.json"]].concat();
         p.output(&words, "");
-        std::fs::read_to_string(p.path("plan.json")).unwrap()
+        let plan: Value =
+            serde_json::from_slice(&std::fs::read(p.path("plan.json")).unwrap()).unwrap();
+        plan["steps"][0]["phases"].clone()
     };
+    assert!(plan("brevity").as_array().is_some_and(|phases| phases.len() > 2));
     assert_eq!(plan("contains_answer"), plan("brevity"));
     // Where nothing can be judged, nothing is told as if it were.
     std::fs::write(p.path("bare.jsonl"), rows[1].clone()).unwrap();
