@@ -40,7 +40,7 @@ pub(super) const KL_BLOW_UP: Anomaly = Anomaly {
     metric: "kl",
     per: Some("completions/mean_length"),
     shows: blows_up,
-    remedy: "raise the weight of the KL penalty (--kl-coef, --beta), or lower \
+    remedy: "raise --kl-coef or --beta, the weight of the KL penalty, or lower \
         --actor-learning-rate",
 };
 

@@ -3,7 +3,7 @@
 
 use super::commands::Entry;
 use crate::algo::{DEEPSPEED_CHAT, meant};
-use crate::config::read_toml;
+use crate::config::{Key, read_toml};
 use std::path::Path;
 
 /// Puts the stage's name into such flags among `words`.
@@ -21,14 +21,18 @@ pub(super) fn with_stages(entry: &Entry, words: Vec<String>) -> Vec<String> {
             return word;
         }
         let leaf = flag.replace('-', "_");
-        let has = |k: &&_| -> bool {
-            let k: &&crate::config::Key = k;
-            k.leaf() == leaf && stages.contains(&k.section())
+        let of = |stages: &[&str]| {
+            let has = |k: &&'static Key| k.leaf() == leaf && stages.contains(&k.section());
+            entry.own_keys().filter(has).collect::<Vec<_>>()
         };
-        let mut of_run = entry.own_keys().filter(has);
-        match (of_run.next(), of_run.next(), value) {
-            (Some(key), None, None) => format!("--{}", entry.flag(key)),
-            (Some(key), None, Some(value)) => format!("--{}={value}", entry.flag(key)),
+        // A flag of a stage that does not run changes nothing; scripts give such flags to all runs.
+        let found = match of(&stages) {
+            found if found.is_empty() => of(&DEEPSPEED_CHAT.map(|a| a.name)),
+            found => found,
+        };
+        match (&found[..], value) {
+            ([key], None) => format!("--{}", entry.flag(key)),
+            ([key], Some(value)) => format!("--{}={value}", entry.flag(key)),
             _ => word,
         }
     };

@@ -215,8 +215,7 @@ impl Run<'_> {
         self.saver.wait()?;
         Err(Error::stopped(format!(
             "stopped by {signal} after iteration {iteration} of {}, which is saved; the same \
-             command goes \
-             on from there",
+             command resumes from there",
             stage.of.name
         )))
     }
