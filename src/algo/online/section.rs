@@ -37,7 +37,8 @@ section! {
         actor_weight_decay: f64 = 0.0, DECAY,
             "decoupled weight decay of the actor";
         reward_rule: Option<String> = None, Kind::Text,
-            "score with this built-in rule instead of a reward model";
+            "built-in rule that scores in place of a reward model: brevity, no_repetition, \
+             full_sentences, or contains_answer, which looks for the column answer of the row";
         clip_reward_value: f64 = 5.0, Kind::above_zero(1e6),
             "clamp scores to plus or minus this";
         reward_scaling: RewardScaling = RewardScaling::None, Kind::Choice(&["none", "running"]),
