@@ -185,6 +185,9 @@ fn a_rank_with_a_card_that_is_killed_ends_the_run_and_the_run_goes_on() {
         let folder = fake::folder();
         let mut child = start(&p, Some(&folder), &words);
         begun(&p.path("run"), &mut child);
+        // The log of the run before is there at once, its ranks are not.
+        let is_there = |child: &Child| ranks(child).iter().any(|(rank, _)| *rank == dead);
+        until(|| is_there(&child) || child.try_wait().unwrap().is_some());
         std::thread::sleep(Duration::from_secs_f32(0.3 * rng.uniform()));
         let victim = ranks(&child).into_iter().find(|(rank, _)| *rank == dead);
         let (_, pid) = victim.expect("a run of several seconds");
