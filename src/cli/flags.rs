@@ -34,7 +34,8 @@ fn with_flags(command: Command, entry: &'static Entry) -> Command {
     let mut command = command.args(common(entry)).args(deepspeed::arguments(entry));
     if entry.own_keys().any(|k| k.path == "stages") {
         command = command.after_help(
-            "A flag of a stage works without the stage's name where only one stage of the run has it.",
+            "A flag of a stage works without the stage's name where only one stage of the run has \
+             it.",
         );
     }
     let more = entry.more().iter().zip(defaults::<PlanConfig>(entry.more()));

@@ -69,8 +69,8 @@ impl Health {
         if self.in_a_row >= MAX_SKIPPED {
             return Err(Error::user(format!(
                 "{step}: steps were skipped in {MAX_SKIPPED} iterations in a row, now because \
-                 {first}; lower the learning rate or look for bad data, weights or rewards; no skipped \
-                 step has changed a weight, and the checkpoints are as they were"
+                 {first}; lower the learning rate or look for bad data, weights or rewards; no \
+                 skipped step has changed a weight, and the checkpoints are as they were"
             )));
         }
         let more = match skipped.len() - 1 {

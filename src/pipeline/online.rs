@@ -204,7 +204,8 @@ fn build(
             if !source.has_tokens_of(reward) {
                 let critic = match &keys.critic {
                     Some(critic) if critic.critic_model.is_none() => {
-                        ", and the critic starts from the actor unless --critic-model says otherwise"
+                        ", and the critic starts from the actor unless --critic-model says \
+                         otherwise"
                     }
                     _ => "",
                 };

@@ -170,7 +170,8 @@ proptest! {
 
     #[test]
     fn no_text_makes_the_reader_panic(
-        text in "(\\[|\\]|=|\"|\\.|sft|ppo|step|learning_rate|[0-9]|\n| |e|nan|-|,|\u{feff}|é){0,40}"
+        text in "(\\[|\\]|=|\"|\\.|sft|ppo|step|learning_rate|[0-9]|\n| |e|nan|-|,|\u{feff}\
+            |é){0,40}"
     ) {
         if let Err(e) = toml_settings(&RUN, "run.toml", &text).and_then(RunConfig::resolve) {
             prop_assert_eq!(e.kind(), ErrorKind::User, "{}", e);
