@@ -26,23 +26,26 @@ pub(super) struct ScoredAnswer {
 pub(super) struct Evaluation {
     pub(super) answers: Vec<ScoredAnswer>,
     score: Option<f64>,
-    kl: f64,
+    /// None where nothing is compared with a reference.
+    kl: Option<f64>,
 }
 
 impl Evaluation {
-    /// Mean score and KL under the given names; nothing if there were no prompts.
+    /// Mean score and KL under the given names; nothing if there were no prompts, and no KL without
+    /// a reference.
     pub(super) fn numbers(
         &self,
         score: &'static str,
         kl: &'static str,
     ) -> Vec<(&'static str, f64)> {
-        self.score.map_or(vec![], |s| vec![(score, s), (kl, self.kl)])
+        let Some(mean) = self.score else { return vec![] };
+        std::iter::once((score, mean)).chain(self.kl.map(|mean| (kl, mean))).collect()
     }
 
     /// Adds to `out` under `at` what is told of it at the end.
     pub(super) fn save(&self, at: &str, out: &mut SnapshotBuilder<'_>) {
         self.score.iter().for_each(|score| out.set(&format!("{at}.score"), score));
-        out.set(&format!("{at}.kl"), self.kl);
+        self.kl.iter().for_each(|kl| out.set(&format!("{at}.kl"), kl));
         for (i, a) in self.answers.iter().take(SHOWN).enumerate() {
             out.set(&format!("{at}.{i}.at"), a.at);
             out.set(&format!("{at}.{i}.prompt"), &a.prompt);
@@ -62,7 +65,7 @@ impl Evaluation {
             let place = from.find(&format!("{at}.{i}.at"))?.unwrap_or(i);
             answers.push(ScoredAnswer { at: place, prompt, answer, score });
         }
-        let (score, kl) = (from.find(&format!("{at}.score"))?, from.get(&format!("{at}.kl"))?);
+        let (score, kl) = (from.find(&format!("{at}.score"))?, from.find(&format!("{at}.kl"))?);
         Ok(Evaluation { answers, score, kl })
     }
 }
@@ -99,7 +102,9 @@ pub(super) fn evaluate(
     }
     let n = answers.len() as f64;
     let score = (!answers.is_empty()).then(|| answers.iter().map(|a| a.score).sum::<f64>() / n);
-    let kl = rollouts.iter().map(|r| f64::from(r.kl())).sum::<f64>() / rollouts.len().max(1) as f64;
+    let kl = trainer.config.method.kl.map(|_| {
+        rollouts.iter().map(|r| f64::from(r.kl())).sum::<f64>() / rollouts.len().max(1) as f64
+    });
     let unjudged = prompts.len() - answers.len();
     if unjudged > 0 {
         let of = prompts.len();

@@ -1,7 +1,7 @@
 //! Options of step 3 and of saving that change what comes out.
 
 use crate::checkpoint;
-use crate::place::{Place, all_bytes, bytes, distance, events, metrics, number, values};
+use crate::place::{Place, all_bytes, bytes, distance, events, metrics, number, summary, values};
 use duplex::arch::Config;
 use duplex::base::DType;
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
@@ -213,4 +213,23 @@ fn a_rule_reads_the_columns_of_the_rows() {
     let out = p.command(&[&args[..], &["asked.jsonl"], &words].concat(), "");
     let told = String::from_utf8(out.stderr).unwrap();
     assert!(out.status.success() && told.contains("note"), "{told}");
+}
+
+#[test]
+fn without_a_penalty_nothing_is_told_of_a_reference() {
+    let p = Place::new("llama");
+    let words = ["--stages", "rloo", "--rloo-reward-rule", "brevity", "--rloo-max-steps", "2"];
+    let more = ["--rloo-eval-interval", "1", "--data-split", "0,0,1", "--eval-fraction", "0.2"];
+    for (beta, compares) in [("0", false), ("0.05", true)] {
+        let run = p.train(beta, &[&words[..], &more, &["--rloo-beta", beta]].concat());
+        for values in metrics(&run, "rloo") {
+            assert!(values.get("eval_score").is_some(), "{values}");
+            for name in ["kl", "eval_kl", "kl_coef"] {
+                assert_eq!(values.get(name).is_some(), compares, "{name}: {values}");
+            }
+        }
+        let end = summary(&run, "rloo");
+        assert!(end.get("score_after").is_some(), "{end}");
+        assert_eq!(end.get("kl_after").is_some(), compares, "{end}");
+    }
 }
