@@ -100,9 +100,9 @@ pub(super) fn whiten(ws: &mut Workspace, rollouts: &mut [Rollout], unit: PolicyL
     let mut rest = white.as_slice();
     for r in rollouts {
         let tokens = r.advantages.len();
-        let units = if unit.is_sequence() { 1 } else { tokens };
-        let (own, others) = rest.split_at(units);
-        r.advantages = if unit.is_sequence() { vec![own[0]; tokens] } else { own.to_vec() };
+        let (own, others) = rest.split_at(unit.units(tokens));
+        // Every token has the advantage of its unit.
+        r.advantages = own.iter().copied().cycle().take(tokens).collect();
         rest = others;
     }
     Ok(())

@@ -26,18 +26,17 @@ pub enum PolicyLoss {
 }
 
 impl PolicyLoss {
-    /// True if the unit is a whole completion.
-    pub(super) fn is_sequence(&self) -> bool {
-        matches!(self, PolicyLoss::Sequence { .. })
+    /// The units of a completion of so many tokens.
+    pub(super) fn units(&self, tokens: usize) -> usize {
+        match self {
+            PolicyLoss::Token { .. } => tokens,
+            PolicyLoss::Sequence { .. } => 1,
+        }
     }
 
     /// The factor of the sum over units that makes it a mean over those of `rollouts`.
     pub(super) fn scale(&self, rollouts: &[&Rollout]) -> f32 {
-        let tokens = || rollouts.iter().map(|r| r.logprobs.len()).sum::<usize>();
-        let units = match self {
-            PolicyLoss::Token { .. } => tokens(),
-            PolicyLoss::Sequence { .. } => rollouts.len(),
-        };
+        let units: usize = rollouts.iter().map(|r| self.units(r.logprobs.len())).sum();
         1.0 / units as f32
     }
 

@@ -1,5 +1,6 @@
 //! The frozen model with which a policy is compared.
 
+use crate::base::Result;
 use crate::engine::Engine;
 
 /// The frozen start of the policy.
@@ -17,6 +18,20 @@ impl Reference {
     /// A frozen model.
     pub fn model(engine: Engine) -> Reference {
         Reference::Model(Box::new(engine))
+    }
+
+    /// The reference of an algorithm that asks for one: the policy without its adapters where it
+    /// has some, else the model that `load` loads.
+    pub fn asked(
+        asked: bool,
+        has_adapters: bool,
+        load: impl FnOnce() -> Result<Engine>,
+    ) -> Result<Reference> {
+        match (asked, has_adapters) {
+            (false, _) => Ok(Reference::None),
+            (true, true) => Ok(Reference::Adapters),
+            (true, false) => load().map(Reference::model),
+        }
     }
 
     /// The engine that computes the reference's log-probs, and true if its adapters are on.

@@ -93,6 +93,21 @@ impl RewardSource for ModelReward {
     }
 }
 
+/// Refuses scores that are not one for each of `batch`.
+pub(super) fn check_count(
+    name: &str,
+    scores: &[Option<f32>],
+    batch: &[Completion<'_>],
+) -> Result<()> {
+    if scores.len() == batch.len() {
+        return Ok(());
+    }
+    let (scores, completions) = (scores.len(), batch.len());
+    Err(Error::user(format!(
+        "the reward {name} gave {scores} scores for {completions} completions"
+    )))
+}
+
 /// Token ids to text.
 pub type Decode = Box<dyn Fn(&[i32]) -> Result<String> + Send + Sync>;
 
@@ -124,14 +139,8 @@ impl RewardSource for RuleReward {
         });
         let answers: Vec<Answered<'_>> = answers.collect();
         let scores = self.rule.score(&answers)?;
-        if scores.len() != own.len() {
-            return Err(Error::user(format!(
-                "the reward {} gave {} scores for {} completions",
-                self.name(),
-                scores.len(),
-                own.len()
-            )));
-        }
+        // On each rank, or two that are wrong would make a sum that is right.
+        check_count(self.name(), &scores, own)?;
         let coded: Vec<[f32; 2]> =
             scores.iter().map(|s| [s.unwrap_or(0.0), f32::from(u8::from(s.is_some()))]).collect();
         let all = on.comm.concat(&coded)?;

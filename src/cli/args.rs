@@ -50,7 +50,10 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<(Request, Vec<String>)> 
 fn parse_words(arguments: Vec<OsString>, warnings: &mut Vec<String>) -> Result<Request> {
     let words = normalise(arguments)?;
     let entry = words.get(1).and_then(|w| COMMANDS.iter().find(|c| c.name == w));
-    let words = entry.map_or(words.clone(), |entry| with_stages(entry, words));
+    let words = match entry {
+        Some(entry) => with_stages(entry, words),
+        None => words,
+    };
     let matches = match command().try_get_matches_from(words) {
         Ok(matches) => matches,
         Err(e) if !e.use_stderr() => return Ok(Request::Print(e.to_string())),

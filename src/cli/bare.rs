@@ -4,6 +4,7 @@
 use super::commands::Entry;
 use crate::algo::{DEEPSPEED_CHAT, meant};
 use crate::config::{Key, read_toml};
+use std::cell::LazyCell;
 use std::path::Path;
 
 /// Puts the stage's name into such flags among `words`.
@@ -11,14 +12,15 @@ pub(super) fn with_stages(entry: &Entry, words: Vec<String>) -> Vec<String> {
     if !entry.own_keys().any(|k| k.path == "stages") {
         return words;
     }
-    let stages = stages(entry, &words);
+    // A file may have to be read for them.
+    let stages = LazyCell::new(|| stages(entry, &words));
     let known: Vec<String> =
         entry.own_keys().flat_map(|k| [vec![entry.flag(k)], entry.aliases(k)].concat()).collect();
-    let named = |word: String| {
-        let Some(bare) = word.strip_prefix("--") else { return word };
+    let named = |word: &String| {
+        let Some(bare) = word.strip_prefix("--") else { return word.clone() };
         let (flag, value) = bare.split_once('=').map_or((bare, None), |(f, v)| (f, Some(v)));
         if known.iter().any(|k| k == flag) {
-            return word;
+            return word.clone();
         }
         let leaf = flag.replace('-', "_");
         let of = |stages: &[&str]| {
@@ -33,10 +35,10 @@ pub(super) fn with_stages(entry: &Entry, words: Vec<String>) -> Vec<String> {
         match (&found[..], value) {
             ([key], None) => format!("--{}", entry.flag(key)),
             ([key], Some(value)) => format!("--{}={value}", entry.flag(key)),
-            _ => word,
+            _ => word.clone(),
         }
     };
-    words.into_iter().map(named).collect()
+    words.iter().map(named).collect()
 }
 
 /// The names of the run's stages: as flags say, else as the file says, else those of a run that

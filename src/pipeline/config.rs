@@ -328,6 +328,12 @@ impl RunConfig {
         of.has_critic().then(|| self.section(of)).transpose()
     }
 
+    /// True if a stage that samples reads a reward model: to score, or because a critic starts from
+    /// it.
+    pub fn reads_reward_model(&self, of: &Algorithm) -> Result<bool> {
+        Ok(of.has_critic() || self.online(of)?.reward_rule.is_none())
+    }
+
     /// True if the run has this stage.
     pub fn runs(&self, stage: &Algorithm) -> bool {
         self.stages.contains(&stage)

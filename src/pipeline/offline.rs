@@ -51,11 +51,9 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
     let total = batches.len() as u64;
     let checkpointing = cfg.gradient_checkpointing;
     let engine = Engine::trained(model, settings::adamw(cfg, s, of.head), checkpointing)?;
-    let reference = match setting.objective.asks_reference() {
-        false => Reference::None,
-        true if with_lora => Reference::Adapters,
-        true => Reference::model(run.asked(&source, of.head, "reference")?),
-    };
+    let reference = Reference::asked(setting.objective.asks_reference(), with_lora, || {
+        run.asked(&source, of.head, "reference")
+    })?;
     let step = settings::step(cfg, s, total);
     let mut trainer = OfflineTrainer::new(engine, reference, setting.objective, step)?;
     run.start(&stage, total, "batches")?;

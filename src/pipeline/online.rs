@@ -11,10 +11,10 @@ use super::sources::{self, Source, critic_source};
 use super::stage::Stage;
 use super::{datasets, evaluate, settings};
 use crate::algo::{
-    Algorithm, Experience, ModelReward, OnlineModels, OnlineTrainer, Reference, RewardSource,
-    RuleReward, built_in_rule,
+    Algorithm, Experience, FromPrompts, ModelReward, OnlineModels, OnlineTrainer, Reference,
+    RewardSource, RuleReward, built_in_rule,
 };
-use crate::base::{Error, Result};
+use crate::base::Result;
 use crate::data::{PromptExample, Tokenizer};
 use crate::engine::Engine;
 use crate::formats::SnapshotBuilder;
@@ -24,15 +24,18 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 /// Runs a stage. Returns it with its number of iterations.
-pub(super) fn run(run: &mut Run<'_>, of: &'static Algorithm) -> Result<(Stage, u64)> {
+pub(super) fn run(
+    run: &mut Run<'_>,
+    of: &'static Algorithm,
+    from: &FromPrompts,
+) -> Result<(Stage, u64)> {
     let cfg = run.cfg;
-    let sampled = || Error::internal(format!("{} samples nothing", of.name));
-    let keys = Online::of(cfg, of)?.ok_or_else(sampled)?;
+    let keys = Online::of(cfg, of, from)?;
     let p = &keys.keys;
     let source = run.source(&Models::of(cfg, &run.dir).start(of)?)?;
     let data: Examples<PromptExample> = datasets::examples(run, of, &source)?;
     let texts = datasets::texts(run, of, &source)?;
-    let others = Others::open(run, &keys)?;
+    let others = Others::open(run, of, &keys)?;
     let read: Vec<&Source> = std::iter::once(&source).chain(others.all()).collect();
     let (stage, from) = run.enter(of, &read)?;
     let prompts = talks(data.train.iter().chain(&data.eval));
@@ -153,9 +156,8 @@ struct Others {
 }
 
 impl Others {
-    fn open(run: &Run<'_>, keys: &Online) -> Result<Others> {
-        // Beside a rule, a reward model is only what a critic starts from.
-        let asked = keys.keys.reward_rule.is_none() || keys.critic.is_some();
+    fn open(run: &Run<'_>, of: &Algorithm, keys: &Online) -> Result<Others> {
+        let asked = run.cfg.reads_reward_model(of)?;
         let reward = match Models::of(run.cfg, &run.dir).scorer().filter(|_| asked) {
             Some(name) => Some((name.clone(), run.source(&name)?)),
             None => None,
@@ -187,11 +189,9 @@ fn build(
     run.describe("actor", &actor);
     let checkpointing = cfg.gradient_checkpointing;
     let actor = Engine::trained(actor, settings::actor_adamw(cfg, &keys.keys), checkpointing)?;
-    let reference = match keys.method.kl {
-        None => Reference::None,
-        Some(_) if with_lora => Reference::Adapters,
-        Some(_) => Reference::model(run.asked(source, Head::Lm, "reference")?),
-    };
+    let reference = Reference::asked(keys.method.kl.is_some(), with_lora, || {
+        run.asked(source, Head::Lm, "reference")
+    })?;
     let rule = keys.keys.reward_rule.as_deref();
     let reward: Box<dyn RewardSource> = match (rule, &others.reward) {
         (Some(rule), _) => {

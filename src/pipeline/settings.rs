@@ -2,8 +2,8 @@
 
 use super::config::RunConfig;
 use crate::algo::{
-    Algorithm, CriticSection, Method, OnlineConfig, OnlineSection, OptimizerSection, StepConfig,
-    UpdateSection,
+    Algorithm, CriticSection, FromPrompts, Method, OnlineConfig, OnlineSection, OptimizerSection,
+    StepConfig, UpdateSection,
 };
 use crate::base::Result;
 use crate::model::{Head, LoadOptions, LoraConfig, SaveAs};
@@ -153,12 +153,10 @@ pub(super) struct Online {
 }
 
 impl Online {
-    /// The keys of `of`; None where it does not sample.
-    pub(super) fn of(cfg: &RunConfig, of: &Algorithm) -> Result<Option<Online>> {
-        let Some(from) = of.online() else { return Ok(None) };
-        let critic = from.critic.then(|| cfg.section(of)).transpose()?;
+    /// The keys of `of`, which learns as `from` says.
+    pub(super) fn of(cfg: &RunConfig, of: &Algorithm, from: &FromPrompts) -> Result<Online> {
         let method = (from.method)(&cfg.sections, of.name)?;
-        Ok(Some(Online { keys: cfg.section(of)?, critic, method }))
+        Ok(Online { keys: cfg.online(of)?, critic: cfg.critic(of)?, method })
     }
 
     /// Completions of one iteration.

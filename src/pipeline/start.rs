@@ -96,7 +96,7 @@ fn check_sampling(
         (None, Some(name)) => Some(name),
         (None, None) => return Err(no_reward(of)),
     };
-    let asked = rule.is_none() || of.has_critic();
+    let asked = cfg.reads_reward_model(of)?;
     let reward = reward.filter(|_| beside.reward_is_there && asked);
     let reward = reward.map(|name| opened.get(&name)).transpose()?;
     if let Some(reward) = &reward

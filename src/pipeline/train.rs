@@ -91,7 +91,7 @@ impl Run<'_> {
             Learns::Pairs(rows) => {
                 offline::run(self, offline::Setting::new(cfg, of, rows.objective)?)
             }
-            Learns::Prompts(_) => online::run(self, of),
+            Learns::Prompts(from) => online::run(self, of, from),
         }
     }
 

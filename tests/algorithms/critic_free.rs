@@ -267,23 +267,6 @@ fn a_reward_that_gives_too_few_scores_is_an_error() {
     assert!(e.contains("short gave 1 scores for 4 completions"), "{e}");
 }
 
-/// Four times the share of one token in the completion.
-struct Likes(i32);
-
-impl RewardRule for Likes {
-    fn name(&self) -> &str {
-        "likes"
-    }
-    fn score(&self, answers: &[Answered<'_>]) -> Result<Vec<Option<f32>>> {
-        let score = |a: &Answered<'_>| {
-            let tokens = tokens(a.answer);
-            let liked = tokens.iter().filter(|t| **t == self.0).count();
-            Some(4.0 * liked as f32 / tokens.len() as f32)
-        };
-        Ok(answers.iter().map(score).collect())
-    }
-}
-
 #[test]
 fn the_reward_rises_without_a_critic() {
     let mut ws = workspace();

@@ -3,31 +3,13 @@
 use crate::common::*;
 use crate::setup::*;
 use duplex::algo::{
-    Advantage, Answered, KlPenalty, Method, OnlineConfig, OnlineModels, OnlineTrainer, Reference,
-    RewardRule,
+    Advantage, KlPenalty, Method, OnlineConfig, OnlineModels, OnlineTrainer, Reference,
 };
-use duplex::base::{DType, Result};
+use duplex::base::DType;
 use duplex::engine::Engine;
 use duplex::model::{Head, LoadOptions, Model};
 use duplex::rollout::Sampling;
 use duplex::tape::ActivationCheckpointing;
-
-/// Four times the share of one token in the answer.
-struct Likes(i32);
-
-impl RewardRule for Likes {
-    fn name(&self) -> &str {
-        "likes"
-    }
-    fn score(&self, answers: &[Answered<'_>]) -> Result<Vec<Option<f32>>> {
-        let score = |a: &Answered<'_>| {
-            let tokens = tokens(a.answer);
-            let liked = tokens.iter().filter(|t| **t == self.0).count();
-            Some(4.0 * liked as f32 / tokens.len() as f32)
-        };
-        Ok(answers.iter().map(score).collect())
-    }
-}
 
 fn learn(family: &str, seed: u64, with_lora: bool) -> (f32, f32) {
     let mut ws = workspace();

@@ -29,6 +29,23 @@ impl RewardRule for Noise {
     }
 }
 
+/// Four times the share of one token in the answer.
+pub(crate) struct Likes(pub(crate) i32);
+
+impl RewardRule for Likes {
+    fn name(&self) -> &str {
+        "likes"
+    }
+    fn score(&self, answers: &[Answered<'_>]) -> Result<Vec<Option<f32>>> {
+        let score = |a: &Answered<'_>| {
+            let tokens = tokens(a.answer);
+            let liked = tokens.iter().filter(|t| **t == self.0).count();
+            Some(4.0 * liked as f32 / tokens.len() as f32)
+        };
+        Ok(answers.iter().map(score).collect())
+    }
+}
+
 /// Token ids as text, and back.
 pub(crate) fn decode(ids: &[i32]) -> String {
     ids.iter().map(i32::to_string).collect::<Vec<_>>().join(" ")

@@ -5,7 +5,7 @@ use super::{Adaptive, OnlineTrainer, RewardScaling};
 use crate::algo::experience::{Experience, Rollout};
 use crate::algo::micro_batches::{MicroBatches, share};
 use crate::algo::reference::Reference;
-use crate::algo::reward_source::{Completion, Scoring};
+use crate::algo::reward_source::{Completion, Scoring, check_count};
 use crate::base::{Error, Result};
 use crate::data::PromptExample;
 use crate::engine::Engine;
@@ -179,14 +179,7 @@ impl OnlineTrainer {
         let batch: Vec<Completion<'_>> = rollouts.iter().map(completion).collect();
         let reward = &self.models.reward;
         let scores = reward.score(&mut Scoring { ws, comm, micro_batch_tokens }, &batch)?;
-        if scores.len() != rollouts.len() {
-            return Err(Error::user(format!(
-                "the reward {} gave {} scores for {} completions",
-                reward.name(),
-                scores.len(),
-                rollouts.len()
-            )));
-        }
+        check_count(reward.name(), &scores, &batch)?;
         if let Some(i) = scores.iter().position(|s| s.is_some_and(|s| !s.is_finite())) {
             return Err(Error::user(format!(
                 "the reward of prompt {} of iteration {} is {}; check the reward model or rule",

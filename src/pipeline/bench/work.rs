@@ -222,14 +222,15 @@ impl Bench<'_> {
 
     /// PPO as it is by default, with one optimizer step over the experience.
     fn ppo_config(&self, batch: usize) -> Result<OnlineConfig> {
-        let keys = Online::of(&RunConfig::default(), DEEPSPEED_CHAT[2])?;
-        let keys = keys.ok_or_else(|| Error::internal("step 3 samples nothing"))?;
+        let (cfg, step_3) = (RunConfig::default(), DEEPSPEED_CHAT[2]);
+        let from = step_3.online().ok_or_else(|| Error::internal("step 3 samples nothing"))?;
+        let keys = Online::of(&cfg, step_3, from)?;
         Ok(OnlineConfig {
             sampling: self.sampling(),
             minibatch: batch,
             actor_schedule: SCHEDULE,
             critic_schedule: SCHEDULE,
-            ..keys.config(&RunConfig::default(), vec![], 1)
+            ..keys.config(&cfg, vec![], 1)
         })
     }
 

@@ -96,7 +96,8 @@ fn with_rows(cfg: &RunConfig, of: &Algorithm, rows: usize, ranks: usize) -> Resu
     let longest = cfg.max_seq_len.max(cfg.max_prompt_seq_len + cfg.max_answer_seq_len);
     cfg.micro_batch_tokens = rows * longest;
     let all = rows * ranks;
-    if let Some(keys) = Online::of(&cfg, of)? {
+    if let Some(from) = of.online() {
+        let keys = Online::of(&cfg, of, from)?;
         let mut p = keys.keys;
         let prompts = all.div_ceil(keys.method.num_generations);
         p.per_device_generation_batch_size = prompts.max(p.prompts_per_iteration());

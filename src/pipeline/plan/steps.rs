@@ -3,8 +3,8 @@
 
 use super::dry::{Decode, Dry, Phase, named, updated};
 use crate::algo::{
-    Algorithm, Completion, Learns, ModelReward, OfflineTrainer, OnlineModels, OnlineTrainer,
-    Reference, RewardSource, Scoring, Start, built_in_rule,
+    Algorithm, Completion, FromPrompts, Learns, ModelReward, OfflineTrainer, OnlineModels,
+    OnlineTrainer, Reference, RewardSource, Scoring, Start, built_in_rule,
 };
 use crate::arch::Config;
 use crate::base::{Error, Result};
@@ -73,7 +73,7 @@ pub(super) fn step(dry: &mut Dry<'_>, of: &'static Algorithm) -> Result<Step> {
     match &of.learns {
         Learns::Texts(rows, _) => offline(dry, Setting::new(cfg, of, rows.objective)?),
         Learns::Pairs(rows) => offline(dry, Setting::new(cfg, of, rows.objective)?),
-        Learns::Prompts(_) => online(dry, of),
+        Learns::Prompts(from) => online(dry, of, from),
     }
 }
 
@@ -101,11 +101,7 @@ fn offline<R: Offline>(dry: &mut Dry<'_>, setting: Setting<R>) -> Result<Step> {
     let compares = setting.objective.asks_reference();
     let with_lora = lora.is_some();
     let engine = dry.trained(config, of.head, lora, settings::adamw(cfg, &s, of.head), false)?;
-    let reference = match (compares, with_lora) {
-        (false, _) => Reference::None,
-        (true, true) => Reference::Adapters,
-        (true, false) => Reference::model(dry.frozen(config, of.head)?),
-    };
+    let reference = Reference::asked(compares, with_lora, || dry.frozen(config, of.head))?;
     let step = settings::step(cfg, &s, 2);
     let mut trainer = OfflineTrainer::new(engine, reference, setting.objective, step)?;
     let row = R::longest(tokens);
@@ -124,10 +120,9 @@ fn offline<R: Offline>(dry: &mut Dry<'_>, setting: Setting<R>) -> Result<Step> {
 }
 
 /// A stage that samples answers.
-fn online(dry: &mut Dry<'_>, of: &'static Algorithm) -> Result<Step> {
+fn online(dry: &mut Dry<'_>, of: &'static Algorithm, from: &FromPrompts) -> Result<Step> {
     let cfg = dry.cfg;
-    let samples_nothing = || Error::internal(format!("{} samples nothing", of.name));
-    let keys = &Online::of(cfg, of)?.ok_or_else(samples_nothing)?;
+    let keys = &Online::of(cfg, of, from)?;
     let p = &keys.keys;
     let actor = start(dry, of)?;
     let (prompt, answer) = (cfg.max_prompt_seq_len, cfg.max_answer_seq_len);
@@ -206,11 +201,9 @@ fn models(dry: &mut Dry<'_>, keys: &Online, actor_config: &Config) -> Result<Onl
     let lora = settings::lora_of(cfg, Head::Lm);
     let with_lora = lora.is_some();
     let actor = dry.trained(actor_config, Head::Lm, lora, settings::actor_adamw(cfg, p), true)?;
-    let reference = match keys.method.kl {
-        None => Reference::None,
-        Some(_) if with_lora => Reference::Adapters,
-        Some(_) => Reference::model(dry.frozen(actor_config, Head::Lm)?),
-    };
+    let reference = Reference::asked(keys.method.kl.is_some(), with_lora, || {
+        dry.frozen(actor_config, Head::Lm)
+    })?;
     let given = cfg.reward_model.as_ref().or(cfg.actor_model.as_ref());
     let (reward, of_reward): (Box<dyn RewardSource>, _) = match &p.reward_rule {
         Some(rule) => built_in_rule(rule).map(|_| (Box::new(AnyRule) as Box<_>, None))?,
