@@ -323,7 +323,7 @@ type Tensors = Vec<(String, SaveTensor, Vec<u8>)>;
 fn tensors_of(file: &Checkpoint) -> Tensors {
     let one = |n: &str| {
         let info = file.info(n).unwrap();
-        let bytes = file.read_raw(n).unwrap().into_owned();
+        let bytes = file.read_raw(n).unwrap();
         (n.to_string(), SaveTensor::new(n, info.dtype, &info.shape), bytes)
     };
     file.names().map(one).collect()
@@ -354,7 +354,7 @@ fn write_changed(
 /// Every tensor of a checkpoint by name, as its bytes.
 fn tensors(dir: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
     let checkpoint = Checkpoint::open(dir).unwrap();
-    let bytes = |name: &str| checkpoint.read_raw(name).unwrap().into_owned();
+    let bytes = |name: &str| checkpoint.read_raw(name).unwrap();
     checkpoint.names().map(|n| (n.to_string(), bytes(n))).collect()
 }
 

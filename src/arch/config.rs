@@ -1,10 +1,12 @@
 //! Typed access to a Hugging Face `config.json`, with errors that name the file and the key.
 
 use crate::arch::{Activation, Arch, Position};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, read_text};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
+/// Largest file read, in bytes.
+const MAX_FILE: u64 = 16 << 20;
 /// Most layers or heads: both make tables before any weight is seen.
 const MOST_PARTS: u64 = 4096;
 /// Most dims of a head that rotary positions turn, for the same reason.
@@ -35,7 +37,7 @@ impl Config {
                 dir.display()
             )));
         }
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, &e))?;
+        let text = read_text(&path, MAX_FILE)?;
         match serde_json::from_str(&text) {
             Ok(Value::Object(map)) => Ok(Config { path, map }),
             Ok(_) => Err(Error::user(format!("{}: not a JSON object", path.display()))),

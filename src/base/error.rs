@@ -2,6 +2,7 @@
 //! thing at fault (file, row, key, tensor) and the way out.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// The kind of an error, which decides the program's exit code.
@@ -55,19 +56,18 @@ impl Error {
         Error { kind: Kind::Internal, message: message.into() }
     }
 
-    /// An I/O error while doing `action` ("read", "write", ...) on `path`. A full disk (quota,
-    /// limit of file size) is a missing resource; everything else is taken as the user's path being
-    /// wrong.
+    /// An I/O error while doing `action` ("read", "write", ...) on `path`: of kind `User` where the
+    /// path is wrong, else a missing resource.
     pub fn io(action: &str, path: &Path, e: &std::io::Error) -> Error {
         let message = format!("cannot {action} {}: {e}", path.display());
         match e.kind() {
-            std::io::ErrorKind::StorageFull
-            | std::io::ErrorKind::QuotaExceeded
-            | std::io::ErrorKind::FileTooLarge => Error::resource(format!(
-                "{message}; free some space and run the same command again"
-            )),
-            std::io::ErrorKind::OutOfMemory => Error::resource(message),
-            _ => Error::user(message),
+            _ if is_of_the_path(e) => Error::user(message),
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                Error::resource(format!(
+                    "{message}; free some space and run the same command again"
+                ))
+            }
+            _ => Error::resource(message),
         }
     }
 
@@ -92,6 +92,23 @@ impl Error {
     }
 }
 
+/// True for errors by which the system says that a path, or the file there, is not the right one.
+/// All others come from the machine: its disk, its network, its limits.
+fn is_of_the_path(e: &std::io::Error) -> bool {
+    matches!(
+        e.kind(),
+        ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::NotADirectory
+            | ErrorKind::IsADirectory
+            | ErrorKind::AlreadyExists
+            | ErrorKind::DirectoryNotEmpty
+            | ErrorKind::InvalidFilename
+            | ErrorKind::InvalidInput
+            | ErrorKind::InvalidData
+    ) || matches!(e.raw_os_error(), Some(libc::ELOOP | libc::ENXIO | libc::ENODEV))
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // One line, whatever a library's message held.
@@ -112,8 +129,14 @@ mod tests {
         assert_eq!(Error::memory("x").exit_code(), 3);
         assert_eq!(Error::stopped("x").exit_code(), 75);
         assert_eq!(Error::internal("x").exit_code(), 1);
-        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        assert_eq!(Error::io("write", Path::new("/x"), &full).exit_code(), 3);
+        for code in [libc::ENOSPC, libc::EIO, libc::EROFS, libc::ESTALE, libc::EMFILE] {
+            let e = std::io::Error::from_raw_os_error(code);
+            assert_eq!(Error::io("write", Path::new("/x"), &e).exit_code(), 3, "{e}");
+        }
+        for code in [libc::ENOENT, libc::EACCES, libc::ENOTDIR, libc::ELOOP, libc::ENAMETOOLONG] {
+            let e = std::io::Error::from_raw_os_error(code);
+            assert_eq!(Error::io("read", Path::new("/x"), &e).exit_code(), 2, "{e}");
+        }
     }
 
     #[test]

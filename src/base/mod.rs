@@ -1,8 +1,9 @@
 //! Words everyone uses: errors, dtypes, shapes, the counter-based random numbers, what the system
-//! tells. Knows nothing of devices, tensors or models.
+//! tells, the reading of files. Knows nothing of devices, tensors or models.
 
 mod dtype;
 mod error;
+mod file;
 mod library;
 mod panic_guard;
 mod rng;
@@ -11,6 +12,7 @@ mod system;
 
 pub use dtype::{DType, Elem};
 pub use error::{Error, Kind, Result};
+pub use file::{InFile, entries, is_dir, is_there, read_file, read_if_there, read_text};
 pub use half::bf16;
 pub(crate) use library::functions;
 pub use panic_guard::{Limited, catch_panic, catches_panic, with_limit};

@@ -2,11 +2,10 @@
 //! the defaults, and writing the result as TOML again.
 
 use super::key::Key;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, read_text};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -24,14 +23,7 @@ pub struct Setting {
 
 /// The settings in the TOML file at `path`.
 pub fn read_toml(keys: &'static [Key], path: &Path) -> Result<Vec<Setting>> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, &e))?;
-    let mut text = String::new();
-    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|e| Error::io("read", path, &e))?;
-    let name = path.display().to_string();
-    if text.len() as u64 > MAX_FILE {
-        return Err(Error::user(format!("{name}: more than {MAX_FILE} bytes; is it a TOML file?")));
-    }
-    toml_settings(keys, &name, &text)
+    toml_settings(keys, &path.display().to_string(), &read_text(path, MAX_FILE)?)
 }
 
 /// The settings in TOML `text`; `name` stands for it in error lines.

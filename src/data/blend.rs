@@ -17,7 +17,7 @@ use super::share::{self, Kind, Use};
 use super::source;
 use super::split::cut;
 use super::types::Row;
-use crate::base::{Error, Result, Rng};
+use crate::base::{Error, Result, Rng, is_dir};
 use std::path::{Path, PathBuf};
 
 /// One data set of a blend.
@@ -170,11 +170,12 @@ impl Blend {
 
     /// Training and held-out rows of one set.
     fn read_set(&mut self, path: &Path, config: &BlendConfig) -> Result<(Vec<Row>, Vec<Row>)> {
-        let (train, eval) = match path.is_dir() {
+        let directory = is_dir(path)?;
+        let (train, eval) = match directory {
             true => folder::sets(path)?,
             false => (vec![path.to_owned()], vec![]),
         };
-        if path.is_dir() {
+        if directory {
             let used = [&train[..], &eval].concat();
             self.bad.notes.extend(folder::unread(path, &used)?);
         }

@@ -2,7 +2,7 @@
 //! the names that `datasets` and the hub give them: `train.jsonl`,
 //! `data/train-00000-of-00002.jsonl`, `validation.json`.
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, entries, is_dir};
 use std::path::{Path, PathBuf};
 
 /// Ends of files that rows are read from.
@@ -155,14 +155,13 @@ fn without_training_files(dir: &Path, files: &[PathBuf], readable: &[&PathBuf]) 
 
 /// The files of data directly in `dir`; none where there is no such directory.
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    if !dir.is_dir() {
+    if !is_dir(dir)? {
         return Ok(vec![]);
     }
-    let entries = std::fs::read_dir(dir).map_err(|e| Error::io("read", dir, &e))?;
-    let mut paths: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
+    let mut paths = entries(dir)?;
     let about = |p: &Path| p.file_name().is_some_and(|n| ABOUT.iter().any(|a| n == *a));
-    paths.retain(|p| p.is_file() && !about(p) && (ends(p, &READ) || ends(p, &NOT_READ)));
-    paths.sort();
+    // What is no file, such as a link that leads nowhere, is told of when it is read.
+    paths.retain(|p| !p.is_dir() && !about(p) && (ends(p, &READ) || ends(p, &NOT_READ)));
     Ok(paths)
 }
 

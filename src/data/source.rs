@@ -19,7 +19,7 @@ use super::bad_rows::{BadRows, OnBadRow};
 use super::reader::Reader;
 use super::sniff::sniff;
 use super::types::Row;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, read_file};
 use std::path::Path;
 
 /// Reads all rows of a file: a JSON list, JSON lines, a table (`.csv`, `.tsv`), or text (`.txt`).
@@ -31,7 +31,7 @@ pub fn read_rows(path: &Path, on_bad: OnBadRow) -> Result<(Vec<Row>, BadRows)> {
 
 /// Reads all rows of a file, with their columns if `columns` says so.
 pub(super) fn read(path: &Path, on_bad: OnBadRow, columns: bool) -> Result<(Vec<Row>, BadRows)> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read data file", path, &e))?;
+    let bytes = read_file(path, u64::MAX)?;
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let format =
         sniff(path, bytes).map_err(|what| Error::user(format!("{} {what}", path.display())))?;

@@ -7,12 +7,12 @@ use super::tokenizer_added::add_tokens;
 use super::tokenizer_build::Kind;
 use super::tokenizer_encode::{Encoded, Matcher};
 use super::tokenizer_files::{
-    MORE_TEMPLATES, absent, bos_note, bos_prefix, chat_templates, check_versions, config_of,
-    end_ids, file, inner_tokenizer, parse, present, read, special_variables, token_text,
-    tokenizer_of, using,
+    MAX_FILE, MORE_TEMPLATES, absent, bos_note, bos_prefix, chat_templates, check_versions,
+    config_of, end_ids, file, inner_tokenizer, parse, special_variables, token_text, tokenizer_of,
+    using,
 };
 use super::tokenizer_keys::key_notes;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, entries, is_there, read_if_there};
 use serde_json::{Map, Value, json};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -73,20 +73,21 @@ impl Tokenizer {
     /// Loads with the time that the chat template's `strftime_now` tells: seconds since 1970, UTC.
     pub fn load_at(dir: &Path, now: i64) -> Result<Tokenizer> {
         let at = dir.display();
-        if !Self::is_in(dir) {
+        if !Self::is_in(dir)? {
             return Err(absent(dir));
         }
         let mut names: Vec<String> = FILES.map(str::to_owned).to_vec();
-        if let Ok(entries) = std::fs::read_dir(dir.join(MORE_TEMPLATES)) {
-            let name = |e: std::fs::DirEntry| e.file_name().into_string().ok();
-            let more = entries.flatten().filter_map(name).filter(|n| n.ends_with(".jinja"));
-            names.extend(more.map(|n| format!("{MORE_TEMPLATES}/{n}")));
+        let more = dir.join(MORE_TEMPLATES);
+        if is_there(&more)? {
+            let all = entries(&more)?;
+            let all = all.iter().filter_map(|p| p.file_name()?.to_str());
+            let templates = all.filter(|n| n.ends_with(".jinja"));
+            names.extend(templates.map(|n| format!("{MORE_TEMPLATES}/{n}")));
         }
         let mut files = Vec::new();
         for name in names {
-            let path = dir.join(&name);
-            if present(&path) {
-                files.push((name, read(&path)?));
+            if let Some(bytes) = read_if_there(&dir.join(&name), MAX_FILE)? {
+                files.push((name, bytes));
             }
         }
         // These two belong to the model: read for their end tokens and its kind, not kept.
@@ -94,8 +95,8 @@ impl Tokenizer {
         let mut model = Value::Null;
         for name in ["generation_config.json", "config.json"] {
             let path = dir.join(name);
-            if present(&path) {
-                model = parse(&path.display().to_string(), &read(&path)?)?;
+            if let Some(bytes) = read_if_there(&path, MAX_FILE)? {
+                model = parse(&path.display().to_string(), &bytes)?;
                 model_stops.extend(end_ids(&model));
             }
         }
@@ -103,9 +104,9 @@ impl Tokenizer {
     }
 
     /// True if a directory has a tokenizer of its own.
-    pub fn is_in(dir: &Path) -> bool {
-        let has = |name: &str| present(&dir.join(name));
-        has("tokenizer.json") || has("vocab.json") && has("merges.txt")
+    pub fn is_in(dir: &Path) -> Result<bool> {
+        let has = |name: &str| is_there(&dir.join(name));
+        Ok(has("tokenizer.json")? || has("vocab.json")? && has("merges.txt")?)
     }
 
     /// A tokenizer made in code, with the texts of its end-of-sequence (also padding) token and of

@@ -14,26 +14,13 @@ pub(super) const MORE_TEMPLATES: &str = "additional_chat_templates";
 /// File names with their contents.
 pub(super) type Files = [(String, Vec<u8>)];
 
-pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| match std::fs::read_link(path) {
-        Ok(to) if !path.exists() => Error::user(format!(
-            "{} is a link to {}, which does not exist; download the file again",
-            path.display(),
-            to.display()
-        )),
-        _ => Error::io("read", path, &e),
-    })
-}
-
-/// True if there is such a file, or a link that should lead to one.
-pub(super) fn present(path: &Path) -> bool {
-    path.symlink_metadata().is_ok()
-}
+/// Largest file of a tokenizer that is read, in bytes.
+pub(super) const MAX_FILE: u64 = 1 << 30;
 
 /// Why a directory has no tokenizer that can be read, by the files that it has instead.
 pub(super) fn absent(dir: &Path) -> Error {
     let at = dir.display();
-    let has = |name: &str| present(&dir.join(name));
+    let has = |name: &str| dir.join(name).symlink_metadata().is_ok();
     let listed = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let tiktoken = listed
         .map(|entry| entry.file_name().to_string_lossy().into_owned())

@@ -5,10 +5,9 @@ use super::TensorInfo;
 use super::names::{clipped, is_plain_name, not_here, quoted};
 use super::safetensors::SafetensorsFile;
 use super::torch::TorchFile;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, is_there, read_file};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs;
@@ -47,7 +46,7 @@ impl Checkpoint {
     pub fn open(dir: &Path) -> Result<Checkpoint> {
         for name in LOOKED_FOR {
             let path = dir.join(name);
-            if !path.try_exists().map_err(|e| Error::io("look for", &path, &e))? {
+            if !is_there(&path)? {
                 continue;
             }
             return match name.ends_with(".index.json") {
@@ -77,7 +76,7 @@ impl Checkpoint {
         let mut sources = Vec::new();
         for shard in &shards {
             let path = dir.join(shard);
-            if path.try_exists().map_err(|e| Error::io("look for", &path, &e))? {
+            if is_there(&path)? {
                 sources.push(Source::open(&path)?);
             }
         }
@@ -166,8 +165,7 @@ impl Checkpoint {
     }
 
     /// The bytes of a tensor: row-major, little-endian, in its own dtype, not necessarily aligned.
-    /// Borrowed from the file's map where it lies there in one piece.
-    pub fn read_raw(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+    pub fn read_raw(&self, name: &str) -> Result<Vec<u8>> {
         self.find(name)?.0.bytes(name)
     }
 
@@ -202,7 +200,7 @@ impl Source {
         }
     }
 
-    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+    fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         match self {
             Source::Safetensors(file) => file.bytes(name),
             Source::Torch(file) => file.bytes(name),
@@ -233,11 +231,7 @@ fn what_is_there(dir: &Path) -> &'static str {
 /// Reads the `weight_map` of an index: tensor name to the file name of its shard.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let shown = path.display();
-    let size = fs::metadata(path).map_err(|e| Error::io("read", path, &e))?.len();
-    if size > MAX_INDEX {
-        return Err(Error::user(format!("{shown} is no index: it has {size} bytes")));
-    }
-    let text = fs::read(path).map_err(|e| Error::io("read", path, &e))?;
+    let text = read_file(path, MAX_INDEX)?;
     let index: Index = serde_json::from_slice(&text)
         .map_err(|e| Error::user(format!("{shown}: {}", clipped(&e.to_string()))))?;
     let mut map = BTreeMap::new();

@@ -2,10 +2,8 @@
 //! so that checking a file costs no more than reading it, and misses one damage in 2^64, where a
 //! CRC of 32 bits misses one in 2^32. Against damage only, not against forgery.
 
-use crate::base::{Error, Result};
+use crate::base::{InFile, Result};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -54,19 +52,12 @@ pub struct Fingerprint {
 
 /// The fingerprint of one file.
 pub fn fingerprint(path: &Path) -> Result<Fingerprint> {
-    let fail = |e: std::io::Error| Error::io("read", path, &e);
-    // Read, not mapped: others may cut a data file meanwhile.
-    let mut file = File::open(path).map_err(fail)?;
-    let mut buffer = vec![0; 1 << 18];
     let (mut bytes, mut sum) = (0, Xxh3::new());
-    loop {
-        let n = file.read(&mut buffer).map_err(fail)?;
-        if n == 0 {
-            return Ok(Fingerprint { bytes, checksum: Sum(sum.digest()) });
-        }
-        bytes += n as u64;
-        sum.update(&buffer[..n]);
-    }
+    InFile::open(path)?.pieces(|piece| {
+        bytes += piece.len() as u64;
+        sum.update(piece);
+    })?;
+    Ok(Fingerprint { bytes, checksum: Sum(sum.digest()) })
 }
 
 #[cfg(test)]

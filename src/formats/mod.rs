@@ -11,7 +11,6 @@ mod dtype;
 mod events;
 mod fingerprint;
 pub mod layout;
-mod map;
 mod names;
 mod pickle;
 mod safetensors;
@@ -20,6 +19,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 mod torch;
+mod weight_file;
 
 pub use atomic::{sync_dir, write_atomic};
 pub use checkpoint::Checkpoint;

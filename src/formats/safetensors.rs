@@ -1,13 +1,12 @@
 //! The safetensors format: eight bytes of header length, a JSON header, then the tensors' bytes
-//! without holes. The entries of a header are those of the crate `safetensors`. Reads through a
-//! memory map with every claim of the header checked, so that an error names the tensor; writes
-//! tensor by tensor so that a model is never held twice.
+//! without holes. The entries of a header are those of the crate `safetensors`. Reads with every
+//! claim of the header checked, so that an error names the tensor. Reads and writes tensor by
+//! tensor, so that a model is never held twice.
 
-use super::map::map_file;
 use super::names::{clipped, not_here, quoted};
+use super::weight_file::{about, open_weights};
 use super::{SourceDType, TensorInfo, write_atomic};
-use crate::base::{Error, Result};
-use memmap2::Mmap;
+use crate::base::{Error, InFile, Result};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo as Entry};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
@@ -15,16 +14,16 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The format's own bound on the header.
-const MAX_HEADER: usize = 100_000_000;
+const MAX_HEADER: u64 = 100_000_000;
 
 /// An open safetensors file whose header has been checked.
 pub(super) struct SafetensorsFile {
-    path: PathBuf,
-    map: Mmap,
-    data_start: usize,
+    file: InFile,
+    /// All bytes before those of the first tensor.
+    header: Vec<u8>,
     tensors: BTreeMap<String, Slot>,
 }
 
@@ -35,21 +34,23 @@ struct Slot {
 }
 
 impl SafetensorsFile {
-    /// Maps `path` and checks its header. Errors name the file and, where one is at fault, the
+    /// Opens `path` and checks its header. Errors name the file and, where one is at fault, the
     /// tensor.
     pub(super) fn open(path: &Path) -> Result<SafetensorsFile> {
-        let map = map_file(path)?;
-        let (data_start, tensors) = parse(&map).map_err(|e| e.context(path.display()))?;
-        Ok(SafetensorsFile { path: path.to_owned(), map, data_start, tensors })
+        let file = open_weights(path)?;
+        let header = file.read_vec(0, data_start(&file).map_err(about(path))?)?;
+        let data = file.bytes() - header.len() as u64;
+        let tensors = parse(&header[8..], data).map_err(about(path))?;
+        Ok(SafetensorsFile { file, header, tensors })
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// All bytes before those of the first tensor.
     pub(super) fn header(&self) -> &[u8] {
-        &self.map[..self.data_start]
+        &self.header
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
@@ -60,33 +61,38 @@ impl SafetensorsFile {
         self.tensors.get(name).map(|slot| &slot.info)
     }
 
-    /// The bytes of a tensor, straight from the map.
-    pub(super) fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
-        let slot = self.tensors.get(name).ok_or_else(|| not_here(name, &self.path))?;
-        Ok(Cow::Borrowed(&self.map[self.data_start..][slot.range.clone()]))
+    /// The bytes of a tensor.
+    pub(super) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let slot = self.tensors.get(name).ok_or_else(|| not_here(name, self.path()))?;
+        self.file.read_vec((self.header.len() + slot.range.start) as u64, slot.range.len())
     }
 }
 
-/// Checks `file`; returns where its data starts and what it holds.
-fn parse(file: &[u8]) -> Result<(usize, BTreeMap<String, Slot>)> {
-    let Some((length, rest)) = file.split_first_chunk::<8>() else {
+/// Where the tensors' bytes start, by the length that `file` begins with.
+fn data_start(file: &InFile) -> Result<usize> {
+    let Some(rest) = file.bytes().checked_sub(8) else {
         return Err(Error::user(format!(
             "is not a safetensors file: {} bytes are less than its header; download it again",
-            file.len()
+            file.bytes()
         )));
     };
-    let length = u64::from_le_bytes(*length);
-    if length > MAX_HEADER as u64 || length > rest.len() as u64 {
+    let mut length = [0; 8];
+    file.read_at(0, &mut length)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER || length > rest {
         return Err(Error::user(format!(
             "is not a safetensors file, or is cut short: the header claims {length} bytes, the \
-             file has {}; download it again",
-            rest.len()
+             file has {rest}; download it again"
         )));
     }
-    let (header, data) = rest.split_at(length as usize);
+    Ok(8 + length as usize)
+}
+
+/// The tensors of a JSON header that `data_len` bytes of data follow.
+fn parse(header: &[u8], data_len: u64) -> Result<BTreeMap<String, Slot>> {
     let header: Header = serde_json::from_slice(header)
         .map_err(|e| Error::user(format!("bad safetensors header: {}", clipped(&e.to_string()))))?;
-    Ok((8 + length as usize, check(header.0, data.len())?))
+    check(header.0, data_len as usize)
 }
 
 /// The crate's entry with nothing else in it: the crate passes over keys that it does not know.

@@ -1,21 +1,22 @@
 //! PyTorch checkpoints (`.bin`, `.pt`: a zip of one pickle and raw storages), read without
-//! executing the pickle and without extracting anything: tensors are views into the memory map.
+//! executing the pickle and without extracting anything: tensors are read from where they lie.
 
 use super::TensorInfo;
-use super::map::map_file;
 use super::names::{clipped, not_here, quoted};
 use super::pickle::{PickledTensor, read_state_dict};
-use crate::base::{Error, Result};
-use memmap2::Mmap;
-use std::borrow::Cow;
+use super::weight_file::{about, open_weights};
+use crate::base::{Error, InFile, Result};
 use std::collections::{BTreeMap, HashMap};
-use std::io::Cursor;
+use std::io::BufReader;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Far above any real state dict's pickle (some hundred bytes per tensor).
 const MAX_PICKLE: usize = 64 << 20;
+
+/// Bytes of a storage that are held at a time while its checksum is computed.
+const PIECE: usize = 1 << 20;
 
 /// How a file of PyTorch before 1.6 starts: the pickled number 0x1950a86a20f9469cfc6c.
 const LEGACY: &[u8] = &[0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
@@ -23,8 +24,7 @@ const LEGACY: &[u8] = &[0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0x
 /// An open PyTorch checkpoint whose tensors have been checked to lie within the file.
 #[derive(Debug)]
 pub(super) struct TorchFile {
-    path: PathBuf,
-    map: Mmap,
+    file: InFile,
     storages: HashMap<String, Entry>,
     tensors: BTreeMap<String, Tensor>,
 }
@@ -49,15 +49,15 @@ struct Tensor {
 }
 
 impl TorchFile {
-    /// Maps `path` and reads its pickle. Errors name the file and what in it is at fault.
+    /// Opens `path` and reads its pickle. Errors name the file and what in it is at fault.
     pub(super) fn open(path: &Path) -> Result<TorchFile> {
-        let map = map_file(path)?;
-        let (storages, tensors) = parse(&map).map_err(|e| e.context(path.display()))?;
-        Ok(TorchFile { path: path.to_owned(), map, storages, tensors })
+        let file = open_weights(path)?;
+        let (storages, tensors) = parse(&file).map_err(about(path))?;
+        Ok(TorchFile { file, storages, tensors })
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
@@ -70,19 +70,23 @@ impl TorchFile {
 
     /// The row-major bytes of a tensor, gathered when it is strided. The storage's checksum is
     /// verified on first use.
-    pub(super) fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+    pub(super) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let found = self.tensors.get(name).and_then(|t| Some((t, self.storages.get(&t.storage)?)));
-        let (tensor, entry) = found.ok_or_else(|| not_here(name, &self.path))?;
+        let (tensor, entry) = found.ok_or_else(|| not_here(name, self.path()))?;
         entry
-            .verify(&self.map)
-            .map_err(|e| e.context(format!("{}: tensor {}", self.path.display(), quoted(name))))?;
-        Ok(tensor.gather(&self.map[entry.range.clone()]))
+            .verify(&self.file)
+            .map_err(|e| about(self.path())(e.context(format!("tensor {}", quoted(name)))))?;
+        let span = tensor.span();
+        let bytes = self.file.read_vec((entry.range.start + span.start) as u64, span.len())?;
+        Ok(if tensor.is_contiguous() { bytes } else { tensor.gather(&bytes) })
     }
 }
 
 /// Reads archive and pickle; returns storages by key and tensors by name.
-fn parse(file: &[u8]) -> Result<(HashMap<String, Entry>, BTreeMap<String, Tensor>)> {
-    if file.first() == Some(&0x80) && file.get(2..).is_some_and(|rest| rest.starts_with(LEGACY)) {
+fn parse(file: &InFile) -> Result<(HashMap<String, Entry>, BTreeMap<String, Tensor>)> {
+    let length = file.bytes().min(2 + LEGACY.len() as u64) as usize;
+    let start = file.read_vec(0, length)?;
+    if start.first() == Some(&0x80) && start.get(2..).is_some_and(|rest| rest == LEGACY) {
         return Err(Error::user(
             "is in PyTorch's format before 1.6, which is not read; load and save it once with a \
              newer PyTorch, or convert it to safetensors",
@@ -94,28 +98,29 @@ fn parse(file: &[u8]) -> Result<(HashMap<String, Entry>, BTreeMap<String, Tensor
         return Err(Error::user("is no PyTorch checkpoint: its zip has not one data.pkl"));
     };
     let root = root.to_owned();
-    let read = |name: &str| -> Result<Option<&[u8]>> {
+    let read = |name: &str| -> Result<Option<Vec<u8>>> {
         let Some(entry) = entries.get(&format!("{root}/{name}")) else { return Ok(None) };
+        let length = entry.range.len();
+        if length > MAX_PICKLE {
+            return Err(Error::user(format!(
+                "its {name} of {length} bytes describes more than tensors; save \
+                 model.state_dict() alone"
+            )));
+        }
         entry.verify(file).map_err(|e| e.context(name))?;
-        Ok(Some(&file[entry.range.clone()]))
+        file.read_vec(entry.range.start as u64, length).map(Some)
     };
     if read("byteorder")?.is_some_and(|order| order != b"little") {
         return Err(Error::user("was saved on a big-endian machine; save it on another"));
     }
     let pickle = read("data.pkl")?.unwrap_or_default();
-    if pickle.len() > MAX_PICKLE {
-        return Err(Error::user(format!(
-            "its pickle of {} bytes describes more than tensors; save model.state_dict() alone",
-            pickle.len()
-        )));
-    }
     let (mut storages, mut tensors) = (HashMap::new(), BTreeMap::new());
-    for (name, pickled) in read_state_dict(pickle)? {
+    for (name, pickled) in read_state_dict(&pickle)? {
         let key = pickled.storage.key;
         if let Some(entry) = entries.remove(&format!("{root}/data/{key}")) {
             storages.insert(key.to_owned(), entry);
         }
-        let tensor = Tensor::check(&pickled, storages.get(key), file.len())
+        let tensor = Tensor::check(&pickled, storages.get(key), file.bytes() as usize)
             .map_err(|e| e.context(format!("tensor {}", quoted(&name))))?;
         tensors.insert(name, tensor);
     }
@@ -123,14 +128,15 @@ fn parse(file: &[u8]) -> Result<(HashMap<String, Entry>, BTreeMap<String, Tensor
 }
 
 /// The archive's files by name, each checked to lie within the archive.
-fn read_entries(file: &[u8]) -> Result<HashMap<String, Entry>> {
+fn read_entries(file: &InFile) -> Result<HashMap<String, Entry>> {
     let unreadable = |e: zip::result::ZipError| {
         Error::user(format!(
             "is no PyTorch zip file, or is cut short ({}); download it again",
             clipped(&e.to_string())
         ))
     };
-    let mut archive = zip::ZipArchive::new(Cursor::new(file)).map_err(unreadable)?;
+    let archive = InFile::open(file.path()).map(BufReader::new)?;
+    let mut archive = zip::ZipArchive::new(archive).map_err(unreadable)?;
     if archive.has_duplicate_names() {
         return Err(Error::user("its zip holds two files of one name"));
     }
@@ -149,7 +155,7 @@ fn read_entries(file: &[u8]) -> Result<HashMap<String, Entry>> {
             let end = start.checked_add(entry.size())?;
             Some(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
         });
-        let Some(range) = range.filter(|range| range.end <= file.len()) else {
+        let Some(range) = range.filter(|range| range.end as u64 <= file.bytes()) else {
             return Err(Error::user(format!("{} lies beyond the file's end", quoted(&name))));
         };
         let (crc, verified) = (entry.crc32(), AtomicBool::new(false));
@@ -159,9 +165,14 @@ fn read_entries(file: &[u8]) -> Result<HashMap<String, Entry>> {
 }
 
 impl Entry {
-    fn verify(&self, file: &[u8]) -> Result<()> {
+    fn verify(&self, file: &InFile) -> Result<()> {
         if !self.verified.load(Ordering::Relaxed) {
-            if crc32fast::hash(&file[self.range.clone()]) != self.crc {
+            let mut crc = crc32fast::Hasher::new();
+            for at in self.range.clone().step_by(PIECE) {
+                let length = PIECE.min(self.range.end - at);
+                crc.update(&file.read_vec(at as u64, length)?);
+            }
+            if crc.finalize() != self.crc {
                 return Err(Error::user(
                     "the checksum does not match, the file is damaged; download or save it again",
                 ));
@@ -213,18 +224,27 @@ impl Tensor {
         })
     }
 
-    /// The elements in row-major order, from the bytes of the storage.
-    fn gather<'a>(&self, storage: &'a [u8]) -> Cow<'a, [u8]> {
+    /// The bytes of the storage from the first element to the last.
+    fn span(&self) -> Range<usize> {
+        let size = self.info.dtype.size();
+        let first = self.offset * size;
+        if self.info.shape.contains(&0) {
+            return first..first;
+        }
+        let steps = self.info.shape.iter().zip(&self.stride);
+        let last: usize = steps.map(|(&n, &stride)| (n - 1) * stride).sum();
+        first..first + (last + 1) * size
+    }
+
+    /// The elements in row-major order, from the bytes of their span.
+    fn gather(&self, span: &[u8]) -> Vec<u8> {
         let size = self.info.dtype.size();
         let count: usize = self.info.shape.iter().product();
-        if count == 0 || self.is_contiguous() {
-            return Cow::Borrowed(&storage[self.offset * size..][..count * size]);
-        }
         let mut out = Vec::with_capacity(count * size);
         let mut index = vec![0; self.info.shape.len()];
-        let mut at = self.offset;
+        let mut at: usize = 0;
         for _ in 0..count {
-            out.extend_from_slice(&storage[at * size..][..size]);
+            out.extend_from_slice(&span[at * size..][..size]);
             // Count up in mixed radix, the last dimension fastest, keeping `at` in step.
             for (d, digit) in index.iter_mut().enumerate().rev() {
                 *digit += 1;
@@ -237,7 +257,7 @@ impl Tensor {
                 *digit = 0;
             }
         }
-        Cow::Owned(out)
+        out
     }
 
     fn is_contiguous(&self) -> bool {

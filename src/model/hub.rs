@@ -1,6 +1,6 @@
 //! Models by name: directories, and the local Hugging Face cache with its revisions.
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, is_dir, read_text};
 use std::path::{Component, Path, PathBuf};
 
 /// The local Hugging Face cache: `HF_HUB_CACHE` or `HUGGINGFACE_HUB_CACHE`, else `hub` in
@@ -38,7 +38,7 @@ pub(super) fn split_revision(name: &str) -> (&str, Option<&str>) {
 /// ([`hub_cache`]), where `@` and a branch, tag or commit may follow the name.
 pub fn resolve_model(name: &str) -> Result<PathBuf> {
     let path = Path::new(name);
-    if path.is_dir() {
+    if is_dir(path)? {
         return Ok(path.to_path_buf());
     }
     resolve_in(&hub_cache(), name)
@@ -84,11 +84,13 @@ fn snapshot(repo: &Path, revision: &str) -> Option<PathBuf> {
     if !plain(revision) {
         return None;
     }
-    let named = std::fs::read_to_string(repo.join("refs").join(revision)).ok();
+    let named = read_text(&repo.join("refs").join(revision), 4096).ok();
     let commit = named.as_deref().map_or(revision, str::trim);
     let hash = !commit.is_empty() && commit.chars().all(|c| c.is_ascii_alphanumeric());
     let dir = repo.join("snapshots").join(commit);
-    let model = ["config.json", "adapter_config.json"].iter().any(|f| dir.join(f).is_file());
+    let model = ["config.json", "adapter_config.json"]
+        .iter()
+        .any(|f| dir.join(f).symlink_metadata().is_ok());
     (hash && model).then_some(dir)
 }
 

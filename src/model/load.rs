@@ -2,7 +2,7 @@
 //! fits, and putting each into the store in our layout.
 
 use crate::arch::{Arch, Config};
-use crate::base::{DType, Error, Result};
+use crate::base::{DType, Error, Result, is_dir, is_there};
 use crate::device::Device;
 use crate::formats::{Checkpoint, layout};
 use crate::model::hub::{resolve_model, split_revision};
@@ -56,14 +56,14 @@ impl LoadOptions {
 
 /// The directory of the base model where `dir` holds PEFT adapters, else `dir`.
 pub fn base_dir(dir: &Path) -> Result<PathBuf> {
-    if !is_adapter_dir(dir) {
+    if !is_adapter_dir(dir)? {
         return Ok(dir.to_path_buf());
     }
     let name = AdapterConfig::read(dir)?.base;
     let (path, _) = split_revision(&name);
     // Looked for beside the adapters first.
     let beside = dir.parent().unwrap_or(Path::new(".")).join(path);
-    if !path.is_empty() && beside.join("config.json").is_file() {
+    if !path.is_empty() && is_there(&beside.join("config.json"))? {
         return Ok(beside);
     }
     if path.is_empty() {
@@ -72,7 +72,7 @@ pub fn base_dir(dir: &Path) -> Result<PathBuf> {
             dir.join("adapter_config.json").display()
         )));
     }
-    let name = if Path::new(path).is_dir() { path } else { &name };
+    let name = if is_dir(Path::new(path))? { path } else { &name };
     resolve_model(name).map_err(|e| e.context("base of the adapters"))
 }
 
@@ -87,9 +87,9 @@ impl Model {
     /// Loads a checkpoint directory, or PEFT adapters on the base they name. On a fake device
     /// all is checked but the values, which are not read.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
-        let adapters = is_adapter_dir(dir).then(|| Adapters::open(dir, options)).transpose()?;
+        let adapters = is_adapter_dir(dir)?.then(|| Adapters::open(dir, options)).transpose()?;
         let base = base_dir(dir)?;
-        if adapters.is_some() && is_adapter_dir(&base) {
+        if adapters.is_some() && is_adapter_dir(&base)? {
             return Err(Error::user(format!(
                 "{}: adapters on adapters; merge {} first",
                 dir.display(),
@@ -319,7 +319,7 @@ impl Model {
             return Ok(false);
         }
         let options = LoadOptions::frozen(Head::Lm, DType::F32);
-        if is_adapter_dir(dir) && Adapters::open(dir, &options)?.unties(&arch) {
+        if is_adapter_dir(dir)? && Adapters::open(dir, &options)?.unties(&arch) {
             return Ok(false);
         }
         Ok(!own_head(&Checkpoint::open(&base)?, &arch, &base, &mut vec![])?)
@@ -331,7 +331,7 @@ impl Model {
         let base = base_dir(dir)?;
         let arch = Config::read(&base)?.arch()?;
         let mut files = vec![Checkpoint::open(&base)?];
-        if is_adapter_dir(dir) {
+        if is_adapter_dir(dir)? {
             files.insert(0, Checkpoint::open_file(&adapter_weights(dir)?)?);
         }
         for file in &files {

@@ -2,13 +2,16 @@
 //! name. Semantics are those of `peft.LoraConfig`.
 
 use crate::arch::is_off;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, is_there, read_text};
 use crate::model::lora::{LoraConfig, LoraRules};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// Largest rank of adapters that are read, and of those that a run can ask for.
 const MOST_RANK: usize = 4096;
+
+/// Largest configuration read, in bytes.
+const MAX_FILE: u64 = 16 << 20;
 
 /// Rank and alpha where the config has none.
 const DEFAULT: usize = 8;
@@ -68,8 +71,8 @@ pub(super) struct AdapterConfig {
 }
 
 /// True if `dir` holds PEFT adapters.
-pub(super) fn is_adapter_dir(dir: &Path) -> bool {
-    dir.join("adapter_config.json").is_file()
+pub(super) fn is_adapter_dir(dir: &Path) -> Result<bool> {
+    is_there(&dir.join("adapter_config.json"))
 }
 
 /// The file of the adapters' weights in `dir`: safetensors, else PyTorch's.
@@ -77,21 +80,23 @@ pub(super) fn is_adapter_dir(dir: &Path) -> bool {
 /// # Errors
 /// There is neither.
 pub fn adapter_weights(dir: &Path) -> Result<PathBuf> {
-    let files = ["adapter_model.safetensors", "adapter_model.bin"].map(|f| dir.join(f));
-    files.into_iter().find(|f| f.is_file()).ok_or_else(|| {
-        Error::user(format!(
-            "{}: holds adapter_config.json, but neither adapter_model.safetensors nor \
-             adapter_model.bin",
-            dir.display()
-        ))
-    })
+    for file in ["adapter_model.safetensors", "adapter_model.bin"].map(|f| dir.join(f)) {
+        if is_there(&file)? {
+            return Ok(file);
+        }
+    }
+    Err(Error::user(format!(
+        "{}: holds adapter_config.json, but neither adapter_model.safetensors nor \
+         adapter_model.bin",
+        dir.display()
+    )))
 }
 
 impl AdapterConfig {
     /// Reads `dir/adapter_config.json`. Errors name the file and the key.
     pub(super) fn read(dir: &Path) -> Result<AdapterConfig> {
         let path = dir.join("adapter_config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, &e))?;
+        let text = read_text(&path, MAX_FILE)?;
         let parsed = match serde_json::from_str(&text) {
             Ok(Value::Object(map)) => Keys(map).config(),
             Ok(_) => Err(Error::user("not a JSON object")),

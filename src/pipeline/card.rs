@@ -6,7 +6,7 @@ use super::config::{DataSource, RunConfig};
 use super::settings::Online;
 use super::settings::rank_of;
 use crate::algo::{Algorithm, CriticSection, OnlineSection, OptimizerSection};
-use crate::base::Result;
+use crate::base::{Result, read_text};
 use crate::config::{Key, Kind, Section};
 use crate::data::Use;
 use crate::model::Head;
@@ -131,6 +131,9 @@ pub(super) fn hub_name(dir: &Path) -> Option<String> {
     Some(part(up.next())?.strip_prefix("models--")?.replace("--", "/"))
 }
 
+/// Largest card read, in bytes.
+const MAX_FILE: u64 = 16 << 20;
+
 /// Fields of a base model's card that also hold for models made from it.
 #[derive(Default)]
 struct Front {
@@ -142,7 +145,7 @@ struct Front {
 
 impl Front {
     fn of(dir: &Path) -> Front {
-        let text = std::fs::read_to_string(dir.join("README.md")).unwrap_or_default();
+        let text = read_text(&dir.join("README.md"), MAX_FILE).unwrap_or_default();
         let mut lines = text.lines();
         if lines.next().map(str::trim_end) != Some("---") {
             return Front::default();

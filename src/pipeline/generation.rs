@@ -1,18 +1,24 @@
 //! `generation_config.json`, read by exports and by `inspect` and `verify`.
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, read_if_there};
 use serde_json::{Map, Value};
 use std::path::Path;
 
 /// The name of the file.
 pub(super) const FILE: &str = "generation_config.json";
 
+/// Largest file read, in bytes.
+const MAX_FILE: u64 = 16 << 20;
+
 /// The settings of the first of `dirs` that has the file. Errors name the file.
 pub(super) fn settings(dirs: &[&Path]) -> Result<Option<Map<String, Value>>> {
-    let Some(path) = dirs.iter().map(|dir| dir.join(FILE)).find(|path| path.is_file()) else {
-        return Ok(None);
-    };
-    let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
+    let mut found = None;
+    for path in dirs.iter().map(|dir| dir.join(FILE)) {
+        if found.is_none() {
+            found = read_if_there(&path, MAX_FILE)?.map(|bytes| (path, bytes));
+        }
+    }
+    let Some((path, bytes)) = found else { return Ok(None) };
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(settings)) => Ok(Some(settings)),
         Ok(_) => Err(Error::user(format!("{}: not a JSON object", path.display()))),

@@ -5,7 +5,7 @@ use super::config::InspectConfig;
 use super::tokens;
 use super::verify::head_of;
 use crate::arch::{Arch, Config, Position, Residual};
-use crate::base::{DType, Result};
+use crate::base::{DType, Result, read_text};
 use crate::formats::Checkpoint;
 use crate::model::{Head, LoraConfig, Model, Params, base_dir, linear_modules, resolve_model};
 use crate::pool::ParamSpec;
@@ -138,7 +138,7 @@ fn weights(dir: &Path) -> Result<String> {
 
 /// Rank and modules of adapters, as their file says.
 fn adapter(dir: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(dir.join("adapter_config.json")).ok()?;
+    let text = read_text(&dir.join("adapter_config.json"), 16 << 20).ok()?;
     let config: Value = serde_json::from_str(&text).ok()?;
     let list = |key: &str| match config.get(key) {
         Some(Value::Array(all)) => {

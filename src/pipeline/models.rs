@@ -142,5 +142,5 @@ fn policies(of: &Algorithm) -> impl Iterator<Item = &'static Algorithm> {
 
 /// `dir` as a model's name, if a model was saved there.
 fn finished(dir: &Path) -> Option<String> {
-    dir.join("config.json").is_file().then(|| dir.display().to_string())
+    dir.join("config.json").exists().then(|| dir.display().to_string())
 }

@@ -1,7 +1,7 @@
 //! Models of a run with their tokenizers: found and loaded.
 
 use crate::arch::{Arch, Config};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, entries, is_dir, is_there, read_text};
 use crate::data::{Tokenizer, now};
 use crate::device::{Device, FakeDevice};
 use crate::formats::Checkpoint;
@@ -79,9 +79,7 @@ impl Source {
         let templates = [&self.dir, &base].map(|dir| dir.join("additional_chat_templates"));
         let templates = templates.iter().filter(|dir| dir.is_dir());
         for dir in [&self.dir, &base].into_iter().chain(templates) {
-            let small = std::fs::read_dir(dir).map_err(|e| Error::io("read", dir, &e))?;
-            let small = small.filter_map(|e| e.ok().map(|e| e.path()));
-            files.extend(small.filter(|p| {
+            files.extend(entries(dir)?.into_iter().filter(|p| {
                 let settings = ["json", "jinja", "model"];
                 let of = |p: &Path, ends: &[&str]| {
                     p.extension().and_then(|e| e.to_str()).is_some_and(|e| ends.contains(&e))
@@ -149,7 +147,7 @@ impl Opened {
 /// come without one.
 pub(super) fn tokenizer_dir(dir: &Path) -> Result<PathBuf> {
     let base = base_dir(dir)?;
-    Ok(if Tokenizer::is_in(dir) { dir.to_path_buf() } else { base })
+    Ok(if Tokenizer::is_in(dir)? { dir.to_path_buf() } else { base })
 }
 
 /// The path of a data set: as given, or where the local cache of the hub holds a data set of this
@@ -160,7 +158,7 @@ pub(super) fn data_path(given: &Path) -> Result<PathBuf> {
     let is_file = given.extension().and_then(|e| e.to_str()).is_some_and(|e| known.contains(&e));
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
     let parts = name.split('/').filter(|p| !p.is_empty()).count();
-    if given.exists()
+    if is_there(given)?
         || is_file
         || !(1..=2).contains(&parts)
         || name.starts_with(['.', '/', '~'])
@@ -171,12 +169,12 @@ pub(super) fn data_path(given: &Path) -> Result<PathBuf> {
     }
     let hub = hub_cache();
     let repo = hub.join(format!("datasets--{}", name.replace('/', "--")));
-    let commit = std::fs::read_to_string(repo.join("refs/main")).unwrap_or_default();
+    let commit = read_text(&repo.join("refs/main"), 4096).unwrap_or_default();
     let commit = commit.trim();
     // A hash. Anything else could lead out of the cache.
     let snapshot = repo.join("snapshots").join(commit);
     let plain = !commit.is_empty() && commit.chars().all(|c| c.is_ascii_alphanumeric());
-    if plain && snapshot.is_dir() {
+    if plain && is_dir(&snapshot)? {
         return Ok(snapshot);
     }
     let directory = name.rsplit('/').next().unwrap_or(name);

@@ -7,7 +7,7 @@ use super::saver::in_order;
 use super::tokens;
 use crate::algo::{ALGORITHMS, names};
 use crate::arch::Config;
-use crate::base::{DType, Error, Result};
+use crate::base::{DType, Error, Result, is_dir, is_there, read_file, read_if_there};
 use crate::formats::{Checkpoint, Snapshot};
 use crate::model::{Head, LoadOptions, Model, adapter_weights, base_dir, resolve_model};
 use serde_json::Value;
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Something is damaged or cannot be used, or there is nothing to check.
 pub fn verify(cfg: &VerifyConfig, tell: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
-    let dir = &match cfg.path.exists() {
+    let dir = &match is_there(&cfg.path)? {
         true => cfg.path.clone(),
         false => resolve_model(&cfg.path.display().to_string())?,
     };
@@ -90,6 +90,9 @@ fn is_unusable(e: &Error) -> bool {
     .any(|part| text.contains(part))
 }
 
+/// Largest configuration read, in bytes.
+const MAX_FILE: u64 = 16 << 20;
+
 enum Thing {
     Snapshot(PathBuf),
     Model(PathBuf),
@@ -106,29 +109,33 @@ fn is_beginning(thing: &Thing) -> bool {
 
 /// Returns the checkpoints and models to check in `dir`.
 fn things(dir: &Path) -> Result<Vec<Thing>> {
-    if dir.join("manifest.json").exists() {
+    if is_there(&dir.join("manifest.json"))? {
         return Ok(vec![Thing::Snapshot(dir.to_owned())]);
     }
-    if is_model(dir) {
+    if is_model(dir)? {
         return Ok(vec![Thing::Model(dir.to_owned())]);
     }
     let inside = dir.join("checkpoints");
-    let root = if inside.is_dir() { &inside } else { dir };
+    let root = if is_dir(&inside)? { &inside } else { dir };
     let mut all: Vec<Thing> =
         in_order(root, &names())?.into_iter().map(|f| Thing::Snapshot(f.dir)).collect();
     let models = ALGORITHMS.iter().flat_map(|a| models(dir, a));
     let with_adapters = models.flat_map(|m| [m.join("adapter"), m]);
-    all.extend(with_adapters.filter(|m| is_model(m)).map(Thing::Model));
+    for dir in with_adapters {
+        if is_model(&dir)? {
+            all.push(Thing::Model(dir));
+        }
+    }
     Ok(all)
 }
 
 /// True if `dir` holds a model or adapters. A configuration of something else names no model type.
-fn is_model(dir: &Path) -> bool {
-    let text = std::fs::read(dir.join("config.json")).unwrap_or_default();
+fn is_model(dir: &Path) -> Result<bool> {
+    let text = read_if_there(&dir.join("config.json"), MAX_FILE)?.unwrap_or_default();
     let config: Option<Value> = serde_json::from_slice(&text).ok();
     let other =
         config.is_some_and(|c| c.get("model_type").is_none()) && Checkpoint::open(dir).is_err();
-    dir.join("adapter_config.json").exists() || dir.join("config.json").exists() && !other
+    Ok(is_there(&dir.join("adapter_config.json"))? || is_there(&dir.join("config.json"))? && !other)
 }
 
 fn snapshot(dir: &Path) -> Result<String> {
@@ -180,7 +187,7 @@ fn model(dir: &Path) -> Result<(String, Vec<String>)> {
 /// The head that the model in `dir` is saved with; `config` is its base model's.
 pub(super) fn head_of(dir: &Path, config: &Config) -> Head {
     let classes = config.map.get("architectures").map_or(String::new(), ToString::to_string);
-    let text = std::fs::read(dir.join("adapter_config.json")).unwrap_or_default();
+    let text = read_file(&dir.join("adapter_config.json"), MAX_FILE).unwrap_or_default();
     let adapter: Value = serde_json::from_slice(&text).unwrap_or_default();
     let scores = classes.contains("Classification") || adapter["task_type"] == "SEQ_CLS";
     if scores { Head::Score } else { Head::Lm }

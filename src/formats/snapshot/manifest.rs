@@ -6,7 +6,7 @@ use super::super::fingerprint::{Fingerprint, Sum};
 use super::super::names::{clipped, is_plain_name, quoted};
 use super::super::write_atomic;
 use super::damage::damaged;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, read_file};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -124,7 +124,7 @@ pub(super) fn read(dir: &Path) -> Result<Manifest> {
     if !meta.is_file() || meta.len() > MAX_MANIFEST {
         return Err(damaged(&path, "it is not a file of a size that manifests have"));
     }
-    let text = fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
+    let text = read_file(&path, MAX_MANIFEST)?;
     check_version(&path, &text)?;
     let begin = head(Sum(0)).len();
     let rest = text.get(begin..).unwrap_or_default();

@@ -24,7 +24,6 @@ use super::{SourceDType, Sum, TensorInfo};
 use crate::base::{Error, Result};
 use damage::{damaged, opened};
 use manifest::{MANIFEST, Manifest, Shard};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs;
@@ -87,13 +86,18 @@ impl Snapshot {
         name: &str,
         dtype: impl Into<SourceDType>,
         shape: &[usize],
-    ) -> Result<Cow<'_, [u8]>> {
+    ) -> Result<Vec<u8>> {
         let wanted = TensorInfo { dtype: dtype.into(), shape: shape.to_vec() };
-        let Some(shard) = self.places.get(name).map(|i| &self.shards[*i]) else {
+        let Some(i) = self.places.get(name) else {
             return Err(self.unfit(format!("holds no tensor {}", quoted(name))));
         };
+        let shard = &self.shards[*i];
         match shard.info(name) {
-            Some(info) if *info == wanted => shard.bytes(name),
+            // Checked again: the file can have changed since it was opened.
+            Some(info) if *info == wanted => match self.manifest.files[*i].tensors.get(name) {
+                Some(sum) => checked(shard, name, *sum),
+                None => Err(self.unfit(format!("has no checksum of tensor {}", quoted(name)))),
+            },
             info => Err(self.unfit(format!(
                 "tensor {} is {}, but {} is needed",
                 quoted(name),
@@ -170,11 +174,18 @@ fn open_shard(dir: &Path, shard: &Shard) -> Result<SafetensorsFile> {
     if !file.names().eq(shard.tensors.keys()) {
         return Err(damaged(&path, "its tensors are not those of the manifest"));
     }
-    for (name, sum) in &shard.tensors {
-        if Sum::of(&file.bytes(name)?) != *sum {
+    shard.tensors.iter().try_for_each(|(name, sum)| checked(&file, name, *sum).map(drop))?;
+    Ok(file)
+}
+
+/// The bytes of a tensor, which must have this checksum.
+fn checked(file: &SafetensorsFile, name: &str, sum: Sum) -> Result<Vec<u8>> {
+    let bytes = file.bytes(name)?;
+    match Sum::of(&bytes) == sum {
+        true => Ok(bytes),
+        false => {
             let what = format!("tensor {} does not have its checksum", quoted(name));
-            return Err(damaged(&path, what));
+            Err(damaged(file.path(), what))
         }
     }
-    Ok(file)
 }
