@@ -14,6 +14,7 @@ mod spellings;
 use device::device;
 use duplex::base::DType;
 use duplex::engine::{Engine, LossOutput};
+use duplex::formats::OutDir;
 use duplex::formats::layout::scatter_rows;
 use duplex::formats::{Checkpoint, SaveTensor, write_safetensors};
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
@@ -345,7 +346,7 @@ fn write_changed(
     std::fs::write(to.join(settings.file_name().unwrap()), values.to_string()).unwrap();
     let list: Vec<SaveTensor> =
         all.iter().map(|(n, t, _)| SaveTensor::new(n, t.info.dtype, &t.info.shape)).collect();
-    write_safetensors(&to.join(weights), &list, None, &mut |t| {
+    write_safetensors(&OutDir::create(&to).unwrap(), weights, &list, None, &mut |t| {
         Ok(all.iter().find(|(n, ..)| *n == t.name).unwrap().2.clone().into())
     })
     .unwrap();
@@ -364,7 +365,7 @@ fn a_round_trip_keeps_every_byte_and_the_prefix_may_be_missing() {
         let tmp = tempfile::tempdir().unwrap();
         let (saved, short) = (tmp.path().join("saved"), tmp.path().join("short"));
         let model = load(name, Head::Lm, DType::F32, false);
-        save_model(&model, &saved, &SaveAs::default(), None).unwrap();
+        save_model(&model, &OutDir::create(&saved).unwrap(), &SaveAs::default(), None).unwrap();
         let original = tensors(&dir(name));
         assert!(tensors(&saved) == original, "{name}: saved tensors differ");
         // As published base models name them.
@@ -384,14 +385,15 @@ fn a_round_trip_keeps_every_byte_and_the_prefix_may_be_missing() {
             })
             .collect();
         write_safetensors(
-            &short.join("model.safetensors"),
+            &OutDir::create(&short).unwrap(),
+            "model.safetensors",
             &list,
             Some(("format", "pt")),
             &mut |t| Ok(original[&full(&t.name)].clone().into()),
         )
         .unwrap();
         let again = Model::load(&short, &LoadOptions::frozen(Head::Lm, DType::F32)).unwrap();
-        save_model(&again, &saved, &SaveAs::default(), None).unwrap();
+        save_model(&again, &OutDir::create(&saved).unwrap(), &SaveAs::default(), None).unwrap();
         assert!(tensors(&saved) == original, "{name}: without the prefix");
     }
 }

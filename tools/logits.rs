@@ -6,7 +6,7 @@
 
 use duplex::base::{DType, Error, Result, Rng};
 use duplex::device::Device;
-use duplex::formats::{SaveTensor, SourceDType, write_safetensors};
+use duplex::formats::{OutDir, SaveTensor, SourceDType, write_safetensors};
 use duplex::model::{Head, LoadOptions, Model, Pass};
 use duplex::tape::Workspace;
 use duplex::train::Batch;
@@ -58,7 +58,9 @@ fn write(out: &Path, rows: &[Vec<i32>], values: &[f32], width: usize, what: &str
         let shape = if width == 1 { vec![row.len()] } else { vec![row.len(), width] };
         tensors.push(SaveTensor::new(format!("{what}_{i}"), SourceDType::F32, &shape));
     }
-    write_safetensors(out, &tensors, Some(("format", "pt")), &mut |tensor| {
+    let place = OutDir::open(out.parent().unwrap_or(Path::new("")))?;
+    let name = out.file_name().and_then(|n| n.to_str()).unwrap_or("logits.safetensors");
+    write_safetensors(&place, name, &tensors, Some(("format", "pt")), &mut |tensor| {
         let (kind, i) = tensor.name.rsplit_once('_').unwrap_or_default();
         let i: usize = i.parse().unwrap_or(0);
         if kind == "ids" {
@@ -69,4 +71,5 @@ fn write(out: &Path, rows: &[Vec<i32>], values: &[f32], width: usize, what: &str
         let mine = &values[first * width..][..rows[i].len() * width];
         Ok(Cow::Owned(mine.iter().flat_map(|v| v.to_le_bytes()).collect()))
     })
+    .map(drop)
 }

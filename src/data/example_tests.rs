@@ -1,6 +1,7 @@
 use super::*;
 use crate::base::Rng;
 use crate::data::{Message, chat_ids, unread_by_template};
+use crate::formats::OutDir;
 use serde_json::{Value, json};
 
 const SPECIAL: [&str; 3] = ["<|end|>", "<|im_start|>", "<|im_end|>"];
@@ -19,7 +20,7 @@ fn tokenizer() -> Tokenizer {
 /// The same with a first token, like OPT or LLaMA.
 fn with_bos() -> Tokenizer {
     let dir = tempfile::tempdir().unwrap();
-    tokenizer().save(dir.path()).unwrap();
+    tokenizer().save(&OutDir::create(dir.path()).unwrap()).unwrap();
     let path = dir.path().join("tokenizer.json");
     let mut whole: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     let first = json!({"SpecialToken": {"id": "<|im_start|>", "type_id": 0}});

@@ -13,6 +13,7 @@ use super::tokenizer_files::{
 };
 use super::tokenizer_keys::key_notes;
 use crate::base::{Error, Result, entries, is_there, read_if_there};
+use crate::formats::OutDir;
 use serde_json::{Map, Value, json};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -413,17 +414,13 @@ impl Tokenizer {
         self.matcher.controls_in(text)
     }
 
-    /// Writes the tokenizer's files to an existing directory, as they were read. One that was built
-    /// from `vocab.json` and `merges.txt` also gets a `tokenizer.json`, which everything loads.
-    pub fn save(&self, dir: &Path) -> Result<()> {
-        for (name, bytes) in &self.files {
-            let path = dir.join(name);
-            if let (true, Some(parent)) = (name.contains('/'), path.parent()) {
-                std::fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, &e))?;
-            }
-            std::fs::write(&path, bytes).map_err(|e| Error::io("write", &path, &e))?;
-        }
-        Ok(())
+    /// Writes the tokenizer's files to a directory, as they were read. One that was built from
+    /// `vocab.json` and `merges.txt` also gets a `tokenizer.json`, which everything loads.
+    pub fn save(&self, dir: &OutDir) -> Result<()> {
+        self.files.iter().try_for_each(|(name, bytes)| match name.split_once('/') {
+            Some((inside, name)) => dir.sub(inside)?.write_bytes(name, bytes),
+            None => dir.write_bytes(name, bytes),
+        })
     }
 
     /// Renders a small conversation and looks which added token follows the answer: special or not,

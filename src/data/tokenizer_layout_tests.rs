@@ -1,6 +1,7 @@
 //! The layouts in which tokenizers are published, and what does not fit together in them.
 
 use super::*;
+use crate::formats::OutDir;
 use tempfile::TempDir;
 
 const SPECIAL: [&str; 2] = ["<|end|>", "<pad>"];
@@ -12,7 +13,7 @@ fn with(config: Value) -> TempDir {
     let tokenizer = Tokenizer::byte_level_bpe(["a"].into_iter(), 300, &SPECIAL, None).unwrap();
     assert_eq!(tokenizer.vocab_size(), 258);
     let dir = tempfile::tempdir().unwrap();
-    tokenizer.save(dir.path()).unwrap();
+    tokenizer.save(&OutDir::create(dir.path()).unwrap()).unwrap();
     write(&dir, "tokenizer_config.json", &config.to_string());
     dir
 }
@@ -149,7 +150,7 @@ fn an_additional_default_template_is_the_template() {
     write(&dir, "chat_template.json", &json!({"chat_template": "old"}).to_string());
     assert_eq!(shown(&dir), "old");
     let out = tempfile::tempdir().unwrap();
-    load(&dir).save(out.path()).unwrap();
+    load(&dir).save(&OutDir::open(out.path()).unwrap()).unwrap();
     assert_eq!(std::fs::read_to_string(out.path().join("chat_template.jinja")).unwrap(), "old");
     write(&dir, "chat_template.jinja", "one");
     assert_eq!(shown(&dir), "one");
@@ -242,7 +243,7 @@ fn templates_for_tools() {
     let tokenizer = load(&dir);
     assert_eq!(render(tokenizer.template_for(true).unwrap()), "file");
     let saved = tempfile::tempdir().unwrap();
-    tokenizer.save(saved.path()).unwrap();
+    tokenizer.save(&OutDir::create(saved.path()).unwrap()).unwrap();
     assert_eq!(render(load(&saved).template_for(true).unwrap()), "file");
     assert_eq!(render(chat("d", true).template_for(true).unwrap()), "d");
 }
@@ -290,7 +291,7 @@ fn all_files_travel_as_they_were() {
     std::fs::create_dir(dir.path().join(MORE_TEMPLATES)).unwrap();
     own.iter().for_each(|(name, text)| write(&dir, name, text));
     let saved = tempfile::tempdir().unwrap();
-    load(&dir).save(saved.path()).unwrap();
+    load(&dir).save(&OutDir::open(saved.path()).unwrap()).unwrap();
     for (name, text) in own {
         assert_eq!(std::fs::read_to_string(saved.path().join(name)).unwrap(), text, "{name}");
     }

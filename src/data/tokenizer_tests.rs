@@ -1,5 +1,6 @@
 use super::*;
 use crate::base::Rng;
+use crate::formats::OutDir;
 use tempfile::TempDir;
 
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
@@ -43,7 +44,7 @@ fn bytes(template: Option<&str>) -> Tokenizer {
 
 fn saved(tokenizer: &Tokenizer) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    tokenizer.save(dir.path()).unwrap();
+    tokenizer.save(&OutDir::create(dir.path()).unwrap()).unwrap();
     dir
 }
 
@@ -326,8 +327,10 @@ fn missing_and_broken_files() {
     std::fs::write(dir.path().join("chat_template.jinja"), b"\xff").unwrap();
     copy("tokenizer_config.json");
     assert!(problem(Tokenizer::load(dir.path())).contains("is not UTF-8"));
-    let line = problem(bytes(None).save(&dir.path().join("absent")));
-    assert!(line.starts_with(&format!("cannot write {at}/absent/tokenizer.json: ")), "{line}");
+    let gone = OutDir::create(&dir.path().join("gone")).unwrap();
+    std::fs::remove_dir(gone.path()).unwrap();
+    let line = problem(bytes(None).save(&gone));
+    assert!(line.starts_with(&format!("cannot create {at}/gone/")), "{line}");
 }
 
 #[test]

@@ -3,8 +3,10 @@
 //! them. Where the file system can, they go there past the system's memory: a checkpoint of
 //! gigabytes takes a quarter of the processor's time, which training wants.
 
+use crate::base::{Error, Result};
 use std::fs::File;
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 /// Bytes of a piece. The last one is shorter.
 const PIECE: usize = 4 << 20;
@@ -19,6 +21,8 @@ struct Block([u8; 4096]);
 /// A file under construction.
 pub struct DirectWriter {
     file: File,
+    /// The place that the file is for, for messages.
+    path: PathBuf,
     piece: Vec<Block>,
     /// Bytes in the piece.
     used: usize,
@@ -39,15 +43,21 @@ enum Way {
 }
 
 impl DirectWriter {
-    /// Writes to `file`, which is empty.
-    pub(super) fn new(file: File) -> DirectWriter {
-        DirectWriter { file, piece: vec![], used: 0, waiting: 0, way: Way::Open }
+    /// Writes to `file`, which is empty and meant for `path`.
+    pub(super) fn new(file: File, path: &Path) -> DirectWriter {
+        let (path, piece) = (path.to_owned(), vec![]);
+        DirectWriter { file, path, piece, used: 0, waiting: 0, way: Way::Open }
+    }
+
+    /// Writes `bytes`. Errors name the place.
+    pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write_all(bytes).map_err(|e| Error::io("write", &self.path, &e))
     }
 
     /// Writes what is left; all of it is on the disk then.
-    pub(super) fn finish(mut self) -> io::Result<()> {
-        self.flush()?;
-        self.file.sync_all()
+    pub(super) fn finish(mut self) -> Result<()> {
+        let done = self.flush().and_then(|()| self.file.sync_all());
+        done.map_err(|e| Error::io("write", &self.path, &e))
     }
 
     /// Writes a whole piece.
@@ -152,7 +162,8 @@ mod tests {
     fn written(bytes: &[u8], way: Way, flush_at: usize, rng: &mut Rng) -> Vec<u8> {
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("file");
-        let mut out = DirectWriter { way, ..DirectWriter::new(File::create_new(&path).unwrap()) };
+        let file = File::create_new(&path).unwrap();
+        let mut out = DirectWriter { way, ..DirectWriter::new(file, &path) };
         let mut rest = bytes;
         while !rest.is_empty() {
             let n = (1 + rng.below(3 << 20) as usize).min(rest.len());
@@ -185,7 +196,7 @@ mod tests {
     fn a_full_disk_is_told_at_the_piece_that_does_not_fit() {
         // The kernel's own answer of a full disk.
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut out = DirectWriter::new(full);
+        let mut out = DirectWriter::new(full, Path::new("/dev/full"));
         let e = out.write_all(&vec![7; 2 * PIECE]).unwrap_err();
         assert_eq!(e.kind(), io::ErrorKind::StorageFull);
     }

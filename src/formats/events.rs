@@ -1,9 +1,10 @@
 //! TensorBoard event files: length-framed records with checksums, each one an `Event` message of
 //! protocol buffers, encoded by hand. Writes only; what the numbers mean is the caller's.
 
+use super::out_dir::OutDir;
 use crate::base::{Error, Result, machine_name};
 use crc32c::crc32c;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,27 +17,22 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Creates `dir` if needed and a new event file in it; TensorBoard joins the files of one
-    /// directory, so a resumed run just adds another.
-    pub fn create(dir: &Path) -> Result<EventWriter> {
-        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
+    /// Creates a new event file in `dir`; TensorBoard joins the files of one directory, so a
+    /// resumed run just adds another.
+    pub fn create(dir: &OutDir) -> Result<EventWriter> {
         let (seconds, pid) = (wall_time() as u64, std::process::id());
         let host = machine_name().replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "_");
         for n in 0.. {
-            let path = dir.join(format!("events.out.tfevents.{seconds}.{host}.{pid}.{n}"));
-            match File::create_new(&path) {
-                Ok(file) => {
-                    let mut writer = EventWriter { out: BufWriter::new(file), path };
-                    let mut event = Message::default();
-                    event.double(1, wall_time());
-                    event.bytes(3, b"brain.Event:2");
-                    writer.record(&event.0)?;
-                    writer.flush()?;
-                    return Ok(writer);
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(Error::io("create", &path, &e)),
-            }
+            let name = format!("events.out.tfevents.{seconds}.{host}.{pid}.{n}");
+            let Some(file) = dir.new_file(&name)? else { continue };
+            let path = dir.path().join(name);
+            let mut writer = EventWriter { out: BufWriter::new(file), path };
+            let mut event = Message::default();
+            event.double(1, wall_time());
+            event.bytes(3, b"brain.Event:2");
+            writer.record(&event.0)?;
+            writer.flush()?;
+            return Ok(writer);
         }
         Err(Error::internal("no free event file name"))
     }

@@ -5,14 +5,13 @@
 
 use super::names::{clipped, not_here, quoted};
 use super::weight_file::{about, open_weights};
-use super::{SourceDType, TensorInfo, write_atomic};
+use super::{OutDir, SourceDType, Sum, TensorInfo};
 use crate::base::{Error, InFile, Result};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo as Entry};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
-use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
@@ -219,25 +218,25 @@ impl SaveTensor {
     }
 }
 
-/// Writes a safetensors file, whole or not at all.
+/// Writes a safetensors file called `name` into `dir`, whole or not at all.
 ///
 /// `bytes` is called once per tensor, in the order of the file (wide elements first, so that all
 /// are aligned), and returns its row-major little-endian bytes; only one tensor's bytes are held at
-/// a time. `metadata` goes to the header's `__metadata__`; transformers wants
+/// a time. Returns the checksum of all bytes before the first tensor. `metadata` goes to the header's `__metadata__`; transformers wants
 /// `("format", "pt")`. It is one pair at most, since the crate writes several in no fixed order. A
 /// repeated name or a wrong byte count is an internal error.
 pub fn write_safetensors<'a>(
-    path: &Path,
+    dir: &OutDir,
+    name: &str,
     tensors: &[SaveTensor],
     metadata: Option<(&str, &str)>,
     bytes: &mut dyn FnMut(&SaveTensor) -> Result<Cow<'a, [u8]>>,
-) -> Result<()> {
+) -> Result<Sum> {
     let order: Vec<&SaveTensor> = safetensors_order(tensors).map(|i| &tensors[i]).collect();
     let header = header(&order, metadata)?;
-    let failed = |e| Error::io("write", path, &e);
-    write_atomic(path, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
-        out.write_all(&header).map_err(failed)?;
+    let header = [&(header.len() as u64).to_le_bytes()[..], &header].concat();
+    dir.write(name, |out| {
+        out.put(&header)?;
         for tensor in &order {
             let data = bytes(tensor)?;
             if data.len() != tensor.bytes()? {
@@ -248,10 +247,11 @@ pub fn write_safetensors<'a>(
                     tensor.info
                 )));
             }
-            out.write_all(&data).map_err(failed)?;
+            out.put(&data)?;
         }
         Ok(())
-    })
+    })?;
+    Ok(Sum::of(&header))
 }
 
 /// The order in which tensors are written: those of larger elements first, so that all are aligned.

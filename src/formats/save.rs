@@ -1,19 +1,16 @@
 //! Saves a model the way Hugging Face does: one `model.safetensors`, or numbered shards with an
 //! index.
 
-use super::atomic::sync_dir;
-use super::{SaveTensor, write_atomic, write_safetensors};
+use super::{OutDir, SaveTensor, write_safetensors};
 use crate::base::{Error, Result};
 use std::borrow::Cow;
-use std::fs;
-use std::io::Write;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const WHOLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Writes `tensors` into the existing directory `dir`, in shards of at most `max_shard_bytes` (a
+/// Writes `tensors` into `dir`, in shards of at most `max_shard_bytes` (a
 /// larger tensor gets a shard of its own), and returns the weight files written.
 ///
 /// `bytes` is called once per tensor and returns its row-major little-endian bytes, so only one
@@ -21,7 +18,7 @@ const INDEX: &str = "model.safetensors.index.json";
 /// or absent; a crash between two shards leaves no index, so never a mixture that opens. To keep an
 /// older save until the new one is complete, save into a fresh directory.
 pub fn save_sharded<'a>(
-    dir: &Path,
+    dir: &OutDir,
     tensors: &[SaveTensor],
     max_shard_bytes: usize,
     bytes: &mut dyn FnMut(&SaveTensor) -> Result<Cow<'a, [u8]>>,
@@ -33,20 +30,20 @@ pub fn save_sharded<'a>(
     };
     if shards.len() > 1 {
         // From here to the new index the old shards are no checkpoint any more.
-        remove(&dir.join(INDEX))?;
-        sync_dir(dir)?;
+        dir.remove(INDEX)?;
+        dir.sync()?;
     }
     for (shard, name) in shards.iter().zip(&names) {
         let part = &tensors[shard.clone()];
-        write_safetensors(&dir.join(name), part, Some(("format", "pt")), bytes)?;
+        write_safetensors(dir, name, part, Some(("format", "pt")), bytes)?;
     }
     let mut keep = names.clone();
     if shards.len() > 1 {
-        write_index(&dir.join(INDEX), tensors, &shards, &names)?;
+        write_index(dir, tensors, &shards, &names)?;
         keep.push(INDEX.to_owned());
     }
     remove_stale(dir, &keep)?;
-    Ok(names.iter().map(|name| dir.join(name)).collect())
+    Ok(names.iter().map(|name| dir.path().join(name)).collect())
 }
 
 /// Cuts the list, in order, into runs of at most `max` bytes; at least one run.
@@ -65,7 +62,7 @@ pub(super) fn split(tensors: &[SaveTensor], max: usize) -> Result<Vec<Range<usiz
 }
 
 fn write_index(
-    path: &Path,
+    dir: &OutDir,
     tensors: &[SaveTensor],
     shards: &[Range<usize>],
     names: &[String],
@@ -82,21 +79,16 @@ fn write_index(
         }
     }
     let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": places});
-    write_atomic(path, |out| writeln!(out, "{index:#}").map_err(|e| Error::io("write", path, &e)))
+    dir.write_bytes(INDEX, format!("{index:#}\n").as_bytes())
 }
 
 /// Removes what an earlier save left: weight files and index that are not in `keep`.
-fn remove_stale(dir: &Path, keep: &[String]) -> Result<()> {
-    for entry in fs::read_dir(dir).map_err(|e| Error::io("read", dir, &e))? {
-        let entry = entry.map_err(|e| Error::io("read", dir, &e))?;
-        if let Some(name) = entry.file_name().to_str()
-            && (name == WHOLE || name == INDEX || is_shard(name))
-            && !keep.iter().any(|k| k == name)
-        {
-            remove(&entry.path())?;
-        }
-    }
-    sync_dir(dir)
+fn remove_stale(dir: &OutDir, keep: &[String]) -> Result<()> {
+    let weights = |name: &str| name == WHOLE || name == INDEX || is_shard(name);
+    let names = dir.names()?;
+    let stale = names.iter().filter(|name| weights(name) && !keep.contains(name));
+    stale.into_iter().try_for_each(|name| dir.remove(name))?;
+    dir.sync()
 }
 
 /// True if `name` is `model-ddddd-of-ddddd.safetensors`.
@@ -106,11 +98,4 @@ fn is_shard(name: &str) -> bool {
         .and_then(|s| s.strip_suffix(".safetensors"))
         .and_then(|s| s.split_once("-of-"))
         .is_some_and(|(i, n)| digits(i) && digits(n))
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, &e)),
-        _ => Ok(()),
-    }
 }

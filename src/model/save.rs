@@ -1,9 +1,7 @@
 //! Saving Hugging Face directories: weights with adapters merged, or PEFT adapters alone.
 
 use crate::base::{DType, Elem, Error, Result, bf16};
-use crate::formats::{
-    SaveTensor, SourceDType, layout, save_sharded, write_atomic, write_safetensors,
-};
+use crate::formats::{OutDir, SaveTensor, SourceDType, layout, save_sharded, write_safetensors};
 use crate::model::names::{embedding_name, head_name};
 use crate::model::{Adapter, Head, LoraConfig, Model, Source};
 use crate::pool::ParamId;
@@ -11,8 +9,6 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Options of a save.
@@ -81,12 +77,12 @@ fn checkpoint_tensors(model: &Model) -> (Vec<SaveTensor>, HashMap<String, Part<'
     (tensors, parts)
 }
 
-/// Writes `config.json` and the weights into `dir`, which is made if absent. Adapters are merged.
+/// Writes `config.json` and the weights into `dir`. Adapters are merged.
 /// `values` replaces the stored weights (an EMA) where it returns some. The other ranks that share
 /// the weights [take part](take_part_in_saving).
 pub fn save_model(
     model: &Model,
-    dir: &Path,
+    dir: &OutDir,
     options: &SaveAs,
     values: Option<&Values<'_>>,
 ) -> Result<()> {
@@ -106,13 +102,12 @@ pub fn take_part_in_saving(
 
 fn save_or_read(
     model: &Model,
-    dir: Option<&Path>,
+    dir: Option<&OutDir>,
     options: &SaveAs,
     values: Option<&Values<'_>>,
 ) -> Result<()> {
     if let Some(dir) = dir {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
-        write_json(&dir.join("config.json"), &config_of(model, options).into())?;
+        write_json(dir, "config.json", &config_of(model, options).into())?;
     }
     let (tensors, parts) = checkpoint_tensors(model);
     let adapters = merged_adapters(model);
@@ -202,17 +197,17 @@ fn config_of(model: &Model, options: &SaveAs) -> Map<String, Value> {
     map
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+fn write_json(dir: &OutDir, name: &str, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::internal(e.to_string()))?;
-    write_atomic(path, |out| writeln!(out, "{text}").map_err(|e| Error::io("write", path, &e)))
+    dir.write_bytes(name, format!("{text}\n").as_bytes())
 }
 
 /// Writes the adapters in PEFT's format. `base` is the name recorded as their base model.
-pub fn save_adapters(model: &Model, dir: &Path, base: &str) -> Result<()> {
+pub fn save_adapters(model: &Model, dir: &OutDir, base: &str) -> Result<()> {
     adapters_to(model, Some(dir), base)
 }
 
-fn adapters_to(model: &Model, dir: Option<&Path>, base: &str) -> Result<()> {
+fn adapters_to(model: &Model, dir: Option<&OutDir>, base: &str) -> Result<()> {
     let Some(lora) = &model.lora else {
         return Err(Error::internal("save_adapters of a model without adapters"));
     };
@@ -271,10 +266,9 @@ fn adapters_to(model: &Model, dir: Option<&Path>, base: &str) -> Result<()> {
     let Some(dir) = dir else {
         return tensors.iter().try_for_each(|t| bytes(t).map(|_| ()));
     };
-    std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
-    let path = dir.join("adapter_model.safetensors");
-    write_safetensors(&path, &tensors, Some(("format", "pt")), &mut bytes)?;
-    write_json(&dir.join("adapter_config.json"), &adapter_config(model, lora, base))
+    let metadata = Some(("format", "pt"));
+    write_safetensors(dir, "adapter_model.safetensors", &tensors, metadata, &mut bytes)?;
+    write_json(dir, "adapter_config.json", &adapter_config(model, lora, base))
 }
 
 /// Where the values of an adapter file's tensor come from.

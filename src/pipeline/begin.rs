@@ -6,7 +6,7 @@ use super::health::Health;
 use super::ranks::{self, Ranks};
 use super::resume::{self, Resumed};
 use super::run::Run;
-use super::run_dir::RunDir;
+use super::run_dir::{METRICS, RunDir};
 use super::saver::{Best, Saver};
 use super::start::check_models;
 use super::straggler::StragglerDetector;
@@ -67,6 +67,7 @@ pub(super) fn begin<'c>(
     let best = cfg.keep_best.as_deref().map(Best::of).transpose()?;
     let (root, every) = (dir.checkpoints(), cfg.save_every()?);
     let steps = cfg.stage_names();
+    let root = (root, dir.checkpoints_out()?);
     let saver = Saver::new(root, steps, every, cfg.keep_checkpoints, best, comm.clone());
     let resumed = resume::find(&dir, &saver.found()?, cfg, &keys)?;
     if first {
@@ -75,10 +76,10 @@ pub(super) fn begin<'c>(
         }
         dir.write_config(&to_toml(&RUN, cfg)?)?;
         if rule.is_some() {
-            demo::prepare(dir.path(), &cfg.stages, cfg.seed, cfg.dtype.dtype())?;
+            demo::prepare(dir.out()?, &cfg.stages, cfg.seed, cfg.dtype.dtype())?;
         }
         if let Some(from) = resumed.as_ref().filter(|r| r.here) {
-            cut_log(&dir.metrics(), from.snapshot.get("log_bytes")?)?;
+            cut_log(dir.out()?, METRICS, from.snapshot.get("log_bytes")?)?;
         }
         comm.barrier()?;
     }
@@ -102,7 +103,7 @@ pub(super) fn begin<'c>(
         device_name,
         dtype: cfg.dtype.dtype(),
         reporter: match first {
-            true => Reporter::open(dir.path(), cfg.quiet, cfg.tensorboard)?,
+            true => Reporter::open(dir.out()?, cfg.quiet, cfg.tensorboard)?,
             false => Reporter::silent(),
         },
         dropped: false,
@@ -132,8 +133,8 @@ pub(super) fn begin<'c>(
 impl Run<'_> {
     /// Begins the run, or takes over where another program has left it.
     fn begin(&mut self, resumed: Option<Resumed>) -> Result<()> {
-        let (root, steps) = (self.dir.checkpoints(), self.cfg.stage_names());
-        let log = self.log_bytes();
+        let (root, steps) = (self.dir.checkpoints_out()?, self.cfg.stage_names());
+        let log = self.dir.log_bytes()?;
         self.goes_on = resumed.is_some();
         self.reporter.repeat(resumed.as_ref().is_some_and(|r| r.here));
         self.announce();
@@ -143,8 +144,8 @@ impl Run<'_> {
         let Some(Resumed { snapshot, here, notes }) = resumed else {
             datasets::blend(self)?;
             // Of another run, which this one replaces from here on.
-            if self.comm.rank() == 0 {
-                resume::prune(&root, &steps, None)?;
+            if let Some(root) = &root {
+                resume::prune(root, &steps, None)?;
             }
             return self.mark_beginning(self.cfg.stages[0], log);
         };
@@ -157,8 +158,8 @@ impl Run<'_> {
         }
         self.take_over(&snapshot)?;
         datasets::blend(self)?;
-        if self.comm.rank() == 0 {
-            resume::prune(&root, &steps, Some(&snapshot).filter(|_| here))?;
+        if let Some(root) = &root {
+            resume::prune(root, &steps, Some(&snapshot).filter(|_| here))?;
         }
         self.resumed = Some(snapshot);
         Ok(())

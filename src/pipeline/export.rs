@@ -4,15 +4,15 @@
 
 use super::card::{Card, hub_name};
 use super::generation;
-use super::sources::{Source, clear};
-use crate::base::{Error, Result};
+use super::run_dir::Place;
+use super::sources::Source;
+use crate::base::Result;
 use crate::data::Tokenizer;
-use crate::formats::{sync_dir, write_atomic};
+use crate::formats::OutDir;
 use crate::model::{
     Model, SaveAs, Values, base_dir, save_adapters, save_model, take_part_in_saving,
 };
 use serde_json::{Map, Value, json};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Settings of generation that older models keep in `config.json`. `transformers` reads them from
@@ -50,7 +50,7 @@ impl Source {
     pub(super) fn save(
         &self,
         model: &Model,
-        dir: &Path,
+        place: Place<'_>,
         options: &SaveAs,
         values: Option<&Values<'_>>,
         card: &Card,
@@ -59,51 +59,8 @@ impl Source {
         if model.store.partition().comm.rank() > 0 {
             return take_part_in_saving(model, values, adapters);
         }
-        replace_dir(dir, |new| write(self, model, new, options, values, card, adapters))
+        place.replace(|new| write(self, model, new, options, values, card, adapters))
     }
-}
-
-/// Fills a new directory and puts it in the place of `dir`. On an error the old one stays.
-fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let sibling = |end: &str| {
-        let mut name = dir.file_name().unwrap_or_default().to_os_string();
-        name.push(end);
-        dir.with_file_name(name)
-    };
-    let (new, old) = (sibling(".partial"), sibling(".old"));
-    clear(&new)?;
-    std::fs::create_dir_all(&new).map_err(|e| Error::io("create", &new, &e))?;
-    if let Err(e) = fill(&new).and_then(|()| sync_tree(&new)) {
-        // The error that counts is the first one.
-        let _ = clear(&new);
-        return Err(e);
-    }
-    clear(&old)?;
-    let rename = |from: &Path, to: &Path| {
-        std::fs::rename(from, to).map_err(|e| Error::io("rename a directory to", to, &e))
-    };
-    if dir.exists() {
-        rename(dir, &old)?;
-    }
-    rename(&new, dir)?;
-    // What is told of it afterwards must not outlive it.
-    dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), sync_dir)?;
-    clear(&old)
-}
-
-/// Puts every file below `dir` on the disk, and the directories that name them.
-fn sync_tree(dir: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(dir).map_err(|e| Error::io("read", dir, &e))? {
-        let path = entry.map_err(|e| Error::io("read", dir, &e))?.path();
-        match path.is_dir() {
-            true => sync_tree(&path)?,
-            false => {
-                let file = std::fs::File::open(&path).and_then(|f| f.sync_all());
-                file.map_err(|e| Error::io("sync", &path, &e))?;
-            }
-        }
-    }
-    sync_dir(dir)
 }
 
 /// Fills the directory `new` with `model`, trained from `source`. `values` replaces the stored
@@ -111,7 +68,7 @@ fn sync_tree(dir: &Path) -> Result<()> {
 fn write(
     source: &Source,
     model: &Model,
-    new: &Path,
+    new: &OutDir,
     options: &SaveAs,
     values: Option<&Values<'_>>,
     card: &Card,
@@ -119,23 +76,19 @@ fn write(
 ) -> Result<()> {
     let settings = generation_config(&[&source.dir, &base_of(model)?], model, &source.tokenizer)?;
     let eos = settings.get("eos_token_id").cloned();
-    let dirs = [(new.to_path_buf(), false), (new.join("adapter"), true)];
-    for (dir, alone) in dirs.into_iter().filter(|(_, alone)| adapters || !alone) {
+    for alone in [false, true].into_iter().filter(|alone| adapters || !alone) {
+        let dir = if alone { new.sub("adapter")? } else { new.clone() };
         if alone {
             save_adapters(model, &dir, &adapter_base(model)?)?;
         } else {
             save_model(model, &dir, &SaveAs { eos: eos.clone(), ..options.clone() }, values)?;
         }
         source.tokenizer.save(&dir)?;
-        write_text(
-            &dir.join(generation::FILE),
-            &format!("{:#}\n", Value::Object(settings.clone())),
-        )?;
+        let generation = format!("{:#}\n", Value::Object(settings.clone()));
+        dir.write_bytes(generation::FILE, generation.as_bytes())?;
         let base = alone.then(|| adapter_base(model)).transpose()?;
-        write_text(
-            &dir.join("README.md"),
-            &card.text(&base_of(model)?, model.head, base.as_deref()),
-        )?;
+        let card = card.text(&base_of(model)?, model.head, base.as_deref());
+        dir.write_bytes("README.md", card.as_bytes())?;
     }
     Ok(())
 }
@@ -208,11 +161,6 @@ fn all_ends(given: Option<&Value>, tokenizer: &Tokenizer) -> Value {
         ([one], None | Some(Value::Number(_))) => json!(one),
         _ => json!(ids),
     }
-}
-
-fn write_text(path: &Path, text: &str) -> Result<()> {
-    let failed = |e| Error::io("write", path, &e);
-    write_atomic(path, |out| out.write_all(text.as_bytes()).map_err(failed))
 }
 
 #[cfg(test)]

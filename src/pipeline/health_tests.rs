@@ -3,7 +3,7 @@
 use super::*;
 use crate::algo::{ALGORITHMS, DEEPSPEED_CHAT, named};
 use crate::base::Rng;
-use crate::formats::{Label, write_snapshot};
+use crate::formats::{Label, OutDir, write_snapshot};
 
 /// The warnings of a series of one metric of `step`.
 fn told(step: &str, metric: &str, series: impl Iterator<Item = f64>) -> Vec<(usize, String)> {
@@ -183,7 +183,7 @@ fn what_is_remembered_comes_back_exactly() {
         let mut builder = SnapshotBuilder::default();
         health.save(&mut builder);
         let label = Label { step: "ppo".into(), iteration, finished: false, ..Label::default() };
-        let dir = write_snapshot(tmp.path(), &label, &builder).unwrap();
+        let dir = write_snapshot(&OutDir::open(tmp.path()).unwrap(), &label, &builder).unwrap();
         assert_eq!(
             Health::restore(DEEPSPEED_CHAT[2], &Snapshot::open(&dir).unwrap()).unwrap(),
             health

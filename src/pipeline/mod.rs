@@ -17,6 +17,7 @@ mod generation;
 mod health;
 mod inspect;
 mod limits;
+mod lock;
 mod models;
 mod offline;
 mod online;

@@ -99,7 +99,8 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
     }
     let after = of.headline_of(&evaluate(&trainer, run)?);
     let card = Card::offline(cfg, of, s, total)?;
-    source.save(&trainer.engine.model, &dir, &settings::save_as(cfg)?, None, &card)?;
+    let place = run.dir.place(of, None);
+    source.save(&trainer.engine.model, place, &settings::save_as(cfg)?, None, &card)?;
     let name_before = before_of(of);
     let name_after = name_before.replace("_before", "_after");
     let mut summary =

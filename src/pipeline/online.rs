@@ -7,7 +7,7 @@ use super::models::{Models, no_reward};
 use super::reading::{reading, talks};
 use super::run::Run;
 use super::settings::Online;
-use super::sources::{self, Source, critic_source};
+use super::sources::{Source, critic_source};
 use super::stage::Stage;
 use super::{datasets, evaluate, settings};
 use crate::algo::{
@@ -114,24 +114,24 @@ fn save_models(
     total: u64,
 ) -> Result<PathBuf> {
     let cfg = run.cfg;
-    let actor = run.dir.stage(of).join("actor");
+    let place = |model| run.dir.place(of, Some(model));
     let options = settings::save_as(cfg)?;
     let card = |role| Card::online(cfg, of, keys, total, role);
-    source.save(&trainer.models.actor.model, &actor, &options, None, &card("actor")?)?;
+    source.save(&trainer.models.actor.model, place("actor"), &options, None, &card("actor")?)?;
     if let Some(critic) = &trainer.models.critic {
-        let dir = run.dir.stage(of).join("critic");
-        source.save(&critic.model, &dir, &options, None, &card("critic")?)?;
+        source.save(&critic.model, place("critic"), &options, None, &card("critic")?)?;
     }
-    let (model, ema_dir) = (&trainer.models.actor.model, run.dir.stage(of).join("actor_ema"));
+    let (model, ema_place) = (&trainer.models.actor.model, place("actor_ema"));
     match trainer.models.actor.ema() {
         Some(ema) => {
             let card = card("moving average of the actor")?;
-            source.save(model, &ema_dir, &options, Some(&|id| ema.read(model, id)), &card)?;
+            source.save(model, ema_place, &options, Some(&|id| ema.read(model, id)), &card)?;
         }
         // That of an earlier run, replaced by this one.
-        None => sources::clear(&ema_dir)?,
+        None if run.comm.rank() == 0 => ema_place.clear()?,
+        None => {}
     }
-    Ok(actor)
+    Ok(place("actor").path())
 }
 
 /// Adds what the step knows to a checkpoint: how much text was read, and how the model answered

@@ -4,12 +4,12 @@
 
 use super::config::{RUN, RunConfig};
 use super::run_dir::RunDir;
-use super::saver::in_order;
+use super::saver::sorted;
 use crate::algo::{meant, place};
 use crate::base::{Error, Result};
 use crate::config::as_now;
 use crate::config::key::Effect;
-use crate::formats::{Found, Input, Snapshot, remove_snapshot};
+use crate::formats::{Found, Input, OutDir, Snapshot, snapshots_in};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -225,9 +225,9 @@ pub(super) fn same_inputs(snapshot: &Snapshot, now: &[Input], allow_data: bool) 
 }
 
 /// Removes the checkpoints of these steps that come after `snapshot`, or all.
-pub(super) fn prune(root: &Path, steps: &[&str], after: Option<&Snapshot>) -> Result<()> {
-    let mut all = in_order(root, steps)?;
+pub(super) fn prune(root: &OutDir, steps: &[&str], after: Option<&Snapshot>) -> Result<()> {
+    let mut all = sorted(snapshots_in(root)?, steps);
     let kept = after.and_then(|s| all.iter().position(|f| same_place(Some(&f.dir), s.dir())));
     all.drain(..kept.map_or(0, |i| i + 1));
-    all.iter().rev().try_for_each(|found| remove_snapshot(&found.dir))
+    all.iter().rev().try_for_each(|found| root.take_away(found.name()))
 }

@@ -3,14 +3,15 @@
 //! `formats::snapshot` does.
 
 use super::doctor::free_memory;
+use super::run_dir::not_in_the_command;
 use crate::algo::lower_is_better;
-use crate::base::{Error, Kind, Result};
+use crate::base::{Error, Result};
 use crate::comm::Comm;
 use crate::config::key::Every;
 use crate::device::{Buffer, Device};
 use crate::formats::{
-    Copied, Found, Label, SnapshotBuilder, Whole, list_snapshots, read_as_written, remove_snapshot,
-    write_snapshot,
+    Copied, Found, Label, OutDir, SnapshotBuilder, Whole, list_snapshots, read_as_written,
+    snapshots_in, write_snapshot,
 };
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -20,6 +21,8 @@ use std::time::Instant;
 pub(super) struct Saver {
     /// Where they are.
     root: PathBuf,
+    /// The same, held open to write into: the first rank has it.
+    out: Option<OutDir>,
     /// The stages of the run, in order.
     steps: Vec<&'static str>,
     every: Every,
@@ -96,7 +99,7 @@ impl Best {
 
 impl Saver {
     pub(super) fn new(
-        root: PathBuf,
+        (root, out): (PathBuf, Option<OutDir>),
         steps: Vec<&'static str>,
         every: Every,
         keep: usize,
@@ -106,7 +109,7 @@ impl Saver {
         let (last, writing, memory) = (Instant::now(), None, None);
         let (held, told) = (0, false);
         let most = u64::MAX;
-        Saver { root, steps, every, keep, best, last, writing, memory, held, told, most, comm }
+        Saver { root, out, steps, every, keep, best, last, writing, memory, held, told, most, comm }
     }
 
     /// The checkpoints of the run's stages, oldest first.
@@ -199,12 +202,14 @@ impl Saver {
 
     /// Writes one checkpoint and removes those that are too many.
     fn writer(&self, label: Label) -> impl FnOnce(&dyn Whole) -> Result<()> + use<> {
-        let (root, steps, keep) = (self.root.clone(), self.steps.clone(), self.keep);
+        let (out, steps, keep) = (self.out.clone(), self.steps.clone(), self.keep);
         let best = self.best.clone();
         move |state| {
-            write_snapshot(&root, &label, state)
-                .and_then(|_| prune(&root, &steps, keep, best.as_ref()))
-                .map_err(missing)
+            let none = || Error::internal("a rank that writes nothing would write");
+            let root = out.as_ref().ok_or_else(none)?;
+            write_snapshot(root, &label, state)
+                .and_then(|_| prune(root, &steps, keep, best.as_ref()))
+                .map_err(not_in_the_command)
         }
     }
 
@@ -239,30 +244,25 @@ fn stand_back() {
     }
 }
 
-/// The disk was fit for the run when it began; that it is not any more is no mistake in the
-/// command.
-fn missing(e: Error) -> Error {
-    match e.kind() {
-        Kind::User => Error::resource(format!("{e}; the checkpoints before are as they were")),
-        _ => e,
-    }
-}
-
 /// Checkpoints of these steps, oldest first.
 pub(super) fn in_order(root: &Path, steps: &[&str]) -> Result<Vec<Found>> {
+    Ok(sorted(list_snapshots(root)?, steps))
+}
+
+/// Those of these steps, oldest first.
+pub(super) fn sorted(mut all: Vec<Found>, steps: &[&str]) -> Vec<Found> {
     let place = |found: &Found| {
         let step = steps.iter().position(|s| *s == found.step)?;
         Some((step, found.iteration.unwrap_or(u64::MAX)))
     };
-    let mut all = list_snapshots(root)?;
     all.retain(|found| place(found).is_some());
     all.sort_by_key(place);
-    Ok(all)
+    all
 }
 
 /// Removes all but the newest `keep`, the best, and the marks of finished steps, which are small.
-fn prune(root: &Path, steps: &[&str], keep: usize, best: Option<&Best>) -> Result<()> {
-    let all = in_order(root, steps)?;
+fn prune(root: &OutDir, steps: &[&str], keep: usize, best: Option<&Best>) -> Result<()> {
+    let all = sorted(snapshots_in(root)?, steps);
     let newest = all.last().cloned();
     let (begun, mut old): (Vec<Found>, Vec<Found>) =
         all.into_iter().filter(|f| f.iteration.is_some()).partition(|f| f.iteration == Some(0));
@@ -270,7 +270,7 @@ fn prune(root: &Path, steps: &[&str], keep: usize, best: Option<&Best>) -> Resul
     old.retain(|found| !best.is_some_and(|b| b.names(found)));
     // The mark of the beginning, once there is more.
     old.extend(begun.into_iter().filter(|f| Some(f) != newest.as_ref()));
-    old.iter().try_for_each(|found| remove_snapshot(&found.dir))
+    old.iter().try_for_each(|found| root.take_away(found.name()))
 }
 
 #[cfg(test)]
@@ -279,7 +279,7 @@ mod tests {
 
     fn saver(root: &Path, keep: usize, best: Option<Best>) -> Saver {
         Saver::new(
-            root.to_owned(),
+            (root.to_owned(), Some(OutDir::create(root).unwrap())),
             vec!["sft", "ppo"],
             Every::Iterations(3),
             keep,
@@ -376,9 +376,9 @@ mod tests {
     #[test]
     fn an_error_of_the_writer_is_a_missing_resource() {
         let tmp = tempfile::tempdir().unwrap();
-        let root = tmp.path().join("file");
-        std::fs::write(&root, "").unwrap();
+        let root = tmp.path().join("gone");
         let mut saver = saver(&root, 1, None);
+        std::fs::remove_dir(&root).unwrap();
         saver.write(label("sft", 1, false), SnapshotBuilder::default()).unwrap();
         let e = saver.wait().unwrap_err();
         assert_eq!(e.exit_code(), 3, "{e}");

@@ -185,11 +185,3 @@ pub(super) fn data_path(given: &Path) -> Result<PathBuf> {
         hub.display()
     )))
 }
-
-/// Removes a directory if it is there.
-pub(super) fn clear(dir: &Path) -> Result<()> {
-    match dir.exists() {
-        true => std::fs::remove_dir_all(dir).map_err(|e| Error::io("remove", dir, &e)),
-        false => Ok(()),
-    }
-}

@@ -137,7 +137,7 @@ impl Run<'_> {
         if due || stops {
             let mut builder = SnapshotBuilder::default();
             save(&mut builder)?;
-            self.save(stage, iteration, false, builder, self.log_bytes())?;
+            self.save(stage, iteration, false, builder, self.dir.log_bytes()?)?;
         }
         match signal {
             Some(signal) => self.stop_after(stage, iteration, signal),
@@ -179,7 +179,7 @@ impl Run<'_> {
         }
         let mut builder = SnapshotBuilder::default();
         save(&mut builder)?;
-        self.save(stage, done, false, builder, self.log_bytes())?;
+        self.save(stage, done, false, builder, self.dir.log_bytes()?)?;
         self.stop_after(stage, done, signals::name()).and(Err(e))
     }
 
@@ -223,7 +223,7 @@ impl Run<'_> {
     /// Marks a step as finished, once its results are saved.
     pub(super) fn mark_finished(&mut self, stage: &Stage, iterations: u64) -> Result<()> {
         self.trained.set(true);
-        self.save(stage, iterations, true, SnapshotBuilder::default(), self.log_bytes())?;
+        self.save(stage, iterations, true, SnapshotBuilder::default(), self.dir.log_bytes()?)?;
         self.saver.wait()
     }
 
@@ -235,16 +235,11 @@ impl Run<'_> {
         self.saver.wait()
     }
 
-    /// Returns the size of the log so far, in bytes; 0 if there is none.
-    pub(super) fn log_bytes(&self) -> u64 {
-        std::fs::metadata(self.dir.metrics()).map_or(0, |m| m.len())
-    }
-
     /// Stops between steps, where the run was asked to.
     pub(super) fn stop_before(&self, of: &Algorithm) -> Result<()> {
         let [stops] = self.comm.any([signals::stop_requested()])?;
         if !stops {
-            return Ok(());
+            return self.dir.check_still_there();
         }
         Err(Error::stopped(format!(
             "stopped by {} before {}; the same command resumes from there",

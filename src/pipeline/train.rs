@@ -49,12 +49,12 @@ fn run_stages(
         ranks.comm.barrier()?;
     }
     let dir = if first { dir.open()? } else { dir.beside()? };
-    let traces = dir.traces();
+    let (traces, out) = dir.traces();
     let run = begin(cfg, keys, ranks, dir, rule, read, &begins);
     let done = run.and_then(|mut run| run.stages());
     let failed = |e: &Error| matches!(e.kind(), Kind::User | Kind::Resource);
     if first && !begins.trained.get() && done.as_ref().is_err_and(failed) {
-        traces.remove();
+        traces.remove(out.as_ref());
     }
     done
 }

@@ -2,10 +2,8 @@
 
 use super::run::Run;
 use super::{Event, Sink, page};
-use crate::base::{Error, Result};
-use crate::formats::write_atomic;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use crate::base::Result;
+use crate::formats::OutDir;
 use std::time::{Duration, Instant};
 
 /// Between two writes in the middle of a step.
@@ -13,15 +11,16 @@ const PAUSE: Duration = Duration::from_secs(20);
 
 /// Gathers the run and writes its page at the ends of steps, and in between now and then.
 pub struct Html {
-    path: PathBuf,
+    dir: OutDir,
+    name: String,
     run: Run,
     written: Option<Instant>,
 }
 
 impl Html {
-    /// A report to be written to `path`.
-    pub fn new(path: &Path) -> Html {
-        Html { path: path.to_owned(), run: Run::default(), written: None }
+    /// A report to be written into `dir` as the file of this name.
+    pub fn new(dir: &OutDir, name: &str) -> Html {
+        Html { dir: dir.clone(), name: name.to_owned(), run: Run::default(), written: None }
     }
 
     /// Takes in an event of earlier, without writing.
@@ -46,9 +45,6 @@ impl Sink for Html {
         }
         // Set first: a write that fails is not tried again at every event.
         self.written = Some(Instant::now());
-        let text = page::page(&self.run);
-        write_atomic(&self.path, |out| {
-            out.write_all(text.as_bytes()).map_err(|e| Error::io("write", &self.path, &e))
-        })
+        self.dir.write_bytes(&self.name, page::page(&self.run).as_bytes())
     }
 }

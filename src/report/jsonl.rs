@@ -3,7 +3,8 @@
 //! rebuilt from it.
 
 use super::{Event, Sink};
-use crate::base::{Error, Result};
+use crate::base::{Error, InFile, Result, is_there};
+use crate::formats::OutDir;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -32,13 +33,16 @@ struct LineIn {
 }
 
 impl Jsonl {
-    /// Opens `path` at its end, creating it if needed.
-    pub fn append(path: &Path) -> Result<Jsonl> {
-        let failed = |e| Error::io("open", path, &e);
-        let mut file =
-            File::options().read(true).append(true).create(true).open(path).map_err(failed)?;
-        let torn = ends_torn(&mut file).map_err(|e| Error::io("read", path, &e))?;
-        Ok(Jsonl { file, path: path.to_owned(), torn })
+    /// Opens the file of this name at its end, creating it if needed.
+    pub fn append(dir: &OutDir, name: &str) -> Result<Jsonl> {
+        let (mut file, path) = (dir.file(name)?, dir.path().join(name));
+        let torn = ends_torn(&mut file).map_err(|e| Error::io("read", &path, &e))?;
+        Ok(Jsonl { torn, ..Jsonl::new(file, path) })
+    }
+
+    /// Writes to the end of `file`, which is called `path` in messages.
+    pub(super) fn new(file: File, path: PathBuf) -> Jsonl {
+        Jsonl { file, path, torn: false }
     }
 }
 
@@ -55,22 +59,22 @@ impl Sink for Jsonl {
         serde_json::to_writer(&mut line, &LineOut { time, event })
             .map_err(|e| Error::internal(format!("cannot write an event as JSON: {e}")))?;
         line.push(b'\n');
-        let done = self.file.write_all(&line);
+        let done = self.file.seek(SeekFrom::End(0)).and_then(|_| self.file.write_all(&line));
         self.torn = done.is_err();
         done.map_err(|e| Error::io("write", &self.path, &e))
     }
 }
 
-/// Drops what `path` holds after its first `bytes` bytes, which end a line: the events after the
+/// Drops what a file of `dir` holds after its first `bytes` bytes, which end a line: the events after the
 /// snapshot that a run goes on from. One call of the operating system cuts the file, so a crash
 /// leaves either length. A file that is shorter, or that has no line end there, is another one and
 /// left alone.
-pub fn cut_log(path: &Path, bytes: u64) -> Result<()> {
-    let failed = |e| Error::io("cut", path, &e);
-    let mut file = match File::options().read(true).write(true).open(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(failed)?,
-    };
+pub fn cut_log(dir: &OutDir, name: &str, bytes: u64) -> Result<()> {
+    if dir.size_of(name)?.is_none() {
+        return Ok(());
+    }
+    let failed = |e| Error::io("cut", &dir.path().join(name), &e);
+    let mut file = dir.file(name)?;
     let mut last = [b'\n'];
     if bytes > 0 {
         let read = file.seek(SeekFrom::Start(bytes - 1)).and_then(|_| file.read_exact(&mut last));
@@ -85,10 +89,9 @@ pub fn cut_log(path: &Path, bytes: u64) -> Result<()> {
     file.set_len(bytes).and_then(|()| file.sync_all()).map_err(failed)
 }
 
-/// True if the last byte exists and is not a line end. Devices and pipes have no last byte.
+/// True if the last byte exists and is not a line end.
 fn ends_torn(file: &mut File) -> std::io::Result<bool> {
-    let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.len() == 0 {
+    if file.metadata()?.len() == 0 {
         return Ok(false);
     }
     let mut last = [0];
@@ -100,12 +103,10 @@ fn ends_torn(file: &mut File) -> std::io::Result<bool> {
 /// Reads back the events of `path` with their times; a missing file has none. Lines that do not
 /// parse (torn by a crash, or of another version) are passed over.
 pub(super) fn replay(path: &Path, mut each: impl FnMut(f64, Event)) -> Result<()> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(Error::io("open", path, &e)),
-    };
-    let mut lines = BufReader::new(file);
+    if !is_there(path)? {
+        return Ok(());
+    }
+    let mut lines = BufReader::new(InFile::open(path)?);
     let mut line = Vec::new();
     loop {
         line.clear();

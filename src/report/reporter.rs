@@ -4,7 +4,7 @@
 use super::sink::Sink;
 use super::{Event, Html, Jsonl, TensorBoard, Terminal, jsonl};
 use crate::base::Result;
-use std::path::Path;
+use crate::formats::OutDir;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The sinks of a run.
@@ -28,20 +28,20 @@ impl Reporter {
     }
 
     /// Terminal, `metrics.jsonl`, `report.html` and, with `tensorboard`, event files in
-    /// `tensorboard/`, all in `run_dir`, which must exist. What an earlier, interrupted run left
+    /// `tensorboard/`, all in `run_dir`. What an earlier, interrupted run left
     /// there is continued. With `quiet` the terminal shows warnings only.
     ///
     /// # Errors
     /// A file cannot be opened: found out here, before any work, and not after it.
-    pub fn open(run_dir: &Path, quiet: bool, tensorboard: bool) -> Result<Reporter> {
-        let metrics = run_dir.join("metrics.jsonl");
-        let mut html = Html::new(&run_dir.join("report.html"));
+    pub fn open(run_dir: &OutDir, quiet: bool, tensorboard: bool) -> Result<Reporter> {
+        let metrics = run_dir.path().join("metrics.jsonl");
+        let mut html = Html::new(run_dir, "report.html");
         jsonl::replay(&metrics, |time, event| html.absorb(time, &event))?;
         let mut reporter = Reporter::silent();
         reporter.add(Terminal::new(quiet));
-        reporter.add(Jsonl::append(&metrics)?);
+        reporter.add(Jsonl::append(run_dir, "metrics.jsonl")?);
         if tensorboard {
-            reporter.add(TensorBoard::create(&run_dir.join("tensorboard"))?);
+            reporter.add(TensorBoard::create(&run_dir.sub("tensorboard")?)?);
         }
         reporter.add(html);
         reporter.sinks.iter_mut().skip(1).for_each(|slot| slot.remembers = true);

@@ -3,8 +3,7 @@
 
 use super::{Event, Sample, Sink};
 use crate::base::Result;
-use crate::formats::EventWriter;
-use std::path::Path;
+use crate::formats::{EventWriter, OutDir};
 
 /// Writes one event file.
 pub struct TensorBoard {
@@ -14,8 +13,8 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// A new event file in `dir`, which is created if needed.
-    pub fn create(dir: &Path) -> Result<TensorBoard> {
+    /// A new event file in `dir`.
+    pub fn create(dir: &OutDir) -> Result<TensorBoard> {
         Ok(TensorBoard { out: EventWriter::create(dir)?, last_sample: Default::default() })
     }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::{Error, Result, Rng};
+use crate::formats::OutDir;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -201,7 +202,7 @@ fn jsonl_holds_what_was_emitted() {
     let (early, late) = events.split_at(events.len() / 3);
     for part in [early, late] {
         let mut reporter = Reporter::silent();
-        reporter.add(Jsonl::append(&path).unwrap());
+        reporter.add(Jsonl::append(&OutDir::open(dir.path()).unwrap(), "metrics.jsonl").unwrap());
         part.iter().for_each(|e| reporter.emit(e.clone()));
         drop(reporter);
         let mut file = fs::File::options().append(true).open(&path).unwrap();
@@ -233,7 +234,10 @@ fn jsonl_writes_null_for_what_json_cannot_hold() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("metrics.jsonl");
     let values = [("a", f64::NAN), ("b", f64::INFINITY), ("c", 0.5)];
-    Jsonl::append(&path).unwrap().write(1.0, &Event::metrics("ppo", 3, &values)).unwrap();
+    Jsonl::append(&OutDir::open(dir.path()).unwrap(), "metrics.jsonl")
+        .unwrap()
+        .write(1.0, &Event::metrics("ppo", 3, &values))
+        .unwrap();
     let text = fs::read_to_string(&path).unwrap();
     let line: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(
@@ -260,7 +264,8 @@ fn a_sink_that_fails_warns_once_and_the_others_go_on() {
     let mut reporter = Reporter::silent();
     reporter.add(Full("/runs/a".into()));
     reporter.add(recorder.clone());
-    reporter.add(Jsonl::append(Path::new("/dev/full")).unwrap());
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    reporter.add(Jsonl::new(full, "/dev/full".into()));
     for i in 1..=20 {
         reporter.emit(Event::metrics("sft", i, &[("loss", 1.0)]));
     }
@@ -278,9 +283,10 @@ fn a_run_directory_that_disappears_does_not_stop_the_run() {
     fs::create_dir(&run).unwrap();
     let recorder = Recorder::default();
     let mut reporter = Reporter::silent();
-    reporter.add(Jsonl::append(&run.join("metrics.jsonl")).unwrap());
-    reporter.add(TensorBoard::create(&run.join("tensorboard")).unwrap());
-    reporter.add(Html::new(&run.join("report.html")));
+    let held = OutDir::open(&run).unwrap();
+    reporter.add(Jsonl::append(&held, "metrics.jsonl").unwrap());
+    reporter.add(TensorBoard::create(&held.sub("tensorboard").unwrap()).unwrap());
+    reporter.add(Html::new(&held, "report.html"));
     reporter.add(recorder.clone());
     let events = whole_run(&run);
     reporter.emit(events[0].clone());
@@ -293,23 +299,17 @@ fn a_run_directory_that_disappears_does_not_stop_the_run() {
 }
 
 #[test]
-fn a_missing_run_directory_is_told_at_the_start() {
-    let dir = tempfile::tempdir().unwrap();
-    assert!(Reporter::open(&dir.path().join("absent"), true, true).is_err());
-}
-
-#[test]
 fn a_resumed_run_keeps_its_history_and_replaces_what_it_repeats() {
     let dir = tempfile::tempdir().unwrap();
     for (range, loss) in [(1..=8, 0.25), (5..=9, 0.125)] {
-        let mut reporter = Reporter::open(dir.path(), true, true).unwrap();
+        let mut reporter = Reporter::open(&OutDir::open(dir.path()).unwrap(), true, true).unwrap();
         reporter.emit(run_start(dir.path()));
         reporter.emit(step_start("sft", "Supervised fine-tuning", 9));
         for i in range {
             reporter.emit(Event::metrics("sft", i, &[("loss", loss)]));
         }
     }
-    let mut html = Html::new(&dir.path().join("again.html"));
+    let mut html = Html::new(&OutDir::open(dir.path()).unwrap(), "again.html");
     jsonl::replay(&dir.path().join("metrics.jsonl"), |t, e| html.absorb(t, &e)).unwrap();
     html.write(0.0, &Event::step_end("sft", 3.0, &[])).unwrap();
     let text = fs::read_to_string(dir.path().join("again.html")).unwrap();
@@ -324,9 +324,10 @@ fn a_whole_run_makes_a_page() {
     let dir = tempfile::tempdir().unwrap();
     // Set to look at the page.
     let to = std::env::var_os("DUPLEX_REPORT_DEMO");
-    let path = to.map_or(dir.path().join("report.html"), PathBuf::from);
+    let to = to.map_or(dir.path().to_path_buf(), PathBuf::from);
+    let path = to.join("report.html");
     let mut reporter = Reporter::silent();
-    reporter.add(Html::new(&path));
+    reporter.add(Html::new(&OutDir::open(&to).unwrap(), "report.html"));
     whole_run(Path::new("runs/opt-125m-helpful")).into_iter().for_each(|e| reporter.emit(e));
     let page = fs::read_to_string(&path).unwrap();
     for part in ["Finished in 51m30s", "3.41", "2.11", "71.3%", "\u{2212}0.412", "1.09", "0.0312"] {
@@ -352,7 +353,7 @@ fn the_page_escapes_everything_that_comes_from_outside() {
     let mut reporter = Reporter::silent();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("report.html");
-    reporter.add(Html::new(&path));
+    reporter.add(Html::new(&OutDir::open(dir.path()).unwrap(), "report.html"));
     let summary = vec![(s(), s())];
     reporter.emit(Event::RunStart { name: s(), run_dir: evil.into(), summary });
     let metrics =
@@ -386,7 +387,7 @@ fn the_page_escapes_everything_that_comes_from_outside() {
 fn tensorboard_files_name_every_metric() {
     let dir = tempfile::tempdir().unwrap();
     let mut reporter = Reporter::silent();
-    reporter.add(TensorBoard::create(dir.path()).unwrap());
+    reporter.add(TensorBoard::create(&OutDir::open(dir.path()).unwrap()).unwrap());
     whole_run(dir.path()).into_iter().for_each(|e| reporter.emit(e));
     let file = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
     let bytes = fs::read(file).unwrap();

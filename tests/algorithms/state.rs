@@ -6,6 +6,7 @@ use duplex::algo::{OnlineConfig, OnlineTrainer, RewardScaling};
 use duplex::base::{DType, Kind, Result};
 use duplex::data::SftExample;
 use duplex::engine::Engine;
+use duplex::formats::OutDir;
 use duplex::formats::{Label, Snapshot, SnapshotBuilder, write_snapshot};
 use duplex::model::Head;
 use duplex::tape::{ActivationCheckpointing, Workspace};
@@ -39,7 +40,8 @@ fn saved(trainer: &OnlineTrainer, root: &Path, iteration: u64) -> Snapshot {
     let mut builder = SnapshotBuilder::default();
     trainer.save(&mut builder).unwrap();
     let label = Label { step: "ppo".into(), iteration, ..Label::default() };
-    Snapshot::open(&write_snapshot(root, &label, &builder).unwrap()).unwrap()
+    Snapshot::open(&write_snapshot(&OutDir::create(root).unwrap(), &label, &builder).unwrap())
+        .unwrap()
 }
 
 #[track_caller]

@@ -3,6 +3,7 @@
 use duplex::arch::Config;
 use duplex::base::{DType, Rng};
 use duplex::data::Tokenizer;
+use duplex::formats::OutDir;
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -77,8 +78,8 @@ fn write_as(dir: &Path, fields: Value, tokenizer: &Tokenizer) -> PathBuf {
         &LoadOptions { seed: 3, ..LoadOptions::frozen(Head::Lm, DType::F32) },
     )
     .unwrap();
-    save_model(&model, dir, &SaveAs::default(), None).unwrap();
-    tokenizer.save(dir).unwrap();
+    save_model(&model, &OutDir::create(dir).unwrap(), &SaveAs::default(), None).unwrap();
+    tokenizer.save(&OutDir::create(dir).unwrap()).unwrap();
     dir.to_path_buf()
 }
 

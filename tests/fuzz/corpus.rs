@@ -1,6 +1,7 @@
 //! Good inputs for each parser, to be made bad: small, so that an edit hits something.
 
 use duplex::base::DType;
+use duplex::formats::OutDir;
 use duplex::formats::{Fingerprint, Input, Label, SnapshotBuilder, Sum, write_snapshot};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -120,7 +121,7 @@ pub(crate) fn checkpoint(root: &Path) -> std::path::PathBuf {
     let config = config.map(|(k, v)| (k.to_string(), v.to_string())).into();
     let label =
         Label { step: "sft".into(), iteration: 7, finished: false, config, inputs: vec![input] };
-    write_snapshot(root, &label, &builder).unwrap()
+    write_snapshot(&OutDir::create(root).unwrap(), &label, &builder).unwrap()
 }
 
 /// Bytes of a manifest before what its checksum is of.

@@ -11,6 +11,7 @@ use duplex::data::{
 };
 use duplex::device::Device;
 use duplex::engine::Engine;
+use duplex::formats::OutDir;
 use duplex::formats::{Checkpoint, Snapshot, Sum};
 use duplex::model::{
     Head, LoadOptions, LoraConfig, Model, Params, SaveAs, linear_modules, resolve_model,
@@ -206,8 +207,13 @@ fn tiny() -> Config {
 
 fn prepare_models(place: &Path) {
     let options = LoadOptions { seed: 5, ..LoadOptions::frozen(Head::Lm, DType::F32) };
-    save_model(&Model::random(&tiny(), &options).unwrap(), place, &SaveAs::default(), None)
-        .unwrap();
+    save_model(
+        &Model::random(&tiny(), &options).unwrap(),
+        &OutDir::create(place).unwrap(),
+        &SaveAs::default(),
+        None,
+    )
+    .unwrap();
 }
 
 /// Loads the weights of another config, and where they fit all the same generates with them.
@@ -234,7 +240,7 @@ fn prepare_adapters(place: &Path) {
     let lora = Some(LoraConfig { rank: 2, alpha: 8.0, modules, ..LoraConfig::default() });
     let options = LoadOptions { lora, train: true, ..LoadOptions::frozen(Head::Lm, DType::F32) };
     let model = Model::random(&tiny(), &options).unwrap();
-    save_adapters(&model, &place.join("adapter"), "base").unwrap();
+    save_adapters(&model, &OutDir::create(&place.join("adapter")).unwrap(), "base").unwrap();
 }
 
 fn adapters(place: &Path, input: &[u8]) -> bool {
@@ -414,7 +420,7 @@ fn texts(place: &Path, input: &[u8]) -> bool {
 /// The metrics of an earlier run, from which the report is drawn again.
 fn metrics(place: &Path, input: &[u8]) -> bool {
     fs::write(place.join("metrics.jsonl"), input).unwrap();
-    let reporter = Reporter::open(place, true, false);
+    let reporter = Reporter::open(&OutDir::create(place).unwrap(), true, false);
     taken(reporter.map(|mut reporter| {
         reporter.emit(Event::metrics("sft", 3, &[("loss", 1.0)]));
         reporter.emit(Event::RunEnd { seconds: 1.0 });

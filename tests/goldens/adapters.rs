@@ -5,6 +5,7 @@ use super::device::device;
 use super::{Golden, dir, logits, relative, tensors_of, write_changed};
 use duplex::base::DType;
 use duplex::formats::Checkpoint;
+use duplex::formats::OutDir;
 use duplex::model::{
     Head, LoadOptions, Model, Pass, SaveAs, adapter_weights, save_adapters, save_model,
 };
@@ -79,13 +80,19 @@ fn outputs_are_those_of_peft_before_and_after_both_exports() {
         println!("{name}: {error:.1e}");
         assert!(error < 1e-5, "{name}: {error:.2e}");
         let place = tmp.path().join(name);
-        save_model(&model, &place.join("merged"), &SaveAs::default(), None).unwrap();
+        save_model(
+            &model,
+            &OutDir::create(&place.join("merged")).unwrap(),
+            &SaveAs::default(),
+            None,
+        )
+        .unwrap();
         let merged = open(&place.join("merged"), head_of(name));
         assert!(merged.notes.is_empty(), "{name}: {:?}", merged.notes);
         assert!(relative(&output(&merged, &ids), &want) < 1e-5, "{name} merged");
         let base = duplex::model::base_dir(&peft(name)).unwrap().canonicalize().unwrap();
         let alone = place.join("adapter");
-        save_adapters(&model, &alone, base.to_str().unwrap()).unwrap();
+        save_adapters(&model, &OutDir::create(&alone).unwrap(), base.to_str().unwrap()).unwrap();
         let again = open(&alone, head_of(name));
         assert_eq!(output(&again, &ids), got, "{name} saved alone");
         // What peft reads: the same tensors, under the same names.

@@ -3,6 +3,7 @@
 use super::device::device;
 use super::{Tensors, dir, logits, relative, tensors_of, write_changed};
 use duplex::base::DType;
+use duplex::formats::OutDir;
 use duplex::formats::{Checkpoint, SaveTensor, SourceDType};
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use serde_json::{Value, json};
@@ -131,7 +132,7 @@ fn tied_weights_may_have_either_name_and_a_head_of_its_own_counts() {
     assert!(relative(&logits(&model, &ids)[0], &want[0]) > 0.1);
     // Its export says so.
     let saved = tmp.path().join("saved");
-    save_model(&model, &saved, &SaveAs::default(), None).unwrap();
+    save_model(&model, &OutDir::create(&saved).unwrap(), &SaveAs::default(), None).unwrap();
     let again = load(&saved, Head::Lm).unwrap();
     assert!(!again.arch.tied && again.notes.is_empty(), "{:?}", again.notes);
     assert_eq!(logits(&again, &ids), logits(&other, &ids));

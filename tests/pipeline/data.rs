@@ -5,6 +5,7 @@ use crate::place::{Place, all_bytes, bytes, events, metrics};
 use duplex::arch::Config;
 use duplex::base::DType;
 use duplex::data::Tokenizer;
+use duplex::formats::OutDir;
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use serde_json::{Value, json};
 
@@ -70,8 +71,9 @@ pub(crate) fn chatml_model(p: &Place) {
         &LoadOptions { seed: 11, ..LoadOptions::frozen(Head::Lm, DType::F32) },
     )
     .unwrap();
-    save_model(&model, &p.path("chatml"), &SaveAs::default(), None).unwrap();
-    tokenizer.save(&p.path("chatml")).unwrap();
+    save_model(&model, &OutDir::create(&p.path("chatml")).unwrap(), &SaveAs::default(), None)
+        .unwrap();
+    tokenizer.save(&OutDir::create(&p.path("chatml")).unwrap()).unwrap();
 }
 
 #[test]

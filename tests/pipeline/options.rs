@@ -4,6 +4,7 @@ use crate::checkpoint;
 use crate::place::{Place, all_bytes, bytes, distance, events, metrics, number, summary, values};
 use duplex::arch::Config;
 use duplex::base::DType;
+use duplex::formats::OutDir;
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use duplex::pool::ParamId;
 use serde_json::{Value, json};
@@ -125,8 +126,8 @@ fn shards_load_again() {
         &LoadOptions { seed: 5, ..LoadOptions::frozen(Head::Lm, DType::F32) },
     )
     .unwrap();
-    save_model(&wide, &p.path("wide"), &SaveAs::default(), None).unwrap();
-    tokenizer.save(&p.path("wide")).unwrap();
+    save_model(&wide, &OutDir::create(&p.path("wide")).unwrap(), &SaveAs::default(), None).unwrap();
+    tokenizer.save(&OutDir::create(&p.path("wide")).unwrap()).unwrap();
     let whole = p.run("sft", "whole", &["--actor-model", "wide"]);
     let cut = p.run("sft", "cut", &["--actor-model", "wide", "--max-shard-size", "1MB"]);
     assert!(!cut.join("sft/model.safetensors").exists());
@@ -143,7 +144,8 @@ fn shards_load_again() {
     // What is loaded from the shards and saved in one file is what one file held.
     let options = LoadOptions::frozen(Head::Lm, DType::F32);
     let again = Model::load(&cut.join("sft"), &options).unwrap();
-    save_model(&again, &p.path("again"), &SaveAs::default(), None).unwrap();
+    save_model(&again, &OutDir::create(&p.path("again")).unwrap(), &SaveAs::default(), None)
+        .unwrap();
     assert_eq!(bytes(&p.path("again")), bytes(&whole.join("sft")));
     assert!(distance(&p.path("again"), &p.path("wide")) > 1e-4);
     p.run("reward", "cut", &["--actor-model", "cut/sft", "--max-shard-size", "1MB"]);

@@ -3,6 +3,7 @@
 
 use crate::checkpoint;
 use duplex::base::DType;
+use duplex::formats::OutDir;
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use duplex::pool::ParamId;
 use serde_json::Value;
@@ -80,8 +81,9 @@ impl Place {
             }
             model.store.write_f32(ParamId(i), &values).unwrap();
         }
-        save_model(&model, &self.path(to), &SaveAs::default(), None).unwrap();
-        checkpoint::tokenizer(None).save(&self.path(to)).unwrap();
+        save_model(&model, &OutDir::create(&self.path(to)).unwrap(), &SaveAs::default(), None)
+            .unwrap();
+        checkpoint::tokenizer(None).save(&OutDir::create(&self.path(to)).unwrap()).unwrap();
     }
 
     /// A command as given; names of files are relative to this place.

@@ -4,6 +4,7 @@ use crate::checkpoint;
 use crate::place::Place;
 use duplex::arch::Config;
 use duplex::base::DType;
+use duplex::formats::OutDir;
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use serde_json::{Value, json};
 use std::os::unix::process::ExitStatusExt;
@@ -18,8 +19,9 @@ fn large(p: &Place) {
         "tie_word_embeddings": false, "eos_token_id": 2});
     let config = Config::from_map(shape.as_object().unwrap().clone());
     let model = Model::random(&config, &LoadOptions::frozen(Head::Lm, DType::F32)).unwrap();
-    save_model(&model, &p.path("model"), &SaveAs::default(), None).unwrap();
-    checkpoint::tokenizer(None).save(&p.path("model")).unwrap();
+    save_model(&model, &OutDir::create(&p.path("model")).unwrap(), &SaveAs::default(), None)
+        .unwrap();
+    checkpoint::tokenizer(None).save(&OutDir::create(&p.path("model")).unwrap()).unwrap();
     // Rows longer than any limit: all are cut to it.
     let words = |seed: usize| (0..200).map(|i| format!("{} ", (seed + i) % 10)).collect::<String>();
     let row =

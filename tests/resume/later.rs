@@ -3,6 +3,7 @@
 use crate::checkpoint;
 use crate::place::{Place, bytes, metrics};
 use crate::process::{ended, same, signal, until};
+use duplex::formats::OutDir;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -16,7 +17,7 @@ const DAY: u64 = 24 * 60 * 60;
 /// Conversations for all steps, and a model whose template writes the date.
 fn dated() -> Place {
     let p = Place::new("llama");
-    checkpoint::tokenizer(Some(DATED)).save(&p.path("model")).unwrap();
+    checkpoint::tokenizer(Some(DATED)).save(&OutDir::create(&p.path("model")).unwrap()).unwrap();
     let user = |text: String| serde_json::json!([{"role": "user", "content": text}]);
     let says = |text: String| serde_json::json!([{"role": "assistant", "content": text}]);
     let row = |i: usize| {

@@ -3,6 +3,7 @@
 use crate::place::{Place, events, metrics, number};
 use crate::process::{checkpoints, ended, spawn, stop_after, words};
 use duplex::base::DType;
+use duplex::formats::OutDir;
 use duplex::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use duplex::pool::{Param, ParamId};
 use serde_json::Value;
@@ -18,8 +19,8 @@ fn poisoned(p: &Place, to: &str) {
         values.iter_mut().for_each(|w| *w *= 1e30);
         model.store.write_f32(ParamId(i), &values).unwrap();
     }
-    save_model(&model, &p.path(to), &SaveAs::default(), None).unwrap();
-    crate::checkpoint::tokenizer(None).save(&p.path(to)).unwrap();
+    save_model(&model, &OutDir::create(&p.path(to)).unwrap(), &SaveAs::default(), None).unwrap();
+    crate::checkpoint::tokenizer(None).save(&OutDir::create(&p.path(to)).unwrap()).unwrap();
 }
 
 fn warnings(of: &[Value]) -> Vec<String> {

@@ -4,13 +4,12 @@
 
 use super::super::fingerprint::{Fingerprint, Sum};
 use super::super::names::{clipped, is_plain_name, quoted};
-use super::super::write_atomic;
+use super::super::out_dir::OutDir;
 use super::damage::damaged;
 use crate::base::{Error, Result, read_file};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -95,16 +94,12 @@ impl Manifest {
 }
 
 /// Writes the manifest into `dir`.
-pub(super) fn write(dir: &Path, manifest: &Manifest) -> Result<()> {
+pub(super) fn write(dir: &OutDir, manifest: &Manifest) -> Result<()> {
     let text = serde_json::to_string_pretty(manifest)
         .map_err(|e| Error::internal(format!("cannot write a manifest as JSON: {e}")))?;
     let rest = format!("{}\n", text.strip_prefix('{').unwrap_or(&text));
     let head = head(Sum::of(rest.as_bytes()));
-    let path = dir.join(MANIFEST);
-    write_atomic(&path, |out| {
-        let done = out.write_all(head.as_bytes()).and_then(|()| out.write_all(rest.as_bytes()));
-        done.map_err(|e| Error::io("write", &path, &e))
-    })
+    dir.write_bytes(MANIFEST, format!("{head}{rest}").as_bytes())
 }
 
 /// The file's beginning, up to which it is not covered by the checksum that it holds.

@@ -15,8 +15,7 @@ mod write;
 
 pub use builder::{Content, Copied, SnapshotBuilder, Whole};
 pub use manifest::{Input, Label};
-pub use write::{Found, list_snapshots, read_as_written};
-pub use write::{remove_leftovers, remove_snapshot, write_snapshot};
+pub use write::{Found, list_snapshots, read_as_written, snapshots_in, write_snapshot};
 
 use super::names::quoted;
 use super::safetensors::SafetensorsFile;

@@ -6,6 +6,7 @@ use super::write::write_in_shards;
 use super::*;
 use crate::base::{DType, Kind, Rng};
 use crate::device::{Buffer, Device};
+use crate::formats::OutDir;
 use std::path::Path;
 
 fn label(iteration: u64) -> Label {
@@ -40,7 +41,7 @@ fn builder(rng: &mut Rng) -> SnapshotBuilder<'static> {
 
 /// A snapshot of one kilobyte or so in `root`.
 fn written(root: &Path) -> PathBuf {
-    write_snapshot(root, &label(7), &builder(&mut fresh_rng())).unwrap()
+    write_snapshot(&OutDir::create(root).unwrap(), &label(7), &builder(&mut fresh_rng())).unwrap()
 }
 
 #[track_caller]
@@ -66,8 +67,9 @@ fn everything_reads_back_from_one_shard_and_from_many() {
     let small = Buffer::zeroed(Device::Cpu, size - 1).unwrap();
     assert!(self::builder(&mut rng).copied(small).is_err());
     let tensors = builder.content().tensors.clone();
-    let written =
-        |i: u64, max, from: &dyn Whole| write_in_shards(tmp.path(), &label(i), from, max).unwrap();
+    let written = |i: u64, max, from: &dyn Whole| {
+        write_in_shards(&OutDir::open(tmp.path()).unwrap(), &label(i), from, max).unwrap()
+    };
     let mut dirs = vec![written(0, 1_000_000, &builder), written(1, 16, &builder)];
     // Memory that is larger, and holds something else.
     let memory = Buffer::zeroed(Device::Cpu, size + 9).unwrap();
@@ -220,14 +222,14 @@ fn snapshots_come_and_go_whole() {
     let tmp = tempfile::tempdir().unwrap();
     let root = tmp.path().join("run/checkpoints");
     assert!(list_snapshots(&root).unwrap().is_empty());
-    remove_leftovers(&root).unwrap();
+    let held = OutDir::create(&root).unwrap();
     let builder = builder(&mut fresh_rng());
-    let first = write_snapshot(&root, &label(7), &builder).unwrap();
+    let first = write_snapshot(&held, &label(7), &builder).unwrap();
     // Again at the same place, as by a run that was set back.
-    assert_eq!(write_snapshot(&root, &label(7), &SnapshotBuilder::default()).unwrap(), first);
+    assert_eq!(write_snapshot(&held, &label(7), &SnapshotBuilder::default()).unwrap(), first);
     assert_eq!(Snapshot::open(&first).unwrap().tensors().count(), 0);
     let end = Label { finished: true, ..label(9) };
-    let end = write_snapshot(&root, &end, &SnapshotBuilder::default()).unwrap();
+    let end = write_snapshot(&held, &end, &SnapshotBuilder::default()).unwrap();
     for junk in [".tmp-sft-00000008", ".tmp-old-x", "notes-1", "sft-x"] {
         std::fs::create_dir_all(root.join(junk).join("inner")).unwrap();
     }
@@ -235,9 +237,10 @@ fn snapshots_come_and_go_whole() {
     found.sort_by_key(|f| f.iteration);
     let of = |iteration, dir: &PathBuf| Found { step: "sft".into(), iteration, dir: dir.clone() };
     assert_eq!(found, [of(None, &end), of(Some(7), &first)]);
-    remove_leftovers(&root).unwrap();
-    remove_snapshot(&first).unwrap();
-    remove_snapshot(&first).unwrap();
+    assert_eq!(snapshots_in(&held).unwrap().len(), 2);
+    held.remove_leftovers().unwrap();
+    held.take_away("sft-00000007").unwrap();
+    held.take_away("sft-00000007").unwrap();
     assert!(!first.exists() && !root.join(".tmp-old-x").exists() && root.join("notes-1").exists());
 }
 
@@ -247,6 +250,6 @@ fn a_snapshot_that_cannot_be_written_leaves_nothing() {
     let mut builder = builder(&mut fresh_rng());
     // An error in the middle of the shard.
     builder.tensor("model/zz".into(), DType::U8, &[9], |_| Err(Error::user("no such tensor")));
-    assert!(write_snapshot(tmp.path(), &label(7), &builder).is_err());
+    assert!(write_snapshot(&OutDir::open(tmp.path()).unwrap(), &label(7), &builder).is_err());
     assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
 }

@@ -1,22 +1,14 @@
-//! How snapshots come and go. A directory is written under a hidden name beside its place, every
-//! file and the directory are synced, then it is renamed into its place and that is synced: a
-//! reader sees the old state or the new one, and after a crash at any moment only a hidden
-//! directory is left over, which the next start removes.
+//! How snapshots come and how they are found.
 
-use super::super::atomic::sync_dir;
+use super::super::out_dir::HIDDEN;
 use super::super::safetensors::safetensors_order;
 use super::super::save::split;
-use super::super::{Sum, write_safetensors};
+use super::super::{OutDir, Sum, write_safetensors};
 use super::builder::{Content, Whole};
-use super::damage::opened;
 use super::manifest::{self, Label, Manifest, Shard};
-use crate::base::{Error, Result};
+use crate::base::{Result, entries, is_dir};
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Beginning of the names of directories that are not, or no more, snapshots.
-const HIDDEN: &str = ".tmp-";
 
 /// Largest shard.
 const MAX_SHARD: usize = 2_000_000_000;
@@ -40,35 +32,22 @@ fn name_of(label: &Label) -> String {
     }
 }
 
-/// Writes `builder` into a directory of its own in `root`, which is made if absent, and returns its
-/// path. On an error nothing of it is left.
-pub fn write_snapshot(root: &Path, label: &Label, builder: &dyn Whole) -> Result<PathBuf> {
+/// Writes `builder` into a directory of its own in `root` and returns its path. On an error nothing
+/// of it is left.
+pub fn write_snapshot(root: &OutDir, label: &Label, builder: &dyn Whole) -> Result<PathBuf> {
     write_in_shards(root, label, builder, MAX_SHARD)
 }
 
 pub(super) fn write_in_shards(
-    root: &Path,
+    root: &OutDir,
     label: &Label,
     builder: &dyn Whole,
     max_shard: usize,
 ) -> Result<PathBuf> {
-    make_root(root)?;
     let name = name_of(label);
-    let (temp, dir) = (root.join(format!("{HIDDEN}{name}")), root.join(name));
-    let written = remove(&temp)
-        .and_then(|()| fs::create_dir(&temp).map_err(|e| Error::io("create", &temp, &e)))
-        .and_then(|()| fill(&temp, label, builder, max_shard))
-        .and_then(|()| sync_dir(&temp))
-        // Of the same moment; there is none but where a run is repeated.
-        .and_then(|()| remove_snapshot(&dir))
-        .and_then(|()| fs::rename(&temp, &dir).map_err(|e| Error::io("rename to", &dir, &e)));
-    if let Err(e) = written {
-        // The error that counts is the first one.
-        let _ = remove(&temp);
-        return Err(e);
-    }
-    sync_dir(root)?;
-    Ok(dir)
+    // One of the same moment is there only where a run is repeated.
+    root.replace(&name, |dir| fill(dir, label, builder, max_shard))?;
+    Ok(root.path().join(name))
 }
 
 /// Reads all of `builder` in the order in which it would be written, for a rank that only does its
@@ -83,29 +62,20 @@ pub fn read_as_written(builder: &dyn Whole) -> Result<()> {
     Ok(())
 }
 
-fn make_root(root: &Path) -> Result<()> {
-    if root.is_dir() {
-        return Ok(());
-    }
-    fs::create_dir_all(root).map_err(|e| Error::io("create", root, &e))?;
-    root.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), sync_dir)
-}
-
-fn fill(dir: &Path, label: &Label, builder: &dyn Whole, max_shard: usize) -> Result<()> {
+fn fill(dir: &OutDir, label: &Label, builder: &dyn Whole, max_shard: usize) -> Result<()> {
     let Content { tensors, values } = builder.content();
     let places: HashMap<&str, usize> =
         tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
     let mut files = vec![];
     for range in split(tensors, max_shard)?.into_iter().filter(|r| !r.is_empty()) {
         let name = format!("state-{:05}.safetensors", files.len() + 1);
-        let (path, mut sums) = (dir.join(&name), BTreeMap::new());
-        write_safetensors(&path, &tensors[range], None, &mut |t| {
+        let mut sums = BTreeMap::new();
+        let header = write_safetensors(dir, &name, &tensors[range], None, &mut |t| {
             let bytes = builder.read(places[t.name.as_str()])?;
             sums.insert(t.name.clone(), Sum::of(&bytes));
             Ok(bytes)
         })?;
-        let length = fs::metadata(&path).map_err(|e| Error::io("read", &path, &e))?.len();
-        let header = Sum::of(opened(&path)?.header());
+        let length = dir.size_of(&name)?.unwrap_or(0);
         files.push(Shard { name, bytes: length, header, tensors: sums });
     }
     manifest::write(dir, &Manifest::new(label, values, files))
@@ -113,52 +83,29 @@ fn fill(dir: &Path, label: &Label, builder: &dyn Whole, max_shard: usize) -> Res
 
 /// The snapshots in `root`, in no order; none if it is absent.
 pub fn list_snapshots(root: &Path) -> Result<Vec<Found>> {
-    let found = |dir: PathBuf| {
-        let name = dir.file_name()?.to_str().filter(|name| !name.starts_with(HIDDEN))?;
-        let (step, at) = name.rsplit_once('-')?;
-        let iteration = match at {
-            "finished" => None,
-            _ => Some(at.parse().ok().filter(|_| at.len() >= 8)?),
-        };
-        Some(Found { step: step.to_string(), iteration, dir })
+    let paths = if is_dir(root)? { entries(root)? } else { vec![] };
+    Ok(paths.into_iter().filter_map(found).collect())
+}
+
+/// The snapshots in a directory held open, in no order.
+pub fn snapshots_in(root: &OutDir) -> Result<Vec<Found>> {
+    Ok(root.names()?.into_iter().filter_map(|name| found(root.path().join(name))).collect())
+}
+
+/// A snapshot by the name of its directory.
+fn found(dir: PathBuf) -> Option<Found> {
+    let name = dir.file_name()?.to_str().filter(|name| !name.starts_with(HIDDEN))?;
+    let (step, at) = name.rsplit_once('-')?;
+    let iteration = match at {
+        "finished" => None,
+        _ => Some(at.parse().ok().filter(|_| at.len() >= 8)?),
     };
-    Ok(entries(root)?.into_iter().filter_map(found).collect())
+    Some(Found { step: step.to_string(), iteration, dir })
 }
 
-/// Removes what writers that were killed left in `root`.
-pub fn remove_leftovers(root: &Path) -> Result<()> {
-    let hidden =
-        |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(HIDDEN));
-    entries(root)?.iter().filter(|p| hidden(p)).try_for_each(|p| remove(p))
-}
-
-/// Removes a snapshot, if it is there; no reader sees half of it.
-pub fn remove_snapshot(dir: &Path) -> Result<()> {
-    let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    let hidden = dir.with_file_name(format!("{HIDDEN}old-{name}"));
-    remove(&hidden)?;
-    match fs::rename(dir, &hidden) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(Error::io("remove", dir, &e)),
-        Ok(()) => {}
-    }
-    dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), sync_dir)?;
-    remove(&hidden)
-}
-
-fn entries(root: &Path) -> Result<Vec<PathBuf>> {
-    let fail = |e: std::io::Error| Error::io("read", root, &e);
-    match fs::read_dir(root) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(vec![]),
-        Err(e) => Err(fail(e)),
-        Ok(entries) => entries.map(|e| e.map(|e| e.path()).map_err(fail)).collect(),
-    }
-}
-
-/// Removes a directory, if it is there.
-fn remove(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir, &e)),
-        _ => Ok(()),
+impl Found {
+    /// The name of its directory.
+    pub fn name(&self) -> &str {
+        self.dir.file_name().and_then(|n| n.to_str()).unwrap_or_default()
     }
 }

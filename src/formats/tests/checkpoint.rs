@@ -4,6 +4,7 @@ use super::super::{Checkpoint, SaveTensor, SourceDType::*, save_sharded, write_s
 use super::torch_file::{PyTensor, write_torch};
 use super::{fresh_rng, from_map, random_data, refused};
 use crate::base::{Error, Kind};
+use crate::formats::OutDir;
 use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
@@ -20,7 +21,8 @@ fn files(dir: &Path) -> Vec<String> {
 fn shard(dir: &Path, file: &str, names: &[&str]) {
     let tensors: Vec<_> = names.iter().map(|n| SaveTensor::new(*n, F32, &[1])).collect();
     let one = &mut |_: &SaveTensor| Ok(Cow::Owned(vec![0; 4]));
-    write_safetensors(&dir.join(file), &tensors, Some(("format", "pt")), one).unwrap();
+    write_safetensors(&OutDir::create(dir).unwrap(), file, &tensors, Some(("format", "pt")), one)
+        .unwrap();
 }
 
 fn index(dir: &Path, map: &str) {
@@ -42,7 +44,9 @@ fn saves_at_any_shard_size_and_reads_back() {
     let total: usize = data.values().map(Vec::len).sum();
     // One directory throughout: each save replaces the other's files, whatever their number.
     for max in [total, 500, 1, usize::MAX, 1000, total - 1, 0] {
-        let written = save_sharded(dir.path(), &tensors, max, &mut from_map(&data)).unwrap();
+        let written =
+            save_sharded(&OutDir::open(dir.path()).unwrap(), &tensors, max, &mut from_map(&data))
+                .unwrap();
         let open = Checkpoint::open(dir.path()).unwrap();
         assert_eq!(open.names().count(), tensors.len());
         assert_eq!(open.files().collect::<Vec<_>>(), written);
@@ -72,17 +76,19 @@ fn a_failed_save_never_leaves_a_mixture_that_opens() {
     let dir = tempfile::tempdir().unwrap();
     let tensors: Vec<_> = (0..4).map(|i| SaveTensor::new(format!("t{i}"), U8, &[10])).collect();
     let fill = |x: u8| move |_: &SaveTensor| Ok(Cow::Owned(vec![x; 10]));
-    save_sharded(dir.path(), &tensors, 10, &mut fill(1)).unwrap();
+    save_sharded(&OutDir::open(dir.path()).unwrap(), &tensors, 10, &mut fill(1)).unwrap();
     let mut calls = 0;
-    let failed = save_sharded(dir.path(), &tensors, 10, &mut |_| {
+    let failed = save_sharded(&OutDir::open(dir.path()).unwrap(), &tensors, 10, &mut |_| {
         calls += 1;
         if calls == 3 { Err(Error::resource("disk full")) } else { Ok(Cow::Owned(vec![2; 10])) }
     });
     assert_eq!(failed.unwrap_err().kind(), Kind::Resource);
     refused(Checkpoint::open(dir.path()), &["no weights"]);
     // A whole older file stays in force until the new index is complete.
-    save_sharded(dir.path(), &tensors, 100, &mut fill(3)).unwrap();
-    let _ = save_sharded(dir.path(), &tensors, 10, &mut |_| Err(Error::resource("disk full")));
+    save_sharded(&OutDir::open(dir.path()).unwrap(), &tensors, 100, &mut fill(3)).unwrap();
+    let _ = save_sharded(&OutDir::open(dir.path()).unwrap(), &tensors, 10, &mut |_| {
+        Err(Error::resource("disk full"))
+    });
     assert_eq!(Checkpoint::open(dir.path()).unwrap().read_raw("t0").unwrap(), vec![3; 10]);
 }
 

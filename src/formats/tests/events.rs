@@ -3,6 +3,7 @@
 
 use super::super::EventWriter;
 use super::fresh_rng;
+use crate::formats::OutDir;
 use std::collections::BTreeMap;
 use std::fs;
 
@@ -79,7 +80,7 @@ fn events_read_back() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("runs/a");
-    let mut writer = EventWriter::create(&logs).unwrap();
+    let mut writer = EventWriter::create(&OutDir::create(&logs).unwrap()).unwrap();
     let mut wanted = Vec::new();
     for i in 0..200u64 {
         let step = u64::from(rng.next_u32()) << (i % 32);
@@ -114,7 +115,7 @@ fn events_read_back() {
     assert_eq!(fields(&fields(&value[&9])[&1])[&1], b"text");
 
     // A second writer in the same second gets a file of its own.
-    let other = EventWriter::create(&logs).unwrap();
+    let other = EventWriter::create(&OutDir::create(&logs).unwrap()).unwrap();
     assert_ne!(other.path(), writer.path());
 }
 
@@ -122,5 +123,5 @@ fn events_read_back() {
 fn a_directory_that_cannot_be_made_is_named() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
-    super::refused(EventWriter::create(&dir.path().join("file/logs")), &["file/logs"]);
+    super::refused(OutDir::create(&dir.path().join("file/logs")), &["file/logs"]);
 }

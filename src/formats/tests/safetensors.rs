@@ -3,10 +3,14 @@
 use super::super::{Checkpoint, SaveTensor, SourceDType, write_safetensors};
 use super::{fresh_rng, from_map, random_data, refused};
 use crate::base::{DType, Kind, bf16};
+use crate::formats::OutDir;
 use SourceDType::*;
 use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// The file that tests write.
+const NAME: &str = "a.safetensors";
 
 /// A file of `header` and `data` bytes, as the format lays them out.
 pub(super) fn craft(dir: &Path, header: &str, data: usize) -> PathBuf {
@@ -30,7 +34,7 @@ fn header_refused(header: &str, data: usize, parts: &[&str]) {
 fn round_trip_of_random_tensors() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("adapter_model.safetensors");
+    let path = dir.path().join(NAME);
     let dtypes = [F32, F16, Bf16, F64, I64, I32, I16, I8, U8, Bool];
     let tensors: Vec<SaveTensor> = (0..60)
         .map(|i| {
@@ -39,7 +43,14 @@ fn round_trip_of_random_tensors() {
         })
         .collect();
     let data = random_data(&mut rng, &tensors);
-    write_safetensors(&path, &tensors, Some(("format", "pt")), &mut from_map(&data)).unwrap();
+    write_safetensors(
+        &OutDir::open(dir.path()).unwrap(),
+        NAME,
+        &tensors,
+        Some(("format", "pt")),
+        &mut from_map(&data),
+    )
+    .unwrap();
 
     let open = Checkpoint::open_file(&path).unwrap();
     assert_eq!(open.names().count(), tensors.len());
@@ -80,7 +91,7 @@ fn round_trip_of_random_tensors() {
 #[test]
 fn the_bytes_of_a_file_are_these() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a.safetensors");
+    let path = dir.path().join(NAME);
     let tensors = [
         SaveTensor::new("z", U8, &[3]),
         SaveTensor::new("b\"ü\n/", F32, &[1, 2]),
@@ -91,7 +102,10 @@ fn the_bytes_of_a_file_are_these() {
         (Some(("format", "pt")), r#"{"__metadata__":{"format":"pt"},TENSORS}      "#),
         (None, r#"{TENSORS}     "#),
     ] {
-        write_safetensors(&path, &tensors, metadata, &mut |t| Ok(fill(t).into())).unwrap();
+        write_safetensors(&OutDir::open(dir.path()).unwrap(), NAME, &tensors, metadata, &mut |t| {
+            Ok(fill(t).into())
+        })
+        .unwrap();
         let entries = concat!(
             r#""b\"ü\n/":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"#,
             r#""a":{"dtype":"BF16","shape":[],"data_offsets":[8,10]},"#,
@@ -110,7 +124,7 @@ fn the_bytes_of_a_file_are_these() {
 fn floats_widen_to_their_values() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a.safetensors");
+    let path = dir.path().join(NAME);
     let xs: Vec<f32> = (0..500).map(|_| rng.normal() * 100.0).collect();
     let tensors = [
         SaveTensor::new("f32", DType::F32, &[5, 100]),
@@ -120,7 +134,7 @@ fn floats_widen_to_their_values() {
         // Puts the half-width tensors at odd places were they not sorted.
         SaveTensor::new("odd", U8, &[3]),
     ];
-    write_safetensors(&path, &tensors, None, &mut |tensor| {
+    write_safetensors(&OutDir::open(dir.path()).unwrap(), NAME, &tensors, None, &mut |tensor| {
         Ok(Cow::Owned(match tensor.info.dtype {
             F32 => xs.iter().flat_map(|x| x.to_le_bytes()).collect(),
             Bf16 => xs.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
@@ -143,13 +157,18 @@ fn floats_widen_to_their_values() {
 #[test]
 fn writer_refuses_its_callers_mistakes_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a.safetensors");
     let a = SaveTensor::new("a", F32, &[2]);
     let once = std::slice::from_ref(&a);
-    let short = write_safetensors(&path, once, None, &mut |_| Ok(Cow::Owned(vec![0; 7])));
+    let short =
+        write_safetensors(&OutDir::open(dir.path()).unwrap(), NAME, once, None, &mut |_| {
+            Ok(Cow::Owned(vec![0; 7]))
+        });
     assert_eq!(short.unwrap_err().kind(), Kind::Internal);
     let twice = [a.clone(), a];
-    let twice = write_safetensors(&path, &twice, None, &mut |_| Ok(Cow::Owned(vec![0; 8])));
+    let twice =
+        write_safetensors(&OutDir::open(dir.path()).unwrap(), NAME, &twice, None, &mut |_| {
+            Ok(Cow::Owned(vec![0; 8]))
+        });
     assert_eq!(twice.unwrap_err().kind(), Kind::Internal);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -157,8 +176,9 @@ fn writer_refuses_its_callers_mistakes_and_leaves_nothing() {
 #[test]
 fn no_tensors_at_all_is_a_file() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a.safetensors");
-    write_safetensors(&path, &[], None, &mut |_| unreachable!()).unwrap();
+    let path = dir.path().join(NAME);
+    write_safetensors(&OutDir::open(dir.path()).unwrap(), NAME, &[], None, &mut |_| unreachable!())
+        .unwrap();
     assert_eq!(Checkpoint::open_file(&path).unwrap().names().count(), 0);
 }
 

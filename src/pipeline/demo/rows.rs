@@ -6,9 +6,8 @@
 use super::answer::{Style, answer};
 use super::dialogue::{Question, Split, questions, walk};
 use crate::base::{Error, Result, Rng};
+use crate::formats::OutDir;
 use serde::Serialize;
-use std::io::{BufWriter, Write};
-use std::path::Path;
 
 /// A preference pair. The answers start with a space, so prompt + answer is the whole text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -127,29 +126,24 @@ struct SftLine {
 }
 
 /// Writes the sets `sft` (prompt, completion) and `preferences` (prompt, chosen, rejected; with
-/// held-out rows) into `dir`, which is made if needed, so that a user can look at the rows or train
-/// on them as on any other data.
-pub fn write_jsonl(dir: &Path, seed: u64, sizes: Sizes) -> Result<()> {
-    for set in [SFT_SET, PREFERENCE_SET] {
-        let set = dir.join(set);
-        std::fs::create_dir_all(&set).map_err(|e| Error::io("create", &set, &e))?;
-    }
+/// held-out rows) into `dir`, so that a user can look at the rows or train on them as on any other
+/// data.
+pub fn write_jsonl(dir: &OutDir, seed: u64, sizes: Sizes) -> Result<()> {
     let sft = sft_rows(seed, sizes.sft).into_iter();
     let sft = sft.map(|(prompt, completion)| SftLine { prompt, completion });
-    write(&dir.join(SFT_SET).join("train.jsonl"), sft)?;
-    let preferences = dir.join(PREFERENCE_SET);
-    write(&preferences.join("train.jsonl"), pair_rows(seed, sizes.pairs))?;
-    write(&preferences.join("eval.jsonl"), held_out_pairs(sizes.held_out))
+    write(&dir.sub(SFT_SET)?, "train.jsonl", sft)?;
+    let preferences = dir.sub(PREFERENCE_SET)?;
+    write(&preferences, "train.jsonl", pair_rows(seed, sizes.pairs))?;
+    write(&preferences, "eval.jsonl", held_out_pairs(sizes.held_out))
 }
 
-fn write<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<()> {
-    let lines = || -> std::io::Result<()> {
-        let mut file = BufWriter::new(std::fs::File::create(path)?);
+fn write<T: Serialize>(dir: &OutDir, name: &str, rows: impl IntoIterator<Item = T>) -> Result<()> {
+    dir.write(name, |out| {
         for row in rows {
-            serde_json::to_writer(&mut file, &row)?;
-            file.write_all(b"\n")?;
+            let line = serde_json::to_string(&row);
+            let line = line.map_err(|e| Error::internal(format!("a row of the demo: {e}")))?;
+            out.put(format!("{line}\n").as_bytes())?;
         }
-        file.flush()
-    };
-    lines().map_err(|e| Error::io("write", path, &e))
+        Ok(())
+    })
 }

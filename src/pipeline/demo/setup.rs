@@ -6,10 +6,10 @@ use crate::algo::{Algorithm, DEEPSPEED_CHAT};
 use crate::arch::Config;
 use crate::base::{DType, Result};
 use crate::data::Tokenizer;
+use crate::formats::OutDir;
 use crate::model::{Head, LoadOptions, Model, SaveAs, save_model};
 use crate::pipeline::config::RunConfig;
 use serde_json::{Map, Value, json};
-use std::path::Path;
 
 const VOCAB: usize = 512;
 
@@ -47,10 +47,10 @@ pub(crate) fn configure(cfg: &RunConfig) -> RunConfig {
 
 /// Writes data, tokenizer and untrained model into the run directory, where the stages to run need
 /// them.
-pub(crate) fn prepare(run: &Path, stages: &[&Algorithm], seed: u64, dtype: DType) -> Result<()> {
-    let (data, begins) = (run.join("data"), stages.contains(&SFT));
-    if begins || !data.exists() {
-        write_jsonl(&data, seed, Sizes::default())?;
+pub(crate) fn prepare(run: &OutDir, stages: &[&Algorithm], seed: u64, dtype: DType) -> Result<()> {
+    let begins = stages.contains(&SFT);
+    if begins || run.find("data")?.is_none() {
+        run.replace("data", |data| write_jsonl(data, seed, Sizes::default()))?;
     }
     if !begins {
         return Ok(());
@@ -61,9 +61,10 @@ pub(crate) fn prepare(run: &Path, stages: &[&Algorithm], seed: u64, dtype: DType
     let config = config(&tokenizer);
     let options = LoadOptions { seed, ..LoadOptions::frozen(Head::Lm, dtype) };
     let model = Model::random(&config, &options)?;
-    let dir = run.join("base");
-    save_model(&model, &dir, &SaveAs::default(), None)?;
-    tokenizer.save(&dir)
+    run.replace("base", |dir| {
+        save_model(&model, dir, &SaveAs::default(), None)?;
+        tokenizer.save(dir)
+    })
 }
 
 fn config(tokenizer: &Tokenizer) -> Config {

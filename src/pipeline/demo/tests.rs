@@ -3,6 +3,7 @@ use super::dialogue::{Split, questions, walk};
 use super::facts::{QUESTIONS, facts};
 use super::*;
 use crate::base::Rng;
+use crate::formats::OutDir;
 use std::collections::HashSet;
 
 const SKY: &str = "Human: What colour is the sky?\nAssistant:";
@@ -232,7 +233,7 @@ fn files_hold_the_rows() {
     let dir = tempfile::tempdir().unwrap();
     let seed = seed();
     let sizes = Sizes { sft: 30, pairs: 20, held_out: 5 };
-    write_jsonl(&dir.path().join("data"), seed, sizes).unwrap();
+    write_jsonl(&OutDir::create(&dir.path().join("data")).unwrap(), seed, sizes).unwrap();
     let read = |name: &str| -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(dir.path().join("data").join(name)).unwrap();
         text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
@@ -247,6 +248,4 @@ fn files_hold_the_rows() {
     assert_eq!(read("preferences/train.jsonl")[0].as_object().unwrap().len(), 3);
     assert_eq!(read("sft/train.jsonl").len(), 30);
     assert_eq!(read("preferences/eval.jsonl").len(), 5);
-    std::fs::write(dir.path().join("file"), "").unwrap();
-    assert!(write_jsonl(&dir.path().join("file"), seed, sizes).is_err());
 }
