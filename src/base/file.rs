@@ -5,7 +5,7 @@
 use super::{Error, Result};
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Bytes that are read between two looks at whether the process is to stop.
@@ -138,6 +138,20 @@ impl Read for InFile {
 impl Seek for InFile {
     fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
         self.file.seek(to)
+    }
+}
+
+/// What tells a file that was changed or replaced from the one that was there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId([i64; 7]);
+
+impl FileId {
+    /// That of the file at `path`, links followed.
+    pub fn of(path: &Path) -> Result<FileId> {
+        let m = path.metadata().map_err(|e| unopened(path, &e))?;
+        let [device, inode, size] = [m.dev(), m.ino(), m.size()].map(|n| n as i64);
+        let (seconds, nanos) = ([m.mtime(), m.ctime()], [m.mtime_nsec(), m.ctime_nsec()]);
+        Ok(FileId([device, inode, size, seconds[0], seconds[1], nanos[0], nanos[1]]))
     }
 }
 

@@ -12,7 +12,7 @@ mod system;
 
 pub use dtype::{DType, Elem};
 pub use error::{Error, Kind, Result};
-pub use file::{InFile, entries, is_dir, is_there, read_file, read_if_there, read_text};
+pub use file::{FileId, InFile, entries, is_dir, is_there, read_file, read_if_there, read_text};
 pub use half::bf16;
 pub(crate) use library::functions;
 pub use panic_guard::{Limited, catch_panic, catches_panic, with_limit};

@@ -18,6 +18,7 @@ use super::source;
 use super::split::cut;
 use super::types::Row;
 use crate::base::{Error, Result, Rng, is_dir};
+use crate::formats::Fingerprint;
 use std::path::{Path, PathBuf};
 
 /// One data set of a blend.
@@ -67,8 +68,8 @@ pub struct Blend {
     uses: [Vec<Part>; 3],
     split: [f64; 3],
     sets: Vec<String>,
-    /// The files read, to fingerprint them.
-    pub files: Vec<PathBuf>,
+    /// The files read, with the fingerprints of what was read.
+    pub files: Vec<(PathBuf, Fingerprint)>,
     /// The rows left out of all files.
     pub bad: BadRows,
     /// The rows that are fit for no use with a share: set, kind, number.
@@ -201,8 +202,8 @@ impl Blend {
     }
 
     fn read(&mut self, path: PathBuf, config: &BlendConfig) -> Result<Vec<Row>> {
-        let (rows, bad) = source::read(&path, config.on_bad, config.columns)?;
-        self.files.push(path);
+        let (rows, bad, stamp) = source::read(&path, config.on_bad, config.columns)?;
+        self.files.push((path, stamp));
         self.bad.add(bad);
         Ok(rows)
     }

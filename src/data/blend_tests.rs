@@ -93,7 +93,7 @@ fn a_directory_brings_its_held_out_rows() {
         jsonl(dir.path(), name, 5);
         let blend = Blend::load(&BlendConfig { eval_fraction: 0.5, ..config(vec![set.clone()]) });
         let blend = blend.unwrap();
-        assert_eq!(blend.files[1], dir.path().join(name));
+        assert_eq!(blend.files[1].0, dir.path().join(name));
         let sizes = |k: usize| (blend.uses[k][0].train.len(), blend.uses[k][0].eval.len());
         assert_eq!([sizes(0), sizes(1), sizes(2)], [(2, 1), (4, 2), (4, 2)]);
     }

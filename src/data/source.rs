@@ -20,19 +20,35 @@ use super::reader::Reader;
 use super::sniff::sniff;
 use super::types::Row;
 use crate::base::{Error, Result, read_file};
+use crate::formats::Fingerprint;
 use std::path::Path;
 
 /// Reads all rows of a file: a JSON list, JSON lines, a table (`.csv`, `.tsv`), or text (`.txt`).
 /// Errors name the file and the row; a file of another format is named for what it is, and a file
 /// without any usable row is an error too.
 pub fn read_rows(path: &Path, on_bad: OnBadRow) -> Result<(Vec<Row>, BadRows)> {
-    read(path, on_bad, false)
+    rows_of(path, &read_file(path, u64::MAX)?, on_bad, false)
 }
 
-/// Reads all rows of a file, with their columns if `columns` says so.
-pub(super) fn read(path: &Path, on_bad: OnBadRow, columns: bool) -> Result<(Vec<Row>, BadRows)> {
+/// Reads all rows of a file, with their columns if `columns` says so, and the fingerprint of the
+/// very bytes that they were read from.
+pub(super) fn read(
+    path: &Path,
+    on_bad: OnBadRow,
+    columns: bool,
+) -> Result<(Vec<Row>, BadRows, Fingerprint)> {
     let bytes = read_file(path, u64::MAX)?;
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let stamp = Fingerprint::of(&bytes);
+    rows_of(path, &bytes, on_bad, columns).map(|(rows, bad)| (rows, bad, stamp))
+}
+
+fn rows_of(
+    path: &Path,
+    bytes: &[u8],
+    on_bad: OnBadRow,
+    columns: bool,
+) -> Result<(Vec<Row>, BadRows)> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let format =
         sniff(path, bytes).map_err(|what| Error::user(format!("{} {what}", path.display())))?;
     let mut reader = Reader::new(path.display().to_string().into(), columns);

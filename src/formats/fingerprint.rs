@@ -50,6 +50,13 @@ pub struct Fingerprint {
     pub checksum: Sum,
 }
 
+impl Fingerprint {
+    /// The fingerprint of a file that holds `bytes`.
+    pub fn of(bytes: &[u8]) -> Fingerprint {
+        Fingerprint { bytes: bytes.len() as u64, checksum: Sum::of(bytes) }
+    }
+}
+
 /// The fingerprint of one file.
 pub fn fingerprint(path: &Path) -> Result<Fingerprint> {
     let (mut bytes, mut sum) = (0, Xxh3::new());

@@ -12,6 +12,7 @@ use crate::data::{
     self, Blend, BlendConfig, Limits, PairExample, Part, Prompt, PromptExample, Row, RowKind,
     SftExample, Spec, Tokenizer, Use,
 };
+use crate::formats::Fingerprint;
 use crate::report::Event;
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -177,7 +178,7 @@ pub(super) fn examples<T: Learnt>(
 pub(super) fn texts(run: &mut Run<'_>, of: &Algorithm, source: &Source) -> Result<Vec<Vec<i32>>> {
     let limits = Lengths::of(run.cfg)?.of_stage(of, source)?;
     let (files, blocks) = texts_of(run.cfg, of, source, &limits)?;
-    run.note_data(&files)?;
+    run.note_data(&files);
     Ok(blocks)
 }
 
@@ -187,7 +188,7 @@ fn texts_of(
     of: &Algorithm,
     source: &Source,
     limits: &Limits,
-) -> Result<(Vec<PathBuf>, Vec<Vec<i32>>)> {
+) -> Result<(Vec<(PathBuf, Fingerprint)>, Vec<Vec<i32>>)> {
     let data = specs(&cfg.unsupervised_sources(of)?)?;
     if data.is_empty() {
         return Ok((vec![], vec![]));
@@ -340,7 +341,7 @@ pub(super) fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
         None => read_rows(run.cfg)?,
     };
     let blend = Rc::new(blend);
-    run.note_data(&blend.files)?;
+    run.note_data(&blend.files);
     // An earlier program has told of them.
     let repeats = run.reporter.repeat(run.goes_on);
     for stage in &run.cfg.stages {

@@ -1,12 +1,13 @@
 //! Models of a run with their tokenizers: found and loaded.
 
 use crate::arch::{Arch, Config};
-use crate::base::{Error, Result, entries, is_dir, is_there, read_text};
+use crate::base::{Error, FileId, Result, entries, is_dir, is_there, read_text};
 use crate::data::{Tokenizer, now};
 use crate::device::{Device, FakeDevice};
 use crate::formats::Checkpoint;
 use crate::model::{LoadOptions, Model, base_dir, hub_cache, resolve_model};
 use crate::report::{Event, Reporter};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,6 +18,8 @@ pub(super) struct Source {
     pub(super) tokenizer: Arc<Tokenizer>,
     /// The architecture of the model.
     pub(super) arch: Arch,
+    /// What lay in its directories before anything was read.
+    seen: BTreeMap<PathBuf, FileId>,
 }
 
 impl Source {
@@ -28,9 +31,17 @@ impl Source {
     /// The same at a given time, in seconds since 1970, for chat templates that write the date.
     pub(super) fn open_at(name: &str, now: i64) -> Result<Source> {
         let dir = resolve_model(name)?;
-        let arch = Config::read(&base_dir(&dir)?)?.arch()?;
+        let base = base_dir(&dir)?;
+        let mut seen = BTreeMap::new();
+        for place in places(&dir, &base)? {
+            for path in entries(&place)? {
+                // What cannot be looked at is told of when it is read.
+                seen.extend(FileId::of(&path).ok().map(|id| (path, id)));
+            }
+        }
+        let arch = Config::read(&base)?.arch()?;
         let tokenizer = Arc::new(Tokenizer::load_at(&tokenizer_dir(&dir)?, now)?);
-        Ok(Source { dir, tokenizer, arch })
+        Ok(Source { dir, tokenizer, arch, seen })
     }
 
     /// Loads the model and checks that it knows every token.
@@ -76,10 +87,8 @@ impl Source {
         let base = base_dir(&self.dir)?;
         let mut files: Vec<PathBuf> =
             Checkpoint::open(&base)?.files().map(Path::to_path_buf).collect();
-        let templates = [&self.dir, &base].map(|dir| dir.join("additional_chat_templates"));
-        let templates = templates.iter().filter(|dir| dir.is_dir());
-        for dir in [&self.dir, &base].into_iter().chain(templates) {
-            files.extend(entries(dir)?.into_iter().filter(|p| {
+        for dir in places(&self.dir, &base)? {
+            files.extend(entries(&dir)?.into_iter().filter(|p| {
                 let settings = ["json", "jinja", "model"];
                 let of = |p: &Path, ends: &[&str]| {
                     p.extension().and_then(|e| e.to_str()).is_some_and(|e| ends.contains(&e))
@@ -92,6 +101,12 @@ impl Source {
         files.sort();
         files.dedup();
         Ok(files)
+    }
+
+    /// The same with what each was before it was read: those that come later differ from it.
+    pub(super) fn files_as_read(&self) -> Result<Vec<(PathBuf, Option<FileId>)>> {
+        let seen = |file: PathBuf| (file.clone(), self.seen.get(&file).copied());
+        Ok(self.files()?.into_iter().map(seen).collect())
     }
 
     /// True if both tokenizers give every token the same id.
@@ -141,6 +156,18 @@ impl Opened {
         self.0.push((name.to_string(), source.clone()));
         Ok(source)
     }
+}
+
+/// The directories that a model and its tokenizer are read from.
+fn places(dir: &Path, base: &Path) -> Result<Vec<PathBuf>> {
+    let mut all = vec![dir.to_owned()];
+    all.extend((base != dir).then(|| base.to_owned()));
+    for templates in all.clone().iter().map(|dir| dir.join("additional_chat_templates")) {
+        if is_dir(&templates)? {
+            all.push(templates);
+        }
+    }
+    Ok(all)
 }
 
 /// The directory of the tokenizer of `dir`: its own, or that of the base model for adapters that

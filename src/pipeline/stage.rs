@@ -7,10 +7,10 @@ use super::run::Run;
 use super::sources::Source;
 use super::{ranks, signals};
 use crate::algo::{Algorithm, Metric, OF_ALL, place};
-use crate::base::{Error, Result};
-use crate::formats::{Input, Label, Snapshot, SnapshotBuilder, fingerprint};
+use crate::base::{Error, FileId, Result};
+use crate::formats::{Fingerprint, Input, Label, Snapshot, SnapshotBuilder, fingerprint};
 use crate::report::{Declared, Event};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// A stage that has been entered.
@@ -24,12 +24,29 @@ pub(super) struct Stage {
     earlier: f64,
     /// The model files that the step reads, and the data files read so far.
     inputs: Vec<Input>,
+    /// The model files as they were before they were read.
+    read: Vec<(PathBuf, Option<FileId>)>,
 }
 
 impl Stage {
     /// Seconds spent on it.
     pub(super) fn seconds(&self) -> f64 {
         self.earlier + self.started.elapsed().as_secs_f64()
+    }
+
+    /// Refuses model files that are not what they were before they were read: a part of them could
+    /// be of another model, and the checksums too.
+    fn check_unchanged(&self) -> Result<()> {
+        for (file, id) in &self.read {
+            if Some(FileId::of(file)?) != *id {
+                return Err(Error::resource(format!(
+                    "{} was changed while the run read it; run the same command again when it is \
+                     complete",
+                    file.display()
+                )));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -65,9 +82,11 @@ impl Run<'_> {
         sources: &[&Source],
     ) -> Result<(Stage, Option<Snapshot>)> {
         let mut inputs = self.data.clone();
+        let mut read = vec![];
         for source in sources {
-            for file in source.files()? {
-                inputs.push(self.input(&file, false)?);
+            for (file, id) in source.files_as_read()? {
+                inputs.push(self.input(&file, false, fingerprint(&file)?));
+                read.push((file, id));
             }
         }
         let from = self.resumed.take();
@@ -79,11 +98,13 @@ impl Run<'_> {
         self.health = from.as_ref().map_or(Ok(Health::default()), |s| Health::restore(of, s))?;
         let earlier = from.as_ref().map_or(Ok(0.0), |s| s.get("seconds_of_step"))?;
         let done = from.as_ref().map_or(0, |s| s.label().iteration as usize);
-        Ok((Stage { of, done, started: Instant::now(), earlier, inputs }, from))
+        Ok((Stage { of, done, started: Instant::now(), earlier, inputs, read }, from))
     }
 
-    /// Tells that a step begins, or goes on.
-    /// An error where more has been done than is asked for.
+    /// Tells that a step begins, or goes on, once its models are loaded.
+    ///
+    /// # Errors
+    /// More has been done than is asked for, or a model is not what was loaded any more.
     pub(super) fn start(&mut self, stage: &Stage, total: u64, unit: &str) -> Result<()> {
         if stage.done as u64 > total {
             return Err(Error::user(format!(
@@ -93,6 +114,7 @@ impl Run<'_> {
                 stage.of.name, stage.done
             )));
         }
+        stage.check_unchanged()?;
         let (step, title) = (stage.of.name.to_string(), stage.of.title.to_string());
         let unit = unit.to_string();
         let goes_on = format!("resumes after {} of {total} {unit}", stage.done);
@@ -230,7 +252,8 @@ impl Run<'_> {
     /// Marks the run as begun, when the log had `log` bytes: from here on the same command may
     /// replace what it finds.
     pub(super) fn mark_beginning(&mut self, of: &'static Algorithm, log: u64) -> Result<()> {
-        let stage = Stage { of, done: 0, started: self.started, earlier: 0.0, inputs: vec![] };
+        let (inputs, read) = (vec![], vec![]);
+        let stage = Stage { of, done: 0, started: self.started, earlier: 0.0, inputs, read };
         self.save(&stage, 0, false, SnapshotBuilder::default(), log)?;
         self.saver.wait()
     }
@@ -328,22 +351,21 @@ impl Run<'_> {
     }
 
     /// Notes data files that have been read.
-    pub(super) fn note_data(&mut self, files: &[std::path::PathBuf]) -> Result<()> {
-        for file in files {
-            let input = self.input(file, true)?;
+    pub(super) fn note_data(&mut self, files: &[(PathBuf, Fingerprint)]) {
+        for (file, stamp) in files {
+            let input = self.input(file, true, *stamp);
             if !self.data.contains(&input) {
                 self.data.push(input);
             }
         }
-        Ok(())
     }
 
-    /// The fingerprint of a file. What lies in the run directory goes where that goes.
-    fn input(&self, file: &Path, data: bool) -> Result<Input> {
+    /// A file with its fingerprint. What lies in the run directory goes where that goes.
+    fn input(&self, file: &Path, data: bool, fingerprint: Fingerprint) -> Input {
         let path = match file.strip_prefix(self.dir.path()) {
             Ok(inside) => format!("(run)/{}", inside.display()),
             Err(_) => file.display().to_string(),
         };
-        Ok(Input { path, data, fingerprint: fingerprint(file)? })
+        Input { path, data, fingerprint }
     }
 }

@@ -12,7 +12,8 @@ use super::sources::{Opened, Source, critic_source};
 use crate::algo::{ALGORITHMS, Algorithm, built_in_rule};
 use crate::base::{Error, Result};
 use crate::data::Blend;
-use crate::model::resolve_model;
+use crate::model::{base_dir, resolve_model};
+use std::path::Path;
 
 /// Checks models and data of a run that is to write to `dir`. Returns its rows.
 pub(super) fn check_run(cfg: &RunConfig, dir: &RunDir, ranks: usize) -> Result<Blend> {
@@ -34,7 +35,14 @@ pub(super) fn check_models(cfg: &RunConfig, dir: &RunDir, ranks: usize) -> Resul
     let critics: Vec<_> = critics.collect::<Result<_>>()?;
     let named = models.given().chain(critics.iter().flatten());
     for name in named.filter(|name| !models.is_to_come(name)) {
-        resolve_model(name)?;
+        let model = resolve_model(name)?;
+        check_stays(cfg, dir, &model)?;
+        check_stays(cfg, dir, &base_dir(&model)?)?;
+    }
+    for of in &cfg.stages {
+        let texts = if of.samples() { cfg.unsupervised_sources(of)? } else { vec![] };
+        let all = [cfg.data_sources()?, cfg.sft_only_sources()?, texts].concat();
+        all.iter().try_for_each(|source| check_stays(cfg, dir, &source.path))?;
     }
     let mut opened = Opened::default();
     let mut found = vec![];
@@ -67,6 +75,22 @@ pub(super) fn check_models(cfg: &RunConfig, dir: &RunDir, ranks: usize) -> Resul
         check_blocks(cfg, ranks)?;
     }
     Ok(found)
+}
+
+/// Refuses an input that the run would replace by its results.
+fn check_stays(cfg: &RunConfig, dir: &RunDir, input: &Path) -> Result<()> {
+    // What is not there is told of elsewhere.
+    let Ok(input) = input.canonicalize() else { return Ok(()) };
+    let replaced = cfg.stages.iter().filter_map(|of| dir.stage(of).canonicalize().ok());
+    match replaced.into_iter().find(|stage| input.starts_with(stage)) {
+        None => Ok(()),
+        Some(stage) => Err(Error::user(format!(
+            "{} is an input, and this run would replace {}; move the input, or choose another \
+             --output-dir",
+            input.display(),
+            stage.display()
+        ))),
+    }
 }
 
 /// The model named for the critic of a stage, where it has one.
