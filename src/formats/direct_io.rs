@@ -129,7 +129,7 @@ impl Write for DirectWriter {
 
 /// Has writes go past the system's memory, or through it again; false where the file system cannot.
 #[cfg(target_os = "linux")]
-fn set_direct(file: &File, direct: bool) -> bool {
+pub(super) fn set_direct(file: &File, direct: bool) -> bool {
     use std::os::fd::AsRawFd;
     let flag = if direct { libc::O_DIRECT } else { 0 };
     // SAFETY: sets status flags of an open file, of which all others are unset: it was opened to be
@@ -138,7 +138,7 @@ fn set_direct(file: &File, direct: bool) -> bool {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn set_direct(_: &File, _: bool) -> bool {
+pub(super) fn set_direct(_: &File, _: bool) -> bool {
     false
 }
 

@@ -4,6 +4,7 @@
 //! Knows bytes, shapes and names, no models. Every file read here is taken as hostile: sizes are
 //! checked against the file before anything is allocated, and nothing in a file is ever executed.
 
+mod abilities;
 mod checkpoint;
 mod direct_io;
 mod dtype;
@@ -22,6 +23,7 @@ mod tests;
 mod torch;
 mod weight_file;
 
+pub use abilities::Abilities;
 pub use checkpoint::Checkpoint;
 pub use direct_io::DirectWriter;
 pub use dtype::{SourceDType, TensorInfo};

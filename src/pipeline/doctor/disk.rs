@@ -1,6 +1,7 @@
 //! The disk of the run directory: room, whether it can be written to, and how fast.
 
 use super::finding::{Finding, size};
+use crate::formats::{Abilities, OutDir};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
@@ -32,6 +33,9 @@ pub(super) fn look(dir: &Path) -> Vec<Finding> {
         }
     }
     all.push(writing(dir, &place));
+    if let Ok(able) = OutDir::open(&place).and_then(|place| place.abilities()) {
+        all.push(file_system(able));
+    }
     all
 }
 
@@ -124,6 +128,32 @@ fn writing(dir: &Path, place: &Path) -> Finding {
     finding.with("write_bytes_per_s", rate)
 }
 
+/// Judges what the file system can do.
+fn file_system(able: Abilities) -> Finding {
+    const NAME: &str = "file system";
+    let finding = if !able.locks {
+        let text = "cannot lock files, so two runs could write to one directory";
+        Finding::problem(NAME, text, "choose an --output-dir on another file system")
+    } else if !able.exchanges {
+        let text = "locks files, but does not exchange names in one call";
+        Finding::note(NAME, text).advise(
+            "a crash while a model is replaced can leave its older one under a hidden name, until \
+             the next start of the run brings it back",
+        )
+    } else if !able.writes_directly {
+        let text = "locks files and exchanges names, but does not write past the system's memory";
+        Finding::note(NAME, text)
+            .advise("checkpoints take more of the processor; a local disk takes less")
+    } else {
+        let text = "locks files, exchanges names, writes past the system's memory";
+        Finding::ok(NAME, text)
+    };
+    finding
+        .with("locks", able.locks)
+        .with("exchanges", able.exchanges)
+        .with("writes_directly", able.writes_directly)
+}
+
 /// Seconds of writing and syncing a file in `dir`, which is removed again.
 fn sample(dir: &Path) -> std::io::Result<f64> {
     /// Removes the file, also after an error.
@@ -180,6 +210,21 @@ mod tests {
                 dir.display()
             );
         }
+    }
+
+    #[test]
+    fn what_a_file_system_cannot_do_is_told() {
+        let tmp = tempfile::tempdir().unwrap();
+        let able = OutDir::open(tmp.path()).unwrap().abilities().unwrap();
+        assert!(able.locks);
+        assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
+        let mark = |locks, exchanges, writes_directly| {
+            file_system(Abilities { locks, exchanges, writes_directly }).mark
+        };
+        assert_eq!(mark(true, true, true), Mark::Ok);
+        assert_eq!(mark(true, false, true), Mark::Note);
+        assert_eq!(mark(true, true, false), Mark::Note);
+        assert_eq!(mark(false, true, true), Mark::Problem);
     }
 
     #[test]
