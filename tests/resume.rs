@@ -14,6 +14,8 @@ mod damage;
 mod killed;
 #[path = "resume/later.rs"]
 mod later;
+#[path = "resume/moved.rs"]
+mod moved;
 #[path = "resume/process.rs"]
 pub mod process;
 #[path = "resume/stopped.rs"]

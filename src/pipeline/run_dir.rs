@@ -5,6 +5,7 @@ use super::lock::{LOCK, Lock};
 use crate::algo::{ALGORITHMS, Algorithm};
 use crate::base::{Error, Kind, Result, entries, is_dir, is_there};
 use crate::formats::OutDir;
+use rustix::fs::Access;
 use std::path::{Path, PathBuf};
 
 /// Where checkpoints go.
@@ -45,9 +46,8 @@ impl RunDir {
         let mut dir = RunDir::at(&self.path, self.overwrite);
         dir.check_free()?;
         dir.traces = Traces::before(&dir.path)?;
-        let opened = OutDir::create(&dir.path)
-            .map_err(read_only)
-            .and_then(|out| Lock::take(&out).map(|lock| (out, lock)));
+        let opened =
+            OutDir::create(&dir.path).and_then(|out| Lock::take(&out).map(|lock| (out, lock)));
         let (out, lock) = match opened {
             Ok(held) => held,
             Err(e) => {
@@ -75,7 +75,7 @@ impl RunDir {
                 path.display()
             )));
         }
-        Ok(())
+        check_writable(path)
     }
 
     /// New content of the opened directory, to be removed by a start that fails.
@@ -227,13 +227,14 @@ pub(super) fn not_in_the_command(e: Error) -> Error {
     }
 }
 
-/// At the start, a file system that cannot be written is a mistake in the command.
-fn read_only(e: Error) -> Error {
-    let line = e.to_string();
-    match line.contains("Read-only file system") {
-        true => Error::user(format!("--output-dir: {line}; choose another directory")),
-        false => e,
-    }
+/// Refuses a directory that cannot be written to, or made where it is to be.
+fn check_writable(path: &Path) -> Result<()> {
+    let place = path.ancestors().find(|p| p.exists()).filter(|p| !p.as_os_str().is_empty());
+    let asked = rustix::fs::access(place.unwrap_or(Path::new(".")), Access::WRITE_OK);
+    asked.map_err(|e| {
+        let path = path.display();
+        Error::user(format!("--output-dir {path}: cannot be written to: {e}; choose another"))
+    })
 }
 
 /// Removes what a process that was killed left in the making, and brings back what it left aside.
