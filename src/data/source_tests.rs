@@ -401,10 +401,7 @@ fn lists_name_their_rows_too() {
 #[test]
 fn files_without_rows() {
     let missing = error_of_missing();
-    assert_eq!(
-        missing,
-        "cannot read data file no/such.json: No such file or directory (os error 2)"
-    );
+    assert_eq!(missing, "cannot open no/such.json: No such file or directory (os error 2)");
     for (name, bytes) in [("e.json", &b""[..]), ("e.json", b"[]"), ("e.txt", b"\n\n")] {
         assert_eq!(error(name, bytes), format!("{name} is empty: it holds no row of data"));
     }

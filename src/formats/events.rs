@@ -24,7 +24,7 @@ impl EventWriter {
         let host = machine_name().replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "_");
         for n in 0.. {
             let name = format!("events.out.tfevents.{seconds}.{host}.{pid}.{n}");
-            let Some(file) = dir.new_file(&name)? else { continue };
+            let Some(file) = dir.new_file(&name, &name)? else { continue };
             let path = dir.path().join(name);
             let mut writer = EventWriter { out: BufWriter::new(file), path };
             let mut event = Message::default();

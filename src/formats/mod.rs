@@ -30,6 +30,7 @@ pub use dtype::{SourceDType, TensorInfo};
 pub use events::EventWriter;
 pub use fingerprint::{Fingerprint, Sum, fingerprint};
 pub use out_dir::OutDir;
+pub use replace::is_hidden;
 pub use safetensors::{SaveTensor, write_safetensors};
 pub use save::save_sharded;
 pub use snapshot::{

@@ -3,7 +3,7 @@
 
 use crate::base::{Error, Result};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ impl OutDir {
     /// Opens a directory that is there.
     pub fn open(path: &Path) -> Result<OutDir> {
         let place = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let fd = rustix::fs::open(place, directory(), Mode::empty());
+        let fd = retry_on_intr(|| rustix::fs::open(place, directory(), Mode::empty()));
         let fd = fd.map_err(|e| Error::io("open", path, &e.into()))?;
         Ok(OutDir { fd: Arc::new(fd), path: path.to_owned() })
     }
@@ -37,25 +37,30 @@ impl OutDir {
 
     /// The directory of this name inside, which is made if absent. A link is not followed.
     pub fn sub(&self, name: &str) -> Result<OutDir> {
-        let path = self.path.join(name);
+        self.sub_for(name, name)
+    }
+
+    /// The same with the name `shown` in messages.
+    pub(super) fn sub_for(&self, name: &str, shown: &str) -> Result<OutDir> {
+        let path = self.path.join(shown);
         match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777)) {
             Ok(()) => self.sync()?,
             Err(Errno::EXIST) => {}
             Err(e) => return Err(Error::io("create", &path, &e.into())),
         }
-        self.open_inside(name)
+        self.open_inside(name, shown)
     }
 
     /// The directory of this name inside, if it is there.
     pub fn find(&self, name: &str) -> Result<Option<OutDir>> {
         let there = self.stat(name)?.is_some();
-        there.then(|| self.open_inside(name)).transpose()
+        there.then(|| self.open_inside(name, name)).transpose()
     }
 
-    fn open_inside(&self, name: &str) -> Result<OutDir> {
-        let path = self.path.join(name);
+    fn open_inside(&self, name: &str, shown: &str) -> Result<OutDir> {
+        let path = self.path.join(shown);
         let flags = directory() | OFlags::NOFOLLOW;
-        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty());
+        let fd = retry_on_intr(|| rustix::fs::openat(&self.fd, name, flags, Mode::empty()));
         let fd = fd.map_err(|e| Error::io("open", &path, &e.into()))?;
         Ok(OutDir { fd: Arc::new(fd), path })
     }
@@ -78,7 +83,8 @@ impl OutDir {
     /// it. Where the file system cannot lock directories, nothing is done.
     pub fn lock(&self) -> bool {
         let asked = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-        !matches!(rustix::fs::flock(&self.fd, asked), Err(Errno::WOULDBLOCK))
+        let locked = retry_on_intr(|| rustix::fs::flock(&self.fd, asked));
+        !matches!(locked, Err(Errno::WOULDBLOCK))
     }
 
     /// Opens a regular file inside for reading and writing, at its beginning; it is made if absent.
@@ -87,7 +93,8 @@ impl OutDir {
         let path = self.path.join(name);
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666));
+        let mode = Mode::from_raw_mode(0o666);
+        let fd = retry_on_intr(|| rustix::fs::openat(&self.fd, name, flags, mode));
         let file = File::from(fd.map_err(|e| Error::io("open", &path, &e.into()))?);
         let metadata = file.metadata().map_err(|e| Error::io("open", &path, &e))?;
         match metadata.is_file() {
@@ -96,13 +103,14 @@ impl OutDir {
         }
     }
 
-    /// Makes a new file inside; `None` if something has its name.
-    pub(super) fn new_file(&self, name: &str) -> Result<Option<File>> {
+    /// Makes a new file inside, called `shown` in messages; `None` if something has its name.
+    pub(super) fn new_file(&self, name: &str, shown: &str) -> Result<Option<File>> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666)) {
+        let mode = Mode::from_raw_mode(0o666);
+        match retry_on_intr(|| rustix::fs::openat(&self.fd, name, flags, mode)) {
             Ok(fd) => Ok(Some(File::from(fd))),
             Err(Errno::EXIST) => Ok(None),
-            Err(e) => Err(Error::io("create", &self.path.join(name), &e.into())),
+            Err(e) => Err(Error::io("create", &self.path.join(shown), &e.into())),
         }
     }
 
@@ -141,7 +149,7 @@ impl OutDir {
             Err(Errno::ISDIR | Errno::PERM) => {}
             Err(e) => return Err(failed(e)),
         }
-        let inside = self.open_inside(name)?;
+        let inside = self.open_inside(name, name)?;
         inside.names()?.iter().try_for_each(|n| inside.remove(n))?;
         rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR).map_err(failed)
     }
@@ -154,7 +162,8 @@ impl OutDir {
 
     /// Makes names that came and went here last.
     pub fn sync(&self) -> Result<()> {
-        rustix::fs::fsync(&self.fd).map_err(|e| Error::io("sync", &self.path, &e.into()))
+        let synced = retry_on_intr(|| rustix::fs::fsync(&self.fd));
+        synced.map_err(|e| Error::io("sync", &self.path, &e.into()))
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {

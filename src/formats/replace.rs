@@ -20,7 +20,7 @@ impl OutDir {
         let (temp, path) = (hidden(name), self.path().join(name));
         // Left by a killed process of the same number; never written through, it could be a link.
         self.remove(&temp)?;
-        let Some(file) = self.new_file(&temp)? else {
+        let Some(file) = self.new_file(&temp, name)? else {
             return Err(Error::resource(format!("{}: written by two at once", path.display())));
         };
         let mut out = DirectWriter::new(file, &path);
@@ -46,18 +46,24 @@ impl OutDir {
         let temp = hidden(name);
         self.remove(&temp)?;
         let placed = self
-            .sub(&temp)
+            .sub_for(&temp, name)
             .and_then(|new| fill(&new).and_then(|()| sync_dirs(&new)))
-            .and_then(|()| self.put_in_place(&temp, name));
-        if let Err(e) = placed {
-            // The error that counts is the first one.
-            let _ = self.remove(&temp);
-            return Err(e);
-        }
-        // What is told of it afterwards must not outlive it.
-        self.sync()?;
-        // The older one, if there was one.
-        self.remove(&temp)
+            .and_then(|()| self.put_in_place(&temp, name))
+            // What is told of it afterwards must not outlive it.
+            .and_then(|()| self.sync().inspect_err(|_| self.take_back(&temp, name)));
+        // The older one, if there was one; after an error, the new one. The error that counts is
+        // the first one, and what stays hidden is removed by the next start.
+        let _ = self.remove(&temp);
+        placed
+    }
+
+    /// Undoes what put the directory `temp` in the place of `name`, as far as the system lets it.
+    fn take_back(&self, temp: &str, name: &str) {
+        let fd = self.fd();
+        let _ = match self.stat(temp) {
+            Ok(Some(_)) => renameat_with(fd, temp, fd, name, RenameFlags::EXCHANGE),
+            _ => renameat(fd, name, fd, temp),
+        };
     }
 
     /// Removes what has this name, if it is there; no reader sees half of it.
@@ -114,6 +120,11 @@ impl OutDir {
 
 /// Beginning of the names that older directories have for a moment where names cannot be exchanged.
 const ASIDE: &str = ".old-";
+
+/// True for the names that something has while it is made, removed or set aside.
+pub fn is_hidden(name: &str) -> bool {
+    name.starts_with(HIDDEN) || name.starts_with(ASIDE)
+}
 
 fn aside(name: &str) -> String {
     format!("{ASIDE}{name}")

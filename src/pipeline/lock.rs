@@ -3,6 +3,7 @@
 
 use crate::base::{Error, Result, machine_name};
 use crate::formats::OutDir;
+use rustix::io::{Errno, retry_on_intr};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
@@ -34,15 +35,9 @@ impl Lock {
         let path = dir.path().join(LOCK);
         let note = note(&mut file, &path)?;
         let asked = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-        let taken = loop {
-            match rustix::fs::flock(&file, asked) {
-                Err(rustix::io::Errno::INTR) => {}
-                other => break other,
-            }
-        };
-        match taken {
+        match retry_on_intr(|| rustix::fs::flock(&file, asked)) {
             Ok(()) if dir.lock() => {}
-            Ok(()) | Err(rustix::io::Errno::WOULDBLOCK) => {
+            Ok(()) | Err(Errno::WOULDBLOCK) => {
                 let owner = if note.is_empty() { "another process" } else { &note };
                 return Err(Error::user(format!(
                     "--output-dir {at}: in use by {owner}; wait for it or choose another directory"

@@ -4,7 +4,7 @@
 use super::lock::{LOCK, Lock};
 use crate::algo::{ALGORITHMS, Algorithm};
 use crate::base::{Error, Kind, Result, entries, is_dir, is_there};
-use crate::formats::OutDir;
+use crate::formats::{OutDir, is_hidden};
 use rustix::fs::Access;
 use std::path::{Path, PathBuf};
 
@@ -68,7 +68,8 @@ impl RunDir {
             let what = if path.is_file() { "a file" } else { "no directory" };
             return Err(Error::user(format!("--output-dir {}: is {what}", path.display())));
         }
-        if is_dir(path)? && !self.is_run && !self.overwrite && !entries(path)?.is_empty() {
+        let foreign = is_dir(path)? && !self.is_run && !entries(path)?.iter().all(|p| is_left(p));
+        if foreign && !self.overwrite {
             return Err(Error::user(format!(
                 "--output-dir {}: holds files that are not of a run; choose another directory or \
                  give --overwrite",
@@ -225,6 +226,12 @@ pub(super) fn not_in_the_command(e: Error) -> Error {
         Kind::User => Error::resource(format!("{e}; the checkpoints before are as they were")),
         _ => e,
     }
+}
+
+/// True for what a start that failed can leave where it cannot remove all it has made.
+fn is_left(path: &Path) -> bool {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    REPORTS.contains(&name) || [CHECKPOINTS, CONFIG].contains(&name) || is_hidden(name)
 }
 
 /// Refuses a directory that cannot be written to, or made where it is to be.

@@ -31,7 +31,9 @@ pub(super) struct Saver {
     best: Option<Best>,
     /// When the last one was taken.
     last: Instant,
-    writing: Option<JoinHandle<(Buffer, Result<()>)>>,
+    writing: Option<JoinHandle<(Buffer, Result<Pruned>)>>,
+    /// Why older checkpoints could not be removed, until it is told.
+    kept: Option<String>,
     /// The memory of the copy, while it is not being written: kept, for new memory is slow at
     /// first.
     memory: Option<Buffer>,
@@ -44,6 +46,9 @@ pub(super) struct Saver {
     /// The ranks of the run: the first writes, all read.
     comm: Comm,
 }
+
+/// Older checkpoints are removed, or stay, which costs room and nothing else.
+type Pruned = std::result::Result<(), String>;
 
 /// The metric whose best checkpoint is kept.
 #[derive(Clone, Debug)]
@@ -106,10 +111,25 @@ impl Saver {
         best: Option<Best>,
         comm: Comm,
     ) -> Saver {
-        let (last, writing, memory) = (Instant::now(), None, None);
+        let (last, writing, memory, kept) = (Instant::now(), None, None, None);
         let (held, told) = (0, false);
         let most = u64::MAX;
-        Saver { root, out, steps, every, keep, best, last, writing, memory, held, told, most, comm }
+        Saver {
+            root,
+            out,
+            steps,
+            every,
+            keep,
+            best,
+            last,
+            writing,
+            kept,
+            memory,
+            held,
+            told,
+            most,
+            comm,
+        }
     }
 
     /// The checkpoints of the run's stages, oldest first.
@@ -146,7 +166,13 @@ impl Saver {
             return Err(Error::internal("the writer of checkpoints panicked"));
         };
         self.memory = Some(memory);
-        done
+        self.kept = done?.err().or(self.kept.take());
+        Ok(())
+    }
+
+    /// Why older checkpoints could not be removed, where that is to be told.
+    pub(super) fn take_notice(&mut self) -> Option<String> {
+        self.kept.take()
     }
 
     /// Bytes of memory held for copies of the state.
@@ -187,7 +213,7 @@ impl Saver {
         match room {
             Some(memory) => self.spawn(label, builder.copied(memory)?).map(|()| None),
             None => {
-                self.writer(label)(&builder)?;
+                self.kept = self.writer(label)(&builder)?.err();
                 let first = !std::mem::replace(&mut self.told, true);
                 Ok(first.then(|| {
                     format!(
@@ -201,15 +227,15 @@ impl Saver {
     }
 
     /// Writes one checkpoint and removes those that are too many.
-    fn writer(&self, label: Label) -> impl FnOnce(&dyn Whole) -> Result<()> + use<> {
+    fn writer(&self, label: Label) -> impl FnOnce(&dyn Whole) -> Result<Pruned> + use<> {
         let (out, steps, keep) = (self.out.clone(), self.steps.clone(), self.keep);
         let best = self.best.clone();
         move |state| {
             let none = || Error::internal("a rank that writes nothing would write");
             let root = out.as_ref().ok_or_else(none)?;
-            write_snapshot(root, &label, state)
-                .and_then(|_| prune(root, &steps, keep, best.as_ref()))
-                .map_err(not_in_the_command)
+            write_snapshot(root, &label, state).map_err(not_in_the_command)?;
+            let pruned = prune(root, &steps, keep, best.as_ref());
+            Ok(pruned.map_err(|e| format!("older checkpoints stay: {e}")))
         }
     }
 

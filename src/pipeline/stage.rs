@@ -148,6 +148,7 @@ impl Run<'_> {
             self.reporter.emit(Event::warning(warning));
         }
         self.saver.check()?;
+        self.tell_of_checkpoints();
         if let Some(told) = self.ws.take_notice() {
             self.reporter.emit(Event::warning(told));
         }
@@ -246,7 +247,9 @@ impl Run<'_> {
     pub(super) fn mark_finished(&mut self, stage: &Stage, iterations: u64) -> Result<()> {
         self.trained.set(true);
         self.save(stage, iterations, true, SnapshotBuilder::default(), self.dir.log_bytes()?)?;
-        self.saver.wait()
+        self.saver.wait()?;
+        self.tell_of_checkpoints();
+        Ok(())
     }
 
     /// Marks the run as begun, when the log had `log` bytes: from here on the same command may
@@ -256,6 +259,13 @@ impl Run<'_> {
         let stage = Stage { of, done: 0, started: self.started, earlier: 0.0, inputs, read };
         self.save(&stage, 0, false, SnapshotBuilder::default(), log)?;
         self.saver.wait()
+    }
+
+    /// Tells of checkpoints that could not be removed.
+    fn tell_of_checkpoints(&mut self) {
+        if let Some(told) = self.saver.take_notice() {
+            self.reporter.emit(Event::warning(told));
+        }
     }
 
     /// Stops between steps, where the run was asked to.
