@@ -21,8 +21,9 @@ fn files(dir: &Path) -> Vec<String> {
 fn shard(dir: &Path, file: &str, names: &[&str]) {
     let tensors: Vec<_> = names.iter().map(|n| SaveTensor::new(*n, F32, &[1])).collect();
     let one = &mut |_: &SaveTensor| Ok(Cow::Owned(vec![0; 4]));
-    write_safetensors(&OutDir::create(dir).unwrap(), file, &tensors, Some(("format", "pt")), one)
-        .unwrap();
+    let (inside, file) = file.rsplit_once('/').unwrap_or(("", file));
+    let dir = OutDir::create(&dir.join(inside)).unwrap();
+    write_safetensors(&dir, file, &tensors, Some(("format", "pt")), one).unwrap();
 }
 
 fn index(dir: &Path, map: &str) {

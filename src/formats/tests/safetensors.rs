@@ -61,9 +61,9 @@ fn round_trip_of_random_tensors() {
         let floats = open.read_f32(&tensor.name);
         assert_eq!(floats.is_ok(), tensor.info.dtype.is_float());
     }
-    refused(open.read_raw("nope"), &["nope", "adapter_model.safetensors"]);
+    refused(open.read_raw("nope"), &["nope", NAME]);
     let ints = tensors.iter().find(|t| t.info.dtype == I64).unwrap();
-    refused(open.read_f32(&ints.name), &["adapter_model.safetensors", "I64"]);
+    refused(open.read_f32(&ints.name), &[NAME, "I64"]);
 
     // The format's own reader finds the same.
     let file = fs::read(&path).unwrap();
@@ -259,5 +259,5 @@ fn what_is_no_weight_file_is_told_apart() {
     refused(Checkpoint::open_file(&path), &["empty"]);
     fs::write(&path, "version https://git-lfs.example/spec/v1\noid sha256:0\n").unwrap();
     refused(Checkpoint::open_file(&path), &["git lfs pull"]);
-    refused(Checkpoint::open_file(dir.path()), &["not a regular file"]);
+    refused(Checkpoint::open_file(dir.path()), &["is a directory"]);
 }
