@@ -224,7 +224,8 @@ fn a_broken_link_is_not_absent() {
     std::os::unix::fs::symlink("../blobs/gone", &link).unwrap();
     assert_eq!(
         problem(&dir),
-        "DIR/chat_template.jinja is a link to ../blobs/gone, which does not exist; put the file there"
+        "DIR/chat_template.jinja is a link to ../blobs/gone, which does not exist; put the file \
+         there"
     );
 }
 
