@@ -171,6 +171,9 @@ impl Keys {
                 rules.target_regex = Some(regex.clone());
                 vec![]
             }
+            Some(Value::Array(none)) if none.is_empty() => {
+                return Err(bad("target_modules", "is empty, so it selects no module"));
+            }
             _ => self.strings("target_modules")?,
         };
         let alpha = self.number("lora_alpha", DEFAULT as f32)?;
@@ -309,6 +312,7 @@ mod tests {
             ("rank_pattern", json!({"q": 4}), json!({"q": -4})),
             ("alpha_pattern", json!({"q": 0.5}), json!({"q": "4"})),
             ("target_modules", json!(".*q_proj"), json!(7)),
+            ("target_modules", json!(["q_proj"]), json!([])),
         ] {
             assert!(read(json!({key: off})).is_ok(), "{key}");
             let e = read(json!({key: on})).unwrap_err().to_string();
