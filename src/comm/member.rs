@@ -1,8 +1,9 @@
 //! Processes of a run, and the connections between them.
 
+use super::wire::Line;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::TcpStream;
+use std::sync::Arc;
 
 /// One process of a run, as it tells the others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,4 +20,4 @@ pub struct Member {
 
 /// The connections of those who have met, by the rank at their other end: rank 0 has one to each of
 /// the others, who have one to it.
-pub(super) type Lines = Vec<(usize, TcpStream)>;
+pub(super) type Lines = Vec<(usize, Arc<Line>)>;

@@ -18,8 +18,13 @@ mod monitor;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
+mod noise;
 mod reduce;
+#[cfg(test)]
+mod relay_tests;
 mod rendezvous;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 mod wire;

@@ -11,12 +11,11 @@ mod tests;
 pub(super) use pending_op::{PendingOp, part_of};
 
 use super::member::{Lines, Member};
-use super::wire::{send, take};
+use super::wire::Line;
 use crate::base::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
-use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -120,12 +119,7 @@ impl Monitor {
     /// # Errors
     /// There are no threads for it.
     pub(super) fn new(rank: usize, members: &[Member], lines: Lines) -> Result<Arc<Monitor>> {
-        let failed = |e: std::io::Error| Error::resource(format!("the ranks' monitor: {e}"));
-        let mut readers = vec![];
-        for (other, line) in &lines {
-            line.set_nodelay(true).and(line.set_write_timeout(Some(ANSWER))).map_err(failed)?;
-            readers.push((*other, line.try_clone().map_err(failed)?));
-        }
+        let readers = lines.clone();
         let shared = Arc::new(Shared {
             rank,
             members: members.to_vec(),
@@ -147,12 +141,22 @@ impl Monitor {
         let monitor = Arc::new(Monitor { shared: shared.clone(), beat: Mutex::new(Some(beat)) });
         // Their stack is small: rank 0 has a thread for every other rank.
         let thread = || std::thread::Builder::new().name("monitor".into()).stack_size(256 << 10);
-        for (other, line) in readers {
-            let shared = shared.clone();
-            thread().spawn(move || shared.listen(other, line)).map_err(failed)?;
+        let mut start = || {
+            for (other, line) in readers {
+                let shared = shared.clone();
+                line.wait_for_bytes()?;
+                thread().spawn(move || shared.listen(other, &line))?;
+            }
+            thread().spawn(move || shared.beat(&stop))
+        };
+        match start() {
+            Ok(_) => Ok(monitor),
+            Err(e) => {
+                let e = Error::resource(format!("the ranks' monitor: {e}"));
+                monitor.leave(Some(&e));
+                Err(e)
+            }
         }
-        thread().spawn(move || shared.beat(&stop)).map_err(failed)?;
-        Ok(monitor)
     }
 
     /// Counts the calls that this rank starts in a group, whose number is the same on all its
@@ -236,7 +240,7 @@ impl Monitor {
         let mut state = self.shared.lock();
         state.closing = true;
         for (_, line) in &state.lines {
-            let _ = line.shutdown(Shutdown::Both);
+            line.shut();
         }
     }
 }
@@ -253,15 +257,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Sends a word; false if it could not be. One who does not take it is missed otherwise.
+fn send(line: &Line, word: &Word) -> bool {
+    line.send(word, Instant::now() + ANSWER).is_ok()
+}
+
 impl State {
-    /// Tells the news to all others. Who does not take them is missed otherwise.
+    /// Tells the news to all others.
     fn pass_on(&mut self) {
         if self.news.is_empty() {
             return;
         }
         let word = Word::Ended(std::mem::take(&mut self.news));
-        for (_, line) in &mut self.lines {
-            let _ = send(line, &word);
+        for (_, line) in &self.lines {
+            send(line, &word);
         }
     }
 }
@@ -297,35 +306,32 @@ impl Shared {
             let counts = self.counts();
             let news = counts.iter().filter(|(group, n)| told.get(*group) != Some(*n));
             let word = Word::Started(news.map(|(group, n)| (*group, *n)).collect());
-            if let Some((_, line)) = self.lock().lines.first_mut() {
-                let _ = send(line, &word);
+            if let Some((_, line)) = self.lock().lines.first() {
+                send(line, &word);
             }
             told = counts;
         }
     }
 
     /// Takes what rank `other` says until its connection ends.
-    fn listen(&self, other: usize, mut line: TcpStream) {
-        loop {
-            let forever = Instant::now() + Duration::from_secs(1 << 28);
-            match take::<Word>(&mut line, LARGEST, forever) {
+    fn listen(&self, other: usize, line: &Line) {
+        let e = loop {
+            match line.take::<Word>(LARGEST, None) {
                 Ok(word) => self.hear(other, word),
-                Err(e) => {
-                    let why = match e.kind() {
-                        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => {
-                            "its process ended without a word".to_string()
-                        }
-                        _ => format!("its connection broke ({e})"),
-                    };
-                    if !self.lock().closing {
-                        let how = End::Lost(why);
-                        self.end(ExitNotice { rank: other, how, started: vec![] });
-                    }
-                    let _ = line.shutdown(Shutdown::Both);
-                    return;
-                }
+                Err(e) => break e,
             }
+        };
+        let why = match (line.failure(), e.kind()) {
+            (Some(why), _) => format!("its connection broke ({why})"),
+            (None, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+                "its process ended without a word".to_string()
+            }
+            _ => format!("its connection broke ({e})"),
+        };
+        if !self.lock().closing {
+            self.end(ExitNotice { rank: other, how: End::Lost(why), started: vec![] });
         }
+        line.shut();
     }
 
     fn hear(&self, other: usize, word: Word) {
@@ -342,8 +348,8 @@ impl Shared {
             }
             Word::Ask(group, silence) => {
                 let answer = Word::Answer(self.known(&state, group, silence));
-                if let Some((_, line)) = state.lines.iter_mut().find(|(r, _)| *r == other) {
-                    let _ = send(line, &answer);
+                if let Some((_, line)) = state.lines.iter().find(|(r, _)| *r == other) {
+                    send(line, &answer);
                 }
             }
             Word::Answer(report) if report.started.len() == self.members.len() => {
@@ -402,7 +408,7 @@ impl Shared {
             return Some(self.known(&state, group, silence));
         }
         state.answer = None;
-        send(&mut state.lines.first_mut()?.1, &Word::Ask(group, silence)).ok()?;
+        send(&state.lines.first()?.1, &Word::Ask(group, silence)).then_some(())?;
         let asked = Instant::now();
         let open = |s: &mut State| s.answer.is_none() && !self.gone.load(Ordering::Acquire);
         let woken = self.changed.wait_timeout_while(state, ANSWER, open);

@@ -1,23 +1,22 @@
-use super::super::rendezvous::{RendezvousConfig, join, serve};
+use super::super::rendezvous::{Met, join, serve};
+use super::super::testing::{listener, member, pair, place};
 use super::*;
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpStream};
 
 const SOON: Duration = Duration::from_secs(20);
 
 /// The ranks of a run that have just met.
 fn met(size: usize) -> Vec<Arc<Monitor>> {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let place = &RendezvousConfig { address, secret: "a secret".into(), timeout: SOON };
-    let member = |rank| Member { rank, size, host: format!("host-{rank}"), alike: BTreeMap::new() };
+    let (listener, address) = listener();
+    let place = &place(&address, 20_000);
     std::thread::scope(|scope| {
-        let first = scope.spawn(move || serve(&member(0), place, &[], listener));
-        let others = (1..size).map(|r| scope.spawn(move || join(&member(r), place)));
+        let first = scope.spawn(move || serve(&member(0, size), place, &[], listener));
+        let others = (1..size).map(|r| scope.spawn(move || join(&member(r, size), place)));
         let others: Vec<_> = others.collect();
         let all = std::iter::once(first).chain(others).enumerate();
         let new = |(r, t): (usize, std::thread::ScopedJoinHandle<'_, Result<(_, Lines)>>)| {
-            let (met, lines): (super::super::Met, Lines) = t.join().unwrap().unwrap();
+            let (met, lines): (Met, Lines) = t.join().unwrap().unwrap();
             Monitor::new(r, &met.members, lines).unwrap()
         };
         all.map(new).collect()
@@ -136,7 +135,7 @@ fn a_rank_that_asks_does_not_wait_for_one_that_has_ended() {
         let asks = threads.spawn(|| ranks[1].late(&[0, 1], 7, 0, Duration::from_secs(4)));
         std::thread::sleep(Duration::from_millis(100));
         for (_, line) in &held.lines {
-            line.shutdown(Shutdown::Both).unwrap();
+            line.shut();
         }
         asks.join().unwrap();
     });
@@ -147,29 +146,55 @@ fn a_rank_that_asks_does_not_wait_for_one_that_has_ended() {
 #[test]
 fn a_stranger_finds_nobody_and_nonsense_is_no_word() {
     // After the meeting nobody listens.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let member = |rank| Member { rank, size: 2, host: "h".into(), alike: BTreeMap::new() };
-    let place =
-        RendezvousConfig { address: address.to_string(), secret: "s".into(), timeout: SOON };
+    let (listener, address) = listener();
+    let place = place(&address, 20_000);
     std::thread::scope(|scope| {
-        let other = scope.spawn(|| join(&member(1), &place).unwrap());
-        let (_, _lines) = serve(&member(0), &place, &[], listener).unwrap();
+        let other = scope.spawn(|| join(&member(1, 2), &place).unwrap());
+        let (_, _lines) = serve(&member(0, 2), &place, &[], listener).unwrap();
         other.join().unwrap();
-        assert!(TcpStream::connect(address).is_err());
+        assert!(TcpStream::connect(&address).is_err());
     });
-    // A length without end, words of another's end, text that is no word.
-    let other =
-        r#"{"Ended":[{"rank":0,"how":"Done","started":[]},{"rank":9,"how":"Done","started":[]}]}"#;
-    let framed = |text: &str| [&(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
-    for nonsense in [u32::MAX.to_le_bytes().to_vec(), framed(other), framed("{\"Started\":7}")] {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut line = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let lines = vec![(1, listener.accept().unwrap().0)];
-        let monitor = Monitor::new(0, &[member(0), member(1)], lines).unwrap();
-        line.write_all(&nonsense).unwrap();
-        line.shutdown(Shutdown::Write).unwrap();
-        assert!(told(&monitor).starts_with("rank 1 on h is gone: its "));
+    let monitor = || {
+        let (guest, host) = pair();
+        let members = [member(0, 2), member(1, 2)];
+        (guest, Monitor::new(0, &members, vec![(1, Arc::new(host))]).unwrap())
+    };
+    let lost = |monitor: &Monitor| {
+        assert!(told(monitor).starts_with("rank 1 on host-1 is gone: its "));
         assert_eq!(lock(&monitor.shared.state).ended.len(), 1);
+    };
+    // Bytes that nobody has sealed: a length without end, and none.
+    for junk in [&[u8::MAX; 80_000][..], &[0; 10]] {
+        let (guest, monitor) = monitor();
+        let _ = guest.stream().write_all(junk);
+        lost(&monitor);
     }
+    // Words of the end of another and of nobody, and what is no word.
+    let soon = || Instant::now() + SOON;
+    let end = |rank| ExitNotice { rank, how: End::Done, started: vec![] };
+    let (guest, other) = monitor();
+    guest.send(&Word::Ended(vec![end(0), end(9)]), soon()).unwrap();
+    guest.stream().shutdown(Shutdown::Write).unwrap();
+    lost(&other);
+    let (guest, other) = monitor();
+    guest.send(&BTreeMap::from([("Started", 7)]), soon()).unwrap();
+    lost(&other);
+    let (guest, other) = monitor();
+    let _ = guest.send(&"x".repeat(LARGEST), soon());
+    lost(&other);
+}
+
+/// One that takes nothing is given up where its connection holds no more, and that is told.
+#[test]
+fn a_connection_that_takes_no_more_is_told_as_broken() {
+    let (guest, host) = pair();
+    let members = [member(0, 2), member(1, 2)];
+    let monitor = Monitor::new(0, &members, vec![(1, Arc::new(host))]).unwrap();
+    let line = lock(&monitor.shared.state).lines[0].1.clone();
+    let clock = Instant::now();
+    while line.send(&"x".repeat(1 << 20), Instant::now() + Duration::from_millis(200)).is_ok() {}
+    let e = told(&monitor);
+    assert!(e.contains("its connection broke (it took no more bytes)"), "{e}");
+    assert!(clock.elapsed() < SOON / 4);
+    drop(guest);
 }

@@ -15,13 +15,14 @@ use ::mpi::{Threading, ffi};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Addresses of a machine that are tried at most, and how long each.
+/// Addresses of a machine that are tried at most.
 const MOST_ADDRESSES: usize = 32;
-const TRY: Duration = Duration::from_secs(2);
+/// The way out where ranks do not meet.
+const ADVICE: &str = "let the machines of a run connect to each other";
 /// Room for an invitation.
 const ROOM: usize = 4096;
 
@@ -43,7 +44,7 @@ struct Invitation {
 
 /// Starts MPI and meets the others.
 pub(super) fn start(timeout: Duration, alike: &BTreeMap<String, String>) -> Result<Started> {
-    let launch = launched(|name| std::env::var(name).ok())?;
+    let (since, launch) = (Instant::now(), launched(|name| std::env::var(name).ok())?);
     let Some((universe, threads)) = ::mpi::initialize_with_threading(Threading::Serialized) else {
         return Err(Error::internal("MPI was started twice"));
     };
@@ -80,26 +81,22 @@ pub(super) fn start(timeout: Duration, alike: &BTreeMap<String, String>) -> Resu
         let listener = listen()?;
         let port = listener.local_addr().map_err(|e| no_network(&e))?.port();
         let invitation = Invitation { addresses: addresses()?, port, secret: random()? };
-        tell(&lane, Some(&invitation), timeout)?;
-        let place = invitation.place(0, timeout);
-        serve(&me, &place, &[], listener)?
+        tell(&lane, Some(&invitation), since, timeout)?;
+        serve(&me, &invitation.place(since, timeout), &[], listener)?
     } else {
-        let invitation = tell(&lane, None, timeout)?;
-        let address = reach(&invitation, &me, timeout)?;
-        join(&me, &invitation.place(address, timeout))?
+        let invitation = tell(&lane, None, since, timeout)?;
+        join(&me, &invitation.place(since, timeout))?
     };
     let monitor = Monitor::new(rank, &met.members, lines)?;
     Ok(Started { universe, monitor, size })
 }
 
 impl Invitation {
-    fn at(&self, address: usize) -> SocketAddr {
-        SocketAddr::new(self.addresses[address], self.port)
-    }
-
-    fn place(&self, address: usize, timeout: Duration) -> RendezvousConfig {
+    fn place(&self, since: Instant, timeout: Duration) -> RendezvousConfig {
+        let at = |address: &IpAddr| SocketAddr::new(*address, self.port).to_string();
+        let addresses = self.addresses.iter().map(at).collect();
         let secret = self.secret.iter().map(|b| format!("{b:02x}")).collect();
-        RendezvousConfig { address: self.at(address).to_string(), secret, timeout }
+        RendezvousConfig { addresses, secret, since, timeout, advice: ADVICE }
     }
 }
 
@@ -114,8 +111,13 @@ fn listen() -> Result<TcpListener> {
         .map_err(|e| no_network(&e))
 }
 
-/// Rank 0's invitation, given to all.
-fn tell(lane: &Lane, invitation: Option<&Invitation>, timeout: Duration) -> Result<Invitation> {
+/// Rank 0's invitation, given to all within `timeout` from `since`.
+fn tell(
+    lane: &Lane,
+    invitation: Option<&Invitation>,
+    since: Instant,
+    timeout: Duration,
+) -> Result<Invitation> {
     let mut text = match invitation {
         Some(invitation) => serde_json::to_vec(invitation),
         None => Ok(vec![]),
@@ -126,7 +128,7 @@ fn tell(lane: &Lane, invitation: Option<&Invitation>, timeout: Duration) -> Resu
     }
     text.resize(ROOM, b' ');
     let data = host_memory(&mut text);
-    let (mut requests, end) = (Requests::default(), Instant::now() + timeout);
+    let (mut requests, end) = (Requests::default(), since + timeout);
     // SAFETY: no other thread uses MPI yet; the text lives until the end, or for ever where there
     // is none.
     unsafe {
@@ -143,34 +145,6 @@ fn tell(lane: &Lane, invitation: Option<&Invitation>, timeout: Duration) -> Resu
         }
     }
     serde_json::from_slice(&text).map_err(|e| Error::internal(format!("rank 0's invitation: {e}")))
-}
-
-/// Which of rank 0's addresses can be reached from here.
-fn reach(invitation: &Invitation, me: &Member, timeout: Duration) -> Result<usize> {
-    let end = Instant::now() + timeout;
-    loop {
-        let mut last = None;
-        for i in 0..invitation.addresses.len() {
-            match TcpStream::connect_timeout(&invitation.at(i), TRY) {
-                Ok(_) => return Ok(i),
-                Err(e) => last = Some(e),
-            }
-        }
-        if Instant::now() >= end {
-            let all: Vec<String> = invitation.addresses.iter().map(IpAddr::to_string).collect();
-            return Err(Error::user(format!(
-                "rank {} on {} cannot reach rank 0 on port {} of {} within {} s ({}); let the \
-                 machines of a run connect to each other",
-                me.rank,
-                me.host,
-                invitation.port,
-                all.join(", "),
-                timeout.as_secs_f64(),
-                last.map_or("no address".into(), |e| e.to_string()),
-            )));
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }
 
 /// This machine's addresses. Those that only it can reach come last: on another machine they are

@@ -12,7 +12,7 @@ use cudarc::nccl::sys::ncclUniqueId;
 use std::net::TcpListener;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The environment variable with the run's secret.
 pub const SECRET: &str = "DUPLEX_SECRET";
@@ -24,7 +24,11 @@ fn set(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.trim().is_empty())
 }
 
-/// Where the ranks of `launch` meet.
+/// The way out where ranks do not meet.
+const ADVICE: &str = "start all ranks with the same MASTER_ADDR, MASTER_PORT, WORLD_SIZE and \
+                      DUPLEX_SECRET";
+
+/// Where the ranks of `launch` meet, within `timeout` from now.
 pub(super) fn place(launch: &Launch, timeout: Duration) -> Result<RendezvousConfig> {
     let needed = |name: &str, example: &str| {
         set(name).ok_or_else(|| {
@@ -46,7 +50,9 @@ pub(super) fn place(launch: &Launch, timeout: Duration) -> Result<RendezvousConf
     let taken = set("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v == "True");
     let port = if taken { port.checked_add(1).unwrap_or(port - 1) } else { port };
     let secret = set(SECRET).unwrap_or_else(|| JOBS.iter().filter_map(|v| set(v)).collect());
-    Ok(RendezvousConfig { address: format!("{}:{port}", address.trim()), secret, timeout })
+    let addresses = vec![format!("{}:{port}", address.trim())];
+    let (since, advice) = (Instant::now(), ADVICE);
+    Ok(RendezvousConfig { addresses, secret, since, timeout, advice })
 }
 
 /// Meets the other ranks.
@@ -61,7 +67,7 @@ pub(super) fn meet(
         api.check(START, unsafe { (api.unique_id)(&mut id) })?;
         let listener = match socket()? {
             Some(listener) => listener,
-            None => bind(&place.address)?,
+            None => bind(&place.addresses[0])?,
         };
         serve(me, place, bytemuck::bytes_of(&id.internal), listener)?
     } else {
