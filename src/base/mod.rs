@@ -8,6 +8,7 @@ mod library;
 mod panic_guard;
 mod rng;
 mod shape;
+mod stop;
 mod system;
 
 pub use dtype::{DType, Elem};
@@ -18,4 +19,5 @@ pub(crate) use library::functions;
 pub use panic_guard::{Limited, catch_panic, catches_panic, with_limit};
 pub use rng::{Philox, Rng};
 pub use shape::Shape;
-pub use system::{machine_name, on_stop};
+pub use stop::{Finishing, check_stop, finish_first, listen_for_stop, stop_requested, stop_signal};
+pub use system::{machine_name, on_stop, tell_of_file_size_limits};

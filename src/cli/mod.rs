@@ -13,7 +13,7 @@ mod script_tests;
 #[cfg(test)]
 mod tests;
 
-use crate::base::{Error, Kind, Result, catches_panic};
+use crate::base::{Error, Kind, Result, catches_panic, listen_for_stop, tell_of_file_size_limits};
 use crate::device::cpu::set_threads;
 use crate::pipeline;
 use args::Request;
@@ -26,6 +26,7 @@ use std::process::ExitCode;
 /// Runs the command line of this process and gives its exit code: 0 done, 1 a bug of ours, 2 the
 /// user's input, 3 a missing resource, 75 stopped but resumable. An error is one line on stderr.
 pub fn main() -> ExitCode {
+    tell_of_file_size_limits();
     std::panic::set_hook(Box::new(|info| {
         if !catches_panic() {
             say(&panic_line(info));
@@ -54,6 +55,7 @@ fn run(arguments: Vec<OsString>) -> Result<u8> {
     let done = match request {
         Request::Print(text) => print(&text),
         Request::Run(config) => {
+            listen_for_stop();
             set_threads(config.threads);
             return ranks::train(&config);
         }
