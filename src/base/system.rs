@@ -56,7 +56,7 @@ pub fn tell_of_file_size_limits() {
 
 /// Writes to standard error as much of `bytes` as it takes without waiting, by nothing but system
 /// calls: handlers may call this.
-pub(super) fn write_at_once(bytes: &[u8]) {
+pub fn write_at_once(bytes: &[u8]) {
     let mut ready = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
     // One by one: a terminal that is ready may still have less room than there are bytes.
     for byte in bytes {

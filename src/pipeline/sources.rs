@@ -1,7 +1,7 @@
 //! Models of a run with their tokenizers: found and loaded.
 
 use crate::arch::{Arch, Config};
-use crate::base::{Error, FileId, Result, entries, is_dir, is_there, read_text};
+use crate::base::{Error, FileId, Result, entries, is_dir, is_there, read_text, warn};
 use crate::data::{Tokenizer, now};
 use crate::device::{Device, FakeDevice};
 use crate::formats::Checkpoint;
@@ -57,7 +57,7 @@ impl Source {
     pub(super) fn load_alone(&self, options: &LoadOptions) -> Result<Model> {
         let model = self.load_checked(options)?;
         for note in model.notes.iter().chain(self.tokenizer.notes()) {
-            eprintln!("warning: {note}");
+            warn(note);
         }
         Ok(model)
     }

@@ -7,9 +7,7 @@ use super::resume::same_inputs;
 use super::run::Run;
 use super::sources::Source;
 use crate::algo::{Algorithm, Metric, OF_ALL, place};
-use crate::base::{
-    Error, FileId, Finishing, Result, finish_first, stop_requested, stop_signal,
-};
+use crate::base::{Error, FileId, Finishing, Result, finish_first, stop_requested, stop_signal};
 use crate::formats::{Fingerprint, Input, Label, Snapshot, SnapshotBuilder, fingerprint};
 use crate::report::{Declared, Event};
 use std::path::{Path, PathBuf};
