@@ -21,7 +21,7 @@ pub use file::{FileId, InFile, entries, is_dir, is_there, read_file, read_if_the
 pub use half::bf16;
 pub(crate) use library::functions;
 pub use panic_guard::{Limited, catch_panic, catches_panic, with_limit};
-pub use print::{print, print_exactly};
+pub use print::print;
 pub use rng::{Philox, Rng};
 pub use shape::Shape;
 pub use stop::{Finishing, check_stop, finish_first, listen_for_stop, stop_requested, stop_signal};

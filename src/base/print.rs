@@ -3,23 +3,12 @@
 
 use super::error::{Error, Result};
 use super::text::printable_lines;
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{ErrorKind, Write};
 
 /// Prints text. What would drive a terminal is shown by its number, also where standard output is a
 /// file: what is in it is shown on one sooner or later.
 pub fn print(text: &str) -> Result<()> {
-    write(&printable_lines(text))
-}
-
-/// Prints text for programs: exactly, unless it goes to a terminal.
-pub fn print_exactly(text: &str) -> Result<()> {
-    match std::io::stdout().is_terminal() {
-        true => print(text),
-        false => write(text),
-    }
-}
-
-fn write(text: &str) -> Result<()> {
+    let text = printable_lines(text);
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {

@@ -14,8 +14,8 @@ mod script_tests;
 mod tests;
 
 use crate::base::{
-    Error, Kind, Result, catches_panic, finish_saying, listen_for_stop, print, print_exactly,
-    printable, say, tell, tell_of_file_size_limits, warn,
+    Error, Kind, Result, catches_panic, finish_saying, listen_for_stop, print, printable, say,
+    tell, tell_of_file_size_limits, warn,
 };
 use crate::device::cpu::set_threads;
 use crate::pipeline;
@@ -57,7 +57,7 @@ fn run(arguments: Vec<OsString>) -> Result<u8> {
         }
     }
     let done = match request {
-        Request::Print(text) => print_exactly(&text),
+        Request::Print(text) => print(&text),
         Request::Run(config) => {
             listen_for_stop();
             set_threads(config.threads);
