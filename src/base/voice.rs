@@ -37,14 +37,38 @@ enum Said {
     Bar(Option<Box<dyn Bar>>),
 }
 
-struct State {
+/// What waits for the output thread.
+struct Queue {
     waiting: Vec<Said>,
     /// The bytes in them.
     bytes: usize,
-    /// Texts that found no room since the thread last looked.
+    /// Texts that found no room.
     left_out: usize,
     /// The last position and message of the bar. Those before are of no interest.
     advance: Option<(u64, String)>,
+}
+
+impl Queue {
+    const EMPTY: Queue = Queue { waiting: vec![], bytes: 0, left_out: 0, advance: None };
+
+    /// Adds a text where there is room, or `always`.
+    fn add(&mut self, text: String, always: bool) {
+        let has_room = self.waiting.len() < MOST && self.bytes + text.len() <= MOST_BYTES;
+        if has_room || always {
+            self.bytes += text.len();
+            self.waiting.push(Said::Text(text));
+        } else {
+            self.left_out += 1;
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.advance.is_none()
+    }
+}
+
+struct State {
+    queue: Queue,
     thread: Thread,
     /// True while the thread writes.
     busy: bool,
@@ -59,14 +83,8 @@ enum Thread {
     Refused,
 }
 
-static STATE: Mutex<State> = Mutex::new(State {
-    waiting: vec![],
-    bytes: 0,
-    left_out: 0,
-    advance: None,
-    thread: Thread::None,
-    busy: false,
-});
+static STATE: Mutex<State> =
+    Mutex::new(State { queue: Queue::EMPTY, thread: Thread::None, busy: false });
 /// There is something to write.
 static SAID: Condvar = Condvar::new();
 /// Something was written.
@@ -101,20 +119,23 @@ pub fn tell(text: &str) {
 /// Shows a bar instead of the one before, or none.
 pub fn show_bar(bar: Option<Box<dyn Bar>>) {
     let mut state = state();
-    state.advance = None;
-    state.push(Said::Bar(bar), 0);
+    if state.has_thread() {
+        state.queue.advance = None;
+        state.queue.waiting.push(Said::Bar(bar));
+        SAID.notify_one();
+    }
 }
 
 /// Moves the bar.
 pub fn advance_bar(position: u64, message: String) {
-    state().advance = Some((position, message));
+    state().queue.advance = Some((position, message));
     SAID.notify_one();
 }
 
 /// Waits until all is written that was said, unless nothing at all is read for a second.
 pub fn finish_saying() {
     let mut state = state();
-    while state.thread == Thread::Runs && (state.busy || !state.waiting.is_empty()) {
+    while state.thread == Thread::Runs && (state.busy || !state.queue.waiting.is_empty()) {
         let waited = WRITTEN.wait_timeout(state, PATIENCE);
         let (now, timed_out) = waited.unwrap_or_else(PoisonError::into_inner);
         if timed_out.timed_out() {
@@ -127,31 +148,22 @@ pub fn finish_saying() {
 fn queue(text: &str, always: bool) {
     let text = format!("{}\n", printable_lines(text));
     let mut state = state();
-    let has_room = state.waiting.len() < MOST && state.bytes + text.len() <= MOST_BYTES;
-    if has_room || always {
-        let bytes = text.len();
-        state.push(Said::Text(text), bytes);
+    if state.has_thread() {
+        state.queue.add(text, always);
+        SAID.notify_one();
     } else {
-        state.left_out += 1;
+        write_at_once(text.as_bytes());
     }
 }
 
 impl State {
-    /// Lets something wait for the thread, which is started with the first.
-    fn push(&mut self, said: Said, bytes: usize) {
+    /// True if there is a thread that writes. It is started where there is none yet.
+    fn has_thread(&mut self) -> bool {
         if self.thread == Thread::None {
             let spawned = std::thread::Builder::new().name("output".into()).spawn(write_all);
             self.thread = if spawned.is_ok() { Thread::Runs } else { Thread::Refused };
         }
-        match (self.thread, &said) {
-            (Thread::Refused, Said::Text(text)) => write_at_once(text.as_bytes()),
-            (Thread::Refused, Said::Bar(_)) => {}
-            _ => {
-                self.waiting.push(said);
-                self.bytes += bytes;
-                SAID.notify_one();
-            }
-        }
+        self.thread == Thread::Runs
     }
 }
 
@@ -159,8 +171,8 @@ impl State {
 fn write_all() {
     let mut bar: Option<Box<dyn Bar>> = None;
     loop {
-        let (said, left_out, advance) = next(bar.is_some());
-        for said in said {
+        let Queue { waiting, left_out, advance, .. } = next(bar.is_some());
+        for said in waiting {
             match said {
                 Said::Text(text) => write_text(&bar, &text),
                 Said::Bar(other) => {
@@ -182,11 +194,11 @@ fn write_all() {
 }
 
 /// Waits for something to write. Takes all of it, so that new lines find room.
-fn next(has_bar: bool) -> (Vec<Said>, usize, Option<(u64, String)>) {
+fn next(has_bar: bool) -> Queue {
     let mut state = state();
     state.busy = false;
     WRITTEN.notify_all();
-    while state.waiting.is_empty() && state.advance.is_none() {
+    while state.queue.is_empty() {
         if !has_bar {
             state = SAID.wait(state).unwrap_or_else(PoisonError::into_inner);
             continue;
@@ -199,9 +211,7 @@ fn next(has_bar: bool) -> (Vec<Said>, usize, Option<(u64, String)>) {
         }
     }
     state.busy = true;
-    state.bytes = 0;
-    let left_out = std::mem::take(&mut state.left_out);
-    (std::mem::take(&mut state.waiting), left_out, state.advance.take())
+    std::mem::replace(&mut state.queue, Queue::EMPTY)
 }
 
 fn write_text(bar: &Option<Box<dyn Bar>>, text: &str) {
@@ -225,5 +235,25 @@ fn write_chunks(text: &str) {
             }
         }
         WRITTEN.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_counts_what_it_leaves_out_and_keeps_last_words() {
+        let mut queue = Queue::EMPTY;
+        (0..MOST + 3).for_each(|i| queue.add(format!("{i}\n"), false));
+        assert_eq!((queue.waiting.len(), queue.left_out), (MOST, 3));
+        queue.add("the last\n".into(), true);
+        let taken = std::mem::replace(&mut queue, Queue::EMPTY);
+        let last = taken.waiting.last();
+        assert!(matches!(last, Some(Said::Text(text)) if text == "the last\n"));
+        // There is room again, but not for any number of bytes.
+        queue.add("x".repeat(MOST_BYTES), false);
+        queue.add("y".into(), false);
+        assert_eq!((queue.waiting.len(), queue.left_out), (1, 1));
     }
 }

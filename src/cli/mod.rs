@@ -60,16 +60,16 @@ fn run(arguments: Vec<OsString>) -> Result<u8> {
         Request::Print(text) => print(&text),
         Request::Run(config) => {
             listen_for_stop();
-            set_threads(config.threads);
+            use_threads(config.threads);
             return ranks::train(&config);
         }
         Request::Chat(config) => {
-            set_threads(config.threads);
+            use_threads(config.threads);
             end_with_the_reader();
             pipeline::chat(&config)
         }
         Request::Eval(config) => {
-            set_threads(config.threads);
+            use_threads(config.threads);
             end_with_the_reader();
             pipeline::eval(&config)
         }
@@ -79,7 +79,7 @@ fn run(arguments: Vec<OsString>) -> Result<u8> {
             print(&format!("{}\n", printable(line.trim_end())))
         }),
         Request::Bench(config) => {
-            set_threads(config.threads);
+            use_threads(config.threads);
             print(&pipeline::bench(&config, &mut |what| say(&format!("duplex: measuring {what}")))?)
         }
         Request::Doctor(config) => {
@@ -95,6 +95,20 @@ fn run(arguments: Vec<OsString>) -> Result<u8> {
 /// would tell.
 pub fn check(arguments: Vec<OsString>) -> Result<()> {
     args::parse(arguments).map(|_| ())
+}
+
+/// Sets the number of threads. More than the cores that the process may use wait for each other in
+/// every loop.
+fn use_threads(threads: usize) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if threads > cores && ranks::speaks() {
+        let noun = if cores == 1 { "core" } else { "cores" };
+        warn(&format!(
+            "--threads {threads}: this process may use {cores} {noun}, and more threads slow it \
+             down; --threads 0 takes one for each core"
+        ));
+    }
+    set_threads(threads);
 }
 
 /// Lets a reader that goes away (`duplex chat | head`) end the process quietly, as it ends any

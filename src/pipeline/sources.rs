@@ -194,7 +194,11 @@ pub(super) fn data_path(given: &Path) -> Result<PathBuf> {
     {
         return Ok(given.to_path_buf());
     }
-    let hub = hub_cache();
+    let Some(hub) = hub_cache() else {
+        return Err(Error::user(format!(
+            "{name}: no such file or directory, and no local cache to look in, as HOME is not set"
+        )));
+    };
     let repo = hub.join(format!("datasets--{}", name.replace('/', "--")));
     let commit = read_text(&repo.join("refs/main"), 4096).unwrap_or_default();
     let commit = commit.trim();
