@@ -61,6 +61,38 @@ fn every_module_is_in_the_table() {
     }
 }
 
+/// All that is said goes through the functions that clean foreign text and wait for no reader.
+#[test]
+fn few_files_write_to_the_terminal() {
+    let speak = ["src/base/print.rs", "src/base/voice.rs", "src/base/system.rs"];
+    let ways = [
+        "print!(",
+        "println!(",
+        "dbg!(",
+        "io::stdout",
+        "io::stderr",
+        "STDOUT_FILENO",
+        "STDERR_FILENO",
+        "libc::write(",
+        "Term::",
+        "/dev/tty",
+    ];
+    let mut files = vec![];
+    sources(Path::new("src"), &mut files);
+    let mut bad = vec![];
+    for file in files.iter().filter(|f| !speak.iter().any(|s| f.ends_with(s))) {
+        let path = file.to_str().unwrap();
+        if path.ends_with("tests.rs") || path.contains("/tests/") {
+            continue;
+        }
+        let code = code(&fs::read_to_string(file).unwrap());
+        bad.extend(
+            ways.iter().filter(|way| code.contains(**way)).map(|way| format!("{path}: {way}")),
+        );
+    }
+    assert_eq!(bad, Vec::<String>::new());
+}
+
 /// Their layout comes from the declarations in `cuda/` (`build/params.rs`).
 #[test]
 fn no_parameter_struct_of_a_kernel_is_written_by_hand() {

@@ -17,6 +17,8 @@ mod doctor;
 mod exports;
 #[path = "pipeline/first_hour.rs"]
 mod first_hour;
+#[path = "pipeline/foreign.rs"]
+mod foreign;
 #[path = "pipeline/lora.rs"]
 mod lora;
 #[path = "pipeline/options.rs"]

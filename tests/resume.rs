@@ -10,6 +10,8 @@ pub mod place;
 mod around;
 #[path = "resume/damage.rs"]
 mod damage;
+#[path = "resume/heard.rs"]
+mod heard;
 #[path = "resume/killed.rs"]
 mod killed;
 #[path = "resume/later.rs"]

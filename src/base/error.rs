@@ -1,6 +1,7 @@
 //! The one error type. Its kind decides the exit code; its message is one line that names the
 //! thing at fault (file, row, key, tensor) and the way out.
 
+use super::text::printable;
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -111,8 +112,8 @@ fn is_of_the_path(e: &std::io::Error) -> bool {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // One line, whatever a library's message held.
-        f.write_str(&self.message.replace('\n', " "))
+        // One line, and nothing that drives a terminal, whatever a file or a library put into it.
+        f.write_str(&printable(&self.message))
     }
 }
 
@@ -141,6 +142,7 @@ mod tests {
 
     #[test]
     fn messages_are_one_line() {
-        assert_eq!(Error::user("a\nb").context("f.json").to_string(), "f.json: a b");
+        let e = Error::user("a\nb\x1b[2J").context("f.json");
+        assert_eq!(e.to_string(), r"f.json: a b\u{1b}[2J");
     }
 }

@@ -2,7 +2,7 @@
 //! the open descriptor: a pipe, a device or a directory in a file's place is one line and never a
 //! wait. A file that is cut while it is read is an error, not a signal, because nothing is mapped.
 
-use super::{Error, Result};
+use super::{Error, Result, check_stop};
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -54,6 +54,7 @@ impl InFile {
     pub fn read_at(&self, at: u64, into: &mut [u8]) -> Result<()> {
         let mut at = at;
         for piece in into.chunks_mut(PIECE) {
+            check_stop()?;
             self.file.read_exact_at(piece, at).map_err(|e| self.unread(&e))?;
             at += piece.len() as u64;
         }
@@ -73,6 +74,7 @@ impl InFile {
         let (mut buffer, mut read) = (self.room(256 << 10)?, 0);
         buffer.resize(256 << 10, 0);
         loop {
+            check_stop()?;
             match self.file.read(&mut buffer) {
                 Ok(0) if read < self.bytes => return Err(self.cut()),
                 Ok(0) => return Ok(()),

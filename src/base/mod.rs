@@ -1,14 +1,19 @@
 //! Words everyone uses: errors, dtypes, shapes, the counter-based random numbers, what the system
-//! tells, the reading of files. Knows nothing of devices, tensors or models.
+//! tells, the reading of files, and what is said to the user. Knows nothing of devices, tensors or
+//! models.
 
 mod dtype;
 mod error;
 mod file;
 mod library;
 mod panic_guard;
+mod print;
 mod rng;
 mod shape;
+mod stop;
 mod system;
+mod text;
+mod voice;
 
 pub use dtype::{DType, Elem};
 pub use error::{Error, Kind, Result};
@@ -16,6 +21,10 @@ pub use file::{FileId, InFile, entries, is_dir, is_there, read_file, read_if_the
 pub use half::bf16;
 pub(crate) use library::functions;
 pub use panic_guard::{Limited, catch_panic, catches_panic, with_limit};
+pub use print::print;
 pub use rng::{Philox, Rng};
 pub use shape::Shape;
-pub use system::{machine_name, on_stop};
+pub use stop::{Finishing, check_stop, finish_first, listen_for_stop, stop_requested, stop_signal};
+pub use system::{machine_name, on_stop, tell_of_file_size_limits, write_at_once};
+pub use text::{printable, printable_lines};
+pub use voice::{Bar, advance_bar, finish_saying, say, show_bar, speaks_to_terminal, tell, warn};

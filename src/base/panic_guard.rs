@@ -1,6 +1,7 @@
 //! Libraries that read what others wrote, held to our rules: their panics become values, and one
 //! computation cannot take all memory. Our own code needs neither.
 
+use super::system::write_at_once;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -75,11 +76,7 @@ fn spend(bytes: usize) {
 fn end() -> ! {
     let parts =
         ["duplex: ", WHOSE.get(), " asks for memory without end; repair it or leave it out\n"];
-    for part in parts {
-        // SAFETY: writes the bytes of a string; where standard error is closed there is nobody to
-        // tell.
-        unsafe { libc::write(2, part.as_ptr().cast(), part.len()) };
-    }
+    parts.into_iter().for_each(|part| write_at_once(part.as_bytes()));
     // SAFETY: ends the process at once. Files are written beside their places, so none is left half
     // written.
     unsafe { libc::_exit(2) }

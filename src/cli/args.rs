@@ -15,7 +15,7 @@ use crate::pipeline::config::{
 };
 use clap::ArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 /// The action that the command line requests.
@@ -124,9 +124,7 @@ fn parse_words(arguments: Vec<OsString>, warnings: &mut Vec<String>) -> Result<R
 fn normalise(arguments: Vec<OsString>) -> Result<Vec<String>> {
     let mut words = Vec::with_capacity(arguments.len());
     for (i, argument) in arguments.into_iter().enumerate() {
-        let word = argument
-            .into_string()
-            .map_err(|w| Error::user(format!("argument {i} is not valid UTF-8: {w:?}")))?;
+        let word = argument.into_string().map_err(|word| not_utf8(i, &word))?;
         words.push(match (word.strip_prefix("--"), word.split_once('=')) {
             (None, _) => word,
             (Some(_), Some((flag, value))) => format!("{}={value}", flag.replace('_', "-")),
@@ -134,6 +132,14 @@ fn normalise(arguments: Vec<OsString>) -> Result<Vec<String>> {
         });
     }
     Ok(words)
+}
+
+/// The error of a word that is not UTF-8, most often a path.
+fn not_utf8(number: usize, word: &OsStr) -> Error {
+    Error::user(format!(
+        "argument {number} is not UTF-8: {word:?}; paths are recorded in config.toml, which is \
+         UTF-8: rename the file, or link to it by another name"
+    ))
 }
 
 /// The layers above the defaults, lowest first.

@@ -2,7 +2,7 @@
 //! launcher sets. They end with it, and it with them: with the exit code of the rank that failed,
 //! and one line.
 
-use crate::base::{Error, Result, machine_name, on_stop};
+use crate::base::{Error, Result, machine_name, on_stop, printable, say};
 use crate::comm::{SOCKET, nccl, secret};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -107,10 +107,11 @@ fn apart(command: &mut Command, socket: Option<i32>) {
 /// Passes on what a rank says, but for its last line, which it returns.
 fn pass_on(said: std::process::ChildStderr) -> Option<String> {
     let mut last = None;
-    for line in BufReader::new(said).lines().map_while(std::result::Result::ok) {
+    for line in BufReader::new(said).split(b'\n').map_while(std::result::Result::ok) {
+        let line = String::from_utf8_lossy(&line);
         match line.strip_prefix(LINE) {
             Some(text) => last = Some(text.to_string()),
-            None => eprintln!("{line}"),
+            None => say(&printable(&line)),
         }
     }
     last
@@ -176,7 +177,7 @@ fn verdict(all: Vec<Rank>, order: &[usize]) -> u8 {
                 machine_name()
             )
         });
-        super::say(&line);
+        say(&format!("{LINE}{}", printable(&line)));
     }
     decided.code().map_or(75, |code| code as u8)
 }

@@ -13,34 +13,39 @@ mod script_tests;
 #[cfg(test)]
 mod tests;
 
-use crate::base::{Error, Kind, Result, catches_panic};
+use crate::base::{
+    Error, Kind, Result, catches_panic, finish_saying, listen_for_stop, print, printable, say,
+    tell, tell_of_file_size_limits, warn,
+};
 use crate::device::cpu::set_threads;
 use crate::pipeline;
 use args::Request;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsString;
-use std::io::Write;
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 
 /// Runs the command line of this process and gives its exit code: 0 done, 1 a bug of ours, 2 the
 /// user's input, 3 a missing resource, 75 stopped but resumable. An error is one line on stderr.
 pub fn main() -> ExitCode {
+    tell_of_file_size_limits();
     std::panic::set_hook(Box::new(|info| {
         if !catches_panic() {
-            say(&panic_line(info));
+            tell(&panic_line(info));
         }
     }));
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    match std::panic::catch_unwind(|| run(arguments)) {
+    let code = match std::panic::catch_unwind(|| run(arguments)) {
         Ok(Ok(code)) => ExitCode::from(code),
         Ok(Err(e)) => {
-            say(&error_line(&e));
+            tell(&error_line(&e));
             ExitCode::from(e.exit_code())
         }
         // The hook has said why.
         Err(_) => ExitCode::from(1),
-    }
+    };
+    finish_saying();
+    code
 }
 
 /// Does what the words ask for. The exit code is 0, or that of a rank that has told why.
@@ -48,31 +53,34 @@ fn run(arguments: Vec<OsString>) -> Result<u8> {
     let (request, warnings) = args::parse(arguments)?;
     if ranks::speaks() {
         for warning in warnings {
-            let _ = writeln!(std::io::stderr(), "warning: {warning}");
+            warn(&warning);
         }
     }
     let done = match request {
         Request::Print(text) => print(&text),
         Request::Run(config) => {
-            set_threads(config.threads);
+            listen_for_stop();
+            use_threads(config.threads);
             return ranks::train(&config);
         }
         Request::Chat(config) => {
-            set_threads(config.threads);
+            use_threads(config.threads);
             end_with_the_reader();
             pipeline::chat(&config)
         }
         Request::Eval(config) => {
-            set_threads(config.threads);
+            use_threads(config.threads);
             end_with_the_reader();
             pipeline::eval(&config)
         }
         Request::Inspect(config) => print(&pipeline::inspect(&config)?),
         Request::Plan(config, own) => print(&pipeline::plan(&config, &own)?),
-        Request::Verify(config) => pipeline::verify(&config, &mut |line| print(line)),
+        Request::Verify(config) => pipeline::verify(&config, &mut |line| {
+            print(&format!("{}\n", printable(line.trim_end())))
+        }),
         Request::Bench(config) => {
-            set_threads(config.threads);
-            print(&pipeline::bench(&config, &mut |what| say(&format!("measuring {what}")))?)
+            use_threads(config.threads);
+            print(&pipeline::bench(&config, &mut |what| say(&format!("duplex: measuring {what}")))?)
         }
         Request::Doctor(config) => {
             let findings = pipeline::doctor(&config)?;
@@ -89,6 +97,20 @@ pub fn check(arguments: Vec<OsString>) -> Result<()> {
     args::parse(arguments).map(|_| ())
 }
 
+/// Sets the number of threads. More than the cores that the process may use wait for each other in
+/// every loop.
+fn use_threads(threads: usize) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if threads > cores && ranks::speaks() {
+        let noun = if cores == 1 { "core" } else { "cores" };
+        warn(&format!(
+            "--threads {threads}: this process may use {cores} {noun}, and more threads slow it \
+             down; --threads 0 takes one for each core"
+        ));
+    }
+    set_threads(threads);
+}
+
 /// Lets a reader that goes away (`duplex chat | head`) end the process quietly, as it ends any
 /// filter. Training goes on without its reader.
 fn end_with_the_reader() {
@@ -96,33 +118,17 @@ fn end_with_the_reader() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
-/// Writes to stdout. A reader that has gone away (`duplex --help | head`) is no error.
-fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::io("write", "standard output".as_ref(), &e))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// One line on stderr; where stderr is closed there is nobody to tell.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "duplex: {line}");
-}
-
 fn error_line(e: &Error) -> String {
     match e.kind() {
-        Kind::Internal => format!("internal error: {e}; please report this line"),
-        _ => e.to_string(),
+        Kind::Internal => format!("duplex: internal error: {e}; please report this line"),
+        _ => format!("duplex: {e}"),
     }
 }
 
 fn panic_line(info: &PanicHookInfo) -> String {
     let place = info.location().map_or(String::new(), |l| format!(" at {}:{}", l.file(), l.line()));
-    let message = info.payload_as_str().unwrap_or("no message").replace('\n', " ");
-    let mut line = format!("internal error{place}: {message}; please report this line");
+    let message = printable(info.payload_as_str().unwrap_or("no message"));
+    let mut line = format!("duplex: internal error{place}: {message}; please report this line");
     // Only where RUST_BACKTRACE asks for it.
     let trace = Backtrace::capture();
     if trace.status() == BacktraceStatus::Captured {

@@ -4,7 +4,7 @@
 use super::chat::{ChatFormat, Opened, Talk, Told, answer_ids, chat_ids};
 use super::tokenizer::Tokenizer;
 use super::types::{Answer, ChatContext, Columns, Message, Prompt, Row};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, check_stop};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -209,6 +209,7 @@ pub fn build<'a, T>(
 ) -> Result<(Vec<T>, usize)> {
     let (mut examples, mut skipped) = (Vec::new(), 0);
     for row in rows {
+        check_stop()?;
         match f(row)? {
             Some(example) => examples.push(example),
             None => skipped += 1,
@@ -337,6 +338,7 @@ pub fn text_blocks(
     }
     let mut ids = Vec::new();
     for row in rows {
+        check_stop()?;
         let Some(text) = &row.text else {
             return Err(lacks(row, "the mixture loss", "\"text\""));
         };

@@ -7,7 +7,7 @@ use super::json::{self, Fault, skip_space};
 use super::row::{parse_row, text_row};
 use super::sniff::Format;
 use super::types::Row;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, check_stop};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -106,6 +106,8 @@ impl Reader {
 
     /// The rows, and those left out under the policy `on_bad`.
     pub(super) fn finish(mut self, on_bad: OnBadRow) -> Result<(Vec<Row>, BadRows)> {
+        // The reading has ended early.
+        check_stop()?;
         let file = &self.file;
         let first = self.bad.first.first();
         match (on_bad, first, self.stop) {
@@ -166,7 +168,7 @@ impl Reader {
     /// Objects one after the other: usually one a line, also several, also over several lines.
     fn lines(&mut self, bytes: &[u8]) {
         let (mut at, mut line, mut counted) = (0, 1, 0);
-        loop {
+        while check_stop().is_ok() {
             let start = skip_space(bytes, at);
             line += newlines(&bytes[counted..start]);
             counted = start;
@@ -273,6 +275,9 @@ impl Reader {
         } else {
             loop {
                 row += 1;
+                if check_stop().is_err() {
+                    return;
+                }
                 let parsed = match json::value(bytes, at) {
                     Ok(parsed) => parsed,
                     Err(fault) => return self.broken_list(bytes, row, &fault),
@@ -323,7 +328,7 @@ impl Reader {
         if let Some(twice) = header.iter().enumerate().find(|(i, n)| header[..*i].contains(n)) {
             return self.stop(format!("has two columns {:?}", twice.1));
         }
-        for (line, record) in records {
+        for (line, record) in records.take_while(|_| check_stop().is_ok()) {
             let row = record.and_then(|fields| {
                 if fields.len() != header.len() {
                     let (n, m) = (fields.len(), header.len());
@@ -348,6 +353,9 @@ impl Reader {
         let lines = bytes.split(|&b| b == b'\n').map(|l| l.strip_suffix(b"\r").unwrap_or(l));
         // One more blank line ends the last paragraph.
         for (i, line) in lines.chain(std::iter::once(&b""[..])).enumerate() {
+            if check_stop().is_err() {
+                return;
+            }
             if !line.trim_ascii().is_empty() {
                 if paragraph.is_empty() {
                     start = i + 1;

@@ -1,29 +1,29 @@
 //! Models by name: directories, and the local Hugging Face cache with its revisions.
 
 use crate::base::{Error, Result, is_dir, read_text};
+use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
 /// The local Hugging Face cache: `HF_HUB_CACHE` or `HUGGINGFACE_HUB_CACHE`, else `hub` in
-/// `HF_HOME`, else `huggingface/hub` in `XDG_CACHE_HOME`, else in `~/.cache`.
-pub fn hub_cache() -> PathBuf {
-    cache_of(&|key| std::env::var(key).ok())
+/// `HF_HOME`, else `huggingface/hub` in `XDG_CACHE_HOME`, else in `~/.cache`. None where that is
+/// asked for and `HOME` is not set.
+pub fn hub_cache() -> Option<PathBuf> {
+    cache_of(&|key| std::env::var_os(key))
 }
 
-fn cache_of(env: &dyn Fn(&str) -> Option<String>) -> PathBuf {
-    let home = env("HOME").filter(|h| !h.is_empty()).map(PathBuf::from);
-    let dir = |key: &str| {
-        let value = env(key).filter(|v| !v.is_empty())?;
-        Some(match (value.strip_prefix("~/"), &home) {
-            (Some(rest), Some(home)) => home.join(rest),
-            _ => PathBuf::from(value),
-        })
+fn cache_of(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let given = |key: &str| env(key).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let home = given("HOME");
+    let in_home = |path: PathBuf| match path.strip_prefix("~") {
+        Ok(rest) => home.as_ref().map(|home| home.join(rest)),
+        Err(_) => Some(path),
     };
+    let dir = |key: &str| given(key).and_then(in_home);
     dir("HF_HUB_CACHE")
         .or_else(|| dir("HUGGINGFACE_HUB_CACHE"))
         .or_else(|| dir("HF_HOME").map(|h| h.join("hub")))
         .or_else(|| dir("XDG_CACHE_HOME").map(|c| c.join("huggingface/hub")))
         .or_else(|| home.as_ref().map(|h| h.join(".cache/huggingface/hub")))
-        .unwrap_or_default()
 }
 
 /// A model's name and, after the last `@`, its revision.
@@ -41,10 +41,10 @@ pub fn resolve_model(name: &str) -> Result<PathBuf> {
     if is_dir(path)? {
         return Ok(path.to_path_buf());
     }
-    resolve_in(&hub_cache(), name)
+    resolve_in(hub_cache().as_deref(), name)
 }
 
-fn resolve_in(hub: &Path, name: &str) -> Result<PathBuf> {
+fn resolve_in(hub: Option<&Path>, name: &str) -> Result<PathBuf> {
     let (model, revision) = split_revision(name);
     let looks_like_name = model.split('/').count() <= 2
         && !model.starts_with(['/', '.', '~'])
@@ -52,6 +52,12 @@ fn resolve_in(hub: &Path, name: &str) -> Result<PathBuf> {
     if !looks_like_name {
         return Err(Error::user(format!("{name}: no such model directory")));
     }
+    let Some(hub) = hub else {
+        return Err(Error::user(format!(
+            "{name}: no such model directory, and no local cache to look in, as HOME is not set; \
+             set HOME or HF_HOME, or give a directory"
+        )));
+    };
     let repo = hub.join(format!("models--{}", model.replace('/', "--")));
     if let Some(found) = snapshot(&repo, revision.unwrap_or("main")) {
         return Ok(found);
@@ -117,7 +123,8 @@ mod tests {
         let with = |pairs: &[(&str, &str)]| {
             let pairs: Vec<(String, String)> =
                 pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-            cache_of(&move |key| pairs.iter().find(|p| p.0 == key).map(|p| p.1.clone()))
+            let value = |key: &str| pairs.iter().find(|p| p.0 == key).map(|p| p.1.clone().into());
+            cache_of(&value).unwrap_or_default()
         };
         let home = ("HOME", "/h");
         assert_eq!(with(&[home]), Path::new("/h/.cache/huggingface/hub"));
@@ -128,6 +135,14 @@ mod tests {
         assert_eq!(with(&[home, xdg, ("HF_HOME", "/f"), old]), Path::new("/old"));
         assert_eq!(with(&[home, old, ("HF_HUB_CACHE", "/new")]), Path::new("/new"));
         assert_eq!(with(&[home, old, ("HF_HUB_CACHE", "")]), Path::new("/old"));
+    }
+
+    #[test]
+    fn without_a_home_no_other_directory_is_searched() {
+        assert_eq!(cache_of(&|_| None), None);
+        assert_eq!(cache_of(&|key| (key == "HF_HOME").then(|| "~/hf".into())), None);
+        let e = resolve_in(None, "a/b").unwrap_err();
+        assert!(e.exit_code() == 2 && e.to_string().contains("HOME is not set"), "{e}");
     }
 
     #[test]
@@ -144,7 +159,7 @@ mod tests {
         for (name, commit) in [("v1.0", "aa11\n"), ("refs/pr/7", "bb22"), ("broken", "../..")] {
             fs::write(repo.join("refs").join(name), commit).unwrap();
         }
-        let find = |name: &str| resolve_in(tmp.path(), name);
+        let find = |name: &str| resolve_in(Some(tmp.path()), name);
         for (name, commit) in
             [("a/b.c@v1.0", "aa11"), ("a/b.c@aa11", "aa11"), ("a/b.c@refs/pr/7", "bb22")]
         {

@@ -13,14 +13,13 @@ use super::straggler::StragglerDetector;
 use super::watchdog::Watchdog;
 use super::{datasets, demo};
 use crate::algo::RewardRule;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, warn};
 use crate::config::to_toml;
 use crate::data::{Blend, now};
 use crate::report::{Event, Reporter, cut_log};
 use crate::tape::Workspace;
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -94,7 +93,7 @@ pub(super) fn begin<'c>(
     let ws = Workspace::new(device, cfg.memory_limit_bytes())?;
     // Past the reporter, which the thread that may be stuck holds.
     let who = if comm.size() > 1 { format!("rank {}: ", comm.rank()) } else { String::new() };
-    let tell = move |line: &str| drop(writeln!(std::io::stderr(), "warning: {who}{line}"));
+    let tell = move |line: &str| warn(&format!("{who}{line}"));
     let mut run = Run {
         cfg,
         watchdog: Watchdog::start(cfg.stuck_after()?, ws.progress(), tell)?,

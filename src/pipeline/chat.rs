@@ -4,9 +4,8 @@
 use super::chat_input::{HELP, Said, next};
 use super::config::{ChatConfig, ConversationFormat};
 use super::limits::chat_format;
-use super::output::say;
 use super::sources::Source;
-use crate::base::{Error, Result, on_stop};
+use crate::base::{Error, Result, on_stop, print, printable, tell, warn, write_at_once};
 use crate::data::{ChatFormat, Message, Tokenizer, chat_ids};
 use crate::engine::Engine;
 use crate::model::{Head, LoadOptions};
@@ -25,11 +24,11 @@ pub fn chat(cfg: &ChatConfig) -> Result<()> {
     let options = LoadOptions::frozen(Head::Lm, cfg.dtype.dtype()).on(device);
     let model = source.load_alone(&options)?;
     if !cfg.raw && !source.tokenizer.has_chat_template() {
-        eprintln!(
-            "warning: {} has no chat template: messages become Human/Assistant turns; --raw \
-             continues text as it is",
+        warn(&format!(
+            "{} has no chat template: messages become Human/Assistant turns; --raw continues text \
+             as it is",
             cfg.path.display()
-        );
+        ));
     }
     let mut chat = Chat {
         sampling: Sampling {
@@ -71,9 +70,7 @@ extern "C" fn came(signal: libc::c_int) {
     match CTRL_C.swap(ENDS_CHAT, Ordering::SeqCst) {
         STOPS_ANSWER if signal == libc::SIGINT => {}
         i if i < HINTS.len() && signal == libc::SIGINT => {
-            let hint = HINTS[i];
-            // SAFETY: a handler may call write, and these bytes are there for good.
-            unsafe { libc::write(libc::STDERR_FILENO, hint.as_ptr().cast(), hint.len()) };
+            write_at_once(HINTS[i].as_bytes());
         }
         // SAFETY: _exit may be called from a handler; nothing of this process runs any more.
         _ => unsafe { libc::_exit(128 + signal) },
@@ -89,13 +86,13 @@ fn talk(chat: &mut Chat) -> Result<()> {
     let stdin = std::io::stdin();
     let asks = stdin.is_terminal();
     if asks {
-        eprintln!("Type a message, or /help.");
+        tell("Type a message, or /help.");
     }
     let show = |hint: usize, prompt: &str| {
         CTRL_C.store(if asks { hint } else { ENDS_CHAT }, Ordering::SeqCst);
-        if asks { say(prompt) } else { Ok(()) }
+        if asks { print(prompt) } else { Ok(()) }
     };
-    // SAFETY: the handler changes an atomic, and calls `write` and `_exit`.
+    // SAFETY: the handler changes an atomic, and calls `poll`, `write` and `_exit`.
     unsafe { on_stop(came) };
     let mut input = stdin.lock();
     loop {
@@ -103,12 +100,12 @@ fn talk(chat: &mut Chat) -> Result<()> {
         match next(&mut input, &mut || show(1, "... "))? {
             None | Some(Said::Quit) => return Ok(()),
             Some(Said::Message(text)) => chat.turn(text)?,
-            Some(Said::Help) => eprint!("{HELP}"),
+            Some(Said::Help) => tell(HELP.trim_end()),
             Some(Said::Clear) => {
                 chat.history.clear();
                 chat.forgotten = 0;
             }
-            Some(Said::System(_)) if chat.raw => eprintln!("--raw knows no system message"),
+            Some(Said::System(_)) if chat.raw => tell("--raw knows no system message"),
             Some(Said::System(text)) => chat.system = text,
             Some(Said::Undo) => {
                 chat.history.pop();
@@ -117,13 +114,13 @@ fn talk(chat: &mut Chat) -> Result<()> {
             }
             Some(Said::Retry) => match chat.history.pop() {
                 Some((text, _)) => chat.turn(text)?,
-                None => eprintln!("nothing has been said yet"),
+                None => tell("nothing has been said yet"),
             },
             Some(Said::Save(file)) => match chat.save(Path::new(&file)) {
-                Ok(()) => eprintln!("saved {file}"),
-                Err(e) => eprintln!("{e}"),
+                Ok(()) => tell(&printable(&format!("saved {file}"))),
+                Err(e) => tell(&e.to_string()),
             },
-            Some(Said::Wrong(why)) => eprintln!("{why}"),
+            Some(Said::Wrong(why)) => tell(&printable(&why)),
         }
     }
 }
@@ -173,7 +170,7 @@ impl Chat {
     /// Answers `text` in the conversation.
     fn turn(&mut self, text: String) -> Result<()> {
         if let Some(refusal) = self.reply(text)? {
-            eprintln!("{refusal}");
+            tell(&printable(&refusal));
         }
         Ok(())
     }
@@ -211,7 +208,7 @@ impl Chat {
                     shown = stream.push(token).and_then(|text| {
                         let text = if begun { &text } else { text.trim_start() };
                         begun |= !text.is_empty();
-                        say(text)
+                        print(text)
                     });
                 }
             },
@@ -222,7 +219,7 @@ impl Chat {
             Err(e) if !dropped => return Err(e),
             _ => shown?,
         }
-        say(&format!("{}\n", stream.finish()?))?;
+        print(&format!("{}\n", stream.finish()?))?;
         self.turns += 1;
         let answer = self.tokenizer.decode(&tokens, true)?;
         if let Some(last) = self.history.last_mut() {
@@ -246,9 +243,9 @@ impl Chat {
                 if first > self.forgotten {
                     self.forgotten = first;
                     let n = 2 * first;
-                    eprintln!(
+                    tell(&format!(
                         "the context is full: the model no longer sees the {n} oldest messages"
-                    );
+                    ));
                 }
                 return Ok(Ok(ids));
             }

@@ -7,7 +7,7 @@ use super::remarks::{self, Remarked, Rows, Seen};
 use super::run::Run;
 use super::sources::{Source, data_path};
 use crate::algo::{Algorithm, Learns, Texts, built_in_rule};
-use crate::base::{Error, Kind, Result};
+use crate::base::{Error, Kind, Result, check_stop, warn};
 use crate::data::{
     self, Blend, BlendConfig, Limits, PairExample, Part, Prompt, PromptExample, Row, RowKind,
     SftExample, Spec, Tokenizer, Use,
@@ -237,7 +237,7 @@ pub(super) fn eval_prompts(
         };
         let blend = Blend::load(&config)?;
         for warning in data_warnings(&blend, &["the evaluation"]) {
-            eprintln!("warning: {warning}");
+            warn(&warning);
         }
         in_order(blend.parts(Use::Prompts, "the evaluation")?, cfg.seed)
     };
@@ -259,7 +259,7 @@ pub(super) fn eval_prompts(
     })?;
     let left_out = (long > 0).then(|| format!("{long} rows were too long, and left out"));
     for warning in left_out.into_iter().chain(seen.borrow().warnings("the evaluation")) {
-        eprintln!("warning: {warning}");
+        warn(&warning);
     }
     Ok(prompts.into_iter().take(cfg.prompts).collect())
 }
@@ -392,6 +392,7 @@ fn examples_of<T: Learnt>(
         let before = out.train.len();
         for (from, to) in [(&part.train, &mut out.train), (&part.eval, &mut out.eval)] {
             for row in from {
+                check_stop()?;
                 match T::of_row(row, &source.tokenizer, limits, texts) {
                     Ok(Some(example)) => {
                         seen.note(example.remarks(), row, &source.tokenizer, limits.chat);

@@ -3,14 +3,13 @@
 
 use super::config::{ConversationFormat, EvalConfig};
 use super::datasets;
-use super::output::say;
 use super::reading::{reading, talks};
 use super::settings::MICRO_BATCH_TOKENS;
 use super::sources::Source;
 use crate::algo::{
     Completion, ModelReward, RewardRule, RewardSource, Rollout, RuleReward, Scoring, built_in_rule,
 };
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, print, printable};
 use crate::data::{PromptExample, Tokenizer};
 use crate::engine::Engine;
 use crate::model::{Head, LoadOptions};
@@ -58,7 +57,7 @@ pub fn eval(cfg: &EvalConfig) -> Result<()> {
             table += &format!("{score:>8}  {}\n", one_line(&model.answers[i]));
         }
     }
-    say(&table)
+    print(&table)
 }
 
 /// Longest prompt and longest answer: the defaults are halved to what the model has positions for.
@@ -95,7 +94,7 @@ fn win_rate(ours: &[Option<f32>], theirs: &[Option<f32>]) -> String {
 }
 
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    printable(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned()
 }
 
 fn scorer(

@@ -5,7 +5,7 @@ use super::config::InspectConfig;
 use super::tokens;
 use super::verify::head_of;
 use crate::arch::{Arch, Config, Position, Residual};
-use crate::base::{DType, Result, read_text};
+use crate::base::{DType, Result, printable, read_text};
 use crate::formats::Checkpoint;
 use crate::model::{Head, LoraConfig, Model, Params, base_dir, linear_modules, resolve_model};
 use crate::pool::ParamSpec;
@@ -43,7 +43,8 @@ pub fn inspect(cfg: &InspectConfig) -> Result<String> {
     lines.push(("lora modules", linear_modules(&arch).join(", ")));
     lines.push(("trained", trained(&arch, head, &specs)?));
     lines.extend(memory(&arch, count(&specs), cfg.dtype.dtype()));
-    Ok(lines.iter().map(|(name, value)| format!("{name:<14} {value}\n")).collect())
+    let line = |(name, value): &(&str, String)| format!("{name:<14} {}\n", printable(value));
+    Ok(lines.iter().map(line).collect())
 }
 
 /// Parameters trained in full, and by LoRA on every linear layer.

@@ -31,7 +31,6 @@ mod run;
 mod run_dir;
 mod saver;
 mod settings;
-mod signals;
 mod sources;
 mod stage;
 mod start;

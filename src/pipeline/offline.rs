@@ -40,7 +40,7 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
     let dir = run.dir.model(of);
     let source = run.source(&Models::of(cfg, &run.dir).start(of)?)?;
     let data: Examples<R> = datasets::examples(run, of, &source)?;
-    let (stage, from) = run.enter(of, &[&source])?;
+    let (mut stage, from) = run.enter(of, &[&source])?;
     let lora = settings::lora_of(cfg, of.head);
     let with_lora = lora.is_some();
     let options = run.trained(&source, of.head, lora, false)?;
@@ -56,7 +56,7 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
     })?;
     let step = settings::step(cfg, s, total);
     let mut trainer = OfflineTrainer::new(engine, reference, setting.objective, step)?;
-    run.start(&stage, total, "batches")?;
+    run.start(&mut stage, total, "batches")?;
     let held_out = data.held_out(s.eval_batches * s.rows_per_step());
     let evaluate = |trainer: &OfflineTrainer<R>, run: &mut Run<'_>| match held_out.is_empty() {
         true => Ok(vec![]),

@@ -37,7 +37,7 @@ pub(super) fn run(
     let texts = datasets::texts(run, of, &source)?;
     let others = Others::open(run, of, &keys)?;
     let read: Vec<&Source> = std::iter::once(&source).chain(others.all()).collect();
-    let (stage, from) = run.enter(of, &read)?;
+    let (mut stage, from) = run.enter(of, &read)?;
     let prompts = talks(data.train.iter().chain(&data.eval));
     let models = build(run, of, &keys, &source, &others, prompts)?;
     let batches =
@@ -48,7 +48,7 @@ pub(super) fn run(
     if p.enable_ema {
         trainer.models.actor.enable_ema(&mut run.ws, p.ema_decay as f32)?;
     }
-    run.start(&stage, total, "iterations")?;
+    run.start(&mut stage, total, "iterations")?;
     let held_out = data.held_out(p.eval_prompts);
     let (before, mut text) = match from {
         Some(from) => {

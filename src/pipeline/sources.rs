@@ -1,7 +1,7 @@
 //! Models of a run with their tokenizers: found and loaded.
 
 use crate::arch::{Arch, Config};
-use crate::base::{Error, FileId, Result, entries, is_dir, is_there, read_text};
+use crate::base::{Error, FileId, Result, entries, is_dir, is_there, read_text, warn};
 use crate::data::{Tokenizer, now};
 use crate::device::{Device, FakeDevice};
 use crate::formats::Checkpoint;
@@ -57,7 +57,7 @@ impl Source {
     pub(super) fn load_alone(&self, options: &LoadOptions) -> Result<Model> {
         let model = self.load_checked(options)?;
         for note in model.notes.iter().chain(self.tokenizer.notes()) {
-            eprintln!("warning: {note}");
+            warn(note);
         }
         Ok(model)
     }
@@ -194,7 +194,11 @@ pub(super) fn data_path(given: &Path) -> Result<PathBuf> {
     {
         return Ok(given.to_path_buf());
     }
-    let hub = hub_cache();
+    let Some(hub) = hub_cache() else {
+        return Err(Error::user(format!(
+            "{name}: no such file or directory, and no local cache to look in, as HOME is not set"
+        )));
+    };
     let repo = hub.join(format!("datasets--{}", name.replace('/', "--")));
     let commit = read_text(&repo.join("refs/main"), 4096).unwrap_or_default();
     let commit = commit.trim();

@@ -2,12 +2,12 @@
 //! beside its trainer, and where the run stops when it is asked to.
 
 use super::health::Health;
+use super::ranks;
 use super::resume::same_inputs;
 use super::run::Run;
 use super::sources::Source;
-use super::{ranks, signals};
 use crate::algo::{Algorithm, Metric, OF_ALL, place};
-use crate::base::{Error, FileId, Result};
+use crate::base::{Error, FileId, Finishing, Result, finish_first, stop_requested, stop_signal};
 use crate::formats::{Fingerprint, Input, Label, Snapshot, SnapshotBuilder, fingerprint};
 use crate::report::{Declared, Event};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,8 @@ pub(super) struct Stage {
     inputs: Vec<Input>,
     /// The model files as they were before they were read.
     read: Vec<(PathBuf, Option<FileId>)>,
+    /// From its first iteration on, a signal stops it where its state is saved.
+    finishing: Option<Finishing>,
 }
 
 impl Stage {
@@ -98,14 +100,15 @@ impl Run<'_> {
         self.health = from.as_ref().map_or(Ok(Health::default()), |s| Health::restore(of, s))?;
         let earlier = from.as_ref().map_or(Ok(0.0), |s| s.get("seconds_of_step"))?;
         let done = from.as_ref().map_or(0, |s| s.label().iteration as usize);
-        Ok((Stage { of, done, started: Instant::now(), earlier, inputs, read }, from))
+        let started = Instant::now();
+        Ok((Stage { of, done, started, earlier, inputs, read, finishing: None }, from))
     }
 
     /// Tells that a step begins, or goes on, once its models are loaded.
     ///
     /// # Errors
     /// More has been done than is asked for, or a model is not what was loaded any more.
-    pub(super) fn start(&mut self, stage: &Stage, total: u64, unit: &str) -> Result<()> {
+    pub(super) fn start(&mut self, stage: &mut Stage, total: u64, unit: &str) -> Result<()> {
         if stage.done as u64 > total {
             return Err(Error::user(format!(
                 "{} has done {} {unit} already, but this command asks for {total}; give more \
@@ -115,6 +118,7 @@ impl Run<'_> {
             )));
         }
         stage.check_unchanged()?;
+        stage.finishing = Some(finish_first());
         let (step, title) = (stage.of.name.to_string(), stage.of.title.to_string());
         let unit = unit.to_string();
         let goes_on = format!("resumes after {} of {total} {unit}", stage.done);
@@ -155,8 +159,8 @@ impl Run<'_> {
         // The last state of all is what a longer run goes on from.
         let last = iteration == self.total && stage.of == self.cfg.last_stage();
         let due = self.saver.is_due(stage.of.name, iteration, values) || last;
-        let [due, stops] = self.comm.any([due, signals::stop_requested()])?;
-        let signal = stops.then(signals::name);
+        let [due, stops] = self.comm.any([due, stop_requested()])?;
+        let signal = stops.then(stop_signal);
         if due || stops {
             let mut builder = SnapshotBuilder::default();
             save(&mut builder)?;
@@ -171,14 +175,12 @@ impl Run<'_> {
     /// Does work that leaves everything as it was when it is dropped, which it is once a signal
     /// asks to stop.
     pub(super) fn droppable<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        self.ws.cancel_when(Some(signals::stop_requested));
+        self.ws.cancel_when(Some(stop_requested));
         let done = work(self);
         self.ws.cancel_when(None);
         self.dropped = self.ws.take_dropped();
         match done {
-            Err(e) if self.dropped => {
-                Err(e.context(format_args!("stopped by {}", signals::name())))
-            }
+            Err(e) if self.dropped => Err(e.context(format_args!("stopped by {}", stop_signal()))),
             done => done,
         }
     }
@@ -203,7 +205,7 @@ impl Run<'_> {
         let mut builder = SnapshotBuilder::default();
         save(&mut builder)?;
         self.save(stage, done, false, builder, self.dir.log_bytes()?)?;
-        self.stop_after(stage, done, signals::name()).and(Err(e))
+        self.stop_after(stage, done, stop_signal()).and(Err(e))
     }
 
     /// Ends a step whose result was saved to `dir`; `memory` is what its engine takes.
@@ -255,8 +257,9 @@ impl Run<'_> {
     /// Marks the run as begun, when the log had `log` bytes: from here on the same command may
     /// replace what it finds.
     pub(super) fn mark_beginning(&mut self, of: &'static Algorithm, log: u64) -> Result<()> {
+        let (done, started, earlier) = (0, self.started, 0.0);
         let (inputs, read) = (vec![], vec![]);
-        let stage = Stage { of, done: 0, started: self.started, earlier: 0.0, inputs, read };
+        let stage = Stage { of, done, started, earlier, inputs, read, finishing: None };
         self.save(&stage, 0, false, SnapshotBuilder::default(), log)?;
         self.saver.wait()
     }
@@ -270,13 +273,13 @@ impl Run<'_> {
 
     /// Stops between steps, where the run was asked to.
     pub(super) fn stop_before(&self, of: &Algorithm) -> Result<()> {
-        let [stops] = self.comm.any([signals::stop_requested()])?;
+        let [stops] = self.comm.any([stop_requested()])?;
         if !stops {
             return self.dir.check_still_there();
         }
         Err(Error::stopped(format!(
             "stopped by {} before {}; the same command resumes from there",
-            signals::name(),
+            stop_signal(),
             of.name
         )))
     }

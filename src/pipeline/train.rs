@@ -6,7 +6,7 @@ use super::ranks::{self, Ranks};
 use super::run::Run;
 use super::run_dir::RunDir;
 use super::start::check_run;
-use super::{demo, offline, online, signals, stage};
+use super::{demo, offline, online, stage};
 use crate::algo::{Algorithm, Learns, RewardRule};
 use crate::base::{Error, Kind, Result};
 use crate::config::flat;
@@ -18,7 +18,6 @@ use std::collections::BTreeMap;
 /// models and data, the demo's. The first rank writes; the others read what it reads, and say
 /// nothing.
 pub fn train(cfg: &RunConfig, ranks: Ranks) -> Result<()> {
-    signals::listen();
     let keys = flat(&RUN, cfg)?;
     let demo = cfg.is_demo().then(|| demo::configure(cfg));
     let rule: Option<&dyn RewardRule> = if demo.is_some() { Some(&demo::HiddenRule) } else { None };

@@ -2,6 +2,7 @@
 //! and `report.html`. This module does not know who emits the events or what they mean: a stage
 //! declares its metrics when it begins.
 
+mod bar;
 mod chart;
 mod declared;
 mod escape;

@@ -1,12 +1,12 @@
 //! The run on stderr, so that stdout stays free for results: a progress bar per step on a terminal,
 //! plain lines at sensible intervals anywhere else.
 
+use super::bar::StepBar;
 use super::declared::{Declared, Names};
 use super::number::{duration, significant};
 use super::{Event, Sample, Sink};
-use crate::base::{Error, Result};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Write};
+use crate::base::{Error, Result, advance_bar, printable, say, show_bar, speaks_to_terminal};
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,8 @@ const SAMPLES: u64 = 2;
 
 /// Writes for a person to follow.
 pub struct Terminal {
-    out: Box<dyn Write + Send>,
+    /// Writes whole lines.
+    out: Box<dyn FnMut(&str) -> std::io::Result<()> + Send>,
     quiet: bool,
     bars: bool,
     step: Option<Current>,
@@ -34,30 +35,37 @@ struct Current {
     before: Option<u64>,
     /// Iteration and moment of the last plain line.
     printed: Option<(u64, Instant)>,
-    bar: Option<ProgressBar>,
 }
 
 impl Terminal {
     /// On stderr; bars if that is a terminal. With `quiet` only warnings are shown.
     pub fn new(quiet: bool) -> Terminal {
-        let bars = std::io::stderr().is_terminal() && !quiet;
-        Terminal { bars, ..Terminal::plain(std::io::stderr(), quiet) }
+        let out = Box::new(|text: &str| {
+            say(text);
+            Ok(())
+        });
+        let bars = speaks_to_terminal() && !quiet;
+        Terminal { out, quiet, bars, step: None, samples: (0, 0) }
     }
 
     /// Plain lines to `out`.
-    pub fn plain(out: impl Write + Send + 'static, quiet: bool) -> Terminal {
-        Terminal { out: Box::new(out), quiet, bars: false, step: None, samples: (0, 0) }
+    pub fn plain(mut out: impl Write + Send + 'static, quiet: bool) -> Terminal {
+        let out = Box::new(move |text: &str| writeln!(out, "{text}").and_then(|()| out.flush()));
+        Terminal { out, quiet, bars: false, step: None, samples: (0, 0) }
     }
 
-    /// Writes whole lines, above the bar if there is one.
+    /// Writes whole lines.
     fn say(&mut self, text: &str) -> Result<()> {
-        let mut write =
-            || self.out.write_all(format!("{text}\n").as_bytes()).and_then(|()| self.out.flush());
-        let done = match self.step.as_ref().and_then(|s| s.bar.as_ref()) {
-            Some(bar) => bar.suspend(write),
-            None => write(),
-        };
-        done.map_err(|e| Error::io("write to", Path::new("the terminal"), &e))
+        (self.out)(text).map_err(|e| Error::io("write to", Path::new("the terminal"), &e))
+    }
+
+    /// Ends the step, and takes its bar away.
+    fn leave_step(&mut self) -> Option<Current> {
+        let step = self.step.take()?;
+        if self.bars {
+            show_bar(None);
+        }
+        Some(step)
     }
 
     fn step_start(
@@ -68,21 +76,23 @@ impl Terminal {
         unit: &str,
         names: Names,
     ) -> Result<()> {
-        self.step = None;
-        self.say(&format!("\n{}  {total} {}", clean(title), clean(unit)))?;
-        let bar = self.bars.then(|| bar(key, total));
-        let (key, began) = (clean(key), Instant::now());
-        self.step = Some(Current { key, names, total, began, before: None, printed: None, bar });
+        self.leave_step();
+        self.say(&format!("\n{}  {total} {}", printable(title), printable(unit)))?;
+        let (key, began) = (printable(key).into_owned(), Instant::now());
+        if self.bars {
+            show_bar(Some(Box::new(StepBar::new(&key, total))));
+        }
+        self.step = Some(Current { key, names, total, began, before: None, printed: None });
         Ok(())
     }
 
     fn metrics(&mut self, key: &str, iteration: u64, values: &[(String, f64)]) -> Result<()> {
         let Some(step) = self.step.as_mut().filter(|s| s.key == key) else { return Ok(()) };
         let (numbers, left) = (numbers(&step.names, values), step.left(iteration));
-        if let Some(bar) = &step.bar {
-            bar.set_position(iteration);
+        if self.bars {
             // The time left first: a narrow terminal cuts the end.
-            bar.set_message(left.into_iter().chain(numbers).collect::<Vec<_>>().join("  "));
+            let message = left.into_iter().chain(numbers).collect::<Vec<_>>().join("  ");
+            advance_bar(iteration, message);
             return Ok(());
         }
         let held_out = values.iter().any(|v| v.0.starts_with("eval_"));
@@ -97,12 +107,8 @@ impl Terminal {
     }
 
     fn step_end(&mut self, key: &str, seconds: f64, summary: &[(String, f64)]) -> Result<()> {
-        let step = self.step.take();
-        if let Some(bar) = step.as_ref().and_then(|s| s.bar.as_ref()) {
-            bar.finish_and_clear();
-        }
-        let names = step.map_or_else(Names::default, |s| s.names);
-        let mut text = format!("{}  done in {}", clean(key), duration(seconds));
+        let names = self.leave_step().map_or_else(Names::default, |s| s.names);
+        let mut text = format!("{}  done in {}", printable(key), duration(seconds));
         for (name, value) in summary {
             text.push_str(&format!("\n  {name:<24} {:>10}", names.show(name, *value, 4)));
         }
@@ -130,6 +136,12 @@ impl Terminal {
     }
 }
 
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.leave_step();
+    }
+}
+
 impl Sink for Terminal {
     fn name(&self) -> &str {
         "the terminal"
@@ -137,7 +149,7 @@ impl Sink for Terminal {
 
     fn write(&mut self, _time: f64, event: &Event) -> Result<()> {
         if let Event::Warning { text } = event {
-            return self.say(&format!("warning: {}", clean(text)));
+            return self.say(&format!("warning: {}", printable(text)));
         }
         if self.quiet {
             return Ok(());
@@ -145,9 +157,10 @@ impl Sink for Terminal {
         match event {
             Event::RunStart { name, run_dir, summary } => {
                 let width = summary.iter().map(|s| s.0.chars().count()).max().unwrap_or(0);
-                let mut text = format!("{}  {}", clean(name), clean(&run_dir.to_string_lossy()));
+                let mut text =
+                    format!("{}  {}", printable(name), printable(&run_dir.to_string_lossy()));
                 for (key, value) in summary {
-                    text.push_str(&format!("\n  {:<width$}  {}", clean(key), clean(value)));
+                    text.push_str(&format!("\n  {:<width$}  {}", printable(key), printable(value)));
                 }
                 self.say(&text)
             }
@@ -156,7 +169,7 @@ impl Sink for Terminal {
             }
             Event::Metrics { step, iteration, values } => self.metrics(step, *iteration, values),
             Event::Sample(sample) => self.sample(sample),
-            Event::Note { text } => self.say(&clean(text)),
+            Event::Note { text } => self.say(&printable(text)),
             Event::Warning { .. } => Ok(()),
             Event::StepEnd { step, seconds, summary } => self.step_end(step, *seconds, summary),
             Event::RunEnd { seconds } => self.say(&format!("\ndone in {}", duration(*seconds))),
@@ -195,29 +208,11 @@ fn numbers(names: &Names, values: &[(String, f64)]) -> Vec<String> {
     names.shown().filter_map(|d| shown(value(&d.name)?, d)).collect()
 }
 
-fn bar(key: &str, total: u64) -> ProgressBar {
-    let template = "{prefix:<7} {bar:16.cyan/dim} {pos}/{len}  {elapsed}  {wide_msg}";
-    let style = ProgressStyle::with_template(template)
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("━━─");
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-    bar.set_style(style);
-    bar.set_prefix(key.to_owned());
-    // Shows that a long iteration is alive.
-    bar.enable_steady_tick(Duration::from_secs(1));
-    bar
-}
-
-/// `text` without control characters, which could drive the terminal, and on one line.
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
 /// The beginning of `text`, cleaned.
 fn excerpt(text: &str) -> String {
-    let text = clean(text.trim());
+    let text = printable(text.trim());
     match text.char_indices().nth(96) {
         Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
+        None => text.into_owned(),
     }
 }

@@ -8,7 +8,7 @@
 //! the error, so nothing computed from then on leaves the GPU or reaches the disk.
 
 use super::api::{Api, Code, IN_PROGRESS};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, tell};
 use crate::comm::Span;
 use crate::comm::monitor::{Monitor, PendingOp};
 use crate::device::{Buffer, Device, Event, Stream};
@@ -256,7 +256,7 @@ impl Shared {
             }
             // The thread that waits for the device does not come back: not even aborting has
             // helped.
-            eprintln!("duplex: {e}");
+            tell(&format!("duplex: {e}"));
             // SAFETY: ends the process at once, which is what is left. Files are written beside
             // their places.
             unsafe { libc::_exit(i32::from(e.exit_code())) };

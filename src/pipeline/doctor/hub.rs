@@ -7,12 +7,17 @@ use std::path::{Path, PathBuf};
 /// Entries looked at; a larger cache is told as "more than".
 const MOST: usize = 200_000;
 
+const NAME: &str = "model cache";
+
 pub(super) fn look() -> Finding {
-    cache(&hub_cache())
+    match hub_cache() {
+        Some(hub) => cache(&hub),
+        None => Finding::note(NAME, "none: HOME is not set")
+            .advise("name models by directory, or set HOME or HF_HOME"),
+    }
 }
 
 fn cache(hub: &Path) -> Finding {
-    const NAME: &str = "model cache";
     let shown = hub.display();
     let finding = match std::fs::read_dir(hub) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
