@@ -33,7 +33,7 @@ mod types;
 mod unread;
 
 pub use bad_rows::{BadRows, OnBadRow};
-pub use blend::{Blend, BlendConfig, Part, Spec, epoch_order};
+pub use blend::{Blend, BlendConfig, Part, Spec, epoch_order, epoch_rows};
 pub use chat::{ChatFormat, chat_ids};
 pub use example::{
     AnsweredTalk, Limits, OnLongPrompt, OpenTalk, PairExample, PromptExample, Remarks, RowRef,

@@ -1,5 +1,6 @@
 //! The rows of a run made into the examples of its stages, and the batches training takes them in.
 
+use super::batches::Batches;
 use super::config::{ConversationFormat, DataSource, EvalConfig, RunConfig};
 use super::demo;
 use super::limits::{Lengths, chat_format, check_room};
@@ -33,14 +34,6 @@ pub(super) struct Examples<T> {
     sets: Vec<(usize, f64)>,
 }
 
-/// Places in `train` of one batch.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct BatchRows {
-    pub(super) rows: Vec<usize>,
-    /// True if this batch ends an epoch.
-    pub(super) ends_epoch: bool,
-}
-
 impl<T> Examples<T> {
     /// The batches of `epochs` epochs, or `max_steps` of them where that is not 0. The last batch
     /// of an epoch may be short.
@@ -50,38 +43,14 @@ impl<T> Examples<T> {
         epochs: usize,
         max_steps: usize,
         seed: u64,
-    ) -> Vec<BatchRows> {
-        schedule(&self.sets, batch, epochs, max_steps, seed)
+    ) -> Batches {
+        Batches::new(&self.sets, batch, epochs, max_steps, seed)
     }
 
     /// At most `most` of the held-out examples.
     pub(super) fn held_out(&self, most: usize) -> Vec<&T> {
         self.eval.iter().take(most).collect()
     }
-}
-
-fn schedule(
-    sets: &[(usize, f64)],
-    batch: usize,
-    epochs: usize,
-    max_steps: usize,
-    seed: u64,
-) -> Vec<BatchRows> {
-    let mut out: Vec<BatchRows> = vec![];
-    let mut epoch = 0;
-    while (max_steps == 0 && epoch < epochs) || out.len() < max_steps {
-        let order = data::epoch_order(sets, seed, epoch as u64);
-        if order.is_empty() {
-            break;
-        }
-        out.extend(order.chunks(batch).map(|c| BatchRows { rows: c.to_vec(), ends_epoch: false }));
-        out.last_mut().expect("an epoch has a batch").ends_epoch = true;
-        epoch += 1;
-    }
-    if max_steps > 0 {
-        out.truncate(max_steps);
-    }
-    out
 }
 
 /// Examples of one kind, made from rows.
@@ -430,32 +399,4 @@ fn examples_of<T: Learnt>(
         return Err(Error::user(format!("no row is left for {what}: {why}")));
     }
     Ok((out, warnings))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_cover_each_epoch_once_in_a_fresh_order() {
-        let batches = schedule(&[(10, 1.0)], 4, 2, 0, 3);
-        let sizes: Vec<usize> = batches.iter().map(|b| b.rows.len()).collect();
-        assert_eq!(sizes, [4, 4, 2, 4, 4, 2]);
-        let ends: Vec<bool> = batches.iter().map(|b| b.ends_epoch).collect();
-        assert_eq!(ends, [false, false, true, false, false, true]);
-        let epoch = |i: usize| -> Vec<usize> {
-            batches[3 * i..3 * i + 3].iter().flat_map(|b| b.rows.clone()).collect()
-        };
-        let (a, b) = (epoch(0), epoch(1));
-        assert_ne!(a, b);
-        let sorted = |mut v: Vec<usize>| {
-            v.sort_unstable();
-            v
-        };
-        assert_eq!(sorted(a), (0..10).collect::<Vec<_>>());
-        assert_eq!(sorted(b), (0..10).collect::<Vec<_>>());
-        assert_eq!(schedule(&[(10, 1.0)], 4, 1, 7, 3).len(), 7);
-        assert_eq!(schedule(&[(10, 1.0)], 4, 2, 0, 3), batches);
-        assert!(schedule(&[(0, 1.0)], 4, 2, 5, 3).is_empty());
-    }
 }
