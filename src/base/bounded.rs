@@ -15,7 +15,7 @@ const MEMORY: usize = 256 << 20;
 /// Bytes more for each byte of its input. A tokenizer takes some 130.
 const MEMORY_PER_BYTE: usize = 512;
 /// Nanoseconds that its thread may compute, whatever its input.
-const TIME: u64 = 10_000_000_000;
+const TIME: u64 = 5_000_000_000;
 /// Nanoseconds more for each byte of its input. A slow tokenizer takes some 1000.
 const TIME_PER_BYTE: u64 = 20_000;
 

@@ -24,7 +24,7 @@ const TEXT: [usize; 2] = [32 << 20, 4];
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TemplateInput<'a> {
     /// The conversation: objects, with their keys in the order of the file.
-    pub messages: &'a [Json],
+    pub messages: &'a [&'a Json],
     /// Tools that the assistant may call, as JSON schemas; None where there are none.
     pub tools: Option<&'a Json>,
     /// Documents that the answer may use.
@@ -82,7 +82,7 @@ impl ChatTemplate {
         let fuel = most.min(base + message * input.messages.len() as u64);
         let variables = input.variables.into_iter().flat_map(|v| v.values());
         let others = input.tools.into_iter().chain(input.documents).chain(variables);
-        let given: usize = input.messages.iter().chain(others).map(bytes).sum();
+        let given: usize = input.messages.iter().copied().chain(others).map(bytes).sum();
         let fuel = fuel + byte * given as u64;
         let text = TEXT[0] + TEXT[1] * given;
         let [shallow, deep] = DEPTH;
@@ -166,7 +166,7 @@ fn bytes(json: &Json) -> usize {
 }
 
 /// The messages as templates see them; None where they are nested too deeply.
-fn messages(messages: &[Json]) -> Option<Value> {
+fn messages(messages: &[&Json]) -> Option<Value> {
     let messages = messages.iter().map(|message| value(&with_reasoning(message)));
     Value::list(messages.collect::<Option<_>>()?).ok()
 }

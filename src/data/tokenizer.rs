@@ -447,6 +447,7 @@ impl Tokenizer {
             let token = added.get(&(id as u32)).filter(|_| Some(id as u32) != unknown);
             id == self.eos || token.is_some_and(|t| !t.content.trim().is_empty())
         };
+        let chat = chat.each_ref();
         for messages in [&chat[1..], &chat] {
             let input = TemplateInput { messages, ..TemplateInput::default() };
             let template = self.template.as_ref().or(self.tool_template.as_ref());

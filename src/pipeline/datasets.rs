@@ -165,7 +165,7 @@ fn texts_of(
     let blend = Blend::load(&BlendConfig { split: [1.0, 0.0, 0.0], eval_fraction: 0.0, ..config })?;
     let rows = in_order(blend.parts(Use::Texts, of.name)?, cfg.seed);
     let tokenizer = &source.tokenizer;
-    let blocks = data::text_blocks(&rows, tokenizer, limits.max_seq_len, limits.allow_special)?;
+    let blocks = data::text_blocks(rows, tokenizer, limits.max_seq_len, limits.allow_special)?;
     Ok((blend.files, blocks))
 }
 
@@ -190,8 +190,10 @@ pub(super) fn eval_prompts(
     let room = max_prompt_len + max_new_tokens;
     check_room(room, source, "--max-prompt-seq-len and --max-new-tokens")?;
     let data = specs(&cfg.data_sources()?)?;
-    let rows: Vec<Row> = if data.is_empty() {
-        demo::held_out_prompts(cfg.prompts).into_iter().map(demo_row).collect()
+    let (made, blend): (Vec<Row>, Blend);
+    let rows: Vec<&Row> = if data.is_empty() {
+        made = demo::held_out_prompts(cfg.prompts).into_iter().map(demo_row).collect();
+        made.iter().collect()
     } else {
         let config = BlendConfig {
             data,
@@ -203,7 +205,7 @@ pub(super) fn eval_prompts(
             by_use: true,
             columns: reads_columns(cfg.reward_rule.as_deref())?,
         };
-        let blend = Blend::load(&config)?;
+        blend = Blend::load(&config)?;
         for warning in data_warnings(&blend, &["the evaluation"]) {
             eprintln!("warning: {warning}");
         }
@@ -218,7 +220,7 @@ pub(super) fn eval_prompts(
         all_turns: false,
     };
     let seen = RefCell::new(Seen::default());
-    let (prompts, long) = data::build("evaluation", &rows, |row| {
+    let (prompts, long) = data::build("evaluation", rows, |row| {
         let example = data::prompt_example(row, &source.tokenizer, &limits)?;
         if let Some(example) = &example {
             seen.borrow_mut().note(example.remarks, row, &source.tokenizer, limits.chat);
@@ -325,10 +327,10 @@ pub(super) fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
 }
 
 /// The training rows of all sets in the order of a first epoch.
-fn in_order(parts: &[Part], seed: u64) -> Vec<Row> {
+fn in_order(parts: &[Part], seed: u64) -> Vec<&Row> {
     let sets: Vec<(usize, f64)> = parts.iter().map(|p| (p.train.len(), p.weight)).collect();
     let rows: Vec<&Row> = parts.iter().flat_map(|p| &p.train).collect();
-    data::epoch_order(&sets, seed, 0).into_iter().map(|i| rows[i].clone()).collect()
+    data::epoch_order(&sets, seed, 0).into_iter().map(|i| rows[i]).collect()
 }
 
 /// Examples with what is to be told of them.

@@ -109,10 +109,7 @@ pub(crate) fn equal(run: &mut Run, a: &Value, b: &Value) -> Res<bool> {
 }
 
 /// True if `holds` says so of all.
-fn all<T>(
-    items: &mut dyn Iterator<Item = T>,
-    mut holds: impl FnMut(T) -> Res<bool>,
-) -> Res<bool> {
+fn all<T>(items: &mut dyn Iterator<Item = T>, mut holds: impl FnMut(T) -> Res<bool>) -> Res<bool> {
     for item in items {
         if !holds(item)? {
             return Ok(false);
