@@ -1,6 +1,6 @@
 //! The `duplex` command.
 
-/// A chat template is a program of others: see [`duplex::base::with_limit`].
+/// What others wrote has bounds of memory: see [`duplex::base::bounded`].
 #[global_allocator]
 static MEMORY: duplex::base::Limited = duplex::base::Limited;
 

@@ -5,6 +5,8 @@ pub mod checkpoint;
 
 #[path = "pipeline/bench.rs"]
 mod bench;
+#[path = "pipeline/bounds.rs"]
+mod bounds;
 #[path = "pipeline/data.rs"]
 mod data;
 #[path = "pipeline/determinism.rs"]

@@ -2,6 +2,7 @@
 //! tells, the reading of files, and what is said to the user. Knows nothing of devices, tensors or
 //! models.
 
+mod bounded;
 mod dtype;
 mod error;
 mod file;
@@ -15,12 +16,13 @@ mod system;
 mod text;
 mod voice;
 
+pub use bounded::{Limited, bounded};
 pub use dtype::{DType, Elem};
 pub use error::{Error, Kind, Result};
 pub use file::{FileId, InFile, entries, is_dir, is_there, read_file, read_if_there, read_text};
 pub use half::bf16;
 pub(crate) use library::functions;
-pub use panic_guard::{Limited, catch_panic, catches_panic, with_limit};
+pub use panic_guard::{catch_panic, catches_panic};
 pub use print::print;
 pub use rng::{Philox, Rng};
 pub use shape::Shape;

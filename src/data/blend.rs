@@ -209,14 +209,27 @@ impl Blend {
     }
 }
 
+/// Rows of one epoch over sets, each given as (rows, weight).
+pub fn epoch_rows(sets: &[(usize, f64)]) -> u64 {
+    sets.iter().map(|&(n, weight)| taken(n, weight)).sum()
+}
+
+/// Rows that an epoch takes of a set of `n`.
+fn taken(n: usize, weight: f64) -> u64 {
+    match n {
+        0 => 0,
+        n => ((weight * n as f64).round() as u64).max(1),
+    }
+}
+
 /// The order of one epoch over sets laid end to end, each given as (rows, weight): indices into
 /// the whole. It depends only on its arguments.
 pub fn epoch_order(sets: &[(usize, f64)], seed: u64, epoch: u64) -> Vec<usize> {
     let mut order = Vec::new();
     let mut start = 0;
     for (set, &(n, weight)) in sets.iter().enumerate() {
-        if n > 0 {
-            let take = ((weight * n as f64).round() as u64).max(1);
+        let take = taken(n, weight);
+        if take > 0 {
             // One fixed permutation of the set, which the epochs walk along in turn.
             let mut walk: Vec<usize> = (start..start + n).collect();
             Rng::new(seed, stream(0, set as u64)).shuffle(&mut walk);

@@ -1,10 +1,11 @@
 //! Conversations as token ids: rendered whole by the chat template, with the tokens of each answer
 //! known, and with control tokens in a user's words kept from becoming control tokens.
 
+use super::far::{self, Near};
 use super::guard::{Guarded, render};
+use super::opening::{behind_ending, behind_header, common};
 use super::template::{ChatTemplate, mentions};
 use super::tokenizer::Tokenizer;
-use super::tokenizer_encode::Encoded;
 use super::types::{ChatContext, Message};
 use crate::base::{Error, Result};
 use std::ops::Range;
@@ -24,7 +25,8 @@ pub fn chat_ids(
     tokenizer: &Tokenizer,
     format: ChatFormat,
 ) -> Result<Vec<i32>> {
-    let talk = Talk { tokenizer, format, context: &ChatContext::default(), controls: false };
+    let context = &ChatContext::default();
+    let talk = Talk { tokenizer, format, context, controls: false, most: usize::MAX };
     Ok(talk.prompt(messages)?.ids)
 }
 
@@ -35,6 +37,9 @@ pub(super) struct Talk<'a> {
     pub(super) context: &'a ChatContext,
     /// True if control tokens in messages count as such.
     pub(super) controls: bool,
+    /// Tokens of the longest sequence. Of far longer conversations those that can be part of one
+    /// are enough: at the beginning, and next to the last answer.
+    pub(super) most: usize,
 }
 
 /// A conversation that an answer is to follow.
@@ -96,11 +101,11 @@ impl Talk<'_> {
             let (text, _) = human_assistant(messages)?;
             let text = text + OPENING;
             let mut ids = self.tokenizer.bos_prefix().to_vec();
-            ids.extend(self.tokenizer.encode(&text, self.controls)?);
+            ids.extend(far::ends(self.tokenizer, &text, self.controls, self.most)?);
             return Ok(Opened { text, ids, holds_controls: false, leaves_out: false });
         }
         let guarded = self.render(messages, true)?;
-        let ids = self.encode(&guarded)?.ids;
+        let ids = self.encode(&guarded, &[])?.ids;
         let leaves_out = self.leaves_out(&guarded.text, messages, true);
         let Guarded { text, holds_controls, .. } = guarded;
         Ok(Opened { text, ids, holds_controls, leaves_out })
@@ -117,31 +122,24 @@ impl Talk<'_> {
 
     fn by_template(&self, messages: &[Message], all: bool) -> Result<Told> {
         let whole = self.render(messages, false)?;
-        let Encoded { mut ids, offsets } = self.encode(&whole)?;
         let last = messages.len() - 1;
+        let last_answer = self.answer_in(&whole.text, messages, last)?;
+        let Near { mut ids, offsets, gaps } = self.encode(&whole, &[last_answer.start])?;
         let wanted = |i: &usize| messages[*i].is_answer() && (all || *i == last);
         let marks = self.template()?.marks_generation();
         let mut turns = vec![];
         let (mut continues_prompt, mut end_added) = (true, false);
         for i in (0..messages.len()).filter(wanted) {
-            let opened = self.render(&messages[..i], true);
-            let answer = self.answer_in(&whole.text, messages, i)?;
-            let (start, continues) = match &opened {
-                Ok(opened) if whole.text.starts_with(&opened.text) => (opened.text.len(), true),
-                Ok(opened) => {
-                    let before = self.render(&messages[..i], false).map(|g| g.text);
-                    let header = before.ok().and_then(|b| opened.text.strip_prefix(&*b));
-                    let same = common(&whole.text, &opened.text).min(answer.start);
-                    let text = &whole.text[..answer.start];
-                    let start = match header {
-                        None | Some("") => behind_ending(text, &opened.text, same),
-                        Some(header) => behind_header(text, header, same),
-                    };
-                    (start, false)
-                }
-                // A template may refuse to open a turn here.
-                Err(_) => (answer.start, true),
+            let answer = match i == last {
+                true => last_answer.clone(),
+                false => self.answer_in(&whole.text, messages, i)?,
             };
+            // Too far from the last answer to be part of a sequence with it.
+            let beyond = |gap: &Range<usize>| gap.start <= answer.start && answer.end <= gap.end;
+            if i < last && gaps.iter().any(beyond) {
+                continue;
+            }
+            let (start, continues) = self.start_of(&whole.text, messages, i, answer.start);
             if i == last {
                 continues_prompt = continues;
             }
@@ -155,6 +153,11 @@ impl Talk<'_> {
                 limit
             } else {
                 self.near(&ids, &offsets, &whole.text, behind, messages.get(i + 1))
+            };
+            // Its end is not among the tokens.
+            let limit = match gaps.iter().any(|gap| gap.contains(&answer.end)) {
+                true => behind,
+                false => limit,
             };
             // A token that stops generation ends the turn, or else any control token, as behind
             // calls of tools.
@@ -179,6 +182,25 @@ impl Talk<'_> {
         let leaves_out = self.leaves_out(&whole.text, messages, false);
         let holds_controls = whole.holds_controls;
         Ok(Told { ids, turns, continues_prompt, end_added, holds_controls, leaves_out })
+    }
+
+    /// Where answer `i` begins in `text`, the rendering of all messages, whose own words begin at
+    /// `words`: with what the template writes before them. True if the rendering of the messages
+    /// before it, with the turn opened, begins `text`.
+    fn start_of(&self, text: &str, messages: &[Message], i: usize, words: usize) -> (usize, bool) {
+        // A template may refuse to open a turn here.
+        let Ok(opened) = self.render(&messages[..i], true) else { return (words, true) };
+        if text.starts_with(&opened.text) {
+            return (opened.text.len(), true);
+        }
+        let before = self.render(&messages[..i], false).map(|g| g.text);
+        let header = before.ok().and_then(|b| opened.text.strip_prefix(&*b));
+        let same = common(text, &opened.text).min(words);
+        let start = match header {
+            None | Some("") => behind_ending(&text[..words], &opened.text, same),
+            Some(header) => behind_header(&text[..words], header, same),
+        };
+        (start, false)
     }
 
     /// Where turn `i` ends in `text`, the rendering of all messages: up to there it is the same
@@ -209,11 +231,17 @@ impl Talk<'_> {
 
     /// True if a message is not in `text`, the rendering of all: it is the same without it.
     fn leaves_out(&self, text: &str, messages: &[Message], open: bool) -> bool {
+        // Most templates write messages in their order.
+        let mut at = 0;
         messages.iter().enumerate().any(|(i, message)| {
             let content = message.content();
+            let said = content.trim();
+            if let Some(behind) = text[at..].find(said) {
+                at += behind;
+                return false;
+            }
             let without = || [&messages[..i], &messages[i + 1..]].concat();
-            !content.trim().is_empty()
-                && !text.contains(content.trim())
+            !text.contains(said)
                 && self.render(&without(), open).is_ok_and(|other| other.text == text)
         })
     }
@@ -269,8 +297,8 @@ impl Talk<'_> {
         render(self.tokenizer, messages, self.context, open, self.controls)
     }
 
-    fn encode(&self, guarded: &Guarded) -> Result<Encoded> {
-        self.tokenizer.encode_guarded(&guarded.text, &guarded.literal)
+    fn encode(&self, guarded: &Guarded, places: &[usize]) -> Result<Near> {
+        far::encode(self.tokenizer, &guarded.text, &guarded.literal, places, self.most)
     }
 
     /// The plain format. The prompt of the last answer has the same ids as without it.
@@ -282,7 +310,7 @@ impl Talk<'_> {
         let prefix = tok.bos_prefix();
         let whole = std::iter::once(0..text.len()).filter(|_| !self.controls);
         let literal: Vec<Range<usize>> = whole.collect();
-        let Encoded { ids: prompt, offsets } = tok.encode_guarded(&text, &literal)?;
+        let Near { ids: prompt, offsets, .. } = far::encode(tok, &text, &literal, &[], self.most)?;
         let mut turns = vec![];
         for (message, span) in answers.into_iter().filter(|_| all) {
             let tokens = tokens_of(&span, &offsets);
@@ -293,7 +321,7 @@ impl Talk<'_> {
         let start = ids.len();
         no_calls(last)?;
         let answer = format!(" {}", last.content());
-        ids.extend(answer_ids(tok, &text, &answer, self.controls)?);
+        ids.extend(answer_ids(tok, &text, &answer, self.controls, self.most)?);
         let said = ids.len();
         ids.push(tok.eos_id());
         let end = ids.len();
@@ -305,13 +333,17 @@ impl Talk<'_> {
 
 /// The ids of an answer behind the text of a prompt, without an end token. They are those of the
 /// joint text where it begins with the prompt's own ids, as it nearly always does; where a token
-/// would span the joint, those of the answer alone. So a prompt has the same ids in every step.
+/// would span the joint, those of the answer alone. So a prompt has the same ids in every step. Of
+/// an answer far longer than `most` tokens they are the first ones.
 pub(super) fn answer_ids(
     tokenizer: &Tokenizer,
     prompt: &str,
     answer: &str,
     controls: bool,
+    most: usize,
 ) -> Result<Vec<i32>> {
+    let (prompt, answer) =
+        (far::tail(tokenizer, prompt, most)?, far::head(tokenizer, answer, most)?);
     let head = tokenizer.encode(prompt, controls)?;
     let joint = tokenizer.encode(&format!("{prompt}{answer}"), controls)?;
     match joint.strip_prefix(&head[..]) {
@@ -340,35 +372,6 @@ fn tokens_of(span: &Range<usize>, offsets: &[Range<usize>]) -> Range<usize> {
     let start = holds(span.start).unwrap_or_else(|| behind(span.start));
     let end = holds(span.end - 1).map_or_else(|| behind(span.end), |last| last + 1);
     start..end.max(start)
-}
-
-/// Where an answer begins in `text`, which ends where its own words begin: behind the last that
-/// there is of the header of its turn, or as much of it as the template has written. At `least`,
-/// where the conversation stops to be the same with and without the answer.
-fn behind_header(text: &str, header: &str, least: usize) -> usize {
-    let ends = (1..=header.len()).rev().filter(|n| header.is_char_boundary(*n));
-    let found = ends.filter_map(|n| Some(text.rfind(&header[..n])? + n));
-    found.into_iter().find(|end| *end >= least).unwrap_or(least)
-}
-
-/// Where an answer begins in `text`, which ends where its own words begin, if the template writes
-/// no header: behind what ends most like the prompt of generation.
-fn behind_ending(text: &str, prompt: &str, least: usize) -> usize {
-    let alike = |end: usize| {
-        let pairs = text[..end].bytes().rev().zip(prompt.bytes().rev());
-        pairs.take_while(|(a, b)| a == b).count()
-    };
-    let ends = (least..=text.len()).filter(|end| text.is_char_boundary(*end));
-    ends.max_by_key(|end| alike(*end)).unwrap_or(least)
-}
-
-/// Bytes that two texts begin with alike.
-fn common(a: &str, b: &str) -> usize {
-    let mut n = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
-    while !a.is_char_boundary(n) {
-        n -= 1;
-    }
-    n
 }
 
 /// The opening of an answer in the plain format.

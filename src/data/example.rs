@@ -2,6 +2,7 @@
 //! unpadded; batches are packed later. It knows nothing of losses.
 
 use super::chat::{ChatFormat, Opened, Talk, Told, answer_ids, chat_ids};
+use super::far;
 use super::tokenizer::Tokenizer;
 use super::types::{Answer, ChatContext, Columns, Message, Prompt, Row};
 use crate::base::{Error, Result, check_stop};
@@ -157,17 +158,19 @@ pub struct OpenTalk {
 
 impl OpenTalk {
     /// The conversation with `answer` in it, up to the end of the turn, or up to the answer's end
-    /// where it is not `finished`: as a model trained on whole conversations knows it.
+    /// where it is not `finished`: as a model trained on whole conversations knows it. Of one that
+    /// is far longer than `most` tokens, these are enough.
     pub fn answered(
         &self,
         answer: &str,
         finished: bool,
         tokenizer: &Tokenizer,
         format: ChatFormat,
+        most: usize,
     ) -> Result<AnsweredTalk> {
         let mut messages = self.messages.clone();
         messages.push(Message::new("assistant", answer));
-        let talk = talk(tokenizer, format, self.context.as_deref(), false);
+        let talk = talk(tokenizer, format, self.context.as_deref(), false, most);
         // A template may write nothing for an empty answer.
         let Ok(told) = talk.told(&messages, false) else {
             let ids = talk.prompt(&self.messages)?.ids;
@@ -184,7 +187,7 @@ impl OpenTalk {
 /// A conversation up to its last answer.
 #[derive(Debug)]
 pub struct AnsweredTalk {
-    /// The ids of the whole.
+    /// The ids of the whole, or of what is enough of it.
     pub ids: Vec<i32>,
     /// Tokens before the answer.
     start: usize,
@@ -226,10 +229,11 @@ pub fn build<'a, T>(
 /// The supervised example of a row: prompt and chosen answer, or plain text, of which all but the
 /// first token is learned. `None`: left out, being too long or without a token to learn.
 pub fn sft_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Option<SftExample>> {
+    let row = &*far::shortened(row, limits.max_seq_len);
     if let (None, Some(text)) = (&row.prompt, &row.text) {
         let mut ids = first_ids(tok, text, limits).to_vec();
         let prompt_len = ids.len().max(1);
-        ids.extend(tok.encode(text, limits.allow_special)?);
+        ids.extend(far::ends(tok, text, limits.allow_special, limits.max_seq_len)?);
         end_with(&mut ids, tok.eos_id(), tok, limits);
         let cut = ids.len() > limits.max_seq_len;
         ids.truncate(limits.max_seq_len);
@@ -264,6 +268,7 @@ pub fn sft_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Option
 /// The pair of a row, up to the ends of the last answers. `None`: left out, being too long, or
 /// equal within `max_seq_len`.
 pub fn pair_example(row: &Row, tok: &Tokenizer, limits: &Limits) -> Result<Option<PairExample>> {
+    let row = &*far::shortened(row, limits.max_seq_len);
     let (Some(prompt), Some(chosen), Some(rejected)) = (&row.prompt, &row.chosen, &row.rejected)
     else {
         return Err(lacks(row, "the reward model", "\"chosen\" and \"rejected\""));
@@ -289,6 +294,7 @@ pub fn prompt_example(
     limits: &Limits,
 ) -> Result<Option<PromptExample>> {
     check_limits(limits)?;
+    let row = &*far::shortened(row, limits.max_seq_len);
     let (opened, talk) = match &row.prompt {
         None => return Err(lacks(row, "PPO", "\"prompt\"")),
         Some(Prompt::Text(text)) => (text_prompt(text, tok, limits)?, None),
@@ -327,8 +333,8 @@ fn to_be_answered(row: &Row, messages: &[Message]) -> Result<Vec<Message>> {
 /// Text for the mixture loss: all rows' text end to end, cut into blocks of `block_len` ids; the
 /// rest that fills no block is dropped. A text begins with what the tokenizer puts first or, where
 /// that is nothing, ends with the end token.
-pub fn text_blocks(
-    rows: &[Row],
+pub fn text_blocks<'a>(
+    rows: impl IntoIterator<Item = &'a Row>,
     tok: &Tokenizer,
     block_len: usize,
     allow_special: bool,
@@ -389,13 +395,15 @@ fn talk<'a>(
     format: ChatFormat,
     context: Option<&'a ChatContext>,
     controls: bool,
+    most: usize,
 ) -> Talk<'a> {
     static NOTHING: std::sync::LazyLock<ChatContext> = std::sync::LazyLock::new(Default::default);
-    Talk { tokenizer, format, context: context.unwrap_or(&NOTHING), controls }
+    Talk { tokenizer, format, context: context.unwrap_or(&NOTHING), controls, most }
 }
 
 fn talk_of<'a>(row: &'a Row, tok: &'a Tokenizer, limits: &Limits) -> Talk<'a> {
-    talk(tok, limits.chat, row.context.as_deref(), limits.allow_special)
+    let context = row.context.as_deref();
+    talk(tok, limits.chat, context, limits.allow_special, limits.max_seq_len)
 }
 
 /// Ids put before a text. One that was rendered already gets them only where it lost those that the
@@ -405,7 +413,9 @@ fn first_ids<'t>(tok: &'t Tokenizer, text: &str, limits: &Limits) -> &'t [i32] {
     if first.is_empty() || !limits.allow_special {
         return first;
     }
-    let begins = tok.encode(text, true).is_ok_and(|ids| ids.starts_with(first));
+    let head = far::head(tok, text, first.len());
+    let begins = head.and_then(|head| tok.encode(head, true));
+    let begins = begins.is_ok_and(|ids| ids.starts_with(first));
     let hello = [Message::new("user", "hello")];
     let by_template = || chat_ids(&hello, tok, ChatFormat::Template);
     let never = tok.template().is_ok() && !by_template().is_ok_and(|ids| ids.starts_with(first));
@@ -422,7 +432,7 @@ fn end_with(ids: &mut Vec<i32>, end: i32, tok: &Tokenizer, limits: &Limits) {
 
 fn text_prompt(text: &str, tok: &Tokenizer, limits: &Limits) -> Result<Opened> {
     let mut ids = first_ids(tok, text, limits).to_vec();
-    ids.extend(tok.encode(text, limits.allow_special)?);
+    ids.extend(far::ends(tok, text, limits.allow_special, limits.max_seq_len)?);
     let holds_controls = !limits.allow_special && !tok.controls_in(text).is_empty();
     Ok(Opened { text: text.to_owned(), ids, holds_controls, leaves_out: false })
 }
@@ -474,7 +484,8 @@ fn sequence(
 fn text_sequence(prompt: &str, answer: &str, tok: &Tokenizer, limits: &Limits) -> Result<Sequence> {
     let Opened { mut ids, mut holds_controls, .. } = text_prompt(prompt, tok, limits)?;
     let prompt_len = ids.len();
-    ids.extend(answer_ids(tok, prompt, answer, limits.allow_special)?);
+    let (special, most) = (limits.allow_special, limits.max_seq_len);
+    ids.extend(answer_ids(tok, prompt, answer, special, most)?);
     let end = if limits.allow_special { tok.turn_end_id() } else { tok.eos_id() };
     end_with(&mut ids, end, tok, limits);
     holds_controls |= !limits.allow_special && !tok.controls_in(answer).is_empty();

@@ -418,13 +418,13 @@ fn answers_as_the_template_writes_them() {
     // A reward model reads what it was trained on, not what was generated.
     let pair = pair_example(&plain, &tok, &wide()).unwrap().unwrap();
     let talk = prompt.talk.unwrap();
-    let told = talk.answered("hm</think>yes", true, &tok, ChatFormat::Template).unwrap();
+    let told = talk.answered("hm</think>yes", true, &tok, ChatFormat::Template, 99).unwrap();
     assert_eq!(told.ids, pair.chosen);
     assert!(!told.follows(&prompt.ids, "hm</think>yes", &tok).unwrap());
     // An ordinary template: the very ids of the rollout.
     let tok = tokenizer();
     let prompt = prompt_example(&plain, &tok, &wide()).unwrap().unwrap();
-    let told = prompt.talk.unwrap().answered("yes", true, &tok, ChatFormat::Template).unwrap();
+    let told = prompt.talk.unwrap().answered("yes", true, &tok, ChatFormat::Template, 99).unwrap();
     assert_eq!(told.ids, pair_example(&plain, &tok, &wide()).unwrap().unwrap().chosen);
     assert!(told.follows(&prompt.ids, "yes", &tok).unwrap());
     // White space before an answer is the template's, and learned with it.

@@ -4,9 +4,10 @@
 use super::messages::strings;
 use super::template::TemplateInput;
 use super::tokenizer::Tokenizer;
-use super::types::{ChatContext, Message};
+use super::types::{ChatContext, Message, mapped};
 use crate::base::{Error, Result};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// A rendered conversation.
@@ -31,9 +32,9 @@ pub(super) fn render(
 ) -> Result<Guarded> {
     // Templates for text alone would print the parts of a content as they print a list.
     let reads_parts = tokenizer.template_for(context.tools.is_some())?.reads_parts();
-    let fields = |m: &Message| if reads_parts { m.fields().clone() } else { m.flat_fields() };
-    let messages: Vec<Value> = messages.iter().map(fields).collect();
-    let given = Given { messages, context: context.clone() };
+    let fields = |m| if reads_parts { Cow::Borrowed(Message::fields(m)) } else { m.flat_fields() };
+    let messages: Vec<Cow<Value>> = messages.iter().map(fields).collect();
+    let given = Given { messages, context: Cow::Borrowed(context) };
     let plain = given.render(tokenizer, open)?;
     if controls || !given.holds(&|text| !tokenizer.controls_in(text).is_empty()) {
         let (text, generated) = (plain.text, plain.generated);
@@ -62,15 +63,16 @@ pub(super) fn render(
 }
 
 /// All that the data gives a template.
-struct Given {
-    messages: Vec<Value>,
-    context: ChatContext,
+struct Given<'m> {
+    messages: Vec<Cow<'m, Value>>,
+    context: Cow<'m, ChatContext>,
 }
 
-impl Given {
+impl Given<'_> {
     fn render(&self, tokenizer: &Tokenizer, open: bool) -> Result<super::template::Rendering> {
+        let messages: Vec<&Value> = self.messages.iter().map(|m| &**m).collect();
         tokenizer.template_for(self.context.tools.is_some())?.render(&TemplateInput {
-            messages: &self.messages,
+            messages: &messages,
             tools: self.context.tools.as_ref(),
             documents: self.context.documents.as_ref(),
             variables: Some(&self.context.variables),
@@ -80,33 +82,16 @@ impl Given {
 
     /// True if `f` holds for a string in it.
     fn holds(&self, f: &dyn Fn(&str) -> bool) -> bool {
-        let ChatContext { tools, documents, variables } = &self.context;
-        let all = self.messages.iter().chain(tools).chain(documents).chain(variables.values());
+        let messages = self.messages.iter().map(|m| &**m);
+        let mut all = messages.chain(self.context.values());
         let look = &|text: &str| if f(text) { Err(()) } else { Ok(()) };
-        all.into_iter().any(|value| strings(value, look).is_err())
+        all.any(|value| strings(value, look).is_err())
     }
 
     /// The same with other strings. Keys stay: the template asks for them.
-    fn map(&self, f: &dyn Fn(&str) -> String) -> Given {
-        let ChatContext { tools, documents, variables } = &self.context;
-        let context = ChatContext {
-            tools: tools.as_ref().map(|v| mapped(v, f)),
-            documents: documents.as_ref().map(|v| mapped(v, f)),
-            variables: variables.iter().map(|(k, v)| (k.clone(), mapped(v, f))).collect(),
-        };
-        Given { messages: self.messages.iter().map(|v| mapped(v, f)).collect(), context }
-    }
-}
-
-fn mapped(value: &Value, f: &dyn Fn(&str) -> String) -> Value {
-    match value {
-        Value::String(text) => Value::String(f(text)),
-        Value::Array(list) => list.iter().map(|v| mapped(v, f)).collect(),
-        Value::Object(object) => {
-            let fields: Map<_, _> = object.iter().map(|(k, v)| (k.clone(), mapped(v, f))).collect();
-            Value::Object(fields)
-        }
-        other => other.clone(),
+    fn map(&self, f: &dyn Fn(&str) -> String) -> Given<'static> {
+        let messages = self.messages.iter().map(|v| Cow::Owned(mapped(v, f))).collect();
+        Given { messages, context: Cow::Owned(self.context.map(f)) }
     }
 }
 

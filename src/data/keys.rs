@@ -58,8 +58,12 @@ pub(super) fn string(key: &str, value: Option<&Value>) -> Parsed<Option<String>>
 }
 
 pub(super) fn no_nul(key: &str, text: &str) -> Parsed<String> {
+    without_nul(key, text).map(str::to_owned)
+}
+
+pub(super) fn without_nul<'t>(key: &str, text: &'t str) -> Parsed<&'t str> {
     match text.contains('\0') {
         true => Err(format!("key {key:?} holds a NUL character")),
-        false => Ok(text.to_owned()),
+        false => Ok(text),
     }
 }

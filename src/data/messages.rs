@@ -2,7 +2,7 @@
 //! ShareGPT's `from` and `value`, content in parts, calls of tools. Other keys are kept: the chat
 //! template sees them.
 
-use super::keys::{Parsed, kind, no_nul, wrong_type};
+use super::keys::{Parsed, kind, without_nul, wrong_type};
 use super::types::{Message, WEIGHT_KEYS, weight_of};
 use serde_json::{Map, Value, json};
 
@@ -58,13 +58,17 @@ fn message(key: &str, value: &Value) -> Parsed<Message> {
     let Value::Object(object) = value else {
         return Err(format!("a message of {key:?} is {}, not an object", kind(value)));
     };
-    strings(value, &|text| no_nul(key, text).map(drop))?;
-    let (role, content) = (role(key, object)?, content(key, object)?);
+    strings(value, &|text| without_nul(key, text).map(drop))?;
+    let (role, mut content) = (role(key, object)?, Some(content(key, object)?));
     let mut fields = Map::new();
     for (name, value) in object {
         match name.as_str() {
             "role" | "from" => fields.insert("role".into(), json!(role)),
-            "content" | "value" => fields.insert("content".into(), content.clone()),
+            // Both name one field, of which `content` counts; it may be long.
+            "content" | "value" => match content.take() {
+                Some(content) => fields.insert("content".into(), content),
+                None => None,
+            },
             _ => fields.insert(name.clone(), value.clone()),
         };
     }

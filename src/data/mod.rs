@@ -6,6 +6,7 @@ mod bad_rows;
 mod blend;
 mod chat;
 mod example;
+mod far;
 mod folder;
 mod guard;
 mod jinja;
@@ -13,6 +14,7 @@ mod json;
 mod keys;
 mod messages;
 mod mt19937;
+mod opening;
 mod packed;
 mod reader;
 mod row;
@@ -33,7 +35,7 @@ mod types;
 mod unread;
 
 pub use bad_rows::{BadRows, OnBadRow};
-pub use blend::{Blend, BlendConfig, Part, Spec, epoch_order};
+pub use blend::{Blend, BlendConfig, Part, Spec, epoch_order, epoch_rows};
 pub use chat::{ChatFormat, chat_ids};
 pub use example::{
     AnsweredTalk, Limits, OnLongPrompt, OpenTalk, PairExample, PromptExample, Remarks, RowRef,

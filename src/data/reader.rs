@@ -45,9 +45,11 @@ const ROW_KEYS: [&str; 12] = [
 ];
 
 /// Parses a row, which the hub's viewer wraps. It cuts long texts short, and lists their columns.
-fn parse_value(value: &Value, columns: bool) -> std::result::Result<Row, String> {
-    let inner = value.get("row").filter(|r| r.is_object() && value.get("row_idx").is_some());
-    let Some(row) = inner else { return with_columns(value, columns) };
+fn parse_value(mut value: Value, columns: bool) -> std::result::Result<Row, String> {
+    let wraps = value.get("row").is_some_and(Value::is_object) && value.get("row_idx").is_some();
+    if !wraps {
+        return with_columns(value, columns);
+    }
     let cut = value.get("truncated_cells").and_then(Value::as_array).filter(|c| !c.is_empty());
     match cut {
         Some(cut) => {
@@ -60,16 +62,16 @@ fn parse_value(value: &Value, columns: bool) -> std::result::Result<Row, String>
                 columns.join(", ")
             ))
         }
-        None => with_columns(row, columns),
+        None => with_columns(value["row"].take(), columns),
     }
 }
 
 /// Parses a row, which keeps its columns if `columns` says so. None of them is then unread.
-fn with_columns(value: &Value, columns: bool) -> std::result::Result<Row, String> {
-    let row = parse_row(value)?;
+fn with_columns(value: Value, columns: bool) -> std::result::Result<Row, String> {
+    let row = parse_row(&value)?;
     match value {
         Value::Object(object) if columns => {
-            Ok(Row { columns: Arc::new(object.clone()), unused: vec![], ..row })
+            Ok(Row { columns: Arc::new(object), unused: vec![], ..row })
         }
         _ => Ok(row),
     }
@@ -151,14 +153,14 @@ impl Reader {
         }
     }
 
-    fn take_value(&mut self, row: usize, parsed: &json::Parsed) {
+    fn take_value(&mut self, row: usize, parsed: json::Parsed) {
         if let Some(key) = &parsed.repeated {
             self.repeated.0 += 1;
             if self.repeated.0 == 1 {
                 self.repeated.1 = format!("{} row {row}, key {key:?}", self.file);
             }
         }
-        self.take(row, parse_value(&parsed.value, self.columns));
+        self.take(row, parse_value(parsed.value, self.columns));
     }
 
     fn stop(&mut self, what: impl std::fmt::Display) {
@@ -212,7 +214,7 @@ impl Reader {
                 if alone && skip_space(bytes, next) == bytes.len() {
                     self.whole_file(line, parsed);
                 } else {
-                    self.take_value(line, &parsed);
+                    self.take_value(line, parsed);
                 }
                 return next;
             }
@@ -227,10 +229,10 @@ impl Reader {
     /// The only value of a file: a row, or an object that holds all rows.
     fn whole_file(&mut self, line: usize, mut parsed: json::Parsed) {
         let Value::Object(object) = &mut parsed.value else {
-            return self.take_value(line, &parsed);
+            return self.take_value(line, parsed);
         };
         if ROW_KEYS.iter().any(|k| object.get(*k).is_some_and(|v| !is_column(v))) {
-            return self.take_value(line, &parsed);
+            return self.take_value(line, parsed);
         }
         let holds_rows = |key: &&str| {
             let list = object.get(*key).and_then(Value::as_array);
@@ -249,7 +251,7 @@ impl Reader {
                         total.unwrap_or_default()
                     ));
                 }
-                for (i, row) in rows.iter().enumerate() {
+                for (i, row) in rows.into_iter().enumerate() {
                     self.take(i + 1, parse_value(row, self.columns));
                 }
             }
@@ -257,7 +259,7 @@ impl Reader {
                 "is one object of columns; rows are one object each: with pandas, write it by \
                  `.to_json(FILE, orient=\"records\", lines=True)`",
             ),
-            [] => self.take_value(line, &parsed),
+            [] => self.take_value(line, parsed),
             _ => {
                 let names = lists.iter().map(|l| format!("{l:?}")).collect::<Vec<_>>().join(", ");
                 self.stop(format!("is one object with the lists {names}; save each as a file"));
@@ -282,8 +284,8 @@ impl Reader {
                     Ok(parsed) => parsed,
                     Err(fault) => return self.broken_list(bytes, row, &fault),
                 };
-                self.take_value(row, &parsed);
                 at = skip_space(bytes, parsed.end);
+                self.take_value(row, parsed);
                 let what = match bytes.get(at) {
                     Some(b']') => break,
                     Some(b',') if bytes.get(skip_space(bytes, at + 1)) == Some(&b']') => {
@@ -340,7 +342,7 @@ impl Reader {
                 };
                 let object: Map<String, Value> =
                     header.iter().cloned().zip(fields.into_iter().map(value)).collect();
-                with_columns(&Value::Object(object), self.columns)
+                with_columns(Value::Object(object), self.columns)
             });
             self.take(line, row);
         }

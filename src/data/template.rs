@@ -2,7 +2,7 @@
 //! it, but with a limit on their work. It renders text; it knows nothing of token ids.
 
 use super::jinja::{Failed, Limits, Output, Program, Value, parse, render};
-use crate::base::{Error, Result, with_limit};
+use crate::base::{Error, Result, bounded};
 use serde_json::{Map, Value as Json};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ const DEPTH: [u32; 2] = [60, 2_000];
 /// Bytes of that stack for a level.
 const STACK: usize = 32 << 10;
 
-/// Bytes that one rendering may allocate. Its fuel ends before, so this is the last resort.
-const MEMORY: usize = 1 << 30;
+/// Bytes that one text of a rendering may have, and bytes more for each byte of input.
+const TEXT: [usize; 2] = [32 << 20, 4];
 
 /// All that a rendering is given.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TemplateInput<'a> {
     /// The conversation: objects, with their keys in the order of the file.
-    pub messages: &'a [Json],
+    pub messages: &'a [&'a Json],
     /// Tools that the assistant may call, as JSON schemas; None where there are none.
     pub tools: Option<&'a Json>,
     /// Documents that the answer may use.
@@ -69,7 +69,7 @@ impl ChatTemplate {
         special: &Map<String, Json>,
         now: i64,
     ) -> Result<ChatTemplate> {
-        let program = limited(|| parse(source));
+        let program = bounded(&whose(origin), source.len(), || parse(source));
         let program = program.map_err(|(message, line)| describe(origin, line, &message))?;
         let (source, origin, special) = (source.to_owned(), origin.to_owned(), special.clone());
         let reads_parts = PARTS.iter().any(|word| source.contains(word));
@@ -80,10 +80,19 @@ impl ChatTemplate {
     pub fn render(&self, input: &TemplateInput) -> Result<Rendering> {
         let [base, message, most, byte] = FUEL;
         let fuel = most.min(base + message * input.messages.len() as u64);
-        let others = input.tools.into_iter().chain(input.documents);
-        let fuel = fuel + byte * input.messages.iter().chain(others).map(bytes).sum::<u64>();
+        let variables = input.variables.into_iter().flat_map(|v| v.values());
+        let others = input.tools.into_iter().chain(input.documents).chain(variables);
+        let given: usize = input.messages.iter().copied().chain(others).map(bytes).sum();
+        let fuel = fuel + byte * given as u64;
+        let text = TEXT[0] + TEXT[1] * given;
         let [shallow, deep] = DEPTH;
-        let run = |depth| limited(|| self.rendered(input, Limits { fuel, depth }));
+        // Its fuel ends before, so these bounds are the last resort.
+        let run = |depth| {
+            let bytes = self.source.len() + given;
+            bounded(&whose(&self.origin), bytes, || {
+                self.rendered(input, Limits { fuel, depth, text })
+            })
+        };
         let outcome = match run(shallow) {
             Err(Failed::Depth) => on_stack(deep as usize * STACK, || run(deep))?,
             outcome => outcome,
@@ -147,17 +156,17 @@ pub(super) fn mentions(source: &str, key: &str) -> bool {
 }
 
 /// Bytes of the texts in a value.
-fn bytes(json: &Json) -> u64 {
+fn bytes(json: &Json) -> usize {
     match json {
-        Json::String(s) => s.len() as u64,
+        Json::String(s) => s.len(),
         Json::Array(items) => items.iter().map(bytes).sum(),
-        Json::Object(entries) => entries.values().map(bytes).sum(),
+        Json::Object(entries) => entries.iter().map(|(k, v)| k.len() + bytes(v)).sum(),
         _ => 0,
     }
 }
 
 /// The messages as templates see them; None where they are nested too deeply.
-fn messages(messages: &[Json]) -> Option<Value> {
+fn messages(messages: &[&Json]) -> Option<Value> {
     let messages = messages.iter().map(|message| value(&with_reasoning(message)));
     Value::list(messages.collect::<Option<_>>()?).ok()
 }
@@ -210,9 +219,9 @@ fn on_stack<T: Send>(bytes: usize, f: impl FnOnce() -> T + Send) -> Result<T> {
     })
 }
 
-/// Runs the template engine on what may be a template without end.
-fn limited<T>(f: impl FnOnce() -> T) -> T {
-    with_limit(MEMORY, "the chat template of a model", f)
+/// A template by the tokenizer that it belongs to, for the bounds of its work.
+fn whose(origin: &str) -> String {
+    format!("the chat template of {origin}")
 }
 
 fn describe(origin: &str, line: u32, message: &str) -> Error {

@@ -9,7 +9,6 @@ use super::tokenizer_encode::{Encoded, Matcher};
 use super::tokenizer_files::{
     MAX_FILE, MORE_TEMPLATES, absent, bos_note, bos_prefix, chat_templates, check_versions,
     config_of, end_ids, file, inner_tokenizer, parse, special_variables, token_text, tokenizer_of,
-    using,
 };
 use super::tokenizer_keys::key_notes;
 use crate::base::{Error, Result, entries, is_there, read_if_there};
@@ -193,6 +192,11 @@ impl Tokenizer {
         let mut config = config_of(&files, origin)?;
         check_versions(&config, origin)?;
         let mut notes = key_notes(&config, origin);
+        let from = match file(&files, "tokenizer.json") {
+            Some(_) => "tokenizer.json",
+            None => "vocab.json with merges.txt",
+        };
+        let whose = format!("{from} of {origin}");
         let (inner, idle) = match file(&files, "tokenizer.json") {
             Some(_) => {
                 let mut inner = inner_tokenizer(&files, &config, model, origin, &mut notes)?;
@@ -223,7 +227,7 @@ impl Tokenizer {
         let mut controls = control_tokens(&inner, &named, text("unk_token"));
         controls.extend(chat_controls(&config, &inner));
         controls.retain(|id, _| !idle.contains(id));
-        let bos_prefix = bos_prefix(&inner)?;
+        let bos_prefix = bos_prefix(&inner, &whose)?;
         notes.extend(bos_note(&config, id(&bos), &bos_prefix, origin));
         let variables = special_variables(&config);
         let template = |source: Option<String>| {
@@ -238,7 +242,7 @@ impl Tokenizer {
             renew_template(&mut files, &config, source);
         }
         let unknown = text("unk_token").and_then(|t| inner.token_to_id(&t));
-        let matcher = Matcher::new(&inner, &controls, &idle, unknown)?;
+        let matcher = Matcher::new(&inner, &controls, &idle, unknown, &whose)?;
         let mut tokenizer = Tokenizer {
             inner,
             matcher,
@@ -258,17 +262,18 @@ impl Tokenizer {
             origin: origin.to_owned(),
             files,
         };
-        tokenizer.settle_turn_end(unknown)?;
+        tokenizer.settle_turn_end(unknown, &whose)?;
         Ok(tokenizer)
     }
 
     /// Finds the token that ends a turn, which is a control token and stops generation.
-    fn settle_turn_end(&mut self, unknown: Option<u32>) -> Result<()> {
+    fn settle_turn_end(&mut self, unknown: Option<u32>, whose: &str) -> Result<()> {
         self.turn_end = self.find_turn_end(unknown);
         self.turn_end_text = token_letters(&self.inner, self.turn_end);
         if !self.is_control(self.turn_end) {
             self.controls.insert(self.turn_end as u32, self.turn_end_text.clone());
-            self.matcher = Matcher::new(&self.inner, &self.controls, &self.idle, unknown)?;
+            let (controls, idle) = (&self.controls, &self.idle);
+            self.matcher = Matcher::new(&self.inner, controls, idle, unknown, whose)?;
         }
         self.stop_ids.push(self.turn_end);
         self.stop_ids.sort_unstable();
@@ -304,7 +309,7 @@ impl Tokenizer {
     /// The text of `ids`, where asked without special tokens. Unknown ids are left out.
     pub fn decode(&self, ids: &[i32], skip_special: bool) -> Result<String> {
         let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
-        using(|| self.inner.decode(&ids, skip_special))
+        self.matcher.decode(&self.inner, &ids, skip_special)
     }
 
     /// Decodes one token at a time, for a chat.
@@ -439,6 +444,7 @@ impl Tokenizer {
             let token = added.get(&(id as u32)).filter(|_| Some(id as u32) != unknown);
             id == self.eos || token.is_some_and(|t| !t.content.trim().is_empty())
         };
+        let chat = chat.each_ref();
         for messages in [&chat[1..], &chat] {
             let input = TemplateInput { messages, ..TemplateInput::default() };
             let template = self.template.as_ref().or(self.tool_template.as_ref());

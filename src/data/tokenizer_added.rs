@@ -1,7 +1,7 @@
 //! Tokens that stand beside `tokenizer.json`: in `added_tokens_decoder`, `added_tokens.json` and
 //! among the special tokens that a configuration names. They are added as `transformers` does.
 
-use super::tokenizer_files::{Files, file, parse};
+use super::tokenizer_files::{Files, file, parse, using};
 use crate::base::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::HashSet;
@@ -59,10 +59,8 @@ pub(super) fn add_tokens(
             new.push(token.clone());
         }
     }
-    let failed = |e: tokenizers::Error| {
-        Error::user(format!("the added tokens of {origin} cannot be used: {e}"))
-    };
-    tokenizer.add_tokens(new).map_err(failed)?;
+    let letters = new.iter().map(|token| token.content.len()).sum();
+    using(&format!("the added tokens of {origin}"), letters, || tokenizer.add_tokens(new))?;
     for Declared { id, token, file } in &declared {
         let real = tokenizer.token_to_id(&token.content);
         if real != Some(*id) {

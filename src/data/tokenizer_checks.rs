@@ -4,11 +4,21 @@
 use serde_json::Value;
 
 /// Why this `tokenizer.json` must not be given to the library.
-pub(super) fn refusal(file: &Value) -> Option<&'static str> {
+pub(super) fn refusal(file: &Value) -> Option<String> {
     if merges_cut_characters(&file["model"]) {
-        return Some("a merge does not begin with \"continuing_subword_prefix\"");
+        return Some("a merge does not begin with \"continuing_subword_prefix\"".into());
     }
-    maps_are_short(file).then_some("a \"precompiled_charsmap\" is cut short")
+    if let Some(id) = large_id(file) {
+        return Some(format!("it gives a token the id {id}; ids must be below {}", i32::MAX));
+    }
+    maps_are_short(file).then(|| "a \"precompiled_charsmap\" is cut short".into())
+}
+
+/// An id that no embedding can have a row for.
+fn large_id(file: &Value) -> Option<&Value> {
+    let vocab = file["model"]["vocab"].as_object().into_iter().flat_map(|v| v.values());
+    let added = file["added_tokens"].as_array().into_iter().flatten().map(|t| &t["id"]);
+    vocab.chain(added).find(|id| id.as_u64().is_some_and(|id| id >= i32::MAX as u64))
 }
 
 /// The library joins the pieces of a merge without the second one's prefix, whatever it begins
@@ -70,6 +80,14 @@ mod tests {
         assert!(refusal(&with("/////wAA")).is_some());
         assert!(refusal(&with("AAAAgAAA")).is_some());
         assert_eq!(refusal(&json!(7)), None);
+    }
+
+    #[test]
+    fn ids_that_no_embedding_has_are_refused() {
+        let vocab = |id: u64| json!({"model": {"vocab": {"a": 0, "b": id}}});
+        assert_eq!(refusal(&vocab(1)), None);
+        assert!(refusal(&vocab(4_000_000_000)).is_some_and(|why| why.contains("4000000000")));
+        assert!(refusal(&json!({"added_tokens": [{"id": i32::MAX}]})).is_some());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! library can switch control tokens off for a whole text alone.
 
 use super::tokenizer_files::using;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, bounded};
 use aho_corasick::{AhoCorasick, MatchKind};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -11,6 +11,9 @@ use tokenizers::{
     AddedToken, Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer,
     Token, Tokenizer as HfTokenizer, normalizer::Range as In,
 };
+
+/// Letters of a token, for the bounds of decoding; few have more.
+const LETTERS: usize = 16;
 
 /// Ids with the byte range of the text that each came from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub(super) struct Matcher {
     letters: AhoCorasick,
     /// Stands for a character that only a control token could stand for.
     unknown: Option<u32>,
+    /// The file of the tokenizer, for errors.
+    whose: String,
 }
 
 struct Patterns {
@@ -155,6 +160,7 @@ impl Matcher {
         controls: &HashMap<u32, String>,
         idle: &HashSet<u32>,
         unknown: Option<u32>,
+        whose: &str,
     ) -> Result<Matcher> {
         let (mut exact, mut normalized) = (Vec::new(), Vec::new());
         let mut guarded: HashSet<u32> = controls.keys().copied().collect();
@@ -169,7 +175,7 @@ impl Matcher {
             }
             let mut letters = NormalizedString::from(token.content.as_str());
             if let Some(normalizer) = tokenizer.get_normalizer() {
-                using(|| normalizer.normalize(&mut letters))?;
+                using(whose, token.content.len(), || normalizer.normalize(&mut letters))?;
             }
             normalized.push((letters.get().to_owned(), id, token));
         }
@@ -180,22 +186,35 @@ impl Matcher {
             controls: controls.keys().copied().collect(),
             letters: search(MatchKind::Standard, controls.values().filter(|t| !t.is_empty()))?,
             unknown: unknown.filter(|id| !controls.contains_key(id)),
+            whose: whose.to_owned(),
         })
+    }
+
+    /// The text of `ids`, where asked without special tokens.
+    pub(super) fn decode(
+        &self,
+        tokenizer: &HfTokenizer,
+        ids: &[u32],
+        skip_special: bool,
+    ) -> Result<String> {
+        let letters = ids.len() * LETTERS;
+        using(&self.whose, letters, || tokenizer.decode(ids, skip_special))
     }
 
     /// The letters of every control token in `text`, in order. Overlapping ones are joined.
     pub(super) fn controls_in(&self, text: &str) -> Vec<Range<usize>> {
-        let mut found: Vec<Range<usize>> =
-            self.letters.find_overlapping_iter(text).map(|m| m.range()).collect();
-        found.sort_unstable_by_key(|span| span.start);
-        let mut spans: Vec<Range<usize>> = Vec::new();
-        for span in found {
-            match spans.last_mut().filter(|last| span.start < last.end) {
-                Some(last) => last.end = last.end.max(span.end),
-                None => spans.push(span),
+        bounded(&self.whose, text.len(), || {
+            let mut spans: Vec<Range<usize>> = Vec::new();
+            // They come by their ends. Joined at once: there may be many at each place.
+            for found in self.letters.find_overlapping_iter(text) {
+                let mut span = found.range();
+                while let Some(last) = spans.pop_if(|last| span.start < last.end) {
+                    span.start = span.start.min(last.start);
+                }
+                spans.push(span);
             }
-        }
-        spans
+            spans
+        })
     }
 
     /// The ids of `text` alone.
@@ -205,7 +224,7 @@ impl Matcher {
         text: &str,
         literal: &[Range<usize>],
     ) -> Result<Vec<i32>> {
-        let encoding = using(|| {
+        let encoding = using(&self.whose, text.len(), || {
             self.tokenized(tokenizer, text, literal)?.into_encoding(None, 0, OffsetType::None)
         })?;
         Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
@@ -218,7 +237,7 @@ impl Matcher {
         text: &str,
         literal: &[Range<usize>],
     ) -> Result<Encoded> {
-        let encoding = using(|| {
+        let encoding = using(&self.whose, text.len(), || {
             self.tokenized(tokenizer, text, literal)?.into_encoding(None, 0, OffsetType::Byte)
         })?;
         let mut encoded = Encoded::default();

@@ -2,7 +2,7 @@
 //! each of their spellings. The tokenizer itself is in `tokenizer.rs`.
 
 use super::tokenizer_checks::refusal;
-use crate::base::{Error, Result, catch_panic};
+use crate::base::{Error, Result, bounded, catch_panic};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -56,12 +56,17 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Value> {
     serde_json::from_slice(bytes).map_err(|e| Error::user(format!("{name}: bad JSON: {e}")))
 }
 
-/// Returns the result of `f`, a call of the tokenizer library on a text or a list of ids. A panic,
-/// which broken files can cause, becomes an error.
-pub(super) fn using<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    match catch_panic(f) {
-        Some(outcome) => outcome.map_err(|e| Error::user(format!("the tokenizer failed: {e}"))),
-        None => Err(Error::user("the tokenizer failed: a table in its tokenizer.json is broken")),
+/// Returns the result of `f`, a call of the tokenizer library on `bytes` bytes of input. `whose` is
+/// the file that the tokenizer was read from, for errors. A panic, which broken files can cause,
+/// becomes an error; memory and time are bounded.
+pub(super) fn using<T>(
+    whose: &str,
+    bytes: usize,
+    f: impl FnOnce() -> tokenizers::Result<T>,
+) -> Result<T> {
+    match bounded(whose, bytes, || catch_panic(f)) {
+        Some(outcome) => outcome.map_err(|e| Error::user(format!("{whose} failed: {e}"))),
+        None => Err(Error::user(format!("{whose} failed: a table in it is broken"))),
     }
 }
 
@@ -171,7 +176,9 @@ pub(super) fn tokenizer_of(
     if let Some(why) = refusal(whole) {
         return Err(unusable(name, origin, &why));
     }
-    let mut tokenizer = catch_panic(|| HfTokenizer::from_bytes(bytes))
+    let whose = format!("{name} of {origin}");
+    let read = || catch_panic(|| HfTokenizer::from_bytes(bytes));
+    let mut tokenizer = bounded(&whose, bytes.len(), read)
         .ok_or_else(|| unusable(name, origin, &"a table in it is broken"))?
         .map_err(fail)?;
     tokenizer.with_padding(None);
@@ -304,14 +311,21 @@ pub(super) fn chat_templates(
 }
 
 /// Ids that the tokenizer puts before a text: seen by encoding one with and without special tokens.
-pub(super) fn bos_prefix(tokenizer: &HfTokenizer) -> Result<Vec<i32>> {
-    let ids = |special| -> Result<Vec<i32>> {
-        let encoding = using(|| tokenizer.encode_fast("a", special))?;
-        Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
+/// An error where one of them is no token.
+pub(super) fn bos_prefix(tokenizer: &HfTokenizer, whose: &str) -> Result<Vec<i32>> {
+    let ids = |special| -> Result<Vec<u32>> {
+        let encoding = using(whose, 1, || tokenizer.encode_fast("a", special))?;
+        Ok(encoding.get_ids().to_vec())
     };
     let (bare, dressed) = (ids(false)?, ids(true)?);
     let at = dressed.windows(bare.len().max(1)).position(|w| w == bare).unwrap_or(0);
-    Ok(dressed[..at].to_vec())
+    let prefix = &dressed[..at];
+    match prefix.iter().find(|id| tokenizer.id_to_token(**id).is_none()) {
+        None => Ok(prefix.iter().map(|&id| id as i32).collect()),
+        Some(id) => Err(Error::user(format!(
+            "{whose}: its post_processor puts the id {id} before every text, which no token has"
+        ))),
+    }
 }
 
 /// A warning where `add_bos_token` asks for another `prefix` than `tokenizer.json` writes: that one

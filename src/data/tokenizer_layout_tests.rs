@@ -144,7 +144,7 @@ fn an_additional_default_template_is_the_template() {
     let dir = with(json!({"eos_token": "<|end|>"}));
     let shown = |dir: &TempDir| {
         let messages = [json!({"role": "user", "content": "x"})];
-        let input = TemplateInput { messages: &messages, ..TemplateInput::default() };
+        let input = TemplateInput { messages: &messages.each_ref(), ..TemplateInput::default() };
         load(dir).template().unwrap().render(&input).unwrap().text
     };
     write(&dir, "chat_template.json", &json!({"chat_template": "old"}).to_string());

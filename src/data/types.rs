@@ -3,12 +3,13 @@
 
 use crate::base::Error;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::sync::Arc;
 
-/// One message of a conversation, with every key of the file in its order.
+/// One message of a conversation, with every key of the file in its order. Copies share it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    fields: Value,
+    fields: Arc<Value>,
 }
 
 /// Keys that say how much a message counts in the loss.
@@ -17,12 +18,21 @@ pub(super) const WEIGHT_KEYS: [&str; 5] = ["weight", "train", "training", "loss"
 impl Message {
     /// A message of text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
-        Message { fields: json!({"role": role.into(), "content": content.into()}) }
+        Message::of(json!({"role": role.into(), "content": content.into()}))
     }
 
     /// A message with the keys of an object, `role` and `content` among them.
     pub(super) fn from_fields(fields: Map<String, Value>) -> Message {
-        Message { fields: Value::Object(fields) }
+        Message::of(Value::Object(fields))
+    }
+
+    fn of(fields: Value) -> Message {
+        Message { fields: Arc::new(fields) }
+    }
+
+    /// The same message with other strings. Keys stay.
+    pub(super) fn map(&self, f: &dyn Fn(&str) -> String) -> Message {
+        Message::of(mapped(&self.fields, f))
     }
 
     /// The speaker: "system", "user", "assistant", "tool", or another role of the chat template.
@@ -32,7 +42,7 @@ impl Message {
 
     /// The text, parts end to end; empty where the file has null, as for a message that only calls
     /// tools.
-    pub fn content(&self) -> std::borrow::Cow<'_, str> {
+    pub fn content(&self) -> Cow<'_, str> {
         match &self.fields["content"] {
             Value::Array(parts) => parts.iter().map(part_text).collect::<String>().into(),
             other => other.as_str().unwrap_or_default().into(),
@@ -41,21 +51,30 @@ impl Message {
 
     /// The same message with another text, in parts where it had parts.
     pub(super) fn with_content(&self, text: &str) -> Message {
-        let mut fields = self.fields.clone();
-        fields["content"] = match &self.fields["content"] {
+        let content = match &self.fields["content"] {
             Value::Array(_) => json!([{"type": "text", "text": text}]),
             _ => json!(text),
         };
-        Message { fields }
+        Message::of(self.with("content", &content))
+    }
+
+    /// Its fields with another value for `key`.
+    fn with(&self, key: &str, value: &Value) -> Value {
+        let others = self.fields.as_object().into_iter().flatten();
+        // One that is there keeps its place.
+        let other =
+            |(k, v): (&String, &Value)| (k.clone(), if k == key { Value::Null } else { v.clone() });
+        let mut fields: Map<String, Value> = others.map(other).collect();
+        fields.insert(key.to_owned(), value.clone());
+        Value::Object(fields)
     }
 
     /// Its fields with the text in one piece, for templates that know no parts.
-    pub(super) fn flat_fields(&self) -> Value {
-        let mut fields = self.fields.clone();
-        if fields["content"].is_array() {
-            fields["content"] = json!(self.content());
+    pub(super) fn flat_fields(&self) -> Cow<'_, Value> {
+        match self.fields["content"].is_array() {
+            true => Cow::Owned(self.with("content", &json!(self.content()))),
+            false => Cow::Borrowed(&*self.fields),
         }
-        fields
     }
 
     /// True if both say the same: speaker, text and calls of tools.
@@ -78,13 +97,13 @@ impl Message {
 
     /// The same message with calls of another tool.
     pub(super) fn calling(&self, name: &str) -> Message {
-        let mut fields = self.fields.clone();
+        let mut fields = Value::clone(&self.fields);
         for call in fields["tool_calls"].as_array_mut().into_iter().flatten() {
             let nested = call.get("function").is_some();
             let function = if nested { &mut call["function"] } else { call };
             function["name"] = name.into();
         }
-        Message { fields }
+        Message::of(fields)
     }
 
     /// True if it says nothing: no text and no call of a tool.
@@ -101,6 +120,19 @@ impl Message {
     /// The message as an object.
     pub fn fields(&self) -> &Value {
         &self.fields
+    }
+}
+
+/// The same value with other strings. Keys stay: templates ask for them.
+pub(super) fn mapped(value: &Value, f: &dyn Fn(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => Value::String(f(text)),
+        Value::Array(list) => list.iter().map(|v| mapped(v, f)).collect(),
+        Value::Object(object) => {
+            let fields: Map<_, _> = object.iter().map(|(k, v)| (k.clone(), mapped(v, f))).collect();
+            Value::Object(fields)
+        }
+        other => other.clone(),
     }
 }
 
@@ -173,6 +205,22 @@ pub struct ChatContext {
     pub documents: Option<Value>,
     /// Further variables (`chat_template_kwargs`), such as `enable_thinking`.
     pub variables: Map<String, Value>,
+}
+
+impl ChatContext {
+    /// The same with other strings. Keys stay.
+    pub(super) fn map(&self, f: &dyn Fn(&str) -> String) -> ChatContext {
+        ChatContext {
+            tools: self.tools.as_ref().map(|v| mapped(v, f)),
+            documents: self.documents.as_ref().map(|v| mapped(v, f)),
+            variables: self.variables.iter().map(|(k, v)| (k.clone(), mapped(v, f))).collect(),
+        }
+    }
+
+    /// All values in it.
+    pub(super) fn values(&self) -> impl Iterator<Item = &Value> {
+        self.tools.iter().chain(&self.documents).chain(self.variables.values())
+    }
 }
 
 /// One row of a data file. At least one of `prompt` and `text` is present.

@@ -1,5 +1,6 @@
 //! The rows of a run made into the examples of its stages, and the batches training takes them in.
 
+use super::batches::Batches;
 use super::config::{ConversationFormat, DataSource, EvalConfig, RunConfig};
 use super::demo;
 use super::limits::{Lengths, chat_format, check_room};
@@ -34,14 +35,6 @@ pub(super) struct Examples<T> {
     sets: Vec<(usize, f64)>,
 }
 
-/// Places in `train` of one batch.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct BatchRows {
-    pub(super) rows: Vec<usize>,
-    /// True if this batch ends an epoch.
-    pub(super) ends_epoch: bool,
-}
-
 impl<T> Examples<T> {
     /// The batches of `epochs` epochs, or `max_steps` of them where that is not 0. The last batch
     /// of an epoch may be short.
@@ -51,38 +44,14 @@ impl<T> Examples<T> {
         epochs: usize,
         max_steps: usize,
         seed: u64,
-    ) -> Vec<BatchRows> {
-        schedule(&self.sets, batch, epochs, max_steps, seed)
+    ) -> Batches {
+        Batches::new(&self.sets, batch, epochs, max_steps, seed)
     }
 
     /// At most `most` of the held-out examples.
     pub(super) fn held_out(&self, most: usize) -> Vec<&T> {
         self.eval.iter().take(most).collect()
     }
-}
-
-fn schedule(
-    sets: &[(usize, f64)],
-    batch: usize,
-    epochs: usize,
-    max_steps: usize,
-    seed: u64,
-) -> Vec<BatchRows> {
-    let mut out: Vec<BatchRows> = vec![];
-    let mut epoch = 0;
-    while (max_steps == 0 && epoch < epochs) || out.len() < max_steps {
-        let order = data::epoch_order(sets, seed, epoch as u64);
-        if order.is_empty() {
-            break;
-        }
-        out.extend(order.chunks(batch).map(|c| BatchRows { rows: c.to_vec(), ends_epoch: false }));
-        out.last_mut().expect("an epoch has a batch").ends_epoch = true;
-        epoch += 1;
-    }
-    if max_steps > 0 {
-        out.truncate(max_steps);
-    }
-    out
 }
 
 /// Examples of one kind, made from rows.
@@ -197,7 +166,7 @@ fn texts_of(
     let blend = Blend::load(&BlendConfig { split: [1.0, 0.0, 0.0], eval_fraction: 0.0, ..config })?;
     let rows = in_order(blend.parts(Use::Texts, of.name)?, cfg.seed);
     let tokenizer = &source.tokenizer;
-    let blocks = data::text_blocks(&rows, tokenizer, limits.max_seq_len, limits.allow_special)?;
+    let blocks = data::text_blocks(rows, tokenizer, limits.max_seq_len, limits.allow_special)?;
     Ok((blend.files, blocks))
 }
 
@@ -222,8 +191,10 @@ pub(super) fn eval_prompts(
     let room = max_prompt_len + max_new_tokens;
     check_room(room, source, "--max-prompt-seq-len and --max-new-tokens")?;
     let data = specs(&cfg.data_sources()?)?;
-    let rows: Vec<Row> = if data.is_empty() {
-        demo::held_out_prompts(cfg.prompts).into_iter().map(demo_row).collect()
+    let (made, blend): (Vec<Row>, Blend);
+    let rows: Vec<&Row> = if data.is_empty() {
+        made = demo::held_out_prompts(cfg.prompts).into_iter().map(demo_row).collect();
+        made.iter().collect()
     } else {
         let config = BlendConfig {
             data,
@@ -235,7 +206,7 @@ pub(super) fn eval_prompts(
             by_use: true,
             columns: reads_columns(cfg.reward_rule.as_deref())?,
         };
-        let blend = Blend::load(&config)?;
+        blend = Blend::load(&config)?;
         for warning in data_warnings(&blend, &["the evaluation"]) {
             warn(&warning);
         }
@@ -250,7 +221,7 @@ pub(super) fn eval_prompts(
         all_turns: false,
     };
     let seen = RefCell::new(Seen::default());
-    let (prompts, long) = data::build("evaluation", &rows, |row| {
+    let (prompts, long) = data::build("evaluation", rows, |row| {
         let example = data::prompt_example(row, &source.tokenizer, &limits)?;
         if let Some(example) = &example {
             seen.borrow_mut().note(example.remarks, row, &source.tokenizer, limits.chat);
@@ -357,10 +328,10 @@ pub(super) fn blend(run: &mut Run<'_>) -> Result<Rc<Blend>> {
 }
 
 /// The training rows of all sets in the order of a first epoch.
-fn in_order(parts: &[Part], seed: u64) -> Vec<Row> {
+fn in_order(parts: &[Part], seed: u64) -> Vec<&Row> {
     let sets: Vec<(usize, f64)> = parts.iter().map(|p| (p.train.len(), p.weight)).collect();
     let rows: Vec<&Row> = parts.iter().flat_map(|p| &p.train).collect();
-    data::epoch_order(&sets, seed, 0).into_iter().map(|i| rows[i].clone()).collect()
+    data::epoch_order(&sets, seed, 0).into_iter().map(|i| rows[i]).collect()
 }
 
 /// Examples with what is to be told of them.
@@ -432,32 +403,4 @@ fn examples_of<T: Learnt>(
         return Err(Error::user(format!("no row is left for {what}: {why}")));
     }
     Ok((out, warnings))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_cover_each_epoch_once_in_a_fresh_order() {
-        let batches = schedule(&[(10, 1.0)], 4, 2, 0, 3);
-        let sizes: Vec<usize> = batches.iter().map(|b| b.rows.len()).collect();
-        assert_eq!(sizes, [4, 4, 2, 4, 4, 2]);
-        let ends: Vec<bool> = batches.iter().map(|b| b.ends_epoch).collect();
-        assert_eq!(ends, [false, false, true, false, false, true]);
-        let epoch = |i: usize| -> Vec<usize> {
-            batches[3 * i..3 * i + 3].iter().flat_map(|b| b.rows.clone()).collect()
-        };
-        let (a, b) = (epoch(0), epoch(1));
-        assert_ne!(a, b);
-        let sorted = |mut v: Vec<usize>| {
-            v.sort_unstable();
-            v
-        };
-        assert_eq!(sorted(a), (0..10).collect::<Vec<_>>());
-        assert_eq!(sorted(b), (0..10).collect::<Vec<_>>());
-        assert_eq!(schedule(&[(10, 1.0)], 4, 1, 7, 3).len(), 7);
-        assert_eq!(schedule(&[(10, 1.0)], 4, 2, 0, 3), batches);
-        assert!(schedule(&[(0, 1.0)], 4, 2, 5, 3).is_empty());
-    }
 }

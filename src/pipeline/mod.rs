@@ -1,6 +1,7 @@
 //! The stages as one run: configuration, run directory, models and data in, models out, the
 //! embedded demo, and the measurement of a machine. Knows no argument parsing.
 
+mod batches;
 mod begin;
 mod bench;
 mod card;

@@ -47,8 +47,8 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
     let model = source.load(&options, &mut run.reporter)?;
     run.describe(role(of.head), &model);
     let s = &setting.optimizer;
-    let batches = data.batches(s.rows_per_step(), s.num_train_epochs, s.max_steps, cfg.seed);
-    let total = batches.len() as u64;
+    let mut batches = data.batches(s.rows_per_step(), s.num_train_epochs, s.max_steps, cfg.seed);
+    let total = batches.total();
     let checkpointing = cfg.gradient_checkpointing;
     let engine = Engine::trained(model, settings::adamw(cfg, s, of.head), checkpointing)?;
     let reference = Reference::asked(setting.objective.asks_reference(), with_lora, || {
@@ -73,7 +73,8 @@ pub(super) fn run<R: Offline>(run: &mut Run<'_>, setting: Setting<R>) -> Result<
             Told { before: of.headline_of(&metrics), first: f32::NAN, last: f32::NAN }
         }
     };
-    for (i, batch) in batches.iter().enumerate().skip(stage.done) {
+    for i in stage.done..total as usize {
+        let batch = batches.get(i as u64);
         let clock = Instant::now();
         let rows: Vec<&R> = batch.rows.iter().map(|&i| &data.train[i]).collect();
         let trained = run.droppable(|run| trainer.train(&mut run.ws, &rows));

@@ -40,9 +40,9 @@ pub(super) fn run(
     let (mut stage, from) = run.enter(of, &read)?;
     let prompts = talks(data.train.iter().chain(&data.eval));
     let models = build(run, of, &keys, &source, &others, prompts)?;
-    let batches =
+    let mut batches =
         data.batches(p.prompts_per_iteration(), p.num_train_epochs, p.max_steps, cfg.seed);
-    let total = batches.len() as u64;
+    let total = batches.total();
     let config = keys.config(cfg, source.tokenizer.stop_ids().to_vec(), total);
     let mut trainer = OnlineTrainer::new(models, config)?;
     if p.enable_ema {
@@ -62,7 +62,8 @@ pub(super) fn run(
             (run.droppable(evaluate)?, 0)
         }
     };
-    for (i, batch) in batches.iter().enumerate().skip(stage.done) {
+    for i in stage.done..total as usize {
+        let batch = batches.get(i as u64);
         let clock = Instant::now();
         let prompts: Vec<&PromptExample> = batch.rows.iter().map(|&i| &data.train[i]).collect();
         let made = run.droppable(|run| trainer.generate_experience(&mut run.ws, &prompts));

@@ -36,7 +36,7 @@ pub(super) fn reading(
         let mut ids = match completion.prompt.talk.as_ref().filter(|_| talks) {
             Some(talk) => {
                 let said = from.decode(answer, true)?;
-                let told = talk.answered(&said, rollout.finished, &to, format)?;
+                let told = talk.answered(&said, rollout.finished, &to, format, most)?;
                 match same && told.follows(prompt, &said, &to)? {
                     true => return Ok(rollout.ids.clone()),
                     false => told.ids,

@@ -172,7 +172,7 @@ impl Online {
     /// The settings of the trainer, over `iterations` iterations.
     pub(super) fn config(&self, cfg: &RunConfig, eos: Vec<i32>, iterations: u64) -> OnlineConfig {
         let s = &self.keys;
-        let schedule = s.update.schedule(iterations * self.updates() as u64);
+        let schedule = s.update.schedule(iterations.saturating_mul(self.updates() as u64));
         OnlineConfig {
             method: self.method,
             sampling: Sampling {

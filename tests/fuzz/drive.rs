@@ -18,8 +18,8 @@ const FIXED: u64 = 20;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Inputs that may end their process before the test gives up.
 const MOST_ENDS: usize = 20;
-/// How a process ends that asked for more memory than [`duplex::base::with_limit`] gives: by a
-/// line, as it should.
+/// How a process ends that asked for more memory than [`duplex::base::bounded`] gives: by a line,
+/// as it should.
 const REFUSED: i32 = 2;
 
 /// The results of one seed.

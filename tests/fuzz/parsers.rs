@@ -340,19 +340,19 @@ fn tokenizer_configs(place: &Path, input: &[u8]) -> bool {
     }
     taken(Tokenizer::load(place).and_then(|t| {
         if t.has_chat_template() {
-            taken(t.template()?.render(&given(&conversation())));
+            taken(t.template()?.render(&given(&conversation().each_ref())));
         }
         use_tokenizer(&t)
     }))
 }
 
-fn given(messages: &[serde_json::Value]) -> TemplateInput<'_> {
+fn given<'m>(messages: &'m [&'m serde_json::Value]) -> TemplateInput<'m> {
     TemplateInput { messages, add_generation_prompt: !messages.is_empty(), ..Default::default() }
 }
 
-fn conversation() -> Vec<serde_json::Value> {
+fn conversation() -> [serde_json::Value; 4] {
     let say = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
-    vec![
+    [
         say("system", " Be kind. "),
         say("user", "a </think> b"),
         say("assistant", "ab\n"),
@@ -366,7 +366,7 @@ fn templates(_: &Path, bytes: &[u8]) -> bool {
     let template = ChatTemplate::new(&text(bytes), "the fuzzer", special, 1_700_000_000);
     taken(template.and_then(|t| {
         t.render(&given(&[]))?;
-        t.render(&given(&conversation()))
+        t.render(&given(&conversation().each_ref()))
     }))
 }
 

@@ -141,7 +141,7 @@ impl Monitor {
         let monitor = Arc::new(Monitor { shared: shared.clone(), beat: Mutex::new(Some(beat)) });
         // Their stack is small: rank 0 has a thread for every other rank.
         let thread = || std::thread::Builder::new().name("monitor".into()).stack_size(256 << 10);
-        let mut start = || {
+        let start = || {
             for (other, line) in readers {
                 let shared = shared.clone();
                 line.wait_for_bytes()?;

@@ -55,18 +55,18 @@ impl Run {
             "number" => matches!(value, Value::Int(_) | Value::Float(_) | Value::Bool(_)),
             "string" => value.as_str().is_some(),
             "mapping" => matches!(value, Value::Dict(_)),
-            "lower" => case_is(&text(value)?, "islower"),
-            "upper" => case_is(&text(value)?, "isupper"),
+            "lower" => case_is(&text(self, value)?, "islower"),
+            "upper" => case_is(&text(self, value)?, "isupper"),
             "escaped" => matches!(value, Value::Safe(_)),
             "sequence" => match value {
                 // `len` is there, but asking for `__getitem__` fails.
                 Value::View(..) => false,
                 // Its `__getitem__` raises only where it is called.
-                Value::Undefined(_) => true,
+                Value::Undefined(_) | Value::Str(_) | Value::Safe(_) => true,
                 _ => ops::known_length(value).is_some(),
             },
             "iterable" => match value {
-                Value::Iter(_) | Value::Undefined(_) => true,
+                Value::Iter(_) | Value::Undefined(_) | Value::Str(_) | Value::Safe(_) => true,
                 Value::Object(o) => matches!(**o, Object::Loop(_)),
                 _ => ops::known_length(value).is_some(),
             },
@@ -76,11 +76,11 @@ impl Run {
                 _ => false,
             },
             "filter" => {
-                ops::hashable(value)?;
+                ops::hashable(self, value)?;
                 value.as_str().is_some_and(|name| names::FILTERS.contains(&name))
             }
             "test" => {
-                ops::hashable(value)?;
+                ops::hashable(self, value)?;
                 value.as_str().is_some_and(|name| names::TESTS.contains(&name))
             }
             _ => return error(format!("No test named '{name}'.")),
@@ -90,6 +90,6 @@ impl Run {
     /// Python's `value % number == rest`.
     fn rest_is(&mut self, value: &Value, number: &Value, rest: i128) -> Res<bool> {
         let found = ops::binary(self, super::ast::BinaryOp::Mod, value, number)?;
-        Ok(ops::equal(&found, &Value::Int(rest)))
+        ops::equal(self, &found, &Value::Int(rest))
     }
 }

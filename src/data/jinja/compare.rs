@@ -1,6 +1,7 @@
 //! Truth, numbers, equality and order of values, as Python has them.
 
 use super::ast::CompareOp;
+use super::run::Run;
 use super::value::{Object, Res, Value, error, range_len};
 use std::cmp::Ordering;
 use std::rc::Rc;
@@ -62,18 +63,33 @@ pub(crate) fn same(a: &Value, b: &Value) -> Option<bool> {
 }
 
 /// Python's `==`.
-pub(crate) fn equal(a: &Value, b: &Value) -> bool {
-    match (a, b) {
+pub(crate) fn equal(run: &mut Run, a: &Value, b: &Value) -> Res<bool> {
+    Ok(match (a, b) {
         (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
-        (Value::Str(a) | Value::Safe(a), Value::Str(b) | Value::Safe(b)) => a == b,
+        (Value::Str(a) | Value::Safe(a), Value::Str(b) | Value::Safe(b)) => {
+            a.len() == b.len() && {
+                run.spend(a.len() as u64 / 8)?;
+                a == b
+            }
+        }
         (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => {
-            a.items.len() == b.items.len() && a.items.iter().zip(&b.items).all(|(a, b)| equal(a, b))
+            let mut pairs = a.items.iter().zip(&b.items);
+            // Lists that hold each other several times are longer than they look.
+            a.items.len() == b.items.len()
+                && all(&mut pairs, |(a, b)| {
+                    run.spend(1)?;
+                    equal(run, a, b)
+                })?
         }
         (Value::Dict(a), Value::Dict(b)) => {
-            let has = |(k, v): &(Value, Value)| {
-                b.entries.iter().any(|(key, value)| equal(k, key) && equal(v, value))
-            };
-            a.entries.len() == b.entries.len() && a.entries.iter().all(has)
+            a.entries.len() == b.entries.len()
+                && all(&mut a.entries.iter(), |(key, value)| {
+                    run.spend(1)?;
+                    match lookup(run, &b.entries, key)? {
+                        Some(other) => equal(run, value, other),
+                        None => Ok(false),
+                    }
+                })?
         }
         (Value::Range(a), Value::Range(b)) => {
             let n = range_len(a);
@@ -89,7 +105,34 @@ pub(crate) fn equal(a: &Value, b: &Value) -> bool {
             (Some(a), Some(b)) => a == b,
             _ => compare_numbers(a, b) == Some(Some(Ordering::Equal)),
         },
+    })
+}
+
+/// True if `holds` says so of all.
+fn all<T>(items: &mut dyn Iterator<Item = T>, mut holds: impl FnMut(T) -> Res<bool>) -> Res<bool> {
+    for item in items {
+        if !holds(item)? {
+            return Ok(false);
+        }
     }
+    Ok(true)
+}
+
+/// True if one of `items` equals `item`.
+pub(crate) fn among(run: &mut Run, items: &[Value], item: &Value) -> Res<bool> {
+    Ok(place_of(run, items, item)?.is_some())
+}
+
+/// Where the first of `items` is that equals `item`.
+pub(crate) fn place_of(run: &mut Run, items: &[Value], item: &Value) -> Res<Option<usize>> {
+    for (i, other) in items.iter().enumerate() {
+        if equal(run, other, item)? {
+            run.spend(i as u64 / 8)?;
+            return Ok(Some(i));
+        }
+    }
+    run.spend(items.len() as u64 / 8)?;
+    Ok(None)
 }
 
 /// None where one is no number; None inside for NaN.
@@ -110,7 +153,7 @@ fn compare_numbers(a: &Value, b: &Value) -> Option<Option<Ordering>> {
 }
 
 /// Python's `<`, `<=`, `>` and `>=`.
-pub(crate) fn ordered(op: CompareOp, a: &Value, b: &Value) -> Res<bool> {
+pub(crate) fn ordered(run: &mut Run, op: CompareOp, a: &Value, b: &Value) -> Res<bool> {
     let holds = |order: Option<Ordering>| match order {
         None => false,
         Some(order) => match op {
@@ -123,14 +166,17 @@ pub(crate) fn ordered(op: CompareOp, a: &Value, b: &Value) -> Res<bool> {
     match (a, b) {
         (Value::Undefined(message), _) | (_, Value::Undefined(message)) => error(&**message),
         (Value::Str(a) | Value::Safe(a), Value::Str(b) | Value::Safe(b)) => {
+            run.spend(a.len().min(b.len()) as u64 / 8)?;
             Ok(holds(Some(a.cmp(b))))
         }
         (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => {
-            let pairs = a.items.iter().zip(&b.items);
-            match pairs.into_iter().find(|(a, b)| !equal(a, b)) {
-                Some((a, b)) => ordered(op, a, b),
-                None => Ok(holds(Some(a.items.len().cmp(&b.items.len())))),
+            for (a, b) in a.items.iter().zip(&b.items) {
+                run.spend(1)?;
+                if !equal(run, a, b)? {
+                    return ordered(run, op, a, b);
+                }
             }
+            Ok(holds(Some(a.items.len().cmp(&b.items.len()))))
         }
         _ => match compare_numbers(a, b) {
             Some(order) => Ok(holds(order)),
@@ -149,25 +195,48 @@ pub(crate) fn ordered(op: CompareOp, a: &Value, b: &Value) -> Res<bool> {
 }
 
 /// An error unless `value` can be a key.
-pub(crate) fn hashable(value: &Value) -> Res<()> {
+pub(crate) fn hashable(run: &mut Run, value: &Value) -> Res<()> {
     match value {
         Value::List(_) | Value::Dict(_) => error(format!("unhashable type: '{}'", value.kind())),
         Value::View(..) => error(format!("{} as a key is not supported", value.kind())),
-        Value::Tuple(s) => s.items.iter().try_for_each(hashable),
+        Value::Tuple(s) => s.items.iter().try_for_each(|item| {
+            run.spend(1)?;
+            hashable(run, item)
+        }),
         _ => Ok(()),
     }
 }
 
 /// An entry of a dictionary.
-pub(crate) fn lookup<'a>(entries: &'a [(Value, Value)], key: &Value) -> Option<&'a Value> {
-    entries.iter().find(|(k, _)| equal(k, key)).map(|(_, v)| v)
+pub(crate) fn lookup<'a>(
+    run: &mut Run,
+    entries: &'a [(Value, Value)],
+    key: &Value,
+) -> Res<Option<&'a Value>> {
+    Ok(entry(run, entries, key)?.map(|at| &entries[at].1))
+}
+
+/// Where the entry of a key is.
+fn entry(run: &mut Run, entries: &[(Value, Value)], key: &Value) -> Res<Option<usize>> {
+    run.spend(entries.len() as u64 / 8)?;
+    for (at, (known, _)) in entries.iter().enumerate() {
+        if equal(run, known, key)? {
+            return Ok(Some(at));
+        }
+    }
+    Ok(None)
 }
 
 /// Adds or replaces an entry.
-pub(crate) fn insert(entries: &mut Vec<(Value, Value)>, key: Value, value: Value) -> Res<()> {
-    hashable(&key)?;
-    match entries.iter_mut().find(|(k, _)| equal(k, &key)) {
-        Some((_, old)) => *old = value,
+pub(crate) fn insert(
+    run: &mut Run,
+    entries: &mut Vec<(Value, Value)>,
+    key: Value,
+    value: Value,
+) -> Res<()> {
+    hashable(run, &key)?;
+    match entry(run, entries, &key)? {
+        Some(at) => entries[at].1 = value,
         None => entries.push((key, value)),
     }
     Ok(())

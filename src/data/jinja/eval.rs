@@ -87,7 +87,7 @@ impl Run {
             Stmt::Data(text) => self.emit(text, out)?,
             Stmt::Print(value) => {
                 let value = self.eval(value, scope)?;
-                let text = repr::text(&value)?;
+                let text = repr::text(self, &value)?;
                 self.emit(&text, out)?;
             }
             Stmt::Set(target, value) => {
@@ -108,7 +108,7 @@ impl Run {
                     return Ok(flow);
                 }
                 let value = self.filtered(filter, text, scope)?;
-                let text = repr::text(&value)?;
+                let text = repr::text(self, &value)?;
                 self.emit(&text, out)?;
             }
             Stmt::For(f) => {
@@ -143,7 +143,7 @@ impl Run {
                 let caller = self.make_macro(def, scope);
                 given.named.push((Arc::from("caller"), caller));
                 let value = self.call(&callee, given)?;
-                let text = repr::text(&value)?;
+                let text = repr::text(self, &value)?;
                 self.emit(&text, out)?;
             }
             Stmt::Block(body, scoped) => {
@@ -177,7 +177,10 @@ impl Run {
 
     pub(crate) fn assign(&mut self, target: &Target, value: Value, scope: &Rc<Scope>) -> Res<()> {
         match target {
-            Target::Name(name) => scope.set(name, value),
+            Target::Name(name) => {
+                self.spend(scope.vars.borrow().len() as u64 / 8)?;
+                scope.set(name, value);
+            }
             Target::Tuple(targets) => {
                 let items = ops::items(self, &value)?;
                 let (expected, got) = (targets.len(), items.len());
@@ -207,6 +210,7 @@ impl Run {
                         "a namespace cannot store the underscore-prefixed attribute '{attr}'"
                     ));
                 }
+                self.spend(vars.borrow().len() as u64 / 8)?;
                 nested.set(nested.get().max(value.nested() + 1));
                 put(&mut vars.borrow_mut(), attr, value);
             }

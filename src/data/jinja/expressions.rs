@@ -39,7 +39,9 @@ impl Run {
     }
 
     pub(crate) fn lookup(&mut self, name: &Arc<str>, scope: &Rc<Scope>) -> Res<Value> {
-        if let Some(value) = scope.get(name) {
+        let (found, seen) = scope.get(name);
+        self.spend(seen as u64 / 8)?;
+        if let Some(value) = found {
             return Ok(value);
         }
         match names::FUNCTIONS.iter().find(|n| **n == &**name) {
@@ -137,7 +139,7 @@ impl Run {
         for (key, value) in items {
             let key = self.eval(key, scope)?;
             let value = self.eval(value, scope)?;
-            ops::insert(&mut entries, key, value)?;
+            ops::insert(self, &mut entries, key, value)?;
         }
         Value::dict(entries)
     }
@@ -146,7 +148,7 @@ impl Run {
         let mut text = String::new();
         for part in parts {
             let part = self.eval(part, scope)?;
-            text.push_str(&repr::text(&part)?);
+            text.push_str(&repr::text(self, &part)?);
             self.room(text.len())?;
         }
         self.text(text)
@@ -191,7 +193,7 @@ impl Run {
 
     /// Jinja2's `object[key]`.
     pub(crate) fn getitem(&mut self, object: &Value, key: &Value) -> Res<Value> {
-        if let Some(value) = ops::subscript(object, key)? {
+        if let Some(value) = ops::subscript(self, object, key)? {
             return Ok(value);
         }
         if let Some(name) = key.as_str()
@@ -199,7 +201,11 @@ impl Run {
         {
             return Ok(value);
         }
-        Ok(missing(object, &repr::repr(key).unwrap_or_else(|_| key.kind().into())))
+        match repr::repr(self, key) {
+            Ok(name) => Ok(missing(object, &name)),
+            Err(Fail::Error(_)) => Ok(missing(object, key.kind())),
+            Err(other) => Err(other),
+        }
     }
 
     /// Jinja2's `object.name`.
@@ -207,7 +213,7 @@ impl Run {
         if let Some(value) = self.attribute(object, name)? {
             return Ok(value);
         }
-        let found = ops::subscript(object, &Value::Str(name.clone()))?;
+        let found = ops::subscript(self, object, &Value::Str(name.clone()))?;
         Ok(found.unwrap_or_else(|| missing(object, &format!("'{name}'"))))
     }
 

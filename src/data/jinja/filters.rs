@@ -13,6 +13,8 @@ use std::sync::Arc;
 impl Run {
     /// Applies a filter.
     pub(crate) fn filter(&mut self, name: &str, value: Value, given: Given) -> Res<Value> {
+        self.touch(&value)?;
+        given.pos.iter().try_for_each(|arg| self.touch(arg))?;
         match name {
             "length" | "count" => length(name, value, given),
             "default" | "d" => default(name, value, given),
@@ -67,7 +69,7 @@ impl Run {
         match value {
             Value::Str(_) | Value::Safe(_) => Ok(value),
             value => {
-                let text = text(&value)?;
+                let text = text(self, &value)?;
                 self.text(text)
             }
         }
@@ -89,7 +91,7 @@ impl Run {
 
     fn marked_safe(&mut self, name: &str, value: Value, given: Given) -> Res<Value> {
         let [] = given.bind(name, [], 0)?;
-        let text = text(&value)?;
+        let text = text(self, &value)?;
         self.spend(text.len() as u64 / 8)?;
         Ok(Value::Safe(Arc::from(text)))
     }
@@ -99,12 +101,13 @@ impl Run {
         if matches!(value, Value::Safe(_)) && name != "forceescape" {
             return Ok(value);
         }
-        self.safe(escape_html(&text(&value)?))
+        let text = text(self, &value)?;
+        self.safe(escape_html(&text))
     }
 
     fn pprint(&mut self, name: &str, value: Value, given: Given) -> Res<Value> {
         let [] = given.bind(name, [], 0)?;
-        let text = sorted_repr(&value)?;
+        let text = sorted_repr(self, &value)?;
         match text.chars().count() <= 80 {
             true => self.text(text),
             false => error("pprint of more than one line is not supported"),

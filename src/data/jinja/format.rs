@@ -196,9 +196,9 @@ fn format_int(i: i128, spec: &Spec) -> Res<String> {
 }
 
 /// Python's `format(value, spec)`.
-fn format_value(value: &Value, spec: &str) -> Res<String> {
+fn format_value(run: &mut Run, value: &Value, spec: &str) -> Res<String> {
     if spec.is_empty() {
-        return text(value);
+        return text(run, value);
     }
     let parsed = parse_spec(spec)?;
     match value {
@@ -252,11 +252,11 @@ pub(crate) fn str_format(run: &mut Run, template: &str, given: &Given) -> Res<St
         let value = field_value(run, name, given, &mut automatic)?;
         let value = match conversion {
             None => value,
-            Some("s") => Value::str(text(&value)?),
-            Some("r") => Value::str(repr(&value)?),
+            Some("s") => Value::str(text(run, &value)?),
+            Some("r") => Value::str(repr(run, &value)?),
             Some(other) => return unsupported(&format!("!{other}")),
         };
-        out.push_str(&format_value(&value, spec)?);
+        out.push_str(&format_value(run, &value, spec)?);
         run.room(out.len())?;
     }
     Ok(out + rest)
@@ -331,7 +331,7 @@ pub(crate) fn percent(run: &mut Run, template: &str, value: &Value) -> Res<Strin
                 }
             }
             let Value::Dict(d) = value else { return error("format requires a mapping") };
-            match compare::lookup(&d.entries, &Value::str(&key)) {
+            match compare::lookup(run, &d.entries, &Value::str(&key))? {
                 Some(found) => named = Some(found.clone()),
                 None => return error(format!("format has no key '{key}'")),
             }
@@ -362,7 +362,7 @@ pub(crate) fn percent(run: &mut Run, template: &str, value: &Value) -> Res<Strin
                 None => return error(few),
             },
         };
-        out.push_str(&convert(&argument, kind, spec)?);
+        out.push_str(&convert(run, &argument, kind, spec)?);
         run.room(out.len())?;
     }
     match args.next() {
@@ -371,7 +371,7 @@ pub(crate) fn percent(run: &mut Run, template: &str, value: &Value) -> Res<Strin
     }
 }
 
-fn convert(value: &Value, kind: char, mut spec: Spec) -> Res<String> {
+fn convert(run: &mut Run, value: &Value, kind: char, mut spec: Spec) -> Res<String> {
     if let (Value::Undefined(message), false) = (value, matches!(kind, 's' | 'r')) {
         return error(&**message);
     }
@@ -379,7 +379,7 @@ fn convert(value: &Value, kind: char, mut spec: Spec) -> Res<String> {
         |what: &str| error(format!("%{kind} format: {what} is required, not {}", value.kind()));
     match kind {
         's' | 'r' => {
-            let body = if kind == 's' { text(value)? } else { repr(value)? };
+            let body = if kind == 's' { text(run, value)? } else { repr(run, value)? };
             spec.zero = false;
             Ok(pad(cut(&body, spec.precision), &spec, '>', 0))
         }

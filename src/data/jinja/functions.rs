@@ -14,6 +14,7 @@ const MOST_RANGE: i128 = 100_000;
 impl Run {
     /// Calls a global function.
     pub(crate) fn function(&mut self, name: &str, given: Given) -> Res<Value> {
+        given.pos.iter().try_for_each(|arg| self.touch(arg))?;
         match name {
             "range" => range(given),
             "dict" => Value::dict(self.entries(given)?),
@@ -45,12 +46,14 @@ impl Run {
             }
             "raise_exception" => {
                 let [message] = given.bind(name, ["message"], 1)?;
-                error(text(&message.unwrap_or(Value::None))?)
+                error(text(self, &message.unwrap_or(Value::None))?)
             }
             "strftime_now" => {
                 let [format] = given.bind(name, ["format"], 1)?;
                 match format {
                     Some(Value::Str(format)) => {
+                        // A letter becomes no more than a date in words.
+                        self.room(format.len().saturating_mul(16))?;
                         let time = strftime(&format, self.now);
                         self.text(time)
                     }
@@ -73,9 +76,10 @@ impl Run {
                 let mut entries = Vec::new();
                 for pair in ops::items(self, pairs)? {
                     let mut pair = ops::items(self, &pair)?;
-                    self.spend(entries.len() as u64 / 8)?;
                     match (pair.pop(), pair.pop(), pair.pop()) {
-                        (Some(value), Some(key), None) => ops::insert(&mut entries, key, value)?,
+                        (Some(value), Some(key), None) => {
+                            ops::insert(self, &mut entries, key, value)?;
+                        }
                         _ => return error("dict() needs pairs"),
                     }
                 }
@@ -83,7 +87,7 @@ impl Run {
             }
         };
         for (name, value) in given.named {
-            ops::insert(&mut entries, Value::Str(name), value)?;
+            ops::insert(self, &mut entries, Value::Str(name), value)?;
         }
         Ok(entries)
     }

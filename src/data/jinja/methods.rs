@@ -100,6 +100,8 @@ impl Run {
 
     /// Calls a method that [`Run::attribute`] found.
     pub(crate) fn method(&mut self, owner: &Value, name: &str, given: Given) -> Res<Value> {
+        self.touch(owner)?;
+        given.pos.iter().try_for_each(|arg| self.touch(arg))?;
         match owner {
             Value::Str(s) => self.str_method(s, name, given),
             Value::Safe(_) => {
@@ -109,8 +111,8 @@ impl Run {
                 "get" => {
                     let [key, default] = positional(name, given, 1)?;
                     let key = key.unwrap_or(Value::None);
-                    ops::hashable(&key)?;
-                    let found = ops::lookup(&d.entries, &key).cloned();
+                    ops::hashable(self, &key)?;
+                    let found = ops::lookup(self, &d.entries, &key)?.cloned();
                     Ok(found.or(default).unwrap_or(Value::None))
                 }
                 "fromkeys" => self.fromkeys(given),
@@ -178,14 +180,12 @@ impl Run {
                 if !given.named.is_empty() {
                     return error("changed() takes no keyword arguments");
                 }
-                let mut state = cell.borrow_mut();
-                let same = state.changed.as_ref().is_some_and(|old| {
-                    old.len() == given.pos.len()
-                        && old.iter().zip(&given.pos).all(|(a, b)| ops::equal(a, b))
-                });
-                if !same {
-                    state.changed = Some(given.pos);
-                }
+                let now = Value::list(given.pos)?;
+                let before = cell.borrow_mut().changed.replace(now.clone());
+                let same = match before {
+                    Some(before) => ops::equal(self, &before, &now)?,
+                    None => false,
+                };
                 Ok(Value::Bool(!same))
             }
             Object::Function(_) => self.fromkeys(given),
@@ -198,8 +198,7 @@ impl Run {
         let keys = ops::items(self, &keys.unwrap_or(Value::None))?;
         let mut entries = Vec::new();
         for key in keys {
-            self.spend(entries.len() as u64 / 8)?;
-            ops::insert(&mut entries, key, value.clone().unwrap_or(Value::None))?;
+            ops::insert(self, &mut entries, key, value.clone().unwrap_or(Value::None))?;
         }
         Value::dict(entries)
     }
@@ -213,12 +212,16 @@ impl Run {
         let item = item.unwrap_or(Value::None);
         let items = ops::items(self, owner)?;
         if name == "count" {
-            let count = items.iter().filter(|v| ops::equal(v, &item)).count();
-            return Ok(Value::Int(count as i128));
+            let mut count = 0;
+            for other in &items {
+                count += i128::from(ops::equal(self, other, &item)?);
+            }
+            return Ok(Value::Int(count));
         }
         let (from, to) = bounds(items.len(), start, stop)?;
-        match (from..to).find(|&i| ops::equal(&items[i], &item)) {
-            Some(i) => Ok(Value::Int(i as i128)),
+        let inside = items.get(from..to).unwrap_or_default();
+        match ops::place_of(self, inside, &item)? {
+            Some(i) => Ok(Value::Int((from + i) as i128)),
             None => error(format!("the value is not in the {}", owner.kind())),
         }
     }

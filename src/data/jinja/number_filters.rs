@@ -11,7 +11,7 @@ impl Run {
     pub(crate) fn round(&mut self, value: Value, given: Given) -> Res<Value> {
         let [precision, method] = given.bind("round", ["precision", "method"], 0)?;
         let precision = integer("round", precision, 0)?;
-        let method = method.map_or_else(|| Ok("common".to_owned()), |m| text(&m))?;
+        let method = method.map_or_else(|| Ok("common".to_owned()), |m| text(self, &m))?;
         let number = match (&value, ops::number(&value)) {
             (Value::Undefined(message), _) => return error(&**message),
             (_, Some(number)) => number,

@@ -2,12 +2,13 @@
 
 use super::ast::{BinaryOp, CompareOp};
 pub(crate) use super::compare::{
-    as_count, equal, hashable, insert, is_set, lookup, number, ordered, same, truth,
+    among, as_count, equal, hashable, insert, is_set, lookup, number, ordered, place_of, same,
+    truth,
 };
 use super::format::percent;
 use super::repr::escape_html;
 use super::run::Run;
-use super::value::{Iter, Object, Res, Value, View, error, range_len, view_items};
+use super::value::{Fail, Iter, Object, Res, Value, View, error, range_len, view_items};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -25,22 +26,29 @@ fn index(len: usize, at: i128) -> Option<usize> {
 }
 
 /// Python's `object[key]`; None for its `TypeError` and `LookupError`.
-pub(crate) fn subscript(object: &Value, key: &Value) -> Res<Option<Value>> {
+pub(crate) fn subscript(run: &mut Run, object: &Value, key: &Value) -> Res<Option<Value>> {
     Ok(match (object, key) {
         (Value::Undefined(message), _) => return error(&**message),
-        (Value::Dict(d), _) if hashable(key).is_ok() => lookup(&d.entries, key).cloned(),
+        (Value::Dict(d), _) => match hashable(run, key) {
+            Ok(()) => lookup(run, &d.entries, key)?.cloned(),
+            Err(Fail::Error(_)) => None,
+            Err(other) => return Err(other),
+        },
         (Value::List(s) | Value::Tuple(s), _) => {
             key.as_int().and_then(|i| Some(s.items[index(s.items.len(), i)?].clone()))
         }
-        (Value::Str(s) | Value::Safe(s), _) => key.as_int().and_then(|i| {
-            let at = index(s.chars().count(), i)?;
-            let mut buffer = [0; 4];
-            let c: &str = s.chars().nth(at)?.encode_utf8(&mut buffer);
-            Some(match object {
-                Value::Safe(_) => Value::Safe(Arc::from(c)),
-                _ => Value::str(c),
+        (Value::Str(s) | Value::Safe(s), _) => {
+            run.spend(s.len() as u64 / 8)?;
+            key.as_int().and_then(|i| {
+                let at = index(s.chars().count(), i)?;
+                let mut buffer = [0; 4];
+                let c: &str = s.chars().nth(at)?.encode_utf8(&mut buffer);
+                Some(match object {
+                    Value::Safe(_) => Value::Safe(Arc::from(c)),
+                    _ => Value::str(c),
+                })
             })
-        }),
+        }
         (Value::Range(r), _) => key.as_int().and_then(|i| {
             let at = index(usize::try_from(range_len(r)).ok()?, i)?;
             Some(Value::Int(r[0] + at as i128 * r[2]))
@@ -82,6 +90,7 @@ fn taken<T: Clone>(items: &[T], (start, step, count): (i128, i128, i128)) -> Vec
 
 /// Python's `value[start:stop:step]`.
 pub(crate) fn slice(run: &mut Run, value: &Value, parts: &[Option<Value>; 3]) -> Res<Value> {
+    run.touch(value)?;
     match value {
         Value::Str(s) | Value::Safe(s) => {
             let chars: Vec<char> = s.chars().collect();
@@ -160,6 +169,8 @@ pub(crate) fn items(run: &mut Run, value: &Value) -> Res<Vec<Value>> {
 
 /// Python's `item in container`.
 pub(crate) fn contains(run: &mut Run, container: &Value, item: &Value) -> Res<bool> {
+    run.touch(container)?;
+    run.touch(item)?;
     Ok(match container {
         Value::Undefined(_) => false,
         Value::Str(s) | Value::Safe(s) => match item.as_str() {
@@ -170,14 +181,18 @@ pub(crate) fn contains(run: &mut Run, container: &Value, item: &Value) -> Res<bo
             }
         },
         Value::Dict(d) | Value::View(View::Keys, d) => {
-            hashable(item)?;
-            lookup(&d.entries, item).is_some()
+            hashable(run, item)?;
+            lookup(run, &d.entries, item)?.is_some()
         }
         Value::Iter(iter) => loop {
             let next = iter.borrow_mut().items.pop_front();
             match next {
-                Some(value) if equal(&value, item) => break true,
-                Some(_) => {}
+                Some(value) => {
+                    run.spend(1)?;
+                    if equal(run, &value, item)? {
+                        break true;
+                    }
+                }
                 None => {
                     let fails = iter.borrow_mut().fails.take();
                     match fails {
@@ -187,25 +202,25 @@ pub(crate) fn contains(run: &mut Run, container: &Value, item: &Value) -> Res<bo
                 }
             }
         },
-        Value::List(s) | Value::Tuple(s) => {
-            run.spend(s.items.len() as u64 / 8)?;
-            s.items.iter().any(|value| equal(value, item))
-        }
+        Value::List(s) | Value::Tuple(s) => among(run, &s.items, item)?,
         Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Object(_) => {
             return error(format!("argument of type '{}' is not iterable", container.kind()));
         }
-        _ => items(run, container)?.iter().any(|value| equal(value, item)),
+        _ => {
+            let items = items(run, container)?;
+            among(run, &items, item)?
+        }
     })
 }
 
 /// Python's chainable comparisons.
 pub(crate) fn compare(run: &mut Run, op: CompareOp, a: &Value, b: &Value) -> Res<bool> {
     match op {
-        CompareOp::Eq => Ok(equal(a, b)),
-        CompareOp::Ne => Ok(!equal(a, b)),
+        CompareOp::Eq => equal(run, a, b),
+        CompareOp::Ne => Ok(!equal(run, a, b)?),
         CompareOp::In => contains(run, b, a),
         CompareOp::NotIn => Ok(!contains(run, b, a)?),
-        _ => ordered(op, a, b),
+        _ => ordered(run, op, a, b),
     }
 }
 
@@ -223,6 +238,8 @@ fn sign(op: BinaryOp) -> &'static str {
 
 /// Python's binary operators.
 pub(crate) fn binary(run: &mut Run, op: BinaryOp, a: &Value, b: &Value) -> Res<Value> {
+    run.touch(a)?;
+    run.touch(b)?;
     if let (Value::Undefined(message), _) | (_, Value::Undefined(message)) = (a, b)
         && !(op == BinaryOp::Mod && matches!(a, Value::Str(_)))
     {
@@ -396,20 +413,24 @@ pub(crate) fn unary(value: &Value, negate: bool) -> Res<Value> {
 }
 
 /// A stable sort by keys whose comparison may fail, in Python's order of `reverse`.
-pub(crate) fn sort(items: Vec<(Value, Value)>, reverse: bool) -> Res<Vec<(Value, Value)>> {
+pub(crate) fn sort(
+    run: &mut Run,
+    items: Vec<(Value, Value)>,
+    reverse: bool,
+) -> Res<Vec<(Value, Value)>> {
     if items.len() < 2 {
         return Ok(items);
     }
     let mut left = items;
     let right = left.split_off(left.len() / 2);
-    let left = sort(left, reverse)?;
-    let right = sort(right, reverse)?;
+    let left = sort(run, left, reverse)?;
+    let right = sort(run, right, reverse)?;
     let mut sorted = Vec::with_capacity(left.len() + right.len());
     let (mut left, mut right) = (left.into_iter().peekable(), right.into_iter().peekable());
     while let (Some(a), Some(b)) = (left.peek(), right.peek()) {
         let right_first = match reverse {
-            false => ordered(CompareOp::Lt, &b.0, &a.0)?,
-            true => ordered(CompareOp::Lt, &a.0, &b.0)?,
+            false => ordered(run, CompareOp::Lt, &b.0, &a.0)?,
+            true => ordered(run, CompareOp::Lt, &a.0, &b.0)?,
         };
         sorted.extend(if right_first { right.next() } else { left.next() });
     }

@@ -1,33 +1,41 @@
 //! Python's `str` and `repr`.
 
+use super::run::Run;
 use super::strings::is_printable;
 use super::value::{Object, Res, Value, View, error};
 use std::fmt::Write;
 
 /// Python's `str(value)`.
-pub(crate) fn text(value: &Value) -> Res<String> {
+pub(crate) fn text(run: &mut Run, value: &Value) -> Res<String> {
     match value {
         Value::Undefined(_) => Ok(String::new()),
-        Value::Str(s) | Value::Safe(s) => Ok(s.to_string()),
-        _ => repr(value),
+        Value::Str(s) | Value::Safe(s) => {
+            run.spend(s.len() as u64 / 8)?;
+            Ok(s.to_string())
+        }
+        _ => repr(run, value),
     }
 }
 
 /// Python's `repr(value)`.
-pub(crate) fn repr(value: &Value) -> Res<String> {
+pub(crate) fn repr(run: &mut Run, value: &Value) -> Res<String> {
     let mut out = String::new();
-    write(value, false, 0, &mut out)?;
+    write(run, value, false, 0, &mut out)?;
     Ok(out)
 }
 
 /// `repr` with the keys of dictionaries sorted, as `pprint` does.
-pub(crate) fn sorted_repr(value: &Value) -> Res<String> {
+pub(crate) fn sorted_repr(run: &mut Run, value: &Value) -> Res<String> {
     let mut out = String::new();
-    write(value, true, 0, &mut out)?;
+    write(run, value, true, 0, &mut out)?;
     Ok(out)
 }
 
-fn write(value: &Value, sorted: bool, depth: u32, out: &mut String) -> Res<()> {
+fn write(run: &mut Run, value: &Value, sorted: bool, depth: u32, out: &mut String) -> Res<()> {
+    // Values that hold each other several times are longer than they look.
+    run.spend(1)?;
+    run.touch(value)?;
+    run.room(out.len())?;
     if depth > 500 {
         return error("maximum recursion depth exceeded while getting the repr of an object");
     }
@@ -43,10 +51,10 @@ fn write(value: &Value, sorted: bool, depth: u32, out: &mut String) -> Res<()> {
             quote(s, out);
             out.push(')');
         }
-        Value::List(s) => series(&s.items, ["[", "]"], sorted, depth, out)?,
+        Value::List(s) => series(run, &s.items, ["[", "]"], sorted, depth, out)?,
         Value::Tuple(s) => {
             let close = if s.items.len() == 1 { ",)" } else { ")" };
-            series(&s.items, ["(", close], sorted, depth, out)?;
+            series(run, &s.items, ["(", close], sorted, depth, out)?;
         }
         Value::Dict(d) => {
             let mut entries: Vec<&(Value, Value)> = d.entries.iter().collect();
@@ -59,9 +67,9 @@ fn write(value: &Value, sorted: bool, depth: u32, out: &mut String) -> Res<()> {
             out.push('{');
             for (i, (key, item)) in entries.into_iter().enumerate() {
                 out.push_str(if i > 0 { ", " } else { "" });
-                write(key, sorted, depth + 1, out)?;
+                write(run, key, sorted, depth + 1, out)?;
                 out.push_str(": ");
-                write(item, sorted, depth + 1, out)?;
+                write(run, item, sorted, depth + 1, out)?;
             }
             out.push('}');
         }
@@ -72,7 +80,7 @@ fn write(value: &Value, sorted: bool, depth: u32, out: &mut String) -> Res<()> {
                 View::Values => "dict_values([",
                 View::Items => "dict_items([",
             };
-            series(&items, [name, "])"], sorted, depth, out)?;
+            series(run, &items, [name, "])"], sorted, depth, out)?;
         }
         Value::Range(r) => {
             let [start, stop, step] = **r;
@@ -86,7 +94,7 @@ fn write(value: &Value, sorted: bool, depth: u32, out: &mut String) -> Res<()> {
                     out.push_str(if i > 0 { ", " } else { "" });
                     quote(name, out);
                     out.push_str(": ");
-                    write(item, sorted, depth + 1, out)?;
+                    write(run, item, sorted, depth + 1, out)?;
                 }
                 out.push_str("}>");
             }
@@ -109,6 +117,7 @@ fn write(value: &Value, sorted: bool, depth: u32, out: &mut String) -> Res<()> {
 }
 
 fn series(
+    run: &mut Run,
     items: &[Value],
     [open, close]: [&str; 2],
     sorted: bool,
@@ -118,7 +127,7 @@ fn series(
     out.push_str(open);
     for (i, item) in items.iter().enumerate() {
         out.push_str(if i > 0 { ", " } else { "" });
-        write(item, sorted, depth + 1, out)?;
+        write(run, item, sorted, depth + 1, out)?;
     }
     out.push_str(close);
     Ok(())

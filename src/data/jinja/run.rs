@@ -6,9 +6,6 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Bytes that one text may have.
-const MOST_TEXT: usize = 32 << 20;
-
 /// Units of work for an item of a list, which bound the memory that lists take.
 const ITEM: u64 = 4;
 
@@ -19,6 +16,8 @@ pub(crate) struct Limits {
     pub(crate) fuel: u64,
     /// Levels of calls, statements and expressions.
     pub(crate) depth: u32,
+    /// Bytes that one text may have.
+    pub(crate) text: usize,
 }
 
 /// The result of a rendering.
@@ -130,15 +129,26 @@ impl Run {
         }
     }
 
+    /// Takes the work of looking at a value once off the budget.
+    pub(crate) fn touch(&mut self, value: &Value) -> Res<()> {
+        let size = match value {
+            Value::Str(s) | Value::Safe(s) => s.len(),
+            Value::List(s) | Value::Tuple(s) => s.items.len(),
+            Value::Dict(d) | Value::View(_, d) => d.entries.len(),
+            _ => 0,
+        };
+        self.spend(size as u64 / 8)
+    }
+
     pub(crate) fn spend_items(&mut self, items: usize) -> Res<()> {
         self.spend((items as u64).saturating_mul(ITEM))
     }
 
     /// An error unless a text of so many bytes may be made.
     pub(crate) fn room(&mut self, bytes: usize) -> Res<()> {
-        match bytes <= MOST_TEXT {
+        match bytes <= self.limits.text {
             true => Ok(()),
-            false => error(format!("a text of more than {} MiB", MOST_TEXT >> 20)),
+            false => error(format!("a text of more than {} MiB", self.limits.text >> 20)),
         }
     }
 

@@ -65,9 +65,8 @@ impl Run {
         self.lazily(&value, |run, item, out| {
             let key = run.get_path(&item, &path, None)?;
             let key = if fold { folded(key) } else { key };
-            ops::hashable(&key)?;
-            run.spend(seen.len() as u64 / 8)?;
-            if !seen.iter().any(|k| ops::equal(k, &key)) {
+            ops::hashable(run, &key)?;
+            if !ops::among(run, &seen, &key)? {
                 seen.push(key);
                 out.push(item);
             }
@@ -85,8 +84,8 @@ impl Run {
             let key = if fold { folded(key) } else { key };
             let better = match &best {
                 None => true,
-                Some((old, _)) if name == "min" => ops::ordered(CompareOp::Lt, &key, old)?,
-                Some((old, _)) => ops::ordered(CompareOp::Gt, &key, old)?,
+                Some((old, _)) if name == "min" => ops::ordered(self, CompareOp::Lt, &key, old)?,
+                Some((old, _)) => ops::ordered(self, CompareOp::Gt, &key, old)?,
             };
             if better {
                 best = Some((key, item));
@@ -134,13 +133,13 @@ impl Run {
 
     pub(crate) fn joined(&mut self, name: &str, value: Value, given: Given) -> Res<Value> {
         let [separator, attribute] = given.bind(name, ["d", "attribute"], 0)?;
-        let separator = text(&separator.unwrap_or_else(|| Value::str("")))?;
+        let separator = text(self, &separator.unwrap_or_else(|| Value::str("")))?;
         let path = path(attribute)?;
         let mut joined = String::new();
         for (i, item) in ops::items(self, &value)?.into_iter().enumerate() {
             let item = self.get_path(&item, &path, None)?;
             joined.push_str(if i > 0 { &separator } else { "" });
-            joined.push_str(&text(&item)?);
+            joined.push_str(&text(self, &item)?);
             self.room(joined.len())?;
         }
         self.text(joined)
@@ -186,7 +185,7 @@ impl Run {
         if given.pos.is_empty() {
             return Ok(failing(Vec::new(), "map requires a filter argument"));
         }
-        let filter = text(&given.pos.remove(0))?;
+        let filter = text(self, &given.pos.remove(0))?;
         if !names::FILTERS.contains(&&*filter) {
             return Ok(failing(Vec::new(), &format!("No filter named '{filter}'.")));
         }
@@ -210,7 +209,7 @@ impl Run {
         };
         let test = match given.pos.is_empty() {
             true => None,
-            false => Some(text(&given.pos.remove(0))?),
+            false => Some(text(self, &given.pos.remove(0))?),
         };
         self.lazily(&value, |run, item, out| {
             let subject = run.get_path(&item, &path, None)?;
@@ -260,10 +259,14 @@ impl Run {
         }
         self.spend(keyed.len() as u64 * 20)?;
         let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
-        for (key, item) in ops::sort(keyed, false)? {
-            match groups.last_mut() {
-                Some((old, items)) if ops::equal(old, &key) => items.push(item),
-                _ => groups.push((key, vec![item])),
+        for (key, item) in ops::sort(self, keyed, false)? {
+            let same = match groups.last() {
+                Some((old, _)) => ops::equal(self, old, &key)?,
+                None => false,
+            };
+            match groups.last_mut().filter(|_| same) {
+                Some((_, items)) => items.push(item),
+                None => groups.push((key, vec![item])),
             }
         }
         let mut out = Vec::new();
@@ -353,7 +356,7 @@ impl Run {
 
     fn sorted(&mut self, keyed: Vec<(Value, Value)>, reverse: bool) -> Res<Value> {
         self.spend(keyed.len() as u64 * 20)?;
-        let sorted = ops::sort(keyed, reverse)?;
+        let sorted = ops::sort(self, keyed, reverse)?;
         Value::list(sorted.into_iter().map(|(_, item)| item).collect())
     }
 }

@@ -5,7 +5,7 @@ use super::methods::{bounds, integer, positional};
 use super::ops;
 use super::run::{Given, Run};
 use super::strings::{
-    capitalize, case_is, casefold, characters_are, expandtabs, is_identifier, is_space,
+    Characters, capitalize, case_is, casefold, characters_are, expandtabs, is_identifier, is_space,
     rsplit_space, split_space, splitlines, swapcase, title,
 };
 use super::value::{Res, Value, error};
@@ -14,8 +14,6 @@ use std::sync::Arc;
 impl Run {
     /// Calls a method of a text.
     pub(crate) fn str_method(&mut self, s: &Arc<str>, name: &str, given: Given) -> Res<Value> {
-        // Most methods read the text once.
-        self.spend(s.len() as u64 / 8)?;
         match name {
             "strip" | "lstrip" | "rstrip" => self.strip(s, name, given),
             "split" | "rsplit" => self.split(s, name, given),
@@ -23,7 +21,7 @@ impl Run {
                 let [keep] = given.bind(name, ["keepends"], 0)?;
                 self.texts(splitlines(s, ops::is_set(keep)))
             }
-            "startswith" | "endswith" => has_affix(s, name, given),
+            "startswith" | "endswith" => self.has_affix(s, name, given),
             "find" | "rfind" | "index" | "rindex" | "count" => find(s, name, given),
             "replace" => {
                 let [old, new, count] = positional(name, given, 2)?;
@@ -39,7 +37,7 @@ impl Run {
             "expandtabs" => {
                 let [size] = given.bind(name, ["tabsize"], 0)?;
                 let size = size.map_or(Ok(8), |size| width_of(name, Some(size)))?;
-                match expandtabs(s, size, 32 << 20) {
+                match expandtabs(s, size, self.limits.text) {
                     Some(text) => self.text(text),
                     None => error("expandtabs makes a text that is too long"),
                 }
@@ -71,9 +69,9 @@ impl Run {
 
     fn strip(&mut self, s: &Arc<str>, name: &str, given: Given) -> Res<Value> {
         let [chars] = positional(name, given, 0)?;
-        let set = optional_text(name, chars)?;
+        let set = optional_text(name, chars)?.map(|set| Characters::of(&set));
         let cut = |c: char| match &set {
-            Some(set) => set.contains(c),
+            Some(set) => set.has(c),
             None => is_space(c),
         };
         self.text(match name {
@@ -189,30 +187,30 @@ impl Run {
         self.spend_items(parts.len())?;
         Value::list(parts.into_iter().map(Value::str).collect())
     }
-}
 
-fn has_affix(s: &Arc<str>, name: &str, given: Given) -> Res<Value> {
-    let [affix, start, stop] = positional(name, given, 1)?;
-    let part = span(s, start, stop)?.map(|(_, part)| part);
-    let test = |affix: &Value| match (affix.as_str(), part) {
-        (None, _) => {
-            let kind = affix.kind();
-            error(format!("{name} needs a str or a tuple of str, not {kind}"))
-        }
-        (_, None) => Ok(false),
-        (Some(affix), Some(part)) if name == "startswith" => Ok(part.starts_with(affix)),
-        (Some(affix), Some(part)) => Ok(part.ends_with(affix)),
-    };
-    match affix.unwrap_or(Value::None) {
-        Value::Tuple(affixes) => {
-            for affix in &affixes.items {
-                if test(affix)? {
-                    return Ok(Value::Bool(true));
+    fn has_affix(&mut self, s: &Arc<str>, name: &str, given: Given) -> Res<Value> {
+        let [affix, start, stop] = positional(name, given, 1)?;
+        let part = span(s, start, stop)?.map(|(_, part)| part);
+        let affixes = match affix {
+            Some(Value::Tuple(affixes)) => affixes.items.clone(),
+            affix => vec![affix.unwrap_or(Value::None)],
+        };
+        for affix in &affixes {
+            self.touch(affix)?;
+            let has = match (affix.as_str(), part) {
+                (None, _) => {
+                    let kind = affix.kind();
+                    return error(format!("{name} needs a str or a tuple of str, not {kind}"));
                 }
+                (_, None) => false,
+                (Some(affix), Some(part)) if name == "startswith" => part.starts_with(affix),
+                (Some(affix), Some(part)) => part.ends_with(affix),
+            };
+            if has {
+                return Ok(Value::Bool(true));
             }
-            Ok(Value::Bool(false))
         }
-        affix => test(&affix).map(Value::Bool),
+        Ok(Value::Bool(false))
     }
 }
 

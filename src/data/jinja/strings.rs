@@ -2,6 +2,23 @@
 
 use super::value::{Res, error};
 
+/// Characters to be stripped.
+pub(crate) struct Characters(Vec<char>);
+
+impl Characters {
+    /// Those of a text, of any length.
+    pub(crate) fn of(text: &str) -> Characters {
+        let mut all: Vec<char> = text.chars().collect();
+        all.sort_unstable();
+        all.dedup();
+        Characters(all)
+    }
+
+    pub(crate) fn has(&self, c: char) -> bool {
+        self.0.binary_search(&c).is_ok()
+    }
+}
+
 /// White space as `str.isspace` has it.
 pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')

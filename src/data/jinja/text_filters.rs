@@ -5,8 +5,9 @@ use super::number_filters::integer;
 use super::ops;
 use super::repr::{escape_html, text};
 use super::run::{Given, Run};
-use super::strings::{capitalize, is_space, splitlines};
+use super::strings::{Characters, capitalize, is_space, splitlines};
 use super::value::{Res, Value, View, error, view_items};
+use std::fmt::Write;
 
 impl Run {
     /// Filters of a text.
@@ -23,8 +24,7 @@ impl Run {
             }
             return error(format!("the filter '{name}' needs a text, not {kind}"));
         }
-        let s = text(&value)?;
-        self.spend(s.len() as u64 / 8)?;
+        let s = text(self, &value)?;
         match name {
             "upper" | "lower" | "capitalize" | "title" | "wordcount" | "striptags" => {
                 let [] = given.bind(name, [], 0)?;
@@ -45,7 +45,10 @@ impl Run {
                 let [chars] = given.bind(name, ["chars"], 0)?;
                 match chars {
                     None | Some(Value::None) => self.text(s.trim_matches(is_space)),
-                    Some(Value::Str(set)) => self.text(s.trim_matches(|c| set.contains(c))),
+                    Some(Value::Str(set)) => {
+                        let set = Characters::of(&set);
+                        self.text(s.trim_matches(|c| set.has(c)))
+                    }
                     Some(other) => {
                         error(format!("strip arg must be None or str, not {}", other.kind()))
                     }
@@ -53,8 +56,8 @@ impl Run {
             }
             "replace" => {
                 let [old, new, count] = given.bind(name, ["old", "new", "count"], 2)?;
-                let old = text(&old.unwrap_or(Value::None))?;
-                let new = text(&new.unwrap_or(Value::None))?;
+                let old = text(self, &old.unwrap_or(Value::None))?;
+                let new = text(self, &new.unwrap_or(Value::None))?;
                 let count = integer(name, count.filter(|c| !matches!(c, Value::None)), -1)?;
                 self.replaced(&s, &old, &new, count)
             }
@@ -116,7 +119,7 @@ impl Run {
             given.bind("truncate", ["length", "killwords", "end", "leeway"], 0)?;
         let length = integer("truncate", length, 255)?;
         let leeway = integer("truncate", leeway.filter(|l| !matches!(l, Value::None)), 5)?;
-        let end = end.map_or_else(|| Ok("...".to_owned()), |end| text(&end))?;
+        let end = end.map_or_else(|| Ok("...".to_owned()), |end| text(self, &end))?;
         let end_length = end.chars().count() as i128;
         if length < end_length || leeway < 0 {
             return error(format!("expected length >= {end_length}, got {length}"));
@@ -141,7 +144,7 @@ impl Run {
         let long = long.is_none_or(|l| ops::truth(&l));
         let between = match between {
             None | Some(Value::None) => "\n".to_owned(),
-            Some(between) => text(&between)?,
+            Some(between) => text(self, &between)?,
         };
         if width == 0 {
             return error("invalid width 0 (must be > 0)");
@@ -151,7 +154,7 @@ impl Run {
         }
         let mut out = Vec::new();
         for line in splitlines(s, false) {
-            out.extend(wrap(line, width, long));
+            out.extend(wrap(self, line, width, long)?);
             // An empty line gives no piece, but keeps its place.
             if line.trim_matches(is_space).is_empty() {
                 out.push(String::new());
@@ -177,7 +180,7 @@ impl Run {
             }
             let item = match item {
                 Value::Safe(s) => s.to_string(),
-                item => escape_html(&text(item)?),
+                item => escape_html(&text(self, item)?),
             };
             parts.push(format!("{}=\"{item}\"", escape_html(key)));
         }
@@ -193,7 +196,7 @@ impl Run {
                 ops::items(self, &value)?
             }
             value => {
-                let quoted = quote_url(&text(value)?, "/");
+                let quoted = quote_url(&text(self, value)?, "/");
                 return self.text(quoted);
             }
         };
@@ -201,7 +204,8 @@ impl Run {
         for pair in pairs {
             match &ops::items(self, &pair)?[..] {
                 [key, item] => {
-                    let quoted = |v: &Value| Ok(quote_url(&text(v)?, "").replace("%20", "+"));
+                    let mut quoted =
+                        |v: &Value| Ok(quote_url(&text(self, v)?, "").replace("%20", "+"));
                     parts.push(format!("{}={}", quoted(key)?, quoted(item)?));
                 }
                 _ => return error("urlencode needs pairs"),
@@ -264,14 +268,14 @@ fn quote_url(s: &str, safe: &str) -> String {
         let c = char::from(byte);
         match c.is_ascii_alphanumeric() || "_.-~".contains(c) || safe.contains(c) {
             true => out.push(c),
-            false => out.push_str(&format!("%{byte:02X}")),
+            false => _ = write!(out, "%{byte:02X}"),
         }
     }
     out
 }
 
 /// `textwrap.wrap` of one line that has no hyphens.
-fn wrap(line: &str, width: usize, break_long: bool) -> Vec<String> {
+fn wrap(run: &mut Run, line: &str, width: usize, break_long: bool) -> Res<Vec<String>> {
     // Words and the white space between them.
     let mut chunks: Vec<Vec<char>> = Vec::new();
     for c in line.chars() {
@@ -299,6 +303,8 @@ fn wrap(line: &str, width: usize, break_long: bool) -> Vec<String> {
         if chunks.last().is_some_and(|chunk| chunk.len() > width) {
             if break_long {
                 if let Some(chunk) = chunks.last_mut() {
+                    // What is left of a long word is copied with each line of it.
+                    run.spend(chunk.len() as u64 / 8)?;
                     let rest = chunk.split_off((width - length).min(chunk.len()));
                     let head = std::mem::replace(chunk, rest);
                     current.push(head);
@@ -314,7 +320,7 @@ fn wrap(line: &str, width: usize, break_long: bool) -> Vec<String> {
             lines.push(current.concat().into_iter().collect());
         }
     }
-    lines
+    Ok(lines)
 }
 
 fn textwrap_space(c: char) -> bool {

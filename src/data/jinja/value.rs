@@ -121,7 +121,7 @@ pub(crate) struct Loop {
     pub(crate) current: Option<Value>,
     /// The item after this one, once looked at; None inside says that there is none.
     pub(crate) after: Option<Option<Value>>,
-    pub(crate) changed: Option<Vec<Value>>,
+    pub(crate) changed: Option<Value>,
     pub(crate) depth: i128,
     pub(crate) recursive: Option<(Arc<super::ast::For>, Rc<Scope>)>,
 }
@@ -135,13 +135,17 @@ impl Scope {
         put(&mut self.vars.borrow_mut(), name, value);
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<Value> {
-        let mut scope = self;
+    /// The value of a name, and how many names were looked at.
+    pub(crate) fn get(&self, name: &str) -> (Option<Value>, usize) {
+        let (mut scope, mut seen) = (self, 0);
         loop {
-            if let Some(value) = named(&scope.vars.borrow(), name) {
-                return Some(value.clone());
+            let vars = scope.vars.borrow();
+            seen += vars.len() + 1;
+            if let Some(value) = named(&vars, name) {
+                return (Some(value.clone()), seen);
             }
-            scope = scope.parent.as_ref()?;
+            let Some(parent) = &scope.parent else { return (None, seen) };
+            scope = parent;
         }
     }
 }
