@@ -223,6 +223,7 @@ impl Engine {
             return Err(Error::internal(format!("{at}: saved with gradients that wait")));
         }
         self.check()?;
+        out.allow_any_value(self.model.not_finite);
         for (id, p) in store.trained() {
             let name = format!("{at}/weight/{}", p.spec.name);
             out.tensor(name, store.dtype(), &p.spec.shape, move |to| store.read_raw_into(id, to));

@@ -166,13 +166,14 @@ impl Online {
 
     /// Optimizer steps of one iteration.
     pub(super) fn updates(&self) -> usize {
-        self.method.epochs * self.completions().div_ceil(self.keys.completions_per_step())
+        let passes = self.completions().div_ceil(self.keys.completions_per_step());
+        self.method.epochs.saturating_mul(passes)
     }
 
     /// The settings of the trainer, over `iterations` iterations.
     pub(super) fn config(&self, cfg: &RunConfig, eos: Vec<i32>, iterations: u64) -> OnlineConfig {
         let s = &self.keys;
-        let schedule = s.update.schedule(iterations * self.updates() as u64);
+        let schedule = s.update.schedule(iterations.saturating_mul(self.updates() as u64));
         OnlineConfig {
             method: self.method,
             sampling: Sampling {
