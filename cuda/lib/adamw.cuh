@@ -1,7 +1,7 @@
 // The groups of elements that an optimizer step treats alike: what op/adamw.cu and
 // op/adamw_compact.cu share.
 #pragma once
-#include "lib/kernel.cuh"
+#include "lib/types.cuh"
 
 constexpr int ADAMW_GROUPS = 160;
 
@@ -10,6 +10,9 @@ struct AdamWGroup {
   float keep;       // 1 - lr * weight decay
   float step_size;  // lr / (1 - beta1^t)
 };
+
+// True if a weight that was finite is not any more.
+DEV bool breaks(float old, float now) { return finite(old) && !finite(now); }
 
 // The last of `p.group` (by start, disjoint) that starts at or before element i, or the first one.
 template <class Params>

@@ -17,6 +17,7 @@ struct AdamWCompactParams {
   uint32_t* m;
   uint32_t* v;
   float2* scales;       // of m and of the root of v
+  uint32_t* broken;     // 1 once a number is not finite any more
   uint64_t start, end;  // the elements of this launch; multiples of 64
   float one_minus_beta1, beta2, one_minus_beta2, v_factor, eps;
   uint32_t groups, dither, pad;    // the dither of the first element of a block
@@ -41,13 +42,14 @@ DEV float block_largest(const float (&x)[COMPACT_EACH]) {
   return __uint_as_float(bits);
 }
 
-// The new weights of four elements, and their corrections.
-DEV void compact_weights(const AdamWCompactParams& p, const AdamWGroup& group, size_t at,
+// The new weights of four elements, and their corrections. True if one is not finite any more.
+DEV bool compact_weights(const AdamWCompactParams& p, const AdamWGroup& group, size_t at,
                          uint32_t dither, const float (&m)[COMPACT_EACH],
                          const float (&root)[COMPACT_EACH]) {
   const uint2 pairs = p.w[at];
   const uint32_t word[2] = {pairs.x, pairs.y}, old_corrections = p.correction[at];
   uint32_t high[COMPACT_EACH], corrections = 0;
+  bool broken = false;
 #pragma unroll
   for (int k = 0; k < COMPACT_EACH; k++) {
     const uint32_t old_high = k % 2 ? word[k / 2] & 0xffff0000u : word[k / 2] << 16;
@@ -58,10 +60,12 @@ DEV void compact_weights(const AdamWCompactParams& p, const AdamWGroup& group, s
     const uint32_t d = dither + static_cast<uint32_t>(k) * 0x9e3779b9u;
     const uint32_t bits = x != x ? 0x7fc00000u : __float_as_uint(x) + (d >> 24);
     high[k] = (bits + 0x8000u) >> 16;
+    broken |= breaks(old, __uint_as_float(high[k] << 16));
     corrections |= (((bits >> 8) - (high[k] << 8)) & 0xffu) << (8 * k);
   }
   p.w[at] = uint2{high[0] | high[1] << 16, high[2] | high[3] << 16};
   p.correction[at] = corrections;
+  return broken;
 }
 
 template <class G>
@@ -73,6 +77,7 @@ DEV void adamw_compact(const AdamWCompactParams& p) {
   const bool active = group.start <= i && i < group.end;
   const uint32_t dither = p.dither + static_cast<uint32_t>(i % COMPACT_BLOCK) * 0x9e3779b9u;
   float m[COMPACT_EACH] = {}, root[COMPACT_EACH] = {};
+  bool broken = false;
   if (active) {
     const float clip = *p.clip;
     const float2 scales = p.scales[block];
@@ -89,11 +94,12 @@ DEV void adamw_compact(const AdamWCompactParams& p) {
       const float old_root = static_cast<float>((v_codes >> (8 * k)) & 0xffu) * v_unit;
       root[k] = sqrtf(p.beta2 * (old_root * old_root) + p.one_minus_beta2 * g * g);
     }
-    compact_weights(p, group, at, dither, m, root);
+    broken = compact_weights(p, group, at, dither, m, root);
   }
   const float m_largest = block_largest(m), v_largest = block_largest(root);
   __syncwarp();  // one thread writes the scales that all have read, and shuffles order no memory
   if (!active) return;
+  if (broken || !finite(m_largest) || !finite(v_largest)) atomic_max_u32(p.broken, 1);
   const float m_scale = m_largest == 0.f ? 1.f : m_largest,
               v_scale = v_largest == 0.f ? 1.f : v_largest;
   uint32_t m_codes = 0, v_codes = 0;

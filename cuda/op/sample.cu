@@ -132,8 +132,6 @@ DEV Pass pass(const float* z, uint32_t n, uint64_t goal, uint64_t* partial, cons
   return found;
 }
 
-DEV bool finite(float x) { return fabsf(x) < INFINITY; }
-
 // The share `u` of `total`, below `total`.
 DEV uint64_t share(double u, uint64_t total) {
   uint64_t part = static_cast<uint64_t>(u * static_cast<double>(total));

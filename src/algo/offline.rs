@@ -106,6 +106,7 @@ impl<R> OfflineTrainer<R> {
 
     /// Loss and metrics of rows that are not learned.
     pub fn evaluate(&self, ws: &mut Workspace, rows: &[&R]) -> Result<Outcome> {
+        self.engine.check()?;
         let weight = self.objective.weight(rows);
         if weight == 0.0 {
             return Ok(Outcome::default());

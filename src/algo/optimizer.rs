@@ -7,6 +7,10 @@ use crate::train::{Schedule, ScheduleKind};
 /// Most steps, examples or sequences anyone can mean.
 const COUNT: i64 = 1_000_000_000;
 
+/// Smallest epsilon of Adam: below the root of the smallest 32-bit float above 0, so that a
+/// gradient whose square is lost makes no large step.
+const LEAST_EPS: f64 = 1e-20;
+
 pub(crate) const RATE: Kind = Kind::above_zero(0.1);
 pub(crate) const DECAY: Kind = Kind::between(0.0, 1.0);
 pub(crate) const BATCH: Kind = Kind::int(1, 1 << 16);
@@ -27,7 +31,7 @@ section! {
             "decay of Adam's first moment";
         adam_beta2: f64 = 0.95, Kind::below(1.0),
             "decay of Adam's second moment";
-        adam_eps: f64 = 1e-8, Kind::above_zero(0.1),
+        adam_eps: f64 = 1e-8, Kind::between(LEAST_EPS, 0.1),
             "added to Adam's denominator";
     }
 }

@@ -10,7 +10,8 @@ use super::anomaly::{
     self, Anomaly, ENTROPY_COLLAPSE, KL_BLOW_UP, LENGTH_COLLAPSE, REWARD_COLLAPSE,
 };
 use super::online::{
-    Adaptive, COMPARED, CriticSection, KlPenalty, Method, OnlineSection, SAMPLED, VALUED,
+    Adaptive, COMPARED, CriticSection, KlPenalty, MOST_KL_COEF, Method, OnlineSection, SAMPLED,
+    VALUED,
 };
 use super::policy_loss::PolicyLoss;
 use crate::base::{Error, Result};
@@ -70,13 +71,13 @@ section! {
     ] {
         ppo_epochs: usize = 1, Kind::int(1, 1000),
             "passes over each gathered experience";
-        kl_coef: f64 = 0.1, Kind::between(0.0, 100.0),
+        kl_coef: f64 = 0.1, Kind::between(0.0, MOST_KL_COEF),
             "weight of the KL penalty against the reference";
         kl_controller: KlController = KlController::Fixed, Kind::Choice(&["fixed", "adaptive"]),
             "keep kl_coef, or steer it towards kl_target";
         kl_target: f64 = 6.0, Kind::above_zero(1e4),
             "target KL per response of the adaptive controller, in nats";
-        kl_horizon: f64 = 10_000.0, Kind::above_zero(1e9),
+        kl_horizon: f64 = 10_000.0, Kind::between(1.0, 1e9),
             "episodes over which the adaptive controller acts";
         cliprange: f64 = 0.2, Kind::above_zero(10.0),
             "clip range of the probability ratio";
@@ -93,7 +94,7 @@ fn method(sections: &Sections, name: &str) -> Result<Method> {
     let s: PpoSection = sections.get(name)?;
     let adaptive = match s.kl_controller {
         KlController::Fixed => None,
-        KlController::Adaptive if s.kl_coef == 0.0 => {
+        KlController::Adaptive if s.kl_coef as f32 == 0.0 => {
             return Err(Error::user(format!(
                 "\"{name}.kl_coef\" must be above 0 for \"{name}.kl_controller\" adaptive"
             )));

@@ -6,7 +6,7 @@
 use super::advantage::Advantage;
 use super::algorithm::{Algorithm, FromPrompts, Learns, Start};
 use super::anomaly::{ENTROPY_COLLAPSE, KL_BLOW_UP, LENGTH_COLLAPSE, REWARD_COLLAPSE};
-use super::online::{COMPARED, KlPenalty, Method, OnlineSection, SAMPLED};
+use super::online::{COMPARED, KlPenalty, MOST_KL_COEF, Method, OnlineSection, SAMPLED};
 use super::policy_loss::PolicyLoss;
 use crate::base::Result;
 use crate::config::{Kind, SectionOf, Sections, section};
@@ -44,7 +44,7 @@ section! {
             "completions to sample for each prompt";
         num_iterations: usize = 1, Kind::int(1, 1000),
             "passes over each gathered experience";
-        beta: f64 = 0.05, Kind::between(0.0, 100.0),
+        beta: f64 = 0.05, Kind::between(0.0, MOST_KL_COEF),
             "weight of the KL penalty against the reference; 0 = no reference";
         epsilon: f64 = 0.2, Kind::above_zero(10.0),
             "clip range of the probability ratio of a completion";

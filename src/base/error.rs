@@ -15,6 +15,8 @@ pub enum Kind {
     Resource,
     /// There is no memory for what was asked for: exit code 3, but less of it may fit.
     Memory,
+    /// Training has made numbers that are not finite: exit code 2.
+    Diverged,
     /// Stopped, but resumable (signal, dead rank, preemption): exit code 75.
     Stopped,
     /// A broken invariant of ours: exit code 1, please report.
@@ -45,6 +47,11 @@ impl Error {
     /// There is no memory for something. Exit code 3.
     pub fn memory(message: impl Into<String>) -> Error {
         Error { kind: Kind::Memory, message: message.into() }
+    }
+
+    /// Training has made numbers that are not finite. Exit code 2.
+    pub fn diverged(message: impl Into<String>) -> Error {
+        Error { kind: Kind::Diverged, message: message.into() }
     }
 
     /// The run was stopped and can be resumed. Exit code 75.
@@ -81,10 +88,15 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self.kind {
             Kind::Internal => 1,
-            Kind::User => 2,
+            Kind::User | Kind::Diverged => 2,
             Kind::Resource | Kind::Memory => 3,
             Kind::Stopped => 75,
         }
+    }
+
+    /// Puts `place: ` before the message where training has diverged there; other errors stay.
+    pub fn diverged_in(self, place: &str) -> Error {
+        if self.kind == Kind::Diverged { self.context(place) } else { self }
     }
 
     /// Puts `context: ` before the message, keeping the kind.
@@ -126,6 +138,7 @@ mod tests {
     #[test]
     fn exit_codes_follow_the_kind() {
         assert_eq!(Error::user("x").exit_code(), 2);
+        assert_eq!(Error::diverged("x").exit_code(), 2);
         assert_eq!(Error::resource("x").exit_code(), 3);
         assert_eq!(Error::memory("x").exit_code(), 3);
         assert_eq!(Error::stopped("x").exit_code(), 75);

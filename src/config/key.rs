@@ -78,7 +78,8 @@ pub enum Kind {
         /// Largest value.
         max: i64,
     },
-    /// A finite number.
+    /// A finite number. It must be in the range as given and as a 32-bit float, in which settings
+    /// are used: a value that rounds to a bound counts as that bound.
     Float {
         /// Lower bound.
         min: f64,
@@ -88,6 +89,8 @@ pub enum Kind {
         from_min: bool,
         /// True if the upper bound itself is allowed.
         to_max: bool,
+        /// True if 0 is allowed beside the range.
+        or_zero: bool,
     },
     /// Text, not empty.
     Text,
@@ -169,8 +172,11 @@ impl Key {
     /// where the value stood and names the key; it begins the error line.
     pub fn accept(&self, place: &str, value: &Value) -> Result<Value> {
         self.kind.accept(value).ok_or_else(|| {
-            let expected = self.kind.expected();
-            Error::user(format!("{place} must be {expected}, not {}", shown(value)))
+            let (expected, not) = (self.kind.expected(), shown(value));
+            let as_used = self.kind.as_used(value).map_or(String::new(), |x| {
+                format!(", which is {x:?} as the 32-bit float that is used")
+            });
+            Error::user(format!("{place} must be {expected}, not {not}{as_used}"))
         })
     }
 }
@@ -178,17 +184,22 @@ impl Key {
 impl Kind {
     /// A number above 0 and at most `max`.
     pub const fn above_zero(max: f64) -> Kind {
-        Kind::Float { min: 0.0, max, from_min: false, to_max: true }
+        Kind::Float { min: 0.0, max, from_min: false, to_max: true, or_zero: false }
     }
 
     /// A number from `min` to `max`, both included.
     pub const fn between(min: f64, max: f64) -> Kind {
-        Kind::Float { min, max, from_min: true, to_max: true }
+        Kind::Float { min, max, from_min: true, to_max: true, or_zero: false }
+    }
+
+    /// 0, or a number from `min` to `max`, both included.
+    pub const fn zero_or_between(min: f64, max: f64) -> Kind {
+        Kind::Float { min, max, from_min: true, to_max: true, or_zero: true }
     }
 
     /// A number from 0, below `max`.
     pub const fn below(max: f64) -> Kind {
-        Kind::Float { min: 0.0, max, from_min: true, to_max: false }
+        Kind::Float { min: 0.0, max, from_min: true, to_max: false, or_zero: false }
     }
 
     /// A whole number from `min` to `max`.
@@ -204,12 +215,9 @@ impl Kind {
             Kind::Int { min, max } => {
                 value.as_integer().filter(|i| (min..=max).contains(&i)).map(Value::Integer)
             }
-            Kind::Float { min, max, from_min, to_max } => {
-                let x = value.as_float().or_else(|| value.as_integer().map(|i| i as f64))?;
-                // A NaN fails both comparisons.
-                let low = if *from_min { x >= *min } else { x > *min };
-                let high = if *to_max { x <= *max } else { x < *max };
-                (low && high).then_some(Value::Float(x))
+            Kind::Float { .. } => {
+                let x = number(value)?;
+                (self.holds(x, |x| x) && self.holds(x, rounded)).then_some(Value::Float(x))
             }
             Kind::Text => value.as_str().filter(|s| !s.is_empty()).map(|_| value.clone()),
             Kind::Bytes => value.as_str().and_then(parse_bytes).map(|_| value.clone()),
@@ -239,6 +247,23 @@ impl Kind {
         }
     }
 
+    /// True if `x` is in this range of floats, by the numbers that `used` makes of it and of the
+    /// bounds.
+    fn holds(&self, x: f64, used: fn(f64) -> f64) -> bool {
+        let Kind::Float { min, max, from_min, to_max, or_zero } = *self else { return false };
+        let (x, min, max) = (used(x), used(min), used(max));
+        // A NaN fails both comparisons.
+        let low = if from_min { x >= min } else { x > min };
+        let high = if to_max { x <= max } else { x < max };
+        low && high || or_zero && x == 0.0
+    }
+
+    /// The number that is used for `value`, where that is out of a range which holds `value`.
+    fn as_used(&self, value: &Value) -> Option<f32> {
+        let x = number(value).filter(|x| self.holds(*x, |x| x))?;
+        Some(x as f32)
+    }
+
     /// Reads one word of a command line. What does not parse stays text, for `accept` to refuse.
     pub fn parse(&self, word: &str) -> Value {
         let text = || Value::String(word.to_string());
@@ -258,11 +283,14 @@ impl Kind {
             Kind::Bool => "true or false".into(),
             Kind::Int { min, max: i64::MAX } => format!("a whole number, {min} or more"),
             Kind::Int { min, max } => format!("a whole number from {min} to {max}"),
-            Kind::Float { min, max, from_min, to_max } => {
+            Kind::Float { min, max, from_min, to_max, or_zero } => {
+                let zero = if *or_zero { "0, or " } else { "" };
                 let low = if *from_min { "from" } else { "above" };
                 let high = if *to_max { "to" } else { "to below" };
                 let high = if *from_min { high } else { "and at most" };
-                format!("a number {low} {min} {high} {max}")
+                let small = *min > 0.0 && *min < 1e-3;
+                let min = if small { format!("{min:e}") } else { min.to_string() };
+                format!("{zero}a number {low} {min} {high} {max}")
             }
             Kind::Text => "text, not empty".into(),
             Kind::Bytes => "a size of at least 1MB such as \"5GB\" or \"500MB\"".into(),
@@ -326,6 +354,16 @@ pub fn parse_time(text: &str) -> Option<Duration> {
         Every::Time(time) => Some(time),
         Every::Iterations(_) => None,
     }
+}
+
+/// A float or whole number as a float.
+fn number(value: &Value) -> Option<f64> {
+    value.as_float().or_else(|| value.as_integer().map(|i| i as f64))
+}
+
+/// `x` as the 32-bit float that is used.
+fn rounded(x: f64) -> f64 {
+    f64::from(x as f32)
 }
 
 /// A value as shown in an error line, cut where it is long.

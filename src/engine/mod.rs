@@ -208,6 +208,12 @@ impl Engine {
         Ok(stats)
     }
 
+    /// An error of [`Kind::Diverged`](crate::base::Kind) if an optimizer step has made a number that
+    /// is not finite. Steps themselves tell of the one before them.
+    pub fn check(&self) -> Result<()> {
+        self.optimizer.as_ref().map_or(Ok(()), |optimizer| optimizer.check(&self.model))
+    }
+
     /// Adds to `out` under `at` what training changes: trained weights, optimizer state, moving
     /// average. The tensors are read when they are copied or written. Between steps only: gradients
     /// are no state, those that wait are an error.
@@ -216,6 +222,8 @@ impl Engine {
         if store.has_grads() {
             return Err(Error::internal(format!("{at}: saved with gradients that wait")));
         }
+        self.check()?;
+        out.allow_any_value(self.model.not_finite);
         for (id, p) in store.trained() {
             let name = format!("{at}/weight/{}", p.spec.name);
             out.tensor(name, store.dtype(), &p.spec.shape, move |to| store.read_raw_into(id, to));

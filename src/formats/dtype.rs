@@ -83,6 +83,22 @@ impl SourceDType {
         matches!(self, F32 | F16 | Bf16 | F64)
     }
 
+    /// Numbers in the little-endian bytes of elements that are infinite or NaN: those with all bits
+    /// of the exponent set. 0 for integers and booleans.
+    pub fn count_not_finite(self, bytes: &[u8]) -> usize {
+        fn count<const N: usize>(bytes: &[u8], is: impl Fn([u8; N]) -> bool) -> usize {
+            bytes.as_chunks::<N>().0.iter().filter(|b| is(**b)).count()
+        }
+        let half = |exponent: u16| move |b| u16::from_le_bytes(b) & exponent == exponent;
+        match self {
+            F32 => count(bytes, |b| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000),
+            F16 => count(bytes, half(0x7c00)),
+            Bf16 => count(bytes, half(0x7f80)),
+            F64 => count(bytes, |b| !f64::from_le_bytes(b).is_finite()),
+            I64 | I32 | I16 | I8 | U8 | Bool => 0,
+        }
+    }
+
     /// Elements of a float dtype as f32: exact, but for F64, which is rounded to nearest. `None`
     /// for integers and booleans.
     pub(super) fn to_f32(self, bytes: &[u8]) -> Option<Vec<f32>> {

@@ -201,13 +201,30 @@ pub struct SaveTensor {
     pub name: String,
     /// Element type and shape.
     pub info: TensorInfo,
+    /// True if infinite and NaN values are written too: the model came with some.
+    pub any_value: bool,
 }
 
 impl SaveTensor {
-    /// A tensor called `name` of `dtype` and `shape` (outermost dimension first).
+    /// A tensor of finite values called `name` of `dtype` and `shape` (outermost dimension first).
     pub fn new(name: impl Into<String>, dtype: impl Into<SourceDType>, shape: &[usize]) -> Self {
         let info = TensorInfo { dtype: dtype.into(), shape: shape.to_vec() };
-        SaveTensor { name: name.into(), info }
+        SaveTensor { name: name.into(), info, any_value: false }
+    }
+
+    /// Refuses bytes with values that are not finite: a file that is whole by its checksums would
+    /// be of no use, and take the place of one that is.
+    fn check_values(&self, bytes: &[u8]) -> Result<()> {
+        let bad = if self.any_value { 0 } else { self.info.dtype.count_not_finite(bytes) };
+        if bad == 0 {
+            return Ok(());
+        }
+        let all = bytes.len() / self.info.dtype.size();
+        Err(Error::diverged(format!(
+            "not saved, because {bad} of {all} values of {} are not finite; resume from an earlier \
+             checkpoint with a lower learning rate",
+            quoted(&self.name)
+        )))
     }
 
     /// Size in bytes.
@@ -222,9 +239,13 @@ impl SaveTensor {
 ///
 /// `bytes` is called once per tensor, in the order of the file (wide elements first, so that all
 /// are aligned), and returns its row-major little-endian bytes; only one tensor's bytes are held at
-/// a time. Returns the checksum of all bytes before the first tensor. `metadata` goes to the header's `__metadata__`; transformers wants
-/// `("format", "pt")`. It is one pair at most, since the crate writes several in no fixed order. A
-/// repeated name or a wrong byte count is an internal error.
+/// a time. `metadata` goes to the header's `__metadata__`; transformers wants `("format", "pt")`.
+/// It is one pair at most, since the crate writes several in no fixed order. Returns the checksum
+/// of all bytes before the first tensor.
+///
+/// # Errors
+/// A repeated name or a wrong byte count is an internal error. Values that are not finite are an
+/// error of [`Kind::Diverged`](crate::base::Kind), unless the tensor may have any.
 pub fn write_safetensors<'a>(
     dir: &OutDir,
     name: &str,
@@ -247,6 +268,7 @@ pub fn write_safetensors<'a>(
                     tensor.info
                 )));
             }
+            tensor.check_values(&data)?;
             out.put(&data)?;
         }
         Ok(())
@@ -266,7 +288,7 @@ fn header(tensors: &[&SaveTensor], metadata: Option<(&str, &str)>) -> Result<Vec
     let (mut at, mut seen) = (0, HashSet::from(["__metadata__"]));
     let mut entries = Vec::with_capacity(tensors.len());
     for tensor in tensors {
-        let SaveTensor { name, info } = tensor;
+        let SaveTensor { name, info, .. } = tensor;
         if !seen.insert(name) {
             return Err(Error::internal(format!("tensor {} would be saved twice", quoted(name))));
         }

@@ -2,7 +2,7 @@
 //! fits, and putting each into the store in our layout.
 
 use crate::arch::{Arch, Config};
-use crate::base::{DType, Error, Result, is_dir, is_there};
+use crate::base::{DType, Error, Result, bf16, is_dir, is_there};
 use crate::device::Device;
 use crate::formats::{Checkpoint, layout};
 use crate::model::hub::{resolve_model, split_revision};
@@ -177,7 +177,9 @@ impl Model {
             }
             let values = read_rows(checkpoint, &param.spec.shape, source, &stored)?;
             self.store.write_f32(ParamId(i), &values)?;
-            self.notes.extend(no_numbers(&values, &stored[0], dir, options.strict)?);
+            let told = no_numbers(&values, &stored[0], dir, options)?;
+            self.not_finite |= told.is_some();
+            self.notes.extend(told);
         }
         if !missing.is_empty() {
             return Err(self.missing(checkpoint, &missing, &names, dir));
@@ -430,13 +432,14 @@ impl Model {
                     continue;
                 }
                 let mut values = file.read_f32(&stored)?;
-                notes.extend(no_numbers(&values, &stored, dir, options.strict)?);
+                notes.extend(no_numbers(&values, &stored, dir, options)?);
                 if let Some(order) = adapter.order.as_ref().filter(|_| part == "lora_B") {
                     values = layout::gather_rows(order, shape[1], &values);
                 }
                 self.store.write_f32(id, &values)?;
             }
         }
+        self.not_finite |= !notes.is_empty();
         self.notes.extend(notes);
         if !factors.is_empty() {
             let mut names: Vec<String> = factors.into_values().collect();
@@ -503,7 +506,9 @@ impl Model {
                     continue;
                 }
                 let values = read_rows(file, &spec.shape, &one, stored)?;
-                self.notes.extend(no_numbers(&values, &stored[0], dir, options.strict)?);
+                let told = no_numbers(&values, &stored[0], dir, options)?;
+                self.not_finite |= told.is_some();
+                self.notes.extend(told);
                 if alone {
                     self.store.write_f32(ParamId(i), &values)?;
                 } else {
@@ -578,14 +583,24 @@ fn factor_of(name: &str) -> Option<(&str, &'static str)> {
     })
 }
 
-/// Returns a note if any value of a tensor is infinite or NaN; an error instead if `strict`.
-fn no_numbers(values: &[f32], name: &str, dir: &Path, strict: bool) -> Result<Option<String>> {
-    let bad = values.iter().filter(|v| !v.is_finite()).count();
+/// Returns a note if any value of a tensor is infinite or NaN in the dtype of the model; an error
+/// instead if the options are strict.
+fn no_numbers(
+    values: &[f32],
+    name: &str,
+    dir: &Path,
+    options: &LoadOptions,
+) -> Result<Option<String>> {
+    let finite = |v: &f32| match options.dtype {
+        DType::Bf16 => bf16::from_f32(*v).is_finite(),
+        _ => v.is_finite(),
+    };
+    let bad = values.iter().filter(|v| !finite(v)).count();
     let values = counted(bad, "value is", "values are");
     let told = format!("{}: {values} not finite in {name}", dir.display());
     match bad {
         0 => Ok(None),
-        _ if strict => {
+        _ if options.strict => {
             Err(Error::user(format!("{told}; use another model, or leave out --strict-weights")))
         }
         _ => Ok(Some(told)),

@@ -53,6 +53,8 @@ pub struct Model {
     pub saved_with_adapters: Vec<String>,
     /// Things the user should know of what was loaded ("values are not finite").
     pub notes: Vec<String>,
+    /// Its checkpoint had values that are not finite, so it may be saved with some.
+    pub not_finite: bool,
     /// Its checkpoint had no score head: scores mean nothing until it is trained.
     pub score_is_random: bool,
 }
@@ -80,6 +82,7 @@ impl Model {
             params,
             saved_with_adapters: vec![],
             notes: vec![],
+            not_finite: false,
             score_is_random: false,
         })
     }

@@ -68,13 +68,18 @@ fn checkpoint_tensors(model: &Model) -> (Vec<SaveTensor>, HashMap<String, Part<'
             if source.transposed {
                 dims.reverse();
             }
-            tensors.push(SaveTensor::new(name.clone(), dtype, &dims));
+            tensors.push(to_save(model, name.clone(), dtype, &dims));
             let rows = first..first + rows;
             first = rows.end;
             parts.insert(name.clone(), Part { param: ParamId(i), source, rows });
         }
     }
     (tensors, parts)
+}
+
+/// A tensor of `model`, with values that are not finite only if the model came with some.
+fn to_save(model: &Model, name: String, dtype: SourceDType, shape: &[usize]) -> SaveTensor {
+    SaveTensor { any_value: model.not_finite, ..SaveTensor::new(name, dtype, shape) }
 }
 
 /// Writes `config.json` and the weights into `dir`. Adapters are merged.
@@ -217,7 +222,7 @@ fn adapters_to(model: &Model, dir: Option<&OutDir>, base: &str) -> Result<()> {
         for (id, part) in [(adapter.a, "lora_A"), (adapter.b, "lora_B")] {
             let name = in_peft(lora, &format!("{}.{part}.weight", adapter.module));
             let shape = &model.store.param(id).spec.shape;
-            tensors.push(SaveTensor::new(name.clone(), SourceDType::F32, shape));
+            tensors.push(to_save(model, name.clone(), SourceDType::F32, shape));
             let order = adapter.order.clone().filter(|_| part == "lora_B");
             places.insert(name, Place::Factor(id, order));
         }
@@ -242,7 +247,7 @@ fn adapters_to(model: &Model, dir: Option<&OutDir>, base: &str) -> Result<()> {
             names.push(head_name(&model.arch, "weight"));
         }
         for name in names.iter().map(|n| in_peft(lora, n)) {
-            tensors.push(SaveTensor::new(name.clone(), SourceDType::F32, &tensor.info.shape));
+            tensors.push(to_save(model, name.clone(), SourceDType::F32, &tensor.info.shape));
             places.insert(name, Place::Base(part.clone()));
         }
     }

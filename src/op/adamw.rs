@@ -1,9 +1,11 @@
 //! Adam with decoupled weight decay (Loshchilov and Hutter 2019) on a flat partition, in place.
 //!
-//! w `[n]`, grad f32 `[n]`, clip f32 `[1]`, m, v f32 `[n]`, master f32 `[n]` or none -> w, m, v,
-//! master. The gradient is multiplied by `clip` first. With a master copy the update is made there
-//! and rounded into w. Learning rate and decay go by element ranges; elements outside all ranges
-//! are left alone. The arithmetic is that of `torch.optim.AdamW`. No gradient.
+//! w `[n]`, grad f32 `[n]`, clip f32 `[1]`, m, v f32 `[n]`, broken i32 `[1]`, master f32 `[n]` or
+//! none -> w, m, v, broken, master. The gradient is multiplied by `clip` first. With a master copy
+//! the update is made there and rounded into w. Learning rate and decay go by element ranges;
+//! elements outside all ranges are left alone. `broken` becomes 1 where a moment, or as stored a
+//! weight that was finite, is not finite any more; else it stays. The arithmetic is that of
+//! `torch.optim.AdamW`. No gradient.
 
 use crate::base::{DType, Elem, Result, bf16};
 use crate::device::cpu::parallel_for;
@@ -17,6 +19,7 @@ use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required, 
 use crate::tensor::{Desc, Tensor};
 use bytemuck::Zeroable;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The operator.
 #[derive(Clone, Debug)]
@@ -60,6 +63,8 @@ pub struct Kept {
     pub m: Tensor,
     /// Second moments.
     pub v: Tensor,
+    /// 1 from the first step on that makes a number that is not finite, i32 `[1]`.
+    pub broken: Tensor,
     /// Copy of the weights, which are rounded from it.
     pub master: Option<Tensor>,
 }
@@ -71,9 +76,9 @@ pub fn adamw(
     w: Tensor,
     grad: Tensor,
     clip: Tensor,
-    Kept { m, v, master }: Kept,
+    Kept { m, v, broken, master }: Kept,
 ) -> Result<()> {
-    let ins = [Some(w), Some(grad), Some(clip), Some(m), Some(v), master];
+    let ins = [Some(w), Some(grad), Some(clip), Some(m), Some(v), Some(broken), master];
     r.run(Arc::new(op), &ins).map(|_| ())
 }
 
@@ -93,14 +98,15 @@ impl Op for AdamW {
         let fits = w == Desc { dtype: w.dtype, ..flat }
             && w.dtype.is_float()
             && clip == Desc::new(&[1], DType::F32)
-            && state.iter().chain(&ins[5]).all(|d| *d == flat);
+            && required(self, ins, 5)? == Desc::new(&[1], DType::I32)
+            && state.iter().chain(&ins[6]).all(|d| *d == flat);
         if !fits || !self.settings_fit(n) {
-            let expected = "w [n], grad f32 [n], clip f32 [1], m, v, master f32 [n], disjoint \
-                            groups in 0..n, step from 1";
+            let expected = "w [n], grad f32 [n], clip f32 [1], m, v f32 [n], broken i32 [1], \
+                            master f32 [n], disjoint groups in 0..n, step from 1";
             return Err(shape_error(self, ins, expected));
         }
-        let mut outs = vec![Place::InPlace(0), Place::InPlace(3), Place::InPlace(4)];
-        outs.extend(ins[5].map(|_| Place::InPlace(5)));
+        let mut outs = [0, 3, 4, 5].map(Place::InPlace).to_vec();
+        outs.extend(ins[6].map(|_| Place::InPlace(6)));
         Ok(Plan { outs, flops: 14 * n as u64, ..Plan::default() })
     }
 
@@ -114,8 +120,8 @@ impl Op for AdamW {
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let w = io.outs[0];
-        let [m, v] = [1, 2].map(|i| io.outs[i].ptr);
-        let master = io.outs.get(3).map_or(0, |p| p.ptr);
+        let [m, v, broken] = [1, 2, 3].map(|i| io.outs[i].ptr);
+        let master = io.outs.get(4).map_or(0, |p| p.ptr);
         let (grad, kernel) = (io.ptr(1), by_dtype(w.desc.dtype, "adamw_f32", "adamw_bf16"));
         let s = self.scalars(0.0, 0.0, 1.0);
         for groups in self.cuda_groups().chunks(ADAMW_GROUPS) {
@@ -126,6 +132,7 @@ impl Op for AdamW {
                 m,
                 v,
                 master,
+                broken,
                 start: groups[0].start / 4 * 4,
                 end: groups[groups.len() - 1].end,
                 one_minus_beta1: s.one_minus_beta1,
@@ -197,13 +204,13 @@ impl AdamW {
 
 fn forward<E: Elem>(op: &AdamW, io: &mut Forward<'_>) {
     let (grad, clip) = (io.input(1).f32(), io.input(2).f32()[0]);
-    let [w, m, v, master @ ..] = &mut io.outs[..] else {
-        panic!("adamw has three or four outputs")
+    let [w, m, v, broken, master @ ..] = &mut io.outs[..] else {
+        panic!("adamw has four or five outputs")
     };
     let w = SharedMut::new(w.get::<E>());
     let (m, v) = (SharedMut::new(m.f32()), SharedMut::new(v.f32()));
     let master = master.first_mut().map(|p| SharedMut::new(p.f32()));
-    let pieces = op.pieces(clip);
+    let (pieces, breaks) = (op.pieces(clip), AtomicBool::new(false));
     parallel_for(pieces.len(), |i| {
         let (at, n, s) = pieces[i];
         let grad = &grad[at..][..n];
@@ -211,8 +218,13 @@ fn forward<E: Elem>(op: &AdamW, io: &mut Forward<'_>) {
         let (w, m, v) = unsafe { (w.slice(at, n), m.slice(at, n), v.slice(at, n)) };
         // SAFETY: the pieces of the master weights are those of the weights, and so disjoint.
         let master = master.as_ref().map(|p| unsafe { p.slice(at, n) });
-        kernel::update(s, grad, w, master, m, v);
+        if kernel::update(s, grad, w, master, m, v) {
+            breaks.store(true, Ordering::Relaxed);
+        }
     });
+    if breaks.into_inner() {
+        broken.i32()[0] = 1;
+    }
 }
 
 /// One step in f64: weights (or master) and moments afterwards.
@@ -257,18 +269,19 @@ fn cases() -> Vec<Case> {
             Some(Input::Const(vec![1], vec![0.37])),
             Some(Input::f32(&[n], 1.0)),
             Some(Input::Const(vec![n], variances)),
+            Some(Input::ints(&[0])),
             master.then(|| Input::f32(&[n], 1.0)),
         ];
         let mut case = Case::new(op.clone(), ins, move |ins| {
             let (mut m, mut v) = (ins[3].clone(), ins[4].clone());
-            let mut p = ins[if master { 5 } else { 0 }].clone();
+            let mut p = ins[if master { 6 } else { 0 }].clone();
             reference(&op, &mut p, &ins[1], ins[2][0], &mut m, &mut v);
             if !master {
-                return vec![p, m, v];
+                return vec![p, m, v, vec![0.0]];
             }
             let touched = |i: &usize| op.groups.iter().any(|g| (g.start..g.end).contains(i));
             let w = (0..n).map(|i| if touched(&i) { p[i] } else { ins[0][i] }).collect();
-            vec![w, m, v, p]
+            vec![w, m, v, vec![0.0], p]
         });
         if master {
             case.dtypes = &[DType::Bf16];
@@ -309,8 +322,9 @@ mod tests {
         let start: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
         let zeros = Host::new::<f32>(&[n], &vec![0.0; n]);
         let master = Host::new::<f32>(&[n], &start);
-        let mut single = vec![master.clone(), zeros.clone(), zeros.clone()];
-        let mut mixed = vec![Host::new::<bf16>(&[n], &start), zeros.clone(), zeros, master];
+        let broken = Host::ints(&[0]);
+        let mut single = vec![master.clone(), zeros.clone(), zeros.clone(), broken.clone()];
+        let mut mixed = vec![Host::new::<bf16>(&[n], &start), zeros.clone(), zeros, broken, master];
         let wide = |x: &[f32]| -> Vec<f64> { x.iter().map(|x| f64::from(*x)).collect() };
         let (mut p, mut m, mut v) = (wide(&start), vec![0.0; n], vec![0.0; n]);
         for step in 1..=50 {
@@ -321,12 +335,12 @@ mod tests {
                 let at = |i: usize| state.get(i).cloned();
                 let g = Host::new::<f32>(&[n], &grad);
                 let c = Host::new::<f32>(&[1], &[clip]);
-                let ins = [at(0), Some(g), Some(c), at(1), at(2), at(3)];
+                let ins = [at(0), Some(g), Some(c), at(1), at(2), at(3), at(4)];
                 *state = forward(&op, &ins).expect("step");
             }
             reference(&op, &mut p, &wide(&grad), f64::from(clip), &mut m, &mut v);
         }
-        let (w, master) = (single[0].f32(), mixed[3].f32());
+        let (w, master) = (single[0].f32(), mixed[4].f32());
         assert!(distance(&wide(&w), &p).0 < 1e-5, "{:?}", distance(&wide(&w), &p));
         assert_eq!(w, master);
         assert_eq!(mixed[0], Host::new::<bf16>(&[n], &master));
@@ -339,7 +353,8 @@ mod tests {
     fn overlapping_groups_are_refused() {
         let group = |start, end| Group { start, end, lr: 1.0, weight_decay: 0.0 };
         let flat = Some(Desc::new(&[10], DType::F32));
-        let ins = [flat, flat, Some(Desc::new(&[1], DType::F32)), flat, flat, None];
+        let one = |dtype| Some(Desc::new(&[1], dtype));
+        let ins = [flat, flat, one(DType::F32), flat, flat, one(DType::I32), None];
         let plan = |groups| AdamW { groups, beta1: 0.9, beta2: 0.9, eps: 0.0, step: 1 }.plan(&ins);
         assert!(plan(vec![group(5, 10), group(0, 5)]).is_ok());
         assert!(plan(vec![group(0, 6), group(5, 10)]).is_err());

@@ -4,7 +4,8 @@
 //! is 5.1 bytes a parameter, instead of 14.
 //!
 //! w bf16 `[n]`, grad f32 or bf16 `[n]`, clip f32 `[1]`, correction u8 `[n]`, codes of m u8 `[n]`,
-//! codes of the root of v u8 `[n]`, scales of both in turn f32 `[n / 32]` -> all but grad and clip.
+//! codes of the root of v u8 `[n]`, scales of both in turn f32 `[n / 32]`, broken i32 `[1]` -> all
+//! but grad and clip; broken is as in `adamw.rs`.
 //! A fresh state is zero. n and the starts of groups are multiples of 64; where a group ends within
 //! a block of 64, the rest of that block is padding, zero, and stays so. `cpu/adamw_compact.rs`
 //! describes the codes. No gradient.
@@ -23,6 +24,7 @@ use crate::op::{CudaForward, Forward, Op, Place, Plan, Run, by_dtype, required, 
 use crate::tensor::{Desc, Tensor};
 use bytemuck::Zeroable;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The operator, with the settings of [`AdamW`].
 #[derive(Clone, Debug)]
@@ -47,6 +49,8 @@ pub struct Codes {
     pub v: Tensor,
     /// The scales of both in turn, f32 `[n / 32]`.
     pub scales: Tensor,
+    /// 1 from the first step on that makes a number that is not finite, i32 `[1]`.
+    pub broken: Tensor,
 }
 
 /// One step on `w` `[n]` and its state.
@@ -58,8 +62,8 @@ pub fn adamw_compact(
     clip: Tensor,
     codes: Codes,
 ) -> Result<()> {
-    let Codes { correction, m, v, scales } = codes;
-    let ins = [w, grad, clip, correction, m, v, scales].map(Some);
+    let Codes { correction, m, v, scales, broken } = codes;
+    let ins = [w, grad, clip, correction, m, v, scales, broken].map(Some);
     r.run(Arc::new(op), &ins).map(|_| ())
 }
 
@@ -79,14 +83,16 @@ impl Op for AdamWCompact {
             && n.is_multiple_of(BLOCK)
             && ins[2] == Some(Desc::new(&[1], DType::F32))
             && ins[3..6] == codes
-            && ins[6] == Some(Desc::new(&[n / BLOCK * 2], DType::F32));
+            && ins[6] == Some(Desc::new(&[n / BLOCK * 2], DType::F32))
+            && ins[7] == Some(Desc::new(&[1], DType::I32));
         let whole = self.0.groups.iter().all(|g| g.start.is_multiple_of(BLOCK));
         if !fits || !whole || !self.0.settings_fit(n) {
             let expected = "w bf16 [n], grad [n], clip f32 [1], correction, m, v u8 [n], scales \
-                f32 [n / 32], disjoint groups in 0..n from multiples of 64, step from 1";
+                f32 [n / 32], broken i32 [1], disjoint groups in 0..n from multiples of 64, step \
+                from 1";
             return Err(shape_error(self, ins, expected));
         }
-        let outs = [0, 3, 4, 5, 6].map(Place::InPlace).to_vec();
+        let outs = [0, 3, 4, 5, 6, 7].map(Place::InPlace).to_vec();
         Ok(Plan { outs, flops: 30 * n as u64, ..Plan::default() })
     }
 
@@ -100,7 +106,7 @@ impl Op for AdamWCompact {
 
     unsafe fn cuda_forward(&self, io: &CudaForward<'_>) -> Result<()> {
         let grad = io.input(1);
-        let [w, correction, m, v, scales] = [0, 1, 2, 3, 4].map(|i| io.outs[i].ptr);
+        let [w, correction, m, v, scales, broken] = [0, 1, 2, 3, 4, 5].map(|i| io.outs[i].ptr);
         if aligned(&[w, grad.ptr, correction, m, v, scales], &[], 1) == 0 {
             return Err(Error::internal("adamw_compact: tensors that are not aligned"));
         }
@@ -117,6 +123,7 @@ impl Op for AdamWCompact {
                 m,
                 v,
                 scales,
+                broken,
                 start: groups[0].start,
                 end: groups[groups.len() - 1].end,
                 one_minus_beta1: s.one_minus_beta1,
@@ -140,13 +147,13 @@ impl Op for AdamWCompact {
 
 fn forward<G: Elem>(op: &AdamW, io: &mut Forward<'_>) {
     let (grad, clip) = (io.input(1).get::<G>(), io.input(2).f32()[0]);
-    let [w, correction, m, v, scales] = &mut io.outs[..] else {
-        panic!("adamw_compact has five outputs")
+    let [w, correction, m, v, scales, broken] = &mut io.outs[..] else {
+        panic!("adamw_compact has six outputs")
     };
     let w = SharedMut::new(w.get::<bf16>());
     let [correction, m, v] = [correction, m, v].map(|codes| SharedMut::new(codes.u8()));
     let scales = SharedMut::new(scales.f32());
-    let pieces = op.pieces(clip);
+    let (pieces, breaks) = (op.pieces(clip), AtomicBool::new(false));
     parallel_for(pieces.len(), |i| {
         let (at, n, s) = pieces[i];
         let n = n.next_multiple_of(BLOCK);
@@ -160,8 +167,13 @@ fn forward<G: Elem>(op: &AdamW, io: &mut Forward<'_>) {
                 scales: scales.slice(at / BLOCK * 2, n / BLOCK * 2),
             }
         };
-        kernel::update(level(), s, op.step, &grad[at..][..n], state);
+        if kernel::update(level(), s, op.step, &grad[at..][..n], state) {
+            breaks.store(true, Ordering::Relaxed);
+        }
     });
+    if breaks.into_inner() {
+        broken.i32()[0] = 1;
+    }
 }
 
 /// Weights of 24 bits, and both moments.
@@ -169,7 +181,7 @@ type Values = [Vec<f64>; 3];
 
 /// The 24-bit weights and both moments that w, correction, m, v and scales stand for.
 fn decode(state: &[Vec<f64>]) -> Values {
-    let [w, correction, m, v, scales] = state else { panic!("five tensors") };
+    let [w, correction, m, v, scales, ..] = state else { panic!("five tensors and a flag") };
     let signed = |code: f64| if code > 127.0 { code - 256.0 } else { code };
     let weight = |i: usize| {
         let correction = signed(correction[i]) as i32 * 256;
@@ -239,6 +251,7 @@ fn cases() -> Vec<Case> {
             codes(31, 128),
             codes(67, 256),
             Some(Input::Const(vec![n / BLOCK * 2], scales)),
+            Some(Input::ints(&[0])),
         ];
         let mut case = Case::new(AdamWCompact(op.clone()), ins, move |ins| {
             let state = [0, 3, 4, 5, 6].map(|i| ins[i].clone());

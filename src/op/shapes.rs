@@ -208,7 +208,7 @@ fn adamw(s: &Shape) -> Timed {
     let w = Some(Input::weight(&[s.params], 1e-3));
     let clip = Some(Input::Const(vec![1], vec![1.0]));
     let ones = Some(Input::Const(vec![s.params], vec![1e-6; s.params]));
-    timed("adamw", op, vec![w, flat(), clip, flat(), ones, flat()])
+    timed("adamw", op, vec![w, flat(), clip, flat(), ones, Some(Input::ints(&[0])), flat()])
 }
 
 /// The same on a compact state.
@@ -226,6 +226,7 @@ fn adamw_compact(s: &Shape) -> Timed {
         codes(),
         codes(),
         Some(Input::Const(vec![scales], vec![1e-3; scales])),
+        Some(Input::ints(&[0])),
     ];
     timed("adamw_compact", AdamWCompact(op), ins)
 }

@@ -166,7 +166,8 @@ impl Online {
 
     /// Optimizer steps of one iteration.
     pub(super) fn updates(&self) -> usize {
-        self.method.epochs * self.completions().div_ceil(self.keys.completions_per_step())
+        let passes = self.completions().div_ceil(self.keys.completions_per_step());
+        self.method.epochs.saturating_mul(passes)
     }
 
     /// The settings of the trainer, over `iterations` iterations.

@@ -69,7 +69,7 @@ impl Run<'_> {
             if !self.resumed.as_ref().is_some_and(|s| stage::in_progress(s.label(), of)) {
                 self.reporter.repeat(false);
             }
-            let (stage, iterations) = self.stage(of)?;
+            let (stage, iterations) = self.stage(of).map_err(|e| e.diverged_in(of.name))?;
             if of == self.cfg.last_stage() {
                 self.point_at_results();
                 self.reporter.emit(Event::RunEnd { seconds: self.seconds() });

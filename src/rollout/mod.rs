@@ -12,6 +12,10 @@ use crate::op::sample::Sample;
 use crate::tape::{Shaped, Workspace};
 use crate::tensor::Desc;
 
+/// Smallest temperature above 0 that keys take: with smaller ones logits divided by it, and the
+/// gradients through them, leave the range of numbers.
+pub const LEAST_TEMPERATURE: f64 = 0.01;
+
 /// How tokens are drawn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {

@@ -62,6 +62,9 @@ pub struct Optimizer {
     pub config: AdamWConfig,
     parts: Vec<Part>,
     steps: u32,
+    /// 1 from the first step on that made a number of weights or state that is not finite, where
+    /// steps are computed. It is read when the device is waited for anyway.
+    broken: Buffer,
     /// Where steps are computed, if the state is not on the model's device.
     host: Option<Workspace>,
 }
@@ -95,7 +98,8 @@ impl Optimizer {
         }
         let host =
             (home != store.device()).then(|| Workspace::new(home, usize::MAX)).transpose()?;
-        Ok(Optimizer { config, parts, steps: 0, host })
+        let broken = Buffer::zeroed(home, 4)?;
+        Ok(Optimizer { config, parts, steps: 0, broken, host })
     }
 
     /// Size of the optimizer state.
@@ -141,6 +145,9 @@ impl Optimizer {
     /// Sums the gradients in the store over its ranks, applies them at `factor` of the peak
     /// learning rates, and forgets them. Gradients that are not finite change nothing, nor do those
     /// of a `loss` that is not finite.
+    ///
+    /// # Errors
+    /// The step before has made a number that is not finite; see [`Optimizer::check`].
     pub fn step(
         &mut self,
         ws: &mut Workspace,
@@ -149,7 +156,10 @@ impl Optimizer {
         loss: f32,
     ) -> Result<StepStats> {
         model.store.reduce_grads()?;
-        let grad_norm = self.grad_norm(ws, model)?;
+        let (grad_norm, broken) = self.grad_norm(ws, model)?;
+        if broken {
+            return Err(self.diverged(model)?);
+        }
         if !grad_norm.is_finite() || !loss.is_finite() {
             let skipped = Some(what_is_wrong(model, grad_norm, loss)?);
             model.store.reset_grads();
@@ -180,10 +190,11 @@ impl Optimizer {
         let store = &model.store;
         ws.run(&format!("adamw {}", store.id()), &(), |tape, ()| {
             let clip = tape.input_f32(&[clip])?;
+            let broken = tape.bind(self.broken.region(), Desc::new(&[1], DType::I32));
             for part in &self.parts {
                 let own = &store.buckets()[part.bucket].own;
                 let (w, g) = (store.weights(part.bucket, own), store.grads(part.bucket, own)?);
-                self.update(tape, model, part, [w, g], clip, factor)?;
+                self.update(tape, model, part, [w, g], [clip, broken], factor)?;
             }
             Ok(())
         })
@@ -211,14 +222,52 @@ impl Optimizer {
             let here = copies.each_mut().map(|c| Region::of_host(c));
             host.run(&format!("adamw {}", part.bucket), &(), |tape, ()| {
                 let clip = tape.input_f32(&[clip])?;
-                self.update(tape, model, part, here, clip, factor)
+                let broken = tape.bind(self.broken.region(), Desc::new(&[1], DType::I32));
+                self.update(tape, model, part, here, [clip, broken], factor)
             })?;
             there.write(&copies[0])?;
         }
         Ok(())
     }
 
-    fn grad_norm(&self, ws: &mut Workspace, model: &Model) -> Result<f32> {
+    /// An error of [`Kind::Diverged`](crate::base::Kind) if a step has made a weight, as it is
+    /// stored, or a moment that is not finite. All ranks ask at the same time. To be asked before
+    /// weights or state are saved: the step itself does not wait for the device.
+    pub fn check(&self, model: &Model) -> Result<()> {
+        let Partition { comm, stage, .. } = model.store.partition();
+        let own = self.is_broken()?;
+        let broken = if *stage == Zero::Nothing { own } else { comm.any([own])?[0] };
+        if broken { Err(self.diverged(model)?) } else { Ok(()) }
+    }
+
+    /// True if a step has broken a number that is this rank's.
+    fn is_broken(&self) -> Result<bool> {
+        let mut word = [0; 4];
+        self.broken.read(0, &mut word)?;
+        Ok(word != [0; 4])
+    }
+
+    /// The error of the last step, which has made numbers that are not finite.
+    fn diverged(&self, model: &Model) -> Result<Error> {
+        let mut left = "its own state".to_string();
+        for (id, p) in model.store.trained() {
+            let weights = model.store.read_f32(id)?;
+            let bad = weights.iter().filter(|w| !w.is_finite()).count();
+            if bad > 0 {
+                left = format!("{bad} of {} values of {}", weights.len(), p.spec.name);
+                break;
+            }
+        }
+        Ok(Error::diverged(format!(
+            "optimizer step {} has left {left} not finite; lower the learning rate, or bring \
+             adam_eps, adam_beta1 and adam_beta2 nearer to their defaults; the step is not saved, \
+             and the checkpoints are as they were",
+            self.steps
+        )))
+    }
+
+    /// The norm of the gradients of all ranks; true if a step before has broken a number of any.
+    fn grad_norm(&self, ws: &mut Workspace, model: &Model) -> Result<(f32, bool)> {
         let sums = ws.run(&format!("grad norm {}", model.store.id()), &(), |tape, ()| {
             let mut sums = vec![];
             for part in &self.parts {
@@ -233,8 +282,10 @@ impl Optimizer {
         })?;
         let sum = sums.iter().map(|s| f64::from(*s)).sum::<f64>();
         let Partition { comm, stage, .. } = model.store.partition();
-        let all = if *stage == Zero::Nothing { vec![sum] } else { comm.concat(&[sum])? };
-        Ok(all.iter().sum::<f64>().sqrt() as f32)
+        let own = [sum, f64::from(u8::from(self.is_broken()?))];
+        let all = if *stage == Zero::Nothing { vec![own] } else { comm.concat(&[own])? };
+        let norm = all.iter().map(|rank| rank[0]).sum::<f64>().sqrt() as f32;
+        Ok((norm, all.iter().any(|rank| rank[1] > 0.0)))
     }
 
     fn update<'a>(
@@ -243,7 +294,7 @@ impl Optimizer {
         model: &Model,
         part: &'a Part,
         [w, g]: [Region<'a>; 2],
-        clip: Tensor,
+        [clip, broken]: [Tensor; 2],
         factor: f32,
     ) -> Result<()> {
         let c = &self.config;
@@ -262,7 +313,7 @@ impl Optimizer {
             })
             .collect();
         let op = AdamW { groups, beta1: c.beta1, beta2: c.beta2, eps: c.eps, step: self.steps };
-        part.state.update(tape, op, w, g, clip)
+        part.state.update(tape, op, [w, g, clip, broken])
     }
 }
 

@@ -172,14 +172,13 @@ impl State {
         }
     }
 
-    /// Updates `w` by its gradient `g`, times `clip`.
+    /// Updates `w` by its gradient `g`, times `clip`; sets `broken` where that makes a number that
+    /// is not finite.
     pub(super) fn update<'a>(
         &'a self,
         tape: &mut Tape<'a>,
         op: AdamW,
-        w: Tensor,
-        g: Tensor,
-        clip: Tensor,
+        [w, g, clip, broken]: [Tensor; 4],
     ) -> Result<()> {
         let n = w.desc.shape.numel();
         let mut bind = |b: &'a Buffer, n, dtype| tape.bind(b.region(), Desc::new(&[n], dtype));
@@ -187,12 +186,12 @@ impl State {
             State::Full { m, v, master } => {
                 let [m, v] = [m, v].map(|b| bind(b, n, DType::F32));
                 let master = master.as_ref().map(|b| bind(b, n, DType::F32));
-                adamw(tape, op, w, g, clip, Kept { m, v, master })
+                adamw(tape, op, w, g, clip, Kept { m, v, broken, master })
             }
             State::Compact { correction, m, v, scales } => {
                 let [correction, m, v] = [correction, m, v].map(|b| bind(b, n, DType::U8));
                 let scales = bind(scales, n / BLOCK * 2, DType::F32);
-                let codes = Codes { correction, m, v, scales };
+                let codes = Codes { correction, m, v, scales, broken };
                 adamw_compact(tape, AdamWCompact(op), w, g, clip, codes)
             }
         }

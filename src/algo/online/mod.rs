@@ -21,6 +21,9 @@ use crate::formats::{Snapshot, SnapshotBuilder};
 use crate::rollout::Sampling;
 use crate::train::Schedule;
 
+/// Largest coefficient of the KL penalty, given or reached by adapting it.
+pub(super) const MOST_KL_COEF: f64 = 100.0;
+
 /// The price of leaving the reference, in the reward of every token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KlPenalty {
@@ -35,7 +38,7 @@ pub struct KlPenalty {
 pub struct Adaptive {
     /// Wanted KL of a completion, in nats.
     pub target: f32,
-    /// Completions over which the coefficient adapts.
+    /// Completions over which the coefficient adapts; an iteration counts as at most so many.
     pub horizon: f32,
 }
 
@@ -170,8 +173,16 @@ impl OnlineTrainer {
         for (name, part) in REWARD_STATS.iter().zip(self.reward_stats.parts()) {
             out.set(name, part);
         }
+        self.check()?;
         self.models.actor.save("actor", out)?;
         self.models.critic.iter().try_for_each(|critic| critic.save("critic", out))
+    }
+
+    /// An error if an optimizer step has made a number that is not finite; see [`Engine::check`].
+    fn check(&self) -> Result<()> {
+        self.models.actor.check().map_err(|e| e.diverged_in("actor"))?;
+        let critic = self.models.critic.iter();
+        critic.map(Engine::check).collect::<Result<()>>().map_err(|e| e.diverged_in("critic"))
     }
 
     /// Resumes from a snapshot of a trainer with the same models and settings.

@@ -1,7 +1,7 @@
 //! Making experience: completions, their log-probs under the reference, values, scores, and from
 //! these the reward and the advantage of every token.
 
-use super::{Adaptive, OnlineTrainer, RewardScaling};
+use super::{Adaptive, MOST_KL_COEF, OnlineTrainer, RewardScaling};
 use crate::algo::experience::{Experience, Rollout};
 use crate::algo::micro_batches::{MicroBatches, share};
 use crate::algo::reference::Reference;
@@ -59,6 +59,7 @@ impl OnlineTrainer {
         number: usize,
         first: u64,
     ) -> Result<(Vec<Rollout>, usize, usize)> {
+        self.check()?;
         let of: Vec<usize> = (0..prompts.len()).flat_map(|i| vec![i; number]).collect();
         let asked: Vec<&[i32]> = of.iter().map(|&i| prompts[i].ids.as_slice()).collect();
         let sequences: Vec<u64> = (0..asked.len() as u64).map(|i| first + i).collect();
@@ -228,9 +229,11 @@ impl OnlineTrainer {
         let n = rollouts.len() as f32;
         let kl = rollouts.iter().map(Rollout::kl).sum::<f32>() / n;
         let error = (kl / target - 1.0).clamp(-0.2, 0.2);
-        // Of log-probs that are no numbers nothing may stay: the steps on them are skipped.
+        // Of log-probs that are no numbers nothing may stay: the steps on them are skipped. The
+        // coefficient stays a usable number above 0, or it could not come back.
         if error.is_finite() {
-            self.kl_coef *= 1.0 + error * n / horizon;
+            let moved = self.kl_coef * (1.0 + error * (n / horizon).min(1.0));
+            self.kl_coef = moved.clamp(f32::MIN_POSITIVE, MOST_KL_COEF as f32);
         }
     }
 }

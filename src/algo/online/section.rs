@@ -2,6 +2,7 @@
 
 use crate::algo::optimizer::{ANY_COUNT, BATCH, DECAY, RATE, SOME_COUNT, UpdateSection};
 use crate::config::{Kind, section};
+use crate::rollout::LEAST_TEMPERATURE;
 use serde::{Deserialize, Serialize};
 
 /// How scores are scaled.
@@ -56,7 +57,7 @@ section! {
             "also keep and save a moving average of the actor";
         ema_decay: f64 = 0.992, Kind::below(1.0),
             "decay of that average per optimizer step";
-        temperature: f64 = 1.0, Kind::above_zero(10.0),
+        temperature: f64 = 1.0, Kind::between(LEAST_TEMPERATURE, 10.0),
             "softmax temperature of rollouts";
         top_k: usize = 0, Kind::int(0, 1 << 24),
             "sample from the k most likely tokens (0 disables)";

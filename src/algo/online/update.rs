@@ -117,7 +117,8 @@ impl OnlineTrainer {
         }
         let factor = self.config.actor_schedule.factor(self.updates);
         let loss = stats.policy_loss + stats.entropy + stats.ptx_loss.unwrap_or(0.0);
-        let step = self.models.actor.step(ws, factor, loss)?;
+        let step = self.models.actor.step(ws, factor, loss);
+        let step = step.map_err(|e| e.diverged_in("actor"))?;
         stats.actor_grad_norm = step.grad_norm;
         stats.skipped.extend(step.skipped.map(|why| format!("actor: {why}")));
         self.update_critic(ws, rollouts, scale, &mut stats)?;
@@ -142,7 +143,8 @@ impl OnlineTrainer {
         critic.comm().sum(std::slice::from_mut(&mut stats.value_loss))?;
         let factor = self.config.critic_schedule.factor(self.updates);
         let Some(critic) = &mut self.models.critic else { return Ok(()) };
-        let step = critic.step(ws, factor, stats.value_loss)?;
+        let step = critic.step(ws, factor, stats.value_loss);
+        let step = step.map_err(|e| e.diverged_in("critic"))?;
         stats.critic_grad_norm = step.grad_norm;
         stats.skipped.extend(step.skipped.map(|why| format!("critic: {why}")));
         Ok(())

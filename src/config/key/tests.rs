@@ -39,6 +39,36 @@ fn numbers_that_are_none_are_refused() {
 }
 
 #[test]
+fn a_range_holds_for_the_32_bit_float_that_is_used() {
+    let refused = |kind: Kind, x: f64| {
+        let key = Key::new("k", RUNS, kind, "");
+        key.accept("\"k\"", &Value::Float(x)).map_err(|e| e.to_string()).unwrap_err()
+    };
+    let line = refused(Kind::below(1.0), 0.99999999);
+    let range = "\"k\" must be a number from 0 to below 1, not 0.99999999";
+    assert_eq!(line, format!("{range}, which is 1.0 as the 32-bit float that is used"));
+    let line = refused(Kind::above_zero(0.1), 1e-46);
+    assert!(line.ends_with("1e-46, which is 0.0 as the 32-bit float that is used"), "{line}");
+    assert!(refused(Kind::below(1.0), 1.5).ends_with("not 1.5"));
+    // Bounds are rounded as values are, so those that belong to a range stay in it.
+    for bound in [1e-20, 0.01, 0.1, 1e6] {
+        let kind = Kind::between(bound, bound);
+        assert_eq!(kind.accept(&Value::Float(bound)), Some(Value::Float(bound)));
+    }
+    assert!(Kind::below(1.0).accept(&Value::Float(0.9999999)).is_some());
+}
+
+#[test]
+fn zero_may_stand_beside_a_range() {
+    let kind = Kind::zero_or_between(0.01, 10.0);
+    let takes = |x: f64| kind.accept(&Value::Float(x)).is_some();
+    assert!(takes(0.0) && takes(0.01) && takes(10.0) && kind.accept(&Value::Integer(0)).is_some());
+    assert!(!takes(1e-3) && !takes(1e-50) && !takes(-0.01) && !takes(11.0) && !takes(f64::NAN));
+    assert_eq!(kind.expected(), "0, or a number from 0.01 to 10");
+    assert_eq!(Kind::between(1e-20, 0.1).expected(), "a number from 1e-20 to 0.1");
+}
+
+#[test]
 fn a_single_value_is_a_list_of_one() {
     let list = Kind::List(&Kind::Int { min: 1, max: 3 });
     assert_eq!(list.accept(&Value::Integer(2)), Some(Value::Array(vec![Value::Integer(2)])));

@@ -14,6 +14,7 @@ pub struct SnapshotBuilder<'a> {
     content: Content,
     /// How each tensor is read.
     readers: Vec<Reader<'a>>,
+    any_value: bool,
 }
 
 /// Fills the row-major little-endian bytes of a tensor.
@@ -42,6 +43,12 @@ pub trait Whole {
 }
 
 impl<'a> SnapshotBuilder<'a> {
+    /// Says whether the tensors added from here on may have infinite and NaN values, which are
+    /// refused else when they are written.
+    pub fn allow_any_value(&mut self, any: bool) {
+        self.any_value = any;
+    }
+
     /// Adds a tensor; `read` fills its row-major little-endian bytes. Its name must be new.
     pub fn tensor(
         &mut self,
@@ -50,7 +57,9 @@ impl<'a> SnapshotBuilder<'a> {
         shape: &[usize],
         read: impl Fn(&mut [u8]) -> Result<()> + 'a,
     ) {
-        self.content.tensors.push(SaveTensor::new(name, dtype, shape));
+        let any_value = self.any_value;
+        let tensor = SaveTensor { any_value, ..SaveTensor::new(name, dtype, shape) };
+        self.content.tensors.push(tensor);
         self.readers.push(Box::new(read));
     }
 

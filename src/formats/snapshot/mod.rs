@@ -109,10 +109,8 @@ impl Snapshot {
     /// Numbers in a float tensor that are infinite or not a number; 0 for other tensors.
     pub fn count_not_finite(&self, name: &str) -> Result<usize> {
         let Some(shard) = self.places.get(name).map(|i| &self.shards[*i]) else { return Ok(0) };
-        let values = shard
-            .info(name)
-            .map_or(Ok(None), |info| shard.bytes(name).map(|bytes| info.dtype.to_f32(&bytes)))?;
-        Ok(values.map_or(0, |v| v.iter().filter(|x| !x.is_finite()).count()))
+        let Some(info) = shard.info(name) else { return Ok(0) };
+        Ok(info.dtype.count_not_finite(&shard.bytes(name)?))
     }
 
     /// A value that must be there.

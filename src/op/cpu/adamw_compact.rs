@@ -97,11 +97,12 @@ fn whole(x: f32, least: f32) -> i32 {
 }
 
 /// Updates whole blocks: `grad` `[n]` and the state of as many elements. `step` counts from 1.
-pub fn update<G: Elem>(level: Level, c: Scalars, step: u32, grad: &[G], state: State<'_>) {
+/// Returns true if a moment, or as stored a weight that was finite, is not finite any more.
+pub fn update<G: Elem>(level: Level, c: Scalars, step: u32, grad: &[G], state: State<'_>) -> bool {
     let n = grad.len();
     assert!(n.is_multiple_of(BLOCK) && state.w.len() == n && state.correction.len() == n);
     assert!(state.m.len() == n && state.v.len() == n && state.scales.len() == n / BLOCK * 2);
-    dispatch(level, Update { c, dither: std::array::from_fn(|l| dither(step, l)), grad, state });
+    dispatch(level, Update { c, dither: std::array::from_fn(|l| dither(step, l)), grad, state })
 }
 
 struct Update<'a, G> {
@@ -112,11 +113,12 @@ struct Update<'a, G> {
 }
 
 impl<G: Elem> Kernel for Update<'_, G> {
-    type Out = ();
+    type Out = bool;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, _: S) -> bool {
         let Update { c, dither, grad, state } = self;
+        let mut broken = false;
         for b in 0..grad.len() / BLOCK {
             let at = b * BLOCK;
             let scales = &mut state.scales[2 * b..][..2];
@@ -140,6 +142,7 @@ impl<G: Elem> Kernel for Update<'_, G> {
                 let old = f32::from_bits(joined(w[l], correction[l]));
                 let change = c.step_size * (new_m[l] / (root[l] * c.v_factor + c.eps));
                 (w[l], correction[l]) = split(old * c.keep - change, dither[l]);
+                broken |= old.is_finite() & !w[l].is_finite();
             }
             // Floats of one sign are in the order of their bits, and the largest of integers is a
             // loop that the compiler makes vectors of.
@@ -149,6 +152,7 @@ impl<G: Elem> Kernel for Update<'_, G> {
                 v_bits = v_bits.max(root[l].abs().to_bits());
             }
             (scales[0], scales[1]) = (f32::from_bits(m_bits), f32::from_bits(v_bits));
+            broken |= m_bits.max(v_bits) >= f32::INFINITY.to_bits();
             // Where all are 0 so are the codes, whatever they are divided by.
             let m_scale = if m_bits == 0 { 1.0 } else { scales[0] };
             let v_scale = if v_bits == 0 { 1.0 } else { scales[1] };
@@ -158,6 +162,7 @@ impl<G: Elem> Kernel for Update<'_, G> {
                 v[l] = v_code(root[l], v_scale, dither);
             }
         }
+        broken
     }
 }
 

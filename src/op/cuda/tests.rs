@@ -103,7 +103,7 @@ fn compact_steps_have_the_bits_of_the_cpu<G: Elem>(rng: &mut Rng) {
     zeros.bytes_mut().fill(0);
     let scales = Host::new::<f32>(&[n / 32], &vec![0.0; n / 32]);
     let w = Host::normal::<bf16>(&[n], 0.5, rng);
-    let mut state = vec![w, zeros.clone(), zeros.clone(), zeros, scales];
+    let mut state = vec![w, zeros.clone(), zeros.clone(), zeros, scales, Host::ints(&[0])];
     for step in 1..=12 {
         let groups = (0..groups).map(group).collect();
         let op = AdamWCompact(AdamW { groups, beta1: 0.9, beta2: 0.95, eps: 1e-8, step });
@@ -111,7 +111,7 @@ fn compact_steps_have_the_bits_of_the_cpu<G: Elem>(rng: &mut Rng) {
         let grad: Vec<f32> = (0..n).map(|i| size(i) * rng.normal()).collect();
         let at = |i: usize| state.get(i).cloned();
         let (grad, clip) = (Host::new::<G>(&[n], &grad), Host::new::<f32>(&[1], &[rng.uniform()]));
-        let ins = [at(0), Some(grad), Some(clip), at(1), at(2), at(3), at(4)];
+        let ins = [at(0), Some(grad), Some(clip), at(1), at(2), at(3), at(4), at(5)];
         let want = cpu_forward(&op, &ins).expect("step");
         assert_eq!(forward(&op, &ins).expect("no faults"), want, "step {step}");
         assert_ne!(want[0], state[0]);

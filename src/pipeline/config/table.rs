@@ -7,6 +7,7 @@ use crate::config::key::{
     BENCH, CHAT, Commands, DOCTOR, EVAL, INSPECT, Kind, PLAN, RUNS, TRAIN, VERIFY, algorithm,
 };
 use crate::model::Head;
+use crate::rollout::LEAST_TEMPERATURE;
 use std::sync::LazyLock;
 
 /// Most tokens of a sequence, a batch or a step anyone can mean.
@@ -15,6 +16,7 @@ const TOKENS: i64 = 1 << 24;
 const COUNT: i64 = 1_000_000_000;
 
 const RATE: Kind = Kind::above_zero(0.1);
+const TEMPERATURE: Kind = Kind::zero_or_between(LEAST_TEMPERATURE, 10.0);
 const LENGTH: Kind = Kind::int(1, 1 << 20);
 const BATCH: Kind = Kind::int(1, 1 << 16);
 const SOME_COUNT: Kind = Kind::int(1, COUNT);
@@ -244,7 +246,7 @@ pub static TALK: &[Key] = &[
         "model directory"),
     key("max_new_tokens", CHAT, LENGTH,
         "longest response, in tokens"),
-    key("temperature", CHAT, Kind::between(0.0, 10.0),
+    key("temperature", CHAT, TEMPERATURE,
         "softmax temperature; 0 = greedy decoding"),
     key("top_k", CHAT, Kind::int(0, TOKENS),
         "sample from the k most likely tokens (0 disables)"),
@@ -308,7 +310,7 @@ pub static EVALUATION: &[Key] = &[
         "longest prompt, in tokens; longer ones are skipped"),
     key("max_new_tokens", EVAL, LENGTH,
         "longest response, in tokens"),
-    key("temperature", EVAL, Kind::between(0.0, 10.0),
+    key("temperature", EVAL, TEMPERATURE,
         "softmax temperature; 0 = greedy decoding"),
     key("top_k", EVAL, Kind::int(0, TOKENS),
         "sample from the k most likely tokens (0 disables)"),
