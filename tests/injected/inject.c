@@ -128,7 +128,8 @@ static int effect_on(const char* path) {
   return FAIL;
 }
 
-// Counts a call by the program, and says what becomes of it. The path is that of `fd` unless given.
+// Counts a call by the program, and says what becomes of it. It is about the descriptor `fd`, or
+// about `path`, which may be relative to the directory `fd`.
 static int strike(const char* function, const char* path, int fd) {
   if (!active || inside) return PASS;
   int error = errno;
@@ -146,8 +147,12 @@ static int strike(const char* function, const char* path, int fd) {
       meant = n == fault.number || (fault.lasting && n > fault.number);
     }
     if (meant) {
-      if (path) snprintf(name, sizeof name, "%s", path);
-      else path_of(fd, name, sizeof name);
+      size_t n = 0;
+      if (!path || (path[0] != '/' && fd >= 0)) {
+        path_of(fd, name, sizeof name);
+        n = strlen(name);
+      }
+      if (path) snprintf(name + n, sizeof name - n, "%s%s", n ? "/" : "", path);
       if (log_fd >= 0) tell(function, h, name, &frames);
       if (fault.number) {
         errno = error;
@@ -215,21 +220,21 @@ int __libc_start_main(int (*main)(int, char**, char**), int argc, char** argv, v
   return real(counted_main, argc, argv, init, fini, rtld_fini, stack_end);
 }
 
-// Files by name. A path relative to a directory's descriptor is told as it is given.
+// Files by name.
 
-#define OPEN(name, declared, given)                            \
+#define OPEN(name, at, declared, given)                            \
   int name declared {                                               \
     REAL(name);                                                      \
     va_list rest;                                                    \
     va_start(rest, flags);                                           \
     mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
     va_end(rest);                                                    \
-    return strike("open", path, -1) == FAIL ? -1 : real given;       \
+    return strike("open", path, at) == FAIL ? -1 : real given;       \
   }
-OPEN(open, (const char* path, int flags, ...), (path, flags, mode))
-OPEN(open64, (const char* path, int flags, ...), (path, flags, mode))
-OPEN(openat, (int at, const char* path, int flags, ...), (at, path, flags, mode))
-OPEN(openat64, (int at, const char* path, int flags, ...), (at, path, flags, mode))
+OPEN(open, -1, (const char* path, int flags, ...), (path, flags, mode))
+OPEN(open64, -1, (const char* path, int flags, ...), (path, flags, mode))
+OPEN(openat, at, (int at, const char* path, int flags, ...), (at, path, flags, mode))
+OPEN(openat64, at, (int at, const char* path, int flags, ...), (at, path, flags, mode))
 
 #define CALL(type, failed, name, function, path, fd, declared, given) \
   type name declared {                                                \
@@ -238,6 +243,8 @@ OPEN(openat64, (int at, const char* path, int flags, ...), (at, path, flags, mod
   }
 #define BY_NAME(name, function, declared, given) \
   CALL(int, -1, name, function, path, -1, declared, given)
+#define BY_NAME_AT(name, function, declared, given) \
+  CALL(int, -1, name, function, path, at, declared, given)
 #define BY_FD(name, function, declared, given) \
   CALL(int, -1, name, function, NULL, fd, declared, given)
 
@@ -246,24 +253,24 @@ CALL(DIR*, NULL, fdopendir, "opendir", NULL, fd, (int fd), (fd))
 CALL(struct dirent64*, NULL, readdir64, "readdir", NULL, dirfd(d), (DIR* d), (d))
 CALL(struct dirent*, NULL, readdir, "readdir", NULL, dirfd(d), (DIR* d), (d))
 BY_NAME(rename, "rename", (const char* path, const char* to), (path, to))
-BY_NAME(renameat, "rename", (int at, const char* path, int other, const char* to),
+BY_NAME_AT(renameat, "rename", (int at, const char* path, int other, const char* to),
         (at, path, other, to))
-BY_NAME(renameat2, "rename",
+BY_NAME_AT(renameat2, "rename",
         (int at, const char* path, int other, const char* to, unsigned flags),
         (at, path, other, to, flags))
 BY_NAME(link, "link", (const char* path, const char* to), (path, to))
-BY_NAME(linkat, "link", (int at, const char* path, int other, const char* to, int flags),
+BY_NAME_AT(linkat, "link", (int at, const char* path, int other, const char* to, int flags),
         (at, path, other, to, flags))
 BY_NAME(symlink, "link", (const char* path, const char* to), (path, to))
-BY_NAME(symlinkat, "link", (const char* path, int at, const char* to), (path, at, to))
+BY_NAME_AT(symlinkat, "link", (const char* to, int at, const char* path), (to, at, path))
 BY_NAME(mkdir, "mkdir", (const char* path, mode_t mode), (path, mode))
-BY_NAME(mkdirat, "mkdir", (int at, const char* path, mode_t mode), (at, path, mode))
+BY_NAME_AT(mkdirat, "mkdir", (int at, const char* path, mode_t mode), (at, path, mode))
 BY_NAME(unlink, "unlink", (const char* path), (path))
-BY_NAME(unlinkat, "unlink", (int at, const char* path, int flags), (at, path, flags))
+BY_NAME_AT(unlinkat, "unlink", (int at, const char* path, int flags), (at, path, flags))
 BY_NAME(rmdir, "unlink", (const char* path), (path))
 BY_NAME(stat64, "stat", (const char* path, struct stat64* to), (path, to))
 BY_NAME(lstat64, "stat", (const char* path, struct stat64* to), (path, to))
-BY_NAME(fstatat64, "stat", (int at, const char* path, struct stat64* to, int flags),
+BY_NAME_AT(fstatat64, "stat", (int at, const char* path, struct stat64* to, int flags),
         (at, path, to, flags))
 BY_FD(fstat64, "stat", (int fd, struct stat64* to), (fd, to))
 BY_NAME(statvfs, "statfs", (const char* path, struct statvfs* to), (path, to))
@@ -377,9 +384,9 @@ long syscall(long number, ...) {
   static long (*real)(long, ...);
   if (!real) real = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
   int verdict = PASS;
-  if (number == SYS_renameat2) verdict = strike("rename", (const char*)a[1], -1);
-  if (number == SYS_openat2) verdict = strike("open", (const char*)a[1], -1);
-  if (number == SYS_statx) verdict = strike("stat", (const char*)a[1], -1);
+  if (number == SYS_renameat2) verdict = strike("rename", (const char*)a[1], (int)a[0]);
+  if (number == SYS_openat2) verdict = strike("open", (const char*)a[1], (int)a[0]);
+  if (number == SYS_statx) verdict = strike("stat", (const char*)a[1], (int)a[0]);
   if (number == SYS_copy_file_range) verdict = strike("copy", NULL, (int)a[0]);
   return verdict == FAIL ? -1 : real(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
