@@ -121,11 +121,13 @@ fn names(line: &str, fault: &Fault, out: &Outcome) -> bool {
 /// The names that stand for a path: its file, without what marks a draft of it, and the directory
 /// that this is in, for a tree that is removed as a whole.
 fn parts(path: &str) -> impl Iterator<Item = &str> {
-    let name = |part: &str| {
-        let part = part.trim_start_matches('.').trim_start_matches("tmp-");
-        [".tmp", ".partial", ".old"].iter().fold(part, |p, mark| p.split(mark).next().unwrap())
-    };
-    path.rsplit('/').take(2).map(name).filter(|p| !p.is_empty())
+    path.rsplit('/').take(2).map(undrafted).filter(|part| !part.is_empty())
+}
+
+fn undrafted(name: &str) -> &str {
+    let name = name.trim_start_matches('.').trim_start_matches("tmp-");
+    let end = [".tmp", ".partial", ".old"].iter().filter_map(|mark| name.find(mark)).min();
+    &name[..end.unwrap_or(name.len())]
 }
 
 /// Judges a run with a fault and the next one, which has none. What is worst comes first.
