@@ -18,6 +18,10 @@ mod faults;
 mod judge;
 #[path = "injected/library.rs"]
 mod library;
+#[path = "injected/process.rs"]
+mod process;
+#[path = "injected/replaced.rs"]
+mod replaced;
 #[path = "injected/scene.rs"]
 mod scene;
 #[path = "injected/sweep.rs"]
@@ -27,15 +31,27 @@ mod trace;
 
 #[test]
 fn supervised_finetuning_survives_every_failing_call() {
-    sweep::sweep("sft");
+    sweep::sweep("sft", "sft", &[]);
 }
 
 #[test]
 fn training_a_reward_model_survives_every_failing_call() {
-    sweep::sweep("reward");
+    sweep::sweep("reward", "reward", &[]);
 }
 
 #[test]
 fn ppo_survives_every_failing_call() {
-    sweep::sweep("ppo");
+    sweep::sweep("ppo", "ppo", &[]);
+}
+
+const RANKS: [&str; 4] = ["--num-gpus", "3", "--zero-stage", "3"];
+
+#[test]
+fn three_ranks_survive_every_failing_call_in_supervised_finetuning() {
+    sweep::sweep("sft-ranks", "sft", &RANKS);
+}
+
+#[test]
+fn three_ranks_survive_every_failing_call_in_ppo() {
+    sweep::sweep("ppo-ranks", "ppo", &RANKS);
 }

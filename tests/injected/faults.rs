@@ -32,6 +32,9 @@ const EFFECTS: [(&str, &[&str]); 23] = [
     ("clock", &["+86400", "-86400", "+4000000000", "-1000000000"]),
 ];
 
+/// Signals that come at any call.
+const SIGNALS: [&str; 2] = ["kill", "term"];
+
 /// Faults that last: from some call on, all calls of the function fail, wherever they are made.
 const LASTING: [(&str, &str); 7] = [
     ("write", "28"),
@@ -60,6 +63,11 @@ impl Fault {
     /// The number of the error, unless the effect is another.
     pub(crate) fn errno(&self) -> Option<i32> {
         self.part(3).parse().ok().filter(|_| self.function() != "clock")
+    }
+
+    /// True if a signal comes, and the call is made.
+    pub(crate) fn is_signal(&self) -> bool {
+        SIGNALS.contains(&self.part(3))
     }
 
     /// True if all later calls fail too.
@@ -96,6 +104,9 @@ pub(crate) fn all(calls: &[Call]) -> Vec<Fault> {
     for (function, effect) in LASTING {
         let n = functions.get(function).copied().unwrap_or(0);
         faults.extend((1..=n).map(|turn| Fault(format!("{function}:*:{turn}+:{effect}"))));
+    }
+    for signal in SIGNALS {
+        faults.extend((1..=calls.len()).map(|turn| Fault(format!("*:*:{turn}:{signal}"))));
     }
     Rng::new(18, 0).shuffle(&mut faults);
     faults

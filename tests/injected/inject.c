@@ -3,14 +3,15 @@
 //
 //   FAULT_LOG=FILE    appends a line for every call: function, call site, path, return addresses
 //   FAULT=FUNCTION:SITE:NUMBER[+]:EFFECT
-//                     call NUMBER (from 1) of FUNCTION at SITE, or at all sites (*), has EFFECT;
-//                     with + all later ones too. FAULT_LOG gets the lines of these calls only
+//                     call NUMBER (from 1) of FUNCTION at SITE, or of all at all sites (*), has
+//                     EFFECT; with + all later ones too. FAULT_LOG gets these calls only
 //   FAULT_WITHIN=DIR  only files inside are cut
 //
 // EFFECT is the number of an error, or
 //   short             half of the bytes are read or written
 //   end               a read finds the end of the file
 //   cut, empty        the file is cut to a half, or to nothing, before the call
+//   kill, term        the process gets SIGKILL or SIGTERM before the call
 //   +N, -N            for `clock`: the clock of the day jumps by N seconds, and stays there
 //
 // A call site is a hash of the return addresses inside the program, so it is the same in every run
@@ -22,6 +23,7 @@
 #include <fcntl.h>
 #include <link.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -120,6 +122,10 @@ static int effect_on(const char* path) {
     cut(path, effect[0] == 'e');
     return PASS;
   }
+  if (!strcmp(effect, "kill") || !strcmp(effect, "term")) {
+    plain(SYS_kill, getpid(), effect[0] == 'k' ? SIGKILL : SIGTERM, 0, 0);
+    return PASS;
+  }
   if (effect[0] == '+' || effect[0] == '-') {
     __atomic_store_n(&seconds, atol(effect), __ATOMIC_SEQ_CST);
     return PASS;
@@ -135,7 +141,7 @@ static int strike(const char* function, const char* path, int fd) {
   int error = errno;
   int verdict = PASS;
   inside = 1;
-  if (!fault.number || !strcmp(fault.function, function)) {
+  if (!fault.number || fault.function[0] == '*' || !strcmp(fault.function, function)) {
     struct frames frames = {.n = 0};
     char name[4200], site[20];
     _Unwind_Backtrace(add_frame, &frames);

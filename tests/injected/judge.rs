@@ -1,8 +1,10 @@
 //! What is right after a fault, and what is not.
 
 use crate::faults::Fault;
-use crate::scene::{Outcome, Scene};
+use crate::process::Outcome;
+use crate::scene::Scene;
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 
 const EACCES: i32 = 13;
@@ -70,8 +72,11 @@ impl Neighbour {
 
 /// Judges the end of a command with a fault by its code and its lines.
 pub(crate) fn end(fault: &Fault, out: &Outcome) -> Result<(), Wrong> {
-    let last = out.stderr.lines().last().unwrap_or_default().to_string();
+    let last = out.last().to_string();
     let Some(status) = out.status else { return Err(("hang", last)) };
+    if fault.is_signal() && (status.signal().is_some() || status.code() == Some(75)) {
+        return Ok(());
+    }
     let Some(code) = status.code() else { return Err(("signal", format!("{status}: {last}"))) };
     if out.stderr.contains("panicked") || out.stderr.contains("internal error") {
         return Err(("panic", out.stderr.clone()));
@@ -147,8 +152,7 @@ pub(crate) fn run(
     }
     match again.filter(|again| again.code() != Some(0)) {
         Some(again) => {
-            let last = again.stderr.lines().last().unwrap_or_default();
-            wrong.push(("no resume", format!("{:?}: {last}", again.code())));
+            wrong.push(("no resume", format!("{:?}: {}", again.code(), again.last())));
         }
         // A micro-batch without memory is halved, and its sums are those of halves.
         None if weights(&run) != *whole && !out.stderr.contains("it is halved") => {
@@ -157,7 +161,15 @@ pub(crate) fn run(
         None => {}
     }
     wrong.extend(end(fault, &out).err());
-    let left = litter(&run);
+    let mut left = litter(&run);
+    if !left.is_empty() && out.code() == Some(0) {
+        // The run went on without removing it, so the next start is one that trains it further.
+        let further = scene.train_further(dir);
+        if further.code() != Some(0) {
+            wrong.push(("no extension", format!("{:?}: {}", further.code(), further.last())));
+        }
+        left = litter(&run);
+    }
     if !left.is_empty() {
         wrong.push(("litter", left.join(" ")));
     }

@@ -2,18 +2,21 @@
 
 use crate::checkpoint;
 use crate::faults::Fault;
-use crate::library::library;
-use crate::trace::{self, Call};
-use std::fs::File;
+use crate::process::{self, Outcome};
+use crate::trace::Call;
+use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A run may not take longer; undisturbed it takes a fifth of a second.
 const LONGEST: Duration = Duration::from_secs(20);
 
+/// A chat template of its own; without it the rows have other tokens.
+const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
+    {% if add_generation_prompt %}<assistant>{% endif %}";
+
 /// Two checkpoints and more of each stage, of which one is kept; evaluations; all reports.
-const SETTINGS: &str = r#"
+pub(crate) const SETTINGS: &str = r#"
 dtype = "f32"
 threads = 2
 save_every = "2"
@@ -42,45 +45,41 @@ per_device_generation_batch_size = 2
 per_device_training_batch_size = 2
 "#;
 
-/// The binary under test.
-pub(crate) fn binary() -> PathBuf {
-    std::env::var_os("DUPLEX_BINARY").unwrap_or(env!("CARGO_BIN_EXE_duplex").into()).into()
+/// A folder in memory, where that is possible.
+pub(crate) fn folder() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
 }
 
-/// How a command ended.
-pub(crate) struct Outcome {
-    /// None if it did not end in time.
-    pub(crate) status: Option<ExitStatus>,
-    pub(crate) stderr: String,
-    /// The calls that failed.
-    pub(crate) struck: Vec<Call>,
-}
-
-impl Outcome {
-    pub(crate) fn code(&self) -> Option<i32> {
-        self.status.and_then(|s| s.code())
-    }
+/// Writes settings, a model with every file that says something of its tokenizer, and
+/// conversations, whose tokens depend on the chat template.
+pub(crate) fn inputs(to: &Path) {
+    let model = checkpoint::write(&to.join("model"), "llama");
+    std::fs::write(model.join("chat_template.jinja"), TEMPLATE).unwrap();
+    std::fs::write(model.join("special_tokens_map.json"), r#"{"eos_token": "<|end|>"}"#).unwrap();
+    let numbers: Vec<String> = (0..40).map(|i| format!("Say {i}.")).collect();
+    let rows = numbers.iter().map(|text| {
+        json!({"prompt": [{"role": "user", "content": text}], "chosen": text, "rejected": "Go!"})
+    });
+    checkpoint::write_rows(&to.join("data.jsonl"), &rows.collect::<Vec<_>>());
+    std::fs::write(to.join("short.toml"), SETTINGS).unwrap();
 }
 
 /// What the runs of one stage start from. Files here are the same for all of them.
 pub(crate) struct Scene {
     tmp: tempfile::TempDir,
     stage: String,
+    /// Words that each run of the stage has.
+    more: Vec<String>,
 }
 
 impl Scene {
-    pub(crate) fn new(stage: &str) -> Scene {
-        let memory = Path::new("/dev/shm");
-        let tmp = match memory.is_dir() {
-            true => tempfile::tempdir_in(memory),
-            false => tempfile::tempdir(),
-        };
-        let scene = Scene { tmp: tmp.unwrap(), stage: stage.into() };
-        checkpoint::write(&scene.path("model"), "llama");
-        checkpoint::write_rows(&scene.path("data.jsonl"), &checkpoint::pairs(40));
-        std::fs::write(scene.path("short.toml"), SETTINGS).unwrap();
+    pub(crate) fn new(stage: &str, more: &[&str]) -> Scene {
+        let more = more.iter().map(|word| word.to_string()).collect();
+        let scene = Scene { tmp: folder(), stage: stage.into(), more };
+        inputs(&scene.path(""));
         if stage == "ppo" {
-            let out = scene.run(&scene.words("reward", "judge"), "judge", &[]);
+            let out = scene.run(&scene.words("reward", "judge"), "judge", None);
             assert_eq!(out.code(), Some(0), "{}", out.stderr);
         }
         scene
@@ -106,8 +105,15 @@ impl Scene {
 
     /// Runs the stage in the folder `dir`, with `fault`.
     pub(crate) fn train(&self, dir: &str, fault: Option<&Fault>) -> Outcome {
-        let fault: Vec<_> = fault.iter().map(|f| ("FAULT", f.0.clone())).collect();
-        self.run(&self.words(&self.stage, dir), dir, &fault)
+        let words = [self.words(&self.stage, dir), self.more.clone()].concat();
+        self.run(&words, dir, fault)
+    }
+
+    /// Trains the finished run in the folder `dir` for one more iteration.
+    pub(crate) fn train_further(&self, dir: &str) -> Outcome {
+        let further = ["--extend", "--max-steps", "6"].map(String::from);
+        let words = [self.words(&self.stage, dir), self.more.clone(), further.to_vec()].concat();
+        self.run(&words, dir, None)
     }
 
     /// Runs the stage in the folder `dir` and returns the calls that it makes.
@@ -117,38 +123,7 @@ impl Scene {
         out.struck
     }
 
-    /// Runs a command in the folder `dir`; without a fault among the `variables`, all of its calls
-    /// are written down.
-    fn run(&self, words: &[String], dir: &str, variables: &[(&str, String)]) -> Outcome {
-        let dir = self.path(dir);
-        std::fs::create_dir_all(&dir).unwrap();
-        let [log, stdout, stderr] = ["calls", "stdout", "stderr"].map(|name| dir.join(name));
-        let _ = std::fs::remove_file(&log);
-        let mut child = Command::new(binary())
-            .args(words)
-            .current_dir(&dir)
-            .env("LD_PRELOAD", library())
-            .env("FAULT_LOG", &log)
-            .env("FAULT_WITHIN", &dir)
-            .envs(variables.iter().map(|(k, v)| (*k, v)))
-            .stdin(Stdio::null())
-            .stdout(File::create(stdout).unwrap())
-            .stderr(File::create(&stderr).unwrap())
-            .spawn()
-            .unwrap();
-        let started = Instant::now();
-        let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break Some(status);
-            }
-            if started.elapsed() > LONGEST {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                break None;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        };
-        let stderr = String::from_utf8_lossy(&std::fs::read(stderr).unwrap()).into_owned();
-        Outcome { status, stderr, struck: trace::read(&log) }
+    fn run(&self, words: &[String], dir: &str, fault: Option<&Fault>) -> Outcome {
+        process::run(words, &self.path(dir), fault.map(|f| f.0.as_str()), LONGEST)
     }
 }

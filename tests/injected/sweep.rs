@@ -2,7 +2,8 @@
 
 use crate::faults::{self, Fault};
 use crate::judge::{self, Wrong};
-use crate::scene::{Outcome, Scene, binary};
+use crate::process::{Outcome, binary};
+use crate::scene::Scene;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
@@ -52,7 +53,8 @@ impl Found {
         let seen = seen.join("; ").replace('\n', " | ");
         let call = out.struck.first().map(|c| format!("{}\t{}", c.path, c.frames));
         let call = call.unwrap_or("\t".into());
-        self.wrong.push(format!("{class}\t{stage}:{}\t{seen}\t{call}", fault.0));
+        let again = format!("{stage}:{}", fault.0);
+        self.wrong.push(format!("{class}\t{again}\t{seen}\t{call}"));
     }
 
     fn table(&self, stage: &str) -> String {
@@ -69,52 +71,62 @@ impl Found {
     }
 }
 
+/// True if the sample is not enough.
+pub(crate) fn all_are_asked() -> bool {
+    std::env::var("DUPLEX_FAULTS").is_ok_and(|asked| asked == "all")
+}
+
+/// Does `each` of the cases on all cores; returns what it has to say, in the order of the cases.
+pub(crate) fn in_parallel<C: Sync, F: Send>(
+    cases: &[C],
+    each: impl Fn(usize, &C) -> Option<F> + Sync,
+) -> Vec<F> {
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new(BTreeMap::new());
+    let work = || {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(case) = cases.get(i) else { break };
+            if let Some(one) = each(i, case) {
+                found.lock().unwrap().insert(i, one);
+            }
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..cores).for_each(|_| drop(scope.spawn(work))));
+    found.into_inner().unwrap().into_values().collect()
+}
+
+/// Writes what is wrong to a file, and fails with the first lines of it.
+pub(crate) fn report(name: &str, tried: usize, wrong: Vec<String>) {
+    let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{name}.tsv"));
+    std::fs::write(&report, wrong.join("\n") + "\n").unwrap();
+    println!("{name}: {tried} tried with {}, {} wrong", binary().display(), wrong.len());
+    let shown = &wrong[..wrong.len().min(SHOWN)];
+    let (n, shown) = (wrong.len(), shown.join("\n"));
+    assert!(wrong.is_empty(), "{n} wrong, all in {}:\n{shown}", report.display());
+}
+
 /// Records a run of the stage, and repeats it with faults.
-pub(crate) fn sweep(stage: &str) {
-    let scene = Scene::new(stage);
+/// Faults are told by the `name` of the sweep.
+pub(crate) fn sweep(name: &str, stage: &str, more: &[&str]) {
+    let scene = Scene::new(stage, more);
     let calls = scene.record("whole");
     let whole = judge::weights(&scene.path("whole/run"));
     assert!(!whole.is_empty());
     let all = faults::all(&calls);
-    let (made, possible) = (calls.len(), all.len());
-    let faults = chosen(stage, all);
-    let next = AtomicUsize::new(0);
-    let found = Mutex::new(Found::default());
-    let try_all = || {
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(fault) = faults.get(i) else { break };
-            let dir = i.to_string();
-            let (out, wrong) = judge::run(&scene, &dir, fault, &whole);
-            std::fs::remove_dir_all(scene.path(&dir)).unwrap();
-            found.lock().unwrap().add(stage, fault, &out, wrong);
-        }
-    };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| (0..cores).for_each(|_| drop(scope.spawn(try_all))));
-    let found = found.into_inner().unwrap();
-    let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{stage}.tsv"));
-    std::fs::write(&report, found.wrong.join("\n") + "\n").unwrap();
-    println!(
-        "{stage}: {made} calls, {possible} faults, {} tried with {}",
-        faults.len(),
-        binary().display()
-    );
-    print!("{}", found.table(stage));
-    let shown: Vec<String> = found
-        .wrong
-        .iter()
-        .take(SHOWN)
-        .map(|line| {
-            let name = line.split('\t').nth(1).unwrap_or_default();
-            format!("{line}\n  again: tools/faults '{name}'")
-        })
-        .collect();
-    assert!(
-        shown.is_empty(),
-        "{} wrong, all in {}:\n{}",
-        found.wrong.len(),
-        report.display(),
-        shown.join("\n")
-    );
+    println!("{name}: {} calls, {} faults", calls.len(), all.len());
+    let faults = chosen(name, all);
+    let ends = in_parallel(&faults, |i, fault| {
+        let dir = i.to_string();
+        let (out, wrong) = judge::run(&scene, &dir, fault, &whole);
+        std::fs::remove_dir_all(scene.path(&dir)).unwrap();
+        Some((out, wrong))
+    });
+    let mut found = Found::default();
+    for (fault, (out, wrong)) in faults.iter().zip(ends) {
+        found.add(name, fault, &out, wrong);
+    }
+    print!("{}", found.table(name));
+    report(name, faults.len(), found.wrong);
 }
