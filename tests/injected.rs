@@ -18,6 +18,8 @@ mod faults;
 mod judge;
 #[path = "injected/library.rs"]
 mod library;
+#[path = "injected/order.rs"]
+mod order;
 #[path = "injected/process.rs"]
 mod process;
 #[path = "injected/replaced.rs"]

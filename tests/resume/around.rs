@@ -1,10 +1,8 @@
-//! The surroundings of a run: the order of files reaching the disk, constant memory use, a clock
-//! that jumps, a machine that is too small.
+//! The surroundings of a run: constant memory use, a clock that jumps, a machine that is too small.
 
 use crate::checkpoint;
 use crate::place::{Place, bytes, events};
 use crate::process::{ended, spawn};
-use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -18,62 +16,6 @@ fn sft<'a>(to: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 
 fn output(mut command: Command, p: &Place) -> Output {
     command.current_dir(p.path("")).output().unwrap()
-}
-
-/// Returns the text between the first `open` and the `close` after it.
-fn between(line: &str, open: char, close: char) -> Option<&str> {
-    let (_, rest) = line.split_once(open)?;
-    Some(rest.split_once(close)?.0)
-}
-
-/// A file or directory is synced before it is renamed, a directory after the last name has come
-/// into it, and the directory it is renamed into afterwards: after a power cut a name stands for
-/// the whole of what it names.
-#[test]
-fn files_reach_the_disk_before_their_names() {
-    let p = Place::new("llama");
-    let mut strace = Command::new("strace");
-    let calls = "trace=fsync,fdatasync,rename,renameat,renameat2";
-    strace.args(["-f", "-y", "-s", "4096", "-o", "calls", "-e", calls, DUPLEX]);
-    strace.args(sft("run", &["--save-every", "1", "--max-steps", "4"]));
-    let done = strace.current_dir(p.path("")).output();
-    let traced = std::fs::read_to_string(p.path("calls")).unwrap_or_default();
-    if done.is_err() || traced.is_empty() {
-        println!("skipped: there is no strace, or it may not trace");
-        return;
-    }
-    ended(&done.unwrap(), 0, &[]);
-    let root = p.path("").canonicalize().unwrap();
-    // When each path was synced, and when a name last came into it.
-    let (mut synced, mut named) = (HashMap::<String, usize>::new(), HashMap::new());
-    let mut waits: HashSet<String> = HashSet::new();
-    let mut renames = 0;
-    for (i, line) in traced.lines().enumerate() {
-        let absolute = |path: &str| root.join(path).display().to_string();
-        if line.contains("fsync(") || line.contains("fdatasync(") {
-            let path = between(line, '<', '>').expect("a path").to_string();
-            waits.remove(&path);
-            synced.insert(path, i);
-            continue;
-        }
-        let paths: Vec<&str> = line.split('"').skip(1).step_by(2).collect();
-        let [from, to] = paths[..] else { continue };
-        let [from, to] = [from, to].map(absolute);
-        let [parent, name] = [Path::new(&to).parent(), Path::new(&to).file_name().map(Path::new)]
-            .map(|part| part.unwrap().display().to_string());
-        waits.insert(parent.clone());
-        named.insert(parent, i);
-        if name.starts_with('.') {
-            // On its way out.
-            continue;
-        }
-        renames += 1;
-        let at = synced.get(&from).unwrap_or_else(|| panic!("{from} was not synced: {line}"));
-        assert!(named.get(&from).is_none_or(|n| n < at), "{from} was synced too early");
-    }
-    assert!(waits.is_empty(), "not synced after a rename: {waits:?}");
-    // Checkpoints, their two files each, the model and more.
-    assert!(renames > 4 * 3, "{renames}");
 }
 
 /// The most memory that a process has had at once, in KiB.
