@@ -70,11 +70,13 @@ impl Error {
         let message = format!("cannot {action} {}: {e}", path.display());
         match e.kind() {
             _ if is_of_the_path(e) => Error::user(message),
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-                Error::resource(format!(
-                    "{message}; free some space and run the same command again"
-                ))
-            }
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Error::resource(format!(
+                "{message}; free some space and run the same command again"
+            )),
+            ErrorKind::FileTooLarge => Error::resource(format!(
+                "{message}; raise the limit of file sizes (ulimit -f) and run the same command \
+                 again"
+            )),
             _ => Error::resource(message),
         }
     }
