@@ -1,7 +1,7 @@
 //! Directories that are moved, removed or replaced while a run writes into them, and the lock that
 //! keeps two runs apart.
 
-use crate::place::Place;
+use crate::place::{Place, bytes};
 use crate::process::{ended, spawn, until};
 use std::path::Path;
 use std::process::Child;
@@ -47,9 +47,9 @@ fn a_run_whose_directory_is_moved_writes_into_no_other() {
     std::fs::rename(p.path("run"), p.path("moved")).unwrap();
     let second = run(&p, "2", "3", &[]).wait_with_output().unwrap();
     ended(&second, 0, &[]);
-    let once = crate::place::all_bytes(&p.path("run"));
+    let once = bytes(&p.path("run/sft"));
     ended(&first.wait_with_output().unwrap(), 0, &[]);
-    assert_eq!(crate::place::all_bytes(&p.path("run")), once, "the other run's model");
+    assert_eq!(bytes(&p.path("run/sft")), once, "the other run's model");
     assert!(seeds(&p.path("run")).iter().all(|seed| seed == "2"));
     assert!(seeds(&p.path("moved")).iter().all(|seed| seed == "1"));
     assert!(p.path("moved/sft/model.safetensors").exists());
@@ -100,12 +100,12 @@ fn an_input_that_the_run_would_replace_is_refused() {
     let p = Place::new("gpt2");
     ended(&run(&p, "1", "3", &[]).wait_with_output().unwrap(), 0, &[]);
     std::fs::copy(p.path("data.jsonl"), p.path("run/sft/data.jsonl")).unwrap();
-    let once = crate::place::all_bytes(&p.path("run"));
+    let once = bytes(&p.path("run/sft"));
     for input in [["--data-path", "run/sft/data.jsonl"], ["--actor-model", "run/sft"]] {
         let more = ["--overwrite", "--resume", "never", input[0], input[1]];
         let out = run(&p, "2", "3", &more).wait_with_output().unwrap();
         ended(&out, 2, &["is an input, and this run would replace"]);
     }
-    assert_eq!(crate::place::all_bytes(&p.path("run")), once);
+    assert_eq!(bytes(&p.path("run/sft")), once);
     assert!(p.path("run/sft/data.jsonl").exists());
 }
