@@ -26,7 +26,10 @@ pub use panic_guard::{catch_panic, catches_panic};
 pub use print::print;
 pub use rng::{Philox, Rng};
 pub use shape::Shape;
-pub use stop::{Finishing, check_stop, finish_first, listen_for_stop, stop_requested, stop_signal};
+pub use stop::{
+    Finishing, check_stop, finish_first, finish_for_good, listen_for_stop, stop_requested,
+    stop_signal,
+};
 pub use system::{machine_name, on_stop, tell_of_file_size_limits, write_at_once};
 pub use text::{printable, printable_lines};
 pub use voice::{Bar, advance_bar, finish_saying, say, show_bar, speaks_to_terminal, tell, warn};

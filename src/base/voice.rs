@@ -109,7 +109,7 @@ pub fn warn(text: &str) {
     say(&format!("warning: {}", printable(text)));
 }
 
-/// Says `text` and waits until it is written, as [`finish_saying`] does. It is never left out. For those
+/// Says `text` and waits until it is written, as [`finish_saying`] does. It is never left out. For
 /// who are read meanwhile, and for last words.
 pub fn tell(text: &str) {
     queue(text, true);

@@ -35,17 +35,18 @@ pub fn main() -> ExitCode {
         }
     }));
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let code = match std::panic::catch_unwind(|| run(arguments)) {
-        Ok(Ok(code)) => ExitCode::from(code),
+    match std::panic::catch_unwind(|| run(arguments)) {
+        Ok(Ok(code)) => {
+            finish_saying();
+            ExitCode::from(code)
+        }
         Ok(Err(e)) => {
             tell(&error_line(&e));
             ExitCode::from(e.exit_code())
         }
         // The hook has said why.
         Err(_) => ExitCode::from(1),
-    };
-    finish_saying();
-    code
+    }
 }
 
 /// Does what the words ask for. The exit code is 0, or that of a rank that has told why.

@@ -265,15 +265,16 @@ fn help_and_version_are_no_errors() {
 
 #[cfg(unix)]
 #[test]
-fn words_that_are_no_text_are_refused() {
+fn words_that_are_not_utf8_are_told_with_the_way_out() {
     use std::os::unix::ffi::OsStringExt;
     let words = vec!["duplex".into(), OsString::from_vec(vec![b'a', 0xff])];
     let line = parse(words).unwrap_err().to_string();
-    assert!(line.starts_with("argument 1 is not valid UTF-8"), "{line}");
+    assert!(line.starts_with(r#"argument 1 is not UTF-8: "a\xFF""#), "{line}");
+    assert!(line.contains("config.toml") && line.contains("rename the file"), "{line}");
 }
 
 #[test]
 fn bugs_ask_for_a_report_and_mistakes_do_not() {
-    assert_eq!(error_line(&Error::user("x")), "x");
+    assert_eq!(error_line(&Error::user("x")), "duplex: x");
     assert!(error_line(&Error::internal("x")).contains("please report"));
 }

@@ -8,7 +8,7 @@ use super::run_dir::RunDir;
 use super::start::check_run;
 use super::{demo, offline, online, stage};
 use crate::algo::{Algorithm, Learns, RewardRule};
-use crate::base::{Error, Kind, Result};
+use crate::base::{Error, Kind, Result, finish_for_good};
 use crate::config::flat;
 use crate::model::Head;
 use crate::report::Event;
@@ -76,6 +76,9 @@ impl Run<'_> {
             }
             // Last: what comes before it is done again where this is not reached.
             self.mark_finished(&stage, iterations)?;
+            if of == self.cfg.last_stage() {
+                finish_for_good();
+            }
         }
         Ok(())
     }

@@ -422,5 +422,5 @@ fn quiet_shows_warnings_only_and_text_cannot_drive_the_terminal() {
     reporter.emit(run_start(Path::new("runs/a")));
     reporter.emit(Event::note("hello"));
     reporter.emit(Event::warning("a\u{1b}[2J\rb"));
-    assert_eq!(out.text(), "warning: a [2J b\n");
+    assert_eq!(out.text(), "warning: a\\u{1b}[2J\\u{d}b\n");
 }

@@ -70,6 +70,21 @@ fn names_and_messages_of_others_do_not_drive_the_terminal() {
 }
 
 #[test]
+fn more_threads_than_cores_are_warned_of() {
+    let p = Place::new("gpt2");
+    let said = |threads: usize| {
+        let words = ["chat", "model", "--prompt", "hello", "--max-new-tokens", "1", "--threads"];
+        let out = p.command(&[&words[..], &[&threads.to_string()]].concat(), "");
+        String::from_utf8(out.stderr).unwrap()
+    };
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let line = said(cores + 1);
+    assert!(line.contains(&format!("--threads {}: ", cores + 1)), "{line}");
+    assert!(line.contains(&format!("may use {cores} core")), "{line}");
+    assert!(!said(cores).contains("--threads"));
+}
+
+#[test]
 fn a_lock_of_another_does_not_drive_the_terminal() {
     let p = Place::new("gpt2");
     std::fs::create_dir(p.path("run")).unwrap();
