@@ -4,6 +4,7 @@
 use super::far::{self, Near};
 use super::guard::{Guarded, render};
 use super::opening::{behind_ending, behind_header, common};
+use super::plain_chat::{OPENING, human_assistant, no_calls};
 use super::template::{ChatTemplate, mentions};
 use super::tokenizer::Tokenizer;
 use super::types::{ChatContext, Message};
@@ -372,42 +373,4 @@ fn tokens_of(span: &Range<usize>, offsets: &[Range<usize>]) -> Range<usize> {
     let start = holds(span.start).unwrap_or_else(|| behind(span.start));
     let end = holds(span.end - 1).map_or_else(|| behind(span.end), |last| last + 1);
     start..end.max(start)
-}
-
-/// The opening of an answer in the plain format.
-const OPENING: &str = "\n\nAssistant:";
-
-/// Messages and the bytes of their text.
-type Spans = Vec<(usize, Range<usize>)>;
-
-/// The plain format, with the answers in it.
-fn human_assistant(messages: &[Message]) -> Result<(String, Spans)> {
-    let (mut text, mut answers) = (String::new(), vec![]);
-    for (i, message) in messages.iter().enumerate() {
-        no_calls(message)?;
-        match message.role() {
-            "system" => text.push_str(&message.content()),
-            "assistant" => {
-                text.push_str(OPENING);
-                let start = text.len();
-                text.push(' ');
-                text.push_str(&message.content());
-                answers.push((i, start..text.len()));
-            }
-            _ => {
-                text.push_str("\n\nHuman: ");
-                text.push_str(&message.content());
-            }
-        }
-    }
-    Ok((text, answers))
-}
-
-fn no_calls(message: &Message) -> Result<()> {
-    match message.calls_tools() {
-        false => Ok(()),
-        true => Err(Error::user(
-            "a message has \"tool_calls\", which need a chat template; use a model with one",
-        )),
-    }
 }

@@ -16,6 +16,7 @@ mod messages;
 mod mt19937;
 mod opening;
 mod packed;
+mod plain_chat;
 mod reader;
 mod row;
 mod row_keys;

@@ -232,3 +232,7 @@ fn describe(origin: &str, line: u32, message: &str) -> Error {
 #[cfg(test)]
 #[path = "template_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "template_work_tests.rs"]
+mod work_tests;

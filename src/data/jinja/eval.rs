@@ -339,7 +339,7 @@ impl Run {
                 let mut state = cell.borrow_mut();
                 let looked = usize::from(matches!(state.after, Some(Some(_))));
                 let length = rest.len() + (state.index0 + 1) as usize + looked;
-                state.source = Iter { items: rest.into(), fails: None };
+                state.source = Iter::new(rest, None);
                 state.filter = None;
                 length
             }

@@ -37,7 +37,10 @@ impl Run {
                 if given.pos.is_empty() || !given.named.is_empty() {
                     return error("cycler() needs items and takes no keyword arguments");
                 }
-                Ok(Value::object(Object::Cycler(given.pos, Cell::new(0))))
+                match Value::list(given.pos)? {
+                    Value::List(items) => Ok(Value::object(Object::Cycler(items, Cell::new(0)))),
+                    other => Ok(other),
+                }
             }
             "joiner" => {
                 let [separator] = given.bind(name, ["sep"], 0)?;

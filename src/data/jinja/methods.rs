@@ -70,9 +70,12 @@ impl Run {
                 Object::Loop(cell) => self.loop_attribute(cell, name),
                 Object::Cycler(items, at) => match name {
                     "next" | "reset" => method(),
-                    "current" => Ok(Some(items[at.get()].clone())),
+                    "current" => Ok(Some(items.items[at.get()].clone())),
                     "pos" => Ok(Some(Value::Int(at.get() as i128))),
-                    "items" => Value::tuple(items.clone()).map(Some),
+                    "items" => {
+                        self.spend_items(items.items.len())?;
+                        Value::tuple(items.items.clone()).map(Some)
+                    }
                     _ => Ok(None),
                 },
                 Object::Joiner(separator, used) => match name {
@@ -162,8 +165,8 @@ impl Run {
                     at.set(0);
                     return Ok(Value::None);
                 }
-                let item = items[at.get()].clone();
-                at.set((at.get() + 1) % items.len());
+                let item = items.items[at.get()].clone();
+                at.set((at.get() + 1) % items.items.len());
                 Ok(item)
             }
             Object::Loop(cell) if name == "cycle" => {

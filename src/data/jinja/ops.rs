@@ -155,7 +155,7 @@ pub(crate) fn source(run: &mut Run, value: &Value) -> Res<Iter> {
         _ => return error(format!("'{}' object is not iterable", value.kind())),
     };
     run.spend_items(items.len())?;
-    Ok(Iter { items: items.into(), fails: None })
+    Ok(Iter::new(items, None))
 }
 
 /// All items of an iterable.

@@ -326,7 +326,7 @@ impl Run {
                 Err(other) => return Err(other),
             }
         }
-        let rest = Iter { items: out.into(), fails: source.fails };
+        let rest = Iter::new(out, source.fails);
         Ok(Value::Iter(Rc::new(RefCell::new(rest))))
     }
 
@@ -372,7 +372,7 @@ pub(crate) fn pairs(name: &str, value: Value, given: Given) -> Res<Value> {
 
 /// A generator that ends in an error.
 fn failing(items: Vec<Value>, message: &str) -> Value {
-    let iter = Iter { items: items.into(), fails: Some(message.to_owned()) };
+    let iter = Iter::new(items, Some(message.to_owned()));
     Value::Iter(Rc::new(RefCell::new(iter)))
 }
 

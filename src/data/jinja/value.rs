@@ -81,12 +81,21 @@ pub(crate) struct Dict {
 pub(crate) struct Iter {
     pub(crate) items: VecDeque<Value>,
     pub(crate) fails: Option<String>,
+    /// Levels of the items that it began with.
+    nested: u32,
+}
+
+impl Iter {
+    pub(crate) fn new(items: Vec<Value>, fails: Option<String>) -> Iter {
+        let nested = levels(items.iter());
+        Iter { items: items.into(), fails, nested }
+    }
 }
 
 /// Objects with an identity.
 pub(crate) enum Object {
     Namespace(RefCell<Vars>, Cell<u32>),
-    Cycler(Vec<Value>, Cell<usize>),
+    Cycler(Rc<Seq>, Cell<usize>),
     Joiner(Value, Cell<bool>),
     Loop(Box<RefCell<Loop>>),
     Macro(Macro),
@@ -208,7 +217,7 @@ impl Value {
     }
 
     pub(crate) fn iter(items: Vec<Value>) -> Value {
-        Value::Iter(Rc::new(RefCell::new(Iter { items: items.into(), fails: None })))
+        Value::Iter(Rc::new(RefCell::new(Iter::new(items, None))))
     }
 
     pub(crate) fn object(object: Object) -> Value {
@@ -219,10 +228,10 @@ impl Value {
         match self {
             Value::List(s) | Value::Tuple(s) => s.nested,
             Value::Dict(d) | Value::View(_, d) => d.nested,
-            Value::Iter(i) => levels(i.borrow().items.iter()),
+            Value::Iter(i) => i.borrow().nested,
             Value::Object(o) => match &**o {
                 Object::Namespace(_, nested) => nested.get(),
-                Object::Cycler(items, _) => levels(items.iter()),
+                Object::Cycler(items, _) => items.nested,
                 Object::Joiner(v, _) | Object::Method(v, _) => v.nested() + 1,
                 _ => 1,
             },
