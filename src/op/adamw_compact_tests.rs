@@ -149,7 +149,8 @@ fn groups_begin_with_a_block_and_n_is_whole() {
         let flat = |dtype| Some(Desc::new(&[n], dtype));
         let scales = Some(Desc::new(&[n / BLOCK * 2], DType::F32));
         let (clip, u8) = (Some(Desc::new(&[1], DType::F32)), flat(DType::U8));
-        let ins = [flat(DType::Bf16), flat(grad), clip, u8, u8, u8, scales];
+        let broken = Some(Desc::new(&[1], DType::I32));
+        let ins = [flat(DType::Bf16), flat(grad), clip, u8, u8, u8, scales, broken];
         AdamWCompact(AdamW { groups, step: 1, ..all(0, 0.0, 0.0) }).plan(&ins)
     };
     for grad in [DType::F32, DType::Bf16] {
