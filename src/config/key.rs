@@ -366,12 +366,20 @@ fn rounded(x: f64) -> f64 {
     f64::from(x as f32)
 }
 
+/// A value in TOML, small numbers with an exponent: 1e-5, not 0.00001.
+pub(super) fn written(value: &Value) -> String {
+    match value {
+        Value::Float(x) if *x != 0.0 && x.abs() < 1e-3 => format!("{x:e}"),
+        other => other.to_string(),
+    }
+}
+
 /// A value as shown in an error line, cut where it is long.
 fn shown(value: &Value) -> String {
     let text = match value {
         Value::Table(_) => "a table".to_string(),
         Value::String(s) => format!("{s:?}"),
-        other => other.to_string(),
+        other => written(other),
     };
     if text.chars().count() <= 60 {
         return text;

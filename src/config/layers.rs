@@ -1,7 +1,7 @@
 //! Layers of settings: reading them from TOML, from `key=value` and from flags, putting them over
 //! the defaults, and writing the result as TOML again.
 
-use super::key::Key;
+use super::key::{Key, written};
 use crate::base::{Error, Result, read_text};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -181,14 +181,6 @@ pub fn flat<T: Serialize>(keys: &'static [Key], config: &T) -> Result<BTreeMap<S
     let table = as_table(config)?;
     let value = |key| value_of(&table, key).map_or(String::new(), |v| written(&v));
     Ok(keys.iter().map(|key| (key.path.to_string(), value(key))).collect())
-}
-
-/// A value in TOML, small numbers with an exponent: 1e-5, not 0.00001.
-fn written(value: &Value) -> String {
-    match value {
-        Value::Float(x) if *x != 0.0 && x.abs() < 1e-3 => format!("{x:e}"),
-        other => other.to_string(),
-    }
 }
 
 /// The default of every key of `T`, as shown in help; None where it has none.

@@ -307,57 +307,5 @@ fn cases() -> Vec<Case> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::Rng;
-    use crate::op::conformance::distance;
-    use crate::op::cpu::testing::{Host, forward};
-
-    /// Fifty steps with changing gradients and clip factors against the plain loop, with f32
-    /// weights and with bf16 weights on a master copy.
-    #[test]
-    fn fifty_steps_follow_the_plain_loop() {
-        let n = 333;
-        let mut rng = Rng::new(5, 0);
-        let start: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
-        let zeros = Host::new::<f32>(&[n], &vec![0.0; n]);
-        let master = Host::new::<f32>(&[n], &start);
-        let broken = Host::ints(&[0]);
-        let mut single = vec![master.clone(), zeros.clone(), zeros.clone(), broken.clone()];
-        let mut mixed = vec![Host::new::<bf16>(&[n], &start), zeros.clone(), zeros, broken, master];
-        let wide = |x: &[f32]| -> Vec<f64> { x.iter().map(|x| f64::from(*x)).collect() };
-        let (mut p, mut m, mut v) = (wide(&start), vec![0.0; n], vec![0.0; n]);
-        for step in 1..=50 {
-            let op = AdamW { groups: groups(n), beta1: 0.9, beta2: 0.999, eps: 1e-8, step };
-            let grad: Vec<f32> = (0..n).map(|i| rng.normal() + (i % 3) as f32).collect();
-            let clip = 0.5 + rng.uniform();
-            for state in [&mut single, &mut mixed] {
-                let at = |i: usize| state.get(i).cloned();
-                let g = Host::new::<f32>(&[n], &grad);
-                let c = Host::new::<f32>(&[1], &[clip]);
-                let ins = [at(0), Some(g), Some(c), at(1), at(2), at(3), at(4)];
-                *state = forward(&op, &ins).expect("step");
-            }
-            reference(&op, &mut p, &wide(&grad), f64::from(clip), &mut m, &mut v);
-        }
-        let (w, master) = (single[0].f32(), mixed[4].f32());
-        assert!(distance(&wide(&w), &p).0 < 1e-5, "{:?}", distance(&wide(&w), &p));
-        assert_eq!(w, master);
-        assert_eq!(mixed[0], Host::new::<bf16>(&[n], &master));
-        let outside = 6 * n / 7;
-        assert_eq!(w[outside..], start[outside..]);
-        assert!((0..2 * n / 7).all(|i| w[i] != start[i]));
-    }
-
-    #[test]
-    fn overlapping_groups_are_refused() {
-        let group = |start, end| Group { start, end, lr: 1.0, weight_decay: 0.0 };
-        let flat = Some(Desc::new(&[10], DType::F32));
-        let one = |dtype| Some(Desc::new(&[1], dtype));
-        let ins = [flat, flat, one(DType::F32), flat, flat, one(DType::I32), None];
-        let plan = |groups| AdamW { groups, beta1: 0.9, beta2: 0.9, eps: 0.0, step: 1 }.plan(&ins);
-        assert!(plan(vec![group(5, 10), group(0, 5)]).is_ok());
-        assert!(plan(vec![group(0, 6), group(5, 10)]).is_err());
-        assert!(plan(vec![group(0, 11)]).is_err());
-    }
-}
+#[path = "adamw_tests.rs"]
+pub(crate) mod tests;

@@ -10,19 +10,20 @@ fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|x| f64::from(*x)).collect()
 }
 
-/// w, correction, m, v, scales: a fresh state of these weights.
+/// w, correction, m, v, scales, broken: a fresh state of these weights.
 fn fresh(w: &[f32]) -> Vec<Host> {
     let n = w.len();
     let mut codes = Host::blank(Desc::new(&[n], DType::U8));
     codes.bytes_mut().fill(0);
     let scales = Host::new::<f32>(&[n / BLOCK * 2], &vec![0.0; n / BLOCK * 2]);
-    vec![Host::new::<bf16>(&[n], w), codes.clone(), codes.clone(), codes, scales]
+    let w = Host::new::<bf16>(&[n], w);
+    vec![w, codes.clone(), codes.clone(), codes, scales, Host::ints(&[0])]
 }
 
 fn step(op: &AdamW, state: &mut Vec<Host>, grad: Host, clip: f32) {
     let at = |i: usize| state.get(i).cloned();
     let clip = Host::new::<f32>(&[1], &[clip]);
-    let ins = [at(0), Some(grad), Some(clip), at(1), at(2), at(3), at(4)];
+    let ins = [at(0), Some(grad), Some(clip), at(1), at(2), at(3), at(4), at(5)];
     *state = forward(&AdamWCompact(op.clone()), &ins).expect("step");
 }
 
@@ -30,7 +31,8 @@ fn values(state: &[Host]) -> Vec<Vec<f64>> {
     let value = |h: &Host| match h.desc.dtype {
         DType::U8 => h.bytes().iter().map(|b| f64::from(*b)).collect(),
         DType::Bf16 => h.get::<bf16>().iter().map(|w| f64::from(w.to_f32())).collect(),
-        _ => wide(&h.f32()),
+        DType::I32 => h.i32().iter().map(|b| f64::from(*b)).collect(),
+        DType::F32 => wide(&h.f32()),
     };
     state.iter().map(value).collect()
 }
@@ -147,7 +149,8 @@ fn groups_begin_with_a_block_and_n_is_whole() {
         let flat = |dtype| Some(Desc::new(&[n], dtype));
         let scales = Some(Desc::new(&[n / BLOCK * 2], DType::F32));
         let (clip, u8) = (Some(Desc::new(&[1], DType::F32)), flat(DType::U8));
-        let ins = [flat(DType::Bf16), flat(grad), clip, u8, u8, u8, scales];
+        let broken = Some(Desc::new(&[1], DType::I32));
+        let ins = [flat(DType::Bf16), flat(grad), clip, u8, u8, u8, scales, broken];
         AdamWCompact(AdamW { groups, step: 1, ..all(0, 0.0, 0.0) }).plan(&ins)
     };
     for grad in [DType::F32, DType::Bf16] {

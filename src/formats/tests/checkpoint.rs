@@ -2,7 +2,7 @@
 
 use super::super::{Checkpoint, SaveTensor, SourceDType::*, save_sharded, write_safetensors};
 use super::torch_file::{PyTensor, write_torch};
-use super::{fresh_rng, from_map, random_data, refused};
+use super::{any, fresh_rng, from_map, random_data, refused};
 use crate::base::{Error, Kind};
 use crate::formats::OutDir;
 use std::borrow::Cow;
@@ -38,7 +38,7 @@ fn saves_at_any_shard_size_and_reads_back() {
     let tensors: Vec<SaveTensor> = (0..23)
         .map(|i| {
             let dtype = [Bf16, F32, U8][rng.below(3) as usize];
-            SaveTensor::new(format!("h.{i}.w"), dtype, &[1 + rng.below(30) as usize, 7])
+            any(format!("h.{i}.w"), dtype, &[1 + rng.below(30) as usize, 7])
         })
         .collect();
     let data = random_data(&mut rng, &tensors);

@@ -7,7 +7,7 @@ mod safetensors;
 mod torch;
 mod torch_file;
 
-use super::SaveTensor;
+use super::{SaveTensor, SourceDType};
 use crate::base::{Kind, Result, Rng};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -22,6 +22,11 @@ pub(super) fn fresh_rng() -> Rng {
 
 pub(super) fn random_bytes(rng: &mut Rng, n: usize) -> Vec<u8> {
     (0..n).map(|_| rng.next_u32() as u8).collect()
+}
+
+/// A tensor of any values, as random bytes are.
+fn any(name: String, dtype: SourceDType, shape: &[usize]) -> SaveTensor {
+    SaveTensor { any_value: true, ..SaveTensor::new(name, dtype, shape) }
 }
 
 /// Random bytes for each tensor, by name.

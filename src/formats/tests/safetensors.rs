@@ -1,7 +1,7 @@
 //! Round trips and refusals of single safetensors files.
 
 use super::super::{Checkpoint, SaveTensor, SourceDType, write_safetensors};
-use super::{fresh_rng, from_map, random_data, refused};
+use super::{any, fresh_rng, from_map, random_data, refused};
 use crate::base::{DType, Kind, bf16};
 use crate::formats::OutDir;
 use SourceDType::*;
@@ -39,7 +39,7 @@ fn round_trip_of_random_tensors() {
     let tensors: Vec<SaveTensor> = (0..60)
         .map(|i| {
             let shape: Vec<usize> = (0..rng.below(5)).map(|_| rng.below(6) as usize).collect();
-            SaveTensor::new(format!("layers.{i}.\"ü\".weight"), dtypes[i % 10], &shape)
+            any(format!("layers.{i}.\"ü\".weight"), dtypes[i % 10], &shape)
         })
         .collect();
     let data = random_data(&mut rng, &tensors);
@@ -150,6 +150,38 @@ fn floats_widen_to_their_values() {
     for (name, bound) in [("bf16", 1.0 / 256.0), ("f16", 1.0 / 2048.0)] {
         for (a, b) in open.read_f32(name).unwrap().iter().zip(&xs) {
             assert!((a - b).abs() <= b.abs() * bound, "{name} {a} {b}");
+        }
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_are_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.safetensors");
+    let write = |tensor: SaveTensor, bytes: &[u8]| {
+        write_safetensors(&path, &[tensor], None, &mut |_| Ok(Cow::Owned(bytes.to_vec())))
+    };
+    let one = |dtype| SaveTensor::new("a", dtype, &[2]);
+    for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 0.0, -1e-40] {
+        let f16 = half::f16::from_f32(x).to_le_bytes();
+        for (dtype, bytes, finite) in [
+            (F32, x.to_le_bytes().to_vec(), x.is_finite()),
+            (F64, f64::from(x).to_le_bytes().to_vec(), x.is_finite()),
+            // These round the largest f32 to infinity.
+            (Bf16, bf16::from_f32(x).to_le_bytes().to_vec(), x.abs() < 1.0),
+            (F16, f16.to_vec(), x.abs() < 1.0),
+            (I32, x.to_le_bytes().to_vec(), true),
+        ] {
+            let bytes = [vec![0; bytes.len()], bytes].concat();
+            let done = write(one(dtype), &bytes);
+            assert_eq!(done.is_ok(), finite, "{x} {dtype}");
+            if let Err(e) = done {
+                assert_eq!(e.kind(), Kind::Diverged);
+                assert!(e.to_string().contains("1 of 2 values of \"a\" are not finite"), "{e}");
+                assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{e}");
+            }
+            write(any("a".into(), dtype, &[2]), &bytes).unwrap();
+            fs::remove_file(&path).unwrap();
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::base::{DType, Elem, Rng, bf16};
 use crate::device::{Buffer, Device};
 use crate::op::Op;
 use crate::op::act::Kind;
-use crate::op::adamw::{AdamW, Group};
+use crate::op::adamw::{self, AdamW, Group};
 use crate::op::adamw_compact::AdamWCompact;
 use crate::op::cpu::testing::{Host, backward as cpu_backward, forward as cpu_forward};
 use crate::op::cuda::gemm::Columns;
@@ -124,6 +124,11 @@ fn a_compact_optimizer_state_has_the_bits_of_the_cpu() {
     let mut rng = Rng::new(43, 0);
     compact_steps_have_the_bits_of_the_cpu::<f32>(&mut rng);
     compact_steps_have_the_bits_of_the_cpu::<bf16>(&mut rng);
+}
+
+#[test]
+fn a_step_that_breaks_a_number_says_so() {
+    adamw::tests::steps_that_break_a_number_say_so(forward);
 }
 
 #[test]
