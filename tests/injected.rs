@@ -57,3 +57,8 @@ fn three_ranks_survive_every_failing_call_in_supervised_finetuning() {
 fn three_ranks_survive_every_failing_call_in_ppo() {
     sweep::sweep("ppo-ranks", "ppo", &RANKS);
 }
+
+#[test]
+fn a_run_that_goes_on_survives_every_failing_call() {
+    sweep::sweep_resumed("resumed", "sft");
+}

@@ -2,7 +2,7 @@
 //! while it is read.
 
 use crate::process::{self, Outcome};
-use crate::scene;
+use crate::scene::{self, copy};
 use crate::trace::Call;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -14,7 +14,7 @@ use std::time::Duration;
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// The commands, in the folder that [`Place::new`] fills.
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 18] = [
     "inspect model",
     "inspect sharded",
     "inspect bin",
@@ -22,12 +22,12 @@ const COMMANDS: [&str; 19] = [
     "inspect adapter",
     "verify model",
     "verify sharded",
-    "verify bin_sharded",
     "verify adapter",
     "verify done",
     "chat model --prompt Hi --max-new-tokens 2",
     "chat adapter --prompt Hi --max-new-tokens 2",
-    "eval model --reward-model judge --data-path data.jsonl --prompts 2 --max-new-tokens 2",
+    "eval model --reward-model judge --data-path data.jsonl --prompts 2 --max-new-tokens 2 \
+     --max-prompt-seq-len 40",
     "sft --config short.toml --actor-model model --data-path data.jsonl --output-dir new",
     "sft --config short.toml --actor-model adapter --data-path data.jsonl --output-dir new",
     "reward --config short.toml --actor-model sharded --data-path data.jsonl --output-dir new",
@@ -50,18 +50,6 @@ const USED: [&str; 6] = [
 
 fn words(command: &str) -> Vec<&str> {
     command.split_whitespace().collect()
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
-        if from.is_dir() {
-            copy(&from, &to);
-        } else {
-            std::fs::copy(from, to).unwrap();
-        }
-    }
 }
 
 /// A folder with models of all kinds, data and a finished run.
@@ -93,6 +81,11 @@ impl Place {
         out("many/sft", "sharded");
         out("scores/reward", "judge");
         out("lora/sft/adapter", "adapter");
+        // Copies of the folder have models of their own.
+        let config = dir.join("adapter/adapter_config.json");
+        let text = std::fs::read_to_string(&config).unwrap();
+        let absolute = format!("{}/", dir.canonicalize().unwrap().display());
+        std::fs::write(config, text.replace(&absolute, "")).unwrap();
         for name in ["lora", "many", "scores"] {
             std::fs::remove_dir_all(dir.join(name)).unwrap();
         }

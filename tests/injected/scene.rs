@@ -65,24 +65,46 @@ pub(crate) fn inputs(to: &Path) {
     std::fs::write(to.join("short.toml"), SETTINGS).unwrap();
 }
 
+/// Copies a directory with all that is in it.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            std::fs::copy(from, to).unwrap();
+        }
+    }
+}
+
 /// What the runs of one stage start from. Files here are the same for all of them.
 pub(crate) struct Scene {
     tmp: tempfile::TempDir,
     stage: String,
     /// Words that each run of the stage has.
     more: Vec<String>,
+    /// The run that those under test go on with, if they do not begin one.
+    begun: Option<PathBuf>,
 }
 
 impl Scene {
     pub(crate) fn new(stage: &str, more: &[&str]) -> Scene {
         let more = more.iter().map(|word| word.to_string()).collect();
-        let scene = Scene { tmp: folder(), stage: stage.into(), more };
+        let scene = Scene { tmp: folder(), stage: stage.into(), more, begun: None };
         inputs(&scene.path(""));
         if stage == "ppo" {
             let out = scene.run(&scene.words("reward", "judge"), "judge", None);
             assert_eq!(out.code(), Some(0), "{}", out.stderr);
         }
         scene
+    }
+
+    /// Has a run begun that stops when it has saved something; the others then go on with it.
+    pub(crate) fn begin(&mut self) {
+        let out = self.train("begun", Some(&Fault("rename:*:9:term".into())));
+        assert_eq!(out.code(), Some(75), "{}", out.stderr);
+        self.begun = Some(self.path("begun/run"));
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -105,6 +127,10 @@ impl Scene {
 
     /// Runs the stage in the folder `dir`, with `fault`.
     pub(crate) fn train(&self, dir: &str, fault: Option<&Fault>) -> Outcome {
+        let run = self.path(dir).join("run");
+        if let Some(begun) = self.begun.as_ref().filter(|_| !run.exists()) {
+            copy(begun, &run);
+        }
         let words = [self.words(&self.stage, dir), self.more.clone()].concat();
         self.run(&words, dir, fault)
     }

@@ -108,9 +108,19 @@ pub(crate) fn report(name: &str, tried: usize, wrong: Vec<String>) {
 }
 
 /// Records a run of the stage, and repeats it with faults.
-/// Faults are told by the `name` of the sweep.
 pub(crate) fn sweep(name: &str, stage: &str, more: &[&str]) {
-    let scene = Scene::new(stage, more);
+    sweep_of(name, &Scene::new(stage, more));
+}
+
+/// The same for a run that was stopped, and goes on.
+pub(crate) fn sweep_resumed(name: &str, stage: &str) {
+    let mut scene = Scene::new(stage, &[]);
+    scene.begin();
+    sweep_of(name, &scene);
+}
+
+/// Faults are told by the `name` of the sweep.
+fn sweep_of(name: &str, scene: &Scene) {
     let calls = scene.record("whole");
     let whole = judge::weights(&scene.path("whole/run"));
     assert!(!whole.is_empty());
@@ -119,7 +129,7 @@ pub(crate) fn sweep(name: &str, stage: &str, more: &[&str]) {
     let faults = chosen(name, all);
     let ends = in_parallel(&faults, |i, fault| {
         let dir = i.to_string();
-        let (out, wrong) = judge::run(&scene, &dir, fault, &whole);
+        let (out, wrong) = judge::run(scene, &dir, fault, &whole);
         std::fs::remove_dir_all(scene.path(&dir)).unwrap();
         Some((out, wrong))
     });
