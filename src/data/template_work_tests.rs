@@ -63,7 +63,6 @@ fn work_on_long_texts_is_counted() {
     let keys = "{% set d = dict.fromkeys(range(9999)) %}";
     problem(&times(keys, "9998 in d"));
     problem("{{ 'a' * 999999 | wordwrap(1) }}{{ ('a' * 999999) | wordwrap(1) }}");
-    println!("{:?}", begun.elapsed());
 }
 
 #[test]
@@ -72,6 +71,7 @@ fn a_long_text_of_a_user_warrants_more_work_and_longer_texts() {
     let text = "{% for m in messages %}{{ m.content | trim }}\
                 {{ m.content.split('</x>')[-1].count('zz') }}{% endfor %}";
     let rendered = template(text)
+        .unwrap()
         .render(&TemplateInput { messages: &messages.each_ref(), ..TemplateInput::default() });
     assert_eq!(rendered.unwrap().text.len(), (48 << 20) - 1 + 3);
 }

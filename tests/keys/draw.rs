@@ -6,7 +6,7 @@ use duplex::config::{Key, Kind};
 use duplex::pipeline::config::RUN;
 
 /// A run to make: a stage, and its settings as a TOML file.
-pub struct Settings {
+pub(crate) struct Settings {
     /// The stage.
     pub of: &'static Algorithm,
     /// The keys at an end, each with its value as TOML.
@@ -16,7 +16,7 @@ pub struct Settings {
 }
 
 /// Run `i` of `seed`.
-pub fn settings(seed: u64, i: u64) -> Settings {
+pub(crate) fn settings(seed: u64, i: u64) -> Settings {
     let mut rng = Rng::new(seed, i);
     let of = ALGORITHMS[rng.below(ALGORITHMS.len() as u32) as usize];
     let keys: Vec<&Key> = RUN
@@ -96,7 +96,7 @@ fn file(of: &Algorithm, ends: &[(&'static str, String)], rng: &mut Rng) -> Strin
     if ends.iter().any(|(path, _)| path.starts_with("lora.")) {
         all.extend([own("lora.actor_lora_dim", "2"), own("lora.critic_lora_dim", "2")]);
     }
-    let mut section = |leaf: &str, value: &str| {
+    let section = |leaf: &str, value: &str| {
         let path = format!("{}.{leaf}", of.name);
         RUN.iter().any(|k| k.path == path).then(|| own(&path, value))
     };

@@ -42,7 +42,7 @@ enum End {
 
 /// Makes as many runs as are asked for and fails where one is not as it should be, or too few
 /// train.
-pub fn sweep() {
+pub(crate) fn sweep() {
     let number = |key: &str| std::env::var(key).ok().map(|v| v.parse::<u64>().expect("a number"));
     let runs = number("DUPLEX_SWEEP_RUNS").unwrap_or(FEW);
     let seed = number("DUPLEX_SWEEP_SEED").unwrap_or(FIXED);

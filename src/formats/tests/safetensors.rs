@@ -157,9 +157,9 @@ fn floats_widen_to_their_values() {
 #[test]
 fn values_that_are_not_finite_are_not_written() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a.safetensors");
+    let held = OutDir::open(dir.path()).unwrap();
     let write = |tensor: SaveTensor, bytes: &[u8]| {
-        write_safetensors(&path, &[tensor], None, &mut |_| Ok(Cow::Owned(bytes.to_vec())))
+        write_safetensors(&held, NAME, &[tensor], None, &mut |_| Ok(Cow::Owned(bytes.to_vec())))
     };
     let one = |dtype| SaveTensor::new("a", dtype, &[2]);
     for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 0.0, -1e-40] {
@@ -181,7 +181,7 @@ fn values_that_are_not_finite_are_not_written() {
                 assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{e}");
             }
             write(any("a".into(), dtype, &[2]), &bytes).unwrap();
-            fs::remove_file(&path).unwrap();
+            fs::remove_file(dir.path().join(NAME)).unwrap();
         }
     }
 }
