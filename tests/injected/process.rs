@@ -16,6 +16,7 @@ pub(crate) fn binary() -> PathBuf {
 pub(crate) struct Outcome {
     /// None if it did not end in time.
     pub(crate) status: Option<ExitStatus>,
+    pub(crate) stdout: String,
     pub(crate) stderr: String,
     /// The calls that failed, or all of them if none was to fail.
     pub(crate) struck: Vec<Call>,
@@ -51,7 +52,7 @@ pub(crate) fn run<S: AsRef<std::ffi::OsStr>>(
         .env("FAULT_WITHIN", dir)
         .envs(fault.map(|fault| ("FAULT", fault)))
         .stdin(Stdio::null())
-        .stdout(File::create(stdout).unwrap())
+        .stdout(File::create(&stdout).unwrap())
         .stderr(File::create(&stderr).unwrap())
         .spawn()
         .unwrap();
@@ -67,6 +68,7 @@ pub(crate) fn run<S: AsRef<std::ffi::OsStr>>(
         }
         std::thread::sleep(Duration::from_millis(2));
     };
-    let stderr = String::from_utf8_lossy(&std::fs::read(stderr).unwrap()).into_owned();
-    Outcome { status, stderr, struck: trace::read(&log) }
+    let [stdout, stderr] = [stdout, stderr]
+        .map(|file| String::from_utf8_lossy(&std::fs::read(file).unwrap()).into_owned());
+    Outcome { status, stdout, stderr, struck: trace::read(&log) }
 }

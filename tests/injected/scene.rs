@@ -43,6 +43,8 @@ eval_prompts = 2
 enable_ema = true
 per_device_generation_batch_size = 2
 per_device_training_batch_size = 2
+[dpo]
+max_steps = 2
 "#;
 
 /// A folder in memory, where that is possible.
