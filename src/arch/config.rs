@@ -1,7 +1,7 @@
 //! Typed access to a Hugging Face `config.json`, with errors that name the file and the key.
 
 use crate::arch::{Activation, Arch, Position};
-use crate::base::{Error, Result, read_text};
+use crate::base::{Error, Result, is_dir, read_text};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ impl Config {
     /// Reads `dir/config.json`.
     pub fn read(dir: &Path) -> Result<Config> {
         let path = dir.join("config.json");
-        if !dir.is_dir() {
+        if !is_dir(dir)? {
             return Err(Error::user(format!(
                 "{}: no such model directory; give a Hugging Face model directory or a cached \
                  model name",

@@ -148,12 +148,17 @@ impl Seek for InFile {
 pub struct FileId([i64; 7]);
 
 impl FileId {
-    /// That of the file at `path`, links followed.
-    pub fn of(path: &Path) -> Result<FileId> {
-        let m = path.metadata().map_err(|e| unopened(path, &e))?;
+    /// That of the file at `path`, links followed; `None` where the path leads to nothing.
+    pub fn of(path: &Path) -> Result<Option<FileId>> {
+        let m = match path.metadata() {
+            Err(e) if e.kind() == ErrorKind::NotFound || e.raw_os_error() == Some(libc::ELOOP) => {
+                return Ok(None);
+            }
+            other => other.map_err(|e| Error::io("look for", path, &e))?,
+        };
         let [device, inode, size] = [m.dev(), m.ino(), m.size()].map(|n| n as i64);
         let (seconds, nanos) = ([m.mtime(), m.ctime()], [m.mtime_nsec(), m.ctime_nsec()]);
-        Ok(FileId([device, inode, size, seconds[0], seconds[1], nanos[0], nanos[1]]))
+        Ok(Some(FileId([device, inode, size, seconds[0], seconds[1], nanos[0], nanos[1]])))
     }
 }
 

@@ -71,12 +71,18 @@ impl OutDir {
     }
 
     /// True if its name still leads to it.
-    pub fn is_at_its_path(&self) -> bool {
+    ///
+    /// # Errors
+    /// The system cannot tell.
+    pub fn is_at_its_path(&self) -> Result<bool> {
         let place = if self.path.as_os_str().is_empty() { Path::new(".") } else { &self.path };
-        match (rustix::fs::stat(place), rustix::fs::fstat(&self.fd)) {
-            (Ok(named), Ok(held)) => (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino),
-            _ => false,
-        }
+        let failed = |e: Errno| Error::io("look for", &self.path, &e.into());
+        let named = match rustix::fs::stat(place) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
+            other => other.map_err(failed)?,
+        };
+        let held = rustix::fs::fstat(&self.fd).map_err(failed)?;
+        Ok((named.st_dev, named.st_ino) == (held.st_dev, held.st_ino))
     }
 
     /// Keeps other processes that ask for the directory away until it is closed; false if one has
@@ -132,7 +138,7 @@ impl OutDir {
     pub fn names(&self) -> Result<Vec<String>> {
         let failed = |e: Errno| Error::io("read", &self.path, &e.into());
         let mut names = vec![];
-        for entry in Dir::read_from(&self.fd).map_err(failed)? {
+        for entry in retry_on_intr(|| Dir::read_from(&self.fd)).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name().to_str().ok();
             names.extend(name.filter(|n| !matches!(*n, "." | "..")).map(str::to_owned));

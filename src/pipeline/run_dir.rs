@@ -106,7 +106,7 @@ impl RunDir {
     /// path is not this run's.
     pub(super) fn check_still_there(&self) -> Result<()> {
         let Some((out, _)) = &self.held else { return Ok(()) };
-        if out.is_at_its_path() {
+        if out.is_at_its_path()? {
             return Ok(());
         }
         Err(Error::resource(format!(

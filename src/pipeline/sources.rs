@@ -35,8 +35,8 @@ impl Source {
         let mut seen = BTreeMap::new();
         for place in places(&dir, &base)? {
             for path in entries(&place)? {
-                // What cannot be looked at is told of when it is read.
-                seen.extend(FileId::of(&path).ok().map(|id| (path, id)));
+                // A link that leads nowhere is told of when it is read.
+                seen.extend(FileId::of(&path)?.map(|id| (path, id)));
             }
         }
         let arch = Config::read(&base)?.arch()?;

@@ -40,7 +40,7 @@ impl Stage {
     /// be of another model, and the checksums too.
     fn check_unchanged(&self) -> Result<()> {
         for (file, id) in &self.read {
-            if Some(FileId::of(file)?) != *id {
+            if FileId::of(file)? != *id {
                 return Err(Error::resource(format!(
                     "{} was changed while the run read it; run the same command again when it is \
                      complete",
