@@ -75,7 +75,7 @@ impl Buffer {
             None => Err(Error::memory(format!(
                 "out of memory: cannot allocate {} MiB; use a smaller model, batch or sequence \
                  length",
-                bytes >> 20
+                bytes.div_ceil(1 << 20)
             ))),
         }
     }

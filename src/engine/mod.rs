@@ -208,8 +208,8 @@ impl Engine {
         Ok(stats)
     }
 
-    /// An error of [`Kind::Diverged`](crate::base::Kind) if an optimizer step has made a number that
-    /// is not finite. Steps themselves tell of the one before them.
+    /// An error of [`Kind::Diverged`](crate::base::Kind) if an optimizer step has made a number
+    /// that is not finite. Steps themselves tell of the one before them.
     pub fn check(&self) -> Result<()> {
         self.optimizer.as_ref().map_or(Ok(()), |optimizer| optimizer.check(&self.model))
     }

@@ -65,10 +65,10 @@ impl Sink for Jsonl {
     }
 }
 
-/// Drops what a file of `dir` holds after its first `bytes` bytes, which end a line: the events after the
-/// snapshot that a run goes on from. One call of the operating system cuts the file, so a crash
-/// leaves either length. A file that is shorter, or that has no line end there, is another one and
-/// left alone.
+/// Drops what a file of `dir` holds after its first `bytes` bytes, which end a line: the events
+/// after the snapshot that a run goes on from. One call of the operating system cuts the file, so a
+/// crash leaves either length. A file that is shorter, or that has no line end there, is another
+/// one and left alone.
 pub fn cut_log(dir: &OutDir, name: &str, bytes: u64) -> Result<()> {
     if dir.size_of(name)?.is_none() {
         return Ok(());
