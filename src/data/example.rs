@@ -349,7 +349,7 @@ pub fn text_blocks<'a>(
             return Err(lacks(row, "the mixture loss", "\"text\""));
         };
         ids.extend_from_slice(tok.bos_prefix());
-        ids.extend(tok.encode(text, allow_special)?);
+        ids.extend(far::all(tok, text, allow_special)?);
         if tok.bos_prefix().is_empty() {
             ids.push(tok.eos_id());
         }

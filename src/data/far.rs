@@ -14,6 +14,8 @@ use std::sync::Arc;
 const NEAR: [usize; 2] = [64 << 10, 64];
 /// The same for a string of a conversation that a template is to render.
 const NEAR_STRING: [usize; 2] = [4 << 20, 256];
+/// Bytes of a text that is encoded whole, of a piece of a longer one, and around a piece.
+const WHOLE: [usize; 3] = [2 << 20, 1 << 20, 4 << 10];
 /// Tokens next to a cut that may be others than those of the whole text.
 const UNSURE: usize = 64;
 
@@ -126,6 +128,39 @@ pub(super) fn ends(
     }
     let whole = std::iter::once(0..text.len()).filter(|_| !allow_special);
     Ok(encode(tokenizer, text, &whole.collect::<Vec<_>>(), &[], most)?.ids)
+}
+
+/// All ids of `text`, with special tokens counting or not in all of it. A long one is encoded in
+/// pieces, since the work on a text takes a hundred times its memory; its tokens are those of the
+/// whole where none depends on what is thousands of bytes away.
+pub(super) fn all(tokenizer: &Tokenizer, text: &str, allow_special: bool) -> Result<Vec<i32>> {
+    let [most, piece, around] = WHOLE;
+    let (mut ids, mut done) = (vec![], 0);
+    // Pieces may begin without what is before them, where that would hide their beginning.
+    let mut before = around;
+    while text.len() > most && done < text.len() {
+        let start = text.floor_char_boundary(done.saturating_sub(before));
+        let to = done.saturating_add(piece);
+        let end = text.ceil_char_boundary(to.saturating_add(around).min(text.len()));
+        let whole = std::iter::once(0..end - start).filter(|_| !allow_special);
+        let encoded = tokenizer.encode_guarded(&text[start..end], &whole.collect::<Vec<_>>())?;
+        let begins = encoded.offsets.iter().map(|o| o.start + start);
+        let first = begins.clone().position(|at| at >= done).unwrap_or(encoded.ids.len());
+        let cut = done > 0 && before > 0 && begins.clone().nth(first) != Some(done);
+        if cut {
+            before = 0;
+            continue;
+        }
+        let behind = begins.clone().position(|at| at >= to).filter(|_| end < text.len());
+        let last = behind.unwrap_or(encoded.ids.len());
+        ids.extend(&encoded.ids[first..last]);
+        done = begins.clone().nth(last).unwrap_or(end);
+        before = around;
+    }
+    match text.len() > most {
+        true => Ok(ids),
+        false => tokenizer.encode(text, allow_special),
+    }
 }
 
 /// The beginning of `text`, or of a far longer one: as much as has `most` tokens and some more.

@@ -96,6 +96,18 @@ fn where_bytes_make_no_tokens_more_of_them_are_looked_at() {
 }
 
 #[test]
+fn a_long_text_in_pieces_has_the_tokens_of_the_whole() {
+    let tok = tokenizer();
+    let special = format!("{}<|im_start|>{}", words(1, 1 << 20), words(2, 2 << 20));
+    for text in [words(3, 5 << 20), special, "好".repeat(1 << 20)] {
+        for allow_special in [false, true] {
+            let whole = tok.encode(&text, allow_special).unwrap();
+            assert!(all(&tok, &text, allow_special).unwrap() == whole);
+        }
+    }
+}
+
+#[test]
 fn texts_that_are_far_too_long_make_the_examples_of_the_whole_ones() {
     let tok = tokenizer();
     let ids = |text: &str| tok.encode(text, false).unwrap();

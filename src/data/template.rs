@@ -100,8 +100,8 @@ impl ChatTemplate {
         match outcome {
             Ok(Output { text, generated }) => Ok(Rendering { text, generated }),
             Err(Failed::Error(message, line)) => Err(describe(&self.origin, line, &message)),
-            Err(Failed::Fuel) => Err(self.endless("it does not come to an end")),
-            Err(Failed::Depth) => Err(self.endless("its calls do not come to an end (recursion)")),
+            Err(Failed::Fuel) => Err(self.endless("it takes too much work for its input")),
+            Err(Failed::Depth) => Err(self.endless("its calls nest too deeply (recursion)")),
         }
     }
 
