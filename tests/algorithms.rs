@@ -2,6 +2,8 @@
 
 pub mod common;
 
+#[path = "algorithms/broken.rs"]
+mod broken;
 #[path = "algorithms/critic_free.rs"]
 mod critic_free;
 #[path = "algorithms/dpo.rs"]

@@ -1,7 +1,7 @@
 // The groups of elements that an optimizer step treats alike: what op/adamw.cu and
 // op/adamw_compact.cu share.
 #pragma once
-#include "lib/types.cuh"
+#include "lib/kernel.cuh"
 
 constexpr int ADAMW_GROUPS = 160;
 

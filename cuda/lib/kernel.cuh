@@ -37,3 +37,5 @@ constexpr unsigned FULL = 0xffffffffu;
 
 DEV int lane_id() { return static_cast<int>(threadIdx.x) % WARP; }
 DEV int warp_id() { return static_cast<int>(threadIdx.x) / WARP; }
+
+DEV bool finite(float x) { return fabsf(x) < INFINITY; }

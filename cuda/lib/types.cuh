@@ -4,8 +4,6 @@
 
 using bf16 = __nv_bfloat16;
 
-DEV bool finite(float x) { return fabsf(x) < INFINITY; }
-
 DEV float to_f32(float x) { return x; }
 DEV float to_f32(bf16 x) { return __bfloat162float(x); }
 

@@ -32,7 +32,7 @@ section! {
         adam_beta2: f64 = 0.95, Kind::below(1.0),
             "decay of Adam's second moment";
         adam_eps: f64 = 1e-8, Kind::between(LEAST_EPS, 0.1),
-            "added to Adam's denominator";
+            "added to Adam's denominator, at least 1e-20";
     }
 }
 

@@ -78,7 +78,7 @@ section! {
         kl_target: f64 = 6.0, Kind::above_zero(1e4),
             "target KL per response of the adaptive controller, in nats";
         kl_horizon: f64 = 10_000.0, Kind::between(1.0, 1e9),
-            "episodes over which the adaptive controller acts";
+            "episodes over which the adaptive controller acts, at least 1";
         cliprange: f64 = 0.2, Kind::above_zero(10.0),
             "clip range of the probability ratio";
         gamma: f64 = 1.0, Kind::above_zero(1.0),

@@ -98,15 +98,19 @@ pub fn check(arguments: Vec<OsString>) -> Result<()> {
     args::parse(arguments).map(|_| ())
 }
 
+/// Threads that are started for each core at most: thousands on a few cores hardly move on.
+const THREADS_PER_CORE: usize = 8;
+
 /// Sets the number of threads. More than the cores that the process may use wait for each other in
 /// every loop.
-fn use_threads(threads: usize) {
+fn use_threads(asked: usize) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = asked.min(cores * THREADS_PER_CORE);
     if threads > cores && ranks::speaks() {
         let noun = if cores == 1 { "core" } else { "cores" };
         warn(&format!(
-            "--threads {threads}: this process may use {cores} {noun}, and more threads slow it \
-             down; --threads 0 takes one for each core"
+            "--threads {asked}: this process may use {cores} {noun}, and more threads slow it \
+             down; it takes {threads}, and with --threads 0 one for each core"
         ));
     }
     set_threads(threads);

@@ -55,6 +55,10 @@ pub(super) fn train(config: &RunConfig) -> Result<u8> {
     done.map(|()| 0)
 }
 
+/// Most ranks that are threads of a process: waiting for each other they take its cores, and more
+/// hardly move on.
+const MOST_THREADS: usize = 64;
+
 /// Chooses how the ranks are started. `ranks` is the number that this process is to start.
 fn choose(device: DeviceChoice, ranks: usize, launch: &Launch) -> Result<Start> {
     match (launch, ranks) {
@@ -64,6 +68,11 @@ fn choose(device: DeviceChoice, ranks: usize, launch: &Launch) -> Result<Start> 
             enough_cards(device, ranks)?;
             Ok(Start::Children(ranks))
         }
+        (Launch { size: 1, .. }, ranks) if ranks > MOST_THREADS => Err(Error::user(format!(
+            "--num-gpus {ranks} asks for {ranks} ranks on the CPU, which are threads of this \
+             process with a model each; use at most {MOST_THREADS}, or a launcher on several \
+             machines"
+        ))),
         (Launch { size: 1, .. }, ranks) => Ok(Start::Threads(ranks)),
         (launch, 1) if have_cards(device)? => own_card(device, launch).map(Start::OnGpu),
         (_, 1) => Ok(Start::OnCpu),

@@ -399,6 +399,30 @@ mod tests {
         assert!(bytes.iter().all(|b| *b == 7));
     }
 
+    /// Whether a copy is written, or the state itself: the older one stays, though one is kept.
+    #[test]
+    fn a_checkpoint_that_is_not_finite_takes_no_place() {
+        let state = |x: f32| {
+            let mut builder = SnapshotBuilder::default();
+            builder.tensor("a".into(), crate::base::DType::F32, &[1], move |to| {
+                to.copy_from_slice(&x.to_le_bytes());
+                Ok(())
+            });
+            builder
+        };
+        for most in [u64::MAX, 0] {
+            let tmp = tempfile::tempdir().unwrap();
+            let mut saver = saver(tmp.path(), 1, None);
+            saver.most = most;
+            saver.write(label("sft", 1, false), state(1.5)).unwrap();
+            let broken = saver.write(label("sft", 2, false), state(f32::NAN));
+            let e = broken.and_then(|_| saver.wait()).unwrap_err();
+            assert_eq!((e.kind(), e.exit_code()), (Kind::Diverged, 2), "{e}");
+            assert!(e.to_string().contains("1 of 1 values of \"a\" are not finite"), "{e}");
+            assert_eq!(names(tmp.path()), ["sft-00000001"]);
+        }
+    }
+
     #[test]
     fn an_error_of_the_writer_is_a_missing_resource() {
         let tmp = tempfile::tempdir().unwrap();

@@ -154,6 +154,23 @@ fn the_kl_coefficient_follows_the_proportional_controller() {
     }
 }
 
+/// However short the horizon and however often the KL is far from its target, the coefficient is
+/// a number above 0 that the key could have.
+#[test]
+fn the_kl_coefficient_stays_usable() {
+    for (target, factor, end) in [(1e-20, 1.2, 100.0), (1e4, 0.8, f32::MIN_POSITIVE)] {
+        let control = Some(Adaptive { target, horizon: 1.0 });
+        let mut ws = workspace();
+        let mut trainer = OnlineTrainer::new(engines("gpt2", 1e-3), adapting(control)).unwrap();
+        let before = trainer.kl_coef;
+        experience(&mut trainer, &mut ws, &prompts(4, 3));
+        close(f64::from(trainer.kl_coef / before), factor, 1e-6);
+        trainer.kl_coef = end;
+        experience(&mut trainer, &mut ws, &prompts(4, 3));
+        assert_eq!(trainer.kl_coef, end);
+    }
+}
+
 #[test]
 fn answers_for_evaluation_repeat_and_change_nothing() {
     let mut ws = workspace();

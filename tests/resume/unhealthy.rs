@@ -1,6 +1,6 @@
 //! Runs whose training goes wrong or gets stuck: what is told, and what is left.
 
-use crate::place::{Place, events, metrics, number};
+use crate::place::{Place, events, metrics, number, values};
 use crate::process::{checkpoints, ended, spawn, stop_after, words};
 use duplex::base::DType;
 use duplex::formats::OutDir;
@@ -61,6 +61,27 @@ fn steps_that_are_all_skipped_stop_the_run_and_leave_what_was_saved() {
     // How many there were in a row is known to who goes on, too.
     stopped(&spawn(&p, &words).wait_with_output().unwrap());
     assert_eq!(metrics(&run, "reward").len(), 9);
+}
+
+/// Of a position that no row reaches: the model works.
+#[test]
+fn a_model_that_came_with_infinities_is_trained_and_saved() {
+    let p = Place::new("gpt2");
+    let file = p.path("model/model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let n = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..n]).unwrap();
+    let end = header["transformer.wpe.weight"]["data_offsets"][1].as_u64().unwrap() as usize;
+    bytes[n + end - 4..n + end].copy_from_slice(&f32::NEG_INFINITY.to_le_bytes());
+    std::fs::write(&file, bytes).unwrap();
+    let run = p.run("sft", "run", &["--actor-model", "model", "--save-every", "1"]);
+    let told = warnings(&events(&run));
+    assert!(told.iter().any(|w| w.contains("1 value is not finite in ")), "{told:?}");
+    assert!(metrics(&run, "sft").iter().all(|m| m.get("skipped_steps").is_none()));
+    let infinite = values(&run.join("sft")).iter().filter(|x| !x.is_finite()).count();
+    assert_eq!(infinite, 1);
+    let made = checkpoints(&run);
+    assert_eq!(made, ["sft-00000001", "sft-00000002", "sft-finished"]);
 }
 
 #[test]

@@ -58,7 +58,7 @@ section! {
         ema_decay: f64 = 0.992, Kind::below(1.0),
             "decay of that average per optimizer step";
         temperature: f64 = 1.0, Kind::between(LEAST_TEMPERATURE, 10.0),
-            "softmax temperature of rollouts";
+            "softmax temperature of rollouts, at least 0.01";
         top_k: usize = 0, Kind::int(0, 1 << 24),
             "sample from the k most likely tokens (0 disables)";
         top_p: f64 = 1.0, Kind::above_zero(1.0),
