@@ -302,6 +302,7 @@ fn prune(root: &OutDir, steps: &[&str], keep: usize, best: Option<&Best>) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::Kind;
 
     fn saver(root: &Path, keep: usize, best: Option<Best>) -> Saver {
         Saver::new(
