@@ -104,6 +104,14 @@ impl InFile {
         if grown { Err(too_large(&path, most)) } else { Ok(bytes) }
     }
 
+    /// `e`, which is about the content, unless the file was cut since it was opened.
+    pub fn unless_cut(&self, e: Error) -> Error {
+        match self.file.metadata() {
+            Ok(now) if now.len() < self.bytes => self.cut(),
+            _ => e,
+        }
+    }
+
     /// Memory for so many bytes.
     fn room(&self, bytes: usize) -> Result<Vec<u8>> {
         let mut room = Vec::new();

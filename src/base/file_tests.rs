@@ -59,6 +59,10 @@ fn a_file_that_is_cut_while_it_is_read_is_told() {
         assert_eq!(e.kind(), Kind::Resource, "{e}");
         assert!(e.to_string().contains("was cut short while it was read: it had 1048576"), "{e}");
     }
+    let file = InFile::open(&path).unwrap();
+    assert_eq!(file.unless_cut(Error::user("nonsense")).to_string(), "nonsense");
+    std::fs::write(&path, "").unwrap();
+    assert_eq!(file.unless_cut(Error::user("nonsense")).kind(), Kind::Resource);
 }
 
 #[test]

@@ -52,7 +52,8 @@ impl TorchFile {
     /// Opens `path` and reads its pickle. Errors name the file and what in it is at fault.
     pub(super) fn open(path: &Path) -> Result<TorchFile> {
         let file = open_weights(path)?;
-        let (storages, tensors) = parse(&file).map_err(about(path))?;
+        let parsed = parse(&file).map_err(|e| file.unless_cut(about(path)(e)));
+        let (storages, tensors) = parsed?;
         Ok(TorchFile { file, storages, tensors })
     }
 

@@ -90,6 +90,8 @@ impl Model {
         let adapters = is_adapter_dir(dir)?.then(|| Adapters::open(dir, options)).transpose()?;
         let base = base_dir(dir)?;
         if adapters.is_some() && is_adapter_dir(&base)? {
+            // What only has the name is told of as what it is.
+            AdapterConfig::read(&base)?;
             return Err(Error::user(format!(
                 "{}: adapters on adapters; merge {} first",
                 dir.display(),
