@@ -172,7 +172,7 @@ fn ranks_meet_though_a_first_try_was_disturbed() {
 /// Rank 0 cannot know that its answer did not come. Both end in time.
 #[test]
 fn an_answer_that_is_lost_ends_both() {
-    for flip in [false, true] {
+    let one = |flip: bool| {
         let clock = Instant::now();
         let change =
             at(Way::ToGuest, 1, move |parts| flip.then(|| flipped(parts[1].clone(), 8 * 20)));
@@ -181,7 +181,8 @@ fn an_answer_that_is_lost_ends_both() {
         assert!(e.contains("rank 1 "), "{e}");
         assert!(clock.elapsed() < Duration::from_secs(4), "{:?}", clock.elapsed());
         assert!(told(&host).contains("rank 1 on host-1 is gone: its "));
-    }
+    };
+    std::thread::scope(|scope| [false, true].map(|flip| scope.spawn(move || one(flip))).map(drop));
 }
 
 /// What went over the wire tells nothing of the run, and is of no use to one who says it again.

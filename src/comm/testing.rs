@@ -35,6 +35,11 @@ pub(super) fn listener() -> (TcpListener, String) {
     (listener, address)
 }
 
+/// An address of this machine that was free a moment ago.
+pub(super) fn free() -> String {
+    listener().1
+}
+
 /// A connection to who listens at `address`, or soon will.
 pub(super) fn connect(address: &str) -> TcpStream {
     let clock = Instant::now();

@@ -1,4 +1,4 @@
-use super::super::testing::{connect, listener, member, place};
+use super::super::testing::{connect, free, member, place};
 use super::*;
 use crate::base::Kind;
 use std::net::TcpStream;
@@ -16,7 +16,7 @@ fn a_host_without_files_for_more_drops_strangers_or_says_so() {
             .env(FEW, format!("{address} {what}"))
             .output()
     };
-    let address = &listener().1;
+    let address = &free();
     std::thread::scope(|scope| {
         let host = scope.spawn(|| child(address, "few").unwrap());
         let _strangers: Vec<TcpStream> = (0..100).map(|_| connect(address)).collect();
@@ -24,7 +24,7 @@ fn a_host_without_files_for_more_drops_strangers_or_says_so() {
         let out = host.join().unwrap();
         assert!(out.status.success(), "{out:?}");
     });
-    let address = &listener().1;
+    let address = &free();
     std::thread::scope(|scope| {
         let host = scope.spawn(|| child(address, "none").unwrap());
         let _caller = connect(address);

@@ -115,8 +115,8 @@ impl Host<'_> {
         let other = before.map_or(self.me, |i| &others[i].0.member);
         match before {
             None if rank != self.me.rank => Ok(()),
-            // It has noticed earlier than we that its connection broke.
-            Some(i) if others[i].0.process == new.process => {
+            // The earlier connection has ended, which the process may know before us.
+            Some(i) if others[i].0.process == new.process || !others[i].1.is_quiet() => {
                 self.guests.swap_remove(i);
                 Ok(())
             }

@@ -1,4 +1,4 @@
-use super::super::testing::{SECRET, connect, listener, member, place, shake};
+use super::super::testing::{SECRET, connect, free, listener, member, place, shake};
 use super::messages::Hello;
 use super::*;
 use crate::base::Kind;
@@ -9,9 +9,8 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// A place on this machine that was free a moment ago.
-fn free(millis: u64) -> RendezvousConfig {
-    place(&listener().1, millis)
+fn somewhere(millis: u64) -> RendezvousConfig {
+    place(&free(), millis)
 }
 
 /// Has all members meet, with what each says.
@@ -40,7 +39,7 @@ fn guest(address: &str, process: u8, rank: usize, size: usize) -> Line {
 fn all_ranks_meet_and_get_what_the_first_gives() {
     for size in [1, 2, 5] {
         let members: Vec<Member> = (0..size).map(|r| member(r, size)).collect();
-        for met in meet_all(&members, &free(20_000)) {
+        for met in meet_all(&members, &somewhere(20_000)) {
             let all = Met { members: members.clone(), gift: b"for all".to_vec() };
             assert_eq!(met.unwrap(), all);
         }
@@ -53,7 +52,7 @@ fn a_large_configuration_is_met_with_too() {
     for member in &mut members {
         member.alike.insert("rows".into(), "r".repeat(300_000));
     }
-    let met = meet_all(&members, &free(20_000));
+    let met = meet_all(&members, &somewhere(20_000));
     assert!(met.into_iter().all(|met| met.unwrap().members == members));
 }
 
@@ -61,7 +60,7 @@ fn a_large_configuration_is_met_with_too() {
 /// nothing or junk, some nothing at all.
 #[test]
 fn strangers_are_not_let_in_and_keep_nobody_waiting() {
-    let place = free(20_000);
+    let place = somewhere(20_000);
     let (address, members) = (&place.addresses[0], [member(0, 2), member(1, 2)]);
     let started = Instant::now();
     std::thread::scope(|scope| {
@@ -108,7 +107,7 @@ fn allow_files(wanted: u64) -> u64 {
 #[test]
 fn two_thousand_strangers_who_came_first_lock_no_rank_out() {
     let strangers = allow_files(4096).saturating_sub(1000).min(2000);
-    let place = free(30_000);
+    let place = somewhere(30_000);
     let (address, size) = (&place.addresses[0], 4);
     let members: Vec<Member> = (0..size).map(|r| member(r, size)).collect();
     let met = AtomicBool::new(false);
@@ -195,7 +194,7 @@ fn waits(addresses: &[&str]) -> String {
 #[test]
 fn a_rank_gives_up_at_its_time_whoever_listens() {
     // Nobody.
-    let line = waits(&[&listener().1]);
+    let line = waits(&[&free()]);
     assert!(line.starts_with("rank 1 cannot reach rank 0 at 127.0.0.1:"), "{line}");
     assert!(line.contains(" within 1 s: "), "{line}");
     // A name that no one has.
@@ -304,11 +303,11 @@ fn nothing_of_a_run_is_sent_to_one_who_has_not_proved_to_be_of_it() {
 
 #[test]
 fn a_rank_that_is_missing_or_there_twice_is_named() {
-    for e in lines(&meet_all(&[member(0, 4), member(2, 4)], &free(300))) {
+    for e in lines(&meet_all(&[member(0, 4), member(2, 4)], &somewhere(300))) {
         assert!(e.starts_with("of 4 ranks, 1, 3 did not come to 127.0.0.1:"), "{e}");
         assert!(e.contains("within 0.3 s"), "{e}");
     }
-    let met = meet_all(&[member(0, 3), member(1, 3), member(1, 3)], &free(20_000));
+    let met = meet_all(&[member(0, 3), member(1, 3), member(1, 3)], &somewhere(20_000));
     for e in lines(&met) {
         assert!(e.starts_with("rank 1 came twice, from host-1 and from host-1"), "{e}");
     }
@@ -320,16 +319,19 @@ fn a_rank_may_come_again_and_one_that_left_is_named() {
     let (listener, address) = listener();
     let meeting = place(&address, 20_000);
     std::thread::scope(|scope| {
-        let host = scope.spawn(|| serve(&member(0, 3), &meeting, &[], listener).unwrap());
-        let first = guest(&address, 1, 1, 3);
+        let host = scope.spawn(|| serve(&member(0, 4), &meeting, &[], listener).unwrap());
+        let first = guest(&address, 1, 1, 4);
         // The host need not have noticed that the first is of no use.
-        let _second = guest(&address, 1, 1, 3);
+        let _second = guest(&address, 1, 1, 4);
         first.shut();
-        drop(guest(&address, 2, 2, 3));
+        drop(guest(&address, 2, 2, 4));
         std::thread::sleep(Duration::from_millis(50));
-        join(&member(2, 3), &meeting).unwrap();
+        let rank = |r| join(&member(r, 4), &meeting).map(drop);
+        let other = scope.spawn(move || rank(3));
+        rank(2).unwrap();
+        other.join().unwrap().unwrap();
         let (met, lines) = host.join().unwrap();
-        assert_eq!((met.members.len(), lines.len()), (3, 2));
+        assert_eq!((met.members.len(), lines.len()), (4, 3));
     });
     let (listener, address) = super::super::testing::listener();
     let meeting = place(&address, 500);
@@ -344,13 +346,13 @@ fn a_rank_may_come_again_and_one_that_left_is_named() {
 
 #[test]
 fn ranks_of_different_runs_are_told_what_differs() {
-    let met = meet_all(&[member(0, 2), member(1, 3)], &free(20_000));
+    let met = meet_all(&[member(0, 2), member(1, 3)], &somewhere(20_000));
     for e in lines(&met) {
         assert_eq!(e, "rank 1 on host-1 was started as one of 3, rank 0 on host-0 as one of 2");
     }
     let mut other = member(1, 2);
     other.alike.insert("dtype".into(), "f32".into());
-    for e in lines(&meet_all(&[member(0, 2), other], &free(20_000))) {
+    for e in lines(&meet_all(&[member(0, 2), other], &somewhere(20_000))) {
         assert!(e.contains("rank 1 on host-1 has f32 for dtype, rank 0 on host-0 has nothing"));
     }
 }
