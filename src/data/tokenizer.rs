@@ -8,7 +8,8 @@ use super::tokenizer_build::Kind;
 use super::tokenizer_encode::{Encoded, Matcher};
 use super::tokenizer_files::{
     MAX_FILE, MORE_TEMPLATES, absent, bos_note, bos_prefix, chat_templates, check_versions,
-    config_of, end_ids, file, inner_tokenizer, parse, special_variables, token_text, tokenizer_of,
+    config_of, end_ids, file, inner_tokenizer, parse, source_of, special_variables, token_text,
+    tokenizer_of,
 };
 use super::tokenizer_keys::key_notes;
 use crate::base::{Error, Result, entries, is_there, read_if_there};
@@ -192,11 +193,7 @@ impl Tokenizer {
         let mut config = config_of(&files, origin)?;
         check_versions(&config, origin)?;
         let mut notes = key_notes(&config, origin);
-        let from = match file(&files, "tokenizer.json") {
-            Some(_) => "tokenizer.json",
-            None => "vocab.json with merges.txt",
-        };
-        let whose = format!("{from} of {origin}");
+        let whose = source_of(&files, origin);
         let (inner, idle) = match file(&files, "tokenizer.json") {
             Some(_) => {
                 let mut inner = inner_tokenizer(&files, &config, model, origin, &mut notes)?;

@@ -70,6 +70,15 @@ pub(super) fn using<T>(
     }
 }
 
+/// The file that a tokenizer is read from, in words.
+pub(super) fn source_of(files: &Files, origin: &str) -> String {
+    let name = match file(files, "tokenizer.json") {
+        Some(_) => "tokenizer.json",
+        None => "vocab.json with merges.txt",
+    };
+    format!("{name} of {origin}")
+}
+
 pub(super) fn file<'a>(files: &'a Files, name: &str) -> Option<&'a [u8]> {
     files.iter().find(|(n, _)| n == name).map(|(_, bytes)| bytes.as_slice())
 }
