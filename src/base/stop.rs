@@ -1,15 +1,18 @@
 //! The wish to stop: SIGTERM, SIGINT (Ctrl-C), or SIGHUP (the terminal is gone). The first signal
 //! is noted. Work that can be repeated asks between any two of its parts, and ends with an error.
-//! Where it does not ask, as within a library or in a read that waits, the process ends a second
-//! later. Work that must be finished says so, and ends in its own way. The second signal ends the
-//! process at once. All with exit code 75.
+//! Where it does not ask, as within a library or in a read that waits, the process ends half a
+//! second later. Work that must be finished says so, and ends in its own way. The second signal
+//! ends the process at once. All with exit code 75.
 
 use super::error::{Error, Result};
 use super::system::{on_signal, on_stop, write_at_once};
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
-/// How long the work may take to ask, in seconds.
-const PATIENCE: libc::c_uint = 1;
+/// How long the work may take to ask, and to end.
+const PATIENCE: libc::itimerval = libc::itimerval {
+    it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
+    it_value: libc::timeval { tv_sec: 0, tv_usec: 500_000 },
+};
 
 /// The signal that came, or 0.
 static CAME: AtomicI32 = AtomicI32::new(0);
@@ -19,7 +22,7 @@ static FINISHING: AtomicUsize = AtomicUsize::new(0);
 
 /// Begins to listen.
 pub fn listen_for_stop() {
-    // SAFETY: the handlers change atomics and call `alarm`, `poll`, `write` and `_exit`.
+    // SAFETY: the handlers change atomics and call `setitimer`, `poll`, `write` and `_exit`.
     unsafe {
         on_signal(libc::SIGALRM, too_late);
         on_stop(came);
@@ -27,12 +30,13 @@ pub fn listen_for_stop() {
 }
 
 extern "C" fn came(signal: libc::c_int) {
-    // SAFETY: both may be called from a handler; nothing of this process runs after _exit.
+    // SAFETY: both are calls of the system alone, with a value that is there for good; nothing of
+    // this process runs after _exit.
     unsafe {
         if CAME.swap(signal, Ordering::SeqCst) != 0 {
             libc::_exit(75);
         }
-        libc::alarm(PATIENCE);
+        libc::setitimer(libc::ITIMER_REAL, &PATIENCE, std::ptr::null_mut());
     }
 }
 
