@@ -135,32 +135,44 @@ pub(super) fn ends(
 /// whole where none depends on what is thousands of bytes away.
 pub(super) fn all(tokenizer: &Tokenizer, text: &str, allow_special: bool) -> Result<Vec<i32>> {
     let [most, piece, around] = WHOLE;
+    match text.len() > most {
+        true => in_pieces(tokenizer, text, allow_special, piece, around),
+        false => tokenizer.encode(text, allow_special),
+    }
+}
+
+/// The ids of a text that is encoded in pieces of so many bytes, with so many `around` each.
+fn in_pieces(
+    tokenizer: &Tokenizer,
+    text: &str,
+    allow_special: bool,
+    piece: usize,
+    around: usize,
+) -> Result<Vec<i32>> {
     let (mut ids, mut done) = (vec![], 0);
-    // Pieces may begin without what is before them, where that would hide their beginning.
+    // A piece begins without what is before it, where that would hide its beginning.
     let mut before = around;
-    while text.len() > most && done < text.len() {
+    while done < text.len() {
         let start = text.floor_char_boundary(done.saturating_sub(before));
         let to = done.saturating_add(piece);
         let end = text.ceil_char_boundary(to.saturating_add(around).min(text.len()));
         let whole = std::iter::once(0..end - start).filter(|_| !allow_special);
         let encoded = tokenizer.encode_guarded(&text[start..end], &whole.collect::<Vec<_>>())?;
-        let begins = encoded.offsets.iter().map(|o| o.start + start);
-        let first = begins.clone().position(|at| at >= done).unwrap_or(encoded.ids.len());
-        let cut = done > 0 && before > 0 && begins.clone().nth(first) != Some(done);
-        if cut {
+        let begins: Vec<usize> = encoded.offsets.iter().map(|o| o.start + start).collect();
+        let first = begins.partition_point(|at| *at < done);
+        if before > 0 && done > 0 && begins.get(first) != Some(&done) {
             before = 0;
             continue;
         }
-        let behind = begins.clone().position(|at| at >= to).filter(|_| end < text.len());
-        let last = behind.unwrap_or(encoded.ids.len());
+        let last = match end < text.len() {
+            true => begins.partition_point(|at| *at < to),
+            false => begins.len(),
+        };
         ids.extend(&encoded.ids[first..last]);
-        done = begins.clone().nth(last).unwrap_or(end);
+        done = begins.get(last).copied().unwrap_or(end);
         before = around;
     }
-    match text.len() > most {
-        true => Ok(ids),
-        false => tokenizer.encode(text, allow_special),
-    }
+    Ok(ids)
 }
 
 /// The beginning of `text`, or of a far longer one: as much as has `most` tokens and some more.

@@ -98,11 +98,15 @@ fn where_bytes_make_no_tokens_more_of_them_are_looked_at() {
 #[test]
 fn a_long_text_in_pieces_has_the_tokens_of_the_whole() {
     let tok = tokenizer();
-    let special = format!("{}<|im_start|>{}", words(1, 1 << 20), words(2, 2 << 20));
-    for text in [words(3, 5 << 20), special, "好".repeat(1 << 20)] {
+    let special = format!("{}<|im_start|>{}", words(1, 3000), words(2, 5000));
+    for text in [words(3, 9000), special, "好".repeat(3000)] {
         for allow_special in [false, true] {
             let whole = tok.encode(&text, allow_special).unwrap();
-            assert!(all(&tok, &text, allow_special).unwrap() == whole);
+            for (piece, around) in [(1000, 100), (777, 50), (3000, 300), (100, 0)] {
+                let found = in_pieces(&tok, &text, allow_special, piece, around).unwrap();
+                assert!(around == 0 || found == whole, "{piece} {around}");
+                assert_eq!(tok.decode(&found, false).unwrap(), text);
+            }
         }
     }
 }
@@ -140,9 +144,9 @@ fn texts_that_are_far_too_long_make_the_examples_of_the_whole_ones() {
 fn conversations_that_are_far_too_long_make_the_sequences_of_the_whole_ones() {
     let tok = tokenizer();
     let say = |role: &str, text: &str| Message::new(role, text);
-    let many = |n: usize| {
-        (0..n).flat_map(|i| {
-            let text = words(i as u64, 300);
+    let many = |n: usize, bytes: usize| {
+        (0..n).flat_map(move |i| {
+            let text = words(i as u64, bytes);
             [Message::new("user", &*text), Message::new("assistant", format!("{i} {text}"))]
         })
     };
@@ -150,9 +154,9 @@ fn conversations_that_are_far_too_long_make_the_sequences_of_the_whole_ones() {
         vec![say("user", &long(1)), say("assistant", "yes")],
         vec![say("user", "read"), say("assistant", &long(2))],
         vec![say("system", &long(1)), say("user", &long(2)), say("assistant", &long(3))],
-        many(300).collect(),
-        many(200).chain([say("user", &long(4)), say("assistant", "yes")]).collect(),
-        many(3).chain([say("user", "a"), say("assistant", &long(4))]).collect(),
+        many(9, 20_000).collect(),
+        many(9, 15_000).chain([say("user", &long(4)), say("assistant", "yes")]).collect(),
+        many(3, 100).chain([say("user", "a"), say("assistant", &long(4))]).collect(),
     ];
     let context = &Default::default();
     for format in [ChatFormat::Template, ChatFormat::HumanAssistant] {
