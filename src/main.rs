@@ -1,6 +1,6 @@
 //! The `duplex` command.
 
-/// What others wrote has bounds of memory: see [`duplex::base::bounded`].
+/// Files of others have bounds of memory: see [`duplex::base::bounded`].
 #[global_allocator]
 static MEMORY: duplex::base::Limited = duplex::base::Limited;
 

@@ -151,7 +151,7 @@ impl Seek for InFile {
     }
 }
 
-/// What tells a file that was changed or replaced from the one that was there.
+/// Identity of a file: it differs if the file was changed or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileId([i64; 7]);
 

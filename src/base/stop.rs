@@ -50,7 +50,7 @@ extern "C" fn too_late(_: libc::c_int) {
     }
 }
 
-/// What a stop means where nothing has to be finished.
+/// The meaning of a stop where nothing has to be finished.
 const WAY_OUT: &str = " during preparation; the same command begins again, or resumes from the \
                        last checkpoint";
 

@@ -1,4 +1,4 @@
-//! What the process says on standard error. Lines wait in a queue for a thread that writes them,
+//! The voice of the process on standard error. Lines wait in a queue for a thread that writes them,
 //! so that nobody who has work to do waits for a reader: a terminal that was stopped by Ctrl-S, a
 //! pager, a connection that stalls. Where the queue is full, lines are left out and counted. No
 //! lock is held while the thread writes, and the process ends without it.
@@ -37,7 +37,7 @@ enum Said {
     Bar(Option<Box<dyn Bar>>),
 }
 
-/// What waits for the output thread.
+/// The texts that wait for the output thread.
 struct Queue {
     waiting: Vec<Said>,
     /// The bytes in them.

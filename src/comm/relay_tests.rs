@@ -1,4 +1,4 @@
-//! What one can do who sits between the ranks: cut their connections, and nothing else.
+//! A relay between the ranks can cut their connections, and nothing else.
 
 use super::monitor::Monitor;
 use super::rendezvous::{Met, rendezvous, serve};
@@ -185,7 +185,7 @@ fn an_answer_that_is_lost_ends_both() {
     std::thread::scope(|scope| [false, true].map(|flip| scope.spawn(move || one(flip))).map(drop));
 }
 
-/// What went over the wire tells nothing of the run, and is of no use to one who says it again.
+/// The bytes on the wire tell nothing of the run, and are of no use to one who says them again.
 #[test]
 fn a_recorded_meeting_tells_nothing_and_lets_nobody_in() {
     let record: Arc<Mutex<Vec<(Way, Vec<u8>)>>> = Arc::default();

@@ -88,8 +88,8 @@ pub(super) enum Way {
     ToGuest,
 }
 
-/// What a relay sends on in place of the last of `parts`, which all went this way of a connection:
-/// the greeting, then pieces of messages. Nothing ends the connection.
+/// The bytes that a relay sends on in place of the last of `parts`, which all went this way of a
+/// connection: the greeting, then pieces of messages. Nothing ends the connection.
 pub(super) type Change = dyn Fn(Way, &[Vec<u8>]) -> Option<Vec<u8>> + Send + Sync;
 
 /// A relay to `address` for any number of connections; returns its own address.

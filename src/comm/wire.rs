@@ -43,7 +43,7 @@ pub(super) struct Line {
     failure: OnceLock<String>,
 }
 
-/// What has come of a piece and of its message.
+/// The parts that have come of a piece and of its message.
 #[derive(Default)]
 struct Taken {
     piece: Vec<u8>,
@@ -97,7 +97,7 @@ impl Line {
         self.failure.get().map(String::as_str)
     }
 
-    /// Whether the other side is there and has sent nothing. For streams that do not wait.
+    /// True if the other side is there and has sent nothing. For streams that do not wait.
     pub(super) fn is_quiet(&self) -> bool {
         matches!(self.stream.peek(&mut [0]), Err(e) if e.kind() == ErrorKind::WouldBlock)
     }

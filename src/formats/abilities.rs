@@ -1,11 +1,11 @@
-//! What a file system can do of what a run asks of it, found out by doing it.
+//! The abilities of a file system that a run makes use of, found out by trying them.
 
 use super::direct_io::set_direct;
 use super::out_dir::OutDir;
 use crate::base::Result;
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 
-/// What the file system of a directory can do.
+/// The abilities of the file system of a directory.
 #[derive(Clone, Copy, Debug)]
 pub struct Abilities {
     /// Files can be locked, so that one process at a time has a run.

@@ -125,7 +125,7 @@ impl OutDir {
         Ok(self.stat(name)?.map(|stat| stat.st_size as u64))
     }
 
-    /// What the system says of a name inside, links not followed.
+    /// The status of a name inside, links not followed.
     pub(super) fn stat(&self, name: &str) -> Result<Option<Stat>> {
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),

@@ -268,7 +268,7 @@ pub(super) fn models(root: &Path, of: &Algorithm) -> Vec<PathBuf> {
     }
 }
 
-/// What a run reports.
+/// The files of a run's reports.
 const REPORTS: [&str; 3] = [METRICS, "report.html", "tensorboard"];
 
 /// Files that a run makes in its directory before its first iteration is done, among them the

@@ -400,7 +400,7 @@ mod tests {
         assert!(bytes.iter().all(|b| *b == 7));
     }
 
-    /// Whether a copy is written, or the state itself: the older one stays, though one is kept.
+    /// The older checkpoint stays, be a copy written or the state itself, though one is kept.
     #[test]
     fn a_checkpoint_that_is_not_finite_takes_no_place() {
         let state = |x: f32| {

@@ -18,7 +18,7 @@ pub(super) struct Source {
     pub(super) tokenizer: Arc<Tokenizer>,
     /// The architecture of the model.
     pub(super) arch: Arch,
-    /// What lay in its directories before anything was read.
+    /// The files in its directories before anything was read.
     seen: BTreeMap<PathBuf, FileId>,
 }
 

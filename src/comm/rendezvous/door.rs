@@ -59,7 +59,7 @@ impl Door {
         Ok(Door { listener, key, callers: VecDeque::new(), closed: None })
     }
 
-    /// What to wait for: the listener and all callers, in order.
+    /// The descriptors to wait for: the listener and all callers, in order.
     pub(super) fn waits_for(&self) -> Vec<PollFd<'_>> {
         let open = if self.closed_until().is_none() { PollFlags::IN } else { PollFlags::empty() };
         let callers = self.callers.iter().map(|caller| match &caller.stage {

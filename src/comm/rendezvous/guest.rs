@@ -23,7 +23,7 @@ const REFUSALS: usize = 3;
 /// Why a call did not end in an answer. A later one tells more.
 enum Trouble {
     Unreachable(IoError),
-    /// What listens does not know the secret.
+    /// The listener does not know the secret.
     Stranger,
     /// It has not proved that it knows the secret, and not shown that it does not.
     Unproven(IoError),
@@ -144,7 +144,7 @@ fn attempt(
     Ok((answer, line))
 }
 
-/// What the user is told.
+/// The line for the user.
 fn line(me: &Member, place: &RendezvousConfig, trouble: Trouble) -> Error {
     let (rank, told, advice) = (me.rank, place.told(), place.advice);
     Error::user(match trouble {

@@ -1,4 +1,4 @@
-//! What the ranks say to each other at the rendezvous.
+//! The messages of the ranks at the rendezvous.
 
 use crate::comm::member::Member;
 use serde::{Deserialize, Serialize};

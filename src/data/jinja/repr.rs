@@ -87,31 +87,44 @@ fn write(run: &mut Run, value: &Value, sorted: bool, depth: u32, out: &mut Strin
             let step = if step == 1 { String::new() } else { format!(", {step}") };
             _ = write!(out, "range({start}, {stop}{step})");
         }
-        Value::Object(o) => match &**o {
-            Object::Namespace(vars, _) => {
-                out.push_str("<Namespace {");
-                for (i, (name, item)) in vars.borrow().iter().enumerate() {
-                    out.push_str(if i > 0 { ", " } else { "" });
-                    quote(name, out);
-                    out.push_str(": ");
-                    write(run, item, sorted, depth + 1, out)?;
-                }
-                out.push_str("}>");
-            }
-            Object::Macro(m) => {
-                out.push_str("<Macro ");
-                match &m.def.name {
-                    Some(name) => quote(name, out),
-                    None => out.push_str("anonymous"),
-                }
-                out.push('>');
-            }
-            Object::Loop(_) => return error("printing 'loop' is not supported"),
-            _ => return error(format!("printing a {} is not supported", value.kind())),
-        },
+        Value::Object(o) => object(run, o, value.kind(), sorted, depth, out)?,
         Value::Iter(_) => {
             return error("printing a generator is not supported; use the filter 'list'");
         }
+    }
+    Ok(())
+}
+
+/// An object of a template's own. `kind` names it where it cannot be printed.
+fn object(
+    run: &mut Run,
+    object: &Object,
+    kind: &str,
+    sorted: bool,
+    depth: u32,
+    out: &mut String,
+) -> Res<()> {
+    match object {
+        Object::Namespace(vars, _) => {
+            out.push_str("<Namespace {");
+            for (i, (name, item)) in vars.borrow().iter().enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                quote(name, out);
+                out.push_str(": ");
+                write(run, item, sorted, depth + 1, out)?;
+            }
+            out.push_str("}>");
+        }
+        Object::Macro(m) => {
+            out.push_str("<Macro ");
+            match &m.def.name {
+                Some(name) => quote(name, out),
+                None => out.push_str("anonymous"),
+            }
+            out.push('>');
+        }
+        Object::Loop(_) => return error("printing 'loop' is not supported"),
+        _ => return error(format!("printing a {kind} is not supported")),
     }
     Ok(())
 }
