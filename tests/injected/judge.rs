@@ -129,10 +129,10 @@ fn parts(path: &str) -> impl Iterator<Item = &str> {
     path.rsplit('/').take(2).map(undrafted).filter(|part| !part.is_empty())
 }
 
+/// The name that a draft will have: that of `.tmp-PID-NAME` is `NAME`.
 fn undrafted(name: &str) -> &str {
-    let name = name.trim_start_matches('.').trim_start_matches("tmp-");
-    let end = [".tmp", ".partial", ".old"].iter().filter_map(|mark| name.find(mark)).min();
-    &name[..end.unwrap_or(name.len())]
+    let Some(draft) = name.strip_prefix(".tmp-") else { return name };
+    draft.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start_matches('-')
 }
 
 /// Judges a run with a fault and the next one, which has none. What is worst comes first.

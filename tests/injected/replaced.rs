@@ -1,6 +1,7 @@
 //! Every file that a command reads or looks for, replaced by something that is no file, or cut
 //! while it is read.
 
+use crate::checkpoint;
 use crate::process::{self, Outcome};
 use crate::scene::{self, copy};
 use crate::trace::Call;
@@ -73,6 +74,7 @@ impl Place {
         let place = Place { tmp };
         let dir = place.path("whole");
         scene::inputs(&dir);
+        checkpoint::write_wide(&dir.join("wide"), 96, 256, 4);
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
         copy(&golden.join("gpt2_bin"), &dir.join("bin"));
         copy(&golden.join("gpt2_bin_sharded"), &dir.join("bin_sharded"));
@@ -81,7 +83,7 @@ impl Place {
         for more in ["done", "lora", "many"] {
             let more = match more {
                 "lora" => format!("--output-dir lora {lora}"),
-                "many" => "--output-dir many --max-shard-size 40KB".to_string(),
+                "many" => "--output-dir many --actor-model wide --max-shard-size 1MB".to_string(),
                 _ => format!("--output-dir {more}"),
             };
             place.must(&format!("{sft} {more}"));
@@ -96,7 +98,7 @@ impl Place {
         let text = std::fs::read_to_string(&config).unwrap();
         let absolute = format!("{}/", dir.canonicalize().unwrap().display());
         std::fs::write(config, text.replace(&absolute, "")).unwrap();
-        for name in ["lora", "many", "scores"] {
+        for name in ["lora", "many", "scores", "wide"] {
             std::fs::remove_dir_all(dir.join(name)).unwrap();
         }
         place

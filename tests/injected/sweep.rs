@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Faults of each stage that `cargo test` tries.
-const SAMPLE: usize = 100;
+const SAMPLE: usize = 60;
 /// Failures that a test shows; all of them are in its report.
 const SHOWN: usize = 20;
 
