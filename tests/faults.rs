@@ -292,12 +292,12 @@ fn a_full_disk_leaves_the_old_model_whole() {
     let mut shell = Command::new("sh");
     let out = shell.arg("-c").arg(script).args(&words).output().unwrap();
     let stderr = String::from_utf8(out.stderr).unwrap();
-    refused((out.status.code().unwrap(), stderr), 3, &["cannot write", "free some space"]);
+    refused((out.status.code().unwrap(), stderr), 3, &["cannot write", "ulimit -f"]);
     assert_eq!(std::fs::read(&file).unwrap(), before);
     let left: Vec<String> = std::fs::read_dir(&run)
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .filter(|n| n.contains("partial"))
+        .filter(|n| n.contains(".tmp-"))
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
