@@ -71,8 +71,10 @@ impl InFile {
 
     /// Hands all bytes to `each`, a piece after the other.
     pub fn pieces(mut self, mut each: impl FnMut(&[u8])) -> Result<()> {
-        let (mut buffer, mut read) = (self.room(256 << 10)?, 0);
-        buffer.resize(256 << 10, 0);
+        // Small files need no large piece.
+        let piece = (self.bytes as usize).clamp(4 << 10, 256 << 10);
+        let (mut buffer, mut read) = (self.room(piece)?, 0);
+        buffer.resize(piece, 0);
         loop {
             check_stop()?;
             match self.file.read(&mut buffer) {
