@@ -73,5 +73,5 @@ fn note(file: &mut File, path: &Path) -> Result<String> {
             path.display()
         )));
     }
-    Ok(String::from_utf8_lossy(&text).trim().to_owned())
+    Ok(String::from_utf8_lossy(&text).trim_end_matches('\n').to_owned())
 }

@@ -106,7 +106,7 @@ fn data_of_another_format_is_named() {
         ("hub/data/train-00000-of-00001.parquet", "is a parquet file, which Duplex does not read"),
         ("hub", "hub holds data/train-00000-of-00001.parquet, which Duplex does not read"),
         ("acme/prefs", "hf download --repo-type dataset acme/prefs --local-dir prefs"),
-        ("absent.jsonl", "cannot read data file absent.jsonl: No such file"),
+        ("absent.jsonl", "cannot open absent.jsonl: No such file"),
     ] {
         let args = ["sft", "--actor-model", "model", "--data-path", path, "--output-dir", "run"];
         let out = p.command(&args, "");
