@@ -8,13 +8,16 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const SFT: [&str; 4] = ["--step", "1", "--set", "quiet=false"];
+/// More steps than any test waits for.
+const LONG: &str = "100000";
 
-/// Starts a run with the standard error given, behind `shell`, the beginning of a script.
-fn start(p: &Place, to: &str, more: &[&str], shell: &str, stderr: Stdio) -> Child {
+/// Starts a run of so many steps with the standard error given, behind `shell`, the beginning of a
+/// script.
+fn start(p: &Place, to: &str, steps: &str, shell: &str, stderr: Stdio) -> Child {
     Command::new("sh")
         .args(["-c", &format!("{shell} exec \"$@\""), "sh", env!("CARGO_BIN_EXE_duplex")])
-        .args(words(to, &[&SFT, more].concat()))
+        .args(["sft", "--config", "short.toml", "--set", "quiet=false", "--actor-model", "model"])
+        .args(["--data-path", "data.jsonl", "--output-dir", to, "--max-steps", steps])
         .current_dir(p.path(""))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -66,11 +69,10 @@ fn a_terminal_that_was_stopped_holds_nothing_up() {
     let (_shows, takes) = terminal();
     flow(&takes, libc::TCOOFF);
     let stderr = || Stdio::from(takes.try_clone().unwrap());
-    let mut run = start(&p, "ends", &[], "", stderr());
+    let mut run = start(&p, "ends", "6", "", stderr());
     assert_eq!(code_within(&mut run, Duration::from_secs(25)), Some(0));
     assert!(p.path("ends/sft/model.safetensors").exists());
-    let long = ["--sft-max-steps", "100000"];
-    let mut run = start(&p, "stops", &long, "", stderr());
+    let mut run = start(&p, "stops", LONG, "", stderr());
     iterations(&p, "stops", 3, &mut run);
     signal(&run, libc::SIGTERM);
     assert_eq!(code_within(&mut run, Duration::from_secs(3)), Some(75));
@@ -82,8 +84,7 @@ fn a_terminal_that_goes_on_shows_all_in_its_order() {
     let p = Place::new("llama");
     let (mut shows, takes) = terminal();
     flow(&takes, libc::TCOOFF);
-    let mut run =
-        start(&p, "run", &["--sft-max-steps", "100000"], "", takes.try_clone().unwrap().into());
+    let mut run = start(&p, "run", LONG, "", takes.try_clone().unwrap().into());
     iterations(&p, "run", 3, &mut run);
     flow(&takes, libc::TCOON);
     signal(&run, libc::SIGTERM);
@@ -102,14 +103,13 @@ fn a_terminal_that_goes_on_shows_all_in_its_order() {
 #[test]
 fn a_terminal_that_is_gone_stops_the_run_unless_hangups_are_ignored() {
     let p = Place::new("llama");
-    let long = ["--sft-max-steps", "100000"];
-    let mut run = start(&p, "run", &long, "", Stdio::piped());
+    let mut run = start(&p, "run", LONG, "", Stdio::piped());
     iterations(&p, "run", 2, &mut run);
     signal(&run, libc::SIGHUP);
     ended(&run.wait_with_output().unwrap(), 75, &["SIGHUP", "the same command resumes"]);
     assert!(!checkpoints(&p.path("run")).is_empty());
     // As under nohup.
-    let mut run = start(&p, "stays", &long, "trap '' HUP;", Stdio::piped());
+    let mut run = start(&p, "stays", LONG, "trap '' HUP;", Stdio::piped());
     iterations(&p, "stays", 2, &mut run);
     signal(&run, libc::SIGHUP);
     let log = std::fs::read_to_string(p.path("stays/metrics.jsonl")).unwrap();
@@ -121,7 +121,7 @@ fn a_terminal_that_is_gone_stops_the_run_unless_hangups_are_ignored() {
 #[test]
 fn a_limit_of_file_sizes_is_told_with_the_path() {
     let p = Place::new("llama");
-    let run = start(&p, "run", &[], "ulimit -f 32;", Stdio::piped());
+    let run = start(&p, "run", "6", "ulimit -f 32;", Stdio::piped());
     ended(&run.wait_with_output().unwrap(), 3, &["run/", "File too large"]);
 }
 
