@@ -208,7 +208,7 @@ fn out_of_memory(bytes: usize) -> ! {
         rest,
         "duplex: out of memory: the system has no {bytes} bytes ({} MiB) more; free memory, raise \
          its limit, or give smaller models or less data, and run the same command again",
-        bytes >> 20
+        bytes.div_ceil(1 << 20)
     );
     let length = size - rest.len();
     leave(3, &line[..length])
