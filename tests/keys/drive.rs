@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 const FEW: u64 = 60;
 /// The seed where none is given.
 const FIXED: u64 = 18;
-/// What takes longer is stopped by SIGTERM: a billion steps are no fault.
+/// A run that takes longer is stopped by SIGTERM: a billion steps are no fault.
 const LONG: Duration = Duration::from_secs(4);
 /// A run that goes on for so long after that hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -149,7 +149,7 @@ fn ended(mut child: Child) -> Result<Option<i32>, String> {
     }
 }
 
-/// What an exit code and standard error come to.
+/// Returns how a run ended, from its exit code, standard error and iterations.
 fn end(code: Option<i32>, told: &str, iterations: usize) -> Result<End, String> {
     let errors: Vec<&str> = told.lines().filter(|l| l.starts_with("duplex: ")).collect();
     let bad = ["panicked", "internal error"].iter().any(|word| told.contains(word));

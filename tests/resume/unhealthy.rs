@@ -63,7 +63,7 @@ fn steps_that_are_all_skipped_stop_the_run_and_leave_what_was_saved() {
     assert_eq!(metrics(&run, "reward").len(), 9);
 }
 
-/// Of a position that no row reaches: the model works.
+/// No row reaches the position with the infinite value, so the model works.
 #[test]
 fn a_model_that_came_with_infinities_is_trained_and_saved() {
     let p = Place::new("gpt2");
