@@ -151,6 +151,12 @@ pub(crate) fn run(
         wrong.push(("foreign files", String::new()));
     }
     match again.filter(|again| again.code() != Some(0)) {
+        // It was killed when all was done.
+        Some(again) if fault.is_signal() && again.last().contains("exists already") => {
+            if weights(&run) != *whole {
+                wrong.push(("other bytes", "finished".into()));
+            }
+        }
         Some(again) => {
             wrong.push(("no resume", format!("{:?}: {}", again.code(), again.last())));
         }
