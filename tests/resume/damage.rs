@@ -149,7 +149,7 @@ fn a_full_disk_leaves_the_checkpoints_before() {
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_duplex")).args(words("run", &EACH));
     let out = shell.current_dir(p.path("")).output().unwrap();
-    ended(&out, 3, &["cannot write", "free some space"]);
+    ended(&out, 3, &["cannot write", "ulimit -f"]);
     assert!(checkpoints(&run).iter().all(|n| !n.starts_with('.')), "{:?}", checkpoints(&run));
     p.output(&["verify", "run"], "");
     ended(&output(&p, &words("run", &EACH)), 0, &[]);

@@ -101,9 +101,10 @@ fn an_input_that_the_run_would_replace_is_refused() {
     ended(&run(&p, "1", "3", &[]).wait_with_output().unwrap(), 0, &[]);
     std::fs::copy(p.path("data.jsonl"), p.path("run/sft/data.jsonl")).unwrap();
     let once = bytes(&p.path("run/sft"));
-    for input in [["--data-path", "run/sft/data.jsonl"], ["--actor-model", "run/sft"]] {
-        let more = ["--overwrite", "--resume", "never", input[0], input[1]];
-        let out = run(&p, "2", "3", &more).wait_with_output().unwrap();
+    for [model, data] in [["model", "run/sft/data.jsonl"], ["run/sft", "data.jsonl"]] {
+        let words = ["sft", "--config", "short.toml", "--output-dir", "run", "--overwrite"];
+        let inputs = ["--actor-model", model, "--data-path", data, "--resume", "never"];
+        let out = spawn(&p, &[&words[..], &inputs].concat()).wait_with_output().unwrap();
         ended(&out, 2, &["is an input, and this run would replace"]);
     }
     assert_eq!(bytes(&p.path("run/sft")), once);
