@@ -7,10 +7,10 @@ use std::path::Path;
 /// Sets a window's title, clears the screen, turns the writing around; twice in one character.
 const DRIVES: &str = "\u{1b}]0;owned\u{7}\u{1b}[2J\u{202e}\u{9b}31m\r";
 /// How its beginning is shown.
-const SHOWN: &str = r"\u{1b}]0;owned\u{7}\u{1b}[2J\u{202e}\u{9b}31m\u{d}";
+const SHOWN: &str = r"\u{1b}]0;owned\u{7}\u{1b}[2J\u{202e}\u{9b}31m";
 
 /// The same where it is written as TOML.
-const IN_TOML: &str = r"\u001B]0;owned\u0007\u001B[2J\u{202e}\u{9b}31m\r";
+const IN_TOML: &str = r"\u001B]0;owned\u0007\u001B[2J\u{202e}\u{9b}31m";
 
 fn change(file: &Path, by: impl FnOnce(&mut Value)) {
     let mut value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
@@ -38,7 +38,7 @@ fn answers_of_a_model_do_not_drive_the_terminal() {
         let all = json!({"Regex": "(?s)^.+$"});
         tokenizer["decoder"] = json!({"type": "Replace", "pattern": all, "content": DRIVES});
     });
-    harmless(&p, &["chat", "model", "--max-new-tokens", "5"], "hello\n");
+    harmless(&p, &["chat", "model", "--max-new-tokens", "5", "--temperature", "0"], "hello\n");
     let eval = ["eval", "model", "--reward-rule", "brevity", "--prompts", "1"];
     let shows = ["--max-new-tokens", "6", "--max-prompt-seq-len", "60", "--print-samples", "1"];
     harmless(&p, &[&eval[..], &shows].concat(), "");
