@@ -51,7 +51,12 @@ fn a_tokenizer_that_asks_for_too_much_ends_in_a_line_that_names_its_file() {
     tokenizer(&p, |t| t["normalizer"] = doubled(30, "Sequence", "normalizers"));
     refused(&p, &SFT, "", 2, &named);
     std::fs::write(p.path("model/tokenizer.json"), &saved).unwrap();
-    tokenizer(&p, |t| t["decoder"] = doubled(34, "Sequence", "decoders"));
+    tokenizer(&p, |t| {
+        let mut list = doubled(34, "Sequence", "decoders");
+        let first = json!({"type": "Replace", "pattern": {"Regex": "(?s)^.+$"}, "content": "a"});
+        list["decoders"].as_array_mut().unwrap().insert(0, first);
+        t["decoder"] = list;
+    });
     let chat = ["chat", "model", "--max-new-tokens", "20", "--temperature", "0"];
     refused(&p, &chat, "hello aaaa\n", 2, &named);
     std::fs::write(p.path("model/tokenizer.json"), &saved).unwrap();
