@@ -53,12 +53,11 @@ fn a_tokenizer_that_asks_for_too_much_ends_in_a_line_that_names_its_file() {
     std::fs::write(p.path("model/tokenizer.json"), &saved).unwrap();
     tokenizer(&p, |t| {
         let mut list = doubled(34, "Sequence", "decoders");
-        let first = json!({"type": "Replace", "pattern": {"Regex": "(?s)^.+$"}, "content": "a"});
-        list["decoders"].as_array_mut().unwrap().insert(0, first);
+        let any = json!({"type": "Replace", "pattern": {"Regex": "."}, "content": "a"});
+        list["decoders"].as_array_mut().unwrap().insert(0, any);
         t["decoder"] = list;
     });
-    let chat = ["chat", "model", "--max-new-tokens", "20", "--temperature", "0"];
-    refused(&p, &chat, "hello aaaa\n", 2, &named);
+    refused(&p, &["inspect", "model"], "", 2, &named);
     std::fs::write(p.path("model/tokenizer.json"), &saved).unwrap();
     // Once while it is loaded, for the letters of an added token.
     tokenizer(&p, |t| {
@@ -174,7 +173,7 @@ fn a_thousand_million_steps_take_the_memory_of_a_thousand() {
         let child = spawn(&p, &[&SFT[..], &["--max-steps", steps]].concat());
         let log = p.path("run/metrics.jsonl");
         let has = |word| std::fs::read_to_string(&log).is_ok_and(|text| text.contains(word));
-        while !has("\"grad_norm\"") {
+        while !has("\"event\":\"metrics\"") {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         // SAFETY: it is our child, and has not been waited for.
