@@ -103,8 +103,9 @@ fn file(of: &Algorithm, ends: &[(&'static str, String)], rng: &mut Rng) -> Strin
     let short = [
         ("max_steps", "4"),
         ("per_device_train_batch_size", "4"),
-        ("per_device_generation_batch_size", "4"),
-        ("per_device_training_batch_size", "4"),
+        // A thousand passes over what an iteration samples are to take seconds.
+        ("per_device_generation_batch_size", "2"),
+        ("per_device_training_batch_size", "2"),
         ("num_warmup_steps", "0"),
     ];
     all.extend(short.iter().filter_map(|(leaf, value)| section(leaf, value)));
