@@ -218,6 +218,18 @@ pub fn is_dir(path: &Path) -> Result<bool> {
     }
 }
 
+/// True if `path` is a regular file, or a link to one.
+///
+/// # Errors
+/// The system cannot tell.
+pub fn is_file(path: &Path) -> Result<bool> {
+    match path.metadata() {
+        Ok(metadata) => Ok(metadata.is_file()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::io("look for", path, &e)),
+    }
+}
+
 /// The paths of all that lies in a directory, in order.
 pub fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let failed = |e: std::io::Error| Error::io("read", dir, &e);

@@ -19,7 +19,9 @@ mod voice;
 pub use bounded::{Limited, bounded};
 pub use dtype::{DType, Elem};
 pub use error::{Error, Kind, Result};
-pub use file::{FileId, InFile, entries, is_dir, is_there, read_file, read_if_there, read_text};
+pub use file::{
+    FileId, InFile, entries, is_dir, is_file, is_there, read_file, read_if_there, read_text,
+};
 pub use half::bf16;
 pub(crate) use library::functions;
 pub use panic_guard::{catch_panic, catches_panic};

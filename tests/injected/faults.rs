@@ -4,7 +4,7 @@ use crate::trace::Call;
 use duplex::base::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What becomes of the calls of each function: the number of an error, `short` for half of the
+/// The effects on the calls of each function: the number of an error, `short` for half of the
 /// bytes, or seconds by which the clock of the day jumps.
 const EFFECTS: [(&str, &[&str]); 23] = [
     ("open", &["5", "24", "13", "116", "4", "30"]),

@@ -1,4 +1,4 @@
-//! What is right after a fault, and what is not.
+//! The right end of a run after a fault, and wrong ones.
 
 use crate::faults::Fault;
 use crate::process::Outcome;

@@ -130,7 +130,7 @@ impl Place {
     }
 }
 
-/// What takes the place of a file.
+/// The things that take the place of a file.
 const KINDS: [&str; 9] = [
     "fifo",
     "/dev/zero",
@@ -220,7 +220,7 @@ fn may_pass(whole: &Path, command: &str, path: &Path) -> bool {
     name == "README.md" || !(whole.join(path).exists() || USED.contains(&name))
 }
 
-/// What is wrong with the end of a command that has such a file.
+/// The fault in the end of a command that has such a file.
 fn wrong(whole: &Path, command: &str, path: &Path, out: &Outcome) -> Option<String> {
     let name = path.file_name().unwrap().to_str().unwrap();
     let last = out.last();

@@ -80,7 +80,7 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// What the runs of one stage start from. Files here are the same for all of them.
+/// The start of the runs of one stage. Files here are the same for all of them.
 pub(crate) struct Scene {
     tmp: tempfile::TempDir,
     stage: String,

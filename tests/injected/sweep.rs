@@ -29,7 +29,7 @@ fn chosen(stage: &str, all: Vec<Fault>) -> Vec<Fault> {
     if of == stage { vec![Fault(name.into())] } else { vec![] }
 }
 
-/// What was seen.
+/// The line or files that were seen.
 #[derive(Default)]
 struct Found {
     /// By function: by verdict, how often.

@@ -1,4 +1,4 @@
-//! What a run says to those who do not listen, and the signals that it hears at any time.
+//! The voice of a run where nobody listens, and the signals that it hears at any time.
 
 use crate::place::Place;
 use crate::process::{checkpoints, ended, signal, spawn, until, words};
