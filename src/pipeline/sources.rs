@@ -1,7 +1,7 @@
 //! Models of a run with their tokenizers: found and loaded.
 
 use crate::arch::{Arch, Config};
-use crate::base::{Error, FileId, Result, entries, is_dir, is_there, read_text, warn};
+use crate::base::{Error, FileId, Result, entries, is_dir, is_file, is_there, read_text, warn};
 use crate::data::{Tokenizer, now};
 use crate::device::{Device, FakeDevice};
 use crate::formats::Checkpoint;
@@ -88,15 +88,11 @@ impl Source {
         let mut files: Vec<PathBuf> =
             Checkpoint::open(&base)?.files().map(Path::to_path_buf).collect();
         for dir in places(&self.dir, &base)? {
-            files.extend(entries(&dir)?.into_iter().filter(|p| {
-                let settings = ["json", "jinja", "model"];
-                let of = |p: &Path, ends: &[&str]| {
-                    p.extension().and_then(|e| e.to_str()).is_some_and(|e| ends.contains(&e))
-                };
-                let by_name = ["adapter_model.safetensors", "adapter_model.bin", "merges.txt"];
-                let adapter = by_name.iter().any(|n| p.ends_with(n));
-                p.is_file() && (of(p, &settings) || adapter)
-            }));
+            for path in entries(&dir)?.into_iter().filter(|path| is_read(path)) {
+                if is_file(&path)? {
+                    files.push(path);
+                }
+            }
         }
         files.sort();
         files.dedup();
@@ -156,6 +152,13 @@ impl Opened {
         self.0.push((name.to_string(), source.clone()));
         Ok(source)
     }
+}
+
+/// True for the names of files that are read beside the weights.
+fn is_read(path: &Path) -> bool {
+    let end = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let by_name = ["adapter_model.safetensors", "adapter_model.bin", "merges.txt"];
+    ["json", "jinja", "model"].contains(&end) || by_name.iter().any(|name| path.ends_with(name))
 }
 
 /// The directories that a model and its tokenizer are read from.

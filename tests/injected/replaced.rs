@@ -81,12 +81,13 @@ impl Place {
         let sft = "sft --config short.toml --actor-model model --data-path data.jsonl";
         let lora = "--actor-lora-dim 2 --lora-module-name q_proj";
         for more in ["done", "lora", "many"] {
-            let more = match more {
-                "lora" => format!("--output-dir lora {lora}"),
-                "many" => "--output-dir many --actor-model wide --max-shard-size 1MB".to_string(),
-                _ => format!("--output-dir {more}"),
+            let (model, flags) = match more {
+                "lora" => ("model", lora),
+                "many" => ("wide", "--max-shard-size 1MB"),
+                _ => ("model", ""),
             };
-            place.must(&format!("{sft} {more}"));
+            let sft = sft.replace("-model model", &format!("-model {model}"));
+            place.must(&format!("{sft} --output-dir {more} {flags}"));
         }
         place.must(&format!("{} --output-dir scores", sft.replacen("sft", "reward", 1)));
         let out = |from: &str, to: &str| std::fs::rename(dir.join(from), dir.join(to)).unwrap();

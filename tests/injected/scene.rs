@@ -104,7 +104,7 @@ impl Scene {
 
     /// Has a run begun that stops when it has saved something; the others then go on with it.
     pub(crate) fn begin(&mut self) {
-        let out = self.train("begun", Some(&Fault("rename:*:9:term".into())));
+        let out = self.train("begun", Some(&Fault("rename:*:5:term".into())));
         assert_eq!(out.code(), Some(75), "{}", out.stderr);
         self.begun = Some(self.path("begun/run"));
     }
