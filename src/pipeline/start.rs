@@ -39,6 +39,10 @@ pub(super) fn check_models(cfg: &RunConfig, dir: &RunDir, ranks: usize) -> Resul
         check_stays(cfg, dir, &model)?;
         check_stays(cfg, dir, &base_dir(&model)?)?;
     }
+    // The first stage starts from it, whatever a stage of the run will put in its place.
+    if let Some(actor) = cfg.actor_model.as_ref().and_then(|name| resolve_model(name).ok()) {
+        check_stays(cfg, dir, &actor)?;
+    }
     for of in &cfg.stages {
         let texts = if of.samples() { cfg.unsupervised_sources(of)? } else { vec![] };
         let all = [cfg.data_sources()?, cfg.sft_only_sources()?, texts].concat();
