@@ -6,7 +6,7 @@ use super::config::{RUN, RunConfig};
 use super::run_dir::RunDir;
 use super::saver::sorted;
 use crate::algo::{meant, place};
-use crate::base::{Error, Result};
+use crate::base::{Error, Kind, Result};
 use crate::config::as_now;
 use crate::config::key::Effect;
 use crate::formats::{Found, Input, OutDir, Snapshot, snapshots_in};
@@ -124,8 +124,12 @@ fn same_place(a: Option<&Path>, b: &Path) -> bool {
     a.and_then(real).is_some_and(|a| Some(a) == real(b))
 }
 
-/// The error of a damaged checkpoint, with the newest whole one before it.
+/// The error of a damaged checkpoint, with the newest whole one before it. One that could not be
+/// read may be whole.
 fn offer(e: &Error, all: &[Found]) -> Error {
+    if e.kind() != Kind::User {
+        return e.clone();
+    }
     let whole = all.iter().rev().skip(1).find(|f| Snapshot::open(&f.dir).is_ok());
     Error::user(match whole {
         Some(found) => {
