@@ -19,6 +19,9 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+/// A file, and the fingerprint of what was read of it.
+type Stamped = (PathBuf, Fingerprint);
+
 /// A stage, and what its examples are made with.
 pub(super) struct Staged {
     pub(super) of: &'static Algorithm,
@@ -157,7 +160,7 @@ fn texts_of(
     of: &Algorithm,
     source: &Source,
     limits: &Limits,
-) -> Result<(Vec<(PathBuf, Fingerprint)>, Vec<Vec<i32>>)> {
+) -> Result<(Vec<Stamped>, Vec<Vec<i32>>)> {
     let data = specs(&cfg.unsupervised_sources(of)?)?;
     if data.is_empty() {
         return Ok((vec![], vec![]));

@@ -13,10 +13,13 @@ use std::time::{Duration, Instant};
 /// Samples shown of one iteration.
 const SAMPLES: u64 = 2;
 
+/// Takes whole lines.
+type Lines = Box<dyn FnMut(&str) -> std::io::Result<()> + Send>;
+
 /// Writes for a person to follow.
 pub struct Terminal {
     /// Writes whole lines.
-    out: Box<dyn FnMut(&str) -> std::io::Result<()> + Send>,
+    out: Lines,
     quiet: bool,
     bars: bool,
     step: Option<Current>,

@@ -181,8 +181,8 @@ impl OnlineTrainer {
     /// An error if an optimizer step has made a number that is not finite; see [`Engine::check`].
     fn check(&self) -> Result<()> {
         self.models.actor.check().map_err(|e| e.diverged_in("actor"))?;
-        let critic = self.models.critic.iter();
-        critic.map(Engine::check).collect::<Result<()>>().map_err(|e| e.diverged_in("critic"))
+        let mut critic = self.models.critic.iter();
+        critic.try_for_each(Engine::check).map_err(|e| e.diverged_in("critic"))
     }
 
     /// Resumes from a snapshot of a trainer with the same models and settings.
